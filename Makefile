@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all the set-up on a fresh Debian machine (root or sudo).
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null && { command -v $$p; break; }; done)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-long lint types docs bench clean setup
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    the whole workflow on this machine, and what is refused"
+	@echo "make test    all tests   (make test-long: the long ones too)"
+	@echo "make lint | types | docs | bench | clean"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml setup.py tools/setup.sh $(wildcard src/adyton/pfile/*.c)
+	@sh tools/setup.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TEST_ARGS)
+
+test-long: setup
+	$(BIN)/python -m pytest -m "slow" $(TEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info src/adyton/pfile/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,79 @@
+"""The command line: finds the verb, runs it, and turns an `Error` into words and an exit code.
+
+A verb is a module of this package with a Typer `app`; it is imported only when it is called,
+because starting a protected program must not wait for the verbs that it does not use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Final, NoReturn
+
+from adyton import __version__
+from adyton.errors import Error, ScriptFailed
+
+VERBS: Final[dict[str, tuple[str, str]]] = {}
+"""Verb -> (module with a Typer `app`, one line of help), in the order of the workflow."""
+
+INTERRUPTED: Final = 130
+
+
+def _help() -> str:
+    width = max((len(verb) for verb in VERBS), default=0)
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "Usage: adyton VERB [ARGS]...   (adyton VERB --help says more)",
+            "",
+            "Run unmodified PyTorch programs on machines you do not trust.",
+            "",
+            *lines,
+            "",
+            "  --version  Say which Adyton this is.",
+            "  --help     Say this.",
+        ]
+    )
+
+
+def report(error: Error, *, as_json: bool) -> None:
+    """Say on standard error (or as JSON on standard output) what was refused and why."""
+    if as_json:
+        sys.stdout.write(json.dumps(error.details()) + "\n")
+        return
+    lines = [f"adyton: {error.message}"]
+    lines += [
+        f"  {name:<9}{text}"
+        for name, text in error.details().items()
+        if name in ("check", "expected", "seen", "remedy") and text not in error.message
+    ]
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run one verb and exit: 0, the program's own status, or the code of the error's class."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("--help", "-h", "help"):
+        sys.stdout.write(_help() + "\n")
+        sys.exit(0 if args else 2)
+    if args[0] == "--version":
+        sys.stdout.write(f"adyton {__version__}\n")
+        sys.exit(0)
+    verb, *rest = args
+    if verb not in VERBS:
+        sys.stderr.write(f"adyton: no verb {verb!r}\n\n{_help()}\n")
+        sys.exit(2)
+    try:
+        app = importlib.import_module(VERBS[verb][0]).app
+        app(args=rest, prog_name=f"adyton {verb}")
+    except ScriptFailed as error:
+        report(error, as_json=False)
+        sys.exit(error.status)
+    except Error as error:
+        report(error, as_json="--json" in rest)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("adyton: interrupted\n")
+        sys.exit(INTERRUPTED)
+    sys.exit(0)

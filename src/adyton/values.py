@@ -1,0 +1,132 @@
+"""Value objects that cross rooms: digests, keys, measurements, nonces.
+
+A value is checked once, where it is made; whoever holds one need not check again.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from dataclasses import dataclass
+from typing import Final, Self
+
+from adyton.errors import UsageError
+
+KEY_BYTES: Final = 16
+NONCE_BYTES: Final = 32
+
+
+def _unhex(text: str, what: str, sizes: tuple[int, ...]) -> bytes:
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if len(raw) not in sizes or len(text) != 2 * len(raw):
+        wanted = " or ".join(str(2 * size) for size in sizes)
+        raise UsageError(
+            f"{what}: expected {wanted} hex digits, got {len(text)} characters",
+            check=what,
+            expected=f"{wanted} hex digits",
+            seen=text[:160],
+        )
+    return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A SHA-256 digest, 32 bytes."""
+
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != 32:
+            raise UsageError(f"a SHA-256 digest has 32 bytes, got {len(self.raw)}")
+
+    @classmethod
+    def from_hex(cls, text: str) -> Self:
+        """Parse 64 hex digits; raises UsageError otherwise."""
+        return cls(_unhex(text, "SHA-256 digest", (32,)))
+
+    def hex(self) -> str:
+        """The digest as 64 lower-case hex digits."""
+        return self.raw.hex()
+
+    def __str__(self) -> str:
+        return self.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a TEE says it runs: 32 bytes (SGX) or 48 bytes (TDX, SEV-SNP), in report order."""
+
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) not in (32, 48):
+            raise UsageError(f"a measurement has 32 or 48 bytes, got {len(self.raw)}")
+
+    @classmethod
+    def from_hex(cls, text: str) -> Self:
+        """Parse 64 or 96 hex digits; raises UsageError otherwise."""
+        return cls(_unhex(text, "measurement", (32, 48)))
+
+    def hex(self) -> str:
+        """The measurement as lower-case hex digits."""
+        return self.raw.hex()
+
+    def __str__(self) -> str:
+        return self.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Nonce:
+    """32 bytes that are used once."""
+
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != NONCE_BYTES:
+            raise UsageError(f"a nonce has {NONCE_BYTES} bytes, got {len(self.raw)}")
+
+    @classmethod
+    def fresh(cls) -> Self:
+        """Draw one from the kernel."""
+        return cls(secrets.token_bytes(NONCE_BYTES))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Key128:
+    """A 16-byte wrap key of protected files; it never shows itself in text, and compares in constant time."""
+
+    _raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self._raw) != KEY_BYTES:
+            raise UsageError(
+                f"a key has {KEY_BYTES} bytes, got {len(self._raw)}",
+                check="length of the key",
+                expected=f"{KEY_BYTES} raw bytes",
+                seen=f"{len(self._raw)} bytes",
+                remedy="a key file holds the 16 raw bytes and nothing else, not hex and no newline",
+            )
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Draw a new key from the kernel."""
+        return cls(secrets.token_bytes(KEY_BYTES))
+
+    def reveal(self) -> bytes:
+        """The 16 raw bytes; call it only where they are used."""
+        return self._raw
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key128) and hmac.compare_digest(self._raw, other._raw)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return "Key128(<secret>)"
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError("a key is not pickled")

@@ -1,0 +1,76 @@
+"""The house has one direction of imports; this test reads them and holds it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "adyton"
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "values": {"errors"},
+}
+_GROUND = {"errors", "values"}
+MAY_IMPORT["pfile"] = _GROUND
+MAY_IMPORT["attest"] = _GROUND
+MAY_IMPORT["manifest"] = _GROUND
+_ROOMS = _GROUND | {"pfile", "attest", "manifest"}
+MAY_IMPORT["storage"] = _ROOMS
+MAY_IMPORT["tee"] = _ROOMS
+MAY_IMPORT["keyserver"] = _ROOMS
+MAY_IMPORT["vfs"] = _ROOMS | {"storage"}
+MAY_IMPORT["net"] = _ROOMS | {"storage", "tee", "keyserver", "vfs"}
+MAY_IMPORT["run"] = MAY_IMPORT["net"] | {"net"}
+MAY_IMPORT["cli"] = MAY_IMPORT["run"] | {"run"}
+
+
+def _room_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imported_rooms(module: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+            if node.module == "adyton":
+                names = [f"adyton.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            pytest.fail(f"{module}: relative import at line {node.lineno}")
+        found |= {name.split(".")[1] for name in names if name.startswith("adyton.")}
+    return found
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_rooms_below_its_own(module: Path) -> None:
+    """Every module imports its own room and those below it."""
+    room = _room_of(module)
+    allowed = MAY_IMPORT[room] | {room, "__version__"}
+    assert _imported_rooms(module) <= allowed
+
+
+def test_package_never_imports_torch() -> None:
+    """The package itself never imports torch."""
+    for module in MODULES:
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            assert not any(name.split(".")[0] == "torch" for name in names), module
+
+
+def test_source_has_no_assert_as_a_guard() -> None:
+    """`assert` vanishes under -O, so the package raises instead."""
+    for module in MODULES:
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        assert not lines, f"{module}: assert at lines {lines}"

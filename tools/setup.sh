@@ -1,0 +1,26 @@
+#!/bin/sh
+# Set up a fresh Debian machine: system packages, then a virtual environment.  Usage: setup.sh PYTHON VENV
+set -eu
+python=$1 venv=$2
+# fuse3 and bubblewrap run protected programs; gcc and OpenSSL's headers build the C part; strace serves `adyton new`.
+packages="fuse3 libfuse3-3 bubblewrap gcc libc6-dev libssl-dev python3-dev python3-venv strace make"
+missing=
+for package in $packages; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+    echo "setup: installing$missing"
+    sudo=
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    $sudo apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    [ -n "$python" ] || python=/usr/bin/python3
+fi
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "setup: Python 3.11 or later is needed, $python is older" >&2
+    exit 1
+}
+echo "setup: virtual environment in $venv (PyTorch among it: this takes a minute or two)"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install -q --disable-pip-version-check "torch==2.13.0"
+"$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[demo,test,lint]'
