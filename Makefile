@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml setup.py tools/setup.sh $(wildcard src/adyton/pfi
 	@touch $@
 
 demo: setup
-	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
+	@$(BIN)/python -m demo $(DEMO_ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TEST_ARGS)

@@ -1,0 +1,121 @@
+"""The canary search: looks for pieces of the secrets in everything that the host could see.
+
+A canary is a run of bytes of a secret, too long to occur by chance.  The search undoes what a
+leak may have gone through: compression (zlib, gzip, bzip2, xz, zip members), base64, hexadecimal, and
+these on top of each other.  A search that cannot find anything proves nothing, so the demo runs the
+same search over a program that leaks on purpose (the positive control).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import bz2
+import lzma
+import re
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+CANARY_BYTES: Final = 24
+_MAX_DEPTH: Final = 3
+_MAX_UNPACKED_BYTES: Final = 256 << 20
+
+_BASE64_RUN: Final = re.compile(rb"[A-Za-z0-9+/\-_]{64}[A-Za-z0-9+/\-_\r\n]*={0,2}")
+_HEX_RUN: Final = re.compile(rb"[0-9a-fA-F]{32,}")
+_ZLIB_START: Final = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
+_GZIP_START: Final = re.compile(rb"\x1f\x8b\x08")
+_ZIP_MEMBER: Final = re.compile(rb"PK\x03\x04.{4}\x08\x00", re.DOTALL)
+_BZIP2_START: Final = re.compile(rb"BZh[1-9]1AY&SY")
+_XZ_START: Final = re.compile(rb"\xfd7zXZ\x00")
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A piece of a secret: where it came from, and its bytes."""
+
+    secret: str
+    needle: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A canary that was found: of which secret, and in what form it stood there."""
+
+    secret: str
+    form: str
+
+
+def draw(secret: str, content: bytes, *, count: int) -> list[Canary]:
+    """Take `count` pieces of 24 bytes spread evenly over the content, passing over dull ones (padding, runs)."""
+    canaries: list[Canary] = []
+    if len(content) <= CANARY_BYTES:
+        return [Canary(secret, content)] if len(content) >= 16 else []  # noqa: PLR2004 - a key has 16 bytes
+    step = max(1, (len(content) - CANARY_BYTES) // count)
+    for start in range(0, len(content) - CANARY_BYTES, step):
+        for shift in range(0, step, max(1, step // 64)):
+            needle = content[start + shift : start + shift + CANARY_BYTES]
+            if len(needle) == CANARY_BYTES and len(set(needle)) >= 10:  # noqa: PLR2004 - ten different bytes of 24
+                canaries.append(Canary(secret, needle))
+                break
+    return canaries[:count]
+
+
+def search(data: bytes, canaries: Sequence[Canary]) -> set[Sighting]:
+    """Every secret that shows in the data, raw or packed, with the form in which it shows."""
+    found: set[Sighting] = set()
+    _search(data, canaries, "raw", 0, found)
+    return found
+
+
+def _search(data: bytes, canaries: Sequence[Canary], form: str, depth: int, found: set[Sighting]) -> None:
+    found |= {Sighting(canary.secret, form) for canary in canaries if canary.needle in data}
+    if depth == _MAX_DEPTH:
+        return
+    for packing, content in _unpacked(data):
+        if len(content) >= 16:  # noqa: PLR2004 - no canary is shorter
+            inner = packing if form == "raw" else f"{packing} in {form}"
+            _search(content, canaries, inner, depth + 1, found)
+
+
+def _unpacked(data: bytes) -> Iterator[tuple[str, bytes]]:
+    for match in _HEX_RUN.finditer(data):
+        run = match.group()
+        yield "hexadecimal", binascii.unhexlify(run[: len(run) // 2 * 2])
+    for match in _BASE64_RUN.finditer(data):
+        run = match.group().replace(b"\r", b"").replace(b"\n", b"").rstrip(b"=")
+        run = run.replace(b"-", b"+").replace(b"_", b"/")
+        for shift in range(4):
+            part = run[shift : shift + (len(run) - shift) // 4 * 4]
+            yield "base64", base64.b64decode(part)
+    streams: list[tuple[str, re.Pattern[bytes], int, Callable[[], object]]] = [
+        ("zlib", _ZLIB_START, 0, zlib.decompressobj),
+        ("gzip", _GZIP_START, 0, lambda: zlib.decompressobj(wbits=31)),
+        ("bzip2", _BZIP2_START, 0, bz2.BZ2Decompressor),
+        ("xz", _XZ_START, 0, lzma.LZMADecompressor),
+    ]
+    for name, start, _, make in streams:
+        for match in start.finditer(data):
+            yield name, _decompress(make(), data, match.start())
+    for match in _ZIP_MEMBER.finditer(data):
+        at = match.start()
+        header = data[at : at + 30]
+        if len(header) == 30:  # noqa: PLR2004 - a local file header
+            skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            yield "zip", _decompress(zlib.decompressobj(wbits=-15), data, at + 30 + skip)
+
+
+def _decompress(machine: object, data: bytes, start: int) -> bytes:
+    """What the stream at `start` holds, as far as it can be read; empty where there is none."""
+    out = bytearray()
+    for at in range(start, len(data), 1 << 16):
+        try:
+            out += machine.decompress(data[at : at + (1 << 16)])  # type: ignore[attr-defined]
+        except (zlib.error, OSError, EOFError, lzma.LZMAError):
+            break
+        if len(out) > _MAX_UNPACKED_BYTES:
+            break
+    return bytes(out)
