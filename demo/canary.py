@@ -53,12 +53,12 @@ def draw(secret: str, content: bytes, *, count: int) -> list[Canary]:
     """Take `count` pieces of 24 bytes spread evenly over the content, passing over dull ones (padding, runs)."""
     canaries: list[Canary] = []
     if len(content) <= CANARY_BYTES:
-        return [Canary(secret, content)] if len(content) >= 16 else []  # noqa: PLR2004 - a key has 16 bytes
+        return [Canary(secret, content)] if len(content) >= 16 else []
     step = max(1, (len(content) - CANARY_BYTES) // count)
     for start in range(0, len(content) - CANARY_BYTES, step):
         for shift in range(0, step, max(1, step // 64)):
             needle = content[start + shift : start + shift + CANARY_BYTES]
-            if len(needle) == CANARY_BYTES and len(set(needle)) >= 10:  # noqa: PLR2004 - ten different bytes of 24
+            if len(needle) == CANARY_BYTES and len(set(needle)) >= 10:
                 canaries.append(Canary(secret, needle))
                 break
     return canaries[:count]
@@ -76,7 +76,7 @@ def _search(data: bytes, canaries: Sequence[Canary], form: str, depth: int, foun
     if depth == _MAX_DEPTH:
         return
     for packing, content in _unpacked(data):
-        if len(content) >= 16:  # noqa: PLR2004 - no canary is shorter
+        if len(content) >= 16:
             inner = packing if form == "raw" else f"{packing} in {form}"
             _search(content, canaries, inner, depth + 1, found)
 
@@ -103,7 +103,7 @@ def _unpacked(data: bytes) -> Iterator[tuple[str, bytes]]:
     for match in _ZIP_MEMBER.finditer(data):
         at = match.start()
         header = data[at : at + 30]
-        if len(header) == 30:  # noqa: PLR2004 - a local file header
+        if len(header) == 30:
             skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
             yield "zip", _decompress(zlib.decompressobj(wbits=-15), data, at + 30 + skip)
 
