@@ -47,7 +47,8 @@ def _imported_rooms(module: Path) -> set[str]:
     return found
 
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+ENTRY_POINTS = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path not in ENTRY_POINTS)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

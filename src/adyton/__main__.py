@@ -1,0 +1,5 @@
+"""`python -m adyton` is `adyton`."""
+
+from adyton.cli.main import main
+
+main()
