@@ -14,7 +14,9 @@ from typing import Final, NoReturn
 from adyton import __version__
 from adyton.errors import Error, ScriptFailed
 
-VERBS: Final[dict[str, tuple[str, str]]] = {}
+VERBS: Final[dict[str, tuple[str, str]]] = {
+    "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
+}
 """Verb -> (module with a Typer `app`, one line of help), in the order of the workflow."""
 
 INTERRUPTED: Final = 130

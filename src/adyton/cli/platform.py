@@ -1,0 +1,102 @@
+"""`adyton platform`: make, show, change and serve a simulated TEE platform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adyton.cli.output import note, say, say_json
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Simulated TEE platforms: the whole hierarchy of a real one under a root of its own. They protect nothing.",
+)
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the simulated platform.", metavar="DIR")]
+AsJSON = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
+
+
+@app.command()
+def new(
+    directory: Folder,
+    ca: Annotated[str, typer.Option(help="Which CA issues the PCK certificate: platform or processor.")] = "platform",
+    as_json: AsJSON = False,
+) -> None:
+    """Make a new simulated platform with fresh keys in an empty or new folder."""
+    from adyton.errors import UsageError
+    from adyton.tee.sim import SimPlatform
+
+    if ca not in ("platform", "processor"):
+        raise UsageError(f"no CA named {ca!r}", check="--ca", expected="platform or processor", seen=ca)
+    platform = SimPlatform.create(directory, ca="processor" if ca == "processor" else "platform")
+    _show(platform.directory, as_json=as_json)
+
+
+@app.command()
+def show(directory: Folder, as_json: AsJSON = False) -> None:
+    """Show a platform's root fingerprint, FMSPC and present TCB levels."""
+    _show(directory, as_json=as_json)
+
+
+def _show(directory: Path, *, as_json: bool) -> None:
+    from adyton.tee.sim import SimPlatform
+    from adyton.tee.sim_machine import NOTICE
+
+    platform = SimPlatform.load(directory)
+    publication = platform.publication()
+    if as_json:
+        say_json(
+            {
+                "simulated": True,
+                "directory": str(directory),
+                "root_fingerprint": platform.root_fingerprint.hex(),
+                "tees": [f"sim:{platform.root_fingerprint}", f"sim-tdx:{platform.root_fingerprint}"],
+                "fmspc": publication.fmspc.hex(),
+                "evaluation_number": publication.evaluation_number,
+                "levels": [{"status": level.status, "date": level.date} for level in publication.levels],
+            }
+        )
+        return
+    say(f"simulated platform  {directory}")
+    say(f"root fingerprint    {platform.root_fingerprint}")
+    say(f"names for a policy  sim:{platform.root_fingerprint}")
+    say(f"                    sim-tdx:{platform.root_fingerprint}")
+    say(f"FMSPC               {publication.fmspc.hex()}, TCB evaluation data {publication.evaluation_number}")
+    note(NOTICE)
+
+
+@app.command("raise-tcb")
+def raise_tcb(
+    directory: Folder,
+    status: Annotated[str, typer.Option(help="What the platform's present level is called from now on.")] = "OutOfDate",
+    advisory: Annotated[list[str] | None, typer.Option(help="Advisory that the level gets (repeatable).")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Publish newer signed TCB info, after which this platform is no longer up to date."""
+    from adyton.tee.sim import SimPlatform
+
+    platform = SimPlatform.load(directory)
+    platform.raise_tcb(status=status, **({"advisories": tuple(advisory)} if advisory else {}))
+    _show(directory, as_json=as_json)
+
+
+@app.command()
+def export(
+    directory: Folder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write (JSON).")],
+    tdx: Annotated[bool, typer.Option("--tdx", help="Collateral for sim-tdx instead of sim.")] = False,
+) -> None:
+    """Write the collateral that verifying this platform's quotes needs, as it stands now."""
+    import json
+    from datetime import UTC, datetime
+
+    from adyton.tee.sim import SimPlatform
+    from adyton.tee.sim_files import write_file
+
+    collateral = SimPlatform.load(directory).collateral_dict(datetime.now(UTC), tee="tdx" if tdx else "sgx")
+    write_file(output, json.dumps(collateral, indent=1).encode() + b"\n", 0o644)
+    say(str(output))

@@ -1,0 +1,305 @@
+"""A simulated platform: the whole hierarchy of a real one, in the real formats, under a root of its own.
+
+It proves protocol, formats, policy and refusals, and protects nothing: whoever reads its folder has every key.
+
+::
+
+    DIR/
+      README                       says that it is simulated
+      machine/                     what a chip and its quoting enclaves hold
+        machine.json               PCK chain, SVNs, and both QE reports, certified once by the PCK key
+        pck.key qe.key td-qe.key   0600
+      vendor/                      what the maker of the chip holds
+        publication.json           TCB levels and revocations; replaced by each new publication
+        root.crt platform-ca.crt processor-ca.crt signing.crt
+        root.key platform-ca.key processor-ca.key signing.key   0600
+
+A quote needs `machine/` only; collateral needs `vendor/` only.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
+from adyton.tee.sim_files import load_key, read_file, write_file
+from adyton.tee.sim_machine import FORMAT, QE_KEYS, Shape, SimEnclave, enclave_body, td_body
+from adyton.values import Digest, Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from adyton.attest.collateral import Collateral
+    from adyton.tee.sim_vendor import Publication
+
+CAKind = Literal["platform", "processor"]
+
+_BEGIN: Final = "-----BEGIN CERTIFICATE-----"
+_END: Final = "-----END CERTIFICATE-----"
+
+
+def _last_der(chain: str) -> bytes:
+    """DER of the last certificate of a PEM chain."""
+    return base64.b64decode(chain[chain.rindex(_BEGIN) + len(_BEGIN) : chain.rindex(_END)])
+
+
+class SimPlatform:
+    """One simulated platform in a folder: `create` or `load` it, then `enclave(…).quote(…)` and `collateral(…)`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    # making and loading
+
+    @classmethod
+    def create(cls, directory: Path, *, ca: CAKind = "platform", now: datetime | None = None) -> SimPlatform:
+        """Make a new platform with fresh keys; raises TargetExists where the folder has anything in it."""
+        from adyton.tee.sim_factory import make_platform
+
+        created = (now or datetime.now(UTC)).replace(microsecond=0)
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise TargetExists(
+                f"{directory} exists and is not empty",
+                check="folder of the new platform",
+                expected="a folder that does not exist yet, or an empty one",
+                remedy="choose another folder, or remove that one",
+            )
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        except OSError as error:
+            raise StorageFailed(f"cannot write beside {directory}: {error.strerror}") from error
+        try:
+            make_platform(beside, ca, created)
+            beside.rename(directory)
+        except OSError as error:
+            raise StorageFailed(f"cannot make {directory}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return cls(directory)
+
+    @classmethod
+    def load(cls, directory: Path) -> SimPlatform:
+        """Open an existing platform, or either part of one; raises NoDevice where there is none."""
+        platform = cls(directory)
+        if (directory / "machine").is_dir() or not (directory / "vendor").is_dir():
+            _ = platform.machine
+        return platform
+
+    @cached_property
+    def machine(self) -> dict[str, Any]:
+        """The machine's public facts; raises NoDevice where there are none."""
+        path = self.directory / "machine" / "machine.json"
+        try:
+            machine = json.loads(read_file(path))
+        except ValueError:
+            machine = None
+        if not isinstance(machine, dict) or machine.get("format") != FORMAT:
+            raise UsageError(
+                f"{path} is not a simulated machine of this version",
+                check="format of the simulated platform",
+                expected=FORMAT,
+                seen=machine.get("format") if isinstance(machine, dict) else "not JSON",
+                remedy="make a new platform with `adyton platform new DIR`",
+            )
+        return machine
+
+    @cached_property
+    def root_der(self) -> bytes:
+        """The simulated root certificate, DER."""
+        path = self.directory / "vendor" / "root.crt"
+        return _last_der(read_file(path).decode("ascii", "replace") if path.is_file() else self.pck_chain)
+
+    @cached_property
+    def root_fingerprint(self) -> Digest:
+        """SHA-256 of the root certificate's DER: what a policy names as `sim:<fingerprint>`."""
+        return Digest(hashlib.sha256(self.root_der).digest())
+
+    @property
+    def fmspc(self) -> bytes:
+        """The platform's FMSPC (6 bytes), which begins with the letters SIM."""
+        return bytes.fromhex(self.machine["fmspc"])
+
+    @property
+    def pck_chain(self) -> str:
+        """The PCK certificate, its CA and the root, PEM."""
+        return str(self.machine["pck_chain"])
+
+    # evidence
+
+    def enclave(
+        self,
+        *,
+        measurement: Measurement,
+        mrsigner: bytes | None = None,
+        isv_prod_id: int = 0,
+        isv_svn: int = 0,
+        debug: bool = False,
+        shape: Shape = "sgx",
+    ) -> SimEnclave:
+        """An enclave that reports this measurement.
+
+        In the SGX shape it is MRENCLAVE (32 bytes). In the TDX shape it is extended into RTMR3
+        (`adyton.attest.tdx.workload_rtmr3`), and `mrsigner`, `isv_prod_id` and `isv_svn` do not exist.
+        """
+        key = load_key(self.directory / "machine" / f"{QE_KEYS[shape]}.key")
+        if shape == "tdx":
+            return SimEnclave(self.machine, key, td_body(self.machine, measurement, debug=debug))
+        body = enclave_body(
+            self.machine,
+            measurement,
+            mrsigner=mrsigner,
+            isv_prod_id=isv_prod_id,
+            isv_svn=isv_svn,
+            debug=debug,
+        )
+        return SimEnclave(self.machine, key, body)
+
+    # what the vendor says
+
+    def publication(self) -> Publication:
+        """The vendor's present publication, as it lies on disk now."""
+        from adyton.tee.sim_vendor import Publication
+
+        try:
+            data = json.loads(read_file(self.directory / "vendor" / "publication.json"))
+        except ValueError:
+            data = {}
+        return Publication.from_dict(data)
+
+    def _vendor_certificate(self, name: str) -> x509.Certificate:
+        from cryptography.x509 import load_pem_x509_certificate
+
+        return load_pem_x509_certificate(read_file(self.directory / "vendor" / f"{name}.crt"))
+
+    def _vendor_key(self, name: str) -> ec.EllipticCurvePrivateKey:
+        return load_key(self.directory / "vendor" / f"{name}.key")
+
+    def _vendor_chain(self, name: str) -> str:
+        vendor = self.directory / "vendor"
+        return (read_file(vendor / f"{name}.crt") + read_file(vendor / "root.crt")).decode("ascii", "replace")
+
+    def root_crl(self, now: datetime) -> bytes:
+        """The root's CRL (DER) as it is served at `now`."""
+        from adyton.tee import sim_vendor
+
+        publication = self.publication()
+        root, key = self._vendor_certificate("root"), self._vendor_key("root")
+        serials = publication.revoked_by_root
+        validity = sim_vendor.ROOT_CRL_VALIDITY
+        return sim_vendor.revocation_list(root, key, serials, publication, now, validity=validity)
+
+    def pck_crl(self, ca: CAKind, now: datetime) -> bytes:
+        """The CRL (DER) of the Platform or the Processor CA as it is served at `now`."""
+        from adyton.tee import sim_vendor
+
+        publication = self.publication()
+        issuer, key = self._vendor_certificate(f"{ca}-ca"), self._vendor_key(f"{ca}-ca")
+        serials = publication.revoked_by_ca if ca == publication.ca else ()
+        return sim_vendor.revocation_list(issuer, key, serials, publication, now)
+
+    def crl_chain(self, ca: CAKind) -> str:
+        """The issuer chain (PEM: CA, root) of a PCK CRL."""
+        return self._vendor_chain(f"{ca}-ca")
+
+    def signing_chain(self) -> str:
+        """The issuer chain (PEM: TCB signing certificate, root) of the signed documents."""
+        return self._vendor_chain("signing")
+
+    def tcb_info(self, tee: Shape, now: datetime) -> bytes:
+        """The signed TCB info for SGX or TDX, as PCS serves it at `now`."""
+        from adyton.tee import sim_vendor
+
+        document = sim_vendor.tcb_info(self.publication(), tee, now)
+        return sim_vendor.signed_document("tcbInfo", document, self._vendor_key("signing"))
+
+    def qe_identity(self, tee: Shape, now: datetime) -> bytes:
+        """The signed identity of the QE (SGX) or TD QE (TDX), as PCS serves it at `now`."""
+        from adyton.tee import sim_vendor
+
+        document = sim_vendor.qe_identity(self.publication(), tee, now)
+        return sim_vendor.signed_document("enclaveIdentity", document, self._vendor_key("signing"))
+
+    def evaluation_numbers(self, tee: Shape, now: datetime) -> bytes:
+        """The signed list of evaluation data numbers, as PCS serves it at `now`."""
+        from adyton.tee import sim_vendor
+
+        document = sim_vendor.evaluation_numbers(self.publication(), tee, now)
+        return sim_vendor.signed_document("tcbEvaluationDataNumbers", document, self._vendor_key("signing"))
+
+    def collateral_dict(self, now: datetime, *, tee: Shape = "sgx") -> dict[str, str]:
+        """Everything that verifying one quote of this platform needs, in the shape of QuoteCollateralV3."""
+        tcb_info = self.tcb_info(tee, now).decode()
+        identity = self.qe_identity(tee, now).decode()
+        ca = self.publication().ca
+        return {
+            "pck_crl_issuer_chain": self.crl_chain(ca),
+            "root_ca_crl": self.root_crl(now).hex(),
+            "pck_crl": self.pck_crl(ca, now).hex(),
+            "tcb_info_issuer_chain": self.signing_chain(),
+            "tcb_info": tcb_info[len('{"tcbInfo":') : tcb_info.rindex(',"signature"')],
+            "tcb_info_signature": json.loads(tcb_info)["signature"],
+            "qe_identity_issuer_chain": self.signing_chain(),
+            "qe_identity": identity[len('{"enclaveIdentity":') : identity.rindex(',"signature"')],
+            "qe_identity_signature": json.loads(identity)["signature"],
+        }
+
+    def collateral(self, now: datetime | None = None, *, tee: Shape = "sgx") -> Collateral:
+        """The same as a `Collateral`."""
+        from adyton.attest.collateral import Collateral
+
+        return Collateral.from_json(json.dumps(self.collateral_dict(now or datetime.now(UTC), tee=tee)))
+
+    # what changes
+
+    @contextmanager
+    def _publishing(self) -> Iterator[Publication]:
+        """The present publication, with the vendor's folder locked against another publisher."""
+        try:
+            descriptor = os.open(self.directory / "vendor", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NoDevice(
+                f"{self.directory} has no vendor's part: {error.strerror}",
+                check="simulated vendor",
+                remedy="name the folder that `adyton platform new` made",
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield self.publication()
+        finally:
+            os.close(descriptor)
+
+    def _publish(self, publication: Publication) -> None:
+        content = json.dumps(publication.to_dict(), indent=1).encode()
+        write_file(self.directory / "vendor" / "publication.json", content, 0o644)
+
+    def raise_tcb(
+        self,
+        *,
+        now: datetime | None = None,
+        status: str = "OutOfDate",
+        advisories: tuple[str, ...] = ("SIM-SA-00001",),
+    ) -> Publication:
+        """Publish newer TCB info: a level above every present one is UpToDate, and what was UpToDate gets `status`.
+
+        The evaluation data number goes up by one. A platform whose firmware stays as it is then has `status`.
+        """
+        moment = now or datetime.now(UTC)
+        with self._publishing() as before:
+            after = before.raised(moment, status, advisories)
+            self._publish(after)
+            return after

@@ -1,0 +1,127 @@
+"""How a simulated platform comes into the world: its keys, certificates, and first publication."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from adyton.tee import sim_vendor
+from adyton.tee.sim_files import key_bytes, write_file
+from adyton.tee.sim_machine import COMPONENTS, PCEID, PCESVN, QE_ISVSVN, QE_KEYS, TDX_COMPONENTS, certify_qe, new_facts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    from cryptography import x509
+
+    from adyton.tee.sim import CAKind
+    from adyton.tee.sim_machine import Shape
+
+_PRIVATE: Final = 0o600
+_PUBLIC: Final = 0o644
+_OLD_COMPONENTS: Final = (6, 6, 2, 2, 3, 1, 0, 3) + (0,) * 8
+_OLD_TDX_COMPONENTS: Final = (3, 1, 6) + (0,) * 13
+_OLD_DATE: Final = "2024-01-01T00:00:00Z"
+_OLD_ADVISORIES: Final = ("SIM-SA-00000",)
+_KINDS: Final[tuple[CAKind, ...]] = ("platform", "processor")
+_SHAPES: Final[tuple[Shape, ...]] = ("sgx", "tdx")
+
+_README: Final = """This is a SIMULATED TEE platform, made by `adyton platform new`.
+
+Whoever can read this folder can sign any evidence under its root. It exists to try and to
+test protocol, formats, policies and refusals on machines without a TEE. It protects nothing.
+
+root fingerprint (SHA-256 of the root certificate's DER): {fingerprint}
+"""
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def issue_pck(
+    machine: Mapping[str, Any],
+    public_key: ec.EllipticCurvePublicKey,
+    ca_key: ec.EllipticCurvePrivateKey,
+    created: datetime,
+) -> str:
+    """A PCK certificate (PEM) for this machine's present SVNs."""
+    extension = sim_vendor.sgx_extension(
+        machine["ca"],
+        ppid=bytes.fromhex(machine["ppid"]),
+        components=tuple(machine["components"]),
+        pcesvn=machine["pcesvn"],
+        pceid=bytes.fromhex(machine["pceid"]),
+        fmspc=bytes.fromhex(machine["fmspc"]),
+        instance_id=bytes.fromhex(machine["instance_id"]),
+    )
+    return _pem(sim_vendor.pck_certificate(machine["ca"], public_key, ca_key, created, extension))
+
+
+def make_platform(directory: Path, ca: CAKind, created: datetime) -> None:
+    """Fill an empty folder with a new platform whose PCK certificate is issued by the Platform or Processor CA."""
+    machine_dir, vendor_dir = directory / "machine", directory / "vendor"
+    machine_dir.mkdir(mode=0o700)
+    vendor_dir.mkdir(mode=0o700)
+    names = ("root", "platform-ca", "processor-ca", "signing", "pck", "qe", "td-qe")
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in names}
+    certificates = {
+        "root": sim_vendor.root_certificate(keys["root"], created),
+        "signing": sim_vendor.signing_certificate(keys["signing"].public_key(), keys["root"], created),
+    }
+    for kind in _KINDS:
+        public_key = keys[f"{kind}-ca"].public_key()
+        certificates[f"{kind}-ca"] = sim_vendor.ca_certificate(kind, public_key, keys["root"], created)
+    machine = new_facts(ca)
+    pck = issue_pck(machine, keys["pck"].public_key(), keys[f"{ca}-ca"], created)
+    machine["pck_chain"] = pck + _pem(certificates[f"{ca}-ca"]) + _pem(certificates["root"])
+    machine["qes"] = {
+        shape: certify_qe(shape, keys[QE_KEYS[shape]], keys["pck"], cpu_svn=bytes(COMPONENTS)) for shape in _SHAPES
+    }
+    write_file(machine_dir / "machine.json", json.dumps(machine, indent=1).encode(), _PUBLIC)
+    for name in ("pck", "qe", "td-qe"):
+        write_file(machine_dir / f"{name}.key", key_bytes(keys[name]), _PRIVATE)
+    for name, certificate in certificates.items():
+        write_file(vendor_dir / f"{name}.crt", _pem(certificate).encode(), _PUBLIC)
+        write_file(vendor_dir / f"{name}.key", key_bytes(keys[name]), _PRIVATE)
+    publication = json.dumps(first_publication(machine, created).to_dict(), indent=1)
+    write_file(vendor_dir / "publication.json", publication.encode(), _PUBLIC)
+    fingerprint = hashlib.sha256(certificates["root"].public_bytes(serialization.Encoding.DER)).hexdigest()
+    write_file(directory / "README", _README.format(fingerprint=fingerprint).encode(), _PUBLIC)
+
+
+def first_publication(machine: Mapping[str, Any], created: datetime) -> sim_vendor.Publication:
+    """The publication in which a new machine is up to date, and one with older firmware would not be."""
+    date = created.strftime("%Y-%m-%dT00:00:00Z")
+    return sim_vendor.Publication(
+        published_at=int(created.timestamp()),
+        evaluation_number=1,
+        ca=machine["ca"],
+        fmspc=bytes.fromhex(machine["fmspc"]),
+        pceid=PCEID,
+        levels=(
+            sim_vendor.Level(COMPONENTS, TDX_COMPONENTS, PCESVN, date, "UpToDate"),
+            sim_vendor.Level(_OLD_COMPONENTS, _OLD_TDX_COMPONENTS, PCESVN, _OLD_DATE, "OutOfDate", _OLD_ADVISORIES),
+        ),
+        qe_levels=(
+            sim_vendor.SVNLevel(QE_ISVSVN["sgx"], date, "UpToDate"),
+            sim_vendor.SVNLevel(QE_ISVSVN["sgx"] - 2, _OLD_DATE, "OutOfDate", _OLD_ADVISORIES),
+        ),
+        td_qe_levels=(sim_vendor.SVNLevel(QE_ISVSVN["tdx"], date, "UpToDate"),),
+        modules=(
+            (
+                "TDX_01",
+                (
+                    sim_vendor.SVNLevel(TDX_COMPONENTS[0], date, "UpToDate"),
+                    sim_vendor.SVNLevel(_OLD_TDX_COMPONENTS[0], _OLD_DATE, "OutOfDate", _OLD_ADVISORIES),
+                ),
+            ),
+            ("TDX_03", (sim_vendor.SVNLevel(3, date, "UpToDate"),)),
+        ),
+    )

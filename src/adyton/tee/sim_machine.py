@@ -1,0 +1,186 @@
+"""The simulated chip and its quoting enclaves: what makes quotes, without anything of the vendor's.
+
+Kept apart from the vendor's part so that a protected program starts without loading certificate code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from adyton.attest.enclave import FLAG_DEBUG, FLAG_INIT, FLAG_MODE64, FLAG_PROVISION_KEY, EnclaveReport
+from adyton.attest.quote import BODY_SGX, BODY_TD10, TEE_TDX, CertificationType, QuoteHeader, SignatureData, signed_part
+from adyton.attest.sgx import SGXQuote
+from adyton.attest.tdx import ATTRIBUTE_SEPT_VE_DISABLE, TDReport, TDXQuote, workload_rtmr3
+from adyton.errors import UsageError
+from adyton.tee.sim_files import raw_public_key, raw_signature
+from adyton.tee.source import check_report_data
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from adyton.values import Measurement
+
+Shape = Literal["sgx", "tdx"]
+
+NOTICE: Final = "simulated TEE: it proves protocol and policy, and protects nothing from this machine's administrator"
+FORMAT: Final = 1
+QE_KEYS: Final[dict[Shape, str]] = {"sgx": "qe", "tdx": "td-qe"}
+QE_MRSIGNERS: Final[dict[Shape, bytes]] = {
+    "sgx": hashlib.sha256(b"Adyton simulated QE signer").digest(),
+    "tdx": hashlib.sha256(b"Adyton simulated TD QE signer").digest(),
+}
+QE_PRODUCTS: Final[dict[Shape, int]] = {"sgx": 1, "tdx": 2}
+QE_ISVSVN: Final[dict[Shape, int]] = {"sgx": 8, "tdx": 4}
+COMPONENTS: Final = (7, 7, 2, 2, 3, 1, 0, 3) + (0,) * 8
+TDX_COMPONENTS: Final = (5, 1, 7) + (0,) * 13
+PCESVN: Final = 13
+PCEID: Final = bytes(2)
+
+_QE_AUTH_DATA: Final = bytes(range(32))
+_XFRM: Final = 0xE7
+_XFAM: Final = 0x602E7
+
+
+class SimEnclave:
+    """One simulated enclave (or trust domain) on a platform: a source of quotes."""
+
+    def __init__(
+        self, machine: Mapping[str, Any], key: ec.EllipticCurvePrivateKey, body: EnclaveReport | TDReport
+    ) -> None:
+        self._machine = machine
+        self._key = key
+        self._body = body
+
+    @property
+    def tee(self) -> str:
+        """`sim` (SGX shape, quote v3) or `sim-tdx` (TDX shape, quote v4)."""
+        return "sim" if isinstance(self._body, EnclaveReport) else "sim-tdx"
+
+    @property
+    def notice(self) -> str:
+        """That it is simulated."""
+        return NOTICE
+
+    def quote(self, report_data: bytes) -> bytes:
+        """A quote over these 64 bytes, signed by the simulated quoting enclave's attestation key."""
+        check_report_data(report_data)
+        user_data = bytes.fromhex(self._machine["qe_id"]) + bytes(4)
+        if isinstance(self._body, TDReport):
+            header = QuoteHeader.build(version=4, tee_type=TEE_TDX, user_data=user_data)
+            td_report = self._body.replace(report_data=report_data)
+            return TDXQuote(
+                header, td_report, self._sign(signed_part(header, td_report.raw, BODY_TD10), "tdx")
+            ).to_bytes()
+        header = QuoteHeader.build(
+            version=3,
+            qe_svn=self._machine["qes"]["sgx"]["isvsvn"],
+            pce_svn=self._machine["pcesvn"],
+            user_data=user_data,
+        )
+        report = self._body.replace(report_data=report_data)
+        return SGXQuote(header, report, self._sign(signed_part(header, report.raw, BODY_SGX), "sgx")).to_bytes()
+
+    def _sign(self, message: bytes, shape: Shape) -> SignatureData:
+        qe = self._machine["qes"][shape]
+        return SignatureData(
+            signature=raw_signature(self._key, message),
+            attestation_key=raw_public_key(self._key),
+            qe_report=EnclaveReport(bytes.fromhex(qe["report"])),
+            qe_report_signature=bytes.fromhex(qe["signature"]),
+            qe_auth_data=bytes.fromhex(qe["auth_data"]),
+            certification_type=CertificationType.PCK_CHAIN,
+            certification_data=self._machine["pck_chain"].encode() + b"\0",
+        )
+
+
+def new_facts(ca: str) -> dict[str, Any]:
+    """What a new machine is born with: random identifiers, and the SVNs of its first firmware."""
+    return {
+        "format": FORMAT,
+        "simulated": NOTICE,
+        "ca": ca,
+        "fmspc": (b"SIM" + secrets.token_bytes(3)).hex(),
+        "pceid": PCEID.hex(),
+        "ppid": secrets.token_hex(16),
+        "instance_id": secrets.token_hex(16),
+        "qe_id": secrets.token_hex(16),
+        "components": list(COMPONENTS),
+        "pcesvn": PCESVN,
+        "tee_tcb_svn": bytes(TDX_COMPONENTS).hex(),
+    }
+
+
+def certify_qe(
+    shape: Shape,
+    key: ec.EllipticCurvePrivateKey,
+    pck_key: ec.EllipticCurvePrivateKey,
+    *,
+    cpu_svn: bytes,
+    isv_svn: int | None = None,
+) -> dict[str, Any]:
+    """A quoting enclave's report over its attestation key, certified by the PCK key: what the PCE does once."""
+    binding = hashlib.sha256(raw_public_key(key) + _QE_AUTH_DATA).digest()
+    svn = QE_ISVSVN[shape] if isv_svn is None else isv_svn
+    report = EnclaveReport.build(
+        cpu_svn=cpu_svn,
+        flags=FLAG_INIT | FLAG_MODE64 | FLAG_PROVISION_KEY,
+        xfrm=_XFRM,
+        mrenclave=hashlib.sha256(f"Adyton simulated quoting enclave, {shape}, {svn}".encode()).digest(),
+        mrsigner=QE_MRSIGNERS[shape],
+        isv_prod_id=QE_PRODUCTS[shape],
+        isv_svn=svn,
+        report_data=binding + bytes(32),
+    )
+    return {
+        "isvsvn": svn,
+        "report": report.to_bytes().hex(),
+        "signature": raw_signature(pck_key, report.to_bytes()).hex(),
+        "auth_data": _QE_AUTH_DATA.hex(),
+    }
+
+
+def enclave_body(
+    machine: Mapping[str, Any],
+    measurement: Measurement,
+    *,
+    mrsigner: bytes | None,
+    isv_prod_id: int,
+    isv_svn: int,
+    debug: bool,
+) -> EnclaveReport:
+    """The report body of an enclave with this MRENCLAVE; report data is still zero."""
+    if len(measurement.raw) != 32 or len(mrsigner or bytes(32)) != 32:
+        raise UsageError("MRENCLAVE and MRSIGNER have 32 bytes each")
+    return EnclaveReport.build(
+        cpu_svn=bytes(machine["components"]),
+        flags=FLAG_INIT | FLAG_MODE64 | (FLAG_DEBUG if debug else 0),
+        xfrm=_XFRM,
+        mrenclave=measurement.raw,
+        mrsigner=mrsigner or bytes(32),
+        isv_prod_id=isv_prod_id,
+        isv_svn=isv_svn,
+    )
+
+
+def guest_register(name: str) -> bytes:
+    """The 48 bytes that stand for a part of the simulated guest (TDX module, MRTD, RTMR0 to RTMR2)."""
+    return hashlib.sha384(f"Adyton simulated guest, {name}".encode()).digest()
+
+
+def td_body(machine: Mapping[str, Any], measurement: Measurement, *, debug: bool) -> TDReport:
+    """The report body of a trust domain whose RTMR3 was extended with this workload measurement."""
+    return TDReport.build(
+        tee_tcb_svn=bytes.fromhex(machine["tee_tcb_svn"]),
+        mrseam=guest_register("TDX module"),
+        td_attributes=ATTRIBUTE_SEPT_VE_DISABLE | int(debug),
+        xfam=_XFAM,
+        mrtd=guest_register("MRTD"),
+        rtmr0=guest_register("RTMR0"),
+        rtmr1=guest_register("RTMR1"),
+        rtmr2=guest_register("RTMR2"),
+        rtmr3=workload_rtmr3(measurement).raw,
+    )

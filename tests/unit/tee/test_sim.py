@@ -1,0 +1,232 @@
+"""The simulated platform makes evidence and collateral that an independent verifier accepts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dcap_qvl
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from adyton.attest import sgx, tdx
+from adyton.attest.tdx import workload_rtmr3
+from adyton.errors import NoDevice, TargetExists, UsageError
+from adyton.tee.sim import CAKind, SimPlatform
+from adyton.tee.sim_machine import Shape
+from adyton.tee.sim_vendor import ORGANISATION, Publication
+from adyton.tee.source import open_source
+from adyton.values import Measurement
+
+MEASUREMENT = Measurement(bytes(range(32)))
+REPORT_DATA = bytes(range(64))
+SHAPES: tuple[Shape, ...] = ("sgx", "tdx")
+CAS: tuple[CAKind, ...] = ("platform", "processor")
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> SimPlatform:
+    """A platform that no test changes."""
+    return SimPlatform.create(tmp_path_factory.mktemp("sim") / "platform")
+
+
+def verified(platform: SimPlatform, quote: bytes, shape: Shape, now: datetime | None = None) -> tuple[str, list[str]]:
+    """Status and advisories according to dcap-qvl, an independent implementation."""
+    moment = now or datetime.now(UTC)
+    collateral = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(platform.collateral_dict(moment, tee=shape)))
+    report = dcap_qvl.verify_with_root_ca(quote, collateral, platform.root_der, int(moment.timestamp()))
+    return report.status, list(report.advisory_ids)
+
+
+@pytest.mark.parametrize("ca", CAS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quote_of_a_new_platform_is_up_to_date(tmp_path: Path, shape: Shape, ca: CAKind) -> None:
+    """An independent verifier calls a new platform up to date, in both shapes and under both CAs."""
+    platform = SimPlatform.create(tmp_path / "platform", ca=ca)
+    quote = platform.enclave(measurement=MEASUREMENT, shape=shape).quote(REPORT_DATA)
+    assert verified(platform, quote, shape) == ("UpToDate", [])
+
+
+def test_sgx_quote_carries_what_was_asked_for(platform: SimPlatform) -> None:
+    """Every field of the simulated enclave stands where the format has it."""
+    enclave = platform.enclave(
+        measurement=MEASUREMENT, mrsigner=b"s" * 32, isv_prod_id=7, isv_svn=9, debug=True, shape="sgx"
+    )
+    report = sgx.parse_quote(enclave.quote(REPORT_DATA)).report
+    assert (report.mrenclave, report.mrsigner) == (MEASUREMENT.raw, b"s" * 32)
+    assert (report.isv_prod_id, report.isv_svn, report.debug) == (7, 9, True)
+    assert report.report_data == REPORT_DATA
+    assert enclave.tee == "sim"
+
+
+def test_tdx_quote_extends_rtmr3_with_the_measurement(platform: SimPlatform) -> None:
+    """In the TDX shape the workload measurement stands in RTMR3, and nowhere else."""
+    enclave = platform.enclave(measurement=MEASUREMENT, shape="tdx")
+    report = tdx.parse_quote(enclave.quote(REPORT_DATA)).report
+    assert report.rtmrs[3] == workload_rtmr3(MEASUREMENT).raw
+    assert report.rtmrs[3] == hashlib.sha384(bytes(48) + hashlib.sha384(MEASUREMENT.raw).digest()).digest()
+    other = platform.enclave(measurement=Measurement(bytes(32)), shape="tdx").quote(REPORT_DATA)
+    assert tdx.parse_quote(other).report.rtmrs[:3] == report.rtmrs[:3]
+    assert tdx.parse_quote(other).report.rtmrs[3] != report.rtmrs[3]
+    assert enclave.tee == "sim-tdx"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quote_parses_and_builds_back_to_the_same_bytes(platform: SimPlatform, shape: Shape) -> None:
+    """The simulated quote is exactly the format that the parsers of real quotes read."""
+    quote = platform.enclave(measurement=MEASUREMENT, shape=shape).quote(REPORT_DATA)
+    parsed = sgx.parse_quote(quote) if shape == "sgx" else tdx.parse_quote(quote)
+    assert parsed.to_bytes() == quote
+
+
+@pytest.mark.parametrize("size", [0, 32, 63, 65])
+def test_quote_with_report_data_of_wrong_size_is_refused(platform: SimPlatform, size: int) -> None:
+    """Report data is never padded or cut."""
+    with pytest.raises(UsageError, match="64 bytes"):
+        platform.enclave(measurement=MEASUREMENT).quote(bytes(size))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_raised_tcb_makes_the_platform_out_of_date(tmp_path: Path, shape: Shape) -> None:
+    """Newer signed TCB info calls the same platform OutOfDate, under a higher evaluation data number."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    before = platform.publication()
+    after = platform.raise_tcb(advisories=("SIM-SA-00042",))
+    assert after.evaluation_number == before.evaluation_number + 1
+    quote = platform.enclave(measurement=MEASUREMENT, shape=shape).quote(REPORT_DATA)
+    assert verified(platform, quote, shape) == ("OutOfDate", ["SIM-SA-00042"])
+
+
+def test_every_name_says_that_it_is_simulated(platform: SimPlatform) -> None:
+    """Names fit the pattern that verifiers require, and cannot be mistaken for Intel's."""
+    chain = x509.load_pem_x509_certificates((platform.pck_chain + platform.signing_chain()).encode())
+    names = [certificate.subject.rfc4514_string() for certificate in chain]
+    for wanted in ("SGX PCK Certificate", "SGX PCK Platform CA", "SGX Root CA", "SGX TCB Signing"):
+        assert any(wanted in name for name in names)
+    assert all("Simulated" in name and ORGANISATION in name and "Intel" not in name for name in names)
+    assert platform.fmspc.startswith(b"SIM")
+
+
+def test_root_fingerprint_is_the_same_from_either_part(platform: SimPlatform) -> None:
+    """Machine and vendor name the same root."""
+    root = x509.load_pem_x509_certificates(platform.pck_chain.encode())[-1]
+    assert platform.root_fingerprint.raw == root.fingerprint(hashes.SHA256())
+    assert str(platform.root_fingerprint) in (platform.directory / "README").read_text()
+
+
+def test_private_keys_are_private(platform: SimPlatform) -> None:
+    """Every private key has mode 0600 and lies in a folder of mode 0700."""
+    keys = list(platform.directory.rglob("*.key"))
+    assert len(keys) == 7
+    for key in keys:
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
+
+
+def test_private_key_readable_by_others_is_refused(tmp_path: Path) -> None:
+    """A key that others can read is not used."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    (platform.directory / "machine" / "qe.key").chmod(0o640)
+    with pytest.raises(UsageError, match="read by others"):
+        platform.enclave(measurement=MEASUREMENT)
+
+
+def test_create_in_a_folder_with_content_is_refused(tmp_path: Path) -> None:
+    """Nothing that exists is overwritten."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(TargetExists):
+        SimPlatform.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_load_where_no_platform_is_says_how_to_make_one(tmp_path: Path) -> None:
+    """A missing platform is `NoDevice` with the command that makes one."""
+    with pytest.raises(NoDevice) as caught:
+        SimPlatform.load(tmp_path / "none")
+    assert "adyton platform new" in str(caught.value.remedy)
+
+
+def test_quote_needs_only_the_machine_and_collateral_only_the_vendor(tmp_path: Path) -> None:
+    """The cloud can hold the machine without the vendor's keys, and the vendor's server no machine's keys."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    vendor = tmp_path / "elsewhere"
+    vendor.mkdir()
+    (platform.directory / "vendor").rename(vendor / "vendor")
+    quote = SimPlatform.load(platform.directory).enclave(measurement=MEASUREMENT).quote(REPORT_DATA)
+    assert verified(SimPlatform.load(vendor), quote, "sgx") == ("UpToDate", [])
+
+
+def test_documents_keep_their_issue_date_for_half_their_validity(platform: SimPlatform) -> None:
+    """Everyone who asks within the same half month gets the same dates; later ones are never older."""
+    start = datetime.fromtimestamp(platform.publication().published_at, UTC)
+
+    def dates(moment: datetime) -> tuple[str, str]:
+        info = json.loads(platform.tcb_info("sgx", moment))["tcbInfo"]
+        return info["issueDate"], info["nextUpdate"]
+
+    assert dates(start) == dates(start + timedelta(days=14, hours=23))
+    later = start + timedelta(days=400)
+    issue, next_update = (datetime.fromisoformat(text) for text in dates(later))
+    assert issue <= later < next_update
+    assert next_update - issue == timedelta(days=30)
+    quote = platform.enclave(measurement=MEASUREMENT).quote(REPORT_DATA)
+    assert verified(platform, quote, "sgx", later)[0] == "UpToDate"
+
+
+def test_publication_survives_its_json(platform: SimPlatform) -> None:
+    """A publication read back is the one that was written."""
+    publication = platform.publication()
+    assert Publication.from_dict(json.loads(json.dumps(publication.to_dict()))) == publication
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 99}'])
+def test_damaged_machine_is_refused(tmp_path: Path, content: str) -> None:
+    """A machine file of another version, or none at all, is refused by name."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    (platform.directory / "machine" / "machine.json").write_text(content)
+    with pytest.raises(UsageError, match="not a simulated machine"):
+        SimPlatform.load(platform.directory)
+
+
+def test_loading_and_quoting_takes_under_20_ms(platform: SimPlatform) -> None:
+    """Starting a protected program does not wait for its quote (best of five, since the machine may be busy)."""
+    best = 1.0
+    for _ in range(5):
+        start = time.perf_counter()
+        SimPlatform.load(platform.directory).enclave(measurement=MEASUREMENT).quote(REPORT_DATA)
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.020
+
+
+@pytest.mark.parametrize("tee", ["sim", "sim-tdx"])
+def test_open_source_of_a_simulated_tee_says_so(platform: SimPlatform, tee: str) -> None:
+    """A simulated source is opened by name only and carries its notice."""
+    source = open_source(tee, measurement=MEASUREMENT, platform_dir=platform.directory)
+    assert source.tee == tee
+    assert source.notice is not None
+    assert "simulated" in source.notice
+
+
+def test_open_source_finds_the_platform_by_its_variable(platform: SimPlatform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a folder the environment names the platform."""
+    monkeypatch.setenv("ADYTON_SIM_PLATFORM", str(platform.directory))
+    assert open_source("sim", measurement=MEASUREMENT).tee == "sim"
+
+
+def test_open_source_of_an_unknown_tee_is_refused() -> None:
+    """A misspelt TEE is refused, with the names there are."""
+    with pytest.raises(UsageError, match="no TEE named") as caught:
+        open_source("sgx2", measurement=MEASUREMENT)
+    assert caught.value.expected is not None
+    assert "sim-tdx" in caught.value.expected
+
+
+def test_open_source_of_a_simulated_tee_without_measurement_is_refused() -> None:
+    """A simulated TEE never invents what it runs."""
+    with pytest.raises(UsageError, match="needs the workload measurement"):
+        open_source("sim")
