@@ -1,9 +1,9 @@
 """The three actors of the paper, each with a folder and processes of its own, and the wires between them.
 
-    owner/      trusted: identity, keys, plain files, key server
-    storage/    untrusted: what the owner sent away, ciphertext only
-    cloud/      untrusted: a host with a TEE, its own copy of Adyton, the program, the manifest
-    platform/   the simulated TEE: what its maker and the machine's fuses hold
+owner/      trusted: identity, keys, plain files, key server
+storage/    untrusted: what the owner sent away, ciphertext only
+cloud/      untrusted: a host with a TEE, its own copy of Adyton, the program, the manifest
+platform/   the simulated TEE: what its maker and the machine's fuses hold
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Outcome:
         return document
 
 
-class StepFailed(Exception):  # noqa: N818 - named by what went wrong
+class StepFailed(Exception):
     """A command of the demo that had to work did not."""
 
     def __init__(self, command: str, outcome: Outcome) -> None:
