@@ -15,6 +15,7 @@ from adyton import __version__
 from adyton.errors import Error, ScriptFailed
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
+    "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
 }
 """Verb -> (module with a Typer `app`, one line of help), in the order of the workflow."""

@@ -1,0 +1,156 @@
+"""`adyton build`: a manifest template becomes the final manifest, hashed, measured and signed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adyton.cli.output import note, progress, say, say_json
+from adyton.errors import ManifestError, StorageFailed, UsageError
+
+if TYPE_CHECKING:
+    from adyton.manifest.review import Finding
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def build(
+    template: Annotated[Path, typer.Argument(help="The manifest template (Gramine's TOML with Jinja).")],
+    define: Annotated[
+        list[str] | None, typer.Option("-D", "--define", metavar="NAME=VALUE", help="A variable of the template.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for NAME.manifest and NAME.sig.")] = Path(),
+    home: Annotated[
+        Path | None, typer.Option(envvar="ADYTON_HOME", help="The owner's home: signing key and CA.  [~/.adyton]")
+    ] = None,
+    signer: Annotated[Path | None, typer.Option(help="Signing key, RSA-3072 with e = 3.  [HOME/signer.pem]")] = None,
+    date: Annotated[str, typer.Option(help="Date in the signature (YYYY-MM-DD).")] = "0000-00-00",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what would only be warned of.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Hash every file again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say the result as JSON.")] = False,
+) -> None:
+    """Render TEMPLATE, hash every trusted file, sign, and print the measurement that the owner approves.
+
+    Relative paths in the template are relative to the current folder, as they will be for `adyton run`.
+    """
+    from adyton.manifest.cache import HashCache, default_path
+    from adyton.manifest.final import finish
+    from adyton.manifest.measure import workload_measurement
+    from adyton.manifest.review import findings, not_covered, runtime_refusals
+    from adyton.manifest.signature import MAX_PEM_BYTES, load_signer, sign
+    from adyton.manifest.signed import decode, read_capped, signed_attributes
+    from adyton.manifest.template import parse_definitions, render
+    from adyton.run.identity import runtime_identity
+
+    home = home or Path.home() / ".adyton"
+    name = name_of(template)
+    signer = signer or home / "signer.pem"
+    if not signer.exists():
+        raise UsageError(
+            f"there is no signing key {signer}",
+            check="signing key",
+            expected="an RSA-3072 key",
+            seen="nothing",
+            remedy="make your identity with `adyton init`, or name a key with --signer",
+        )
+    key = load_signer(read_capped(signer, MAX_PEM_BYTES, "signing key"))
+    text = render(
+        decode(read_capped(template, 16 << 20, "template")),
+        parse_definitions(define or []),
+        environment=os.environ,
+        name=template.name,
+    )
+    cache = HashCache.none() if no_cache else HashCache.load(default_path())
+    default_ca = (home / "ca.crt").read_text() if (home / "ca.crt").is_file() else None
+    with progress("hashing trusted files", None, quiet=as_json) as advance:
+        built = finish(text, Path.cwd(), name=name, default_ca=default_ca, cache=cache, advance=advance)
+    cache.save()
+    manifest = built.manifest
+    warnings = findings(manifest)
+    if strict and warnings:
+        raise ManifestError(
+            f"{len(warnings)} warnings, and --strict refuses them",
+            check="build --strict",
+            expected="no warnings",
+            seen="; ".join(f"{finding.key}: {finding.what}" for finding in warnings),
+            remedy=warnings[0].remedy,
+        )
+    runtime = runtime_identity()
+    measurement = workload_measurement(built.manifest_bytes, runtime.digest)
+    sigstruct = sign(
+        measurement,
+        key,
+        attributes=signed_attributes(manifest),
+        isv_prod_id=manifest.sgx.isv_prod_id,
+        isv_svn=manifest.sgx.isv_svn,
+        date=date,
+    )
+    paths = output / f"{name}.manifest", output / f"{name}.sig"
+    write_beside(paths[0], built.manifest_bytes)
+    write_beside(paths[1], sigstruct.to_bytes())
+    refusals = runtime_refusals(manifest)
+    document: dict[str, Any] = {
+        "manifest": str(paths[0]),
+        "signature": str(paths[1]),
+        "measurement": str(measurement),
+        "mrsigner": str(sigstruct.mrsigner),
+        "runtime": str(runtime.digest),
+        "trusted_files": len(manifest.trusted_files),
+        "trusted_bytes": sum(entry.size_bytes or 0 for entry in manifest.trusted_files),
+        "keys": list(manifest.key_names),
+        "warnings": [
+            {"danger": finding.danger.name.lower(), "key": finding.key, "what": finding.what, "remedy": finding.remedy}
+            for finding in warnings
+        ],
+        "refused_by_the_runtime": [{"key": key_name, "reason": reason} for key_name, reason in refusals],
+        "not_covered": list(not_covered(manifest)),
+    }
+    if as_json:
+        say_json(document)
+        return
+    _show(document, warnings)
+
+
+def _show(document: dict[str, Any], warnings: tuple[Finding, ...]) -> None:
+    megabytes = document["trusted_bytes"] / 1e6
+    say(f"manifest     {document['manifest']}  ({document['trusted_files']} trusted files, {megabytes:.1f} MB)")
+    say(f"signature    {document['signature']}")
+    say(f"measurement  {document['measurement']}")
+    say(f"MRSIGNER     {document['mrsigner']}")
+    say(f"runtime      {document['runtime']}")
+    say(f"keys         {', '.join(document['keys']) or 'none'}")
+    for finding in warnings:
+        note(f"warning ({finding.danger.name.lower()}): {finding.key}: {finding.what}; {finding.remedy}")
+    for refusal in document["refused_by_the_runtime"]:
+        note(f"warning: Adyton's runtime refuses {refusal['key']}: {refusal['reason']} (only under sgx)")
+    say("the measurement does not cover:")
+    for line in document["not_covered"]:
+        say(f"  - {line}")
+
+
+def name_of(template: Path) -> str:
+    """NAME of NAME.manifest.template, NAME.manifest, NAME.template or NAME.toml."""
+    name = template.name
+    for suffix in (".template", ".toml", ".manifest"):
+        name = name.removesuffix(suffix)
+    if not name:
+        raise UsageError(f"{template} has no name before its suffix", expected="NAME.manifest.template")
+    return name
+
+
+def write_beside(path: Path, raw: bytes) -> None:
+    """Write a whole file under another name and rename it: never half a file under the real name."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(raw)
+        beside.rename(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StorageFailed(
+            f"{path} cannot be written: {error.strerror}", check="output", seen=error.strerror
+        ) from None

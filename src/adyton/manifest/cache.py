@@ -1,0 +1,99 @@
+"""Hashes of files that have not changed since they were last hashed, by (device, inode, size, mtime, ctime).
+
+A hint for `adyton build` on the owner's own machine, kept in her cache folder with mode 0600; nothing that runs
+protected ever reads it. A file that changed within the last second before it was hashed is not remembered, since a
+further change in the same tick of the clock would go unseen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Final, Self
+
+from adyton.errors import Error
+from adyton.values import Digest
+
+_FORMAT: Final = "adyton hash cache 1"
+_MAX_FILE_BYTES: Final = 256 << 20
+_MAX_ENTRIES: Final = 1_000_000
+_RECENT_NS: Final = 1_000_000_000
+
+
+def default_path() -> Path:
+    """Where the cache lies: `$XDG_CACHE_HOME/adyton/hashes.json`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adyton" / "hashes.json"
+
+
+def _name(found: os.stat_result) -> str:
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+class HashCache:
+    """Remembers digests between builds; damaged or foreign cache files count as empty."""
+
+    def __init__(self, path: Path | None, known: dict[str, str]) -> None:
+        self._path = path
+        self._known = known
+        self._used: dict[str, str] = {}
+        self._dirty = False
+        self._lock = threading.Lock()
+
+    @classmethod
+    def none(cls) -> Self:
+        """A cache that forgets."""
+        return cls(None, {})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the cache at `path`; whatever is wrong with it, the result is merely an empty cache."""
+        known: dict[str, str] = {}
+        try:
+            own = path.stat()
+            if own.st_uid == os.getuid() and not own.st_mode & 0o022 and own.st_size <= _MAX_FILE_BYTES:
+                document = json.loads(path.read_bytes())
+                if document["format"] == _FORMAT and isinstance(document["hashes"], dict):
+                    known = document["hashes"]
+        except (OSError, ValueError, LookupError, TypeError):
+            known = {}
+        return cls(path, known)
+
+    def get(self, found: os.stat_result) -> Digest | None:
+        """The digest of a file with exactly this stat, if it is known."""
+        name = _name(found)
+        text = self._known.get(name)
+        if not isinstance(text, str):
+            return None
+        try:
+            digest = Digest.from_hex(text)
+        except Error:
+            return None
+        self._used[name] = text
+        return digest
+
+    def put(self, found: os.stat_result, digest: Digest) -> None:
+        """Remember a digest, unless the file changed too short a time ago to be sure."""
+        if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _RECENT_NS:
+            return
+        with self._lock:
+            self._used[_name(found)] = digest.hex()
+            self._dirty = True
+
+    def save(self) -> None:
+        """Write it beside and rename; a cache that cannot be written is no error."""
+        if self._path is None or not self._dirty:
+            return
+        merged = {**self._known, **self._used}
+        if len(merged) > _MAX_ENTRIES:
+            merged = self._used
+        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            beside.unlink(missing_ok=True)
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(json.dumps({"format": _FORMAT, "hashes": merged}))
+            beside.rename(self._path)

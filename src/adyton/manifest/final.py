@@ -1,0 +1,137 @@
+"""A rendered template -> the final manifest: owners inlined, defaults written out, every trusted file hashed.
+
+Same inputs, same bytes: keys keep the template's order, defaults follow in a fixed one, and the trusted files close it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from adyton.errors import MalformedManifest, ManifestError
+from adyton.manifest.cache import HashCache
+from adyton.manifest.document import parse_document, write_document
+from adyton.manifest.model import Manifest, manifest_from, parse_manifest
+from adyton.manifest.schema import refuse
+from adyton.manifest.signed import read_capped
+from adyton.manifest.trusted import expand
+
+MAX_CA_BYTES: Final = 64 << 10
+DEFAULT_OWNER: Final = "owner"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A final manifest before it is signed."""
+
+    manifest_bytes: bytes
+    manifest: Manifest
+
+
+def finish(
+    text: str,
+    base_dir: Path,
+    *,
+    name: str = "program",
+    default_ca: str | None = None,
+    cache: HashCache | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Built:
+    """Make a rendered template final. `default_ca` (PEM) becomes the owner's where the template names no owner."""
+    document, block = parse_document(text)
+    manifest = manifest_from(document, block)
+    document = copy.deepcopy(document)
+    if document.get("adyton", {}).pop("files", None) is not None:
+        raise refuse("adyton.files", "is written by adyton build", expected="no such key in a template", seen="…")
+    _pin_owners(document, base_dir, default_ca)
+    _write_defaults(document, name, manifest)
+    trusted = expand(manifest.trusted_files, base_dir, cache=cache, advance=advance)
+    if trusted:
+        document["adyton"]["files"] = " ".join(entry.fact for entry in trusted)
+    final = write_document(document, [(entry.uri, str(entry.sha256)) for entry in trusted])
+    found = parse_manifest(final)
+    if found.trusted_files != trusted:
+        raise MalformedManifest("the final manifest does not read back as it was written", check="written manifest")
+    return Built(final.encode(), found)
+
+
+def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None) -> None:
+    """Put each owner's CA certificate in the place of its file name."""
+    table = document.setdefault("adyton", {})
+    owners = table.get("owners", {})
+    for name, owner in owners.items():
+        if "ca_file" in owner and "ca" in owner:
+            raise refuse(f"adyton.owners.{name}", "has both ca and ca_file", expected="one of them", seen="both")
+        if "ca_file" in owner:
+            uri = owner.pop("ca_file")
+            if not uri.startswith("file:"):
+                raise refuse(f"adyton.owners.{name}.ca_file", "unsupported URI", expected='"file:…"', seen=uri)
+            raw = read_capped(base_dir / uri[5:], MAX_CA_BYTES, f"CA certificate of owner {name}")
+            owner["ca"] = raw.decode("ascii", errors="replace")
+        if "ca" not in owner:
+            raise refuse(f"adyton.owners.{name}", "names no CA", expected="ca_file or ca", seen=sorted(owner))
+        owner["ca"] = _certificate(owner["ca"], name)
+        owner.setdefault("server_name", "adyton-key-server")
+    if not owners and default_ca is not None:
+        table["owners"] = {
+            DEFAULT_OWNER: {"ca": _certificate(default_ca, DEFAULT_OWNER), "server_name": "adyton-key-server"}
+        }
+
+
+def _certificate(pem: str, owner: str) -> str:
+    """One PEM certificate in its one canonical text, so that spelling changes no measurement."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    try:
+        certificates = x509.load_pem_x509_certificates(pem.encode())
+    except ValueError:
+        certificates = []
+    if len(certificates) != 1:
+        raise ManifestError(
+            f"the CA of owner {owner} is not one PEM certificate",
+            check=f"manifest key adyton.owners.{owner}.ca",
+            expected="exactly one certificate",
+            seen=f"{len(certificates)} certificates",
+            remedy="take ca.crt out of the owner's home (adyton init made it)",
+        )
+    return certificates[0].public_bytes(Encoding.PEM).decode()
+
+
+def _write_defaults(document: dict[str, Any], name: str, manifest: Manifest) -> None:
+    """Append what the program's protection rests on where the template leaves it unsaid; Gramine's order, then ours."""
+    _fill(
+        document.setdefault("sgx", {}),
+        {
+            "max_threads": 4,
+            "isvprodid": 0,
+            "isvsvn": 0,
+            "remote_attestation": "none",
+            "debug": False,
+            "edmm_enable": False,
+            "enclave_size": "1024G" if manifest.sgx.edmm_enable else "256M",
+            "use_exinfo": False,
+            "file_check_policy": "strict",
+        },
+    )
+    table = document.setdefault("adyton", {})
+    defaults: dict[str, Any] = {
+        "network": "none",
+        "memory_budget": "4G",
+        "insecure__stdio": False,
+        "insecure__stdin": False,
+    }
+    if manifest.log_key_name is not None:
+        defaults["log"] = {"uri": f"file:{name}.log", "key_name": manifest.log_key_name}
+    _fill(table, defaults)
+
+
+def _fill(table: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    for name, value in defaults.items():
+        if isinstance(value, dict):
+            _fill(table.setdefault(name, {}), value)
+        else:
+            table.setdefault(name, value)
