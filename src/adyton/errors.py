@@ -8,6 +8,7 @@
     ├─ FileFormatError   80   NotProtectedFile 81 · UnsupportedVersion 82 · IntegrityError 83
     │                         WrongPath 84 · SourceChanged 85 · TargetExists 86
     ├─ EvidenceError     90   MalformedQuote 91 · BadChain 92 · Revoked 93 · Stale 94 · AppraisalFailed 95
+    │                         Mismatch 96
     ├─ KeyReleaseError  100   Denied 101 · UnknownKey 102 · OutOfOrder 103 · VersionMismatch 104
     │                         StoreError 105 · AuditError 106
     ├─ Unavailable      110   FetchFailed 111 · NoDevice 112 · Timeout 113 · StorageFailed 114
@@ -165,6 +166,12 @@ class AppraisalFailed(EvidenceError):
     """The evidence is genuine, and the policy does not accept it."""
 
     exit_code = 95
+
+
+class Mismatch(EvidenceError):
+    """Parts of the evidence, or evidence and collateral, do not belong together."""
+
+    exit_code = 96
 
 
 class KeyReleaseError(Error):

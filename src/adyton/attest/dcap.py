@@ -1,0 +1,665 @@
+"""Intel's appraisal of SGX and TDX quotes: quote, collateral, roots and time in; a VerifiedReport or a refusal out.
+
+The steps, a function each (names of steps as in docs/attestation.md):
+
+A  structure: done by the parsers
+B  PCK certificate chain to a pinned root; root CRL and PCK CRL; revocation
+C  TCB info: signer's chain, signature, content, the platform it is for
+D  QE identity: likewise
+E  TDX module: who signed it
+F  signatures: QE report by the PCK key, attestation key by the QE report, QE against its identity, quote by the
+   attestation key
+G-K  TCB levels and their convergence: `adyton.attest.tcb`
+T  validity of everything that was used, at the time of verification
+
+What does not depend on the quote or on time (C and D's signatures, the CRLs; B's chain) is done once and kept in a
+`Cache`; validity and revocation are judged anew for every quote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Lock
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from cryptography import x509
+
+from adyton.attest import tcb
+from adyton.attest.certificates import (
+    CRL,
+    Certificate,
+    Window,
+    ecdsa_is_valid,
+    load_p256,
+    parse_chain,
+    parse_crl,
+)
+from adyton.attest.checks import Check, Checks
+from adyton.attest.pck import SGX_EXTENSION, Platform, parse_sgx_extension
+from adyton.attest.quote import PPID_SIZES, CertificationType, parse_ppid_certification
+from adyton.attest.report import VERIFIER, VerifiedReport
+from adyton.attest.sgx import SGXQuote
+from adyton.attest.tcbinfo import EnclaveIdentity, TCBInfo, parse_enclave_identity, parse_tcb_info
+from adyton.errors import BadChain, EvidenceError, MalformedQuote, Mismatch, Revoked, Stale, UsageError
+from adyton.values import Digest, Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
+    from adyton.attest.collateral import Collateral
+    from adyton.attest.roots import TrustRoots
+    from adyton.attest.tcb import Verdict
+    from adyton.attest.tdx import TDXQuote
+
+ROOT_NAME: Final = "SGX Root CA"
+CA_NAME: Final = "CA"
+PCK_NAME: Final = "SGX PCK Certificate"
+TCB_SIGNING_NAME: Final = "SGX TCB Signing"
+
+_EXTENSIONS: Final = (
+    x509.AuthorityKeyIdentifier,
+    x509.SubjectKeyIdentifier,
+    x509.KeyUsage,
+    x509.BasicConstraints,
+)
+_REFRESH: Final = "fetch the collateral again: adyton collateral fetch"
+_FOREIGN_CHAIN: Final = "the evidence does not come from Intel's quoting infrastructure, or was altered on its way"
+
+_Value = TypeVar("_Value")
+
+
+class _Recent(Generic[_Value]):
+    """A bounded map that forgets what was not used for longest."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Hashable, _Value] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable) -> _Value | None:
+        with self._lock:
+            value = self._kept.get(key)
+            if value is not None:
+                self._kept.move_to_end(key)
+            return value
+
+    def put(self, key: Hashable, value: _Value) -> None:
+        with self._lock:
+            self._kept[key] = value
+            if len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedCollateral:
+    """Collateral whose chains and signatures hold; whether it is valid now is judged at every use."""
+
+    root: Certificate
+    pck_ca: Certificate
+    root_crl: CRL
+    pck_crl: CRL
+    tcb_info: TCBInfo
+    identity: EnclaveIdentity
+    windows: tuple[Window, ...]
+    checks: tuple[Check, ...]
+    verdicts: _Recent[Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPCK:
+    """A PCK chain whose names, extensions and signatures hold up to a pinned root."""
+
+    root: Certificate
+    ca: Certificate
+    leaf: Certificate
+    platform: Platform
+    windows: tuple[Window, ...]
+    checks: tuple[Check, ...]
+
+
+class Cache:
+    """Verified collateral and PCK chains, so that each is verified once; safe to share between threads."""
+
+    def __init__(self, *, collateral: int = 64, chains: int = 1024) -> None:
+        self.collateral: _Recent[VerifiedCollateral] = _Recent(collateral)
+        self.chains: _Recent[VerifiedPCK] = _Recent(chains)
+
+
+def _check_profile(checks: Checks, certificate: Certificate, name: str, *, ca: bool) -> None:
+    """B4: names, key, algorithm and the extensions that every certificate of this hierarchy has."""
+    what = certificate.what
+    checks.require(
+        f"{what}: name",
+        name in certificate.common_name,
+        expected=f"a common name with {name!r}",
+        seen=certificate.common_name,
+        error=BadChain,
+        remedy=_FOREIGN_CHAIN,
+    )
+    checks.require(
+        f"{what}: extensions",
+        certificate.has_extensions(_EXTENSIONS) and certificate.is_ca == ca and certificate.p256 is not None,
+        expected=f"P-256; key identifiers, key usage, basic constraints with CA {'true' if ca else 'false'}",
+        seen="not so" if not certificate.has_extensions(_EXTENSIONS) or certificate.is_ca != ca else "as expected",
+        error=BadChain,
+        remedy=_FOREIGN_CHAIN,
+    )
+
+
+def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate) -> None:
+    what = certificate.what
+    checks.require(
+        f"{what}: issuer",
+        certificate.issuer == issuer.subject,
+        expected=issuer.subject.rfc4514_string(),
+        seen=certificate.issuer.rfc4514_string(),
+        error=BadChain,
+        remedy=_FOREIGN_CHAIN,
+    )
+    checks.require(
+        f"{what}: signature",
+        certificate.is_signed_by(issuer),
+        expected=f"a signature by the {issuer.what}",
+        seen="a signature by somebody else, or of other bytes",
+        error=BadChain,
+        remedy=_FOREIGN_CHAIN,
+    )
+
+
+def check_root(checks: Checks, root: Certificate, roots: TrustRoots) -> None:
+    """B1: the root is one that is pinned, and is what its name and signature say."""
+    _check_profile(checks, root, ROOT_NAME, ca=True)
+    _check_issued(checks, root, root)
+    checks.require(
+        f"{root.what}: pinned",
+        root.fingerprint in roots.intel or root.fingerprint in roots.sim,
+        expected="Intel's SGX root, or a simulated root that was named",
+        seen=root.fingerprint,
+        error=BadChain,
+        message=f"the chain ends in a root that is not trusted: {root.common_name}, SHA-256 {root.fingerprint}",
+        remedy="if this is your simulated platform, name its root as sim:<fingerprint>; otherwise refuse the evidence",
+    )
+
+
+def check_ca(checks: Checks, ca: Certificate, root: Certificate) -> None:
+    """B2: the PCK CA."""
+    _check_profile(checks, ca, CA_NAME, ca=True)
+    _check_issued(checks, ca, root)
+
+
+def _check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
+    """B5: a CRL is of the CA that it is for."""
+    checks.require(
+        f"{crl.what}: issuer",
+        crl.issuer == issuer.subject,
+        expected=issuer.subject.rfc4514_string(),
+        seen=crl.issuer.rfc4514_string(),
+        error=Mismatch,
+        remedy=_REFRESH,
+    )
+    checks.require(
+        f"{crl.what}: signature",
+        crl.is_signed_by(issuer),
+        expected=f"a signature by the {issuer.what}",
+        seen="a signature by somebody else, or of other bytes",
+        error=BadChain,
+        remedy=_REFRESH,
+    )
+
+
+def check_pck_chain(checks: Checks, chain: str | bytes, roots: TrustRoots) -> VerifiedPCK:
+    """Step B, what does not depend on CRLs and time: PCK certificate, its CA, the root."""
+    leaf, ca, root = parse_chain(chain, ("PCK certificate", "PCK CA", "root CA"), "PCK certificate chain")
+    check_root(checks, root, roots)
+    check_ca(checks, ca, root)
+    _check_profile(checks, leaf, PCK_NAME, ca=False)
+    _check_issued(checks, leaf, ca)
+    extension = leaf.unrecognized(SGX_EXTENSION)
+    if extension is None:
+        raise MalformedQuote(
+            "the PCK certificate has no SGX extension",
+            check="PCK certificate SGX extension",
+            expected=SGX_EXTENSION,
+            seen="none",
+        )
+    platform = parse_sgx_extension(extension)
+    return VerifiedPCK(root, ca, leaf, platform, (leaf.window, ca.window, root.window), tuple(checks.done))
+
+
+def _check_signer(checks: Checks, chain: str, what: str, root: Certificate, root_crl: CRL) -> Certificate:
+    """C, D: the signer of a JSON document, under the same root, not revoked."""
+    signer, top = parse_chain(chain, (f"{what} signer", f"{what} root CA"), f"{what} issuer chain")
+    checks.require(
+        f"{what}: root",
+        top.der == root.der,
+        expected=root.fingerprint,
+        seen=top.fingerprint,
+        error=BadChain,
+        remedy=_REFRESH,
+    )
+    _check_profile(checks, signer, TCB_SIGNING_NAME, ca=False)
+    _check_issued(checks, signer, root)
+    _check_not_revoked(checks, signer, root_crl)
+    return signer
+
+
+def _check_not_revoked(checks: Checks, certificate: Certificate, crl: CRL) -> None:
+    checks.require(
+        f"{certificate.what}: not revoked",
+        certificate.serial not in crl.revoked,
+        expected=f"a serial number that is not in the {crl.what}",
+        seen=f"serial number {certificate.serial:x}, {crl.what} number {crl.number}",
+        error=Revoked,
+        message=f"the {certificate.what} is revoked",
+        remedy="this platform or its vendor's key is no longer trusted: use another machine, or re-provision it",
+    )
+
+
+def _check_document(checks: Checks, what: str, signer: Certificate, text: str, signature: bytes) -> None:
+    key = signer.p256
+    checks.require(
+        f"{what}: signature",
+        key is not None and len(signature) == 64 and ecdsa_is_valid(key, signature, text.encode()),
+        expected=f"a signature by the {signer.what}",
+        seen="a signature by somebody else, or of other bytes",
+        error=BadChain,
+        remedy=_REFRESH,
+    )
+
+
+def check_collateral(checks: Checks, collateral: Collateral, roots: TrustRoots) -> VerifiedCollateral:
+    """Steps B5, C and D, what does not depend on the quote and on time."""
+    ca, root = parse_chain(collateral.pck_crl_issuer_chain, ("PCK CRL issuer", "PCK CRL root CA"), "PCK CRL chain")
+    check_root(checks, root, roots)
+    check_ca(checks, ca, root)
+    root_crl = parse_crl(collateral.root_ca_crl, "root CA CRL")
+    _check_crl(checks, root_crl, root)
+    pck_crl = parse_crl(collateral.pck_crl, "PCK CRL")
+    _check_crl(checks, pck_crl, ca)
+    signer = _check_signer(checks, collateral.tcb_info_issuer_chain, "TCB info", root, root_crl)
+    _check_document(checks, "TCB info", signer, collateral.tcb_info, collateral.tcb_info_signature)
+    info = parse_tcb_info(collateral.tcb_info)
+    qe_signer = _check_signer(checks, collateral.qe_identity_issuer_chain, "QE identity", root, root_crl)
+    _check_document(checks, "QE identity", qe_signer, collateral.qe_identity, collateral.qe_identity_signature)
+    identity = parse_enclave_identity(collateral.qe_identity)
+    return VerifiedCollateral(
+        root=root,
+        pck_ca=ca,
+        root_crl=root_crl,
+        pck_crl=pck_crl,
+        tcb_info=info,
+        identity=identity,
+        windows=(
+            Window("TCB info", info.issue_date, info.next_update),
+            Window("QE identity", identity.issue_date, identity.next_update),
+            pck_crl.window,
+            root_crl.window,
+            signer.window,
+            qe_signer.window,
+            ca.window,
+            root.window,
+        ),
+        checks=tuple(checks.done),
+        verdicts=_Recent(256),
+    )
+
+
+def check_validity(checks: Checks, windows: Iterable[Window], now: datetime) -> None:
+    """Step T: everything that was used is valid at `now`; the first and the last instant belong to it."""
+    for what, not_before, not_after in windows:
+        checks.require(
+            f"{what}: valid now",
+            not_before <= now <= not_after,
+            expected=(not_before, not_after),
+            seen=now,
+            error=Stale,
+            message=f"the {what} expired at {not_after:%Y-%m-%d %H:%M:%S} UTC"
+            if now > not_after
+            else f"the {what} is valid only from {not_before:%Y-%m-%d %H:%M:%S} UTC",
+            remedy=_REFRESH
+            if now > not_after
+            else "check the clock (or the --at time), then fetch the collateral again",
+        )
+
+
+def check_belongs(checks: Checks, pck: VerifiedPCK, good: VerifiedCollateral, *, tdx: bool) -> None:
+    """B5, B6, C, D: the collateral is for this platform and this kind of TEE; nothing is revoked."""
+    checks.require(
+        "root CA: same in quote and collateral",
+        pck.root.der == good.root.der,
+        expected=pck.root.fingerprint,
+        seen=good.root.fingerprint,
+        error=BadChain,
+        remedy=_REFRESH,
+    )
+    checks.require(
+        "PCK CRL: of the CA that issued the PCK certificate",
+        pck.ca.subject == good.pck_ca.subject and pck.ca.spki == good.pck_ca.spki,
+        expected=pck.ca.common_name,
+        seen=good.pck_ca.common_name,
+        error=Mismatch,
+        remedy="fetch the collateral of this platform: adyton collateral fetch --for EVIDENCE",
+    )
+    _check_not_revoked(checks, pck.ca, good.root_crl)
+    _check_not_revoked(checks, pck.leaf, good.pck_crl)
+    info, identity = good.tcb_info, good.identity
+    kind = "TDX" if tdx else "SGX"
+    checks.require(
+        "TCB info: kind of TEE", info.id == kind, expected=kind, seen=info.id, error=Mismatch, remedy=_REFRESH
+    )
+    for name, expected, seen in (
+        ("TCB info: FMSPC", pck.platform.fmspc, info.fmspc),
+        ("TCB info: PCEID", pck.platform.pce_id, info.pce_id),
+    ):
+        checks.require(
+            name,
+            expected == seen,
+            expected=expected,
+            seen=seen,
+            error=Mismatch,
+            message=f"the TCB info is for another kind of platform ({name[10:]} {seen.hex()}, not {expected.hex()})",
+            remedy="fetch the collateral of this platform: adyton collateral fetch --for EVIDENCE",
+        )
+    wanted = "TD_QE" if tdx else "QE"
+    checks.require(
+        "QE identity: kind", identity.id == wanted, expected=wanted, seen=identity.id, error=Mismatch, remedy=_REFRESH
+    )
+
+
+def check_tdx_module(checks: Checks, quote: TDXQuote, info: TCBInfo) -> None:
+    """Step E: the TDX module is one that the TCB info knows, by version, signer and attributes."""
+    report = quote.report
+    svn = report.tee_tcb_svn
+    module = tcb.module_identity(info, svn)
+    checks.require(
+        "TDX module: known version",
+        module is not None,
+        expected=[identity.id for identity in info.modules],
+        seen=f"TDX_{svn[1]:02X}",
+        error=Mismatch,
+        remedy=_REFRESH,
+    )
+    if module is None:  # only where that check was disabled by a test
+        return
+    checks.require(
+        "TDX module: signer",
+        report.mrsigner_seam == module.mrsigner,
+        expected=module.mrsigner,
+        seen=report.mrsigner_seam,
+        error=Mismatch,
+    )
+    seen = bytes(a & b for a, b in zip(report.seam_attributes, module.attributes_mask, strict=True))
+    checks.require(
+        "TDX module: attributes",
+        seen == module.attributes and not any(report.seam_attributes),
+        expected=module.attributes,
+        seen=report.seam_attributes,
+        error=Mismatch,
+    )
+
+
+def check_qe(checks: Checks, quote: SGXQuote | TDXQuote, pck: VerifiedPCK, identity: EnclaveIdentity) -> None:
+    """Steps F1 to F3: the QE report is the platform's, names the attestation key, and is of Intel's enclave."""
+    part = quote.signature
+    qe = part.qe_report
+    key = pck.leaf.p256
+    checks.require(
+        "QE report: signature",
+        key is not None and ecdsa_is_valid(key, part.qe_report_signature, qe.raw),
+        expected="a signature by the PCK certificate's key",
+        seen="a signature by somebody else, or of other bytes",
+        error=BadChain,
+        remedy=_FOREIGN_CHAIN,
+    )
+    bound = hashlib.sha256(part.attestation_key + part.qe_auth_data).digest() + bytes(32)
+    checks.require(
+        "attestation key: named by the QE report",
+        qe.report_data == bound,
+        expected=bound,
+        seen=qe.report_data,
+        error=BadChain,
+        remedy=_FOREIGN_CHAIN,
+    )
+    mask = int.from_bytes(identity.attributes_mask, "little")
+    for name, expected, seen in (
+        ("QE: MISCSELECT", identity.misc_select, qe.misc_select & identity.misc_select_mask),
+        (
+            "QE: attributes",
+            int.from_bytes(identity.attributes, "little"),
+            int.from_bytes(qe.attributes, "little") & mask,
+        ),
+        ("QE: MRSIGNER", identity.mrsigner, qe.mrsigner),
+        ("QE: product", identity.isv_prod_id, qe.isv_prod_id),
+    ):
+        checks.require(
+            name,
+            expected == seen,
+            expected=expected,
+            seen=seen,
+            error=Mismatch,
+            remedy="this quoting enclave is not Intel's: refuse the evidence",
+        )
+
+
+def check_quote_signature(checks: Checks, quote: SGXQuote | TDXQuote) -> None:
+    """Step F4: the quote is signed by the attestation key."""
+    key = load_p256(quote.signature.attestation_key)
+    checks.require(
+        "quote: signature",
+        key is not None and ecdsa_is_valid(key, quote.signature.signature, quote.signed_part),
+        expected="a signature by the attestation key",
+        seen="a signature by somebody else, or of other bytes",
+        error=BadChain,
+        remedy="the quote was altered on its way; collect it again",
+    )
+
+
+def _certification_chain(quote: SGXQuote | TDXQuote, collateral: Collateral, checks: Checks) -> str | bytes:
+    """The PCK chain: from the quote (type 5), or from the collateral for the types that only name it."""
+    kind = quote.signature.certification_type
+    if kind == CertificationType.PCK_CHAIN:
+        return quote.signature.certification_data
+    given = collateral.pck_certificate_chain
+    checks.require(
+        "PCK certificate chain: given",
+        given is not None,
+        expected="a PCK certificate chain in the quote or in the collateral",
+        seen=f"certification data of type {kind} and none in the collateral",
+        error=Mismatch,
+        message=f"certification data of type {kind} does not hold the PCK certificate chain",
+        remedy="fetch the PCK certificate from Intel's PCS or a PCCS: adyton collateral fetch --for EVIDENCE",
+    )
+    return given or ""
+
+
+def _check_certification(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, checks: Checks) -> None:
+    """What certification data of types 1 to 4 says about the platform agrees with the PCK certificate given."""
+    kind, data = quote.signature.certification_type, quote.signature.certification_data
+    if kind == CertificationType.PCK_LEAF:
+        (leaf,) = parse_chain(data, ("PCK certificate",), "certification data")
+        checks.require(
+            "certification data: PCK certificate",
+            leaf.der == pck.leaf.der,
+            expected=pck.leaf.fingerprint,
+            seen=leaf.fingerprint,
+            error=Mismatch,
+        )
+    elif kind in PPID_SIZES:
+        named = parse_ppid_certification(kind, data)
+        checks.require(
+            "certification data: PCEID",
+            named.pce_id == pck.platform.pce_id[::-1] or named.pce_id == pck.platform.pce_id,
+            expected=pck.platform.pce_id,
+            seen=named.pce_id,
+            error=Mismatch,
+        )
+        if kind == CertificationType.PPID_PLAIN:
+            checks.require(
+                "certification data: PPID",
+                named.ppid == pck.platform.ppid,
+                expected=pck.platform.ppid,
+                seen=named.ppid,
+                error=Mismatch,
+            )
+
+
+def _verified_collateral(
+    collateral: Collateral, roots: TrustRoots, checks: Checks, cache: Cache | None
+) -> VerifiedCollateral:
+    key = (collateral, roots.key)
+    good = cache.collateral.get(key) if cache else None
+    if good is None:
+        own = Checks()
+        try:
+            good = check_collateral(own, collateral, roots)
+        finally:
+            checks.done += own.done
+        if cache:
+            cache.collateral.put(key, good)
+    else:
+        checks.done += good.checks
+    return good
+
+
+def _verified_pck(chain: str | bytes, roots: TrustRoots, checks: Checks, cache: Cache | None) -> VerifiedPCK:
+    key = (chain, roots.key)
+    pck = cache.chains.get(key) if cache else None
+    if pck is None:
+        own = Checks()
+        try:
+            pck = check_pck_chain(own, chain, roots)
+        finally:
+            checks.done += own.done
+        if cache:
+            cache.chains.put(key, pck)
+    else:
+        checks.done += pck.checks
+    return pck
+
+
+def _judge(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, good: VerifiedCollateral) -> Verdict:
+    platform, qe_svn = pck.platform, quote.signature.qe_report.isv_svn
+    svn, svn2 = (None, None) if isinstance(quote, SGXQuote) else (quote.report.tee_tcb_svn, quote.report.tee_tcb_svn2)
+    key = (platform.components, platform.pce_svn, qe_svn, svn, svn2)
+    verdict = good.verdicts.get(key)
+    if verdict is None:
+        try:
+            verdict = tcb.judge(
+                good.tcb_info,
+                good.identity,
+                components=platform.components,
+                pce_svn=platform.pce_svn,
+                qe_svn=qe_svn,
+                tee_tcb_svn=svn,
+                tee_tcb_svn2=svn2,
+            )
+        except tcb.ModuleMismatch as error:
+            raise Mismatch(
+                f"the TDX module after a relaunch, {error}, has no identity in the TCB info",
+                check="TDX module: known version after a relaunch",
+                expected=", ".join(identity.id for identity in good.tcb_info.modules),
+                seen=str(error),
+                remedy=_REFRESH,
+            ) from None
+        good.verdicts.put(key, verdict)
+    return verdict
+
+
+def verify(
+    quote: SGXQuote | TDXQuote,
+    collateral: Collateral,
+    roots: TrustRoots,
+    now: datetime,
+    *,
+    cache: Cache | None = None,
+    checks: Checks | None = None,
+) -> VerifiedReport:
+    """Verify a quote at the time `now` (aware); raises an EvidenceError that names the step.
+
+    A platform that is out of date, revoked or unknown to the TCB info is a result (its status), not an error:
+    `appraise` decides. `checks` collects what was checked, also when it fails.
+    """
+    if now.tzinfo is None:
+        raise UsageError("the time of verification needs a time zone")
+    checks = Checks() if checks is None else checks
+    tdx = not isinstance(quote, SGXQuote)
+    chain = _certification_chain(quote, collateral, checks)
+    pck = _verified_pck(chain, roots, checks, cache)
+    if quote.signature.certification_type != CertificationType.PCK_CHAIN:
+        _check_certification(quote, pck, checks)
+    good = _verified_collateral(collateral, roots, checks, cache)
+    check_belongs(checks, pck, good, tdx=tdx)
+    windows = pck.windows + good.windows
+    check_validity(checks, windows, now)
+    if not isinstance(quote, SGXQuote):
+        check_tdx_module(checks, quote, good.tcb_info)
+    check_qe(checks, quote, pck, good.identity)
+    check_quote_signature(checks, quote)
+    verdict = _judge(quote, pck, good)
+    return _report(quote, pck, good, verdict, windows, now, roots, checks)
+
+
+def _report(
+    quote: SGXQuote | TDXQuote,
+    pck: VerifiedPCK,
+    good: VerifiedCollateral,
+    verdict: Verdict,
+    windows: tuple[Window, ...],
+    now: datetime,
+    roots: TrustRoots,
+    checks: Checks,
+) -> VerifiedReport:
+    """Step M: the result with what a policy may ask about."""
+    sgx = isinstance(quote, SGXQuote)
+    parts = {"sgx": verdict.sgx, "tdx": verdict.tdx, "module": verdict.module, "qe": verdict.qe}
+    root = pck.root.fingerprint
+    simulated = root not in roots.intel
+    if simulated and root not in roots.sim:
+        raise EvidenceError("the root is neither Intel's nor a simulated one", check="root CA: pinned", seen=root)
+    tee = {(True, False): "sgx", (False, False): "tdx", (True, True): "sim", (False, True): "sim-tdx"}[sgx, simulated]
+    info, platform = good.tcb_info, pck.platform
+    report = quote.report
+    enclave = quote.report if isinstance(quote, SGXQuote) else None
+    return VerifiedReport(
+        tee=tee,
+        status=verdict.status,
+        part_statuses=MappingProxyType({name: status for name, status in parts.items() if status is not None}),
+        advisories=verdict.advisories,
+        measurement=Measurement(quote.report.mrenclave if isinstance(quote, SGXQuote) else quote.report.mrtd),
+        mrsigner=Digest(enclave.mrsigner) if enclave else None,
+        isv_prod_id=enclave.isv_prod_id if enclave else None,
+        isv_svn=enclave.isv_svn if enclave else None,
+        debug=report.debug,
+        report_data=report.report_data,
+        root_fingerprint=root,
+        tcb_date=verdict.tcb_date,
+        evaluation_number=min(info.evaluation_number, good.identity.evaluation_number),
+        issued_at=min(window.not_before for window in good.windows[:4]),
+        expires_at=min(window.not_after for window in windows),
+        verified_at=now,
+        platform=MappingProxyType(
+            {
+                "fmspc": platform.fmspc,
+                "pce_id": platform.pce_id,
+                "pce_svn": platform.pce_svn,
+                "components": platform.components,
+                "ppid": platform.ppid,
+                "sgx_type": platform.sgx_type,
+                "ca": pck.ca.common_name,
+                "dynamic": platform.dynamic,
+                "cached_keys": platform.cached_keys,
+                "smt": platform.smt,
+                "pck_crl_number": good.pck_crl.number,
+                "root_crl_number": good.root_crl.number,
+                "tcb_info_version": info.version,
+            }
+        ),
+        revocation_checked=True,
+        checks=tuple(checks.done),
+        evidence=quote,
+        made_by=VERIFIER,
+    )

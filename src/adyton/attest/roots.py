@@ -1,0 +1,46 @@
+"""The roots of trust that are accepted, pinned by the SHA-256 of their certificate's DER.
+
+A root is never taken from the evidence: a certificate counts as a root only where its fingerprint stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Self
+
+from adyton.values import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+INTEL_SGX_ROOT: Final = Digest.from_hex("44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3")
+"""Intel SGX Root CA, valid 2018-05-21 to 2049-12-31."""
+
+AMD_ARKS: Final[Mapping[str, Digest]] = MappingProxyType(
+    {
+        "Milan": Digest.from_hex("69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd"),
+        "Genoa": Digest.from_hex("4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1"),
+        "Turin": Digest.from_hex("1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a"),
+    }
+)
+"""AMD's root keys (ARK), by product."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRoots:
+    """Which roots are trusted, and as what."""
+
+    intel: frozenset[Digest] = frozenset({INTEL_SGX_ROOT})
+    amd: Mapping[str, Digest] = field(default_factory=lambda: AMD_ARKS)
+    sim: frozenset[Digest] = frozenset()
+    """Simulated roots: evidence under them is "sim" or "sim-tdx", never "sgx" or "tdx"."""
+
+    def with_sim(self, roots: Iterable[Digest]) -> Self:
+        """The same roots, and these simulated ones."""
+        return replace(self, sim=self.sim | frozenset(roots))
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What identifies this set of roots (to keep cached verdicts apart)."""
+        return self.intel, self.sim, tuple(sorted((name, root.raw) for name, root in self.amd.items()))
