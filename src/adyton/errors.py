@@ -21,7 +21,10 @@ server to a status, the file system to an errno.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Error(Exception):
@@ -162,10 +165,40 @@ class Stale(EvidenceError):
     exit_code = 94
 
 
+class Reason(Protocol):
+    """A check that failed, as data; `adyton.attest.checks.Check` is one."""
+
+    @property
+    def name(self) -> str:
+        """Which check."""
+
+    @property
+    def remedy(self) -> str | None:
+        """What repairs it."""
+
+    def to_dict(self) -> dict[str, str | bool]:
+        """Name, expected, seen, ok and remedy."""
+
+
 class AppraisalFailed(EvidenceError):
-    """The evidence is genuine, and the policy does not accept it."""
+    """The evidence is genuine, and the policy does not accept it; `reasons` are all the checks that failed."""
 
     exit_code = 95
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        check: str | None = None,
+        expected: object = None,
+        seen: object = None,
+        remedy: str | None = None,
+        reasons: Sequence[Reason] = (),
+        checks: Sequence[Reason] = (),
+    ) -> None:
+        super().__init__(message, check=check, expected=expected, seen=seen, remedy=remedy)
+        self.reasons = tuple(reasons)
+        self.checks = tuple(checks)
 
 
 class Mismatch(EvidenceError):
@@ -226,6 +259,11 @@ class FetchFailed(Unavailable):
     """Something that lives elsewhere could not be fetched."""
 
     exit_code = 111
+
+    status: int | None = None
+    """The HTTP status that refused it, where one did."""
+    retry_after_s: float | None = None
+    """How long the service asked to be left alone."""
 
 
 class NoDevice(Unavailable):

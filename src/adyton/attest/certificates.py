@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _BLOCK: Final = re.compile(
     r"\s*-----BEGIN (CERTIFICATE|X509 CRL)-----\s*([A-Za-z0-9+/=\s]+?)\s*-----END \1-----", re.ASCII
 )
-_FOREIGN: Final = (
+FOREIGN: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -85,7 +85,7 @@ class Certificate:
     what: str
 
     @cached_property
-    def x509(self) -> x509.Certificate:
+    def parsed(self) -> x509.Certificate:
         """As `cryptography` reads it (with serial number 1 where the certificate says 0)."""
         return x509.load_der_x509_certificate(_without_serial_zero(self.der, self._tbs[0], self._tbs[1]))
 
@@ -110,41 +110,41 @@ class Certificate:
     @property
     def subject(self) -> x509.Name:
         """Subject."""
-        return self.x509.subject
+        return self.parsed.subject
 
     @property
     def issuer(self) -> x509.Name:
         """Issuer."""
-        return self.x509.issuer
+        return self.parsed.issuer
 
     @property
     def serial(self) -> int:
         """Serial number."""
-        return 0 if _has_serial_zero(self.der, self._tbs[0], self._tbs[1]) else self.x509.serial_number
+        return 0 if _has_serial_zero(self.der, self._tbs[0], self._tbs[1]) else self.parsed.serial_number
 
     @cached_property
     def common_name(self) -> str:
         """The subject's common name; empty where there is none or several."""
-        names = self.x509.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        names = self.parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         value = names[0].value if len(names) == 1 else ""
         return value if isinstance(value, str) else ""
 
     @property
     def window(self) -> Window:
         """When it is valid."""
-        return Window(self.what, self.x509.not_valid_before_utc, self.x509.not_valid_after_utc)
+        return Window(self.what, self.parsed.not_valid_before_utc, self.parsed.not_valid_after_utc)
 
     @cached_property
     def spki(self) -> bytes:
         """SubjectPublicKeyInfo, DER."""
-        return self.x509.public_key().public_bytes(
+        return self.parsed.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
 
     @cached_property
     def key(self) -> object:
         """The public key."""
-        return self.x509.public_key()
+        return self.parsed.public_key()
 
     @property
     def p256(self) -> ec.EllipticCurvePublicKey | None:
@@ -161,7 +161,7 @@ class Certificate:
     @cached_property
     def extensions(self) -> x509.Extensions:
         """Every extension."""
-        return self.x509.extensions
+        return self.parsed.extensions
 
     def has_extensions(self, kinds: Sequence[type[x509.ExtensionType]]) -> bool:
         """Whether every one of these extensions is there."""
@@ -185,12 +185,12 @@ class Certificate:
     def is_signed_by(self, issuer: Certificate) -> bool:
         """Whether the signature is of the issuer's key: ECDSA P-256 with SHA-256, or RSA-PSS with SHA-384 (AMD)."""
         return _is_signed(
-            issuer.key, self.x509.signature_algorithm_oid, self.x509.signature, self.tbs, self._pss_parameters
+            issuer.key, self.parsed.signature_algorithm_oid, self.parsed.signature, self.tbs, self._pss_parameters
         )
 
     @property
     def _pss_parameters(self) -> object:
-        return self.x509.signature_algorithm_parameters
+        return self.parsed.signature_algorithm_parameters
 
 
 def _is_signed(
@@ -240,8 +240,8 @@ def parse_certificate(raw: bytes, what: str) -> Certificate:
     certificate = Certificate(bytes(raw), what)
     try:
         _ = certificate.extensions, certificate.key, certificate.common_name, certificate.subject, certificate.issuer
-        _ = certificate.window, certificate.x509.signature_algorithm_parameters
-    except _FOREIGN as error:
+        _ = certificate.window, certificate.parsed.signature_algorithm_parameters
+    except FOREIGN as error:
         raise _malformed(what, type(error).__name__) from None
     return certificate
 
@@ -330,7 +330,7 @@ def parse_crl(raw: bytes, what: str) -> CRL:
             revoked.add(entry.serial_number)
         after = crl.next_update_utc
         _ = crl.signature_algorithm_parameters
-    except _FOREIGN as error:
+    except FOREIGN as error:
         raise _malformed(what, type(error).__name__) from None
     if after is None:
         raise _malformed(what, "no next update")

@@ -1,6 +1,6 @@
 """A strict reader of DER elements: enough for the vendors' certificate extensions, which no library knows.
 
-One-byte tags, definite minimal lengths, every element inside its parent. No recursion: the caller says how deep he goes.
+One-byte tags, definite minimal lengths, every element inside its parent; no recursion.
 """
 
 from __future__ import annotations

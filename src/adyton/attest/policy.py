@@ -1,0 +1,407 @@
+"""What a relying party accepts: a frozen policy, to and from the plain data of JSON or TOML.
+
+Nothing is accepted that is not named; a policy without a TEE, or without a program, accepts nothing. Composed
+policies (`any_of`) inherit what the outer one says and add their own.
+
+::
+
+    tees = ["sgx", "sim:<64 hex>"]
+    statuses = ["UpToDate"]                       # this is the default
+    measurements = ["<64 or 96 hex>"]             # MRENCLAVE, MRTD or launch measurement
+    workloads = ["<64 hex>"]                      # Adyton's workload measurement, wherever the TEE carries it
+    [[signers]]
+    mrsigner = "<64 hex>"
+    isv_prod_id = 1
+    min_isv_svn = 3
+    [[exemptions]]
+    name = "INTEL-SA-00615"                       # an advisory, or a status
+    owner = "alice@example.org"
+    until = "2027-01-31"
+    reason = "the program is compiled with LVI mitigations"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, date, datetime, time
+from types import MappingProxyType
+from typing import Final, TypeVar, cast
+
+from adyton.attest.snp import TCBVersion
+from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
+from adyton.errors import UsageError
+from adyton.values import Digest, Measurement
+
+_TEE: Final = re.compile(r"sgx|tdx|snp|(sim|sim-tdx):[0-9a-f]{64}", re.ASCII)
+_ADVISORY: Final = re.compile(r"[A-Z]+(-[A-Z0-9]+)+", re.ASCII)
+_MAX_DEPTH: Final = 4
+_MAX_ENTRIES: Final = 4096
+
+_Value = TypeVar("_Value")
+Plain = Mapping[str, object]
+
+
+def _wrong(name: str, expected: str, seen: object) -> UsageError:
+    return UsageError(
+        f"the policy's {name} is wrong: expected {expected}, seen {str(seen)[:160]}",
+        check=f"policy: {name}",
+        expected=expected,
+        seen=str(seen)[:160],
+        remedy="see docs/attestation.md, section Policy",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignerRule:
+    """Any enclave of a signer's product, from a security version on."""
+
+    mrsigner: Digest
+    isv_prod_id: int
+    min_isv_svn: int
+
+    def accepts(self, mrsigner: Digest | None, isv_prod_id: int | None, isv_svn: int | None) -> bool:
+        """Whether an enclave falls under this rule."""
+        return mrsigner == self.mrsigner and isv_prod_id == self.isv_prod_id and (isv_svn or 0) >= self.min_isv_svn
+
+    def __str__(self) -> str:
+        return f"{self.mrsigner}, product {self.isv_prod_id}, SVN at least {self.min_isv_svn}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exemption:
+    """A status or an advisory that somebody answers for, until a day."""
+
+    name: str
+    owner: str
+    until: datetime
+    """The last instant at which it counts."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SNPRules:
+    """What a policy may say about SEV-SNP only."""
+
+    host_data: frozenset[bytes] = frozenset()
+    id_key_digests: frozenset[bytes] = frozenset()
+    author_key_digests: frozenset[bytes] = frozenset()
+    family_ids: frozenset[bytes] = frozenset()
+    image_ids: frozenset[bytes] = frozenset()
+    max_vmpl: int = 0
+    min_guest_svn: int = 0
+    allow_smt: bool = True
+    require_single_socket: bool = False
+    require_alias_check: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What a relying party accepts; frozen, and refusing whatever it does not name."""
+
+    tees: frozenset[str] = frozenset()
+    """"sgx", "tdx", "snp", "sim:<fingerprint of the simulated root>", "sim-tdx:<fingerprint>"."""
+    statuses: frozenset[TCBStatus] = frozenset({TCBStatus.UP_TO_DATE})
+    exemptions: tuple[Exemption, ...] = ()
+    measurements: frozenset[Measurement] = frozenset()
+    workloads: frozenset[Measurement] = frozenset()
+    signers: tuple[SignerRule, ...] = ()
+    any_program: bool = False
+    """Accept a report whatever runs there; for looking at platforms, never for giving out keys."""
+    allow_debug: bool = False
+    allow_provisioning_keys: bool = False
+    require_report_data: bool = False
+    """Refuse where the caller has nothing to compare the report data with."""
+    max_collateral_age_days: int | None = None
+    min_evaluation_number: int | None = None
+    rtmr0: frozenset[bytes] = frozenset()
+    rtmr1: frozenset[bytes] = frozenset()
+    rtmr2: frozenset[bytes] = frozenset()
+    rtmr3: frozenset[bytes] = frozenset()
+    mrconfigids: frozenset[bytes] = frozenset()
+    mrowners: frozenset[bytes] = frozenset()
+    mrownerconfigs: frozenset[bytes] = frozenset()
+    mrseams: frozenset[bytes] = frozenset()
+    service_tds: frozenset[bytes] = frozenset()
+    allow_sept_ve: bool = False
+    allow_migration: bool = False
+    min_tcb: Mapping[str, TCBVersion] = field(default_factory=lambda: MappingProxyType({}))
+    """SEV-SNP: product -> the least security versions, of reported and committed TCB."""
+    allow_missing_crl: bool = False
+    snp: SNPRules = SNPRules()
+    any_of: tuple[Policy, ...] = ()
+    """Alternatives; each inherits what this policy says, and one of them must be met."""
+
+    def __post_init__(self) -> None:
+        for tee in self.tees:
+            if _TEE.fullmatch(tee) is None:
+                raise _wrong("tees", "sgx, tdx, snp, sim:<64 hex> or sim-tdx:<64 hex>", tee)
+        for name in [*self.statuses, *(item.name for item in self.exemptions)]:
+            if name in {status.value for status in NEVER_ACCEPTED}:
+                raise _wrong("statuses", "nothing that can never be accepted", name)
+
+    @property
+    def names_program(self) -> bool:
+        """Whether it says which programs it accepts."""
+        return bool(self.measurements or self.workloads or self.signers)
+
+    def alternatives(self) -> Iterator[Policy]:
+        """The policies without alternatives that this one comes to; none where it names no TEE."""
+        if not self.any_of:
+            if self.tees:
+                yield self
+            return
+        for inner in self.any_of:
+            yield from _inherit(self, inner).alternatives()
+
+    @classmethod
+    def from_dict(cls, document: Plain) -> Policy:
+        """Read plain data; unknown names are refused; raises UsageError."""
+        return _read(document, 0)
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data, only what differs from the default; `from_dict` gives it back."""
+        found: dict[str, object] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value != _DEFAULTS[item.name]:
+                found[item.name] = _WRITERS.get(item.name, _plain)(value)
+        return found
+
+
+def _inherit(outer: Policy, inner: Policy) -> Policy:
+    """The inner policy, with what it leaves at the default taken from the outer one."""
+    taken = {
+        item.name: getattr(outer, item.name)
+        for item in fields(Policy)
+        if item.name != "any_of" and getattr(inner, item.name) == _DEFAULTS[item.name]
+    }
+    return replace(inner, **taken)
+
+
+def _list(name: str, value: object) -> list[object]:
+    if not isinstance(value, list) or len(value) > _MAX_ENTRIES:
+        raise _wrong(name, "a list", value)
+    return value
+
+
+def _string(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value or len(value) > 1024:
+        raise _wrong(name, "a text", value)
+    return value
+
+
+def _whole(name: str, value: object, limit: int = 1 << 32) -> int:
+    if type(value) is not int or not 0 <= value <= limit:
+        raise _wrong(name, f"a whole number from 0 to {limit}", value)
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, "true or false", value)
+    return value
+
+
+def _table(name: str, value: object, allowed: Iterable[str]) -> Plain:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, "a table", value)
+    unknown = sorted(set(value) - set(allowed))
+    if unknown:
+        raise _wrong(name, "only " + ", ".join(sorted(allowed)), ", ".join(map(str, unknown)))
+    return value
+
+
+def _hexes(size: int) -> Callable[[str, object], frozenset[bytes]]:
+    def read(name: str, value: object) -> frozenset[bytes]:
+        found = set()
+        for item in _list(name, value):
+            if not isinstance(item, str) or re.fullmatch(rf"[0-9a-fA-F]{{{2 * size}}}", item) is None:
+                raise _wrong(name, f"{size} bytes in hex each", item)
+            found.add(bytes.fromhex(item))
+        return frozenset(found)
+
+    return read
+
+
+def _measurements(name: str, value: object) -> frozenset[Measurement]:
+    return frozenset(Measurement.from_hex(_string(name, item)) for item in _list(name, value))
+
+
+def _statuses(name: str, value: object) -> frozenset[TCBStatus]:
+    found = set()
+    for item in _list(name, value):
+        if item not in {status.value for status in TCBStatus}:
+            raise _wrong(name, ", ".join(status.value for status in TCBStatus), item)
+        found.add(TCBStatus(str(item)))
+    return frozenset(found)
+
+
+def _signers(name: str, value: object) -> tuple[SignerRule, ...]:
+    rules = []
+    for item in _list(name, value):
+        table = _table(name, item, ("mrsigner", "isv_prod_id", "min_isv_svn"))
+        rules.append(
+            SignerRule(
+                mrsigner=Digest.from_hex(_string(f"{name}.mrsigner", table.get("mrsigner"))),
+                isv_prod_id=_whole(f"{name}.isv_prod_id", table.get("isv_prod_id"), 65535),
+                min_isv_svn=_whole(f"{name}.min_isv_svn", table.get("min_isv_svn"), 65535),
+            )
+        )
+    return tuple(rules)
+
+
+def _instant(name: str, value: object) -> datetime:
+    """A day (its last second counts), or an instant with a time zone."""
+    if isinstance(value, str):
+        try:
+            value = date.fromisoformat(value) if len(value) == 10 else datetime.fromisoformat(value)
+        except ValueError:
+            raise _wrong(name, "a date YYYY-MM-DD, or a time with a time zone", value) from None
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise _wrong(name, "a time with a time zone", value)
+        return value.astimezone(UTC)
+    if isinstance(value, date):
+        return datetime.combine(value, time(23, 59, 59), UTC)
+    raise _wrong(name, "a date YYYY-MM-DD, or a time with a time zone", value)
+
+
+def _exemptions(name: str, value: object) -> tuple[Exemption, ...]:
+    found = []
+    known = {status.value for status in TCBStatus}
+    for item in _list(name, value):
+        table = _table(name, item, ("name", "owner", "until", "reason"))
+        what = _string(f"{name}.name", table.get("name"))
+        if what not in known and _ADVISORY.fullmatch(what) is None:
+            raise _wrong(f"{name}.name", "a status or an advisory such as INTEL-SA-00615", what)
+        reason = table.get("reason", "")
+        if not isinstance(reason, str):
+            raise _wrong(f"{name}.reason", "a text", reason)
+        found.append(
+            Exemption(
+                name=what,
+                owner=_string(f"{name}.owner", table.get("owner")),
+                until=_instant(f"{name}.until", table.get("until")),
+                reason=reason,
+            )
+        )
+    return tuple(found)
+
+
+def _min_tcb(name: str, value: object) -> Mapping[str, TCBVersion]:
+    found: dict[str, TCBVersion] = {}
+    for product, versions in _table(name, value, ("Milan", "Genoa", "Turin")).items():
+        parts = ("bootloader", "tee", "snp", "microcode", *(("fmc",) if product == "Turin" else ()))
+        table = _table(f"{name}.{product}", versions, parts)
+        found[product] = TCBVersion(
+            **{part: _whole(f"{name}.{product}.{part}", table.get(part), 255) for part in parts}
+        )
+    return MappingProxyType(found)
+
+
+def _snp(name: str, value: object) -> SNPRules:
+    readers: dict[str, Callable[[str, object], object]] = {
+        "host_data": _hexes(32),
+        "id_key_digests": _hexes(48),
+        "author_key_digests": _hexes(48),
+        "family_ids": _hexes(16),
+        "image_ids": _hexes(16),
+        "max_vmpl": lambda key, item: _whole(key, item, 3),
+        "min_guest_svn": _whole,
+        "allow_smt": _flag,
+        "require_single_socket": _flag,
+        "require_alias_check": _flag,
+    }
+    table = _table(name, value, readers)
+    found = {key: readers[key](f"{name}.{key}", item) for key, item in table.items()}
+    return SNPRules(**found)  # type: ignore[arg-type]
+
+
+_READERS: Final[dict[str, Callable[[str, object], object]]] = {
+    "tees": lambda name, value: frozenset(_string(name, item) for item in _list(name, value)),
+    "statuses": _statuses,
+    "exemptions": _exemptions,
+    "measurements": _measurements,
+    "workloads": _measurements,
+    "signers": _signers,
+    "any_program": _flag,
+    "allow_debug": _flag,
+    "allow_provisioning_keys": _flag,
+    "require_report_data": _flag,
+    "max_collateral_age_days": _whole,
+    "min_evaluation_number": _whole,
+    "allow_sept_ve": _flag,
+    "allow_migration": _flag,
+    "min_tcb": _min_tcb,
+    "allow_missing_crl": _flag,
+    "snp": _snp,
+    **dict.fromkeys(
+        (
+            "rtmr0",
+            "rtmr1",
+            "rtmr2",
+            "rtmr3",
+            "mrconfigids",
+            "mrowners",
+            "mrownerconfigs",
+            "mrseams",
+            "service_tds",
+        ),
+        _hexes(48),
+    ),
+}
+
+
+def _read(document: object, depth: int) -> Policy:
+    if depth > _MAX_DEPTH:
+        raise _wrong("any_of", f"at most {_MAX_DEPTH} levels", depth)
+    table = _table("names", document, [*_READERS, "any_of"])
+    values = {name: _READERS[name](name, value) for name, value in table.items() if name != "any_of"}
+    if "any_of" in table:
+        inner = _list("any_of", table["any_of"])
+        if not inner:
+            raise _wrong("any_of", "at least one alternative", inner)
+        values["any_of"] = tuple(_read(item, depth + 1) for item in inner)
+    return Policy(**values)  # type: ignore[arg-type]
+
+
+def _plain(value: object) -> object:
+    """Plain data of a value; sets come sorted."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, TCBStatus):
+        return value.value
+    if isinstance(value, (Digest, Measurement)):
+        return value.hex()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, frozenset):
+        return sorted(cast("list[str]", [_plain(item) for item in value]))
+    if isinstance(value, TCBVersion):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, Policy):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, (SignerRule, Exemption, SNPRules)):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    return value
+
+
+def _sparse_snp(value: object) -> object:
+    default = SNPRules()
+    return {
+        item.name: _plain(getattr(value, item.name))
+        for item in fields(SNPRules)
+        if getattr(value, item.name) != getattr(default, item.name)
+    }
+
+
+_WRITERS: Final[dict[str, Callable[[object], object]]] = {"snp": _sparse_snp}
+_DEFAULTS: Final[Mapping[str, object]] = MappingProxyType(
+    {item.name: getattr(Policy(), item.name) for item in fields(Policy)}
+)
