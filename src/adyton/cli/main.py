@@ -15,6 +15,8 @@ from adyton import __version__
 from adyton.errors import Error, ScriptFailed
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
+    "encrypt": ("adyton.cli.encrypt", "Encrypt files and directories into protected files."),
+    "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
 }

@@ -1,0 +1,47 @@
+"""Which wrap key a verb uses: a file of 16 raw bytes, or a name in the owner's store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adyton.errors import UsageError
+from adyton.pfile.backing import storage_failed
+
+if TYPE_CHECKING:
+    from adyton.values import Key128
+
+
+def default_home() -> Path:
+    """The owner's home: ADYTON_HOME, or ~/.adyton."""
+    return Path(os.environ.get("ADYTON_HOME") or Path.home() / ".adyton")
+
+
+def read_key_file(path: Path) -> Key128:
+    """The key in a file of 16 raw bytes; at most 17 are read."""
+    from adyton.values import KEY_BYTES, Key128
+
+    try:
+        with path.open("rb") as file:
+            raw = file.read(KEY_BYTES + 1)
+    except OSError as error:
+        raise storage_failed(error, str(path), "reading the key file") from error
+    return Key128(raw)
+
+
+def choose_key(name: str | None, file: Path | None, home: Path | None, *, option: str = "--key") -> Key128:
+    """The key that `--key NAME` or `--key-file FILE` names; exactly one of them must be given."""
+    if (name is None) == (file is None):
+        raise UsageError(
+            f"say which key: {option} NAME or {option}-file FILE, one of them",
+            check="key",
+            expected=f"exactly one of {option} and {option}-file",
+            seen="neither" if name is None else "both",
+            remedy="`adyton key list` shows the keys of your store",
+        )
+    if file is not None:
+        return read_key_file(file)
+    from adyton.keyserver.owner import load_key
+
+    return load_key(home or default_home(), name or "")

@@ -1,0 +1,139 @@
+"""Sealing and opening: the only place where keys of nodes are drawn, and the only user of AES-GCM in this room.
+
+The IV is zero, so a key seals once.  `seal_nodes` and `seal_metadata` draw keys and nonces from the
+kernel on every call and accept none; sealing the same bytes again gives other keys.  Runs of nodes go
+through the C part (`_gcm`), which releases the GIL; where it was not built, `cryptography` does the same.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from adyton.pfile.keys import metadata_key
+from adyton.pfile.layout import (
+    KEY_BYTES,
+    NODE_BYTES,
+    NONCE_BYTES,
+    SEALED_BYTES,
+    SLOT_BYTES,
+    TAG_BYTES,
+    Envelope,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from adyton.values import Key128
+
+_ZERO_IV: Final = bytes(12)
+
+
+class Engine(Protocol):
+    """Seals and opens runs of nodes; the C part and the fallback both are one."""
+
+    def seal_nodes(self, plain: Buffer, cipher: Buffer, slots: Buffer, /) -> None:
+        """Seal len(plain) / 4096 nodes under new keys; ciphertext to `cipher`, key and tag to `slots`."""
+
+    def open_nodes(self, cipher: Buffer, slots: Buffer, plain: Buffer, /) -> int:
+        """Open nodes to `plain`; -1, or the first node whose tag is wrong, and then `plain` is zeros."""
+
+
+def _count(source: memoryview, target: memoryview, slots: memoryview) -> int:
+    count, rest = divmod(source.nbytes, NODE_BYTES)
+    if rest or target.nbytes != source.nbytes or slots.nbytes != count * SLOT_BYTES:
+        raise ValueError(
+            f"sizes do not belong together: {source.nbytes} bytes in, {target.nbytes} bytes out, "
+            f"{slots.nbytes} bytes of slots"
+        )
+    return count
+
+
+class Fallback:
+    """The same as the C part, over `cryptography`; it holds the GIL between nodes."""
+
+    @staticmethod
+    def seal_nodes(plain: Buffer, cipher: Buffer, slots: Buffer, /) -> None:
+        """Seal nodes, each under a new key from the kernel."""
+        source, target, places = memoryview(plain).cast("B"), memoryview(cipher).cast("B"), memoryview(slots).cast("B")
+        count = _count(source, target, places)
+        keys = os.urandom(KEY_BYTES * count)
+        sealed = bytearray(NODE_BYTES + TAG_BYTES)
+        ciphertext, tag = memoryview(sealed)[:NODE_BYTES], memoryview(sealed)[NODE_BYTES:]
+        at = slot = 0
+        for first_key in range(0, KEY_BYTES * count, KEY_BYTES):
+            key = keys[first_key : first_key + KEY_BYTES]
+            end = at + NODE_BYTES
+            AESGCM(key).encrypt_into(_ZERO_IV, source[at:end], None, sealed)
+            target[at:end] = ciphertext
+            places[slot : slot + KEY_BYTES] = key
+            places[slot + KEY_BYTES : slot + SLOT_BYTES] = tag
+            at = end
+            slot += SLOT_BYTES
+
+    @staticmethod
+    def open_nodes(cipher: Buffer, slots: Buffer, plain: Buffer, /) -> int:
+        """Open nodes; the first bad one, or -1."""
+        source, target, places = memoryview(cipher).cast("B"), memoryview(plain).cast("B"), memoryview(slots).cast("B")
+        count = _count(source, target, places)
+        sealed = bytearray(NODE_BYTES + TAG_BYTES)
+        ciphertext, tag = memoryview(sealed)[:NODE_BYTES], memoryview(sealed)[NODE_BYTES:]
+        at = slot = 0
+        for node in range(count):
+            end = at + NODE_BYTES
+            ciphertext[:] = source[at:end]
+            tag[:] = places[slot + KEY_BYTES : slot + SLOT_BYTES]
+            try:
+                AESGCM(places[slot : slot + KEY_BYTES]).decrypt_into(_ZERO_IV, sealed, None, target[at:end])
+            except InvalidTag:
+                target[:] = bytes(target.nbytes)
+                return node
+            at = end
+            slot += SLOT_BYTES
+        return -1
+
+
+def _find_engine() -> tuple[Engine, bool]:
+    try:
+        from adyton.pfile import _gcm
+    except ImportError:
+        return Fallback, False
+    return _gcm, True
+
+
+engine, NATIVE = _find_engine()
+"""The engine in use, and whether it is the C part."""
+
+
+def seal_nodes(plain: Buffer, cipher: Buffer, slots: Buffer) -> None:
+    """Seal a run of 4096-byte nodes, each under a new key; `slots` receives 32 bytes (key, tag) per node.
+
+    `cipher` is exactly `plain`'s buffer or does not overlap it.  On failure no slot and no output is left.
+    """
+    engine.seal_nodes(plain, cipher, slots)
+
+
+def open_nodes(cipher: Buffer, slots: Buffer, plain: Buffer) -> int:
+    """Open a run of nodes; -1, or the index of the first whose tag is wrong, and then `plain` is wiped."""
+    return engine.open_nodes(cipher, slots, plain)
+
+
+def seal_metadata(wrap_key: Key128, version: int, metadata: bytes) -> Envelope:
+    """Seal the 3884 bytes of a `Metadata` under a new nonce from the kernel."""
+    if len(metadata) != SEALED_BYTES:
+        raise ValueError(f"the sealed part has {SEALED_BYTES} bytes, got {len(metadata)}")
+    nonce = os.urandom(NONCE_BYTES)
+    sealed = AESGCM(metadata_key(wrap_key, nonce)).encrypt(_ZERO_IV, metadata, None)
+    return Envelope(version, nonce, sealed[SEALED_BYTES:], 0, sealed[:SEALED_BYTES])
+
+
+def open_metadata(wrap_key: Key128, envelope: Envelope) -> bytes | None:
+    """The 3884 opened bytes, or None where the key is wrong or the node was altered (no telling which)."""
+    key = metadata_key(wrap_key, envelope.nonce)
+    try:
+        return AESGCM(key).decrypt(_ZERO_IV, envelope.sealed + envelope.tag, None)
+    except InvalidTag:
+        return None
