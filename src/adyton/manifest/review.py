@@ -176,7 +176,7 @@ def not_covered(manifest: Manifest) -> tuple[str, ...]:
     found += [f"the secret {secret.name}: delivered by the key server" for secret in manifest.adyton.secrets]
     found.append("the clock, the number of processors, scheduling, and when the program is stopped: the host's")
     found.append(
-        "the kernel under the program (in sim all of the machine; in tdx and snp the guest image's measurement)"
+        "the kernel under the program (in tdx and snp the guest image's measurement says it; in sim nothing does)"
     )
     return tuple(found)
 

@@ -145,12 +145,14 @@ def _check_table(node: _Node, table: Mapping[str, Any], prefix: str) -> None:
         else:
             _check_value(child, child.key, value, full)
     for name, child in node.children.items():
-        if child.key and child.key.required and name not in table:
+        if name in table or name in ("*", "[]"):
+            continue
+        full = f"{prefix}.{name}" if prefix else name
+        if child.key is None:
+            _check_table(child, {}, full)
+        elif child.key.required:
             raise MalformedManifest(
-                f"{prefix}.{name} is missing",
-                check=f"manifest key {prefix}.{name}",
-                expected=child.key.meaning,
-                seen="nothing",
+                f"{full} is missing", check=f"manifest key {full}", expected=child.key.meaning, seen="nothing"
             )
 
 
