@@ -108,6 +108,13 @@ class Certificate:
         return Digest(hashlib.sha256(self.der).digest())
 
     @property
+    def pem(self) -> str:
+        """The certificate as PEM, from its original bytes."""
+        text = binascii.b2a_base64(self.der, newline=False).decode()
+        lines = [text[at : at + 64] for at in range(0, len(text), 64)]
+        return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
+
+    @property
     def subject(self) -> x509.Name:
         """Subject."""
         return self.parsed.subject

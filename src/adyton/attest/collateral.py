@@ -1,7 +1,8 @@
 """Collateral: what besides the quote is needed to judge it, as one value and as JSON.
 
 The JSON has the field names that dcap-qvl's QuoteCollateralV3 uses: chains are PEM (signer first, then root), CRLs
-and signatures hex, `tcb_info` and `qe_identity` the exact signed text.
+and signatures hex, `tcb_info` and `qe_identity` the exact signed text. For AMD the JSON is Adyton's own:
+`{"amd_leaf": PEM, "amd_chain": PEM (ASK, then ARK), "amd_crl": hex or null}`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import Self
 
+from adyton.attest.certificates import parse_certificate, split_pem
 from adyton.attest.layout import MAX_CRL_BYTES, MAX_JSON_BYTES
 from adyton.errors import MalformedQuote
 
@@ -24,6 +26,18 @@ def _malformed(what: str) -> MalformedQuote:
         expected="JSON with " + ", ".join(item.name for item in fields(Collateral)),
         seen=what,
     )
+
+
+def _load(text: str) -> dict[str, object]:
+    if len(text) > 4 * MAX_CRL_BYTES:
+        raise _malformed(f"{len(text)} characters")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _malformed("not JSON") from None
+    if not isinstance(document, dict):
+        raise _malformed("no JSON object")
+    return document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +59,7 @@ class Collateral:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Parse one collateral document; raises MalformedQuote."""
-        if len(text) > 4 * MAX_CRL_BYTES:
-            raise _malformed(f"{len(text)} characters")
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
-            raise _malformed("not JSON") from None
-        if not isinstance(document, dict):
-            raise _malformed("no JSON object")
-        return cls.from_dict(document)
+        return cls.from_dict(_load(text))
 
     @classmethod
     def from_dict(cls, document: dict[str, object]) -> Self:
@@ -93,3 +99,53 @@ class Collateral:
     def to_json(self) -> str:
         """As a JSON document; `from_json` gives it back."""
         return json.dumps(self.to_dict(), indent=1)
+
+
+_AMD = ("amd_leaf", "amd_chain", "amd_crl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AMDCollateral:
+    """The certificates that a SEV-SNP report needs, DER each; unverified."""
+
+    leaf: bytes
+    """VCEK or VLEK."""
+    ask: bytes
+    """The certificate that signed it: ASK for a VCEK, ASVK for a VLEK."""
+    ark: bytes
+    crl: bytes | None = None
+    """AMD's CRL of revoked ASKs."""
+
+    @classmethod
+    def from_dict(cls, document: dict[str, object]) -> Self:
+        """Take the parsed JSON; raises MalformedQuote."""
+        leaf, chain, crl = (document.get(name) for name in _AMD)
+        if set(document) - set(_AMD) or not isinstance(leaf, str) or not isinstance(chain, str):
+            raise _malformed("AMD collateral has amd_leaf, amd_chain and amd_crl, and nothing else")
+        leaves, issuers = split_pem(leaf, "VCEK or VLEK"), split_pem(chain, "AMD chain")
+        if len(leaves) != 1 or len(issuers) != 2:
+            raise _malformed(f"AMD collateral with {len(leaves)} leaves and {len(issuers)} issuers, expected 1 and 2")
+        if crl is not None and (not isinstance(crl, str) or len(crl) > 2 * MAX_CRL_BYTES):
+            raise _malformed("amd_crl is no text")
+        try:
+            return cls(leaf=leaves[0], ask=issuers[0], ark=issuers[1], crl=None if crl is None else bytes.fromhex(crl))
+        except ValueError:
+            raise _malformed("amd_crl is not hex") from None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """As the members of the JSON document."""
+        leaf, ask, ark = (
+            parse_certificate(raw, what).pem
+            for raw, what in ((self.leaf, "VCEK or VLEK"), (self.ask, "ASK"), (self.ark, "ARK"))
+        )
+        return {"amd_leaf": leaf, "amd_chain": ask + ark, "amd_crl": None if self.crl is None else self.crl.hex()}
+
+    def to_json(self) -> str:
+        """As a JSON document."""
+        return json.dumps(self.to_dict(), indent=1)
+
+
+def parse_collateral(text: str) -> Collateral | AMDCollateral:
+    """Parse one collateral document, Intel's or AMD's, decided by its members; raises MalformedQuote."""
+    document = _load(text)
+    return AMDCollateral.from_dict(document) if "amd_leaf" in document else Collateral.from_dict(document)

@@ -44,11 +44,12 @@ from adyton.attest.quote import PPID_SIZES, CertificationType, parse_ppid_certif
 from adyton.attest.report import VERIFIER, VerifiedReport
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tcbinfo import EnclaveIdentity, TCBInfo, parse_enclave_identity, parse_tcb_info
-from adyton.errors import BadChain, EvidenceError, MalformedQuote, Mismatch, Revoked, Stale, UsageError
+from adyton.attest.validity import check_validity
+from adyton.errors import BadChain, EvidenceError, MalformedQuote, Mismatch, Revoked, UsageError
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Hashable
 
     from adyton.attest.collateral import Collateral
     from adyton.attest.roots import TrustRoots
@@ -306,24 +307,6 @@ def check_collateral(checks: Checks, collateral: Collateral, roots: TrustRoots) 
         checks=tuple(checks.done),
         verdicts=_Recent(256),
     )
-
-
-def check_validity(checks: Checks, windows: Iterable[Window], now: datetime) -> None:
-    """Step T: everything that was used is valid at `now`; the first and the last instant belong to it."""
-    for what, not_before, not_after in windows:
-        checks.require(
-            f"{what}: valid now",
-            not_before <= now <= not_after,
-            expected=(not_before, not_after),
-            seen=now,
-            error=Stale,
-            message=f"the {what} expired at {not_after:%Y-%m-%d %H:%M:%S} UTC"
-            if now > not_after
-            else f"the {what} is valid only from {not_before:%Y-%m-%d %H:%M:%S} UTC",
-            remedy=_REFRESH
-            if now > not_after
-            else "check the clock (or the --at time), then fetch the collateral again",
-        )
 
 
 def check_belongs(checks: Checks, pck: VerifiedPCK, good: VerifiedCollateral, *, tdx: bool) -> None:

@@ -1,0 +1,34 @@
+"""Whether what was relied on is valid at the time of verification; both ends of a validity belong to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from adyton.errors import Stale
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from adyton.attest.certificates import Window
+    from adyton.attest.checks import Checks
+
+_REFRESH: Final = "fetch the collateral again: adyton collateral fetch"
+
+
+def check_validity(checks: Checks, windows: Iterable[Window], now: datetime) -> None:
+    """Step T: everything that was used is valid at `now`; the first and the last instant belong to it."""
+    for what, not_before, not_after in windows:
+        checks.require(
+            f"{what}: valid now",
+            not_before <= now <= not_after,
+            expected=(not_before, not_after),
+            seen=now,
+            error=Stale,
+            message=f"the {what} expired at {not_after:%Y-%m-%d %H:%M:%S} UTC"
+            if now > not_after
+            else f"the {what} is valid only from {not_before:%Y-%m-%d %H:%M:%S} UTC",
+            remedy=_REFRESH
+            if now > not_after
+            else "check the clock (or the --at time), then fetch the collateral again",
+        )
