@@ -19,6 +19,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
+    "collateral": ("adyton.cli.collateral", "Fetch, show, export and import what evidence is verified against."),
 }
 """Verb -> (module with a Typer `app`, one line of help), in the order of the workflow."""
 

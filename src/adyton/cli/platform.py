@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -100,3 +101,40 @@ def export(
     collateral = SimPlatform.load(directory).collateral_dict(datetime.now(UTC), tee="tdx" if tdx else "sgx")
     write_file(output, json.dumps(collateral, indent=1).encode() + b"\n", 0o644)
     say(str(output))
+
+
+@app.command()
+def serve(
+    directory: Folder,
+    listen: Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 is any free one.")] = "127.0.0.1:0",
+    pccs: Annotated[bool, typer.Option("--pccs", help="Answer as a PCCS does, instead of as Intel's PCS.")] = False,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written once the service listens: JSON with its address.")
+    ] = None,
+) -> None:
+    """Serve the platform's collateral over HTTP as Intel's PCS API v4 does, until interrupted."""
+    import json
+
+    from adyton.net import pcs_server
+    from adyton.tee.sim import SimPlatform
+    from adyton.tee.sim_files import write_file
+
+    platform = SimPlatform.load(directory)
+    fingerprint = platform.root_fingerprint
+    platform.publication()
+    listening = pcs_server.bind(*pcs_server.parse_listen(listen))
+    with listening:
+        url = pcs_server.url_of(listening)
+        say(f"listening {'pccs' if pccs else 'pcs'} {url}")
+        say(f"simulated root {fingerprint}")
+        sys.stdout.flush()
+        if ready_file is not None:
+            ready = {
+                "url": url,
+                "form": "pccs" if pccs else "pcs",
+                "simulated": True,
+                "root_fingerprint": f"{fingerprint}",
+            }
+            write_file(ready_file, json.dumps(ready).encode() + b"\n", 0o644)
+        application = pcs_server.application(platform, form="pccs" if pccs else "pcs")
+        pcs_server.serve(application, listening)

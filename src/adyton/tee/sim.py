@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
-from adyton.tee.sim_files import load_key, read_file, write_file
+from adyton.tee.sim_files import decrypt_ppid, load_key, read_file, write_file
 from adyton.tee.sim_machine import FORMAT, QE_KEYS, Shape, SimEnclave, enclave_body, td_body
 from adyton.values import Digest, Measurement
 
@@ -66,8 +66,14 @@ class SimPlatform:
     # making and loading
 
     @classmethod
-    def create(cls, directory: Path, *, ca: CAKind = "platform", now: datetime | None = None) -> SimPlatform:
-        """Make a new platform with fresh keys; raises TargetExists where the folder has anything in it."""
+    def create(
+        cls, directory: Path, *, ca: CAKind = "platform", now: datetime | None = None, carries_chain: bool = True
+    ) -> SimPlatform:
+        """Make a new platform with fresh keys; raises TargetExists where the folder has anything in it.
+
+        Without `carries_chain` its quotes only name the platform (certification data type 3), and the PCK
+        certificate has to be asked for.
+        """
         from adyton.tee.sim_factory import make_platform
 
         created = (now or datetime.now(UTC)).replace(microsecond=0)
@@ -84,7 +90,7 @@ class SimPlatform:
         except OSError as error:
             raise StorageFailed(f"cannot write beside {directory}: {error.strerror}") from error
         try:
-            make_platform(beside, ca, created)
+            make_platform(beside, ca, created, carries_chain=carries_chain)
             beside.rename(directory)
         except OSError as error:
             raise StorageFailed(f"cannot make {directory}: {error.strerror}") from error
@@ -211,6 +217,11 @@ class SimPlatform:
         issuer, key = self._vendor_certificate(f"{ca}-ca"), self._vendor_key(f"{ca}-ca")
         serials = publication.revoked_by_ca if ca == publication.ca else ()
         return sim_vendor.revocation_list(issuer, key, serials, publication, now)
+
+    def decrypt_ppid(self, encrypted: bytes) -> bytes | None:
+        """The PPID that is encrypted to this vendor; None where it is not, or the vendor never handed out a key."""
+        path = self.directory / "vendor" / "ppid.key"
+        return decrypt_ppid(path, encrypted) if path.is_file() else None
 
     def crl_chain(self, ca: CAKind) -> str:
         """The issuer chain (PEM: CA, root) of a PCK CRL."""

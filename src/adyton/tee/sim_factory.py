@@ -7,10 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from adyton.tee import sim_vendor
-from adyton.tee.sim_files import key_bytes, write_file
+from adyton.tee.sim_files import PPID_PADDING, key_bytes, write_file
 from adyton.tee.sim_machine import COMPONENTS, PCEID, PCESVN, QE_ISVSVN, QE_KEYS, TDX_COMPONENTS, certify_qe, new_facts
 
 if TYPE_CHECKING:
@@ -64,8 +64,12 @@ def issue_pck(
     return _pem(sim_vendor.pck_certificate(machine["ca"], public_key, ca_key, created, extension))
 
 
-def make_platform(directory: Path, ca: CAKind, created: datetime) -> None:
-    """Fill an empty folder with a new platform whose PCK certificate is issued by the Platform or Processor CA."""
+def make_platform(directory: Path, ca: CAKind, created: datetime, *, carries_chain: bool) -> None:
+    """Fill an empty folder with a new platform whose PCK certificate is issued by the Platform or Processor CA.
+
+    Without `carries_chain` its quotes name the platform by its PPID, encrypted to the vendor (certification data type
+    3), as those of a machine do that was never provisioned with its chain.
+    """
     machine_dir, vendor_dir = directory / "machine", directory / "vendor"
     machine_dir.mkdir(mode=0o700)
     vendor_dir.mkdir(mode=0o700)
@@ -84,6 +88,10 @@ def make_platform(directory: Path, ca: CAKind, created: datetime) -> None:
     machine["qes"] = {
         shape: certify_qe(shape, keys[QE_KEYS[shape]], keys["pck"], cpu_svn=bytes(COMPONENTS)) for shape in _SHAPES
     }
+    if not carries_chain:
+        ppid_key = rsa.generate_private_key(65537, 3072)
+        write_file(vendor_dir / "ppid.key", key_bytes(ppid_key), _PRIVATE)
+        machine["encrypted_ppid"] = ppid_key.public_key().encrypt(bytes.fromhex(machine["ppid"]), PPID_PADDING).hex()
     write_file(machine_dir / "machine.json", json.dumps(machine, indent=1).encode(), _PUBLIC)
     for name in ("pck", "qe", "td-qe"):
         write_file(machine_dir / f"{name}.key", key_bytes(keys[name]), _PRIVATE)

@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from adyton.errors import NoDevice, StorageFailed, UsageError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_FILE_BYTES: Final = 1 << 20
+PPID_PADDING: Final = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+"""How a PPID is encrypted to the vendor."""
 
 
 def write_file(path: Path, content: bytes, mode: int) -> None:
@@ -62,7 +64,7 @@ def read_file(path: Path, *, private: bool = False) -> bytes:
     return content
 
 
-def key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_bytes(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     """A private key as PKCS #8 DER, not encrypted."""
     return key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -79,6 +81,17 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise UsageError(f"{path} does not hold a P-256 private key")
     return key
+
+
+def decrypt_ppid(path: Path, encrypted: bytes) -> bytes | None:
+    """A PPID decrypted with the vendor's key in this file, or None where it does not decrypt."""
+    key = serialization.load_der_private_key(read_file(path, private=True), None)
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise UsageError(f"{path} does not hold an RSA private key")
+    try:
+        return key.decrypt(encrypted, PPID_PADDING)
+    except ValueError:
+        return None
 
 
 def raw_signature(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:

@@ -86,14 +86,27 @@ class SimEnclave:
 
     def _sign(self, message: bytes, shape: Shape) -> SignatureData:
         qe = self._machine["qes"][shape]
+        encrypted_ppid = self._machine.get("encrypted_ppid")
+        if encrypted_ppid is None:
+            kind, data = CertificationType.PCK_CHAIN, self._machine["pck_chain"].encode() + b"\0"
+        else:
+            kind = CertificationType.PPID_RSA3072
+            data = b"".join(
+                (
+                    bytes.fromhex(encrypted_ppid),
+                    bytes(self._machine["components"]),
+                    int(self._machine["pcesvn"]).to_bytes(2, "little"),
+                    bytes.fromhex(self._machine["pceid"])[::-1],
+                )
+            )
         return SignatureData(
             signature=raw_signature(self._key, message),
             attestation_key=raw_public_key(self._key),
             qe_report=EnclaveReport(bytes.fromhex(qe["report"])),
             qe_report_signature=bytes.fromhex(qe["signature"]),
             qe_auth_data=bytes.fromhex(qe["auth_data"]),
-            certification_type=CertificationType.PCK_CHAIN,
-            certification_data=self._machine["pck_chain"].encode() + b"\0",
+            certification_type=kind,
+            certification_data=data,
         )
 
 

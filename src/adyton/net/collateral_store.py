@@ -1,0 +1,614 @@
+"""Collateral on disk: verified before it is written and again when it is read, refreshed early, never going back.
+
+::
+
+    DIR/
+      sources.json                 where collateral comes from, in the order in which it is asked
+      negative.json                what a source refused lately, and until when it is left alone
+      <SHA-256 of a root>/         everything that leads to that root
+        marks.json                 the highest number and newest issue date seen of each document
+        <kind>-<subject>.json      one document as it was served, with its chain, its address and the time
+
+A document is served while it is valid. From half of its validity on (spread by a tenth, so that many stores do not ask
+at once) `refresh` fetches it anew; if that fails, the old one serves until it expires, and then evidence is refused.
+Marks stop a proxy that answers with older collateral that is still valid. Several processes may share a store.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from operator import methodcaller
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from adyton.errors import (
+    Error,
+    EvidenceError,
+    FetchFailed,
+    Stale,
+    StorageFailed,
+    Unavailable,
+    UsageError,
+)
+from adyton.net.documents import (
+    MAX_BUNDLE_BYTES,
+    Channel,
+    Document,
+    Kind,
+    Origin,
+    Verified,
+    assemble,
+    build_bundle,
+    check_current,
+    last_certificate,
+    missing,
+    origin_of_chain,
+    parse_bundle,
+    unverified_origin,
+    verify_document,
+)
+from adyton.net.fetch import HTTPFetcher
+from adyton.net.pcs import INTEL_PCS, PCSClient, root_of
+from adyton.values import Digest
+
+if TYPE_CHECKING:
+    from adyton.attest.collateral import Collateral
+    from adyton.attest.sgx import SGXQuote
+    from adyton.attest.tdx import TDXQuote
+
+NEGATIVE_S: Final = 300.0
+BUSY_S: Final = 60.0
+EXPIRY_NOTICE: Final = timedelta(days=7)
+MAX_DOCUMENT_BYTES: Final = 8 << 20
+MAX_DOCUMENTS_PER_ROOT: Final = 4096
+_STATE_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A service to ask: its address, and the CA file that its TLS certificate needs, if any."""
+
+    url: str
+    ca_file: str | None = None
+
+    def client(self, channel: Channel, api_key: str | None = None) -> PCSClient:
+        """A client of it."""
+        fetcher = HTTPFetcher(ca_file=Path(self.ca_file) if self.ca_file else None)
+        return PCSClient(self.url, fetcher, channel, api_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one document when it was fetched or imported."""
+
+    name: str
+    verified: Verified | None
+    error: Error | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One document of the store as it lies there now: verified, or refused with the reason."""
+
+    root: Digest
+    name: str
+    verified: Verified | None
+    error: Error | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    number: int | None
+    issued_at: datetime
+
+
+@dataclass
+class CollateralStore:
+    """A folder of verified collateral; `for_quote` is what a key server asks.
+
+    Without `online` nothing is fetched when evidence is judged: what is missing is refused with the command that
+    fetches it. With it, what is missing or expired is fetched from the sources first.
+    """
+
+    directory: Path
+    online: bool = False
+    channel: Channel = "standard"
+    client_of: Callable[[Source, Channel], PCSClient] = lambda source, channel: source.client(channel)
+    _loaded: dict[Path, tuple[tuple[int, int, int], Verified]] = field(default_factory=dict, repr=False)
+    _put_together: dict[Origin, tuple[tuple[int, ...], Collateral]] = field(default_factory=dict, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    # --- what evidence needs
+
+    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral:
+        """The collateral for one quote, each document verified and valid at `now`.
+
+        Raises FetchFailed where a document is missing, Stale where one has expired (and could not be fetched anew),
+        and what `verify_document` raises where one on disk was altered. The same object is returned as long as no
+        document changes, so that whoever caches verified collateral by it does.
+        """
+        origin = unverified_origin(quote)
+        found: dict[tuple[Kind, str], Verified] = {}
+        wanted = list(origin.names)
+        while wanted:
+            kind, subject = wanted.pop(0)
+            try:
+                verified = self.get(origin.root, kind, subject, now)
+            except (Unavailable, Stale) as error:
+                if not self.online:
+                    raise
+                verified = self._fetch_missing(origin, kind, subject, now, error, quote)
+            found[kind, subject] = verified
+            if kind == "pck-certificate" and origin.fmspc is None:
+                chain = verified.document.body.decode("ascii", "replace") + verified.document.chain
+                origin = origin_of_chain(chain, origin.tee, origin.request)
+                wanted = [name for name in origin.names if name not in found]
+        return self._assembled(found, origin)
+
+    def _assembled(self, found: Mapping[tuple[Kind, str], Verified], origin: Origin) -> Collateral:
+        version = tuple(id(found[key]) for key in sorted(found))
+        with self._lock:
+            known = self._put_together.get(origin)
+            if known is not None and known[0] == version:
+                return known[1]
+        made = assemble(found, origin)
+        with self._lock:
+            if len(self._put_together) > 1024:
+                self._put_together.clear()
+            self._put_together[origin] = (version, made)
+        return made
+
+    def get(self, root: Digest, kind: Kind, subject: str, now: datetime) -> Verified:
+        """One document, verified and valid at `now`; raises FetchFailed where there is none."""
+        path = self._path(root, _name(kind, subject, self.channel))
+        verified = self._load(path)
+        if verified is None:
+            raise missing(Origin(root, "sgx", None, None, None), kind, subject)
+        _check_not_older(verified, self._marks(root).get(path.stem))
+        check_current(verified, now)
+        return verified
+
+    # --- what comes in
+
+    def put(self, document: Document, now: datetime, *, root: Digest | None = None) -> Verified:
+        """Verify a document, refuse what is expired, goes back, or leads to another root than `root`; then keep it."""
+        verified = verify_document(document)
+        if root is not None and verified.root != root:
+            raise FetchFailed(
+                f"{document.url or document.kind} leads to another root: {verified.root}",
+                check="root of the collateral",
+                expected=root,
+                seen=verified.root,
+                remedy="ask the service that belongs to this root",
+            )
+        check_current(verified, now)
+        with self._locked(verified.root) as folder:
+            marks = self._marks(verified.root)
+            mark = marks.get(verified.name)
+            _check_not_older(verified, mark)
+            if mark is None and len(marks) >= MAX_DOCUMENTS_PER_ROOT:
+                raise StorageFailed(f"{folder} holds {len(marks)} documents already", check="size of the store")
+            _write_json(folder / f"{verified.name}.json", document.to_dict())
+            marks[verified.name] = _Mark(verified.number, verified.issued_at)
+            rows = {name: {"number": kept.number, "issued_at": _stamp(kept.issued_at)} for name, kept in marks.items()}
+            _write_json(folder / "marks.json", rows)
+        return verified
+
+    def import_bundle(self, raw: bytes, now: datetime, *, root: Digest | None = None) -> list[Outcome]:
+        """Take over the documents of a bundle, each judged by itself."""
+        outcomes: list[Outcome] = []
+        for document in parse_bundle(raw):
+            try:
+                verified = self.put(document, now, root=root)
+                outcomes.append(Outcome(verified.name, verified))
+            except (EvidenceError, Unavailable) as error:
+                outcomes.append(Outcome(document.kind, None, error))
+        return outcomes
+
+    def export_bundle(self, root: Digest | None = None) -> bytes:
+        """A bundle of every document that still verifies, of one root or of all."""
+        return build_bundle(
+            held.verified.document
+            for held in self.held()
+            if held.verified is not None and (root is None or held.root == root)
+        )
+
+    # --- fetching
+
+    def fetch(
+        self,
+        *,
+        fmspcs: Iterable[bytes] = (),
+        tees: Sequence[str] = ("sgx", "tdx"),
+        sources: Sequence[Source] | None = None,
+        root: Digest | None = None,
+        now: datetime,
+    ) -> list[Outcome]:
+        """Fetch everything for these FMSPCs: both PCK CRLs, the root's CRL, QE identities, TCB info.
+
+        Each document comes from the first source that has it. What fails does not stop the others; a source that
+        asked to be left alone is.
+        """
+        found: list[Outcome] = []
+        root_pem: str | None = None
+        for ca in ("platform", "processor"):
+            outcome = self._fetch_one(f"pck-crl-{ca}", methodcaller("pck_crl", ca), sources, root, now)
+            found.append(outcome)
+            if outcome.verified is not None and root_pem is None:
+                root_pem = root_of(outcome.verified.document)
+                root = outcome.verified.root if root is None else root
+        if root_pem is not None:
+            found.append(self._fetch_one("root-crl-root", methodcaller("root_crl", root_pem), sources, root, now))
+        for tee in map(_tee, tees):
+            name = f"qe-identity-{tee}"
+            found.append(self._fetch_one(name, methodcaller("qe_identity", tee), sources, root, now))
+            for fmspc in fmspcs:
+                name = f"tcb-info-{tee}-{fmspc.hex()}"
+                found.append(self._fetch_one(name, methodcaller("tcb_info", tee, fmspc), sources, root, now))
+        return found
+
+    def fetch_for(
+        self, quote: SGXQuote | TDXQuote, now: datetime, *, sources: Sequence[Source] | None = None
+    ) -> list[Outcome]:
+        """Fetch everything that judging this quote needs, also what is here already."""
+        origin = unverified_origin(quote)
+        found: list[Outcome] = []
+        if origin.request is not None:
+            outcome = self._fetch_certificate(origin, quote, sources, now)
+            found.append(outcome)
+            if outcome.verified is None:
+                return found
+            document = outcome.verified.document
+            chain = document.body.decode("ascii", "replace") + document.chain
+            origin = origin_of_chain(chain, origin.tee, origin.request)
+        fmspcs = [origin.fmspc] if origin.fmspc is not None else []
+        found += self.fetch(fmspcs=fmspcs, tees=(origin.tee,), sources=sources, root=origin.root, now=now)
+        return found
+
+    def refresh(self, now: datetime, *, sources: Sequence[Source] | None = None) -> list[Outcome]:
+        """Fetch anew what has passed half of its validity; what fails stays as it is."""
+        found: list[Outcome] = []
+        for held in self.held():
+            verified = held.verified
+            if verified is None or verified.document.kind == "pck-certificate" or now < self.due_at(verified):
+                continue
+            found.append(self._fetch_like(verified, sources, now))
+        return found
+
+    def due_at(self, verified: Verified) -> datetime:
+        """When a document is to be fetched anew: after half of its validity, give or take a tenth of it."""
+        seed = hashlib.sha256(f"{self.directory}|{verified.root}|{verified.name}".encode()).digest()
+        share = 0.45 + 0.10 * (seed[0] / 255)
+        return verified.issued_at + share * (verified.expires_at - verified.issued_at)
+
+    def _fetch_like(self, verified: Verified, sources: Sequence[Source] | None, now: datetime) -> Outcome:
+        ask = _asking(verified.document.kind, verified.subject, verified.document.chain)
+        return self._fetch_one(verified.name, ask, sources, verified.root, now)
+
+    def _fetch_certificate(
+        self, origin: Origin, quote: SGXQuote | TDXQuote, sources: Sequence[Source] | None, now: datetime
+    ) -> Outcome:
+        signature = quote.signature
+        ask = methodcaller(
+            "pck_certificate", signature.certification_type, signature.certification_data, quote.header.user_data[:16]
+        )
+        return self._fetch_one(f"pck-certificate-{origin.request}", ask, sources, None, now)
+
+    def _fetch_missing(
+        self, origin: Origin, kind: Kind, subject: str, now: datetime, why: Error, quote: SGXQuote | TDXQuote
+    ) -> Verified:
+        """Fetch one document while evidence waits for it; raises why it cannot be had."""
+
+        def fetch(kind: Kind, subject: str, chain: str = "") -> Verified:
+            name = _name(kind, subject, self.channel)
+            outcome = self._fetch_one(name, _asking(kind, subject, chain), None, origin.root, now, patient=True)
+            if outcome.verified is None:
+                raise outcome.error or why
+            return outcome.verified
+
+        if kind == "root-crl":
+            return fetch(kind, subject, root_of(fetch("pck-crl", origin.ca or "platform").document))
+        if kind != "pck-certificate":
+            return fetch(kind, subject)
+        outcome = self._fetch_certificate(origin, quote, None, now)
+        if outcome.verified is None:
+            raise outcome.error or why
+        return outcome.verified
+
+    def _fetch_one(
+        self,
+        name: str,
+        ask: Callable[[PCSClient], Document],
+        sources: Sequence[Source] | None,
+        root: Digest | None,
+        now: datetime,
+        *,
+        patient: bool = False,
+    ) -> Outcome:
+        """Ask the sources in turn; `patient` also leaves alone what a source did not know lately."""
+        last: Error | None = None
+        for source in self.sources() if sources is None else sources:
+            wait = self._left_alone(source, name if patient else None, now)
+            if wait is not None:
+                last = wait
+                continue
+            try:
+                return Outcome(name, self.put(ask(self.client_of(source, self.channel)), now, root=root))
+            except (EvidenceError, Unavailable) as error:
+                last = error
+                if isinstance(error, FetchFailed):
+                    self._note_refusal(source, name, error, now)
+        if last is None:
+            last = FetchFailed(
+                "no source of collateral is known",
+                check="sources of collateral",
+                expected="at least one",
+                seen="none",
+                remedy="name one: adyton collateral fetch --pcs URL",
+            )
+        return Outcome(name, None, last)
+
+    # --- sources, and what they refused
+
+    def sources(self) -> tuple[Source, ...]:
+        """The sources that were named, in their order; Intel's service where none was."""
+        rows = _read_json(self.directory / "sources.json", [])
+        found = [
+            Source(str(row["url"]), row.get("ca_file"))
+            for row in (rows if isinstance(rows, list) else [])
+            if isinstance(row, dict) and "url" in row
+        ]
+        return tuple(found) or (Source(INTEL_PCS),)
+
+    def remember_sources(self, sources: Iterable[Source]) -> None:
+        """Put these sources first in the list of known ones."""
+        with self._locked(None):
+            known = [source for source in self.sources() if (self.directory / "sources.json").exists()]
+            merged = list(dict.fromkeys([*sources, *known]))[:16]
+            _write_json(
+                self.directory / "sources.json", [{"url": source.url, "ca_file": source.ca_file} for source in merged]
+            )
+
+    def _left_alone(self, source: Source, name: str | None, now: datetime) -> FetchFailed | None:
+        rows = _read_json(self.directory / "negative.json", {})
+        for key in (source.url, f"{source.url} {name}" if name else None):
+            row = rows.get(key) if isinstance(rows, dict) and key else None
+            if not isinstance(row, dict):
+                continue
+            until = _moment(row.get("until"))
+            if until is not None and now < until:
+                error = FetchFailed(
+                    f"{urlsplit(source.url).netloc} is left alone until {until:%Y-%m-%d %H:%M:%S} UTC: "
+                    f"{str(row.get('why'))[:300]}",
+                    check="source asked too often, or without what is wanted",
+                    expected=f"not before {_stamp(until)}",
+                    seen=_stamp(now),
+                    remedy="wait, or name another source",
+                )
+                error.retry_after_s = (until - now).total_seconds()
+                return error
+        return None
+
+    def _note_refusal(self, source: Source, name: str, error: FetchFailed, now: datetime) -> None:
+        """Remember a 404 for minutes, and that a source is busy for as long as it says."""
+        if error.status in (404, 410):
+            key, seconds = f"{source.url} {name}", NEGATIVE_S
+        elif error.status in (429, 503):
+            key, seconds = source.url, error.retry_after_s if error.retry_after_s is not None else BUSY_S
+        else:
+            return
+        with self._locked(None):
+            rows = _read_json(self.directory / "negative.json", {})
+            kept = {
+                old: row
+                for old, row in (rows.items() if isinstance(rows, dict) else ())
+                if isinstance(row, dict) and (_moment(row.get("until")) or now) > now
+            }
+            kept[key] = {"until": _stamp(now + timedelta(seconds=seconds)), "why": error.message}
+            _write_json(self.directory / "negative.json", dict(list(kept.items())[-256:]))
+
+    # --- the files
+
+    def held(self) -> Iterator[Held]:
+        """Every document that lies here, verified anew; what does not verify comes with the reason."""
+        if not self.directory.is_dir():
+            return
+        for folder in sorted(self.directory.iterdir()):
+            if not folder.is_dir() or len(folder.name) != 64:
+                continue
+            root = Digest.from_hex(folder.name)
+            marks = self._marks(root)
+            for path in sorted(folder.glob("*-*.json")):
+                try:
+                    verified = self._load(path)
+                    if verified is None:
+                        continue
+                    _check_not_older(verified, marks.get(path.stem))
+                    yield Held(root, path.stem, verified)
+                except Error as error:
+                    yield Held(root, path.stem, None, error)
+
+    def _path(self, root: Digest, name: str) -> Path:
+        return self.directory / root.hex() / f"{name}.json"
+
+    def _load(self, path: Path) -> Verified | None:
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+        identity = (state.st_ino, state.st_mtime_ns, state.st_size)
+        with self._lock:
+            known = self._loaded.get(path)
+            if known is not None and known[0] == identity:
+                return known[1]
+        try:
+            verified = verify_document(Document.from_dict(_read_json(path, None, MAX_DOCUMENT_BYTES)))
+        except EvidenceError as error:
+            raise StorageFailed(
+                f"{path} was altered or damaged: {error.message}",
+                check="stored collateral verifies",
+                expected=error.expected,
+                seen=error.seen,
+                remedy=f"remove {path} and fetch it again: adyton collateral fetch",
+            ) from error
+        if self._path(verified.root, verified.name) != path:
+            raise StorageFailed(
+                f"{path} holds another document than its name says",
+                check="stored collateral",
+                expected=path.stem,
+                seen=f"{verified.name} under the root {verified.root}",
+                remedy=f"remove {path} and fetch it again: adyton collateral fetch",
+            )
+        with self._lock:
+            if len(self._loaded) > MAX_DOCUMENTS_PER_ROOT:
+                self._loaded.clear()
+            self._loaded[path] = (identity, verified)
+        return verified
+
+    def _marks(self, root: Digest) -> dict[str, _Mark]:
+        rows = _read_json(self.directory / root.hex() / "marks.json", {})
+        found: dict[str, _Mark] = {}
+        for name, row in rows.items() if isinstance(rows, dict) else ():
+            issued_at = _moment(row.get("issued_at")) if isinstance(row, dict) else None
+            number = row.get("number") if isinstance(row, dict) else None
+            if issued_at is None or not (number is None or isinstance(number, int)):
+                raise StorageFailed(
+                    f"{self.directory / root.hex() / 'marks.json'} does not parse",
+                    check="marks of the collateral store",
+                    remedy="remove the folder and fetch the collateral again",
+                )
+            found[name] = _Mark(number, issued_at)
+        return found
+
+    @contextmanager
+    def _locked(self, root: Digest | None) -> Iterator[Path]:
+        """The folder of this root (or of all), made if need be, and locked against other processes."""
+        folder = self.directory if root is None else self.directory / root.hex()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageFailed(f"cannot use {folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield folder
+        finally:
+            os.close(descriptor)
+
+
+def _name(kind: Kind, subject: str, channel: Channel) -> str:
+    """As `Verified.name`; only the signed JSON documents differ between channels."""
+    suffix = f".{channel}" if channel != "standard" and kind in ("tcb-info", "qe-identity") else ""
+    return f"{kind}-{subject}{suffix}"
+
+
+def _tee(text: str) -> str:
+    if text not in ("sgx", "tdx"):
+        raise UsageError(f"no collateral for {text!r} here", expected="sgx or tdx", seen=text)
+    return text
+
+
+def _asking(kind: Kind, subject: str, chain: str) -> Callable[[PCSClient], Document]:
+    """What to call on a client for the document of this kind about this subject."""
+    if kind == "tcb-info":
+        tee, _, fmspc = subject.partition("-")
+        return methodcaller("tcb_info", _tee(tee), bytes.fromhex(fmspc))
+    if kind == "qe-identity":
+        return methodcaller("qe_identity", _tee(subject))
+    if kind == "pck-crl":
+        return methodcaller("pck_crl", subject)
+    if kind == "root-crl":
+        return methodcaller("root_crl", last_certificate(chain))
+    raise FetchFailed(f"{kind} is not fetched without the quote that needs it")
+
+
+def _check_not_older(verified: Verified, mark: _Mark | None) -> None:
+    """Refuse a document that is older than one that was seen before; raises Stale."""
+    if mark is None:
+        return
+    back = mark.number is not None and (verified.number is None or verified.number < mark.number)
+    if back or verified.issued_at < mark.issued_at:
+        raise Stale(
+            f"{verified.name} is older than one that was seen before",
+            check="collateral does not go back",
+            expected=f"number {mark.number}, issued {_stamp(mark.issued_at)}, or later",
+            seen=f"number {verified.number}, issued {_stamp(verified.issued_at)}",
+            remedy="fetch it from another source: this one, or something on the way, replays old collateral",
+        )
+
+
+def _stamp(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _moment(text: object) -> datetime | None:
+    if not isinstance(text, str):
+        return None
+    try:
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def _read_json(path: Path, default: Any, limit: int = _STATE_BYTES) -> Any:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except FileNotFoundError:
+        return default
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return json.loads(raw if len(raw) <= limit else b"")
+    except (ValueError, RecursionError):
+        raise StorageFailed(
+            f"{path} does not parse",
+            check="file of the collateral store",
+            expected=f"JSON of at most {limit} bytes",
+            seen="something else",
+            remedy="remove it and fetch the collateral again",
+        ) from None
+
+
+def _write_json(path: Path, data: object) -> None:
+    """Write beside, sync, rename."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(json.dumps(data, indent=1).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StorageFailed(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_bundle_files(paths: Iterable[Path]) -> list[bytes]:
+    """The raw bundles in these files and folders (every *.json in a folder)."""
+    found: list[bytes] = []
+    for path in paths:
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not files:
+            raise UsageError(f"{path} holds no *.json", check="bundle", expected="a bundle or collateral file")
+        for file in files:
+            try:
+                with file.open("rb") as opened:
+                    raw = opened.read(MAX_BUNDLE_BYTES + 1)
+            except OSError as error:
+                raise StorageFailed(f"cannot read {file}: {error.strerror}") from error
+            found.append(raw)
+    return found

@@ -1,0 +1,268 @@
+"""GET over HTTP and HTTPS with a cap on everything: total time, size of the head, size of the body.
+
+The one door through which collateral comes in. It follows no redirects, accepts no compression, and its deadline is
+for the whole exchange, so that a server which sends one byte per second holds nobody up. (Name resolution is the
+operating system's and has the system's own timeout.) What comes back is untrusted bytes: whoever asked verifies them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
+
+import h11
+
+from adyton import __version__
+from adyton.errors import FetchFailed, Timeout, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEFAULT_TIMEOUT_S: Final = 20.0
+MAX_HEAD_BYTES: Final = 64 << 10
+MAX_RETRY_AFTER_S: Final = 86_400.0
+_CHUNK_BYTES: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a server answered; header names are in lower case."""
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Fetcher(Protocol):
+    """Something that can GET."""
+
+    def get(self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None) -> Response:
+        """The server's answer, whatever its status; raises FetchFailed or Timeout where there is none."""
+        ...
+
+
+def retry_after_s(response: Response, now: datetime | None = None) -> float | None:
+    """Seconds that the server asks to wait (RFC 9110, 10.2.3: a number or a date), at most a day; or None."""
+    text = response.headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    if text.isascii() and text.isdigit():
+        return min(float(text[:9]), MAX_RETRY_AFTER_S)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    wait = (moment - (now or datetime.now(UTC))).total_seconds()
+    return min(max(wait, 0.0), MAX_RETRY_AFTER_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    host: str
+    port: int
+    tls: bool
+    path: str
+    authority: str
+
+
+def _target(url: str) -> _Target:
+    def refuse(why: str) -> UsageError:
+        return UsageError(
+            f"cannot fetch from this address: {why}",
+            check="address to fetch from",
+            expected="https://HOST[:PORT]/… or http://HOST[:PORT]/…",
+            seen=url[:200],
+        )
+
+    if any(ord(character) <= 0x20 or ord(character) >= 0x7F for character in url):
+        raise refuse("it has characters that no address has")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise refuse("it does not parse") from None
+    if parts.scheme not in ("http", "https"):
+        raise refuse(f"the scheme is {parts.scheme!r}")
+    if parts.hostname is None or parts.username is not None or parts.password is not None or parts.fragment:
+        raise refuse("it has no host, or a user, password or fragment")
+    tls = parts.scheme == "https"
+    return _Target(
+        host=parts.hostname,
+        port=port if port is not None else (443 if tls else 80),
+        tls=tls,
+        path=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+        authority=parts.netloc,
+    )
+
+
+class _Deadline:
+    """The time by which the whole exchange must be over."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.url = url
+        self.timeout_s = timeout_s
+        self._end = time.monotonic() + timeout_s
+
+    def left_s(self) -> float:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self.passed()
+        return left
+
+    def passed(self) -> Timeout:
+        return Timeout(
+            f"no complete answer within {self.timeout_s:g} seconds from {self.url}",
+            check="time for one fetch",
+            expected=f"at most {self.timeout_s:g} s",
+            seen="more",
+            remedy="try again, or name another source",
+        )
+
+
+@dataclass(frozen=True)
+class HTTPFetcher:
+    """GET with the caps of this module; `ca_file` adds certificate authorities (a PCCS has one of its own)."""
+
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    ca_file: Path | None = None
+    _contexts: dict[str, ssl.SSLContext] = field(default_factory=dict, repr=False, compare=False)
+
+    def get(self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None) -> Response:
+        """GET this address; raises UsageError, FetchFailed or Timeout. The status is not judged here."""
+        target = _target(url)
+        deadline = _Deadline(url, self.timeout_s)
+        try:
+            with self._connect(target, deadline) as connection:
+                return _exchange(connection, target, url, deadline, max_bytes, headers or {})
+        except TimeoutError:
+            raise deadline.passed() from None
+        except ssl.SSLCertVerificationError as error:
+            raise FetchFailed(
+                f"{target.host}: its TLS certificate is not trusted: {error.verify_message}",
+                check="TLS certificate of the server",
+                expected="a certificate that leads to a known certificate authority",
+                seen=error.verify_message,
+                remedy="name the server's CA certificate (--pcs-ca FILE), as a PCCS usually needs",
+            ) from error
+        except (OSError, h11.RemoteProtocolError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise FetchFailed(
+                f"cannot fetch {url}: {reason}",
+                check="fetch",
+                expected="an answer",
+                seen=reason,
+                remedy="check the address and the network, name another source, or import a bundle",
+            ) from error
+
+    def _connect(self, target: _Target, deadline: _Deadline) -> socket.socket:
+        plain = socket.create_connection((target.host, target.port), timeout=deadline.left_s())
+        if not target.tls:
+            return plain
+        try:
+            plain.settimeout(deadline.left_s())
+            return self._context().wrap_socket(plain, server_hostname=target.host)
+        except BaseException:
+            plain.close()
+            raise
+
+    def _context(self) -> ssl.SSLContext:
+        context = self._contexts.get("tls")
+        if context is None:
+            try:
+                context = ssl.create_default_context()
+                if self.ca_file is not None:
+                    context.load_verify_locations(cafile=self.ca_file)
+            except OSError as error:
+                raise UsageError(f"cannot read CA certificates from {self.ca_file}: {error}") from error
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            self._contexts["tls"] = context
+        return context
+
+
+def _exchange(
+    connection: socket.socket,
+    target: _Target,
+    url: str,
+    deadline: _Deadline,
+    max_bytes: int,
+    headers: Mapping[str, str],
+) -> Response:
+    protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+    sent = {
+        "Host": target.authority,
+        "User-Agent": f"adyton/{__version__}",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        **headers,
+    }
+    request = h11.Request(method="GET", target=target.path, headers=list(sent.items()))
+    connection.settimeout(deadline.left_s())
+    connection.sendall((protocol.send(request) or b"") + (protocol.send(h11.EndOfMessage()) or b""))
+    head: h11.Response | None = None
+    body = bytearray()
+    while True:
+        event = protocol.next_event()
+        if event is h11.NEED_DATA:
+            connection.settimeout(deadline.left_s())
+            protocol.receive_data(connection.recv(_CHUNK_BYTES))
+        elif isinstance(event, h11.Response):
+            head = event
+            _check_head(event, url, max_bytes)
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > max_bytes:
+                raise _too_large(url, max_bytes, f"more than {max_bytes} bytes")
+        elif isinstance(event, h11.EndOfMessage):
+            break
+        elif not isinstance(event, h11.InformationalResponse):
+            raise h11.RemoteProtocolError("the connection ended before the answer did")
+    if head is None:
+        raise h11.RemoteProtocolError("no answer")
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    return Response(url, head.status_code, _merged(head), bytes(body))
+
+
+def _merged(head: h11.Response) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for raw_name, raw_value in head.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+def _check_head(head: h11.Response, url: str, max_bytes: int) -> None:
+    headers = _merged(head)
+    coding = headers.get("content-encoding", "identity").lower()
+    if coding != "identity":
+        raise FetchFailed(
+            f"{url} answered with content coding {coding!r}, which was not asked for",
+            check="content coding",
+            expected="identity",
+            seen=coding,
+        )
+    length = headers.get("content-length", "")
+    if length.isdigit() and int(length[:19]) > max_bytes:
+        raise _too_large(url, max_bytes, f"{length[:19]} bytes")
+
+
+def _too_large(url: str, max_bytes: int, seen: str) -> FetchFailed:
+    return FetchFailed(
+        f"{url} sends more than the {max_bytes} bytes that such a document can have",
+        check="size of the answer",
+        expected=f"at most {max_bytes} bytes",
+        seen=seen,
+        remedy="check that the address is the one of the service",
+    )
