@@ -53,6 +53,9 @@ class Backing(Protocol):
     def remove_log(self) -> None:
         """Remove the recovery log if there is one."""
 
+    def moved_to(self, place: Path, /, *, sync: bool) -> None:
+        """It was renamed to `place`: make that durable if `sync`, then remove the log at the old place."""
+
     def close(self) -> None:
         """Let go of it; a second call does nothing."""
 
@@ -223,11 +226,19 @@ class OSFile:
             except OSError as error:
                 raise storage_failed(error, str(path), "removing") from error
 
-    def moved_to(self, path: Path) -> None:
-        """Say that the file was renamed to `path`, so that its recovery log is made beside it."""
-        self._path = path
-        self._name = str(path)
-        self._entry_durable = False
+    def moved_to(self, place: Path, /, *, sync: bool) -> None:
+        """It was renamed to `place`; its next recovery log is made there."""
+        before, old_log = self._path, self._log_path()
+        self._path, self._name = place, str(place)
+        try:
+            if sync and before is not None:
+                sync_directory(place.parent)
+                if before.parent != place.parent:
+                    sync_directory(before.parent)
+            if old_log is not None:
+                old_log.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_failed(error, str(place), "renaming") from error
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -303,6 +314,11 @@ class Memory:
         """Forget the log."""
         self.log = None
 
+    def moved_to(self, place: Path, /, *, sync: bool) -> None:  # noqa: ARG002 - the protocol's name
+        """Take the new name; the log of the old one goes."""
+        self._name = str(place)
+        self.log = None
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -361,6 +377,9 @@ class Overlay:
 
     def remove_log(self) -> None:
         """The log stays: nothing was recovered on the host."""
+
+    def moved_to(self, place: Path, /, *, sync: bool) -> None:
+        """Nothing was renamed: it is there to read."""
 
     def close(self) -> None:
         """Close both."""

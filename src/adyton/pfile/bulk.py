@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final
 
-from adyton.errors import IntegrityError
 from adyton.pfile import seal, tree
-from adyton.pfile.layout import DATA_SLOTS, INLINE_BYTES, NODE_BYTES, SLOT_BYTES
+from adyton.pfile.layout import CHILD_SLOTS, DATA_SLOTS, INLINE_BYTES, NODE_BYTES, SLOT_BYTES
+from adyton.pfile.nodes import altered
 
 if TYPE_CHECKING:
     from adyton.pfile.backing import Backing
@@ -76,7 +76,7 @@ class SegmentSealer:
         for number in sorted(self._inner, reverse=True):
             slots = self._inner.pop(number)
             plain[:] = slots.ljust(NODE_BYTES, b"\0")
-            for child in range(32 * number + 1, 32 * number + 1 + tree.children_of(number, segments)):
+            for child in range(CHILD_SLOTS * number + 1, CHILD_SLOTS * number + 1 + tree.children_of(number, segments)):
                 at = tree.child_slot_at(child)
                 plain[at : at + SLOT_BYTES] = self._slots.pop(child)
             seal.seal_nodes(plain, cipher, slot)
@@ -113,7 +113,7 @@ class SegmentOpener:
         while children := tree.children_of(number, self.count):
             got = self._backing.read_into(segment_host_offset(number), node)
             self._open_tree(number, node, node, cut=got != NODE_BYTES)
-            at = SLOT_BYTES * (32 * number + 1)
+            at = SLOT_BYTES * (CHILD_SLOTS * number + 1)
             self._slots[at : at + SLOT_BYTES * children] = node[SLOT_BYTES * DATA_SLOTS :][: SLOT_BYTES * children]
             number += 1
 
@@ -144,14 +144,3 @@ class SegmentOpener:
         if bad >= 0:
             raise altered(self._backing.name, tree.physical_data(first + bad), f"data node {first + bad}")
         return plain[: min(SEGMENT_DATA_BYTES, self._size - segment_offset(number))]
-
-
-def altered(name: str, place: int, what: str, *, cut: bool = False) -> IntegrityError:
-    """The refusal of one node."""
-    return IntegrityError(
-        f"{name}: node {place} of the host file ({what}) " + ("is missing" if cut else "does not pass its check"),
-        check=f"tag of node {place}, {what}",
-        expected="the tag that its parent node holds",
-        seen="the end of the file" if cut else "another",
-        remedy="the file was altered, or two writers used it at once; get it again from its owner",
-    )
