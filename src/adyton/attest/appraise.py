@@ -123,7 +123,9 @@ def _judge_tee(to: _Judgement, report: VerifiedReport, policy: Policy) -> None:
         report.tee_with_root in policy.tees,
         expected=policy.tees,
         seen=report.tee_with_root,
-        remedy="run on a TEE that the policy names, or name this one in the policy's `tees`",
+        remedy="run on a TEE that the policy names, or name this one in the policy's `tees`"
+        if policy.tees
+        else f'say in a policy what you expect, such as tees = ["{report.tee_with_root}"] and `measurements`',
     )
 
 
@@ -419,8 +421,7 @@ def appraise(report: VerifiedReport, policy: Policy, now: datetime, *, report_da
         if best is None or len(failed) < sum(not check.ok for check in best.checks):
             best = judgement
     if best is None:
-        empty = Check("policy", "a policy that names a TEE", "an empty policy", ok=False, remedy="write a policy")
-        raise _refusal([empty], [empty])
+        raise UsageError("the policy has no alternative to judge by")
     raise _refusal([check for check in best.checks if not check.ok], best.checks)
 
 

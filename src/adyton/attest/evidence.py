@@ -20,7 +20,7 @@ def parse_evidence(raw: bytes) -> Evidence:
     A quote says its QE vendor at 12..27; a report has 1184 bytes and a version in its first four.
     """
     if len(raw) > MAX_QUOTE_BYTES:
-        raise refuse(
+        refuse(
             f"evidence has at most {MAX_QUOTE_BYTES} bytes, got {len(raw)}",
             check="size of the evidence",
             expected=f"at most {MAX_QUOTE_BYTES} bytes",

@@ -146,12 +146,16 @@ class Policy:
         """Whether it says which programs it accepts."""
         return bool(self.measurements or self.workloads or self.signers)
 
+    @property
+    def sim_roots(self) -> frozenset[Digest]:
+        """The simulated roots that it names, in its alternatives too."""
+        own = {Digest.from_hex(tee.partition(":")[2]) for tee in self.tees if ":" in tee}
+        return frozenset(own).union(*(inner.sim_roots for inner in self.any_of))
+
     def alternatives(self) -> Iterator[Policy]:
-        """The policies without alternatives that this one comes to; none where it names no TEE."""
+        """The policies without alternatives that this one comes to."""
         if not self.any_of:
-            if self.tees:
-                yield self
-            return
+            yield self
         for inner in self.any_of:
             yield from _inherit(self, inner).alternatives()
 

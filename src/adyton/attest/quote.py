@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from adyton.attest.enclave import REPORT_BYTES, EnclaveReport
 from adyton.attest.layout import MAX_QUOTE_BYTES, Span, check_size, pack
@@ -70,9 +70,9 @@ PPID_SIZES: Final = {
 }
 
 
-def refuse(message: str, *, check: str, expected: object, seen: object, remedy: str | None = None) -> MalformedQuote:
-    """A refusal of the parser, ready to be raised."""
-    return MalformedQuote(message, check=check, expected=expected, seen=seen, remedy=remedy)
+def refuse(message: str, *, check: str, expected: object, seen: object, remedy: str | None = None) -> NoReturn:
+    """Every check of the parsers fails through here: raises MalformedQuote."""
+    raise MalformedQuote(message, check=check, expected=expected, seen=seen, remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def parse_ppid_certification(kind: int, raw: bytes) -> PPIDCertification:
 
 def _fits(end: int, limit: int, what: str) -> None:
     if end > limit:
-        raise refuse(
+        refuse(
             f"the quote ends inside its {what}",
             check=f"length of the {what}",
             expected=f"at most {limit} bytes",
@@ -191,7 +191,7 @@ def _fits(end: int, limit: int, what: str) -> None:
 
 def _fills(end: int, limit: int, what: str) -> None:
     if end != limit:
-        raise refuse(
+        refuse(
             f"{limit - end} bytes are left over in the {what}",
             check=f"{what} filled exactly",
             expected=f"{end} bytes",
@@ -209,7 +209,7 @@ def _parse_qe_part(raw: bytes, at: int, end: int, signature: bytes, key: bytes) 
     _fits(kind_at + 6, end, "QE authentication data")
     kind = raw[kind_at] | raw[kind_at + 1] << 8
     if not CertificationType.PPID_PLAIN <= kind <= CertificationType.PCK_CHAIN:
-        raise refuse(
+        refuse(
             f"certification data of type {kind} does not lead to a platform certificate",
             check="certification data type",
             expected="1 to 5",
@@ -238,7 +238,7 @@ def _parse_signature_data(version: int, raw: bytes, at: int, end: int) -> Signat
         return _parse_qe_part(raw, at + 128, end, signature, key)
     kind = raw[at + 128] | raw[at + 129] << 8
     if kind != CertificationType.QE_REPORT:
-        raise refuse(
+        refuse(
             f"quote version {version} has certification data of type {kind} outside",
             check="outer certification data type",
             expected=int(CertificationType.QE_REPORT),
@@ -253,7 +253,7 @@ def _parse_signature_data(version: int, raw: bytes, at: int, end: int) -> Signat
 def _check_trailing(raw: bytes, end: int) -> int:
     padding = len(raw) - end
     if padding and any(raw[end:]):
-        raise refuse(
+        refuse(
             f"{padding} bytes follow the quote, and they are not zero padding",
             check="trailing bytes",
             expected="none, or zeros",
@@ -267,9 +267,9 @@ def check_header(header: QuoteHeader) -> None:
     """Refuse a version, key type, TEE type or quoting enclave vendor that cannot be judged."""
     version = header.version
     if version not in (3, 4, 5):
-        raise refuse(f"quote version {version} is not known", check="quote version", expected="3, 4 or 5", seen=version)
+        refuse(f"quote version {version} is not known", check="quote version", expected="3, 4 or 5", seen=version)
     if header.key_type != KEY_ECDSA_P256:
-        raise refuse(
+        refuse(
             f"attestation key type {header.key_type} is not supported",
             check="attestation key type",
             expected="2 (ECDSA P-256)",
@@ -277,14 +277,14 @@ def check_header(header: QuoteHeader) -> None:
         )
     tee = header.tee_type
     if tee not in ((TEE_SGX,) if version == 3 else (TEE_SGX, TEE_TDX)):
-        raise refuse(
+        refuse(
             f"TEE type {tee:#x} is not one of quote version {version}",
             check="TEE type",
             expected="0" if version == 3 else "0 (SGX) or 0x81 (TDX)",
             seen=f"{tee:#x}",
         )
     if header.qe_vendor_id != QE_VENDOR_INTEL:
-        raise refuse(
+        refuse(
             "the quoting enclave is not Intel's",
             check="QE vendor",
             expected=QE_VENDOR_INTEL.hex(),
@@ -295,7 +295,7 @@ def check_header(header: QuoteHeader) -> None:
 def unpack(raw: bytes) -> tuple[QuoteHeader, bytes, SignatureData, int]:
     """Take a quote apart: header, body, signature data, and the number of zero bytes behind it."""
     if len(raw) > MAX_QUOTE_BYTES:
-        raise refuse(
+        refuse(
             f"a quote has at most {MAX_QUOTE_BYTES} bytes, got {len(raw)}",
             check="size of the quote",
             expected=f"at most {MAX_QUOTE_BYTES} bytes",
@@ -310,14 +310,14 @@ def unpack(raw: bytes) -> tuple[QuoteHeader, bytes, SignatureData, int]:
         kind = raw[48] | raw[49] << 8
         size = int.from_bytes(raw[50:54], "little")
         if kind not in BODY_BYTES or (kind == BODY_SGX) != (header.tee_type == TEE_SGX):
-            raise refuse(
+            refuse(
                 f"body type {kind} does not go with TEE type {header.tee_type:#x}",
                 check="body type",
                 expected="1 with SGX; 2, 3 or 4 with TDX",
                 seen=kind,
             )
         if size != BODY_BYTES[kind]:
-            raise refuse(
+            refuse(
                 f"body type {kind} has {BODY_BYTES[kind]} bytes, the quote says {size}",
                 check="body size",
                 expected=BODY_BYTES[kind],

@@ -42,7 +42,5 @@ def parse_quote(raw: bytes) -> SGXQuote:
     """Parse an SGX quote; raises MalformedQuote."""
     header, body, signature, padding = unpack(raw)
     if header.tee_type != TEE_SGX:
-        raise refuse(
-            "this is a quote of TDX, not of SGX", check="TEE type", expected="0 (SGX)", seen=f"{header.tee_type:#x}"
-        )
+        refuse("this is a quote of TDX, not of SGX", check="TEE type", expected="0 (SGX)", seen=f"{header.tee_type:#x}")
     return SGXQuote(header, EnclaveReport(body), signature, padding)

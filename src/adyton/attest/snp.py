@@ -222,25 +222,25 @@ def parse_report(raw: bytes) -> SNPReport:
     """Parse an attestation report of exactly 1184 bytes; raises MalformedQuote."""
     report = SNPReport(bytes(raw))
     if report.version not in (2, 3, 4, 5):
-        raise refuse(
+        refuse(
             f"SEV-SNP report version {report.version} is not known",
             check="report version",
             expected="2, 3, 4 or 5",
             seen=report.version,
         )
     if report.number("signature_algorithm") != 1:
-        raise refuse(
+        refuse(
             "the report is not signed with ECDSA P-384",
             check="signature algorithm",
             expected="1 (ECDSA P-384, SHA-384)",
             seen=report.number("signature_algorithm"),
         )
     if not report.policy & POLICY_MUST_BE_ONE:
-        raise refuse("bit 17 of the guest policy is not set", check="guest policy", expected="bit 17 set", seen="clear")
+        refuse("bit 17 of the guest policy is not set", check="guest policy", expected="bit 17 set", seen="clear")
     reserved = ["reserved0", "reserved1", "reserved2", "reserved3", "reserved4", "reserved5"]
     stray = [name for name in reserved if any(report.field(name))]
     if stray:
-        raise refuse(
+        refuse(
             "reserved fields of the report are not zero",
             check="reserved fields",
             expected="zeros",

@@ -80,7 +80,7 @@ class TDReport:
 
     def __post_init__(self) -> None:
         if len(self.raw) not in _LAYOUT:
-            raise refuse(
+            refuse(
                 f"a TD report has 584, 648 or 885 bytes, got {len(self.raw)}",
                 check="size of the TD report",
                 expected="584, 648 or 885 bytes",
@@ -208,7 +208,7 @@ def parse_quote(raw: bytes) -> TDXQuote:
     """Parse a TDX quote; raises MalformedQuote."""
     header, body, signature, padding = unpack(raw)
     if header.tee_type != TEE_TDX:
-        raise refuse(
+        refuse(
             "this is a quote of SGX, not of TDX", check="TEE type", expected="0x81 (TDX)", seen=f"{header.tee_type:#x}"
         )
     return TDXQuote(header, TDReport(body), signature, padding)

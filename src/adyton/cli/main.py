@@ -18,6 +18,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "encrypt": ("adyton.cli.encrypt", "Encrypt files and directories into protected files."),
     "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
+    "verify": ("adyton.cli.verify", "Verify attestation evidence and explain the verdict."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
     "collateral": ("adyton.cli.collateral", "Fetch, show, export and import what evidence is verified against."),
 }

@@ -1,0 +1,115 @@
+"""Verify and appraise in one go, for whoever wants the whole story instead of the first refusal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from adyton.attest import amd, dcap
+from adyton.attest.appraise import appraise
+from adyton.attest.checks import Check, Checks
+from adyton.attest.collateral import AMDCollateral
+from adyton.attest.snp import SNPReport
+from adyton.errors import AppraisalFailed, EvidenceError, Mismatch
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from adyton.attest.appraise import Claims
+    from adyton.attest.collateral import Collateral
+    from adyton.attest.evidence import Evidence
+    from adyton.attest.policy import Policy
+    from adyton.attest.report import VerifiedReport
+    from adyton.attest.roots import TrustRoots
+
+Verdict = Literal["accepted", "refused"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """All that came out: the claims, or the refusal, and every check on the way."""
+
+    evidence: Evidence
+    now: datetime
+    report: VerifiedReport | None
+    """None where the evidence is not genuine."""
+    claims: Claims | None
+    """None where it was refused."""
+    error: EvidenceError | None
+    checks: tuple[Check, ...]
+    report_data: bytes | None
+    """What the evidence was to be bound to, if anything."""
+    policy: Policy
+
+    @property
+    def verdict(self) -> Verdict:
+        """The outcome."""
+        return "accepted" if self.claims is not None else "refused"
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not hold."""
+        return tuple(check for check in self.checks if not check.ok)
+
+
+def verify_evidence(
+    evidence: Evidence,
+    collateral: Collateral | AMDCollateral,
+    roots: TrustRoots,
+    now: datetime,
+    *,
+    cache: dcap.Cache | None = None,
+    checks: Checks | None = None,
+) -> VerifiedReport:
+    """Verify evidence of any kind with the collateral of its vendor; raises an EvidenceError that names the step."""
+    if isinstance(evidence, SNPReport) != isinstance(collateral, AMDCollateral):
+        raise Mismatch(
+            "the collateral is of another vendor than the evidence",
+            check="collateral: vendor",
+            expected="AMD" if isinstance(evidence, SNPReport) else "Intel",
+            seen="AMD" if isinstance(collateral, AMDCollateral) else "Intel",
+            remedy="fetch the collateral of this evidence: adyton collateral fetch --for EVIDENCE",
+        )
+    if isinstance(evidence, SNPReport) and isinstance(collateral, AMDCollateral):
+        return amd.verify(evidence, collateral, roots, now, checks=checks)
+    if not isinstance(evidence, SNPReport) and not isinstance(collateral, AMDCollateral):
+        return dcap.verify(evidence, collateral, roots, now, cache=cache, checks=checks)
+    raise Mismatch("unreachable: evidence and collateral were compared above")
+
+
+def assess(
+    evidence: Evidence,
+    collateral: Collateral | AMDCollateral,
+    roots: TrustRoots,
+    policy: Policy,
+    now: datetime,
+    *,
+    report_data: bytes | None,
+    cache: dcap.Cache | None = None,
+) -> Assessment:
+    """Verify and appraise; a refusal is part of the result instead of being raised."""
+    checks = Checks()
+    report: VerifiedReport | None = None
+    claims: Claims | None = None
+    refusal: EvidenceError | None = None
+    try:
+        report = verify_evidence(evidence, collateral, roots, now, cache=cache, checks=checks)
+        claims = appraise(report, policy, now, report_data=report_data)
+        checks.done += claims.checks
+    except AppraisalFailed as error:
+        refusal = error
+        checks.done += [check for check in error.checks if isinstance(check, Check)]
+    except EvidenceError as error:
+        refusal = error
+        if all(check.ok for check in checks.done):
+            checks.done.append(Check(error.check or "evidence", error.expected, error.seen, False, error.remedy))
+    return Assessment(
+        evidence=evidence,
+        now=now,
+        report=report,
+        claims=claims,
+        error=refusal,
+        checks=tuple(checks.done),
+        report_data=report_data,
+        policy=policy,
+    )

@@ -1,0 +1,336 @@
+"""An assessment in words for people, as JSON for programs, and as an EAR-style token for other verifiers' clients.
+
+The words answer six questions: genuine? which platform? up to date? which program? debug? bound to this key? A refusal
+adds, for every check that failed, what was expected, what was seen, and what repairs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton.attest.checks import Check, text
+from adyton.attest.sgx import SGXQuote
+from adyton.attest.status import TCBStatus
+from adyton.attest.tdx import TDXQuote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from adyton.attest.assess import Assessment
+    from adyton.attest.report import VerifiedReport
+
+_WIDTH: Final = 18
+_TEE_NAMES: Final = {
+    "sgx": "Intel SGX",
+    "tdx": "Intel TDX",
+    "snp": "AMD SEV-SNP",
+    "sim": "simulated SGX",
+    "sim-tdx": "simulated TDX",
+}
+_STATUS_WORDS: Final = {
+    TCBStatus.UP_TO_DATE: "all known fixes are in place",
+    TCBStatus.SW_HARDENING_NEEDED: "the platform is fixed; the program itself needs mitigations",
+    TCBStatus.CONFIGURATION_NEEDED: "a BIOS setting leaves the platform exposed",
+    TCBStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED: "a BIOS setting and the program leave it exposed",
+    TCBStatus.OUT_OF_DATE: "fixes are missing",
+    TCBStatus.OUT_OF_DATE_CONFIGURATION_NEEDED: "fixes are missing, and a BIOS setting leaves it exposed",
+    TCBStatus.TD_RELAUNCH_ADVISED: "the TDX module was updated; this TD still runs on the old one",
+    TCBStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED: "this TD runs on an old TDX module, and a setting exposes it",
+    TCBStatus.REVOKED: "the vendor has revoked its trust in this platform",
+    TCBStatus.NOT_SUPPORTED: "the platform is older than anything that the vendor vouches for",
+    TCBStatus.NOT_STATED: "AMD states no status; the policy's minimum versions decide",
+}
+_PROGRAM_CHECKS: Final = frozenset(
+    {
+        "program",
+        "measurement",
+        "workload",
+        "signer",
+        "RTMR0",
+        "RTMR1",
+        "RTMR2",
+        "RTMR3",
+        "MRCONFIGID",
+        "MROWNER",
+        "MROWNERCONFIG",
+        "host data",
+        "id key",
+        "author key",
+        "family id",
+        "image id",
+        "guest SVN",
+    }
+)
+_CURRENCY_CHECKS: Final = ("TCB status", "advisory ", "minimum TCB", "age of the collateral", "TCB evaluation")
+_SIMULATED: Final = "simulated: it proves the protocol and protects nothing from whoever runs the machine"
+
+
+def tee_of(assessment: Assessment) -> str:
+    """The TEE: as verified, or what the evidence has the form of where it is not genuine."""
+    if assessment.report is not None:
+        return assessment.report.tee
+    if isinstance(assessment.evidence, SGXQuote):
+        return "sgx"
+    return "tdx" if isinstance(assessment.evidence, TDXQuote) else "snp"
+
+
+def _failed(checks: Iterable[Check], names: Iterable[str]) -> bool:
+    wanted = tuple(names)
+    return any(not check.ok and check.name.startswith(wanted) for check in checks)
+
+
+def _genuine(assessment: Assessment) -> str:
+    report = assessment.report
+    if report is None:
+        return f"NO     {assessment.error.message if assessment.error else 'not verified'}"
+    root = str(report.root_fingerprint)[:16]
+    if report.tee.startswith("sim"):
+        return f"yes    under the simulated root {root}…; {_SIMULATED}"
+    vendor = "AMD" if report.tee == "snp" else "Intel"
+    return f"yes    signatures and certificates lead to {vendor}'s root {root}…"
+
+
+def _platform(report: VerifiedReport) -> str:
+    facts = report.platform
+    if report.tee == "snp":
+        place = f"provider {facts['provider']}" if facts["provider"] else f"chip {text(facts['chip_id'])[:16]}…"
+        return f"{_TEE_NAMES[report.tee]} on {facts['product']}, {place}, signed with its {facts['certificate']}"
+    parts = [f"{_TEE_NAMES[report.tee]}, FMSPC {text(facts['fmspc'])}, {facts['sgx_type']}"]
+    if facts["smt"] is not None:
+        parts.append("hyper-threading on" if facts["smt"] else "hyper-threading off")
+    return ", ".join(parts)
+
+
+def _up_to_date(assessment: Assessment, report: VerifiedReport) -> str:
+    if report.tee == "snp":
+        answer = "NO    " if _failed(assessment.checks, ("minimum TCB",)) else "yes   "
+        return f"{answer} {report.platform['reported_tcb']}; {_STATUS_WORDS[report.status]}"
+    if report.status is TCBStatus.UP_TO_DATE:
+        answer = "yes   "
+    else:
+        answer = "NO    " if _failed(assessment.checks, _CURRENCY_CHECKS) else "enough"
+    found = f"{answer} {report.status.value}: {_STATUS_WORDS[report.status]}"
+    if report.advisories:
+        found += f" ({text(report.advisories)})"
+    return found
+
+
+def _currency_details(report: VerifiedReport) -> str | None:
+    if report.tcb_date is None or report.evaluation_number is None:
+        return None
+    return f"TCB level of {report.tcb_date:%Y-%m-%d}, by data set {report.evaluation_number}"
+
+
+def _answer(assessment: Assessment, names: Iterable[str]) -> str:
+    return "NO    " if _failed(assessment.checks, names) else "yes   "
+
+
+def _program(assessment: Assessment, report: VerifiedReport) -> list[tuple[str, str]]:
+    answer = _answer(assessment, _PROGRAM_CHECKS)
+    if assessment.policy.any_program and not assessment.policy.names_program:
+        answer = "any   "
+    if isinstance(report.evidence, SGXQuote):
+        return [
+            ("which program?", f"{answer} MRENCLAVE {report.measurement}"),
+            ("", f"       signer {report.mrsigner}, product {report.isv_prod_id}, SVN {report.isv_svn}"),
+        ]
+    if report.rtmrs is not None:
+        return [
+            ("which program?", f"{answer} MRTD {report.measurement}"),
+            ("", f"       RTMR3 {report.rtmrs[3].hex()}"),
+        ]
+    return [("which program?", f"{answer} launch measurement {report.measurement}")]
+
+
+def _bound(assessment: Assessment) -> str:
+    if assessment.report_data is None:
+        return "?      not compared: nothing was given to compare the report data with"
+    ok = not _failed(assessment.checks, ("report data",))
+    return "yes    the report data is the one expected" if ok else "NO     the report data is another one"
+
+
+def lines(assessment: Assessment) -> list[tuple[str, str]]:
+    """Question and answer, in order; an empty question continues the one before."""
+    report = assessment.report
+    found = [("genuine?", _genuine(assessment))]
+    if report is not None:
+        found.append(("which platform?", _platform(report)))
+        found.append(("up to date?", _up_to_date(assessment, report)))
+        details = _currency_details(report)
+        if details is not None:
+            found.append(("", f"       {details}"))
+        found += _program(assessment, report)
+        if report.debug:
+            answer = "NO     refused" if _failed(assessment.checks, ("debug",)) else "YES    allowed by the policy"
+            found.append(("debug?", f"{answer}: whoever runs the machine can read its memory"))
+        else:
+            found.append(("debug?", "no"))
+        found.append(("bound to this key?", _bound(assessment)))
+    return found
+
+
+def _verdict(assessment: Assessment) -> str:
+    claims = assessment.claims
+    if claims is not None:
+        until = f"{claims.valid_until:%Y-%m-%d %H:%M} UTC"
+        owners = "; ".join(
+            f"{item.name} exempted by {item.owner} until {item.until:%Y-%m-%d}" for item in claims.exemptions
+        )
+        return f"ACCEPTED by the policy, good until {until}" + (f" ({owners})" if owners else "")
+    count = len(assessment.failed)
+    return "REFUSED: " + ("one check failed" if count == 1 else f"{count} checks failed")
+
+
+def to_text(assessment: Assessment) -> str:
+    """The assessment for a person: a dozen short lines, ending in the verdict."""
+    found = [f"{question:<{_WIDTH}} {answer}" for question, answer in lines(assessment)]
+    for check in assessment.failed:
+        found.append(f"  failed: {check.name}")
+        if check.expected is not None:
+            found.append(f"    expected {text(check.expected)}")
+        if check.seen is not None:
+            found.append(f"    seen     {text(check.seen)}")
+        if check.remedy is not None:
+            found.append(f"    do       {check.remedy}")
+    found.append(f"{'verdict':<{_WIDTH}} {_verdict(assessment)}")
+    return "\n".join(found)
+
+
+def _evidence_dict(assessment: Assessment) -> dict[str, Any]:
+    """What the evidence itself says; only to be believed where `genuine` is true."""
+    evidence = assessment.evidence
+    if isinstance(evidence, SGXQuote):
+        report = evidence.report
+        found: dict[str, Any] = {
+            "measurement": report.mrenclave.hex(),
+            "mrenclave": report.mrenclave.hex(),
+            "mrsigner": report.mrsigner.hex(),
+            "isv_prod_id": report.isv_prod_id,
+            "isv_svn": report.isv_svn,
+            "attributes": report.attributes.hex(),
+        }
+    elif isinstance(evidence, TDXQuote):
+        td = evidence.report
+        found = {
+            "measurement": td.mrtd.hex(),
+            "mrtd": td.mrtd.hex(),
+            **{f"rtmr{index}": value.hex() for index, value in enumerate(td.rtmrs)},
+            "mrseam": td.mrseam.hex(),
+            "tee_tcb_svn": td.tee_tcb_svn.hex(),
+            "td_attributes": f"{td.td_attributes:016x}",
+            "xfam": f"{td.xfam:016x}",
+        }
+    else:
+        found = {
+            "measurement": evidence.measurement.hex(),
+            "host_data": evidence.field("host_data").hex(),
+            "guest_policy": f"{evidence.policy:016x}",
+            "guest_svn": evidence.number("guest_svn"),
+            "vmpl": evidence.number("vmpl"),
+            "chip_id": evidence.chip_id.hex(),
+        }
+    debug = evidence.report.debug if isinstance(evidence, (SGXQuote, TDXQuote)) else evidence.debug
+    return found | {"debug": debug, "report_data": evidence.report_data.hex()}
+
+
+def to_dict(assessment: Assessment) -> dict[str, Any]:
+    """The assessment for a program; every byte string in hex, every time in UTC."""
+    report, claims, error = assessment.report, assessment.claims, assessment.error
+    found: dict[str, Any] = {
+        "tee": tee_of(assessment),
+        "verdict": assessment.verdict,
+        "genuine": report is not None,
+        "status": report.status.value if report else None,
+        "advisories": list(report.advisories) if report else [],
+        **_evidence_dict(assessment),
+        "bound": None if assessment.report_data is None else not _failed(assessment.checks, ("report data",)),
+        "verified_at": text(assessment.now),
+    }
+    if report is not None:
+        found |= {
+            "tee_with_root": report.tee_with_root,
+            "root": str(report.root_fingerprint),
+            "part_statuses": {name: status.value for name, status in report.part_statuses.items()},
+            "tcb_date": text(report.tcb_date) if report.tcb_date else None,
+            "tcb_evaluation_data_number": report.evaluation_number,
+            "collateral_issued_at": text(report.issued_at) if report.issued_at else None,
+            "expires_at": text(report.expires_at),
+            "revocation_checked": report.revocation_checked,
+            "platform": {
+                name: value if isinstance(value, (int, str, type(None))) else text(value)
+                for name, value in report.platform.items()
+            },
+        }
+        if report.tee.startswith("sim"):
+            found["warning"] = _SIMULATED
+    if claims is not None:
+        found["valid_until"] = text(claims.valid_until)
+        found["exemptions"] = [
+            {"name": item.name, "owner": item.owner, "until": text(item.until)} for item in claims.exemptions
+        ]
+    if error is not None:
+        found["error"] = error.details()
+    found["checks"] = [check.to_dict() for check in assessment.checks]
+    return found
+
+
+_AFFIRMING, _WARNING, _CONTRAINDICATED, _UNRECOGNIZED = 2, 32, 96, 97
+_TIERS: Final = ((_CONTRAINDICATED, "contraindicated"), (_WARNING, "warning"), (_AFFIRMING, "affirming"))
+
+
+def trust_vector(assessment: Assessment) -> dict[str, int]:
+    """The AR4SI trustworthiness vector: 2 affirming, 32 warning, 96 and up contraindicated, 0 no claim."""
+    report, checks = assessment.report, assessment.checks
+    if report is None:
+        return {"instance-identity": _UNRECOGNIZED, "hardware": _UNRECOGNIZED}
+    if _failed(checks, _CURRENCY_CHECKS):
+        hardware = _CONTRAINDICATED
+    elif report.status in (TCBStatus.UP_TO_DATE, TCBStatus.NOT_STATED) and not report.tee.startswith("sim"):
+        hardware = _AFFIRMING
+    else:
+        hardware = _WARNING
+    if assessment.policy.names_program:
+        executables = _CONTRAINDICATED if _failed(checks, _PROGRAM_CHECKS) else _AFFIRMING
+    else:
+        executables = 0
+    others = [
+        check
+        for check in checks
+        if not check.ok
+        and check.name not in _PROGRAM_CHECKS
+        and not check.name.startswith((*_CURRENCY_CHECKS, "debug"))
+    ]
+    return {
+        "instance-identity": _AFFIRMING,
+        "configuration": _CONTRAINDICATED if others else _AFFIRMING,
+        "executables": executables,
+        "hardware": hardware,
+        "runtime-opaque": _CONTRAINDICATED if report.debug else _AFFIRMING,
+    }
+
+
+def ear_claims(assessment: Assessment, *, verifier: str) -> dict[str, Any]:
+    """An attestation result as a claims set in the manner of EAR (draft-ietf-rats-ear, profile of RFC 9711).
+
+    `verifier` names who appraised. The status is the worst tier of the vector, and contraindicated for any refusal.
+    """
+    vector = trust_vector(assessment)
+    status = next((name for limit, name in _TIERS if max(vector.values()) >= limit), "none")
+    if assessment.claims is None:
+        status = "contraindicated"
+    policy = json.dumps(assessment.policy.to_dict(), sort_keys=True, separators=(",", ":")).encode()
+    return {
+        "eat_profile": "tag:github.com,2023:veraison/ear",
+        "iat": int(assessment.now.timestamp()),
+        "ear.verifier-id": {"developer": "Adyton", "build": verifier},
+        "submods": {
+            tee_of(assessment): {
+                "ear.status": status,
+                "ear.trustworthiness-vector": vector,
+                "ear.appraisal-policy-id": f"sha256:{hashlib.sha256(policy).hexdigest()}",
+                "ear.adyton.result": {name: value for name, value in to_dict(assessment).items() if name != "checks"},
+            }
+        },
+    }

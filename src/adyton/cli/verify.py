@@ -1,0 +1,426 @@
+"""`adyton verify`: judge attestation evidence, and say so that a person understands it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from adyton.cli.output import say, say_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from adyton.attest.assess import Assessment
+    from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.attest.evidence import Evidence
+    from adyton.attest.policy import Policy
+    from adyton.errors import Error
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_MAX_FILES: Final = 4096
+_MAX_FILE_BYTES: Final = 64 << 20
+_MAX_POLICY_BYTES: Final = 1 << 20
+
+
+@app.command()
+def verify(
+    evidence: Annotated[
+        Path, typer.Argument(help="SGX or TDX quote, SEV-SNP report, or RA-TLS certificate.", metavar="EVIDENCE")
+    ],
+    collateral: Annotated[
+        list[Path] | None,
+        typer.Option(help="Collateral file, bundle or folder; several allowed. Default: the owner's store."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Judge as at this time (ISO 8601 with zone, or Unix seconds) instead of now.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="What to accept, TOML or JSON; without it nothing is.")] = None,
+    report_data: Annotated[
+        str | None, typer.Option(help="What the evidence must be bound to: 128 hex digits.", metavar="HEX")
+    ] = None,
+    token: Annotated[Path | None, typer.Option(help="Write a signed EAR-style token here.")] = None,
+    token_key: Annotated[Path | None, typer.Option(help="PEM private key that signs the token.")] = None,
+    home: Annotated[Path | None, typer.Option(help="The owner's folder.", envvar="ADYTON_HOME")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document for programs.")] = False,
+) -> None:
+    """Verify attestation evidence and judge it by a policy.
+
+    Exit code 0: the policy is met. 90 to 96: refused. 110 to 114: it could not be checked.
+    """
+    from adyton.attest import explain
+    from adyton.attest.assess import assess
+    from adyton.attest.roots import TrustRoots
+    from adyton.errors import Error
+
+    if (token is None) != (token_key is None):
+        raise _usage("--token and --token-key belong together", "--token", "both", "one")
+    try:
+        now = _time(at)
+        rules = _policy(policy)
+        wanted = _report_data(report_data)
+        raw = _read(evidence, 1 << 20, "evidence")
+        parsed, bound = _evidence(raw)
+        if bound is not None:
+            if wanted is not None and wanted != bound:
+                raise _usage(
+                    "an RA-TLS certificate says itself what its quote is bound to", "--report-data", "none", ""
+                )
+            wanted = bound
+        found = _choose(parsed, collateral or [], home, now)
+        roots = TrustRoots().with_sim(rules.sim_roots)
+        assessment = assess(parsed, found, roots, rules, now, report_data=wanted)
+    except Error as error:
+        if not as_json:
+            raise
+        say_json(_unjudged(error))
+        raise typer.Exit(error.exit_code) from None
+    if token is not None and token_key is not None:
+        _write_token(assessment, token, token_key)
+    if as_json:
+        say_json(explain.to_dict(assessment))
+    else:
+        say(explain.to_text(assessment))
+    raise typer.Exit(assessment.error.exit_code if assessment.error else 0)
+
+
+def _usage(message: str, check: str, expected: str, seen: str) -> Error:
+    from adyton.errors import UsageError
+
+    return UsageError(message, check=check, expected=expected, seen=seen)
+
+
+def _unjudged(error: Error) -> dict[str, Any]:
+    """The JSON document where evidence did not even parse, or could not be checked."""
+    from adyton.errors import EvidenceError
+
+    refused = isinstance(error, EvidenceError)
+    checks = []
+    if refused and error.check is not None:
+        check = {"name": error.check, "expected": error.expected or "", "seen": error.seen or "", "ok": False}
+        checks.append(check | ({"remedy": error.remedy} if error.remedy else {}))
+    return {
+        "tee": None,
+        "verdict": "refused" if refused else "unchecked",
+        "genuine": False if refused else None,
+        "status": None,
+        "advisories": [],
+        "measurement": None,
+        "error": error.details(),
+        "checks": checks,
+    }
+
+
+def _time(at: str | None) -> datetime:
+    from datetime import UTC, datetime
+
+    if at is None:
+        return datetime.now(UTC)
+    try:
+        if at.isdecimal():
+            return datetime.fromtimestamp(int(at), UTC)
+        found = datetime.fromisoformat(at)
+    except (ValueError, OverflowError, OSError):
+        raise _usage(f"no time: {at!r}", "--at", "2026-01-31T12:00:00Z, or Unix seconds", at[:80]) from None
+    if found.tzinfo is None:
+        raise _usage("the time needs a zone", "--at", "2026-01-31T12:00:00Z, or Unix seconds", at[:80])
+    return found.astimezone(UTC)
+
+
+def _report_data(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if len(raw) != 64 or len(text) != 128:
+        raise _usage(
+            "report data has 64 bytes",
+            "--report-data",
+            "128 hex digits (append zeros to a hash)",
+            f"{len(text)} characters",
+        )
+    return raw
+
+
+def _read(path: Path, limit: int, what: str) -> bytes:
+    from adyton.errors import StorageFailed
+
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot read the {what} {path}: {error.strerror}", check=f"read of the {what}", seen=error.strerror
+        ) from None
+    if len(raw) > limit:
+        raise _usage(f"the {what} {path} is too large", f"size of the {what}", f"at most {limit} bytes", "more")
+    return raw
+
+
+def _policy(path: Path | None) -> Policy:
+    """The policy of a TOML or JSON file; an empty one, which accepts nothing, without a file."""
+    import json
+    import tomllib
+
+    from adyton.attest.policy import Policy
+
+    if path is None:
+        return Policy()
+    raw = _read(path, _MAX_POLICY_BYTES, "policy")
+    try:
+        text = raw.decode("utf-8")
+        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _usage(
+            f"the policy {path} does not parse: {error}", "policy", "TOML or JSON", type(error).__name__
+        ) from None
+    return Policy.from_dict(document)
+
+
+def _evidence(raw: bytes) -> tuple[Evidence, bytes | None]:
+    """The evidence, and for an RA-TLS certificate the report data that binds its key."""
+    from adyton.attest import ratls
+    from adyton.attest.certificates import split_pem
+    from adyton.attest.evidence import parse_evidence
+    from adyton.errors import MalformedQuote
+
+    if raw.lstrip().startswith((b"-----BEGIN CERTIFICATE-----", b"-----BEGIN TRUSTED CERTIFICATE-----")):
+        blocks = split_pem(raw.replace(b" TRUSTED CERTIFICATE-", b" CERTIFICATE-"), "RA-TLS certificate")
+        if len(blocks) != 1:
+            raise MalformedQuote("an RA-TLS peer has one certificate", check="RA-TLS certificate", seen=len(blocks))
+        raw = blocks[0]
+    if raw[:2] in (b"\x30\x82", b"\x30\x81"):
+        certificate = ratls.parse_certificate(raw)
+        return certificate.evidence, certificate.expected_report_data
+    return parse_evidence(raw), None
+
+
+@dataclass
+class _Found:
+    """What the collateral files hold."""
+
+    intel: list[Collateral] = field(default_factory=list)
+    amd: list[AMDCollateral] = field(default_factory=list)
+    bundles: list[bytes] = field(default_factory=list)
+    certificates: list[bytes] = field(default_factory=list)
+    crls: list[bytes] = field(default_factory=list)
+
+
+def _files(paths: list[Path]) -> Iterator[Path]:
+    from itertools import islice
+
+    for path in paths:
+        if path.is_dir():
+            yield from islice(sorted(item for item in path.rglob("*") if item.is_file()), _MAX_FILES)
+        else:
+            yield path
+
+
+def _collect(paths: list[Path]) -> _Found:
+    """Read every file and sort it by its content."""
+    import json
+
+    from adyton.attest.certificates import decode_crl, split_pem
+    from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.errors import MalformedQuote
+
+    found = _Found()
+    for path in _files(paths):
+        raw = _read(path, _MAX_FILE_BYTES, "collateral")
+        head = raw[:64].lstrip()
+        if head.startswith(b"{"):
+            try:
+                document = json.loads(raw)
+            except (ValueError, RecursionError):
+                raise MalformedQuote(f"the collateral {path} is not JSON", check="parse of the collateral") from None
+            if "amd_leaf" in document:
+                found.amd.append(AMDCollateral.from_dict(document))
+            elif "tcb_info" in document:
+                found.intel.append(Collateral.from_dict(document))
+            else:
+                found.bundles.append(raw)
+        elif head.startswith(b"-----BEGIN X509 CRL"):
+            found.crls.append(decode_crl(raw))
+        elif head.startswith(b"-----BEGIN"):
+            found.certificates += split_pem(raw, f"certificates in {path.name}")
+        elif _is_crl(raw):
+            found.crls.append(raw)
+        elif raw[:1] == b"\x30":
+            found.certificates.append(raw)
+        else:
+            raise MalformedQuote(
+                f"{path} is no collateral",
+                check="parse of the collateral",
+                expected="JSON, PEM or DER",
+                seen=raw[:8].hex(),
+            )
+    return found
+
+
+def _is_crl(raw: bytes) -> bool:
+    from adyton.attest.certificates import parse_crl
+    from adyton.errors import MalformedQuote
+
+    try:
+        parse_crl(raw, "CRL")
+    except MalformedQuote:
+        return False
+    return True
+
+
+def _missing(what: str) -> Error:
+    from adyton.errors import FetchFailed
+
+    return FetchFailed(
+        f"no collateral to judge this evidence with: {what}",
+        check="collateral at hand",
+        expected="collateral for this evidence, valid at the time of verification",
+        seen="none",
+        remedy="fetch it: adyton collateral fetch --for EVIDENCE, or give it: --collateral FILE",
+    )
+
+
+def _choose(evidence: Evidence, paths: list[Path], home: Path | None, now: datetime) -> Collateral | AMDCollateral:
+    """The collateral for this evidence among what was given, or from the owner's store."""
+    from adyton.attest.snp import SNPReport
+
+    if isinstance(evidence, SNPReport):
+        return _choose_amd(evidence, _collect(paths))
+    if not paths:
+        return _from_store(evidence, home, now)
+    found = _collect(paths)
+    candidates = list(found.intel)
+    for raw in found.bundles:
+        candidates += _from_bundle(raw, evidence, now)
+    if not candidates:
+        raise _missing("the files hold none for a quote")
+    if len(candidates) == 1:
+        return _with_chain(candidates[0], found)
+    return _with_chain(_best(evidence, candidates, now), found)
+
+
+def _with_chain(collateral: Collateral, found: _Found) -> Collateral:
+    """The collateral, with a PCK certificate chain that was given apart from it."""
+    from dataclasses import replace
+
+    from adyton.attest.certificates import parse_certificate
+
+    if collateral.pck_certificate_chain is not None or len(found.certificates) != 3:
+        return collateral
+    chain = "".join(parse_certificate(raw, "PCK certificate chain").pem for raw in found.certificates)
+    return replace(collateral, pck_certificate_chain=chain)
+
+
+def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Collateral:
+    """Of several, the one whose TCB info is for this platform, valid now, and the newest of those."""
+    from adyton.attest.sgx import SGXQuote
+    from adyton.attest.snp import SNPReport
+    from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
+    from adyton.net.documents import unverified_origin
+
+    if isinstance(evidence, SNPReport):
+        raise _missing("this is for quotes only")
+    origin = unverified_origin(evidence)
+    kind = "SGX" if isinstance(evidence, SGXQuote) else "TDX"
+    fitting = [
+        (info, collateral)
+        for info, collateral in ((parse_tcb_info(item.tcb_info), item) for item in candidates)
+        if info.id == kind and origin.fmspc in (None, info.fmspc)
+    ]
+    if not fitting:
+        raise _missing(f"none of the {len(candidates)} given is for {kind} on FMSPC {(origin.fmspc or b'').hex()}")
+
+    def rank(item: tuple[TCBInfo, Collateral]) -> tuple[bool, int, datetime]:
+        info = item[0]
+        return info.issue_date <= now <= info.next_update, info.evaluation_number, info.issue_date
+
+    return max(fitting, key=rank)[1]
+
+
+def _from_bundle(raw: bytes, evidence: Evidence, now: datetime) -> list[Collateral]:
+    """The collateral that the documents of one bundle come to for this quote, if they are all there."""
+    from adyton.attest.snp import SNPReport
+    from adyton.errors import FetchFailed
+    from adyton.net import documents
+
+    if isinstance(evidence, SNPReport):
+        return []
+    origin = documents.unverified_origin(evidence)
+    known: dict[tuple[documents.Kind, str], documents.Verified] = {}
+    for document in documents.parse_bundle(raw):
+        verified = documents.verify_document(document)
+        if verified.root != origin.root:
+            continue
+        key = (document.kind, verified.subject)
+        current = verified.issued_at <= now <= verified.expires_at
+        if key not in known or (current, verified.issued_at) > (
+            known[key].issued_at <= now <= known[key].expires_at,
+            known[key].issued_at,
+        ):
+            known[key] = verified
+    try:
+        return [documents.assemble(known, origin)]
+    except FetchFailed:
+        return []
+
+
+def _from_store(evidence: Evidence, home: Path | None, now: datetime) -> Collateral:
+    from adyton.attest.snp import SNPReport
+    from adyton.net.collateral_store import CollateralStore
+
+    folder = (home or Path.home() / ".adyton") / "collateral"
+    if isinstance(evidence, SNPReport) or not folder.is_dir():
+        raise _missing(f"no --collateral was given and there is no store at {folder}")
+    return CollateralStore(folder).for_quote(evidence, now)
+
+
+def _choose_amd(evidence: Evidence, found: _Found) -> AMDCollateral:
+    """AMD's certificates: from a document, or put together from certificates (leaf, ASK or ASVK, ARK) and a CRL."""
+    from adyton.attest.certificates import parse_certificate, parse_crl
+    from adyton.attest.collateral import AMDCollateral
+    from adyton.attest.snp import KEY_VLEK, SNPReport
+
+    if found.amd:
+        return found.amd[-1]
+    if not isinstance(evidence, SNPReport):
+        raise _missing("this is for SEV-SNP reports only")
+    vlek = evidence.signing_key == KEY_VLEK
+    leaf_name = "SEV-VLEK" if vlek else "SEV-VCEK"
+    parsed = [parse_certificate(raw, "AMD certificate") for raw in found.certificates]
+    leaf = next((item for item in parsed if item.common_name == leaf_name), None)
+    ask = next((item for item in parsed if leaf is not None and item.subject == leaf.issuer), None)
+    ark = next((item for item in parsed if ask is not None and item.subject == ask.issuer), None)
+    if leaf is None or ask is None or ark is None:
+        raise _missing(f"it takes the {leaf_name[4:]}, the ASK and the ARK")
+    crl = next((raw for raw in found.crls if parse_crl(raw, "AMD CRL").issuer == ark.subject), None)
+    return AMDCollateral(leaf=leaf.der, ask=ask.der, ark=ark.der, crl=crl)
+
+
+def _write_token(assessment: Assessment, path: Path, key_path: Path) -> None:
+    import os
+
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    from adyton import __version__
+    from adyton.attest import explain
+    from adyton.attest.token import sign_token
+    from adyton.errors import StorageFailed
+
+    try:
+        key = load_pem_private_key(_read(key_path, 1 << 16, "token key"), None)
+    except (ValueError, TypeError):
+        raise _usage("the token key is no PEM private key without a password", "--token-key", "PEM", "") from None
+    text = sign_token(explain.ear_claims(assessment, verifier=f"adyton {__version__}"), key)
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_text(text + "\n", encoding="ascii")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StorageFailed(f"cannot write the token {path}: {os.strerror(error.errno or 0)}") from None
