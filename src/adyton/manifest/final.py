@@ -14,12 +14,13 @@ from typing import Any, Final
 from adyton.errors import MalformedManifest, ManifestError
 from adyton.manifest.cache import HashCache
 from adyton.manifest.document import parse_document, write_document
-from adyton.manifest.model import Manifest, manifest_from, parse_manifest
+from adyton.manifest.model import Manifest, TrustedFile, manifest_from, parse_manifest
 from adyton.manifest.schema import refuse
-from adyton.manifest.signed import read_capped
+from adyton.manifest.signed import decode, read_capped
 from adyton.manifest.trusted import expand
 
 MAX_CA_BYTES: Final = 64 << 10
+MAX_LIST_BYTES: Final = 64 << 20
 DEFAULT_OWNER: Final = "owner"
 
 
@@ -48,7 +49,8 @@ def finish(
         raise refuse("adyton.files", "is written by adyton build", expected="no such key in a template", seen="…")
     _pin_owners(document, base_dir, default_ca)
     _write_defaults(document, name, manifest)
-    trusted = expand(manifest.trusted_files, base_dir, cache=cache, advance=advance)
+    entries = [*manifest.trusted_files, *_listed(document, base_dir)]
+    trusted = expand(entries, base_dir, cache=cache, advance=advance)
     if trusted:
         document["adyton"]["files"] = " ".join(entry.fact for entry in trusted)
     final = write_document(document, [(entry.uri, str(entry.sha256)) for entry in trusted])
@@ -81,6 +83,18 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
         }
 
 
+def _listed(document: dict[str, Any], base_dir: Path) -> list[TrustedFile]:
+    """The trusted files of the lists that the template names, in their order."""
+    found = []
+    for uri in document["adyton"].pop("trusted_from", []):
+        raw = read_capped(base_dir / uri[5:], MAX_LIST_BYTES, "list of trusted files")
+        for line in decode(raw).splitlines():
+            path = line.strip()
+            if path and not path.startswith("#"):
+                found.append(TrustedFile(f"file:{path}"))
+    return found
+
+
 def _certificate(pem: str, owner: str) -> str:
     """One PEM certificate in its one canonical text, so that spelling changes no measurement."""
     from cryptography import x509
@@ -106,13 +120,11 @@ def _write_defaults(document: dict[str, Any], name: str, manifest: Manifest) -> 
     _fill(
         document.setdefault("sgx", {}),
         {
-            "max_threads": 4,
             "isvprodid": 0,
             "isvsvn": 0,
             "remote_attestation": "none",
             "debug": False,
             "edmm_enable": False,
-            "enclave_size": "1024G" if manifest.sgx.edmm_enable else "256M",
             "use_exinfo": False,
             "file_check_policy": "strict",
         },

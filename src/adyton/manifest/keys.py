@@ -79,10 +79,10 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("fs.mounts[].uri", Kind.STRING, None, _E, "`file:` or `dev:` path on the host; ignored for tmpfs"),
     Key("fs.mounts[].key_name", Kind.STRING, "default", _E, "name of the key of an encrypted mount"),
     Key("fs.mounts[].enable_recovery", Kind.BOOL, False, _E, "keep a recovery log beside each file of an encrypted mount, so that a crash in the middle of a flush is undone"),
-    Key("fs.root.type", Kind.STRING, "chroot", _E, "type of the mount at `/`", choices=("chroot", "encrypted", "tmpfs")),
+    Key("fs.root.type", Kind.STRING, "chroot", _E, "type of the mount at `/`; an encrypted root is refused", choices=("chroot", "encrypted", "tmpfs")),
     Key("fs.root.uri", Kind.STRING, "file:.", _E, "host directory at `/`; only what trusted and allowed files name is visible of it"),
-    Key("fs.root.key_name", Kind.STRING, "default", _E, "key of an encrypted root"),
-    Key("fs.root.enable_recovery", Kind.BOOL, False, _E, "as for mounts"),
+    Key("fs.root.key_name", Kind.STRING, "default", _S, "key of an encrypted root (under SGX)"),
+    Key("fs.root.enable_recovery", Kind.BOOL, False, _S, "as for mounts"),
     Key("fs.start_dir", Kind.STRING, "/", _E, "working directory inside at the start"),
     Key("fs.insecure__keys.*", Kind.STRING, None, _E, "a key in clear, 32 hex digits, in a manifest that everyone may read: for trying out only"),
     # sys
@@ -113,7 +113,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("sgx.remote_attestation", Kind.STRING, "none", _M, "what /dev/attestation/attestation_type says; Adyton's own release works either way. `epid` is refused: Intel ended it", choices=("none", "dcap")),
     Key("sgx.trusted_files", Kind.TRUSTED, (), _E, "files that the program may read, each bound to its SHA-256"),
     Key("sgx.allowed_files", Kind.STRINGS, (), _E, "`file:` or `dev:` paths open to the program unchecked, readable and writable by the host"),
-    Key("sgx.file_check_policy", Kind.STRING, "strict", _E, "`allow_all_but_log` opens every file under the mounts unchecked", choices=("strict", "allow_all_but_log")),
+    Key("sgx.file_check_policy", Kind.STRING, "strict", _E, "`allow_all_but_log` is refused: a file that no list names is not there at all", choices=("strict", "allow_all_but_log")),
     Key("sgx.use_exinfo", Kind.BOOL, False, _S, "fault addresses"),
     Key("sgx.insecure__allow_memfaults_without_exinfo", Kind.BOOL, False, _S, "memory faults without checked addresses"),
     Key("sgx.insecure__rpc_thread_num", Kind.INTEGER, 0, _S, "exitless system calls", most=1 << 16),
@@ -146,6 +146,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("adyton.secrets.*.env", Kind.STRING, None, _E, "environment variable that receives this secret from the key server"),
     Key("adyton.secrets.*.file", Kind.STRING, None, _E, "file inside, in memory, that receives this secret from the key server"),
     Key("adyton.secrets.*.owner", Kind.STRING, None, _E, "whose key server delivers it, needed where there are several owners"),
+    Key("adyton.trusted_from", Kind.STRINGS, (), _E, "only in a template: text files with one trusted path a line (`#` begins a comment), which `adyton build` puts into `sgx.trusted_files`"),
     Key("adyton.files", Kind.STRING, None, _E, "written by `adyton build`: one word per trusted file, in their order: its size in bytes, `x` if executable, `@` and its time in seconds where cached bytecode depends on it"),
 )  # fmt: skip
 

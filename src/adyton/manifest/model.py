@@ -97,6 +97,7 @@ class AdytonTable:
     owners: tuple[Owner, ...] = ()
     keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     secrets: tuple[Secret, ...] = ()
+    trusted_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,9 @@ class SGXTable:
     """What stands in the SIGSTRUCT, or matters to Gramine alone; `mpx` and `pkru` default to disabled."""
 
     enclave_size_bytes: int = 256 << 20
+    enclave_size_given: bool = False
     max_threads: int = 4
+    max_threads_given: bool = False
     edmm_enable: bool = False
     debug: bool = False
     isv_prod_id: int = 0
@@ -155,7 +158,8 @@ class Manifest:
     @property
     def is_final(self) -> bool:
         """Whether every trusted entry is a file with its hash, as `adyton build` leaves it."""
-        return all(entry.sha256 is not None and not entry.uri.endswith("/") for entry in self.trusted_files)
+        hashed = all(entry.sha256 is not None and not entry.uri.endswith("/") for entry in self.trusted_files)
+        return hashed and not self.adyton.trusted_from
 
     @property
     def all_mounts(self) -> tuple[Mount, ...]:
@@ -400,7 +404,9 @@ def _sgx(value: _Reader) -> SGXTable:
             raise refuse(f"sgx.seal_key.{name}", "not a mask", expected=f"0x and {digits} hex digits", seen=mask)
     return SGXTable(
         enclave_size_bytes=parse_size(size),
+        enclave_size_given="enclave_size" in value.table("sgx"),
         max_threads=value.get("sgx.max_threads"),
+        max_threads_given="max_threads" in value.table("sgx"),
         edmm_enable=edmm,
         debug=value.get("sgx.debug"),
         isv_prod_id=value.get("sgx.isvprodid"),
@@ -440,6 +446,10 @@ def _adyton(value: _Reader) -> AdytonTable:
         owners=tuple(owners),
         keys=MappingProxyType(dict(value.table("adyton.keys"))),
         secrets=tuple(secrets),
+        trusted_from=tuple(
+            _uri(uri, f"adyton.trusted_from[{position}]", ("file:",))
+            for position, uri in enumerate(value.get("adyton.trusted_from"))
+        ),
     )
 
 

@@ -155,8 +155,8 @@ def findings(manifest: Manifest) -> tuple[Finding, ...]:
 def not_covered(manifest: Manifest) -> tuple[str, ...]:
     """What a measurement of this manifest says nothing about, in words for the owner who approves it."""
     found = [
-        f"the contents of {mount.path} (encrypted, key {mount.key_name}): whoever holds that key wrote them, and an older"
-        " whole file cannot be told from the newest"
+        f"the contents of {mount.path} (encrypted, key {mount.key_name}): whoever holds that key wrote them, and an"
+        " older whole file cannot be told from the newest"
         for mount in manifest.encrypted_mounts
     ]
     found += [f"{uri}: read and written unchecked" for uri in manifest.allowed_files]
@@ -190,6 +190,11 @@ def runtime_refusals(manifest: Manifest) -> tuple[tuple[str, str], ...]:
         found.append(("sys.debug__mock_syscalls", "made-up results of system calls exist only under Gramine"))
     if manifest.allowed_ioctls:
         found.append(("sys.allowed_ioctls", "no host device is visible to which an ioctl could pass"))
+    if manifest.file_check_policy != "strict":
+        found.append(("sgx.file_check_policy", "a file that no list names is not there at all"))
+    if manifest.root.type == "encrypted":
+        found.append(("fs.root.type", "an encrypted folder needs a path of its own in fs.mounts"))
+    found += [("sgx.allowed_files", f"{uri} is a device") for uri in manifest.allowed_files if uri.startswith("dev:")]
     for position, mount in enumerate(manifest.mounts):
         if mount.type == "untrusted_shm":
             found.append((f"fs.mounts[{position}]", "memory shared with the host exists only under SGX"))

@@ -1,0 +1,412 @@
+"""An observed native run -> a manifest template that a person can read and change, and the list of files it needs.
+
+What the program read is sorted by where it lies: files of the interpreter, its packages and the system are trusted (the
+measurement binds them); files of the project that are neither program text nor written are data, hence encrypted
+inputs; what it wrote are encrypted outputs.
+"""
+# Paths are text here, compared as the trace names them.
+# ruff: noqa: PTH110, PTH111, PTH112, PTH113, PTH116, PTH117, PTH118, PTH120
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import tomli_w
+
+from adyton.manifest.host import interpreter_of
+from adyton.manifest.observe import Observation
+from adyton.manifest.schema import format_size
+from adyton.manifest.sizing import Sizing, power_of_two, size_for
+
+WORK: Final = "/work"
+STORAGE: Final = "encrypted"
+LOOKED_AT_LIMIT_BYTES: Final = 1 << 20
+
+_SANDBOX_MAKES: Final = ("/proc", "/sys", "/dev")
+_HOST_STATE: Final = (
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/shadow",
+    "/etc/nsswitch.conf",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/host.conf",
+    "/etc/resolv.conf",
+    "/etc/machine-id",
+    "/etc/localtime",
+    "/etc/timezone",
+    "/etc/mtab",
+    "/etc/fstab",
+)
+_SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/nix", "/snap")
+_CODE: Final = re.compile(
+    r"\.(py|pyi|pth|so|pyd|sh|js|lua|r|jl)$|\.so\.[0-9.]+$|/__pycache__/[^/]+\.pyc$", re.IGNORECASE
+)
+_PYC: Final = re.compile(r"^(.*)/__pycache__/([^/]+?)\.([A-Za-z]+-[0-9]+)(?:\.opt-[12])?\.pyc$")
+_SEARCHED: Final = re.compile(r"^(/usr)?/lib(64)?(/[a-z0-9_]+-linux-gnu[a-z0-9]*)?$")
+_ROOTS: Final = re.compile(r"^(.*/lib/python3(?:\.[0-9]+)?)(?:/|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class DataMount:
+    """A file or folder of data: where the program expects it, and where its encrypted form lies."""
+
+    path: str
+    source: str
+    encrypted: str
+    is_folder: bool
+    is_input: bool
+    is_output: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What `adyton new` writes, and what it says about it."""
+
+    name: str
+    template: str
+    trusted_list: str
+    trusted: tuple[str, ...]
+    left_out: tuple[str, ...]
+    data: tuple[DataMount, ...]
+    sizing: Sizing
+
+
+def propose(
+    seen: Observation,
+    *,
+    name: str,
+    script: str,
+    cpus: int,
+    key_name: str = "default",
+    environment: Mapping[str, str] | None = None,
+) -> Proposal:
+    """Make the proposal; `script` is the program's own file (always trusted), relative to the working folder or not."""
+    inside = _Inside(seen.cwd)
+    program = os.path.normpath(os.path.join(seen.cwd, script))
+    code, inputs, left_out = _sort_reads(seen, program)
+    written = _written(seen, code)
+    trusted = _complete(code, seen)
+    data = _data_mounts(inputs, written, trusted, inside)
+    sizing = size_for(seen.peak_bytes, seen.peak_threads, cpus, source="peak of the native run")
+    libraries = _library_folders(trusted)
+    entry = seen.command[0] if os.path.isabs(seen.command[0]) else seen.executed[0]
+    argv = [inside.path(entry), *(inside.argument(text) for text in seen.command[1:])]
+    mounts = _mounts(trusted, inside)
+    budget = power_of_two(
+        _total(trusted) + 2 * _total([mount.source for mount in data if mount.is_input]) + (512 << 20)
+    )
+    variables = _variables(environment or {}, libraries, sizing, inside)
+    template = _template(
+        name=name,
+        seen=seen,
+        entry=inside.path(entry),
+        argv=argv,
+        variables=variables,
+        mounts=mounts,
+        data=data,
+        key_name=key_name,
+        sizing=sizing,
+        budget=max(budget, 1 << 30),
+        start_dir=WORK,
+    )
+    listed = sorted(inside.uri_path(path) for path in trusted)
+    return Proposal(
+        name=name,
+        template=template,
+        trusted_list=_list_text(name, listed, left_out),
+        trusted=tuple(listed),
+        left_out=tuple(left_out),
+        data=tuple(data),
+        sizing=sizing,
+    )
+
+
+class _Inside:
+    """Where the paths of the native run are inside: the working folder is /work, everything else stays."""
+
+    def __init__(self, cwd: str) -> None:
+        self._cwd = cwd.rstrip("/")
+
+    def below(self, path: str) -> str | None:
+        """A path relative to the working folder, or None where it is not below it."""
+        if path == self._cwd:
+            return ""
+        return path[len(self._cwd) + 1 :] if path.startswith(self._cwd + "/") else None
+
+    def path(self, path: str) -> str:
+        rest = self.below(path)
+        return path if rest is None else f"{WORK}/{rest}".rstrip("/")
+
+    def uri_path(self, path: str) -> str:
+        rest = self.below(path)
+        return path if rest is None else rest or "."
+
+    def argument(self, text: str) -> str:
+        return self.path(text) if self.below(text) is not None else text
+
+    def list_of(self, text: str) -> str:
+        return ":".join(self.argument(part) for part in text.split(":") if part)
+
+
+def _sort_reads(seen: Observation, program: str) -> tuple[dict[str, None], dict[str, None], list[str]]:
+    """(program text and system files, data, host state that was read but is better left out)."""
+    code: dict[str, None] = {program: None}
+    inputs: dict[str, None] = {}
+    left_out: list[str] = []
+    roots = _code_roots(seen)
+    for path in (*seen.read, *seen.looked_at):
+        if _is_below(path, _SANDBOX_MAKES) or not _is_file(path) or path in code:
+            continue
+        only_looked = path not in seen.read
+        if path in _HOST_STATE:
+            if not only_looked:
+                left_out.append(path)
+        elif _is_below(path, roots) or path in seen.executed or _CODE.search(path):
+            if not only_looked or os.stat(path).st_size <= LOOKED_AT_LIMIT_BYTES:
+                code[path] = None
+        elif not only_looked and path not in seen.written:
+            inputs[path] = None
+        elif not only_looked and path in seen.written:
+            continue
+    return code, inputs, left_out
+
+
+def _code_roots(seen: Observation) -> tuple[str, ...]:
+    """Folders whose files belong to the system, the interpreter or its packages."""
+    roots = set(_SYSTEM)
+    for path in (*seen.read, *seen.executed):
+        if match := _ROOTS.match(path):
+            roots.add(match[1])
+            if Path(match[1]).parent.parent.joinpath("pyvenv.cfg").exists():
+                roots.add(str(Path(match[1]).parent.parent))
+    return tuple(root for root in roots if root != seen.cwd)
+
+
+def _written(seen: Observation, code: Mapping[str, None]) -> dict[str, None]:
+    """What was written and is still there, without caches and temporary files."""
+    found: dict[str, None] = {}
+    for path in seen.written:
+        temporary = _is_below(path, ("/tmp", "/var/tmp", "/dev/shm")) and not _is_below(path, (seen.cwd,))  # noqa: S108
+        if temporary or _is_below(path, _SANDBOX_MAKES) or "/__pycache__" in path or path in code:
+            continue
+        if os.path.exists(path):
+            found[path] = None
+    return found
+
+
+def _complete(code: Mapping[str, None], seen: Observation) -> list[str]:
+    """Sources beside their cached bytecode and the other way round, and the ELF interpreters of programs."""
+    found = dict(code)
+    tags = {match[3] for path in code if (match := _PYC.match(path))}
+    for path in list(code):
+        match = _PYC.match(path)
+        if match and _is_file(f"{match[1]}/{match[2]}.py"):
+            found[f"{match[1]}/{match[2]}.py"] = None
+        elif path.endswith(".py") and not _is_below(path, (seen.cwd,)):
+            folder, _, base = path.rpartition("/")
+            for tag in tags:
+                cached = f"{folder}/__pycache__/{base[:-3]}.{tag}.pyc"
+                if _is_file(cached):
+                    found[cached] = None
+    for path in seen.executed:
+        loader = interpreter_of(Path(path)) if _is_file(path) else None
+        if loader is not None:
+            found[loader] = None
+    return [path for path in found if not (_PYC.match(path) and _is_below(path, (seen.cwd,)))]
+
+
+def _data_mounts(
+    inputs: Mapping[str, None], written: Mapping[str, None], trusted: list[str], inside: _Inside
+) -> list[DataMount]:
+    """Group data by folder where a folder holds nothing but data, else file by file."""
+    folders_of_code = {str(parent) for path in trusted for parent in Path(path).parents}
+    groups: dict[str, list[str]] = {}
+    for path in (*inputs, *written):
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        rest = inside.below(folder)
+        shared = rest == "" or folder in folders_of_code or folder in ("/", os.path.expanduser("~"))
+        groups.setdefault(path if shared and not os.path.isdir(path) else folder, []).append(path)
+    tops = [top for top in groups if not any(top != other and _is_below(top, (other,)) for other in groups)]
+    found = []
+    for top in sorted(tops):
+        members = [path for group, paths in groups.items() if _is_below(group, (top,)) for path in paths]
+        rest = inside.below(top)
+        found.append(
+            DataMount(
+                path=inside.path(top),
+                source=rest if rest is not None else top,
+                encrypted=f"{STORAGE}/{rest if rest is not None else top.lstrip('/')}",
+                is_folder=os.path.isdir(top),
+                is_input=any(path in inputs for path in members),
+                is_output=any(path in written for path in members),
+            )
+        )
+    return found
+
+
+def _mounts(trusted: list[str], inside: _Inside) -> list[tuple[str, str]]:
+    """(path, uri) of the mounts that show the trusted files where the program expects them."""
+    tops = {"/" + path.split("/")[1] for path in trusted if inside.below(path) is None}
+    return [(top, f"file:{top}") for top in sorted(tops)] + [(WORK, "file:.")]
+
+
+def _library_folders(trusted: list[str]) -> list[str]:
+    """Folders of the system's shared libraries that the dynamic linker does not search by itself."""
+    folders = {os.path.dirname(path) for path in trusted if re.search(r"\.so(\.[0-9.]+)?$", path)}
+    return sorted(
+        folder
+        for folder in folders
+        if _is_below(folder, ("/usr", "/lib"))
+        and not _SEARCHED.match(folder)
+        and not re.search(r"python|/(gconv|ossl-modules|engines-3)$", folder)
+    )
+
+
+def _variables(environment: Mapping[str, str], libraries: list[str], sizing: Sizing, inside: _Inside) -> dict[str, str]:
+    found = {
+        "HOME": WORK,
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": str(sizing.omp_threads),
+    }
+    if environment.get("LD_LIBRARY_PATH") or libraries:
+        parts = [part for part in environment.get("LD_LIBRARY_PATH", "").split(":") if part]
+        found["LD_LIBRARY_PATH"] = inside.list_of(":".join(dict.fromkeys([*parts, *libraries])))
+    if environment.get("PYTHONPATH"):
+        found["PYTHONPATH"] = inside.list_of(environment["PYTHONPATH"])
+    return found
+
+
+def _total(paths: list[str]) -> int:
+    total = 0
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except OSError:
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            total += sum(entry.stat().st_size for entry in Path(path).rglob("*") if entry.is_file())
+        else:
+            total += found.st_size
+    return total
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.R_OK) and path.isprintable() and path == path.strip()
+
+
+def _is_below(path: str, folders: tuple[str, ...]) -> bool:
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+def _toml(value: object) -> str:
+    return tomli_w.dumps({"x": value})[4:].rstrip("\n").replace("\n    ", "\n  ")
+
+
+def _template(
+    *,
+    name: str,
+    seen: Observation,
+    entry: str,
+    argv: list[str],
+    variables: Mapping[str, str],
+    mounts: list[tuple[str, str]],
+    data: list[DataMount],
+    key_name: str,
+    sizing: Sizing,
+    budget: int,
+    start_dir: str,
+) -> str:
+    steps = ["adyton init", f"adyton key new {key_name}"]
+    steps += [
+        f"adyton encrypt {_shell(m.source)} -o {_shell(m.encrypted)} --key {key_name}" for m in data if m.is_input
+    ]
+    if data and not any(mount.is_input for mount in data):
+        steps.append(f"mkdir -p {STORAGE}")
+    steps += [f"adyton build {name}.manifest.template", f"adyton approve {name}.manifest --key {key_name} --tee TEE"]
+    steps += [
+        "adyton serve --listen 127.0.0.1:4433",
+        f"adyton run {name}.manifest --tee TEE --key-server 127.0.0.1:4433",
+    ]
+    steps += [
+        f"adyton decrypt {_shell(m.encrypted)} -o {_shell(m.source)} --key {key_name}" for m in data if m.is_output
+    ]
+    lines = [f"# {name}: made by `adyton new` from one native run ({seen.wall_s:.1f} s). Change it freely.", "#"]
+    lines += [f"#   {step}" for step in steps]
+    lines += ["", f"libos.entrypoint = {_toml(entry)}", "# The arguments are measured: the host cannot change them."]
+    lines += [f"loader.argv = [{', '.join(_toml(text) for text in argv)}]", f"fs.start_dir = {_toml(start_dir)}", ""]
+    lines.append("# The whole environment of the program; nothing comes from the host.")
+    for variable, value in variables.items():
+        if variable == "OMP_NUM_THREADS":
+            lines.append(f"# {sizing.omp_reason}.")
+        lines.append(f"loader.env.{variable} = {_toml(value)}")
+    lines += ["", "fs.mounts = [", "  # Of these folders only the trusted files are visible."]
+    lines += [f"  {{ path = {_toml(path)}, uri = {_toml(uri)} }}," for path, uri in mounts]
+    lines.append('  { type = "tmpfs", path = "/tmp" },')
+    for mount in data:
+        role = "read and written" if mount.is_input and mount.is_output else "read" if mount.is_input else "written"
+        lines.append(f"  # {role} by the program as {mount.path}; the host sees only {mount.encrypted}")
+        lines.append(
+            f'  {{ type = "encrypted", path = {_toml(mount.path)}, uri = {_toml("file:" + mount.encrypted)},'
+            f" key_name = {_toml(key_name)} }},"
+        )
+    lines += [
+        "]",
+        "",
+        "[adyton]",
+        "# The files that the program may read, each bound to its hash by `adyton build`: one path a line in",
+        f"# {name}.trusted.",
+        f"trusted_from = [{_toml(f'file:{name}.trusted')}]",
+    ]
+    read_only = [mount.path for mount in data if mount.is_input and not mount.is_output]
+    if read_only:
+        lines.append("# Inputs that are only read are decrypted once, into private memory, before the start.")
+        lines.append(f"read_only = [{', '.join(_toml(path) for path in read_only)}]")
+    lines.append("# Private memory for trusted files and read-only inputs; what exceeds it is read block by block.")
+    lines.append(f"memory_budget = {_toml(format_size(budget))}")
+    lines.append('# "host" gives the program the host\'s network, which sees and can change every byte.')
+    lines.append('network = "none"')
+    if not data:
+        lines.append("# No key, hence no encrypted log: what the program prints goes to the host in clear.")
+        lines.append("insecure__stdio = true")
+    lines += [
+        "",
+        "[sgx]",
+        "# These matter under --tee sgx only, but for remote_attestation.",
+        'remote_attestation = "dcap"',
+    ]
+    lines += [f"# {sizing.enclave_reason}", f"enclave_size = {_toml(format_size(sizing.enclave_bytes))}"]
+    lines += [f"# {sizing.threads_reason}", f"max_threads = {sizing.max_threads}", ""]
+    return _escape_jinja("\n".join(lines))
+
+
+def _escape_jinja(text: str) -> str:
+    """Text that renders to itself."""
+    if not any(mark in text for mark in ("{{", "{%", "{#")):
+        return text
+    return "{% raw %}" + text + "{% endraw %}\n"
+
+
+def _shell(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9_./@%+=:,-]+", text) else "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def _list_text(name: str, listed: list[str], left_out: list[str]) -> str:
+    lines = [
+        f"# Files that {name} may read, found by `adyton new`: one path a line, `/` at the end means all below.",
+        "# Relative paths are relative to the folder where `adyton build` and `adyton run` are started.",
+        *(f"./{path}" if path.startswith("#") else path for path in listed),
+    ]
+    if left_out:
+        lines += ["# Read by the native run, but the host's own state; take the # away where the program needs it:"]
+        lines += [f"# {path}" for path in left_out]
+    return "\n".join(lines) + "\n"
