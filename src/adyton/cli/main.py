@@ -15,12 +15,17 @@ from adyton import __version__
 from adyton.errors import Error, ScriptFailed
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
+    "init": ("adyton.cli.init", "Make the owner's identity and key store."),
+    "key": ("adyton.cli.key", "Make, list and export keys."),
+    "collateral": ("adyton.cli.collateral", "Fetch, show, export and import what evidence is verified against."),
     "encrypt": ("adyton.cli.encrypt", "Encrypt files and directories into protected files."),
     "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
+    "new": ("adyton.cli.new", "Propose a manifest template from one observed native run of a script."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
+    "approve": ("adyton.cli.approve", "Allow what a manifest measures to have a key."),
+    "revoke": ("adyton.cli.revoke", "Withdraw an approval."),
     "verify": ("adyton.cli.verify", "Verify attestation evidence and explain the verdict."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
-    "collateral": ("adyton.cli.collateral", "Fetch, show, export and import what evidence is verified against."),
 }
 """Verb -> (module with a Typer `app`, one line of help), in the order of the workflow."""
 
