@@ -47,9 +47,7 @@ _HOST_STATE: Final = (
     "/etc/fstab",
 )
 _SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/nix", "/snap")
-_CODE: Final = re.compile(
-    r"\.(py|pyi|pth|so|pyd|sh|js|lua|r|jl)$|\.so\.[0-9.]+$|/__pycache__/[^/]+\.pyc$", re.IGNORECASE
-)
+_CODE: Final = re.compile(r"\.(py|pyi|so|pyd|sh|js|lua|r|jl)$|\.so\.[0-9.]+$|/__pycache__/[^/]+\.pyc$", re.IGNORECASE)
 _PYC: Final = re.compile(r"^(.*)/__pycache__/([^/]+?)\.([A-Za-z]+-[0-9]+)(?:\.opt-[12])?\.pyc$")
 _SEARCHED: Final = re.compile(r"^(/usr)?/lib(64)?(/[a-z0-9_]+-linux-gnu[a-z0-9]*)?$")
 _ROOTS: Final = re.compile(r"^(.*/lib/python3(?:\.[0-9]+)?)(?:/|$)")
