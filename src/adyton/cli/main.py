@@ -26,6 +26,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "revoke": ("adyton.cli.revoke", "Withdraw an approval."),
     "verify": ("adyton.cli.verify", "Verify attestation evidence and explain the verdict."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
+    "run": ("adyton.cli.run", "Run a protected program with the keys that its owners release to it."),
 }
 """Verb -> (module with a Typer `app`, one line of help), in the order of the workflow."""
 

@@ -1,0 +1,255 @@
+"""`adyton run`: prove what runs here, get the keys, and run the program on its files.
+
+A protected start waits for nothing that it does not need: the common form of the command line is parsed by hand, and
+Typer is imported only for help and for mistakes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton.errors import ScriptFailed, UsageError
+
+if TYPE_CHECKING:
+    import typer
+
+    from adyton.manifest.model import TrustedFile
+    from adyton.run.launch import Delivered, Ended
+
+_WITH_VALUE: Final = {
+    "--tee": "tee",
+    "--key-server": "key_servers",
+    "--sim-platform": "sim_platform",
+    "--provisioning": "provisioning",
+}
+_MAX_WORDS_BYTES: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class Request:
+    """What was asked for on the command line."""
+
+    manifest: Path
+    tee: str | None = None
+    key_servers: list[str] = field(default_factory=list)
+    sim_platform: Path | None = None
+    provisioning: str = "adyton"
+    as_json: bool = False
+    arguments: list[str] = field(default_factory=list)
+
+
+def parse(args: Sequence[str]) -> Request | None:
+    """The request, where every word is plain; None sends the whole line to Typer, for help or a good error."""
+    found: dict[str, Any] = {"key_servers": []}
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
+        if word == "--json":
+            found["as_json"] = True
+        elif option in _WITH_VALUE and (equals or words):
+            value = value if equals else words.pop(0)
+            name = _WITH_VALUE[option]
+            if name == "key_servers":
+                found[name].append(value)
+            else:
+                found[name] = Path(value) if name == "sim_platform" else value
+        elif word.startswith("-"):
+            return None
+        else:
+            found["manifest"] = Path(word)
+            found["arguments"] = words[1:] if words[:1] == ["--"] else words
+            break
+    if "manifest" not in found or found.get("provisioning", "adyton") not in ("adyton", "ra-tls"):
+        return None
+    if any(word in ("--help", "--tee", "--key-server", "--json") for word in found["arguments"]):
+        return None
+    return Request(**found)
+
+
+class _App:
+    """The verb as `cli.main` calls it: by hand where that will do, else through Typer."""
+
+    def __call__(self, *, args: Sequence[str], prog_name: str) -> None:
+        request = parse(args)
+        if request is None:
+            _typer_app()(args=list(args), prog_name=prog_name)
+        else:
+            run(request)
+
+
+app: Final = _App()
+
+
+def _typer_app() -> typer.Typer:
+    from typing import Annotated
+
+    import typer
+
+    found = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    def command(
+        manifest: Annotated[Path, typer.Argument(help="NAME.manifest as `adyton build` wrote it, NAME.sig beside it.")],
+        arguments: Annotated[
+            list[str] | None,
+            typer.Argument(help="Arguments for the program, where its manifest takes them from the command line."),
+        ] = None,
+        tee: Annotated[
+            str | None,
+            typer.Option(help="The TEE to run in: sgx, tdx, snp; sim or sim-tdx, which protect nothing."),
+        ] = None,
+        key_server: Annotated[
+            list[str] | None,
+            typer.Option(metavar="[OWNER=]HOST:PORT", help="Where an owner's key server listens."),
+        ] = None,
+        sim_platform: Annotated[
+            Path | None,
+            typer.Option(envvar="ADYTON_SIM_PLATFORM", help="Folder of the simulated platform.  [~/.adyton-sim]"),
+        ] = None,
+        provisioning: Annotated[
+            str, typer.Option(help="How to ask for keys: adyton, or ra-tls (Gramine's secret provisioning).")
+        ] = "adyton",
+        as_json: Annotated[
+            bool, typer.Option("--json", help="When the program has ended, say how as JSON, on standard output.")
+        ] = False,
+    ) -> None:
+        if provisioning not in ("adyton", "ra-tls"):
+            raise UsageError(
+                "unknown way to ask for keys", check="--provisioning", expected="adyton or ra-tls", seen=provisioning
+            )
+        run(Request(manifest, tee, key_server or [], sim_platform, provisioning, as_json, arguments or []))
+
+    command.__doc__ = """Run the program of MANIFEST on its files, with the keys that their owners release to it.
+
+    Relative paths in the manifest are relative to the current folder. Standard output and error go to the encrypted
+    log, unless the manifest says insecure__stdio. Exit code: the program's own; where Adyton failed, its error's.
+    """
+    found.command(context_settings={"allow_interspersed_args": True})(command)
+    return found
+
+
+def run(request: Request) -> None:
+    """Carry out a request; raises ScriptFailed with the program's exit code where that is not 0."""
+    from adyton.cli.output import note, say_json
+    from adyton.manifest.signed import read_signed
+    from adyton.run.identity import runtime_identity
+    from adyton.run.launch import launch
+    from adyton.run.plan import plan
+    from adyton.vfs.stage import read_verified
+
+    if request.tee is None:
+        raise UsageError(
+            "no TEE was named",
+            check="--tee",
+            expected="sgx, tdx, snp, sim or sim-tdx",
+            seen="nothing",
+            remedy="name one; `adyton doctor` says what this machine has. --tee sim runs anywhere and protects nothing",
+        )
+    identity = runtime_identity()
+    signed = read_signed(request.manifest, identity.digest)
+
+    def read_trusted(entry: TrustedFile) -> bytes:
+        if entry.sha256 is None:
+            raise UsageError(f"{entry.uri} has no hash")
+        return read_verified(entry.host_path, entry.sha256, most_bytes=_MAX_WORDS_BYTES)
+
+    if request.tee == "sgx":
+        raise _no_gramine()
+    source = _open_source(request, signed)
+    notice = source.notice
+    if notice is not None:
+        note(f"adyton: {notice}")
+    made = plan(signed.manifest, read_trusted=read_trusted, host_args=request.arguments, host_env=os.environ)
+    for text in made.notes:
+        note(f"adyton: {text}")
+
+    def obtain() -> Delivered:
+        from adyton.net.client import obtain_keys
+        from adyton.run.launch import Delivered
+
+        if not made.key_names and not made.secrets:
+            return Delivered({})
+        released = obtain_keys(
+            signed,
+            source,
+            _servers(request.key_servers),
+            protocol=request.provisioning,
+            runtime_parts=lambda: {name: digest.hex() for name, digest in identity.parts.items()},
+        )
+        grants = [{"owner": grant.owner, "grant": grant.grant, "names": list(grant.names)} for grant in released.grants]
+        return Delivered(released.keys, released.secrets, {"grants": grants})
+
+    ended = launch(
+        made,
+        obtain,
+        simulated=request.tee in ("sim", "sim-tdx"),
+        quote=source.quote,
+        note=lambda text: note(f"adyton: {text}"),
+    )
+    if request.as_json:
+        say_json(_document(request, signed.measurement.hex(), ended))
+    if ended.exit_code > 128:
+        raise ScriptFailed(f"the program was ended by signal {ended.exit_code - 128}", status=ended.exit_code)
+    if ended.exit_code:
+        raise ScriptFailed(f"the program ended with exit code {ended.exit_code}", status=ended.exit_code)
+
+
+def _open_source(request: Request, signed: Any) -> Any:
+    from adyton.tee.source import open_source
+
+    simulated = request.tee in ("sim", "sim-tdx")
+    if not simulated:
+        return open_source(request.tee or "", measurement=signed.measurement)
+    return open_source(
+        request.tee or "",
+        measurement=signed.measurement,
+        platform_dir=request.sim_platform,
+        mrsigner=signed.mrsigner.raw,
+        isv_prod_id=signed.sigstruct.isv_prod_id,
+        isv_svn=signed.sigstruct.isv_svn,
+        debug=signed.sigstruct.debug,
+    )
+
+
+def _servers(named: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in named:
+        owner, equals, address = word.partition("=")
+        found[owner if equals else ""] = address if equals else word
+    if not found:
+        raise UsageError(
+            "this program needs keys, and no key server was named",
+            check="--key-server",
+            expected="HOST:PORT, or OWNER=HOST:PORT for each of several owners",
+            seen="nothing",
+            remedy="name the address where the owner's `adyton serve` listens",
+        )
+    return found
+
+
+def _no_gramine() -> Exception:
+    from adyton.errors import NoDevice
+
+    return NoDevice(
+        "running under SGX needs gramine-sgx, which was not found",
+        check="gramine-sgx",
+        expected="Gramine 1.8 or later",
+        seen="not installed",
+        remedy="install Gramine; Adyton's SGX backend has never run on hardware",
+    )
+
+
+def _document(request: Request, measurement: str, ended: Ended) -> dict[str, Any]:
+    return {
+        "tee": request.tee,
+        "simulated": request.tee in ("sim", "sim-tdx"),
+        "measurement": measurement,
+        "exit_code": ended.exit_code,
+        "seconds": dict(ended.seconds),
+        "events": list(ended.events),
+        **ended.facts,
+    }

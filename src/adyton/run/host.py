@@ -1,0 +1,77 @@
+"""What the machine must be like before plaintext enters its memory: no core files, no unencrypted swap."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from pathlib import Path
+from typing import Final
+
+from adyton.errors import SandboxFailed
+from adyton.vfs import syscalls
+
+_SYS: Final = Path("/sys")
+
+
+def harden_process() -> None:
+    """No core files of this process and its children, and no tracing of it by the program it serves."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    syscalls.set_undumpable()
+
+
+def lock_memory() -> None:
+    """Keep the keys' process out of swap as far as its limits allow; swap itself is refused, so this may fail."""
+    with contextlib.suppress(OSError):
+        syscalls.lock_memory()
+
+
+def unencrypted_swap(table: str, *, sys: Path = _SYS) -> list[str]:
+    """The swap areas of `table` (the text of /proc/swaps) that write memory out in clear.
+
+    zram is memory itself, unless a device backs it; dm-crypt encrypts. Anything else, a swap file too, counts as clear
+    unless its device is dm-crypt.
+    """
+    found: list[str] = []
+    for line in table.splitlines()[1:]:
+        area = line.split()[0].encode().decode("unicode_escape")
+        if not _is_closed(area, sys):
+            found.append(area)
+    return found
+
+
+def _is_closed(area: str, sys: Path) -> bool:
+    name = os.path.basename(area)
+    if area.startswith("/dev/zram"):
+        backing = sys / "block" / name / "backing_dev"
+        try:
+            return backing.read_text().strip() == "none"
+        except OSError:
+            return True
+    try:
+        info = os.stat(area)
+    except OSError:
+        return False
+    device = info.st_rdev or info.st_dev
+    uuid = sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}" / "dm" / "uuid"
+    try:
+        return uuid.read_text().startswith("CRYPT-")
+    except OSError:
+        return False
+
+
+def check_swap(*, simulated: bool, table: str | None = None, sys: Path = _SYS) -> str | None:
+    """Refuse unencrypted swap with SandboxFailed; in `sim`, which protects nothing anyway, return a warning instead."""
+    areas = unencrypted_swap(Path("/proc/swaps").read_text() if table is None else table, sys=sys)
+    if not areas:
+        return None
+    named = ", ".join(areas)
+    if simulated:
+        return f"swap is on and not encrypted ({named}): plaintext may reach the disk (on a real TEE this is refused)"
+    raise SandboxFailed(
+        f"swap is on and not encrypted: {named}",
+        check="swap",
+        expected="none, or only encrypted swap (dm-crypt, zram without a backing device)",
+        seen=named,
+        remedy="swapoff -a, or put swap on dm-crypt",
+    )

@@ -1,0 +1,133 @@
+"""A private place for the run's files: mounts that no other process sees and that die with the last process in it.
+
+As root a mount namespace is enough; an ordinary user gets a user namespace around it, in which he is root. The root
+tree is mounted over an empty system directory of the private view, so that nothing is left behind on the host
+whatever happens, not even a directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from adyton.errors import MountFailed, SandboxFailed
+from adyton.vfs import syscalls
+
+_ANCHORS: Final = ("/sys/kernel/security", "/sys/kernel/debug", "/sys/fs/fuse/connections", "/sys/fs/cgroup", "/mnt")
+"""Directories that hold no one's files; in the private view one of them is covered by the run's own."""
+
+_HARD: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV
+
+
+def enter() -> str:
+    """Move this (single-threaded) process into private namespaces; a directory of private memory to build in."""
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        if uid == 0:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+        else:
+            syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    except OSError as error:
+        raise SandboxFailed(
+            f"no private namespace could be made: {error.strerror}",
+            check="mount namespace" if uid == 0 else "user namespace",
+            expected="success",
+            seen=errno.errorcode.get(error.errno or 0, str(error)),
+            remedy="run as root, or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1,"
+            " user.max_user_namespaces>0, kernel.apparmor_restrict_unprivileged_userns=0)",
+        ) from error
+    for anchor in _ANCHORS:
+        try:
+            syscalls.mount("adyton", anchor, "tmpfs", _HARD, "mode=0700,size=1m")
+        except OSError:
+            continue
+        return anchor
+    raise SandboxFailed(
+        "no directory was found over which to mount private memory",
+        check="mount point",
+        expected="one of " + ", ".join(_ANCHORS),
+        seen="none of them can be mounted over",
+        remedy="mount /sys, or make /mnt",
+    )
+
+
+def mount_memory(path: str, *, size_bytes: int, mode: int, huge: bool = False) -> None:
+    """Mount private memory (tmpfs) of at most so many bytes; large pages where wanted and the kernel has them."""
+    options = f"mode={mode:o},size={size_bytes},nr_inodes=0"
+    try:
+        if huge:
+            try:
+                syscalls.mount("adyton", path, "tmpfs", _HARD, options + ",huge=within_size")
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        syscalls.mount("adyton", path, "tmpfs", _HARD, options)
+    except OSError as error:
+        raise _failed("private memory", path, error) from error
+
+
+def mount_fuse(path: str) -> int:
+    """Mount a FUSE file system that nobody serves yet; returns the descriptor to serve it through."""
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountFailed(
+            f"/dev/fuse cannot be opened: {error.strerror}",
+            check="/dev/fuse",
+            expected="a device that this user may open",
+            seen=errno.errorcode.get(error.errno or 0, str(error)),
+            remedy="load the fuse module (modprobe fuse), and let this user open /dev/fuse (chmod 0666, as udev does);"
+            " a container needs --device /dev/fuse",
+        ) from error
+    options = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    try:
+        syscalls.mount("adyton", path, "fuse", _HARD, options)
+    except OSError as error:
+        os.close(fd)
+        raise _failed("FUSE", path, error) from error
+    return fd
+
+
+def bind(source: str, target: str, *, read_only: bool = False) -> None:
+    """Show a file or folder at a second place."""
+    try:
+        syscalls.mount(source, target, None, syscalls.MS_BIND | syscalls.MS_REC)
+        if read_only:
+            flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+            syscalls.mount("none", target, None, flags | _HARD)
+    except OSError as error:
+        raise _failed(f"{source}, bound", target, error) from error
+
+
+def make_read_only(path: str) -> None:
+    """Let nobody write to a mount any more."""
+    try:
+        syscalls.mount("none", path, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | _HARD)
+    except OSError as error:
+        raise _failed("a read-only view", path, error) from error
+
+
+def detach(path: str) -> None:
+    """Take everything that was mounted below a directory away; what is in use goes when it is let go."""
+    try:
+        syscalls.unmount(path, syscalls.MNT_DETACH)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise _failed("unmounting", path, error) from error
+
+
+def _failed(what: str, path: str, error: OSError) -> MountFailed:
+    return MountFailed(
+        f"{what} at {path}: {error.strerror}",
+        check="mount",
+        expected="success",
+        seen=errno.errorcode.get(error.errno or 0, str(error)),
+        remedy="see the kernel's log (dmesg)",
+    )

@@ -1,0 +1,345 @@
+"""From a manifest to a plan: what is staged, served and mounted where, and what is started with which words.
+
+Pure but for `read_trusted`, through which the two `…_src_file` keys are read (verified). A plan names everything that
+the program will see; `launch` carries it out and adds nothing.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from adyton.errors import MalformedManifest, UsageError
+from adyton.manifest.model import Manifest, Secret, TrustedFile
+from adyton.pfile.paths import normalise
+from adyton.values import Key128
+from adyton.vfs.stage import StagedFile
+from adyton.vfs.tree import MountTable, Place, below
+
+MAX_WORDS_BYTES: Final = 1 << 20
+DEFAULT_LOG: Final = "adyton.log"
+RESERVED: Final = ("/dev", "/proc", "/sys")
+"""Directories that the sandbox makes itself."""
+SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - the sandbox's own
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedMount:
+    """A folder or file of protected files; `source` is the normalised host path, which the stored paths begin with."""
+
+    path: str
+    source: str
+    key_name: str
+    read_only: bool
+    recovery: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedFile:
+    """A host file or folder that the program may use unchecked."""
+
+    source: str
+    target: str
+    is_folder: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogPlan:
+    """The encrypted log of standard output and error."""
+
+    source: str
+    key_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that `launch` needs but the keys."""
+
+    entrypoint: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    uid: int
+    gid: int
+    start_dir: str
+    staged: tuple[StagedFile, ...]
+    encrypted: tuple[EncryptedMount, ...]
+    memory: tuple[str, ...]
+    allowed: tuple[AllowedFile, ...]
+    budget_bytes: int
+    network: str
+    log: LogPlan | None
+    stdin_from_host: bool
+    fds_limit: int
+    stack_bytes: int
+    attestation_type: str
+    domain_names_from_host: bool
+    secrets: tuple[Secret, ...]
+    insecure_keys: Mapping[str, Key128]
+    notes: tuple[str, ...]
+
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        """Every key that must be there before the start, sorted."""
+        names = {mount.key_name for mount in self.encrypted}
+        if self.log is not None:
+            names.add(self.log.key_name)
+        return tuple(sorted(names))
+
+
+def plan(
+    manifest: Manifest,
+    *,
+    read_trusted: Callable[[TrustedFile], bytes],
+    host_args: Sequence[str] = (),
+    host_env: Mapping[str, str] | None = None,
+) -> Plan:
+    """Work out the plan of a final manifest; raises MalformedManifest for what Adyton's runtime cannot honour."""
+    _refuse_unsupported(manifest)
+    notes: list[str] = []
+    table = MountTable(manifest.all_mounts)
+    memory = tuple(place.path for place in table.places if place.mount.type == "tmpfs" and place.path)
+    for place in table.places:
+        _check_place(place)
+    entrypoint = _absolute(manifest.entrypoint, manifest.start_dir)
+    staged = _staged(manifest, table)
+    allowed = _allowed(manifest, table)
+    if table.serving(entrypoint).mount.type == "chroot" and not (
+        any(entrypoint in entry.targets for entry in staged)
+        or any(below(entrypoint, entry.target) is not None for entry in allowed)
+    ):
+        raise MalformedManifest(
+            f"the entrypoint {entrypoint} is in no trusted file",
+            check="libos.entrypoint",
+            expected="a trusted file that a mount shows at this path",
+            seen=f"{len(staged)} trusted files, none of them seen at {entrypoint}",
+            remedy="add it to sgx.trusted_files, and a mount that shows it there",
+        )
+    return Plan(
+        entrypoint=entrypoint,
+        argv=_argv(manifest, entrypoint, host_args, read_trusted, notes),
+        env=_environment(manifest, host_env or {}, read_trusted),
+        uid=manifest.uid,
+        gid=manifest.gid,
+        start_dir=normalise(manifest.start_dir) or "/",
+        staged=staged,
+        encrypted=_encrypted(manifest, table),
+        memory=memory,
+        allowed=allowed,
+        budget_bytes=manifest.adyton.memory_budget_bytes,
+        network=manifest.adyton.network,
+        log=_log(manifest),
+        stdin_from_host=manifest.adyton.insecure_stdin,
+        fds_limit=manifest.fds_limit,
+        stack_bytes=manifest.stack_size_bytes,
+        attestation_type=manifest.sgx.remote_attestation,
+        domain_names_from_host=manifest.domain_names_from_host,
+        secrets=manifest.adyton.secrets,
+        insecure_keys=manifest.insecure_keys,
+        notes=tuple(notes),
+    )
+
+
+def _refuse_unsupported(manifest: Manifest) -> None:
+    if not manifest.is_final:
+        raise MalformedManifest(
+            "this manifest is a template: its trusted files have no hashes yet",
+            check="trusted files",
+            expected="a file and its SHA-256 each",
+            seen="folders, or files without a hash",
+            remedy="run `adyton build` on it, and give `adyton run` what that writes",
+        )
+    if manifest.file_check_policy != "strict":
+        raise MalformedManifest(
+            "sgx.file_check_policy = allow_all_but_log has no meaning where only listed files are there at all",
+            check="sgx.file_check_policy",
+            expected="strict",
+            seen=manifest.file_check_policy,
+            remedy="list the files that the program needs; `adyton new` finds them",
+        )
+    if manifest.root.type == "encrypted":
+        raise MalformedManifest(
+            "fs.root cannot be an encrypted mount under Adyton's runtime",
+            check="fs.root.type",
+            expected="chroot or tmpfs",
+            seen="encrypted",
+            remedy="mount the encrypted folder at a path of its own in fs.mounts",
+        )
+
+
+def _check_place(place: Place) -> None:
+    if place.mount.type == "untrusted_shm":
+        raise MalformedManifest(
+            f"mount {place.path}: memory shared with the host exists only under SGX",
+            check="type of the mount",
+            expected="chroot, encrypted or tmpfs",
+            seen="untrusted_shm",
+            remedy="leave this mount out; /dev/shm is there, in private memory",
+        )
+    for reserved in RESERVED:
+        if place.path != SHARED_MEMORY and (place.path == reserved or place.path.startswith(reserved + "/")):
+            raise MalformedManifest(
+                f"mount {place.path}: the sandbox makes {reserved} itself",
+                check="path of the mount",
+                expected="a path outside /dev, /proc and /sys",
+                seen=place.path,
+                remedy="leave this mount out",
+            )
+
+
+def _absolute(path: str, start_dir: str) -> str:
+    return normalise(path if path.startswith("/") else posixpath.join(start_dir, path))
+
+
+def _staged(manifest: Manifest, table: MountTable) -> tuple[StagedFile, ...]:
+    allowed = [(normalise(uri[5:]), uri.endswith("/")) for uri in manifest.allowed_files]
+    found: list[StagedFile] = []
+    for entry in manifest.trusted_files:
+        if entry.sha256 is None:
+            raise UsageError(f"{entry.uri} has no hash")
+        path = normalise(entry.host_path)
+        if any(path == source or (folder and path.startswith(source + "/")) for source, folder in allowed):
+            continue
+        targets = tuple(table.inside(entry.host_path))
+        if targets:
+            found.append(
+                StagedFile(entry.host_path, entry.sha256, targets, entry.size_bytes, entry.executable, entry.mtime_s)
+            )
+    return tuple(found)
+
+
+def _encrypted(manifest: Manifest, table: MountTable) -> tuple[EncryptedMount, ...]:
+    read_only = {normalise(path) for path in manifest.adyton.read_only}
+    found = [
+        EncryptedMount(
+            place.path,
+            place.source or "",
+            place.mount.key_name,
+            place.path in read_only,
+            place.mount.enable_recovery,
+        )
+        for place in table.places
+        if place.mount.type == "encrypted"
+    ]
+    unknown = read_only - {mount.path for mount in found}
+    if unknown:
+        raise MalformedManifest(
+            f"adyton.read_only names {', '.join(sorted(unknown))}, where no encrypted mount is",
+            check="adyton.read_only",
+            expected="paths of encrypted mounts",
+            seen=", ".join(sorted(unknown)),
+            remedy="write the mount's path exactly as in fs.mounts",
+        )
+    return tuple(found)
+
+
+def _allowed(manifest: Manifest, table: MountTable) -> tuple[AllowedFile, ...]:
+    found: list[AllowedFile] = []
+    for uri in manifest.allowed_files:
+        if not uri.startswith("file:"):
+            raise MalformedManifest(
+                f"sgx.allowed_files: {uri} is no file", check="sgx.allowed_files", expected="file:…", seen=uri
+            )
+        source = uri[5:]
+        found += [AllowedFile(source, target, source.endswith("/")) for target in table.inside(source)]
+    return tuple(found)
+
+
+def _log(manifest: Manifest) -> LogPlan | None:
+    if manifest.adyton.insecure_stdio:
+        return None
+    key_name = manifest.log_key_name
+    if key_name is None:
+        raise MalformedManifest(
+            "the program's output has nowhere to go: there is no key to encrypt the log with",
+            check="adyton.log.key_name",
+            expected="a key, named there or by an encrypted mount",
+            seen="no key at all",
+            remedy="name one in adyton.log.key_name, or let the host read all output: adyton.insecure__stdio = true",
+        )
+    uri = manifest.adyton.log_uri
+    return LogPlan(DEFAULT_LOG if uri is None else normalise(uri.partition(":")[2]), key_name)
+
+
+def _words(content: bytes, name: str) -> list[str]:
+    if len(content) > MAX_WORDS_BYTES or (content and not content.endswith(b"\0")):
+        raise MalformedManifest(
+            f"{name} does not name a list of NUL-terminated strings",
+            check=name,
+            expected=f"strings that each end in NUL, at most {MAX_WORDS_BYTES} bytes",
+            seen=f"{len(content)} bytes",
+        )
+    return [part.decode("utf-8", "surrogateescape") for part in content.split(b"\0")[:-1]]
+
+
+def _trusted_source(manifest: Manifest, path: str, name: str) -> TrustedFile:
+    wanted = normalise(path)
+    for entry in manifest.trusted_files:
+        if normalise(entry.host_path) == wanted:
+            return entry
+    raise MalformedManifest(
+        f"{name} names {path}, which is no trusted file",
+        check=name,
+        expected="a file that sgx.trusted_files lists",
+        seen=path,
+        remedy="list it there: read unchecked, it would be the host's to choose",
+    )
+
+
+def _argv(
+    manifest: Manifest,
+    entrypoint: str,
+    host_args: Sequence[str],
+    read_trusted: Callable[[TrustedFile], bytes],
+    notes: list[str],
+) -> tuple[str, ...]:
+    if manifest.use_cmdline_argv:
+        return (entrypoint, *host_args)
+    if manifest.argv is not None:
+        found = manifest.argv
+    elif manifest.argv_src_file is not None:
+        path = manifest.argv_src_file.removeprefix("file:")
+        content = read_trusted(_trusted_source(manifest, path, "loader.argv_src_file"))
+        found = tuple(_words(content, "loader.argv_src_file"))
+        if not found:
+            raise MalformedManifest(
+                "loader.argv_src_file is empty", check="argv", expected="at least one string", seen=0
+            )
+    elif host_args:
+        raise UsageError(
+            "this manifest takes no arguments",
+            check="arguments of the program",
+            expected="none: the manifest says neither loader.argv nor loader.insecure__use_cmdline_argv",
+            seen=" ".join(host_args)[:160],
+            remedy="write them into loader.argv, so that they are measured",
+        )
+    else:
+        return (entrypoint,)
+    if host_args:
+        notes.append("arguments on the command line are ignored: the manifest gives the program its own")
+    return found
+
+
+def _environment(
+    manifest: Manifest, host_env: Mapping[str, str], read_trusted: Callable[[TrustedFile], bytes]
+) -> dict[str, str]:
+    if manifest.use_host_env:
+        found = dict(host_env)
+    elif manifest.env_src_file is not None:
+        path = manifest.env_src_file.removeprefix("file:")
+        content = read_trusted(_trusted_source(manifest, path, "loader.env_src_file"))
+        found = {}
+        for word in _words(content, "loader.env_src_file"):
+            name, equals, value = word.partition("=")
+            if not name or not equals:
+                raise MalformedManifest(
+                    "loader.env_src_file holds a string that sets no variable",
+                    check="environment",
+                    expected="NAME=value",
+                )
+            found[name] = value
+    else:
+        found = {name: host_env[name] for name in manifest.env_passthrough if name in host_env}
+    found.update(manifest.env)
+    return found

@@ -1,0 +1,190 @@
+"""The sandbox: the words for bubblewrap, and a program under it.
+
+The program's root is the tree that `launch` built, and nothing of the host's. bubblewrap adds new user, mount, PID,
+IPC, UTS and cgroup namespaces, a network namespace unless the manifest says `host`, its own /proc and a minimal /dev,
+and takes every capability and the way to new privileges away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from adyton.errors import SandboxFailed
+
+HOSTNAME: Final = "adyton"
+LAUNCHER: Final = "/sys/adyton-exec"
+_MAX_STATUS_BYTES: Final = 1 << 16
+
+
+def locate() -> str:
+    """The path of bubblewrap; raises SandboxFailed where it is not installed."""
+    found = shutil.which("bwrap")
+    if found is None:
+        raise SandboxFailed(
+            "bubblewrap is not installed",
+            check="bwrap",
+            expected="bubblewrap in PATH",
+            seen="no bwrap",
+            remedy="install it (Debian: apt install bubblewrap)",
+        )
+    return found
+
+
+def options(
+    root: str,
+    *,
+    uid: int,
+    gid: int,
+    start_dir: str,
+    env: Mapping[str, str],
+    network: str,
+    dev_binds: Sequence[tuple[str, str]] = (),
+) -> list[str]:
+    """bubblewrap's options; they reach it through a pipe, so that no process list shows them."""
+    words = ["--unshare-user", "--uid", str(uid), "--gid", str(gid), "--disable-userns"]
+    words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", HOSTNAME]
+    if network != "host":
+        words.append("--unshare-net")
+    words += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    words += ["--bind", root, "/", "--proc", "/proc", "--dev", "/dev"]
+    for source, target in dev_binds:
+        words += ["--bind", source, target]
+    words += ["--remount-ro", "/dev", "--tmpfs", "/dev/shm"]  # noqa: S108 - the sandbox's own
+    words += ["--chdir", start_dir, "--clearenv"]
+    for name, value in env.items():
+        words += ["--setenv", name, value]
+    return words
+
+
+@dataclass(slots=True)
+class Sandbox:
+    """A running sandbox: bubblewrap's process, and the pipe on which it tells what became of the program."""
+
+    process: subprocess.Popen[bytes]
+    status_fd: int
+    _status: bytes = b""
+
+    def read_status(self) -> bool:
+        """Take in what bubblewrap has written; False at its end."""
+        data = os.read(self.status_fd, 4096)
+        if len(self._status) + len(data) <= _MAX_STATUS_BYTES:
+            self._status += data
+        return bool(data)
+
+    def _told(self, name: str) -> int | None:
+        for line in self._status.splitlines():
+            try:
+                document = json.loads(line)
+            except ValueError:
+                continue
+            if name in document:
+                return int(document[name])
+        return None
+
+    @property
+    def init_pid(self) -> int | None:
+        """The sandbox's first process, as this side numbers it."""
+        return self._told("child-pid")
+
+    @property
+    def exit_code(self) -> int | None:
+        """The program's exit code (128 and the signal's number where one killed it); None while it is unknown."""
+        return self._told("exit-code")
+
+    def program_pid(self) -> int | None:
+        """The program itself, the first child of the sandbox's first process; None before it was started."""
+        init = self.init_pid
+        if init is None:
+            return None
+        try:
+            with open(f"/proc/{init}/task/{init}/children", encoding="ascii") as file:
+                children = file.read().split()
+        except OSError:
+            return None
+        return int(children[0]) if children else None
+
+    def signal(self, number: int) -> None:
+        """Pass a signal to the program."""
+        target = self.program_pid()
+        if target is not None:
+            try:
+                os.kill(target, number)
+            except ProcessLookupError:
+                return
+
+    def kill_now(self) -> None:
+        """Kill bubblewrap, and with it everything in the sandbox, without waiting."""
+        self.process.kill()
+
+    def kill(self) -> None:
+        """End the sandbox and everything in it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.status_fd)
+
+
+def start(
+    bwrap: str,
+    words: Sequence[str],
+    command: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    fds_limit: int,
+    stack_bytes: int,
+) -> Sandbox:
+    """Start a program under bubblewrap; its own environment is empty, so that nothing is loaded into it."""
+    options_out, options_in = os.pipe2(os.O_CLOEXEC)
+    status_out, status_in = os.pipe2(os.O_CLOEXEC)
+    raw = b"".join(os.fsencode(word) + b"\0" for word in words)
+    arguments = [bwrap, "--args", str(options_out), "--json-status-fd", str(status_in), "--", *command]
+    saved = [(kind, resource.getrlimit(kind)) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK)]
+    try:
+        _lower(resource.RLIMIT_NOFILE, fds_limit)
+        _raise(resource.RLIMIT_STACK, stack_bytes)
+        process = subprocess.Popen(
+            arguments,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env={"PATH": "/usr/bin:/bin"},
+            pass_fds=(options_out, status_in),
+            cwd="/",
+            close_fds=True,
+        )
+    except OSError as error:
+        raise SandboxFailed(
+            f"bubblewrap did not start: {error.strerror}", check="bwrap", seen=error.strerror
+        ) from error
+    finally:
+        for kind, limits in saved:
+            resource.setrlimit(kind, limits)
+        os.close(options_out)
+        os.close(status_in)
+    try:
+        with os.fdopen(options_in, "wb") as pipe:
+            pipe.write(raw)
+    except BrokenPipeError:
+        pass
+    return Sandbox(process, status_out)
+
+
+def _lower(kind: int, wanted: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(kind, (most, hard))
+
+
+def _raise(kind: int, wanted: int) -> None:
+    soft, hard = resource.getrlimit(kind)
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

@@ -1,0 +1,198 @@
+"""/dev/attestation as Gramine has it, so that a program written for Gramine runs unchanged.
+
+`user_report_data` takes up to 64 bytes and fills up with zeros; `quote` and `report` are made when they are opened;
+`keys/NAME` holds the 16 raw bytes of a key that was released to this run. Differences to Gramine: the state is one for
+the whole run and not one per process, and a key cannot be replaced from inside (writing another one is EACCES), since
+the mounts that use it are open already.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from adyton.values import Key128
+from adyton.vfs.encrypted import FIXED_TIME_NS, Node
+
+REPORT_DATA_BYTES: Final = 64
+_QUOTE_HEADER_BYTES: Final = 48
+_REPORT_BODY_BYTES: Final = 384
+_SGX_QUOTE_VERSION: Final = b"\x03\x00"
+
+
+@dataclass(slots=True)
+class _Opened:
+    name: str
+    content: bytes
+    path: str
+
+
+class AttestationTree:
+    """The pseudo-files; `quote` turns 64 bytes into evidence."""
+
+    direct: Final = True
+
+    def __init__(
+        self,
+        quote: Callable[[bytes], bytes] | None,
+        keys: Mapping[str, Key128],
+        *,
+        kind: str,
+        event: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self._quote = quote
+        self._keys = dict(keys)
+        self._kind = kind
+        self._event = event
+        self._report_data = bytes(REPORT_DATA_BYTES)
+        files = {"attestation_type": 0o444}
+        if quote is not None and kind != "none":
+            files |= {"user_report_data": 0o666, "quote": 0o444, "report": 0o444}
+        self._nodes: dict[str, Node] = {}
+        for path in ("", "keys"):
+            self._add(path, 0o555, is_folder=True)
+        for path, mode in files.items():
+            self._add(path, mode)
+        for name in self._keys:
+            self._add("keys/" + name, 0o666)
+
+    def _add(self, path: str, mode: int, *, is_folder: bool = False) -> None:
+        self._nodes[path] = Node(len(self._nodes) + 1, is_folder, mode, FIXED_TIME_NS, FIXED_TIME_NS, 0)
+
+    def node(self, path: str) -> Node:
+        """What is at a path; sizes of what is made at opening are 0."""
+        node = self._nodes.get(path)
+        if node is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if path == "attestation_type":
+            node.size = len(self._kind)
+        elif path.startswith("keys/"):
+            node.size = len(self._keys[path[5:]].reveal())
+        return node
+
+    def listing(self, path: str) -> list[tuple[str, int]]:
+        """The names in a folder."""
+        prefix = path + "/" if path else ""
+        names = [name[len(prefix) :] for name in self._nodes if name != path and name.startswith(prefix)]
+        return [
+            (name, stat.S_IFDIR if self._nodes[prefix + name].is_folder else stat.S_IFREG)
+            for name in names
+            if "/" not in name
+        ]
+
+    def open(self, path: str, *, truncate: bool = False) -> _Opened:  # noqa: ARG002 - every write replaces all anyway
+        """Open a pseudo-file; quotes and reports are made here."""
+        if self.node(path).is_folder:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        content = b""
+        if path == "attestation_type":
+            content = self._kind.encode()
+        elif path == "quote":
+            content = self._evidence()
+        elif path == "report":
+            content = self._report()
+        elif path.startswith("keys/"):
+            content = self._keys[path[5:]].reveal()
+        return _Opened(path, content, path)
+
+    def _evidence(self) -> bytes:
+        if self._quote is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "quote")
+        return self._quote(self._report_data)
+
+    def _report(self) -> bytes:
+        """An SGX report, 432 bytes, around a quote's report body; key id and MAC are random, as no CPU made it."""
+        evidence = self._evidence()
+        if not evidence.startswith(_SGX_QUOTE_VERSION):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), "report")
+        body = evidence[_QUOTE_HEADER_BYTES : _QUOTE_HEADER_BYTES + _REPORT_BODY_BYTES]
+        return body + os.urandom(32 + 16)
+
+    def create(self, path: str, mode: int) -> _Opened:  # noqa: ARG002
+        """Nothing can be created here."""
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    def read_into(self, opened: _Opened, offset: int, target: memoryview) -> int:
+        """Read what was made at opening."""
+        part = opened.content[offset : offset + len(target)]
+        target[: len(part)] = part
+        return len(part)
+
+    def write(self, opened: _Opened, data: memoryview, offset: int) -> int:  # noqa: ARG002 - Gramine ignores offsets too
+        """Replace the report data, or offer a key that must be the one already there."""
+        raw = bytes(data)
+        if opened.name == "user_report_data":
+            self._report_data = raw[:REPORT_DATA_BYTES].ljust(REPORT_DATA_BYTES, b"\0")
+            return len(raw)
+        if opened.name.startswith("keys/") and hmac.compare_digest(raw, self._keys[opened.name[5:]].reveal()):
+            return len(raw)
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), opened.name)
+
+    def handle_node(self, opened: _Opened) -> Node:
+        """The node of an open file."""
+        return self.node(opened.name)
+
+    def truncate(self, path: str, size: int) -> None:  # noqa: ARG002
+        """Writing replaces all; cutting first, as open(…, "w") does, is fine."""
+        self.node(path)
+
+    def resize(self, opened: _Opened, size: int) -> None:  # noqa: ARG002
+        """As `truncate`."""
+        self.node(opened.name)
+
+    def flush(self, opened: _Opened, *, sync: bool) -> None:
+        """Nothing waits to be written."""
+
+    def release(self, opened: _Opened) -> None:
+        """Forget what was made at opening."""
+        opened.content = b""
+
+    def _refuse(self, path: str) -> OSError:
+        return OSError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    def sync_folder(self, path: str) -> None:
+        """Nothing waits to be written."""
+
+    def make_folder(self, path: str, mode: int) -> None:  # noqa: ARG002
+        """Refused."""
+        raise self._refuse(path)
+
+    def remove(self, path: str) -> None:
+        """Refused."""
+        raise self._refuse(path)
+
+    def remove_folder(self, path: str) -> None:
+        """Refused."""
+        raise self._refuse(path)
+
+    def rename(self, old: str, new: str, flags: int) -> None:  # noqa: ARG002
+        """Refused."""
+        raise self._refuse(old)
+
+    def set_mode(self, path: str, mode: int) -> None:  # noqa: ARG002
+        """Refused."""
+        raise self._refuse(path)
+
+    def set_node_mode(self, opened: _Opened, mode: int) -> None:  # noqa: ARG002
+        """Refused."""
+        raise self._refuse(opened.name)
+
+    def set_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:  # noqa: ARG002
+        """Times stay fixed."""
+        self.node(path)
+
+    def set_node_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """Times stay fixed."""
+
+    def room(self) -> os.statvfs_result | None:
+        """No disk is behind this."""
+        return None
+
+    def close(self) -> None:
+        """Forget the keys."""
+        self._keys.clear()

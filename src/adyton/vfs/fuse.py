@@ -1,0 +1,419 @@
+"""The FUSE adapter: look up, call, map errors to errno; which file systems there are is `trees`.
+
+One process serves every tree of a run, each under a top-level name; `adyton mount` serves one tree at the top.
+The loop has one thread: the trees need no locks, and a request is short. libfuse 3 is loaded by name and its version
+checked, since mfusepy would silently take libfuse 2, which loses the flags of rename(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from adyton.errors import Error, MountFailed, StorageFailed
+from adyton.vfs.encrypted import Node
+
+LIBRARY: Final = "libfuse3.so.3"
+STALLED_S: Final = 4.0
+"""An operation of the host's storage that takes longer ends the file system: the program gets an error in time."""
+STALLED_STATUS: Final = 3
+
+_FOREVER_S: Final = 86_400.0
+_CAP_SPLICE: Final = 1 << 7 | 1 << 8 | 1 << 9
+_CAP_AUTO_INVAL_DATA: Final = 1 << 12
+_CAP_READDIRPLUS: Final = 1 << 13 | 1 << 14
+_CAP_WRITEBACK_CACHE: Final = 1 << 16
+_UNKNOWN_INODE: Final = 0xFFFFFFFF
+_UTIME_NOW: Final = (1 << 30) - 1
+_UTIME_OMIT: Final = (1 << 30) - 2
+
+_saved = os.environ.get("FUSE_LIBRARY_PATH")
+os.environ["FUSE_LIBRARY_PATH"] = LIBRARY
+try:
+    import mfusepy
+except (OSError, AttributeError) as _error:
+    raise MountFailed(
+        f"{LIBRARY} cannot be loaded: {_error}",
+        check="FUSE library",
+        expected=f"{LIBRARY} (libfuse 3)",
+        seen=str(_error),
+        remedy="install libfuse3-3 (Debian: apt install libfuse3-3 fuse3)",
+    ) from _error
+finally:
+    if _saved is None:
+        del os.environ["FUSE_LIBRARY_PATH"]
+    else:
+        os.environ["FUSE_LIBRARY_PATH"] = _saved
+
+
+def check_library() -> tuple[int, int]:
+    """The loaded libfuse's version; raises MountFailed unless it is 3."""
+    version = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
+    if version[0] != 3:
+        raise MountFailed(
+            "mfusepy loaded libfuse 2, which loses the flags of rename",
+            check="FUSE library",
+            expected="libfuse 3",
+            seen=".".join(map(str, version)),
+            remedy="install libfuse3-3, and import adyton.vfs.fuse before anything else imports mfusepy",
+        )
+    return version
+
+
+class Tree(Protocol):
+    """What the adapter asks of a file system; paths are relative, "" is its top. Raises OSError or Error."""
+
+    @property
+    def direct(self) -> bool:
+        """Whether reads and writes go past the page cache, as for files whose content is made when they are opened."""
+        ...
+
+    def node(self, path: str) -> Node: ...
+    def listing(self, path: str) -> list[tuple[str, int]]: ...
+    def open(self, path: str, *, truncate: bool = False) -> Any: ...
+    def create(self, path: str, mode: int) -> Any: ...
+    def read_into(self, opened: Any, offset: int, target: memoryview) -> int: ...
+    def write(self, opened: Any, data: memoryview, offset: int) -> int: ...
+    def handle_node(self, opened: Any) -> Node: ...
+    def truncate(self, path: str, size: int) -> None: ...
+    def resize(self, opened: Any, size: int) -> None: ...
+    def flush(self, opened: Any, *, sync: bool) -> None: ...
+    def release(self, opened: Any) -> None: ...
+    def sync_folder(self, path: str) -> None: ...
+    def make_folder(self, path: str, mode: int) -> None: ...
+    def remove(self, path: str) -> None: ...
+    def remove_folder(self, path: str) -> None: ...
+    def rename(self, old: str, new: str, flags: int) -> None: ...
+    def set_mode(self, path: str, mode: int) -> None: ...
+    def set_node_mode(self, opened: Any, mode: int) -> None: ...
+    def set_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None: ...
+    def set_node_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None: ...
+    def room(self) -> os.statvfs_result | None: ...
+    def close(self) -> None: ...
+
+
+def errno_of(error: Error) -> int:
+    """What the program sees of a refusal: an I/O error, or the host's own reason where storage failed."""
+    cause = error.__cause__
+    known = isinstance(error, StorageFailed) and isinstance(cause, OSError)
+    return (cause.errno or errno.EIO) if known and isinstance(cause, OSError) else errno.EIO
+
+
+_OPERATIONS: Final = (
+    "getattr", "readlink", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "chmod", "chown", "truncate",
+    "open", "read", "write", "statfs", "flush", "release", "fsync", "opendir", "readdir", "releasedir", "fsyncdir",
+    "init", "create", "utimens",
+)  # fmt: skip
+
+
+class _Names:
+    """Tells mfusepy which operations there are."""
+
+    use_ns = True
+
+    def __init__(self) -> None:
+        for name in _OPERATIONS:
+            setattr(self, name, True)
+
+
+class Adapter(mfusepy.FUSE):  # type: ignore[misc]
+    """Serves `trees` (top-level name to tree; the single name "" puts one tree at the top) until it is unmounted."""
+
+    def __init__(
+        self,
+        trees: Mapping[str, Tree],
+        mountpoint: str,
+        *,
+        event: Callable[[str], None],
+        options: Sequence[str] = (),
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        check_library()
+        self._trees = dict(trees)
+        self._top = self._trees.get("")
+        self._event = event
+        self._ready = ready
+        self._handles: dict[int, tuple[Tree, Any]] = {}
+        self._folders: dict[int, tuple[Tree, str] | None] = {}
+        self._next_handle = 1
+        self._owner = (os.getuid(), os.getgid())
+        self._began = 0.0
+        self._doing = ""
+        threading.Thread(target=self._watch, daemon=True).start()
+        flags = dict.fromkeys(options, True)
+        super().__init__(_Names(), mountpoint, foreground=True, nothreads=True, fsname="adyton", **flags)
+
+    # ---------------------------------------------------------------- edges
+
+    def _wrapper(self, func: Callable[..., int | None], *args: Any, **_: Any) -> int:
+        self._doing = func.__name__
+        self._began = time.monotonic()
+        try:
+            return func(*args) or 0
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except Error as error:
+            self._event(error.message)
+            return -errno_of(error)
+        except Exception as error:
+            trace = error.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            where = "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
+            self._event(f"bug in {func.__name__}: {type(error).__name__}: {error}{where}")
+            return -errno.EIO
+        finally:
+            self._began = 0.0
+
+    def beat(self) -> None:
+        """Say that a long operation goes on."""
+        self._began = time.monotonic()
+
+    def _watch(self) -> None:
+        """End this process when the host's storage does not answer: the kernel then fails every operation at once."""
+        while True:
+            time.sleep(STALLED_S / 8)
+            began = self._began
+            if began and time.monotonic() - began > STALLED_S:
+                self._event(f"the host's storage did not answer for {STALLED_S:.0f} s (operation {self._doing})")
+                os._exit(STALLED_STATUS)
+
+    def init_fuse_3(self, connection: Any, config: Any) -> None:
+        """Settle with the kernel how it may cache: everything changes only through this mount."""
+        conn, conf = connection.contents, config.contents
+        conn.want &= ~(_CAP_SPLICE | _CAP_AUTO_INVAL_DATA | _CAP_READDIRPLUS)
+        if not any(tree.direct for tree in self._trees.values()) or len(self._trees) > 1:
+            conn.want |= conn.capable & _CAP_WRITEBACK_CACHE
+        conn.max_background = 64
+        conf.entry_timeout = conf.attr_timeout = _FOREVER_S
+        conf.negative_timeout = 0.0
+        conf.use_ino = 1
+        conf.kernel_cache = 1
+        conf.hard_remove = 1
+        conf.nullpath_ok = 1
+        self._ready()
+
+    def _find(self, raw: bytes) -> tuple[Tree, str]:
+        path = os.fsdecode(raw)[1:]
+        if self._top is not None:
+            return self._top, path
+        name, _, rest = path.partition("/")
+        tree = self._trees.get(name)
+        if tree is None:
+            raise OSError(errno.ENOENT, path)
+        return tree, rest
+
+    def _handle(self, info: Any) -> tuple[Tree, Any]:
+        return self._handles[info.contents.fh]
+
+    def _keep(self, tree: Tree, opened: Any, info: Any) -> None:
+        number = self._next_handle
+        self._next_handle += 1
+        self._handles[number] = (tree, opened)
+        contents = info.contents
+        contents.fh = number
+        if tree.direct:
+            contents.direct_io = 1
+        else:
+            contents.keep_cache = 1
+
+    # ---------------------------------------------------------------- operations
+
+    def getattr_fuse_3(self, path: bytes | None, buffer: Any, info: Any) -> None:
+        ctypes.memset(buffer, 0, ctypes.sizeof(mfusepy.c_stat))
+        attributes = buffer.contents
+        attributes.st_uid, attributes.st_gid = self._owner
+        if path == b"/" and self._top is None:
+            attributes.st_mode, attributes.st_nlink, attributes.st_ino = stat.S_IFDIR | 0o755, 2, 1
+            return
+        if path is None:
+            tree, opened = self._handle(info)
+            node = tree.handle_node(opened)
+            links = 0 if getattr(opened, "path", "") is None else 1
+            number = 0
+        else:
+            tree, rest = self._find(path)
+            node = tree.node(rest)
+            links = 2 if node.is_folder else 1
+            number = 0 if self._top is not None else list(self._trees.values()).index(tree)
+        attributes.st_mode = (stat.S_IFDIR if node.is_folder else stat.S_IFREG) | node.mode
+        attributes.st_nlink = links
+        attributes.st_ino = node.inode + (number << 48) + 1
+        size = max(node.size, 0)
+        attributes.st_size = size
+        attributes.st_blocks = (size + 511) >> 9
+        attributes.st_blksize = 4096
+        for name, value in (
+            ("st_atimespec", node.atime_ns),
+            ("st_mtimespec", node.mtime_ns),
+            ("st_ctimespec", node.mtime_ns),
+        ):
+            moment = getattr(attributes, name)
+            moment.tv_sec, moment.tv_nsec = divmod(value, 10**9)
+
+    def readlink(self, path: bytes, _buffer: Any, _size: int) -> None:
+        raise OSError(errno.EINVAL, os.fsdecode(path))
+
+    def symlink(self, _source: bytes, target: bytes) -> None:
+        raise OSError(errno.EPERM, os.fsdecode(target))
+
+    def link(self, _source: bytes, target: bytes) -> None:
+        raise OSError(errno.EPERM, os.fsdecode(target))
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        tree, rest = self._find(path)
+        tree.make_folder(rest, mode & 0o7777)
+
+    def unlink(self, path: bytes) -> None:
+        tree, rest = self._find(path)
+        tree.remove(rest)
+
+    def rmdir(self, path: bytes) -> None:
+        tree, rest = self._find(path)
+        tree.remove_folder(rest)
+
+    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> None:
+        tree, rest = self._find(old)
+        other, target = self._find(new)
+        if tree is not other:
+            raise OSError(errno.EXDEV, target)
+        tree.rename(rest, target, flags)
+
+    def chmod_fuse_3(self, path: bytes | None, mode: int, info: Any) -> None:
+        if path is None:
+            tree, opened = self._handle(info)
+            tree.set_node_mode(opened, mode & 0o7777)
+        else:
+            tree, rest = self._find(path)
+            tree.set_mode(rest, mode & 0o7777)
+
+    def chown_fuse_3(self, _path: bytes | None, uid: int, gid: int, _info: Any) -> None:
+        nobody = 0xFFFFFFFF
+        if uid not in (nobody, self._owner[0]) or gid not in (nobody, self._owner[1]):
+            raise OSError(errno.EPERM, "every file belongs to the program")
+
+    def truncate_fuse_3(self, path: bytes | None, length: int, info: Any) -> None:
+        if info:
+            tree, opened = self._handle(info)
+            tree.resize(opened, length)
+        elif path is not None:
+            tree, rest = self._find(path)
+            tree.truncate(rest, length)
+
+    def utimens_fuse_3(self, path: bytes | None, times: Any, info: Any) -> None:
+        moments: list[int | None] = []
+        for moment in (times.contents.actime, times.contents.modtime) if times else (None, None):
+            if moment is None or moment.tv_nsec == _UTIME_NOW:
+                moments.append(time.time_ns())
+            elif moment.tv_nsec == _UTIME_OMIT:
+                moments.append(None)
+            else:
+                moments.append(moment.tv_sec * 10**9 + moment.tv_nsec)
+        if path is None:
+            tree, opened = self._handle(info)
+            tree.set_node_times(tree.handle_node(opened), *moments)
+        else:
+            tree, rest = self._find(path)
+            tree.set_times(rest, *moments)
+
+    def open(self, path: bytes, info: Any) -> None:
+        tree, rest = self._find(path)
+        self._keep(tree, tree.open(rest, truncate=bool(info.contents.flags & os.O_TRUNC)), info)
+
+    def create(self, path: bytes, mode: int, info: Any) -> None:
+        tree, rest = self._find(path)
+        self._keep(tree, tree.create(rest, mode & 0o7777), info)
+
+    def read(self, _path: bytes | None, buffer: Any, size: int, offset: int, info: Any) -> int:
+        tree, opened = self._handles[info.contents.fh]
+        target = (ctypes.c_char * size).from_address(ctypes.addressof(buffer.contents))
+        return tree.read_into(opened, offset, memoryview(target).cast("B"))
+
+    def write(self, _path: bytes | None, buffer: Any, size: int, offset: int, info: Any) -> int:
+        tree, opened = self._handles[info.contents.fh]
+        data = (ctypes.c_char * size).from_address(ctypes.addressof(buffer.contents))
+        return tree.write(opened, memoryview(data).cast("B"), offset)
+
+    def statfs(self, path: bytes, buffer: Any) -> None:
+        room = None if path == b"/" and self._top is None else self._find(path)[0].room()
+        if room is not None:
+            for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
+                setattr(buffer.contents, name, getattr(room, name))
+        buffer.contents.f_namemax = 255 - len(".gramine.recovery")
+
+    def flush(self, _path: bytes | None, info: Any) -> None:
+        tree, opened = self._handle(info)
+        tree.flush(opened, sync=False)
+
+    def fsync(self, _path: bytes | None, _data_only: int, info: Any) -> None:
+        tree, opened = self._handle(info)
+        tree.flush(opened, sync=True)
+
+    def opendir(self, path: bytes, info: Any) -> None:
+        number = self._next_handle
+        self._next_handle += 1
+        self._folders[number] = None if path == b"/" and self._top is None else self._find(path)
+        info.contents.fh = number
+
+    def releasedir(self, _path: bytes | None, info: Any) -> None:
+        del self._folders[info.contents.fh]
+
+    def fsyncdir(self, _path: bytes | None, _data_only: int, info: Any) -> None:
+        found = self._folders[info.contents.fh]
+        if found is not None:
+            tree, rest = found
+            tree.sync_folder(rest)
+
+    def release(self, _path: bytes | None, info: Any) -> None:
+        tree, opened = self._handles.pop(info.contents.fh)
+        tree.release(opened)
+
+    def readdir_fuse_3(self, _path: bytes | None, buffer: Any, fill: Any, _offset: int, info: Any, _flags: int) -> None:
+        where = self._folders[info.contents.fh]
+        found = [(name, stat.S_IFDIR) for name in self._trees] if where is None else where[0].listing(where[1])
+        attributes = mfusepy.c_stat()
+        attributes.st_ino = _UNKNOWN_INODE
+        attributes.st_mode = stat.S_IFDIR
+        fill(buffer, b".", attributes, 0, 0)
+        fill(buffer, b"..", attributes, 0, 0)
+        for name, kind in found:
+            attributes.st_mode = kind
+            if fill(buffer, os.fsencode(name), attributes, 0, 0):
+                break
+
+
+def serve(
+    trees: Mapping[str, Tree],
+    mountpoint: str,
+    *,
+    event: Callable[[str], None],
+    options: Sequence[str] = (),
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until unmounted; then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted."""
+    failed = False
+    try:
+        Adapter(trees, mountpoint, event=event, options=options, ready=ready)
+    except RuntimeError as error:
+        failed = True
+        raise MountFailed(
+            f"FUSE did not start or ended badly: {error}",
+            check="FUSE mount",
+            expected="a mount that is served until it is unmounted",
+            seen=str(error),
+            remedy="see whether /dev/fuse is there and may be opened, and fuse3 is installed",
+        ) from error
+    finally:
+        for tree in trees.values():
+            try:
+                tree.close()
+            except Error as error:
+                event(error.message)
+                if not failed:
+                    raise

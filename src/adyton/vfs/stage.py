@@ -1,0 +1,511 @@
+"""Staging: what the program only reads is copied once into private memory, hashed or decrypted on the way.
+
+The host's copy of a file is read exactly once, so it cannot change under the program. Hashing runs in forked
+workers that hold no keys: they start before any key has been released and run beside its release. Modes and times
+are fixed or the manifest's, never the host's.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import selectors
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from adyton.errors import DigestMismatch, Error, MountFailed
+from adyton.storage.files import decrypt_into
+from adyton.values import Digest, Key128
+from adyton.vfs import syscalls
+
+FIXED_TIME_S: Final = 315_532_800
+"""1980-01-01: the time of everything that has none in the manifest (the earliest that zip files can hold)."""
+
+RECOVERY_SUFFIX: Final = ".gramine.recovery"
+_CHUNK_BYTES: Final = 256 << 10
+_SMALL_BYTES: Final = 1 << 20
+_BATCH_BYTES: Final = 8 << 20
+_BATCH_FILES: Final = 128
+_LINK_AT_LEAST_BYTES: Final = 64 << 10
+_MAX_REPORT_BYTES: Final = 1 << 20
+_SOURCE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_TARGET_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A trusted file: where it lies on the host, what it must hash to, and where inside it is seen."""
+
+    source: str
+    digest: Digest
+    targets: tuple[str, ...]
+    size_bytes: int | None = None
+    executable: bool = False
+    mtime_s: int | None = None
+
+
+def read_verified(source: str, digest: Digest, *, most_bytes: int) -> bytes:
+    """The content of a small trusted file; raises DigestMismatch or MountFailed with its name."""
+    fd = _open_source(source)
+    try:
+        content = bytearray()
+        while len(content) <= most_bytes:
+            more = os.read(fd, _CHUNK_BYTES)
+            if not more:
+                break
+            content += more
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    finally:
+        os.close(fd)
+    if len(content) > most_bytes:
+        raise MountFailed(f"{source} is longer than {most_bytes} bytes", check="length of the file", seen=len(content))
+    _check(source, digest, hashlib.sha256(content).digest())
+    return bytes(content)
+
+
+class Staging:
+    """Trusted files on their way into a memory file system at `root`; `start`, then `finish` (or `abandon`)."""
+
+    def __init__(self, root: str, files: Sequence[StagedFile], *, jobs: int) -> None:
+        self._root = root
+        self._files = files
+        self._jobs = max(1, jobs)
+        self._workers: dict[int, int] = {}
+        self._folders: list[str] = []
+
+    def start(self) -> None:
+        """Make the folders and fork the workers; returns while they work."""
+        self._folders = _make_folders(self._root, (target for entry in self._files for target in entry.targets))
+        batches = _batches(self._files)
+        if not batches:
+            return
+        queue_out, queue_in = os.pipe2(os.O_CLOEXEC)
+        jobs = min(self._jobs, len(batches))
+        parent = os.getpid()
+        for _ in range(jobs):
+            report_out, report_in = os.pipe2(os.O_CLOEXEC)
+            worker = os.fork()
+            if worker == 0:
+                status = 1
+                try:
+                    os.close(queue_in)
+                    os.close(report_out)
+                    syscalls.die_with_parent(parent)
+                    syscalls.name_process("adyton-stage")
+                    status = _work(self._root, batches, queue_out, report_in)
+                finally:
+                    os._exit(status)
+            os.close(report_in)
+            self._workers[report_out] = worker
+        os.close(queue_out)
+        _feed(queue_in, len(batches))
+
+    def finish(self, advance: Advance | None = None) -> int:
+        """Wait for the workers; the bytes staged. The first error of any ends all and is raised."""
+        done_bytes = 0
+        failure: Error | None = None
+        with selectors.DefaultSelector() as selector:
+            pending: dict[int, bytearray] = {fd: bytearray() for fd in self._workers}
+            for fd in pending:
+                selector.register(fd, selectors.EVENT_READ)
+            while pending and failure is None:
+                for key, _ in selector.select():
+                    data = os.read(key.fd, 65_536)
+                    if not data:
+                        selector.unregister(key.fd)
+                        failure = failure or self._ended(key.fd, bytes(pending.pop(key.fd)))
+                        continue
+                    pending[key.fd] += data
+                    *lines, rest = bytes(pending[key.fd]).split(b"\n")
+                    pending[key.fd] = bytearray(rest)
+                    for line in lines:
+                        message = json.loads(line)
+                        if "error" in message:
+                            failure = failure or _error_from(message)
+                            continue
+                        done_bytes += message["done"]
+                        if advance is not None:
+                            advance(message["done"])
+        if failure is not None:
+            self.abandon()
+            raise failure
+        self._keep_bytecode_valid()
+        for folder in reversed(self._folders):
+            os.utime(folder, (FIXED_TIME_S, FIXED_TIME_S))
+        return done_bytes
+
+    def _ended(self, fd: int, rest: bytes) -> Error | None:
+        os.close(fd)
+        _, status = os.waitpid(self._workers.pop(fd), 0)
+        if status == 0 and not rest:
+            return None
+        return MountFailed(
+            "a staging worker ended before its work was done",
+            check="exit status of the worker",
+            expected=0,
+            seen=os.waitstatus_to_exitcode(status),
+            remedy="see whether memory ran out (`dmesg`), and lower adyton.memory_budget",
+        )
+
+    def abandon(self) -> None:
+        """End the workers, if any are left."""
+        for fd, worker in self._workers.items():
+            os.close(fd)
+            os.kill(worker, 9)
+            os.waitpid(worker, 0)
+        self._workers.clear()
+
+    def _keep_bytecode_valid(self) -> None:
+        """Without times in the manifest, a source gets the one that its cached bytecode records, or it recompiles."""
+        targets = {target: entry for entry in self._files if entry.size_bytes is None for target in entry.targets}
+        for target in targets:
+            source = bytecode_source(target)
+            if source is None or source not in targets:
+                continue
+            with Path(self._root + target).open("rb") as compiled:
+                header = compiled.read(16)
+            if len(header) == 16 and header[4:8] == bytes(4):
+                mtime = int.from_bytes(header[8:12], "little")
+                size = int.from_bytes(header[12:16], "little")
+                path = self._root + source
+                if os.stat(path).st_size & 0xFFFFFFFF == size:
+                    os.utime(path, (mtime, mtime))
+
+
+def bytecode_source(path: str) -> str | None:
+    """The source that a cached bytecode file (PEP 3147) belongs to, or None."""
+    folder, _, name = path.rpartition("/")
+    if not name.endswith(".pyc") or not folder.endswith("/__pycache__"):
+        return None
+    stem = name.removesuffix(".pyc")
+    stem = stem.partition(".opt-")[0]
+    module, dot, _tag = stem.rpartition(".")
+    return f"{folder.removesuffix('/__pycache__')}/{module}.py" if dot else None
+
+
+def _make_folders(root: str, targets: Iterable[str]) -> list[str]:
+    """Make every folder above the targets; returns them, parents first."""
+    made: dict[str, None] = {}
+    for target in targets:
+        folder = target.rpartition("/")[0]
+        missing: list[str] = []
+        while folder and folder not in made:
+            missing.append(folder)
+            folder = folder.rpartition("/")[0]
+        for path in reversed(missing):
+            made[path] = None
+    for path in made:
+        try:
+            os.mkdir(root + path, 0o755)
+        except FileExistsError:
+            if not os.path.isdir(root + path):
+                raise MountFailed(f"{path} is to be a folder and a file at once", check="paths inside") from None
+    return [root + path for path in made]
+
+
+def _batches(files: Sequence[StagedFile]) -> list[list[StagedFile]]:
+    """Pieces of work, largest files first; the same content at several paths stays in one piece, to be linked."""
+    groups: dict[tuple[bytes, int | None, bool], list[StagedFile]] = {}
+    single: list[list[StagedFile]] = []
+    for entry in files:
+        size = entry.size_bytes
+        if size is not None and size < _LINK_AT_LEAST_BYTES:
+            single.append([entry])
+        else:
+            groups.setdefault((entry.digest.raw, entry.mtime_s, entry.executable), []).append(entry)
+    pieces = sorted((*single, *groups.values()), key=lambda group: group[0].size_bytes or 0, reverse=True)
+    batches: list[list[StagedFile]] = []
+    batch: list[StagedFile] = []
+    batch_bytes = 0
+    for group in pieces:
+        batch += group
+        batch_bytes += group[0].size_bytes or _CHUNK_BYTES
+        if batch_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_FILES:
+            batches.append(batch)
+            batch, batch_bytes = [], 0
+    if batch:
+        batches.append(batch)
+    return batches
+
+
+def _feed(queue: int, count: int) -> None:
+    """Write the numbers of all batches for the workers to take; they read while this writes."""
+    try:
+        for number in range(count):
+            os.write(queue, number.to_bytes(4, "little"))
+    except BrokenPipeError:
+        pass
+    finally:
+        os.close(queue)
+
+
+def _work(root: str, batches: list[list[StagedFile]], queue: int, report: int) -> int:
+    """A worker: take batches until there are none; its only words to the parent are lines of JSON."""
+    os.umask(0)
+    buffer = bytearray(_CHUNK_BYTES)
+    while number := os.read(queue, 4):
+        done_bytes = 0
+        links: dict[tuple[bytes, int | None, bool], str] = {}
+        try:
+            for entry in batches[int.from_bytes(number, "little")]:
+                done_bytes += _stage_one(root, entry, links, buffer)
+        except Error as error:
+            message: dict[str, Any] = {**error.details(), "seconds": 0}
+            os.write(report, json.dumps(message).encode()[:_MAX_REPORT_BYTES] + b"\n")
+            return 0
+        os.write(report, b'{"done": %d}\n' % done_bytes)
+    return 0
+
+
+def _stage_one(
+    root: str, entry: StagedFile, links: dict[tuple[bytes, int | None, bool], str], buffer: bytearray
+) -> int:
+    identity = (entry.digest.raw, entry.mtime_s, entry.executable)
+    first = links.get(identity)
+    targets = entry.targets
+    size = 0
+    try:
+        if first is None:
+            first, *rest = targets
+            targets = tuple(rest)
+            size = _copy(root + first, entry, buffer)
+            if size >= _LINK_AT_LEAST_BYTES:
+                links[identity] = first
+        for target in targets:
+            os.link(root + first, root + target)
+    except OSError as error:
+        raise _unstageable(entry.source, error) from error
+    return size
+
+
+def _copy(target: str, entry: StagedFile, buffer: bytearray) -> int:
+    source = _open_source(entry.source)
+    try:
+        known = entry.size_bytes
+        most = known if known is not None else os.fstat(source).st_size
+        if most <= _SMALL_BYTES:
+            content = _read_small(source, entry.source, most)
+            _check(entry.source, entry.digest, hashlib.sha256(content).digest())
+            head = content[:4]
+            out = os.open(target, _TARGET_FLAGS, _mode(entry, head))
+            try:
+                if content and os.write(out, content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                _set_time(out, entry)
+            finally:
+                os.close(out)
+            return len(content)
+        return _copy_large(source, target, entry, most, buffer)
+    finally:
+        os.close(source)
+
+
+def _read_small(source: int, name: str, most: int) -> bytes:
+    try:
+        content = os.read(source, most + 1)
+        while 0 < len(content) <= most:
+            more = os.read(source, most + 1 - len(content))
+            if not more:
+                break
+            content += more
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return content
+
+
+def _copy_large(source: int, target: str, entry: StagedFile, most: int, buffer: bytearray) -> int:
+    view = memoryview(buffer)
+    digest = hashlib.sha256()
+    out = os.open(target, _TARGET_FLAGS, 0o600)
+    try:
+        size = 0
+        head = b""
+        while size <= most:
+            try:
+                got = os.readv(source, (buffer,))
+            except OSError as error:
+                raise _unreadable(entry.source, error) from error
+            if got == 0:
+                break
+            if not head:
+                head = bytes(view[:4])
+            part = view[:got]
+            digest.update(part)
+            size += got
+            while part:
+                part = part[os.write(out, part) :]
+        _check(entry.source, entry.digest, digest.digest())
+        os.fchmod(out, _mode(entry, head))
+        _set_time(out, entry)
+    finally:
+        os.close(out)
+    return size
+
+
+def _mode(entry: StagedFile, head: bytes) -> int:
+    """Read-only; executable where the manifest says so or, where it says nothing, where the verified content does."""
+    runs = entry.executable or (entry.size_bytes is None and (head == b"\x7fELF" or head[:2] == b"#!"))
+    return 0o555 if runs else 0o444
+
+
+def _set_time(fd: int, entry: StagedFile) -> None:
+    time_s = FIXED_TIME_S if entry.mtime_s is None else entry.mtime_s
+    os.utime(fd, (time_s, time_s))
+
+
+def _open_source(path: str) -> int:
+    try:
+        fd = os.open(path, _SOURCE_FLAGS)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _unreadable(path, OSError(errno.EINVAL, "not a regular file"))
+    return fd
+
+
+def _check(path: str, expected: Digest, seen: bytes) -> None:
+    if seen != expected.raw:
+        raise DigestMismatch(
+            f"{path} is not the file that the manifest lists",
+            check=f"SHA-256 of {path}",
+            expected=expected.hex(),
+            seen=seen.hex(),
+            remedy="put the right file back, or build the manifest again and have its owner approve it",
+        )
+
+
+def _unreadable(path: str, error: OSError) -> MountFailed:
+    return MountFailed(
+        f"{path} cannot be read: {error.strerror or error}",
+        check="trusted file",
+        expected="a readable file",
+        seen=error.strerror or str(error),
+        remedy="put the file back where the manifest names it",
+    )
+
+
+def _unstageable(path: str, error: OSError) -> MountFailed:
+    full = error.errno in (errno.ENOSPC, errno.ENOMEM)
+    return MountFailed(
+        f"{path} cannot be staged: {'the memory budget is used up' if full else error.strerror or error}",
+        check="staging into private memory",
+        expected="room for every trusted file and read-only input" if full else "success",
+        seen=error.strerror or str(error),
+        remedy="raise adyton.memory_budget" if full else "see the system's log",
+    )
+
+
+_ERRORS: Final[dict[str, type[Error]]] = {"DigestMismatch": DigestMismatch, "MountFailed": MountFailed}
+
+
+def _error_from(message: dict[str, str]) -> Error:
+    return _ERRORS[message["error"]](
+        message["message"],
+        check=message.get("check"),
+        expected=message.get("expected"),
+        seen=message.get("seen"),
+        remedy=message.get("remedy"),
+    )
+
+
+def stage_encrypted(source: str, target: str, key: Key128, *, jobs: int, advance: Advance | None = None) -> int:
+    """Decrypt a protected file, or every one below a folder, to `target` in private memory; returns the bytes.
+
+    `source` is the mount's normalised host path: the paths sealed into the files must be it, or below it.
+    Raises what the format raises, with the file's name; links and special files are refused.
+    """
+    try:
+        base = os.open(source or ".", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _no_input(source, error) from error
+    try:
+        if stat.S_ISREG(os.fstat(base).st_mode):
+            _make_parents(target)
+            return _decrypt(base, source, target, key, jobs, advance)
+        return _decrypt_folder(base, source, target, key, jobs, advance)
+    finally:
+        os.close(base)
+
+
+def _decrypt_folder(base: int, source: str, target: str, key: Key128, jobs: int, advance: Advance | None) -> int:
+    done_bytes = 0
+    _make_parents(target)
+    os.makedirs(target, 0o755, exist_ok=True)
+    folders = [""]
+    made = [target]
+    while folders:
+        folder = folders.pop()
+        for name, mode in _listing(base, folder, source):
+            path = f"{folder}/{name}" if folder else name
+            stored = f"{source}/{path}" if source else path
+            if stat.S_ISDIR(mode):
+                os.mkdir(f"{target}/{path}", 0o755)
+                made.append(f"{target}/{path}")
+                folders.append(path)
+                continue
+            if name.endswith(RECOVERY_SUFFIX):
+                continue
+            try:
+                fd = syscalls.open_beneath(base, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError as error:
+                raise _no_input(stored, error) from error
+            try:
+                done_bytes += _decrypt(fd, stored, f"{target}/{path}", key, jobs, advance)
+            finally:
+                os.close(fd)
+    for folder in reversed(made):
+        os.utime(folder, (FIXED_TIME_S, FIXED_TIME_S))
+    return done_bytes
+
+
+def _listing(base: int, folder: str, source: str) -> list[tuple[str, int]]:
+    try:
+        fd = syscalls.open_beneath(base, folder or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = sorted(os.listdir(fd))
+            return [(name, os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode) for name in names]
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _no_input(f"{source}/{folder}", error) from error
+
+
+def _make_parents(target: str) -> None:
+    os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+
+
+def _decrypt(source: int, stored: str, target: str, key: Key128, jobs: int, advance: Advance | None) -> int:
+    if not stat.S_ISREG(os.fstat(source).st_mode):
+        raise _no_input(stored, OSError(errno.EINVAL, "not a regular file"))
+    try:
+        out = os.open(target, _TARGET_FLAGS & ~os.O_WRONLY | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise _unstageable(stored, error) from error
+    try:
+        size = decrypt_into(source, out, key, path=stored, jobs=jobs, advance=advance)
+        os.fchmod(out, 0o444)
+        os.utime(out, (FIXED_TIME_S, FIXED_TIME_S))
+    except OSError as error:
+        raise _unstageable(stored, error) from error
+    finally:
+        os.close(out)
+    return size
+
+
+def _no_input(path: str, error: OSError) -> MountFailed:
+    return MountFailed(
+        f"encrypted input {path} cannot be read: {error.strerror or error}",
+        check="encrypted input",
+        expected="a protected file, or a folder of them, without links",
+        seen=error.strerror or str(error),
+        remedy="put it where the manifest's mount says, relative to where `adyton run` is started",
+    )
