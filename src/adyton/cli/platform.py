@@ -81,7 +81,7 @@ def raise_tcb(
     from adyton.tee.sim import SimPlatform
 
     platform = SimPlatform.load(directory)
-    platform.raise_tcb(status=status, **({"advisories": tuple(advisory)} if advisory else {}))
+    platform.raise_tcb(status=status, advisories=tuple(advisory or ("SIM-SA-00001",)))
     _show(directory, as_json=as_json)
 
 

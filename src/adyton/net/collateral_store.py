@@ -138,6 +138,8 @@ class CollateralStore:
         document changes, so that whoever caches verified collateral by it does.
         """
         origin = unverified_origin(quote)
+        if origin.request is not None:
+            origin = unverified_origin(quote, root=self._root_of_request(origin.request))
         found: dict[tuple[Kind, str], Verified] = {}
         wanted = list(origin.names)
         while wanted:
@@ -154,6 +156,12 @@ class CollateralStore:
                 origin = origin_of_chain(chain, origin.tee, origin.request)
                 wanted = [name for name in origin.names if name not in found]
         return self._assembled(found, origin)
+
+    def _root_of_request(self, request: str) -> Digest:
+        """Under which root the PCK certificate lies that answers this request; Intel's where it lies nowhere."""
+        for path in sorted(self.directory.glob(f"{'?' * 64}/pck-certificate-{request}.json")):
+            return Digest.from_hex(path.parent.name)
+        return INTEL_SGX_ROOT
 
     def _assembled(self, found: Mapping[tuple[Kind, str], Verified], origin: Origin) -> Collateral:
         version = tuple(id(found[key]) for key in sorted(found))

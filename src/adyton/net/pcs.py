@@ -159,7 +159,7 @@ class PCSClient:
         response = self._get("/sgx/certification/v4/fmspcs", {"platform": "all"}, "list of FMSPCs", MAX_JSON_BYTES)
         try:
             rows = json.loads(response.body)
-            found = [row["fmspc"] for row in rows]
+            found = [row["fmspc"] for row in rows] if isinstance(rows, list) else [None]
         except (ValueError, TypeError, KeyError, RecursionError):
             found = [None]
         if not all(isinstance(text, str) and re.fullmatch(r"[0-9A-Fa-f]{12}", text) for text in found):

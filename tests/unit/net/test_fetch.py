@@ -1,0 +1,225 @@
+"""Fetching is capped in time and size, follows nothing, and says what is wrong."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from adyton.errors import FetchFailed, Timeout, UsageError
+from adyton.net.fetch import HTTPFetcher, Response, retry_after_s
+from tests.unit.net.servers import Handler, dripping, raw_server, saying
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def get(handler: Handler, *, timeout_s: float = 5.0, max_bytes: int = 1000) -> Response:
+    """GET / from a server that behaves like this."""
+    with raw_server(handler) as url:
+        return HTTPFetcher(timeout_s).get(f"{url}/", max_bytes=max_bytes)
+
+
+def test_get_returns_status_headers_and_body() -> None:
+    """Whatever the status, the answer comes back, header names in lower case."""
+    answer = get(saying(b"HTTP/1.1 404 Not Found\r\nRequest-ID: a1\r\nContent-Length: 3\r\n\r\nabc"))
+    assert (answer.status, answer.headers["request-id"], answer.body) == (404, "a1", b"abc")
+
+
+def test_get_reads_a_chunked_body() -> None:
+    """Chunked transfer coding is undone."""
+    answer = get(saying(OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"))
+    assert answer.body == b"abcde"
+
+
+def test_get_does_not_follow_a_redirect() -> None:
+    """A redirect is a status like any other: nobody is led elsewhere."""
+    answer = get(saying(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"))
+    assert answer.status == 302
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (OK + b"Content-Length: 500\r\n\r\n", b"x"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (OK, b"X-Header: y\r\n"),
+        (b"", b"H"),
+        (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    ],
+    ids=["body", "chunks", "headers", "status-line", "informational"],
+)
+def test_get_from_a_server_that_drips_ends_in_time(head: bytes, drop: bytes) -> None:
+    """A server that sends a little all the time is given up after the time for the whole exchange."""
+    start = time.monotonic()
+    with pytest.raises((Timeout, FetchFailed)):
+        get(dripping(head, drop, 0.05), timeout_s=0.6)
+    assert time.monotonic() - start < 3.0
+
+
+def test_get_from_a_server_that_drips_its_body_is_a_timeout() -> None:
+    """The refusal says that time ran out, and after how long."""
+    with pytest.raises(Timeout, match=r"within 0\.5 seconds"):
+        get(dripping(OK + b"Content-Length: 500\r\n\r\n", b"x", 0.05), timeout_s=0.5)
+
+
+def test_get_from_a_server_that_says_nothing_is_a_timeout() -> None:
+    """Silence ends at the deadline."""
+    with pytest.raises(Timeout):
+        get(dripping(b"", b"", 0.05), timeout_s=0.4)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK + b"Content-Length: 1001\r\n\r\n" + b"x" * 1001,
+        OK + b"Content-Length: 99999999999999999999999999\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"3ea\r\n" + b"x" * 1002 + b"\r\n0\r\n\r\n",
+        OK + b"Connection: close\r\n\r\n" + b"x" * 5000,
+    ],
+    ids=["announced", "announced-absurd", "chunked", "until-close"],
+)
+def test_get_of_too_much_is_refused(answer: bytes) -> None:
+    """More than the cap is refused, announced or not."""
+    with pytest.raises(FetchFailed, match=r"more than the 1000 bytes|number of digits|cannot fetch"):
+        get(saying(answer))
+
+
+def test_get_of_exactly_the_cap_is_accepted() -> None:
+    """The cap itself is allowed."""
+    assert len(get(saying(OK + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000)).body) == 1000
+
+
+def test_get_with_a_huge_head_is_refused() -> None:
+    """Headers are capped as well."""
+    with pytest.raises(FetchFailed):
+        get(saying(OK + b"X: " + b"y" * 200_000 + b"\r\n\r\n"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        OK + b"Content-Length: 10\r\n\r\nabc",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+        OK + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+    ],
+    ids=["nothing", "no-http", "cut", "cut-chunk", "two-lengths"],
+)
+def test_get_of_a_broken_answer_is_refused(answer: bytes) -> None:
+    """What is no complete HTTP answer is never taken for one."""
+    with pytest.raises(FetchFailed):
+        get(saying(answer))
+
+
+def test_get_of_a_compressed_answer_is_refused() -> None:
+    """Nothing is decompressed: a small answer cannot become a large one."""
+    with pytest.raises(FetchFailed, match="gzip"):
+        get(saying(OK + b"Content-Encoding: gzip\r\nContent-Length: 0\r\n\r\n"))
+
+
+def test_get_where_nobody_listens_says_so() -> None:
+    """A refused connection is `could not check`, with what to do."""
+    with raw_server(saying(b"")) as url:
+        pass
+    with pytest.raises(FetchFailed) as caught:
+        HTTPFetcher(2).get(url, max_bytes=10)
+    assert "import a bundle" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host/",
+        "file:///etc/passwd",
+        "http://",
+        "http://user:secret@host/",
+        "http://host:99999/",
+        "http://host/\r\nX: y",
+        "http://ho st/",
+        "http://host/#part",
+        "host/path",
+    ],
+)
+def test_get_of_something_that_is_no_address_is_refused(url: str) -> None:
+    """Only plain http and https addresses are fetched."""
+    with pytest.raises(UsageError):
+        HTTPFetcher(1).get(url, max_bytes=10)
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's TLS context with a certificate of its own for localhost, and that certificate's file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    names = [x509.DNSName("localhost")]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    crt, pem_key = tmp_path / "server.crt", tmp_path / "server.key"
+    crt.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem_key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(crt, pem_key)
+    return context, crt
+
+
+def test_get_over_tls_with_an_unknown_certificate_is_refused(tls: tuple[ssl.SSLContext, Path]) -> None:
+    """A self-signed certificate, as a PCCS has, is refused and the option named that accepts it."""
+    answer = saying(OK + b"Content-Length: 0\r\n\r\n")
+    with raw_server(answer, tls[0]) as url, pytest.raises(FetchFailed, match="not trusted") as caught:
+        HTTPFetcher(5).get(url, max_bytes=10)
+    assert "--pcs-ca" in str(caught.value.remedy)
+
+
+def test_get_over_tls_with_its_ca_named_is_accepted(tls: tuple[ssl.SSLContext, Path]) -> None:
+    """With the service's CA the same server is accepted."""
+    with raw_server(saying(OK + b"Content-Length: 2\r\n\r\nok"), tls[0]) as url:
+        assert HTTPFetcher(5, tls[1]).get(url, max_bytes=10).body == b"ok"
+
+
+def test_get_over_tls_for_another_name_is_refused(tls: tuple[ssl.SSLContext, Path]) -> None:
+    """A trusted certificate of another host is refused."""
+    answer = saying(OK + b"Content-Length: 0\r\n\r\n")
+    with raw_server(answer, tls[0]) as url, pytest.raises(FetchFailed, match="not trusted"):
+        HTTPFetcher(5, tls[1]).get(url.replace("localhost", "127.0.0.1"), max_bytes=10)
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "wait_s"),
+    [
+        ("30", 30.0),
+        ("0", 0.0),
+        ("Thu, 01 Jan 2026 00:01:00 GMT", 60.0),
+        ("Wed, 31 Dec 2025 00:00:00 GMT", 0.0),
+        ("999999999999", 86_400.0),
+        ("Thu, 01 Jan 2099 00:00:00 GMT", 86_400.0),
+        ("soon", None),
+        ("-5", None),
+        ("", None),
+    ],
+)
+def test_retry_after_reads_seconds_and_dates(text: str, wait_s: float | None) -> None:
+    """Both forms of RFC 9110 are read, capped at a day; nonsense is nothing."""
+    assert retry_after_s(Response("", 429, {"retry-after": text}, b""), NOW) == wait_s
