@@ -559,7 +559,7 @@ class _Keeper:
             check="bubblewrap",
             expected="the program, running",
             seen=f"exit status {status}, without a word about the program",
-            remedy="see bubblewrap's own message; the entrypoint must be an ELF program, or #! and a listed interpreter",
+            remedy="see bubblewrap's own message; the entrypoint must be an ELF program, or a script with #!",
         )
 
     # ---------------------------------------------------------------- the end

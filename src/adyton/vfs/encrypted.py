@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import time
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from adyton.errors import Error, StorageFailed, UsageError
+from adyton.errors import Error, MountFailed, StorageFailed, UsageError
 from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.values import Key128
@@ -38,6 +39,23 @@ _CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 
 
 def _os_error(number: int, path: str) -> OSError:
     return OSError(number, os.strerror(number), path)
+
+
+def _lock(fd: int, shown: str, *, shared: bool) -> None:
+    """Keep a second run or mount away from the same folder: two writers would destroy each other's files."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MountFailed(
+            f"{shown} is in use by another mount or run",
+            check="lock on the encrypted folder",
+            expected="nobody else using it",
+            seen="another process holds the lock",
+            remedy="wait until it has ended, or unmount it (`adyton umount`)",
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
 
 
 class HostFile(OSFile):
@@ -145,8 +163,9 @@ class EncryptedTree:
         self._shown = source or "."
         base = os.open(source or ".", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         self._single: str | None = None
+        _lock(base, self._shown, shared=read_only)
+        self._locked = base
         if stat.S_ISREG(os.fstat(base).st_mode):
-            os.close(base)
             folder, _, self._single = self._shown.rpartition("/")
             base = os.open(
                 folder or ("/" if self._shown.startswith("/") else "."), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -663,5 +682,6 @@ class EncryptedTree:
                     self._detach(node.opened)
                 except Error as error:
                     self._event(error.message)
-        self._forget_folders("")
-        os.close(self._base)
+        for fd in {*self._folders.values(), self._base, self._locked}:
+            os.close(fd)
+        self._folders.clear()

@@ -133,6 +133,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         event: Callable[[str], None],
         options: Sequence[str] = (),
         ready: Callable[[], None] = lambda: None,
+        name: str = "adyton",
     ) -> None:
         check_library()
         self._trees = dict(trees)
@@ -147,7 +148,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         self._doing = ""
         threading.Thread(target=self._watch, daemon=True).start()
         flags = dict.fromkeys(options, True)
-        super().__init__(_Names(), mountpoint, foreground=True, nothreads=True, fsname="adyton", **flags)
+        super().__init__(_Names(), mountpoint, foreground=True, nothreads=True, fsname=name, subtype="adyton", **flags)
 
     # ---------------------------------------------------------------- edges
 
@@ -395,11 +396,12 @@ def serve(
     event: Callable[[str], None],
     options: Sequence[str] = (),
     ready: Callable[[], None] = lambda: None,
+    name: str = "adyton",
 ) -> None:
     """Serve until unmounted; then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted."""
     failed = False
     try:
-        Adapter(trees, mountpoint, event=event, options=options, ready=ready)
+        Adapter(trees, mountpoint, event=event, options=options, ready=ready, name=name)
     except RuntimeError as error:
         failed = True
         raise MountFailed(

@@ -1,0 +1,44 @@
+"""`adyton mount`: an encrypted folder as an ordinary one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def mount(
+    source: Annotated[Path, typer.Argument(metavar="ENC_DIR", help="The folder of protected files; it may be empty.")],
+    target: Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="An empty folder.")],
+    key: Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")] = None,
+    key_file: Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="A file of 16 raw bytes.")] = None,
+    home: Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Your store.")] = None,
+    sealed_as: Annotated[
+        str | None,
+        typer.Option("--as", metavar="PATH", help="The path the files are sealed under.  [ENC_DIR as written]"),
+    ] = None,
+    foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Stay until it is unmounted.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Change nothing in it.")] = False,
+) -> None:
+    """Mount ENC_DIR at MOUNTPOINT; `adyton umount` or `fusermount3 -u` ends it, with everything flushed.
+
+    What the host changed in a file is refused: reading says "Input/output error", and the system's log (or, with -f,
+    standard error) says which block of which file.
+    """
+    from adyton.cli.key_option import choose_key
+    from adyton.cli.output import note
+    from adyton.run.mounted import mount as start
+
+    start(
+        source,
+        target,
+        choose_key(key, key_file, home),
+        sealed_as=sealed_as,
+        foreground=foreground,
+        read_only=read_only,
+        event=note,
+    )
