@@ -15,27 +15,23 @@ from adyton import __version__
 from adyton.errors import Error, ScriptFailed
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
-    "init": ("adyton.cli.init", "Make an owner's identity and key store."),
-    "key": ("adyton.cli.key", "Make, list, export and rotate keys."),
     "init": ("adyton.cli.init", "Make the owner's identity and key store."),
     "key": ("adyton.cli.key", "Make, list and export keys."),
     "collateral": ("adyton.cli.collateral", "Fetch, show, export and import what evidence is verified against."),
     "encrypt": ("adyton.cli.encrypt", "Encrypt files and directories into protected files."),
     "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
-    "mount": ("adyton.cli.mount", "Show an encrypted folder as an ordinary one."),
-    "umount": ("adyton.cli.umount", "End a mount, with everything flushed."),
     "new": ("adyton.cli.new", "Propose a manifest template from one observed native run of a script."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
     "approve": ("adyton.cli.approve", "Allow what a manifest measures to have a key."),
     "revoke": ("adyton.cli.revoke", "Withdraw an approval."),
+    "policy": ("adyton.cli.policy", "Show policies and their history; try evidence against them."),
+    "serve": ("adyton.cli.serve", "Serve keys to programs that prove what they are."),
+    "run": ("adyton.cli.run", "Run a program in a TEE, with its keys released by attestation."),
+    "mount": ("adyton.cli.mount", "Mount a folder of protected files as an ordinary one."),
+    "umount": ("adyton.cli.umount", "End such a mount with everything flushed."),
     "verify": ("adyton.cli.verify", "Verify attestation evidence and explain the verdict."),
+    "audit": ("adyton.cli.audit", "List, verify and export the record of releases and refusals."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
-    "run": ("adyton.cli.run", "Run a protected program with the keys that its owners release to it."),
-    "approve": ("adyton.cli.approve", "Allow a program, on a platform, to have a key."),
-    "revoke": ("adyton.cli.revoke", "Take an approval back."),
-    "policy": ("adyton.cli.policy", "Show and change who may have which key; try evidence."),
-    "serve": ("adyton.cli.serve", "Run the key server."),
-    "audit": ("adyton.cli.audit", "Read, verify and export the key server's record."),
 }
 """Verb -> (module with a Typer `app`, one line of help), in the order of the workflow."""
 

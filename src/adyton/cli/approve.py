@@ -1,0 +1,140 @@
+"""`adyton approve`: allow a program, on a platform, to have a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adyton.cli.output import note, say, say_json
+from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def approve(
+    manifest: Annotated[Path, typer.Argument(help="The final manifest (NAME.manifest, with NAME.sig beside it).")],
+    key: Annotated[list[str], typer.Option(help="The key it may have; may be given several times.")],
+    tee: Annotated[
+        list[str], typer.Option(help="The platform: sgx, tdx, snp, sim:FINGERPRINT or sim-tdx:FINGERPRINT.")
+    ],
+    app_name: Annotated[
+        str | None, typer.Option("--app", help="Name of the program.  [NAME]", show_default=False)
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Name of this version.  [v1, v2, …]", show_default=False)] = None,
+    tcb: Annotated[
+        list[str] | None, typer.Option(help="A TCB status to accept.  [UpToDate]", show_default=False)
+    ] = None,
+    advisory: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An advisory to accept: ID, or ID=DATE until which.", metavar="ID[=DATE]", show_default=False
+        ),
+    ] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="adyton, or ra-tls (which has no freshness).  [adyton]", show_default=False)
+    ] = None,
+    guest: Annotated[
+        list[str] | None,
+        typer.Option(help="Guest image (MRTD or launch measurement) for tdx and snp.", show_default=False),
+    ] = None,
+    by_signer: Annotated[
+        bool, typer.Option("--by-signer", help="Approve every version of this signer's product, from this SVN on.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--allow-debug", help="Accept a debug TEE, which the host can read.")] = False,
+    expires: Annotated[
+        str | None, typer.Option(help="When the approval ends (date or time).", show_default=False)
+    ] = None,
+    max_runs: Annotated[
+        int | None, typer.Option(help="How many runs may ever have the key.", show_default=False)
+    ] = None,
+    max_active: Annotated[
+        int | None, typer.Option(help="How many runs may hold a lease at a time.", show_default=False)
+    ] = None,
+    lease_s: Annotated[
+        int | None, typer.Option("--lease", help="Length of a lease in seconds.", show_default=False)
+    ] = None,
+    pending: Annotated[bool, typer.Option("--pending", help="Only propose it: somebody approves it later.")] = False,
+    remark: Annotated[str, typer.Option("--note", help="A remark for the record.")] = "",
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Approve MANIFEST's program for a key, and show what its measurement does not cover.
+
+    The measurement covers the manifest (with every trusted file's hash) and the Adyton that runs it: the one installed
+    here. Nothing else ever gets the key.
+    """
+    from adyton.keyserver.owner import actor
+    from adyton.keyserver.policy import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
+    from adyton.manifest.review import not_covered
+    from adyton.manifest.signed import read_signed
+    from adyton.run.identity import runtime_identity
+    from adyton.values import Measurement
+
+    runtime = runtime_identity()
+    signed = read_signed(manifest, runtime.digest)
+    uncovered = tuple(not_covered(signed.manifest))
+    advisories: dict[str, datetime | None] = {}
+    for written in advisory or ():
+        name, equals, until = written.partition("=")
+        advisories[name] = parse_time(until, f"end of {name}") if equals else None
+    program = app_name or manifest.name.removesuffix(".manifest")
+    made = []
+    with owner_store(home) as (_, store), store.write() as change:
+        label = version or _next_version(
+            [(item.approval.app, item.approval.version) for item in change.approvals()], program
+        )
+        for name in dict.fromkeys(key):
+            approval = Approval(
+                key=name,
+                app=program,
+                version=label,
+                tees=tuple(dict.fromkeys(tee)),
+                measurement=None if by_signer else signed.measurement,
+                guests=tuple(Measurement.from_hex(text) for text in guest or ()),
+                mrsigner=signed.mrsigner if by_signer else None,
+                isv_prod_id=signed.manifest.sgx.isv_prod_id if by_signer else None,
+                min_isv_svn=signed.manifest.sgx.isv_svn if by_signer else None,
+                tcb_statuses=tuple(tcb or ("UpToDate",)),
+                advisories=advisories,
+                allow_debug=debug,
+                protocols=tuple(dict.fromkeys(protocol or ("adyton",))),
+                expires_at=None if expires is None else parse_time(expires, "--expires"),
+                max_runs=max_runs,
+                max_active=max_active,
+                lease_s=DEFAULT_LEASE_S if lease_s is None else lease_s,
+                manifest_sha256=None if by_signer else signed.manifest_sha256,
+                not_covered=uncovered,
+                note=remark,
+            )
+            made.append(change.add_approval(approval, actor=actor(), state=PENDING if pending else APPROVED))
+        parts = {part: digest.hex() for part, digest in runtime.parts.items()}
+        change.remember(signed.measurement, signed.manifest_bytes, parts)
+    if as_json:
+        say_json(
+            {
+                "approvals": [{"id": item.id, "state": item.state, **item.approval.to_dict()} for item in made],
+                "measurement": str(signed.measurement),
+                "not_covered": list(uncovered),
+            }
+        )
+        return
+    for item in made:
+        say(f"{item.state} {item.id}: {program} {label} may have key {item.approval.key!r}")
+    say(f"  {made[0].approval.identity()}")
+    say(f"  on {', '.join(made[0].approval.tees)}; TCB {', '.join(made[0].approval.tcb_statuses)}")
+    if any(item.startswith("sim") for item in made[0].approval.tees):
+        note("  a simulated platform protects nothing from whoever runs it")
+    say("what the measurement does not cover:")
+    for line in uncovered:
+        say(f"  - {line}")
+
+
+def _next_version(known: list[tuple[str, str]], program: str) -> str:
+    taken = {version for app_name, version in known if app_name == program}
+    return next(f"v{number}" for number in range(1, len(taken) + 2) if f"v{number}" not in taken)

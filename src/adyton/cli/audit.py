@@ -1,0 +1,242 @@
+"""`adyton audit`: read, verify and export the record of everything that the key server did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adyton.cli.output import note, say, say_json
+from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+
+if TYPE_CHECKING:
+    from adyton.keyserver.audit import Checkpoint, Entry
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="The record of every request, decision and change: append-only, hash-chained, with signed checkpoints.",
+)
+
+
+@app.command("list")
+def list_entries(
+    kind: Annotated[
+        str | None, typer.Option(help="Only this kind: release, denial, policy, …", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many, the newest last.")] = 20,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """List the newest entries, one line each."""
+    with owner_store(home) as (_, store), store.read() as view:
+        entries = view.newest_entries(limit, kinds=(kind,) if kind else ())[::-1]
+    if as_json:
+        say_json({"entries": [_document(entry) for entry in entries]})
+        return
+    for entry in entries:
+        say(summary(entry))
+
+
+@app.command()
+def show(
+    subject: Annotated[str, typer.Argument(help="The id of a denial, grant or approval.")],
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Show everything that is recorded under an id: what was checked, expected, seen, and what to do."""
+    from adyton.errors import UsageError
+
+    with owner_store(home) as (_, store), store.read() as view:
+        entries = list(view.entries(subject=subject))
+    if not entries:
+        raise UsageError(f"nothing is recorded under {subject[:60]!r}", check="id", expected="d-…, g-…, a-… or a key")
+    if as_json:
+        say_json({"entries": [_document(entry) for entry in entries]})
+        return
+    for entry in entries:
+        say(summary(entry))
+        _show_body(json.loads(entry.body), "  ")
+
+
+@app.command()
+def verify(
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="A checkpoint to hold the record against (from a grant, or adyton audit checkpoint)."),
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Verify an export instead of the store (needs audit.crt).", show_default=False)
+    ] = None,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Verify every entry's hash from the first to the last, and that every checkpoint lies on the chain."""
+    from adyton.cli.owner_options import chosen_home
+    from adyton.keyserver.audit import verify_chain, verify_checkpoint
+    from adyton.keyserver.owner import audit_public_key
+
+    checkpoints = [_read_checkpoint(path) for path in checkpoint or ()]
+    found = chosen_home(home)
+    public = audit_public_key(found)
+    if export is not None:
+        store_id, entries, last = _read_export(export)
+        checkpoints.append(last)
+        for item in checkpoints:
+            verify_checkpoint(item, public)
+        head = verify_chain(store_id, entries, checkpoints)
+    else:
+        kept = found.kept_checkpoint()
+        for item in (*checkpoints, *((kept,) if kept else ())):
+            verify_checkpoint(item, public)
+        with owner_store(home) as (_, store):
+            head = store.verify_audit([*checkpoints, *((kept,) if kept else ())])
+    if as_json:
+        say_json({"entries": head.seq, "head": head.hash.hex(), "checkpoints": len(checkpoints)})
+        return
+    say(f"{head.seq} entries, none altered or missing; head {head.hash.hex()}")
+    if not checkpoints and export is None:
+        note("hold it against a checkpoint that a client got, too (--checkpoint): a cut tail shows only so")
+
+
+@app.command("checkpoint")
+def make_checkpoint(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write it to this file.", show_default=False)
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Sign where the record stands now; keep it somewhere else."""
+    from adyton.keyserver.audit import sign_checkpoint
+    from adyton.keyserver.owner import audit_private_key
+    from adyton.keyserver.store import now_ms
+
+    with owner_store(home) as (found, store):
+        with store.read() as view:
+            head = view.head()
+        made = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
+    if output is None:
+        say_json(made.to_dict())
+    else:
+        output.write_text(json.dumps(made.to_dict()) + "\n", encoding="utf-8")
+        say(f"checkpoint of entry {made.seq} in {output}")
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The new file (JSON lines).")],
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the evidence and collateral that the entries name.", show_default=False),
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write the whole record, with a signed checkpoint at its end, for somebody else to verify."""
+    from adyton.keyserver.audit import sign_checkpoint
+    from adyton.keyserver.owner import audit_private_key
+    from adyton.keyserver.store import now_ms
+
+    beside = output.with_name(f".{output.name}.part")
+    count = 0
+    with owner_store(home) as (found, store), store.read() as view, beside.open("w", encoding="utf-8") as stream:
+        head = view.head()
+        stream.write(json.dumps({"adyton_audit": 1, "store_id": store.id.hex()}) + "\n")
+        for entry in view.entries():
+            count += 1
+            stream.write(json.dumps(_raw(entry)) + "\n")
+        last = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
+        stream.write(json.dumps({"checkpoint": last.to_dict()}) + "\n")
+        if evidence is not None:
+            evidence.mkdir(parents=True, exist_ok=True)
+            for kind, sha256, data in view.artifacts():
+                (evidence / f"{sha256.hex()}.{kind}").write_bytes(data)
+    beside.replace(output)
+    say(f"{count} entries in {output}")
+
+
+def _raw(entry: Entry) -> dict[str, Any]:
+    return {"seq": entry.seq, "at_ms": entry.at_ms, "kind": entry.kind, "body": entry.body, "hash": entry.hash.hex()}
+
+
+def _document(entry: Entry) -> dict[str, Any]:
+    return {**_raw(entry), "body": json.loads(entry.body)}
+
+
+def summary(entry: Entry) -> str:
+    """An entry in one line."""
+    from adyton.keyserver.store import moment
+
+    body = json.loads(entry.body)
+    if entry.kind == "release":
+        keys = ", ".join(f"{item['key']} to {item['app']} {item['app_version']}" for item in body["keys"])
+        text = f"{body['grant']}: {keys}; {body['tee']}, {body['status']}, from {body['peer']}"
+    elif entry.kind == "denial":
+        text = f"{body['denial']}: {body['told']['message']}; from {body['peer']}"
+    elif entry.kind == "policy":
+        policy = body["policy"]
+        what = f"{policy['app']} {policy['version']} for {policy['key']}"
+        text = f"{body['approval']}: {body['state']}, {what}, by {body['actor']}"
+    else:
+        text = ", ".join(f"{name} {value}" for name, value in body.items() if isinstance(value, str | int))[:160]
+    return f"{entry.seq:>6}  {moment(entry.at_ms):%Y-%m-%d %H:%M:%S}  {entry.kind:<10}  {text}"
+
+
+def _show_body(value: Any, indent: str) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if isinstance(inner, dict | list) and inner:
+                say(f"{indent}{name}:")
+                _show_body(inner, indent + "  ")
+            elif inner not in ("", [], {}):
+                say(f"{indent}{name}: {inner}")
+    else:
+        for inner in value:
+            if isinstance(inner, dict):
+                _show_body(inner, indent)
+                say("")
+            else:
+                say(f"{indent}- {inner}")
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    from adyton.errors import AuditError
+    from adyton.keyserver.audit import Checkpoint
+    from adyton.manifest.signed import read_capped
+
+    try:
+        document = json.loads(read_capped(path, 16 * 1024, "checkpoint"))
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise AuditError(f"{path} is not a checkpoint", check="form of the checkpoint", expected="a JSON object")
+    return Checkpoint.from_dict(document)
+
+
+def _read_export(path: Path) -> tuple[bytes, list[Entry], Checkpoint]:
+    from adyton.errors import AuditError
+    from adyton.keyserver.audit import Checkpoint, Entry
+
+    entries: list[Entry] = []
+    last: Checkpoint | None = None
+    store_id = b""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            head = json.loads(stream.readline(1024))
+            store_id = bytes.fromhex(head["store_id"])
+            for line in stream:
+                document = json.loads(line)
+                if "checkpoint" in document:
+                    last = Checkpoint.from_dict(document["checkpoint"])
+                    break
+                digest = bytes.fromhex(document["hash"])
+                entries.append(Entry(document["seq"], document["at_ms"], document["kind"], document["body"], digest))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AuditError(f"{path} is no export of an audit record", check="form of the export", seen=error) from None
+    if last is None:
+        raise AuditError(
+            "the export was cut: it has no checkpoint at its end", check="end of the export", expected="a checkpoint"
+        )
+    return store_id, entries, last

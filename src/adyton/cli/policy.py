@@ -1,0 +1,172 @@
+"""`adyton policy`: show approvals and their history, change them, and try evidence against them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adyton.cli.output import note, say, say_json
+from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Who may have which key: show it, change it, and try evidence against it.",
+)
+
+MAX_EVIDENCE_BYTES = 128 * 1024
+
+
+@app.command()
+def show(
+    key: Annotated[str | None, typer.Argument(help="Only the approvals of this key.", show_default=False)] = None,
+    history: Annotated[bool, typer.Option("--history", help="Every revision: who changed what, when.")] = False,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Show every approval: program, version, platform, conditions, state."""
+    with owner_store(home) as (_, store), store.read() as view:
+        found = view.approvals(key)
+        revisions = view.history() if history else []
+    if as_json:
+        document: dict[str, Any] = {
+            "approvals": [
+                {"id": item.id, "state": item.state, "revision": item.revision, **item.approval.to_dict()}
+                for item in found
+            ]
+        }
+        if history:
+            document["history"] = revisions
+        say_json(document)
+        return
+    if not found:
+        note("nobody may have any key: adyton approve MANIFEST --key NAME --tee TEE")
+    for item in found:
+        approval = item.approval
+        say(f"{item.id}  {item.state:<8}  {approval.app} {approval.version} may have key {approval.key!r}")
+        say(f"    {approval.identity()}")
+        say(
+            f"    on {', '.join(approval.tees)}; TCB {', '.join(approval.tcb_statuses)}; over {', '.join(approval.protocols)}"
+        )
+        limits = [
+            f"until {approval.expires_at:%Y-%m-%d %H:%M} UTC" if approval.expires_at else "",
+            f"at most {approval.max_runs} runs" if approval.max_runs is not None else "",
+            f"at most {approval.max_active} runs at a time" if approval.max_active is not None else "",
+            f"leases of {approval.lease_s} s",
+            "debug TEEs allowed" if approval.allow_debug else "",
+        ]
+        say(f"    {', '.join(limit for limit in limits if limit)}")
+        for advisory, until in approval.advisories.items():
+            say(f"    accepts {advisory}{f' until {until:%Y-%m-%d}' if until else ''}")
+    for revision in revisions:
+        when = _when(revision["at_ms"])
+        say(
+            f"{when}  {revision['approval']} revision {revision['revision']}: {revision['state']} by {revision['actor']}"
+        )
+
+
+@app.command("set")
+def set_entry(
+    approval: Annotated[str, typer.Argument(help="Id of an approval.")],
+    change: Annotated[
+        list[str], typer.Argument(help="Entries to change, as JSON values: max_runs=10, 'protocols=[\"adyton\"]'.")
+    ],
+    home: HomeOption = None,
+) -> None:
+    """Change entries of an approval; it counts from the next request on, and the former revision is kept."""
+    import json
+
+    from adyton.errors import UsageError
+    from adyton.keyserver.owner import actor
+    from adyton.keyserver.policy import Approval
+
+    changes: dict[str, Any] = {}
+    for written in change:
+        name, equals, value = written.partition("=")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(f"not a change: {written!r}", check="policy set", expected="NAME=JSON", seen=written[:80])
+    with owner_store(home) as (_, store), store.write() as transaction:
+        before = transaction.approval(approval)
+        document = {**before.approval.to_dict(), **changes}
+        document = {name: value for name, value in document.items() if value is not None}
+        after = transaction.change_approval(approval, actor=actor(), approval=Approval.from_dict(document))
+    say(f"{after.id} is at revision {after.revision}")
+
+
+@app.command("approve")
+def approve_pending(
+    approval: Annotated[str, typer.Argument(help="Id of a pending approval.")], home: HomeOption = None
+) -> None:
+    """Approve what was proposed with `adyton approve --pending`."""
+    from adyton.keyserver.owner import actor
+    from adyton.keyserver.policy import APPROVED
+
+    with owner_store(home) as (_, store), store.write() as transaction:
+        after = transaction.change_approval(approval, actor=actor(), state=APPROVED)
+    say(f"approved {after.id}: {after.approval.app} {after.approval.version} may have key {after.approval.key!r}")
+
+
+@app.command("test")
+def try_evidence(
+    evidence: Annotated[Path, typer.Argument(help="A quote or report; or a denial's evidence (adyton audit export).")],
+    key: Annotated[str | None, typer.Option(help="Only this key.", show_default=False)] = None,
+    protocol: Annotated[str, typer.Option(help="Over which protocol.")] = "adyton",
+    collateral: Annotated[
+        Path | None, typer.Option(help="Collateral to use instead of the home's.", show_default=False)
+    ] = None,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Try EVIDENCE against the policies: would it get a key, and if not, which line stands in the way?
+
+    Nothing is released and nothing recorded. What the evidence is bound to is not compared, since that belongs to a
+    connection.
+    """
+    from adyton.errors import AppraisalFailed, Denied
+    from adyton.keyserver.rehearsal import rehearse
+    from adyton.manifest.signed import read_capped
+    from adyton.net.collateral_store import CollateralStore
+    from adyton.net.verification import Verifier
+
+    raw = read_capped(evidence, MAX_EVIDENCE_BYTES, "evidence")
+    with owner_store(home) as (found, store):
+        verifier = Verifier(CollateralStore(collateral or found.collateral_path))
+        results = rehearse(store, verifier.verify, raw, key=key, protocol=protocol)
+    if as_json:
+        say_json({"results": [result.to_dict() for result in results]})
+    else:
+        for result in results:
+            say(f"key {result.key!r}: {'would be released' if result.granted else 'would be refused'}")
+            for judged in result.judged:
+                approval = judged.approval.approval
+                say(f"  {judged.approval.id} ({approval.app} {approval.version}, {judged.approval.state})")
+                for line in judged.lines:
+                    shown = line.to_dict()
+                    mark = "ok  " if line.ok else "FAIL"
+                    say(f"    {mark} {shown['name']}: expected {shown['expected']}, seen {shown['seen']}")
+                    if not line.ok and line.remedy:
+                        say(f"         {line.remedy}")
+    if not results:
+        raise Denied("there is no key that anybody may have", check="approvals", expected="an approval", seen="none")
+    if not any(result.granted for result in results):
+        first = next((line for result in results for judged in result.judged for line in judged.failed), None)
+        raise AppraisalFailed(
+            "this evidence would get no key",
+            check=first.name if first else "approval",
+            expected=first.to_dict()["expected"] if first else "an approval",
+            seen=first.to_dict()["seen"] if first else "none",
+            remedy=first.remedy if first else "adyton approve",
+        )
+
+
+def _when(at_ms: int) -> str:
+    from adyton.keyserver.store import moment
+
+    return f"{moment(at_ms):%Y-%m-%d %H:%M:%S}"

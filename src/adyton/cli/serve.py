@@ -1,0 +1,64 @@
+"""`adyton serve`: run the key server until it is told to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adyton.cli.owner_options import HomeOption, chosen_home
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    listen: Annotated[
+        str | None, typer.Option(help="Address of Adyton's own protocol (HTTPS), HOST:PORT.", show_default=False)
+    ] = None,
+    gramine_listen: Annotated[
+        str | None, typer.Option(help="Address of Gramine's protocol (RA-TLS), HOST:PORT.", show_default=False)
+    ] = None,
+    dashboard: Annotated[
+        str | None,
+        typer.Option(help="Address of the owner's web page, HOST:PORT; keep it to yourself.", show_default=False),
+    ] = None,
+    collateral: Annotated[
+        Path | None, typer.Option(help="Folder of collateral.  [HOME/collateral]", show_default=False)
+    ] = None,
+    online: Annotated[bool, typer.Option("--online", help="Fetch collateral that is missing or has expired.")] = False,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Write the addresses here, as JSON, once they listen.", show_default=False)
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="Log lines on standard error: text or json.")] = "text",
+    home: HomeOption = None,
+) -> None:
+    """Serve keys to approved programs; each protocol on an address of its own. Port 0 takes any free port.
+
+    The first lines on standard output say where it listens. SIGTERM or Ctrl-C stop it gracefully.
+    """
+    from adyton.errors import UsageError
+    from adyton.net.serving import Addresses, run
+
+    if listen is None and gramine_listen is None and dashboard is None:
+        raise UsageError(
+            "nothing to serve",
+            check="adyton serve",
+            expected="--listen, --gramine-listen or --dashboard",
+            seen="none of them",
+            remedy="adyton serve --listen 0.0.0.0:4433",
+        )
+    if log_format not in ("text", "json"):
+        raise UsageError("unknown log format", check="--log-format", expected="text or json", seen=log_format)
+    from adyton.run.identity import combine
+
+    run(
+        chosen_home(home),
+        Addresses(listen, gramine_listen, dashboard),
+        combine=combine,
+        collateral=collateral,
+        online=online,
+        ready_file=ready_file,
+        json_logs=log_format == "json",
+    )

@@ -1,0 +1,221 @@
+"""The audit record: append-only, hash-chained, with signed checkpoints; pure, so that anyone can verify an export.
+
+::
+
+    entry k:  seq = k (from 1), at_ms, kind, body (canonical JSON)
+    hash_k =  SHA-256( "adyton audit entry 1\\0" ‖ hash_{k-1} ‖ u64 seq ‖ u64 at_ms ‖ u32 len(kind) ‖ kind
+                       ‖ u32 len(body) ‖ body )                                  (integers big-endian)
+    hash_0 =  SHA-256( "adyton audit start 1\\0" ‖ store id (16 bytes) )
+    checkpoint = store id, seq, hash, at_ms, and an Ed25519 signature over
+                 "adyton audit checkpoint 1\\0" ‖ store id ‖ u64 seq ‖ hash ‖ u64 at_ms
+
+A changed, reordered, inserted or missing entry breaks the chain. A cut tail leaves a chain that is whole: it shows
+against any checkpoint made later than the cut, and every grant carries one to the client that it was made for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography.exceptions import InvalidSignature
+
+from adyton.errors import AuditError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+STORE_ID_BYTES: Final = 16
+MAX_BODY_BYTES: Final = 256 * 1024
+_ENTRY_LABEL: Final = b"adyton audit entry 1\0"
+_START_LABEL: Final = b"adyton audit start 1\0"
+_CHECKPOINT_LABEL: Final = b"adyton audit checkpoint 1\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry as it stands in the record; `body` is canonical JSON text."""
+
+    seq: int
+    at_ms: int
+    kind: str
+    body: str
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a chain ends: the number of its last entry (0: none yet) and that entry's hash."""
+
+    seq: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A signed statement that the chain of this store had this head at this time."""
+
+    store_id: bytes
+    seq: int
+    hash: bytes
+    at_ms: int
+    signature: bytes
+
+    def signed_bytes(self) -> bytes:
+        """What the signature is over."""
+        return _checkpoint_bytes(self.store_id, self.seq, self.hash, self.at_ms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The checkpoint as JSON data, byte strings in hex."""
+        return {
+            "store_id": self.store_id.hex(),
+            "seq": self.seq,
+            "hash": self.hash.hex(),
+            "at_ms": self.at_ms,
+            "signature": self.signature.hex(),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Checkpoint:
+        """Read back what `to_dict` made; raises AuditError where it is malformed."""
+        try:
+            store_id, digest, signature = (bytes.fromhex(document[name]) for name in ("store_id", "hash", "signature"))
+            seq, at_ms = document["seq"], document["at_ms"]
+        except (KeyError, TypeError, ValueError):
+            store_id = digest = signature = b""
+            seq = at_ms = -1
+        numbers_fit = all(type(number) is int and 0 <= number < 1 << 63 for number in (seq, at_ms))
+        lengths_fit = (len(store_id), len(digest), len(signature)) == (STORE_ID_BYTES, 32, 64)
+        if not numbers_fit or not lengths_fit or len(document) != 5:
+            raise AuditError(
+                "this is not a checkpoint",
+                check="form of the checkpoint",
+                expected="store_id, seq, hash, at_ms, signature",
+                seen=", ".join(sorted(str(name)[:20] for name in document))[:120],
+            )
+        return cls(store_id, seq, digest, at_ms, signature)
+
+
+def _checkpoint_bytes(store_id: bytes, seq: int, digest: bytes, at_ms: int) -> bytes:
+    return _CHECKPOINT_LABEL + store_id + struct.pack(">Q", seq) + digest + struct.pack(">Q", at_ms)
+
+
+def canonical(body: Mapping[str, Any]) -> str:
+    """The one text of a JSON object: sorted names, no spaces, ASCII; raises AuditError above 256 KiB."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    if len(text) > MAX_BODY_BYTES:
+        raise AuditError(f"an audit entry has at most {MAX_BODY_BYTES} bytes, this one {len(text)}")
+    return text
+
+
+def start_hash(store_id: bytes) -> bytes:
+    """The hash before the first entry: a chain belongs to one store."""
+    return hashlib.sha256(_START_LABEL + store_id).digest()
+
+
+def entry_hash(previous: bytes, seq: int, at_ms: int, kind: str, body: str) -> bytes:
+    """The hash of an entry, over the one before it and every byte of its own."""
+    name, text = kind.encode(), body.encode()
+    return hashlib.sha256(
+        b"".join(
+            (
+                _ENTRY_LABEL,
+                previous,
+                struct.pack(">QQI", seq, at_ms, len(name)),
+                name,
+                struct.pack(">I", len(text)),
+                text,
+            )
+        )
+    ).digest()
+
+
+def sign_checkpoint(key: Ed25519PrivateKey, store_id: bytes, head: Head, at_ms: int) -> Checkpoint:
+    """Sign where the chain ends now."""
+    signature = key.sign(_checkpoint_bytes(store_id, head.seq, head.hash, at_ms))
+    return Checkpoint(store_id, head.seq, head.hash, at_ms, signature)
+
+
+def verify_checkpoint(checkpoint: Checkpoint, key: Ed25519PublicKey) -> None:
+    """Check a checkpoint's signature; raises AuditError."""
+    try:
+        key.verify(checkpoint.signature, checkpoint.signed_bytes())
+    except InvalidSignature:
+        raise AuditError(
+            "the checkpoint was not signed by this owner's audit key",
+            check="signature of the checkpoint",
+            expected="a signature of the owner's audit key (audit.crt)",
+            seen="a signature that does not verify",
+            remedy="take checkpoints from grants of this key server, and audit.crt from its home",
+        ) from None
+
+
+def verify_chain(store_id: bytes, entries: Iterable[Entry], checkpoints: Iterable[Checkpoint] = ()) -> Head:
+    """Verify a whole record from its first entry, and that it contains every checkpoint; returns where it ends.
+
+    Raises AuditError at the first entry that was altered, is missing, or is out of place, and where a checkpoint
+    names a head that this record does not have (its tail was cut, or another history was put in its place).
+    The checkpoints' signatures are `verify_checkpoint`'s to check.
+    """
+    wanted: dict[int, set[bytes]] = {}
+    last_checkpoint = 0
+    for checkpoint in checkpoints:
+        if checkpoint.store_id != store_id:
+            raise AuditError(
+                "the checkpoint belongs to another store",
+                check="store of the checkpoint",
+                expected=store_id.hex(),
+                seen=checkpoint.store_id.hex(),
+                remedy="take the checkpoint of a grant that this key server made",
+            )
+        wanted.setdefault(checkpoint.seq, set()).add(checkpoint.hash)
+        last_checkpoint = max(last_checkpoint, checkpoint.seq)
+    previous, seq = start_hash(store_id), 0
+    _check_against(wanted.get(0, set()), 0, previous)
+    for entry in entries:
+        if entry.seq != seq + 1:
+            raise AuditError(
+                f"audit entry {seq + 1} is missing",
+                check="sequence of the audit record",
+                expected=f"entry {seq + 1}",
+                seen=f"entry {entry.seq}",
+                remedy="the record was altered: compare with a backup and with the checkpoints that clients hold",
+            )
+        seq += 1
+        digest = entry_hash(previous, seq, entry.at_ms, entry.kind, entry.body)
+        if digest != entry.hash:
+            raise AuditError(
+                f"audit entry {seq} was altered, or the one before it was",
+                check=f"hash of audit entry {seq}",
+                expected=digest.hex(),
+                seen=entry.hash.hex(),
+                remedy="the record was altered: compare with a backup and with the checkpoints that clients hold",
+            )
+        if seq in wanted:
+            _check_against(wanted[seq], seq, digest)
+        previous = digest
+    if last_checkpoint > seq:
+        raise AuditError(
+            f"the audit record was cut: it ends at entry {seq}, and a checkpoint names entry {last_checkpoint}",
+            check="tail of the audit record",
+            expected=f"at least {last_checkpoint} entries",
+            seen=f"{seq} entries",
+            remedy="entries were removed, or an older copy of the store was put back: restore the newest one",
+        )
+    return Head(seq, previous)
+
+
+def _check_against(wanted: set[bytes], seq: int, digest: bytes) -> None:
+    if wanted - {digest}:
+        raise AuditError(
+            f"the audit record is not the one that the checkpoint of entry {seq} was made for",
+            check=f"checkpoint of entry {seq}",
+            expected=next(iter(wanted - {digest})).hex(),
+            seen=digest.hex(),
+            remedy="another history was put in this one's place: restore the store that made the checkpoint",
+        )

@@ -1,0 +1,258 @@
+"""Who gets a key: a verified report and a request against the owner's approvals, line by line.
+
+Every line of every approval of the key is judged, so that a refusal can name all that stands in the way; one approval
+whose lines all hold grants the key. `Grant` can be made here only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton.attest.appraise import appraise
+from adyton.attest.checks import Check, text
+from adyton.attest.policy import Exemption, Policy, SignerRule
+from adyton.attest.snp import SNPReport
+from adyton.attest.status import TCBStatus
+from adyton.attest.tdx import TDXQuote
+from adyton.errors import AppraisalFailed, UsageError
+from adyton.keyserver.policy import APPROVED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adyton.attest.appraise import Claims
+    from adyton.attest.report import VerifiedReport
+    from adyton.keyserver.policy import Approval, StoredApproval
+    from adyton.keyserver.store import Usage
+    from adyton.values import Digest
+
+_DECIDER: Final = object()
+_NO_END: Final = datetime(9999, 1, 1, tzinfo=UTC)
+
+PROGRAM_LINES: Final = frozenset({"workload", "measurement", "signer", "program"})
+"""The names under which `appraise` judges which program it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked for: a key, by which run, over which protocol, with evidence bound to what."""
+
+    key: str
+    run: str
+    protocol: str
+    report_data: bytes | None
+    manifest_sha256: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """This run may have this key, by this approval; only `decide` can make it."""
+
+    key: str
+    run: str
+    approval: StoredApproval
+    claims: Claims
+    lease_until: datetime
+    renews: str | None
+    """The release that this run holds already, where it asks again within its lease."""
+    made_by: object = field(repr=False, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.made_by is not _DECIDER:
+            raise UsageError("a Grant is made by decide only")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One approval and every line of it, held or not."""
+
+    approval: StoredApproval
+    lines: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The lines that stand in the way."""
+        return tuple(line for line in self.lines if not line.ok)
+
+    @property
+    def is_this_program(self) -> bool:
+        """Whether the approval is for the program that asked."""
+        return all(line.ok for line in self.lines if line.name in PROGRAM_LINES)
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Nobody approved this: every approval with its lines, the closest first."""
+
+    key: str
+    judged: tuple[Judged, ...]
+    knows_key: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for the owner."""
+        return {
+            "key": self.key,
+            "approvals": [
+                {
+                    "approval": judged.approval.id,
+                    "state": judged.approval.state,
+                    "app": judged.approval.approval.app,
+                    "version": judged.approval.approval.version,
+                    "failed": [line.to_dict() for line in judged.failed],
+                }
+                for judged in self.judged
+            ],
+        }
+
+
+def decide(
+    request: Request,
+    report: VerifiedReport,
+    approvals: Sequence[StoredApproval],
+    usage_of: Callable[[str], Usage],
+    now: datetime,
+) -> Grant | Denial:
+    """Judge a request by all approvals of its key; the first (newest change) that holds in every line grants it."""
+    judged: list[Judged] = []
+    for stored in approvals:
+        if stored.approval.key != request.key:
+            continue
+        lines, claims = _own_lines(request, stored, now), None
+        policy = evidence_policy(stored.approval, report)
+        try:
+            claims = appraise(report, policy, now, report_data=request.report_data)
+        except AppraisalFailed as refused:
+            lines += _reasons(refused)
+        else:
+            lines += claims.checks
+        usage = None
+        if all(line.ok for line in lines):
+            usage = usage_of(stored.id)
+            lines += _usage_lines(stored.approval, usage)
+        if claims is not None and usage is not None and all(line.ok for line in lines):
+            own = usage.own
+            until = _lease_end(stored.approval, now) if own is None else own.lease_until_ms
+            return Grant(
+                key=request.key,
+                run=request.run,
+                approval=stored,
+                claims=claims,
+                lease_until=until if isinstance(until, datetime) else datetime.fromtimestamp(until / 1000, UTC),
+                renews=None if own is None else own.id,
+                made_by=_DECIDER,
+            )
+        judged.append(Judged(stored, tuple(lines)))
+    judged.sort(key=_distance)
+    return Denial(request.key, tuple(judged))
+
+
+def _distance(judged: Judged) -> tuple[bool, bool, int]:
+    return not judged.is_this_program, judged.approval.state != APPROVED, len(judged.failed)
+
+
+def _lease_end(approval: Approval, now: datetime) -> datetime:
+    end = datetime.fromtimestamp(now.timestamp() + approval.lease_s, UTC)
+    return end if approval.expires_at is None else min(end, approval.expires_at)
+
+
+def _own_lines(request: Request, stored: StoredApproval, now: datetime) -> list[Check]:
+    approval = stored.approval
+    lines = [
+        Check(
+            "approval",
+            APPROVED,
+            stored.state,
+            stored.state == APPROVED,
+            "approve this version (adyton approve, or the dashboard)",
+        ),
+        Check(
+            "end of the approval",
+            "no end" if approval.expires_at is None else approval.expires_at,
+            now,
+            approval.expires_at is None or now < approval.expires_at,
+            "approve it again with a later end",
+        ),
+        Check(
+            "protocol",
+            list(approval.protocols),
+            request.protocol,
+            request.protocol in approval.protocols,
+            f"allow it by name: adyton approve … --protocol {request.protocol} (ra-tls has no freshness)",
+        ),
+    ]
+    if approval.manifest_sha256 is not None and request.manifest_sha256 is not None:
+        lines.append(
+            Check(
+                "manifest",
+                approval.manifest_sha256,
+                request.manifest_sha256,
+                approval.manifest_sha256 == request.manifest_sha256,
+                "build the manifest again and approve it, or run the one that was approved",
+            )
+        )
+    return lines
+
+
+def _usage_lines(approval: Approval, usage: Usage) -> list[Check]:
+    lines = []
+    free = usage.own is not None
+    if approval.max_runs is not None:
+        lines.append(
+            Check(
+                "number of runs",
+                f"at most {approval.max_runs}",
+                f"{usage.runs} runs had the key, and this is another",
+                free or usage.runs < approval.max_runs,
+                "raise --max-runs if the owner meant more; a host can start an approved program again and again",
+            )
+        )
+    if approval.max_active is not None:
+        lines.append(
+            Check(
+                "runs at a time",
+                f"at most {approval.max_active}",
+                f"{usage.active} runs hold a lease",
+                free or usage.active < approval.max_active,
+                f"wait until a lease ends (each lasts {approval.lease_s} s), or raise --max-active",
+            )
+        )
+    return lines
+
+
+def _reasons(refused: AppraisalFailed) -> list[Check]:
+    reasons = getattr(refused, "checks", None) or getattr(refused, "reasons", None)
+    if reasons:
+        return list(reasons)
+    return [Check(refused.check or "evidence", refused.expected, refused.seen, ok=False, remedy=refused.remedy)]
+
+
+def evidence_policy(approval: Approval, report: VerifiedReport) -> Policy:
+    """The part of an approval that `appraise` judges, as its kind of policy, for the kind of this report."""
+    confidential_vm = isinstance(report.evidence, TDXQuote | SNPReport)
+    exemptions = tuple(
+        Exemption(name=name, until=until or _NO_END, owner="owner", reason="accepted in the approval")
+        for name, until in approval.advisories.items()
+    )
+    workloads = frozenset(() if approval.measurement is None else (approval.measurement,))
+    signers: tuple[SignerRule, ...] = ()
+    if approval.mrsigner is not None and approval.isv_prod_id is not None and approval.min_isv_svn is not None:
+        signers = (
+            SignerRule(mrsigner=approval.mrsigner, isv_prod_id=approval.isv_prod_id, min_isv_svn=approval.min_isv_svn),
+        )
+    return Policy(
+        tees=frozenset(approval.tees),
+        statuses=frozenset(TCBStatus(status) for status in approval.tcb_statuses),
+        exemptions=exemptions,
+        workloads=workloads,
+        measurements=frozenset(approval.guests) if confidential_vm else frozenset(),
+        signers=signers,
+        allow_debug=approval.allow_debug,
+        require_report_data=True,
+    )
+
+
+def shown(check: Check) -> tuple[str, str]:
+    """Expected and seen of a line, as text."""
+    return text(check.expected), text(check.seen)

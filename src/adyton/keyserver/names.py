@@ -1,0 +1,24 @@
+"""The names by which keys, secrets, programs and versions are called: short, printable, safe in paths and URLs."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from adyton.errors import UsageError
+
+MAX_NAME_CHARACTERS: Final = 64
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+def check_name(name: str, what: str = "key name") -> str:
+    """Return `name` if it may name a key, a program or a version; raises UsageError otherwise."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{what} {name[:80]!r} is not allowed",
+            check=what,
+            expected=f"1 to {MAX_NAME_CHARACTERS} of the characters A-Z a-z 0-9 . _ -, not starting with . or -",
+            seen=repr(name[:80]),
+            remedy="choose another name",
+        )
+    return name

@@ -1,0 +1,419 @@
+"""The owner's home: a folder of mode 0700 with her CA, signing key, configuration and store.
+
+::
+
+    <home>/
+      config.toml      name, server name, where the store lives, where the master key comes from
+      ca.crt  ca.key   her CA; ca.crt goes into manifests
+      server.crt  server.key     the key server's certificate under that CA
+      audit.crt   audit.key      what signs the audit checkpoints
+      signer.pem       RSA-3072, exponent 3: signs manifests (SIGSTRUCT)
+      master.key       32 bytes, unless the master key is a passphrase's or a command's
+      store.db         keys, policies, audit record (SQLite), unless store.url says another place
+      collateral/      what evidence is verified against
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton.errors import StorageFailed, StoreError, UsageError
+from adyton.keyserver.wrapping import (
+    WrappingKey,
+    master_from_command,
+    master_from_file,
+    master_from_passphrase,
+    read_private_file,
+    replace_private_file,
+    write_private_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    from adyton.keyserver.audit import Checkpoint
+    from adyton.keyserver.store import Store
+    from adyton.values import Key128
+
+HOME_VARIABLE: Final = "ADYTON_HOME"
+MASTER_KINDS: Final = ("file", "passphrase", "command")
+MAX_CONFIG_BYTES: Final = 64 * 1024
+
+
+def default_home() -> Path:
+    """The home that `--home` stands for when it is not given: $ADYTON_HOME, or ~/.adyton."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named) if named else Path.home() / ".adyton"
+
+
+def actor() -> str:
+    """Who is at the command line, for the audit record."""
+    try:
+        return f"{getpass.getuser()} (uid {os.getuid()})"
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What config.toml says; an entry that is not known is refused by name."""
+
+    name: str
+    server_names: tuple[str, ...]
+    store_url: str = ""
+    master: str = "file"
+    master_command: tuple[str, ...] = ()
+    master_salt: bytes = b""
+    limits: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Config:
+        """Parse the text of config.toml; raises UsageError."""
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"config.toml does not parse: {error}", check="config.toml") from None
+        known: dict[str, dict[str, type]] = {
+            "owner": {"name": str},
+            "server": {"names": list},
+            "store": {"url": str},
+            "master": {"kind": str, "command": list, "salt": str},
+            "limits": dict.fromkeys(LIMITS, int),
+        }
+        for table, content in document.items():
+            if table not in known or not isinstance(content, dict):
+                raise UsageError(
+                    f"config.toml: unknown entry {table!r}", check="config.toml", expected=", ".join(known), seen=table
+                )
+            for entry, value in content.items():
+                kind = known[table].get(entry)
+                if kind is None or type(value) is not kind:
+                    raise UsageError(
+                        f"config.toml: {table}.{entry} is unknown or ill-typed",
+                        check=f"{table}.{entry}",
+                        expected=", ".join(f"{name} ({of.__name__})" for name, of in known[table].items()),
+                        seen=type(value).__name__,
+                    )
+        master = document.get("master", {})
+        found = cls(
+            name=document.get("owner", {}).get("name", ""),
+            server_names=tuple(str(name) for name in document.get("server", {}).get("names", ())),
+            store_url=document.get("store", {}).get("url", ""),
+            master=master.get("kind", "file"),
+            master_command=tuple(str(part) for part in master.get("command", ())),
+            master_salt=bytes.fromhex(master.get("salt", "")),
+            limits=dict(document.get("limits", {})),
+        )
+        if not found.name or not found.server_names or found.master not in MASTER_KINDS:
+            raise UsageError(
+                "config.toml lacks something",
+                check="config.toml",
+                expected=f"owner.name, server.names, and master.kind of {', '.join(MASTER_KINDS)}",
+                seen=f"name {found.name!r}, {len(found.server_names)} server names, master {found.master!r}",
+            )
+        return found
+
+    def to_toml(self) -> str:
+        """The text of config.toml."""
+        import tomli_w
+
+        document: dict[str, Any] = {
+            "owner": {"name": self.name},
+            "server": {"names": list(self.server_names)},
+            "master": {"kind": self.master},
+        }
+        if self.store_url:
+            document["store"] = {"url": self.store_url}
+        if self.master_command:
+            document["master"]["command"] = list(self.master_command)
+        if self.master_salt:
+            document["master"]["salt"] = self.master_salt.hex()
+        if self.limits:
+            document["limits"] = self.limits
+        return tomli_w.dumps(document)
+
+
+LIMITS: Final[dict[str, int]] = {
+    "max_connections": 12_000,
+    "max_active": 256,
+    "max_per_address": 12_000,
+    "first_byte_timeout_s": 30,
+    "handshake_timeout_s": 10,
+    "request_timeout_s": 20,
+    "idle_timeout_s": 30,
+    "challenge_lifetime_s": 120,
+}
+"""The bounds of the key server and their defaults, as `[limits]` of config.toml."""
+
+
+def ask_passphrase(*, confirm: bool) -> bytes:
+    """Ask at the terminal; where there is none, read one line of standard input."""
+    if sys.stdin.isatty():
+        first = getpass.getpass("Passphrase of the key store: ")
+        if confirm and getpass.getpass("The same again: ") != first:
+            raise UsageError("the passphrases differ", check="passphrase", remedy="type it again")
+        return first.encode()
+    return sys.stdin.buffer.readline(4096).rstrip(b"\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """An owner's home that exists."""
+
+    path: Path
+    config: Config
+
+    @classmethod
+    def open(cls, path: Path) -> Home:
+        """Open a home; raises StorageFailed where there is none."""
+        file = path / "config.toml"
+        try:
+            with file.open("rb") as stream:
+                raw = stream.read(MAX_CONFIG_BYTES + 1)
+        except OSError as error:
+            raise StorageFailed(
+                f"there is no owner's home at {path}",
+                check="owner's home",
+                expected=f"{file}",
+                seen=str(error.strerror),
+                remedy="make one with adyton init, or name it with --home or ADYTON_HOME",
+            ) from error
+        if len(raw) > MAX_CONFIG_BYTES:
+            raise UsageError(f"{file} is longer than {MAX_CONFIG_BYTES} bytes", check="config.toml")
+        return cls(path, Config.parse(raw.decode("utf-8", "replace")))
+
+    @property
+    def ca_path(self) -> Path:
+        """The CA certificate, which manifests pin."""
+        return self.path / "ca.crt"
+
+    @property
+    def signer_path(self) -> Path:
+        """The key that signs manifests."""
+        return self.path / "signer.pem"
+
+    @property
+    def collateral_path(self) -> Path:
+        """Where collateral is kept."""
+        return self.path / "collateral"
+
+    def store_url(self) -> str:
+        """Where the store lives; a relative SQLite path is relative to the home."""
+        return self.config.store_url or f"sqlite:///{self.path / 'store.db'}"
+
+    def limit(self, name: str) -> int:
+        """One of the key server's bounds."""
+        return self.config.limits.get(name, LIMITS[name])
+
+    def master_key(self, passphrase: Callable[[], bytes] | None = None) -> WrappingKey:
+        """Get the master key from where the configuration says it is."""
+        config = self.config
+        if config.master == "file":
+            return master_from_file(self.path / "master.key")
+        if config.master == "command":
+            if not config.master_command:
+                raise UsageError("config.toml: master.command is empty", check="master.command")
+            return master_from_command(config.master_command)
+        text = passphrase() if passphrase is not None else ask_passphrase(confirm=False)
+        return master_from_passphrase(text, config.master_salt)
+
+    def open_store(self, passphrase: Callable[[], bytes] | None = None) -> Store:
+        """Open the key store; imports the database layer only now."""
+        from adyton.keyserver.store import Store
+
+        url = self.store_url()
+        if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+            raise StoreError(
+                "the key store is missing",
+                check="store.db",
+                expected=url.removeprefix("sqlite:///"),
+                seen="no such file",
+                remedy="bring it back from a backup with adyton restore; without it no key is released",
+            )
+        return Store.open(url, self.master_key(passphrase))
+
+    def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keep where the audit record stands outside the store, so that an older copy of it is noticed."""
+        replace_private_file(self.path / "checkpoint.json", json.dumps(checkpoint.to_dict()).encode())
+
+    def kept_checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint that was kept; None where the key server never ran."""
+        from adyton.keyserver.audit import Checkpoint
+
+        path = self.path / "checkpoint.json"
+        if not path.exists():
+            return None
+        try:
+            return Checkpoint.from_dict(json.loads(read_private_file(path, "checkpoint")))
+        except ValueError:
+            raise StoreError(f"{path} is not a checkpoint", check="checkpoint.json") from None
+
+    def check_not_older(self, store: Store) -> None:
+        """Refuse a store that is older than, or another than, the last checkpoint kept beside it."""
+        from adyton.keyserver.audit import verify_checkpoint
+
+        kept = self.kept_checkpoint()
+        if kept is None:
+            return
+        verify_checkpoint(kept, audit_public_key(self))
+        with store.read() as view:
+            there = view.hash_of(kept.seq)
+        if kept.store_id != store.id or there != kept.hash:
+            raise StoreError(
+                "this store is not the one that served last: it is older, or another",
+                check="checkpoint.json against the audit record",
+                expected=f"entry {kept.seq} with the hash of the last checkpoint",
+                seen="no such entry" if there is None else "another hash",
+                remedy="put the newest store back (adyton restore). Revocations since the copy would be lost; if you"
+                " accept that, remove checkpoint.json",
+            )
+
+    def private(self, name: str) -> bytes:
+        """Read one of the home's secret files."""
+        return _read_pem(self.path / name)
+
+
+def _read_pem(path: Path) -> bytes:
+    return read_private_file(path, path.name)
+
+
+def init_home(
+    path: Path,
+    *,
+    name: str,
+    server_names: tuple[str, ...],
+    master: str = "file",
+    master_command: tuple[str, ...] = (),
+    store_url: str = "",
+    signer_pem: bytes,
+    passphrase: Callable[[], bytes] | None = None,
+    now: datetime | None = None,
+) -> Home:
+    """Make a new home with all its keys; refuses a folder that holds one already."""
+    from adyton.keyserver.identity import make_audit, make_ca, make_server
+    from adyton.keyserver.store import Store
+
+    moment = datetime.now(UTC) if now is None else now
+    if (path / "config.toml").exists():
+        raise UsageError(
+            f"there is an owner's home at {path} already",
+            check="new home",
+            expected="a folder without config.toml",
+            seen=str(path / "config.toml"),
+            remedy="use it, or name another one with --home",
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.chmod(0o700)
+        (path / "collateral").mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageFailed(f"cannot make {path}: {error.strerror}", check="new home") from error
+    config = Config(
+        name=name,
+        server_names=server_names,
+        store_url=store_url,
+        master=master,
+        master_command=master_command,
+        master_salt=os.urandom(16) if master == "passphrase" else b"",
+    )
+    home = Home(path, config)
+    ca = make_ca(name, moment)
+    server = make_server(ca, server_names, moment)
+    audit = make_audit(ca, name, moment)
+    if master == "file":
+        write_private_file(path / "master.key", WrappingKey.generate().reveal())
+    store = Store.create(home.store_url(), home.master_key(passphrase), actor=actor())
+    store.close()
+    if home.store_url().startswith("sqlite:///"):
+        Path(home.store_url().removeprefix("sqlite:///")).chmod(0o600)
+    for stem, credential in (("ca", ca), ("server", server), ("audit", audit)):
+        write_private_file(path / f"{stem}.key", credential.key_pem)
+        write_private_file(path / f"{stem}.crt", credential.certificate_pem)
+        (path / f"{stem}.crt").chmod(0o644)
+    write_private_file(path / "signer.pem", signer_pem)
+    write_private_file(path / "config.toml", config.to_toml().encode())
+    return home
+
+
+def audit_private_key(home: Home) -> Ed25519PrivateKey:
+    """The key that signs audit checkpoints."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    key = load_pem_private_key(home.private("audit.key"), password=None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise StoreError("audit.key is not an Ed25519 key", check="audit.key")
+    return key
+
+
+def audit_public_key(home: Home) -> Ed25519PublicKey:
+    """The key that checkpoints are verified with, from audit.crt, which must stand under the CA."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        certificate = x509.load_pem_x509_certificate((home.path / "audit.crt").read_bytes())
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(home.ca_path.read_bytes()))
+        key = certificate.public_key()
+    except (OSError, ValueError, TypeError, InvalidSignature) as error:
+        raise StoreError(
+            "audit.crt cannot be used", check="audit.crt", expected="a certificate under ca.crt", seen=error
+        ) from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise StoreError("audit.crt holds no Ed25519 key", check="audit.crt")
+    return key
+
+
+def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime | None = None) -> None:
+    """Make a new key and certificate for the key server under the same CA; manifests stay as they are."""
+    from adyton.keyserver.identity import Credential, make_server
+
+    ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
+    made = make_server(ca, names or home.config.server_names, datetime.now(UTC) if now is None else now)
+    replace_private_file(home.path / "server.key", made.key_pem)
+    replace_private_file(home.path / "server.crt", made.certificate_pem)
+    (home.path / "server.crt").chmod(0o644)
+
+
+def rotate_master_file(home: Home, store: Store) -> None:
+    """Make a new master key in the file, wrap the store under it, and forget the old one.
+
+    The new key is written beside the old one first; where this is interrupted, the one that opens the store is kept.
+    """
+    if home.config.master != "file":
+        raise UsageError(
+            "only a master key in a file is rotated here",
+            check="master.kind",
+            expected="file",
+            seen=home.config.master,
+            remedy="for a passphrase or a command: adyton backup, and adyton restore with the new one",
+        )
+    new = WrappingKey.generate()
+    beside = home.path / "master.key.new"
+    beside.unlink(missing_ok=True)
+    write_private_file(beside, new.reveal())
+    with store.write() as change:
+        change.rewrap(new, actor=actor())
+    beside.replace(home.path / "master.key")
+    store.master = new
+
+
+def load_key(home: Path, name: str) -> Key128:
+    """A protected-file key from the owner's store, by name."""
+    store = Home.open(home).open_store()
+    try:
+        with store.read() as view:
+            return view.load_key(name)
+    finally:
+        store.close()

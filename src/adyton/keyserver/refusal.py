@@ -1,0 +1,106 @@
+"""A refusal in two texts: what the far side may know, and (in the owner's log, under the same id) all of it.
+
+The far side learns which check failed, what it showed itself, and whom to ask. It does not learn which programs the
+owner approved, nor whether a key of that name exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from adyton.attest.checks import Check, text
+
+if TYPE_CHECKING:
+    from adyton.attest.report import VerifiedReport
+    from adyton.errors import Error
+    from adyton.keyserver.decide import Denial
+
+MAX_TEXT_CHARACTERS: Final = 600
+_ASK: Final = "ask the owner to look at denial {denial} (adyton audit show {denial})"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something was refused, in the five parts that every refusal has."""
+
+    message: str
+    check: str
+    expected: str
+    seen: str
+    remedy: str
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON."""
+        return {
+            "message": self.message,
+            "check": self.check,
+            "expected": self.expected,
+            "seen": self.seen,
+            "remedy": self.remedy,
+        }
+
+
+def _cut(value: object) -> str:
+    shown = text(value)
+    return shown if len(shown) <= MAX_TEXT_CHARACTERS else shown[: MAX_TEXT_CHARACTERS - 1] + "…"
+
+
+def program_of(report: VerifiedReport) -> str:
+    """What a report says about which program it is, in one line."""
+    if report.rtmrs is not None:
+        return f"guest {report.measurement}, RTMR3 {report.rtmrs[3].hex()}"
+    return f"measurement {report.measurement}"
+
+
+def safe_reason(denial: Denial, report: VerifiedReport, denial_id: str) -> Reason:
+    """The far side's text for a request that no approval grants."""
+    ask = _ASK.format(denial=denial_id)
+    closest = denial.judged[0] if denial.judged else None
+    if closest is None or not closest.is_this_program:
+        return Reason(
+            f"the owner has not approved this program for key {denial.key!r}",
+            "measurement of the program",
+            f"a program that the owner approved for key {denial.key!r}",
+            program_of(report),
+            f"{ask}: if she means this program, she approves its measurement; if the program should be the approved"
+            " one, something of it was changed: script, library, Adyton itself, argument, environment, mount or"
+            " pinned server",
+        )
+    line = closest.failed[0]
+    app = closest.approval.approval
+    what = f"{app.app} {app.version}"
+    if line.name == "approval":
+        state = text(line.seen)
+        return Reason(
+            f"the owner's approval of {what} for key {denial.key!r} is {state}",
+            "approval",
+            "an approval that stands",
+            state,
+            ask,
+        )
+    hidden = {"TEE": "a platform that the owner approved for this program", "manifest": "the manifest she approved"}
+    return Reason(
+        f"key {denial.key!r} is not released to {what}: {_plural(closest.failed)}",
+        line.name,
+        hidden.get(line.name, _cut(line.expected)),
+        _cut(line.seen),
+        f"{line.remedy}; {ask}" if line.remedy else ask,
+    )
+
+
+def _plural(failed: tuple[Check, ...]) -> str:
+    names = [line.name for line in failed]
+    return f"{names[0]} does not hold" if len(names) == 1 else f"{', '.join(names)} do not hold"
+
+
+def evidence_reason(error: Error, denial_id: str) -> Reason:
+    """The far side's text for evidence that was refused, or could not be checked, before any approval was read."""
+    ask = _ASK.format(denial=denial_id)
+    return Reason(
+        error.message[:MAX_TEXT_CHARACTERS],
+        error.check or "evidence",
+        _cut(error.expected or "evidence that verifies"),
+        _cut(error.seen or "evidence that does not"),
+        f"{error.remedy}; {ask}" if error.remedy else ask,
+    )

@@ -1,0 +1,163 @@
+"""The tables of the store, and how an older store becomes a newer one.
+
+Times are whole milliseconds since 1970 UTC; digests and wrapped values are raw bytes; documents are JSON text.
+Every change of these tables raises `SCHEMA_VERSION` and adds a step to `MIGRATIONS`; a store that is newer than the
+program is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Connection
+
+SCHEMA_VERSION: Final = 1
+
+metadata: Final = MetaData()
+
+meta: Final = Table(
+    "meta",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+"""Facts about the store itself: its id, schema version, and the salt and check value of the master key."""
+
+chain: Final = Table(
+    "chain",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("policy_revision", BigInteger, nullable=False),
+)
+"""One row: the head of the audit chain and the revision of keys and policies; who writes holds its lock."""
+
+data_keys: Final = Table(
+    "data_keys",
+    metadata,
+    Column("version", Integer, primary_key=True),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+keys: Final = Table(
+    "keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("data_key", Integer, ForeignKey("data_keys.version"), nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+approvals: Final = Table(
+    "approvals",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("key", String(64), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Column("mac", LargeBinary(32), nullable=False),
+)
+
+history: Final = Table(
+    "history",
+    metadata,
+    Column("approval", String(32), ForeignKey("approvals.id"), primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("document", Text, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+
+manifests: Final = Table(
+    "manifests",
+    metadata,
+    Column("measurement", LargeBinary(48), primary_key=True),
+    Column("manifest", LargeBinary, nullable=False),
+    Column("runtime_parts", Text, nullable=False),
+    Column("added_at", BigInteger, nullable=False),
+)
+"""What stands behind a measurement, so that a refusal can say what changed."""
+
+releases: Final = Table(
+    "releases",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("approval", String(32), ForeignKey("approvals.id"), nullable=False),
+    Column("run", String(64), nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("key_version", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("lease_until", BigInteger, nullable=False),
+    Column("used_at", BigInteger, nullable=True),
+    Index("releases_run", "approval", "run"),
+    Index("releases_lease", "approval", "lease_until"),
+)
+
+grants: Final = Table(
+    "grants",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("token", LargeBinary(32), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("used_at", BigInteger, nullable=True),
+)
+"""Grants that await their acknowledgement: SHA-256 of the token that only the enclave knows."""
+
+nonces: Final = Table(
+    "nonces",
+    metadata,
+    Column("nonce", LargeBinary(32), primary_key=True),
+    Column("expires_at", BigInteger, nullable=False, index=True),
+)
+"""Challenges that were answered, until they expire on their own."""
+
+candidates: Final = Table(
+    "candidates",
+    metadata,
+    Column("measurement", LargeBinary(48), primary_key=True),
+    Column("tee", String(80), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("denial", String(32), nullable=False),
+)
+"""Programs on genuine platforms that asked for a key and are not approved: the owner may approve them."""
+
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("subject", String(64), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Index("audit_kind", "kind", "seq"),
+)
+"""The audit record; `subject` repeats the id in the body by which an entry is looked up (it is not hashed)."""
+
+artifacts: Final = Table(
+    "artifacts",
+    metadata,
+    Column("sha256", LargeBinary(32), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+"""Evidence and collateral of past decisions, so that they can be verified again; named by the audit entries."""
+
+MIGRATIONS: Final[Mapping[int, Callable[[Connection], None]]] = {}
+"""Schema version -> the step that makes it from the one before, run in one transaction with all others."""

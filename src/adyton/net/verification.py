@@ -1,0 +1,69 @@
+"""Evidence to a verified report, with the key server's own collateral and clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from adyton.attest import dcap
+from adyton.attest.checks import Checks
+from adyton.attest.evidence import parse_evidence
+from adyton.attest.quote import CertificationType
+from adyton.attest.roots import TrustRoots
+from adyton.attest.sgx import SGXQuote
+from adyton.attest.snp import SNPReport
+from adyton.attest.tdx import TDXQuote
+from adyton.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from adyton.attest.collateral import Collateral
+    from adyton.attest.report import VerifiedReport
+    from adyton.values import Digest
+
+
+class CollateralSource(Protocol):
+    """Where collateral comes from; raises Unavailable where there is none for a quote."""
+
+    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral:
+        """Collateral for this quote's platform, unverified."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A report, and the collateral that it was verified with (None where the evidence needs none)."""
+
+    report: VerifiedReport
+    collateral: Collateral | None
+
+
+class Verifier:
+    """Verifies evidence; keeps what collateral and chains it has verified already."""
+
+    def __init__(self, collateral: CollateralSource) -> None:
+        self._collateral = collateral
+        self._cache = dcap.Cache()
+
+    def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> Verified:
+        """Verify evidence at the time `now`; raises an EvidenceError that names the step, or Unavailable."""
+        evidence = parse_evidence(raw)
+        roots = TrustRoots().with_sim(sim_roots)
+        if isinstance(evidence, SNPReport):
+            raise Unavailable(
+                "this key server has no certificates for AMD SEV-SNP evidence",
+                check="VCEK certificate chain",
+                expected="AMD's certificates for this chip",
+                seen="none",
+                remedy="adyton verify checks SEV-SNP evidence with certificates given by hand",
+            )
+        try:
+            collateral = self._collateral.for_quote(evidence, now)
+        except Unavailable:
+            signature = evidence.signature
+            if signature.certification_type == CertificationType.PCK_CHAIN:
+                dcap.check_pck_chain(Checks(), signature.certification_data, roots)
+            raise
+        return Verified(dcap.verify(evidence, collateral, roots, now, cache=self._cache), collateral)

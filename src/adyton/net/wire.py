@@ -1,0 +1,96 @@
+"""Strict reading of small JSON messages: exact members, exact types, capped lengths, no duplicate names."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any, Final
+
+from adyton.errors import OutOfOrder
+
+MAX_DEPTH: Final = 16
+
+
+def malformed(what: str, expected: str, seen: str) -> OutOfOrder:
+    """The refusal of a message that is not what the protocol says."""
+    return OutOfOrder(
+        f"malformed message: {what}",
+        check="form of the message",
+        expected=expected,
+        seen=seen[:120],
+        remedy="use an Adyton of the same protocol version on both sides",
+    )
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise malformed("a name stands twice", "each name once", "a name twice")
+    return found
+
+
+def _no_constant(text: str) -> object:
+    raise malformed("not JSON", "a finite number", text)
+
+
+def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
+    """Parse one JSON object of at most `limit` bytes; raises OutOfOrder for anything else."""
+    if len(raw) > limit:
+        raise malformed("too long", f"at most {limit} bytes", f"{len(raw)} bytes")
+    try:
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise malformed("not JSON", "one JSON object in UTF-8", f"{len(raw)} bytes of something else") from None
+    if not isinstance(found, dict):
+        raise malformed("no object", "one JSON object", type(found).__name__)
+    return found
+
+
+def to_bytes(document: dict[str, Any]) -> bytes:
+    """One JSON object, compact."""
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+
+
+def members(document: dict[str, Any], required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Refuse an object that lacks a member or has one that is not known."""
+    names = set(document)
+    if required - names or names - required - optional:
+        raise malformed(
+            "members", ", ".join(sorted(required)), ", ".join(sorted(str(name)[:40] for name in names)) or "none"
+        )
+
+
+def text(document: dict[str, Any], name: str, limit: int) -> str:
+    """A text member of at most `limit` characters."""
+    value = document[name]
+    if not isinstance(value, str) or len(value) > limit:
+        raise malformed(name, f"a text of at most {limit} characters", type(value).__name__)
+    return value
+
+
+def number(document: dict[str, Any], name: str, top: int) -> int:
+    """A whole number from 0 to `top`."""
+    value = document[name]
+    if type(value) is not int or not 0 <= value <= top:
+        raise malformed(name, f"a whole number up to {top}", type(value).__name__)
+    return value
+
+
+def binary(document: dict[str, Any], name: str, low: int, high: int) -> bytes:
+    """A byte string in standard base64 (RFC 4648 section 4, with padding) of `low` to `high` bytes."""
+    value = document[name]
+    if not isinstance(value, str) or len(value) > 4 * ((high + 2) // 3):
+        raise malformed(name, f"base64 of at most {high} bytes", type(value).__name__)
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise malformed(name, "standard base64", "something else") from None
+    if not low <= len(raw) <= high or base64.b64encode(raw).decode() != value:
+        raise malformed(name, f"{low} to {high} bytes in base64's one form", f"{len(raw)} bytes")
+    return raw
+
+
+def b64(raw: bytes) -> str:
+    """Standard base64 text."""
+    return base64.b64encode(raw).decode()
