@@ -9,19 +9,50 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from demo.tap import Tap
-from demo.world import REPOSITORY, World
+from demo.world import REPOSITORY, Outcome, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-EXAMPLE: Final = REPOSITORY / "examples" / "classify"
 KEY: Final = "hospital"
-PROGRAM: Final = "classify"
+"""Name of the key that opens the owner's files."""
+
+FILES: Final = "encrypted"
+"""Where owner and cloud see the untrusted storage; protected files carry their path below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """An ordinary program with its files: what the demo protects."""
+
+    name: str
+    script: Path
+    arguments: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: str
+    prepare: Path
+    """A script that lays out the inputs in the folder that it is given."""
+
+    @property
+    def result(self) -> str:
+        """The file that holds the program's result, relative to where it runs."""
+        return self.arguments[-1]
+
+
+CLASSIFY: Final = Program(
+    name="classify",
+    script=REPOSITORY / "examples" / "classify" / "classify.py",
+    arguments=("model/efficientnet-lite0.pth", "model/labels.txt", "input/photo.jpg", "output/top5.txt"),
+    inputs=("model", "input"),
+    output="output",
+    prepare=REPOSITORY / "examples" / "classify" / "prepare.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step as it went: the paper's number (0: before it begins), who, what, and how long it took."""
+    """One step as it went: the paper's number (0: before it begins), who, what, how long, and what it showed."""
 
     number: int
     actor: str
@@ -35,15 +66,19 @@ class Journey:
     """What the steps hand on to each other, and their record."""
 
     world: World
-    tap: Tap | None = None
-    server: str = ""
+    program: Program = CLASSIFY
+    watch: Callable[[Step], None] = lambda _step: None
+    steps: list[Step] = field(default_factory=list)
     root_fingerprint: str = ""
     measurement: str = ""
-    plain: str = ""
-    decrypted: str = ""
-    not_covered: tuple[str, ...] = ()
-    steps: list[Step] = field(default_factory=list)
-    watch: Callable[[Step], None] = lambda _step: None
+    maker_url: str = ""
+    server: tuple[str, int] = ("127.0.0.1", 0)
+    taps: list[Tap] = field(default_factory=list)
+    plain_result: str = ""
+    decrypted_result: str = ""
+
+    def __post_init__(self) -> None:
+        self.wire = self.world.folder / "network.bytes"
 
     @contextmanager
     def step(self, number: int, actor: str, name: str) -> Iterator[list[str]]:
@@ -55,44 +90,46 @@ class Journey:
         self.steps.append(done)
         self.watch(done)
 
+    @property
+    def template(self) -> Path:
+        """The owner's manifest template."""
+        return self.world.owner.folder / f"{self.program.name}.manifest.template"
+
+    @property
+    def tee(self) -> str:
+        """The simulated platform as a policy names it."""
+        return f"sim:{self.root_fingerprint}"
+
     def walk(self) -> None:
         """Go all the steps; raises StepFailed at the first that does not work."""
         self.prepare()
         self.collateral()
         self.encrypt()
-        self.build_and_approve()
+        self.build()
+        self.approve()
         self.serve()
         self.run()
         self.decrypt()
 
     def prepare(self) -> None:
         """The owner's files and identity, a plain run to compare with, and the cloud's simulated TEE."""
-        owner, cloud = self.world.owner, self.world.cloud
-        with self.step(
-            0, "owner", "lays out real weights and a photo; runs the script plainly, to compare with later"
-        ) as shown:
-            owner.python(EXAMPLE / "prepare.py", "plain")
-            shutil.copy(EXAMPLE / "classify.py", owner.folder)
-            owner.python("classify.py", *self.arguments("plain/model", "plain/input", "plain"))
-            self.plain = (owner.folder / "plain" / "top5.txt").read_text(encoding="utf-8")
-            shown.append(
-                f"{sum(1 for _ in self.plain.splitlines())} classes, first: {self.plain.splitlines()[0].strip()}"
-            )
+        owner, program = self.world.owner, self.program
+        with self.step(0, "owner", "lays out her files and runs the script plainly, to compare with later") as shown:
+            owner.python(program.prepare, owner.folder)
+            shutil.copy(program.script, owner.folder)
+            (owner.folder / program.output).mkdir()
+            owner.adyton("new", "--key", KEY, program.script.name, *program.arguments)
+            self.plain_result = (owner.folder / program.result).read_text(encoding="utf-8")
+            shutil.rmtree(owner.folder / program.output)
+            shown.append(f"adyton new watched the run and proposed {self.template.name}")
         with self.step(0, "cloud", "has a machine with a TEE, here a simulated one") as shown:
-            made = cloud.adyton("platform", "new", self.world.platform, "--json").document
+            made = self.world.cloud.adyton("platform", "new", self.world.platform, "--json").document
             self.root_fingerprint = made["root_fingerprint"]
-            shown.append(f"its root certificate: {self.root_fingerprint}")
-        with self.step(
-            0, "owner", "makes her identity (a CA of her own), a signing key, and a key for her files"
-        ) as shown:
-            owner.adyton("init")
+            shown.append(f"its maker's root certificate: {self.root_fingerprint}")
+        with self.step(0, "owner", "makes her identity (a CA of her own) and a key for her files") as shown:
+            owner.adyton("init", "--name", "owner")
             owner.adyton("key", "new", KEY)
-            shown.append("owner/home: CA, server certificate, signer, key store")
-
-    @staticmethod
-    def arguments(model: str, inputs: str, out: str) -> list[str]:
-        """The script's four arguments, for the folders given."""
-        return [f"{model}/efficientnet-lite0.pth", f"{model}/labels.txt", f"{inputs}/photo.jpg", f"{out}/top5.txt"]
+            shown.append("adyton init; adyton key new hospital")
 
     def collateral(self) -> None:
         """Step 1: the platform's certificates, CRLs, TCB info and QE identity, from its maker's service."""
@@ -102,5 +139,101 @@ class Journey:
             service = maker.start(
                 "platform", "serve", self.world.platform, "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready
             )
-            self.world.owner.adyton("collateral", "fetch", "--pcs", service["url"])
-            shown.append("root CA and PCK CRLs, TCB info, QE identity, each signed")
+            self.maker_url = service["url"]
+            self.fetch_collateral()
+            shown.append("root CA and PCK CRLs, TCB info, QE identity: each signed, each verified")
+
+    def fetch_collateral(self) -> None:
+        """Let the owner fetch what the maker publishes now."""
+        self.world.owner.adyton(
+            "collateral", "fetch", "--pcs", self.maker_url, "--root", self.root_fingerprint, "--force"
+        )
+
+    def encrypt(self) -> None:
+        """Step 2: inputs become protected files in untrusted storage."""
+        owner, program = self.world.owner, self.program
+        with self.step(2, "owner", "encrypts model and photo, and sends the ciphertext to untrusted storage") as shown:
+            for name in program.inputs:
+                owner.adyton("encrypt", name, "-o", f"{FILES}/{name}", "--key", KEY)
+            (self.world.storage / program.output).mkdir()
+            sealed = [path for path in self.world.storage.rglob("*") if path.is_file()]
+            size = sum(path.stat().st_size for path in sealed)
+            shown.append(f"{len(sealed)} protected files, {size / 1e6:.1f} MB, in Gramine's format")
+
+    def build(self) -> None:
+        """Before step 3: template to final manifest, hashed, measured and signed."""
+        owner, program = self.world.owner, self.program
+        with self.step(0, "owner", "builds the manifest: every trusted file hashed, all of it measured and signed") as shown:
+            built = owner.adyton("build", self.template.name, "--json").document
+            self.measurement = built["measurement"]
+            for name in (f"{program.name}.manifest", f"{program.name}.sig", program.script.name):
+                shutil.copy(owner.folder / name, self.world.cloud.folder)
+            shown.append(f"{built['trusted_files']} trusted files, {built['trusted_bytes'] / 1e6:.0f} MB")
+            shown.append(f"measurement {self.measurement}")
+
+    def approve(self) -> None:
+        """Before step 3: the owner allows that measurement, on that platform, to have that key."""
+        with self.step(0, "owner", "approves this measurement, on this platform, for this key") as shown:
+            approved = self.allow(self.world.owner.folder / f"{self.program.name}.manifest")
+            shown.append("not covered by the measurement, and shown to her: " + "; ".join(approved["not_covered"]))
+
+    def allow(self, manifest: Path) -> dict[str, list[str]]:
+        """Let the owner approve a manifest for her key on the simulated platform."""
+        approved: dict[str, list[str]] = self.world.owner.adyton(
+            "approve", manifest, "--key", KEY, "--tee", self.tee, "--json"
+        ).document
+        return approved
+
+    def serve(self) -> None:
+        """Steps 4 and 5 wait here: the key server, a process of its own on the owner's machine."""
+        with self.step(0, "owner", "starts her key server; the cloud reaches it over a network that listens in") as shown:
+            ready = self.world.owner.folder / "ready.json"
+            started = self.world.owner.start(
+                "serve", "--listen", "127.0.0.1:0", "--gramine-listen", "127.0.0.1:0", "--ready-file", ready, ready=ready
+            )
+            self.server = _address(started["adyton"])
+            self.gramine_server = _address(started["ra-tls"])
+            shown.append("speaks Adyton's release protocol and Gramine's RA-TLS provisioning")
+
+    def tap(self, target: tuple[str, int]) -> str:
+        """A new tapped wire to the target; returns the address of its near end."""
+        self.taps.append(Tap(target, self.wire))
+        return self.taps[-1].address
+
+    def start_program(self, *extra: str, cwd: Path | None = None) -> Outcome:
+        """Let the cloud start the protected program, whatever comes of it."""
+        return self.world.cloud.adyton(
+            "run",
+            f"{self.program.name}.manifest",
+            "--tee",
+            "sim",
+            "--key-server",
+            self.tap(self.server),
+            *extra,
+            expect=None,
+            cwd=cwd,
+        )
+
+    def run(self) -> None:
+        """Steps 3 to 7: attestation, key release, files, computation."""
+        outcome = self.start_program("--json")
+        if outcome.status != 0:
+            raise StepFailed("adyton run", outcome)
+        self.phases = outcome.document["seconds"]
+        for number, actor, name, phases in PHASES:
+            seconds = sum(self.phases.get(phase, 0.0) for phase in phases)
+            self._record(Step(number, actor, name, seconds, ()))
+
+    def decrypt(self) -> None:
+        """Step 8: the owner opens the result, and compares it with the plain run's."""
+        owner, program = self.world.owner, self.program
+        with self.step(8, "owner", "fetches the encrypted result and opens it") as shown:
+            owner.adyton("decrypt", f"{FILES}/{program.result}", "-o", "result.txt", "--key", KEY)
+            self.decrypted_result = (owner.folder / "result.txt").read_text(encoding="utf-8")
+            same = self.decrypted_result == self.plain_result
+            shown.append("equal to the plain run, byte for byte" if same else "NOT equal to the plain run")
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
