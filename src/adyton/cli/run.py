@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.errors import ScriptFailed, UsageError
 
 if TYPE_CHECKING:
-    import typer
-
     from adyton.manifest.model import TrustedFile
     from adyton.run.launch import Delivered, Ended
 
@@ -26,6 +24,7 @@ _WITH_VALUE: Final = {
     "--sim-platform": "sim_platform",
     "--provisioning": "provisioning",
 }
+PROVISIONING: Final = ("adyton", "ra-tls")
 _MAX_WORDS_BYTES: Final = 1 << 20
 
 
@@ -45,10 +44,14 @@ class Request:
 def parse(args: Sequence[str]) -> Request | None:
     """The request, where every word is plain; None sends the whole line to Typer, for help or a good error."""
     found: dict[str, Any] = {"key_servers": []}
+    plain: list[str] = []
     words = list(args)
     while words:
         word = words.pop(0)
         option, equals, value = word.partition("=")
+        if word == "--":
+            plain += words
+            break
         if word == "--json":
             found["as_json"] = True
         elif option in _WITH_VALUE and (equals or words):
@@ -61,14 +64,10 @@ def parse(args: Sequence[str]) -> Request | None:
         elif word.startswith("-"):
             return None
         else:
-            found["manifest"] = Path(word)
-            found["arguments"] = words[1:] if words[:1] == ["--"] else words
-            break
-    if "manifest" not in found or found.get("provisioning", "adyton") not in ("adyton", "ra-tls"):
+            plain.append(word)
+    if not plain or found.get("provisioning", "adyton") not in PROVISIONING:
         return None
-    if any(word in ("--help", "--tee", "--key-server", "--json") for word in found["arguments"]):
-        return None
-    return Request(**found)
+    return Request(Path(plain[0]), arguments=plain[1:], **found)
 
 
 class _App:
@@ -77,59 +76,14 @@ class _App:
     def __call__(self, *, args: Sequence[str], prog_name: str) -> None:
         request = parse(args)
         if request is None:
-            _typer_app()(args=list(args), prog_name=prog_name)
+            from adyton.cli.run_options import app as slower
+
+            slower(args=list(args), prog_name=prog_name)
         else:
             run(request)
 
 
 app: Final = _App()
-
-
-def _typer_app() -> typer.Typer:
-    from typing import Annotated
-
-    import typer
-
-    found = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-    def command(
-        manifest: Annotated[Path, typer.Argument(help="NAME.manifest as `adyton build` wrote it, NAME.sig beside it.")],
-        arguments: Annotated[
-            list[str] | None,
-            typer.Argument(help="Arguments for the program, where its manifest takes them from the command line."),
-        ] = None,
-        tee: Annotated[
-            str | None,
-            typer.Option(help="The TEE to run in: sgx, tdx, snp; sim or sim-tdx, which protect nothing."),
-        ] = None,
-        key_server: Annotated[
-            list[str] | None,
-            typer.Option(metavar="[OWNER=]HOST:PORT", help="Where an owner's key server listens."),
-        ] = None,
-        sim_platform: Annotated[
-            Path | None,
-            typer.Option(envvar="ADYTON_SIM_PLATFORM", help="Folder of the simulated platform.  [~/.adyton-sim]"),
-        ] = None,
-        provisioning: Annotated[
-            str, typer.Option(help="How to ask for keys: adyton, or ra-tls (Gramine's secret provisioning).")
-        ] = "adyton",
-        as_json: Annotated[
-            bool, typer.Option("--json", help="When the program has ended, say how as JSON, on standard output.")
-        ] = False,
-    ) -> None:
-        if provisioning not in ("adyton", "ra-tls"):
-            raise UsageError(
-                "unknown way to ask for keys", check="--provisioning", expected="adyton or ra-tls", seen=provisioning
-            )
-        run(Request(manifest, tee, key_server or [], sim_platform, provisioning, as_json, arguments or []))
-
-    command.__doc__ = """Run the program of MANIFEST on its files, with the keys that their owners release to it.
-
-    Relative paths in the manifest are relative to the current folder. Standard output and error go to the encrypted
-    log, unless the manifest says insecure__stdio. Exit code: the program's own; where Adyton failed, its error's.
-    """
-    found.command(context_settings={"allow_interspersed_args": True})(command)
-    return found
 
 
 def run(request: Request) -> None:

@@ -1,0 +1,52 @@
+"""The command line of `adyton run` as Typer has it: for its help, and for what is wrong with a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adyton.cli.run import PROVISIONING, Request
+from adyton.cli.run import run as carry_out
+from adyton.errors import UsageError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    manifest: Annotated[Path, typer.Argument(help="NAME.manifest as `adyton build` wrote it, NAME.sig beside it.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Arguments for the program (after --), where its manifest takes them from here."),
+    ] = None,
+    tee: Annotated[
+        str | None,
+        typer.Option(metavar="TEE", help="The TEE to run in: sgx, tdx, snp; sim or sim-tdx, which protect nothing."),
+    ] = None,
+    key_server: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[OWNER=]HOST:PORT", help="Where an owner's key server listens."),
+    ] = None,
+    sim_platform: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The simulated platform.  [ADYTON_SIM_PLATFORM, or ~/.adyton-sim]"),
+    ] = None,
+    provisioning: Annotated[
+        str, typer.Option(help="How to ask for keys: adyton, or ra-tls (Gramine's secret provisioning).")
+    ] = "adyton",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="When the program has ended, say how, as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Run the program of MANIFEST on its files, with the keys that their owners release to it.
+
+    Relative paths in the manifest are relative to the current folder. Standard output and error go to the encrypted
+    log, unless the manifest says insecure__stdio. Exit code: the program's own; where Adyton failed, its error's.
+    """
+    if provisioning not in PROVISIONING:
+        raise UsageError(
+            "unknown way to ask for keys", check="--provisioning", expected="adyton or ra-tls", seen=provisioning
+        )
+    carry_out(Request(manifest, tee, key_server or [], sim_platform, provisioning, as_json, arguments or []))
