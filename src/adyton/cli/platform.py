@@ -104,6 +104,17 @@ def export(
 
 
 @app.command()
+def name(
+    directory: Folder,
+    tdx: Annotated[bool, typer.Option("--tdx", help="The name for sim-tdx instead of sim.")] = False,
+) -> None:
+    """Say what a policy calls this platform, for `adyton approve --tee "$(adyton platform name DIR)"`."""
+    from adyton.tee.sim import SimPlatform
+
+    say(f"{'sim-tdx' if tdx else 'sim'}:{SimPlatform.load(directory).root_fingerprint}")
+
+
+@app.command()
 def serve(
     directory: Folder,
     listen: Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 is any free one.")] = "127.0.0.1:0",

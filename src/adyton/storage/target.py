@@ -40,12 +40,16 @@ def is_part(name: str) -> bool:
 
 @contextmanager
 def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor to write the target's content to; at the end it takes its place, or on an error it is gone."""
+    """A descriptor to write the target's content to; at the end it takes its place, or on an error it is gone.
+
+    Folders above the target are made where they are missing.
+    """
     if not force:
         check_absent(target)
     # a name of fixed length: the target's own may already be as long as a name can be
     part = target.with_name(f".{secrets.token_hex(8)}{PART_SUFFIX}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     except OSError as error:
         raise storage_failed(error, str(target), "making") from error
