@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from adyton.errors import ManifestError
 
 _TIMEOUT_S: Final = 60
-_LDD_LINE: Final = re.compile(r"^\s+(?:\S+ => )?(/\S.*) \(0x[0-9a-f]+\)$")
 _LDD_LINKED: Final = re.compile(r"^\s+\S+ => (/\S.*) \(0x[0-9a-f]+\)$")
 
 
@@ -72,6 +72,66 @@ def multiarch_libdir() -> Path:
     return Path("/lib") / triplet
 
 
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Where a Gramine is installed: its programs, its libraries, its release (None where it does not say)."""
+
+    programs: Path
+    libraries: Path
+    release: tuple[int, int] | None
+    constants: Mapping[str, object]
+
+    @property
+    def libos(self) -> Path:
+        """The library OS."""
+        return self.libraries / "libsysdb.so"
+
+    @property
+    def libpal(self) -> Path:
+        """What is loaded into an enclave first, and measured."""
+        return self.libraries / "sgx" / "libpal.so"
+
+    def runtime(self, libc: str = "glibc") -> Path:
+        """Folder of the C library that programs get."""
+        return self.libraries / "runtime" / libc
+
+
+def find_gramine(path: str | None = None) -> Installation | None:
+    """The Gramine whose `gramine-direct` is on PATH (or on `path`), or None."""
+    program = shutil.which("gramine-direct", path=path)
+    if program is None:
+        return None
+    programs = Path(program).resolve().parent
+    prefix = programs.parent
+    triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
+    for folder in (f"lib/{triplet}", "lib64", "lib"):
+        libraries = prefix / folder / "gramine"
+        if (libraries / "libsysdb.so").is_file():
+            return Installation(programs, libraries, _release(programs), _constants(prefix))
+    return None
+
+
+def _release(programs: Path) -> tuple[int, int] | None:
+    tool = programs / "gramine-manifest"
+    try:
+        text = _run(str(tool), "--version") if tool.exists() else ""
+    except ManifestError:
+        text = ""
+    match = re.search(r"\b([0-9]{1,3})\.([0-9]{1,3})", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _constants(prefix: Path) -> dict[str, object]:
+    """Gramine's build constants: a Python file of plain assignments, read, not run."""
+    for file in sorted(prefix.glob("lib/python3*/*-packages/_graminelibos_offsets.py")):
+        found: dict[str, object] = {}
+        for line in file.read_text(errors="replace").splitlines():
+            if match := re.fullmatch(r"([A-Z][A-Z0-9_]*)\s*=\s*(0x[0-9a-fA-F]+|[0-9]+)L?", line.strip()):
+                found[match[1]] = int(match[2], 0)
+        return found
+    return {}
+
+
 class _RuntimeDir:
     """`gramine.runtimedir`: callable with the libc's name, and usable as a path itself."""
 
@@ -95,17 +155,8 @@ class Gramine:
     folder is then this machine's own C library folder, which Adyton's runtime uses in its place.
     """
 
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-        found = importlib.util.find_spec("graminelibos")
-        if found is not None and found.origin is not None:
-            self._folder = Path(found.origin).parent
-        self._constants: dict[str, Any] | None = None
-
-    @property
-    def installed(self) -> bool:
-        """Whether Gramine's Python package is importable here."""
-        return self._folder is not None
+    def __init__(self, installation: Installation | None) -> None:
+        self._installation = installation
 
     @property
     def runtimedir(self) -> _RuntimeDir:
@@ -116,44 +167,31 @@ class Gramine:
         """Folder of Gramine's `glibc` or `musl`, or this machine's own C library where Gramine is absent."""
         if libc not in ("glibc", "musl"):
             raise ManifestError(f"gramine.runtimedir: no C library {libc!r}", expected="glibc or musl", seen=libc)
-        if self._folder is None:
-            return multiarch_libdir()
-        return Path(str(self._config("RUNTIMEDIR", lambda make: make(libc))))
+        return multiarch_libdir() if self._installation is None else self._installation.runtime(libc)
 
     @property
     def libos(self) -> Path:
         """Path of Gramine's library OS."""
-        return Path(str(self._config("LIBOS", lambda path: path)))
+        return self._installed("libos").libos
 
     @property
     def pkglibdir(self) -> Path:
         """Folder of Gramine's libraries."""
-        return self.libos.parent
+        return self._installed("pkglibdir").libraries
 
-    def _config(self, name: str, take: Any) -> Any:
-        if self._folder is None:
+    def _installed(self, name: str) -> Installation:
+        if self._installation is None:
             raise ManifestError(
-                f"the template uses gramine.{name.lower()}, and Gramine is not installed here",
+                f"the template uses gramine.{name}, and Gramine is not installed here",
                 check="template",
                 remedy="leave loader.entrypoint out: Adyton fills it in when it renders for Gramine",
             )
-        module = importlib.import_module("graminelibos._configvars" if name == "LIBOS" else "graminelibos")
-        found = getattr(module, {"LIBOS": "PKGLIBDIR", "RUNTIMEDIR": "RUNTIMEDIR"}[name], None)
-        return take(found)
+        return self._installation
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not name.isupper():
-            raise AttributeError(name)
-        if self._constants is None:
-            try:
-                offsets = importlib.import_module("graminelibos._offsets")
-            except ImportError:
-                raise AttributeError(name) from None
-            self._constants = vars(offsets)
-        try:
-            return self._constants[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    def __getattr__(self, name: str) -> object:
+        if name.isupper() and self._installation is not None and name in self._installation.constants:
+            return self._installation.constants[name]
+        raise AttributeError(name)
 
 
 class Python:

@@ -142,6 +142,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("adyton.owners.*.ca", Kind.STRING, None, _E, "PEM certificate of the CA under which this owner's key server must show itself"),
     Key("adyton.owners.*.ca_file", Kind.STRING, None, _E, "only in a template: file of that certificate, which `adyton build` puts in its place"),
     Key("adyton.owners.*.server_name", Kind.STRING, "adyton-key-server", _E, "name that the server's certificate must carry"),
+    Key("adyton.owners.*.address", Kind.STRING, None, _S, "`HOST:PORT` where Gramine's own client finds this key server; it must be in the measured manifest (default: the server's name and port 4433). Under Adyton's runtime `--key-server` names the address, which needs no trust"),
     Key("adyton.keys.*", Kind.STRING, None, _E, "key name to owner, needed where there are several owners"),
     Key("adyton.secrets.*.env", Kind.STRING, None, _E, "environment variable that receives this secret from the key server"),
     Key("adyton.secrets.*.file", Kind.STRING, None, _E, "file inside, in memory, that receives this secret from the key server"),

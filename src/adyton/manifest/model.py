@@ -71,6 +71,7 @@ class Owner:
     name: str
     ca: str | None
     server_name: str = "adyton-key-server"
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +303,12 @@ def _key_name(text: str, name: str) -> str:
     return text
 
 
+def _address(text: str | None, owner: str) -> str | None:
+    if text is not None and not re.fullmatch(r"[A-Za-z0-9.-]{1,253}:[0-9]{1,5}", text):
+        raise refuse(f"adyton.owners.{owner}.address", "not an address", expected="HOST:PORT", seen=text)
+    return text
+
+
 def _mount(table: Mapping[str, Any], name: str, *, path: str | None = None) -> Mount:
     kind = table.get("type", "chroot")
     if path is None:
@@ -423,7 +430,14 @@ def _adyton(value: _Reader) -> AdytonTable:
     owners = []
     for name, table in value.table("adyton.owners").items():
         _key_name(name, f"adyton.owners.{name}")
-        owners.append(Owner(name, table.get("ca"), table.get("server_name", "adyton-key-server")))
+        owners.append(
+            Owner(
+                name,
+                table.get("ca"),
+                table.get("server_name", "adyton-key-server"),
+                _address(table.get("address"), name),
+            )
+        )
     secrets = []
     for name, table in value.table("adyton.secrets").items():
         _key_name(name, f"adyton.secrets.{name}")

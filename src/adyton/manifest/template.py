@@ -24,9 +24,9 @@ def parse_definitions(texts: list[str]) -> dict[str, str | bool]:
 
 def host_globals() -> dict[str, Any]:
     """What templates may ask of this machine: `gramine`, `python`, `ldd`."""
-    from adyton.manifest.host import Gramine, Python, ldd
+    from adyton.manifest.host import Gramine, Python, find_gramine, ldd
 
-    return {"gramine": Gramine(), "python": Python(), "ldd": ldd}
+    return {"gramine": Gramine(find_gramine()), "python": Python(), "ldd": ldd}
 
 
 def render(
