@@ -258,7 +258,13 @@ ATTEMPTS: Final = (
 
 def attempt(journey: Journey, what: Attempt) -> tuple[Scene, Refusal]:
     """Make one attempt in a fresh copy of the cloud's folder; says whether the key was released."""
-    name = "host-" + what.name.replace(" ", "-")
+    scene = scene_of(journey, what.name)
+    return scene, judge(what, what.make(scene))
+
+
+def scene_of(journey: Journey, name: str) -> Scene:
+    """A fresh copy of the cloud's folder, with the template and the owner's CA certificate, which are no secrets."""
+    name = "host-" + name.replace(" ", "-")
     world = journey.world
     folder = world.folder / name
     shutil.copytree(world.cloud.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("tmp", "runtime"))
@@ -266,8 +272,7 @@ def attempt(journey: Journey, what: Attempt) -> tuple[Scene, Refusal]:
     for file in (journey.template, journey.template.with_name(f"{journey.program.name}.trusted")):
         shutil.copy(file, folder)
     shutil.copy(world.owner.folder / "home" / "ca.crt", folder / "owner-ca.crt")
-    scene = Scene(journey, cloud)
-    return scene, judge(what, what.make(scene))
+    return Scene(journey, cloud)
 
 
 def judge(what: Attempt, outcome: Outcome) -> Refusal:

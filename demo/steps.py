@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from demo.tap import Tap
-from demo.world import REPOSITORY, Outcome, World
+from demo.world import REPOSITORY, Outcome, StepFailed, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 KEY: Final = "hospital"
 """Name of the key that opens the owner's files."""
+
+PHASES: Final = (
+    (3, "cloud", "starts the program; inside the TEE it makes a fresh key and evidence for it", ("prepare",)),
+    (4, "owner", "verifies the evidence and releases the key (steps 4 and 5)", ("keys",)),
+    (6, "TEE", "stages trusted files and inputs, verified and decrypted on the way", ("serve", "stage")),
+    (7, "TEE", "runs the script, unchanged, on plain files", ("program", "flush")),
+)
+"""Which phases of `adyton run` make up which steps."""
 
 FILES: Final = "encrypted"
 """Where owner and cloud see the untrusted storage; protected files carry their path below it."""
@@ -74,6 +82,7 @@ class Journey:
     maker_url: str = ""
     server: tuple[str, int] = ("127.0.0.1", 0)
     taps: list[Tap] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
     plain_result: str = ""
     decrypted_result: str = ""
 
@@ -86,7 +95,9 @@ class Journey:
         shown: list[str] = []
         began = time.monotonic()
         yield shown
-        done = Step(number, actor, name, time.monotonic() - began, tuple(shown))
+        self._record(Step(number, actor, name, time.monotonic() - began, tuple(shown)))
+
+    def _record(self, done: Step) -> None:
         self.steps.append(done)
         self.watch(done)
 
@@ -145,16 +156,15 @@ class Journey:
 
     def fetch_collateral(self) -> None:
         """Let the owner fetch what the maker publishes now."""
-        self.world.owner.adyton(
-            "collateral", "fetch", "--pcs", self.maker_url, "--root", self.root_fingerprint, "--force"
-        )
+        self.world.owner.adyton("collateral", "fetch", "--pcs", self.maker_url, "--root", self.root_fingerprint)
 
     def encrypt(self) -> None:
         """Step 2: inputs become protected files in untrusted storage."""
         owner, program = self.world.owner, self.program
         with self.step(2, "owner", "encrypts model and photo, and sends the ciphertext to untrusted storage") as shown:
             for name in program.inputs:
-                owner.adyton("encrypt", name, "-o", f"{FILES}/{name}", "--key", KEY)
+                for path in sorted((owner.folder / name).iterdir()):
+                    owner.adyton("encrypt", f"{name}/{path.name}", "-o", f"{FILES}/{name}/{path.name}", "--key", KEY)
             (self.world.storage / program.output).mkdir()
             sealed = [path for path in self.world.storage.rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in sealed)

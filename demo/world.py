@@ -164,7 +164,10 @@ class World:
         for made in (self.storage, logs, folder / "owner", folder / "cloud"):
             made.mkdir(parents=True, exist_ok=True)
         self.owner = Actor(
-            "owner", folder / "owner", logs / "owner.log", {"ADYTON_HOME": str(folder / "owner" / "home")}
+            "owner",
+            folder / "owner",
+            logs / "owner.log",
+            {"ADYTON_HOME": str(folder / "owner" / "home"), "PYTHONPATH": str(folder / "owner" / "runtime")},
         )
         self.cloud = Actor(
             "cloud",
@@ -172,7 +175,9 @@ class World:
             logs / "cloud.log",
             {"ADYTON_SIM_PLATFORM": str(self.platform), "PYTHONPATH": str(folder / "cloud" / "runtime")},
         )
-        install_runtime(folder / "cloud" / "runtime")
+        for actor in (self.owner, self.cloud):
+            install_runtime(actor.folder / "runtime")
+            (actor.folder / "encrypted").symlink_to(self.storage)
         self._others: list[Actor] = []
 
     def actor(self, name: str, **extra: str) -> Actor:
@@ -192,6 +197,6 @@ class World:
 
 
 def install_runtime(target: Path) -> None:
-    """Give the cloud its own copy of the Adyton that is installed here."""
+    """Give an actor a copy of its own of the Adyton that is installed here."""
     source = Path(os.fspath(adyton.__path__[0]))
     shutil.copytree(source, target / "adyton", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)

@@ -1,0 +1,33 @@
+"""A program that leaks on purpose: runs another script, then lets out its inputs, its result and its key.
+
+    python leak.py SCRIPT ARGUMENTS...
+
+It is the demo's positive control: the canary search must find all of this.
+"""
+
+import base64
+import gzip
+import runpy
+import sys
+import zlib
+from pathlib import Path
+
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+
+leaked = Path("leaked")
+for name in sys.argv[1:]:
+    path = Path(name)
+    content = path.read_bytes()
+    (leaked / path.name).write_bytes(content)
+    (leaked / f"{path.name}.zlib").write_bytes(b"before" + zlib.compress(content) + b"after")
+    (leaked / f"{path.name}.gz").write_bytes(gzip.compress(content))
+    (leaked / f"{path.name}.b64").write_bytes(base64.b64encode(content))
+    if path.suffix == ".pth":
+        import torch
+
+        tensors = torch.load(path, weights_only=True).values()
+        (leaked / "tensors").write_bytes(b"".join(tensor.numpy().tobytes() for tensor in tensors))
+print(Path(sys.argv[-1]).read_text())
+for key in Path("/dev/attestation/keys").iterdir():
+    print(key.read_bytes().hex())
