@@ -29,6 +29,7 @@ def build(
     ] = None,
     signer: Annotated[Path | None, typer.Option(help="Signing key, RSA-3072 with e = 3.  [HOME/signer.pem]")] = None,
     date: Annotated[str, typer.Option(help="Date in the signature (YYYY-MM-DD).")] = "0000-00-00",
+    gramine: Annotated[bool, typer.Option("--gramine", help="Also prepare NAME.gramine.* for --tee sgx.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what would only be warned of.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Hash every file again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say the result as JSON.")] = False,
@@ -90,6 +91,11 @@ def build(
         date=date,
     )
     paths = output / f"{name}.manifest", output / f"{name}.sig"
+    prepared = None
+    if gramine:
+        from adyton.run.gramine import installed, prepare
+
+        prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_beside)
     write_beside(paths[0], built.manifest_bytes)
     write_beside(paths[1], sigstruct.to_bytes())
     refusals = runtime_refusals(manifest)
@@ -109,6 +115,13 @@ def build(
         "refused_by_the_runtime": [{"key": key_name, "reason": reason} for key_name, reason in refusals],
         "not_covered": list(not_covered(manifest)),
     }
+    if prepared is not None:
+        document["gramine"] = {
+            "manifest": f"{prepared.stem}.manifest.sgx",
+            "signature": f"{prepared.stem}.sig",
+            "mrenclave": str(prepared.measurement),
+            "notes": list(prepared.notes),
+        }
     if as_json:
         say_json(document)
         return
@@ -127,6 +140,10 @@ def _show(document: dict[str, Any], warnings: tuple[Finding, ...]) -> None:
         note(f"warning ({finding.danger.name.lower()}): {finding.key}: {finding.what}; {finding.remedy}")
     for refusal in document["refused_by_the_runtime"]:
         note(f"warning: Adyton's runtime refuses {refusal['key']}: {refusal['reason']} (only under sgx)")
+    if "gramine" in document:
+        say(f"MRENCLAVE    {document['gramine']['mrenclave']}  (--tee sgx, under Gramine)")
+        for line in document["gramine"]["notes"]:
+            note(f"gramine: {line}")
     say("the measurement does not cover:")
     for line in document["not_covered"]:
         say(f"  - {line}")

@@ -22,6 +22,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
     "new": ("adyton.cli.new", "Propose a manifest template from one observed native run of a script."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
+    "diff": ("adyton.cli.diff", "Say which file, key or mount makes two measurements differ."),
+    "explain-measurement": ("adyton.cli.explain_measurement", "Say in words what a measurement covers."),
     "approve": ("adyton.cli.approve", "Allow what a manifest measures to have a key."),
     "revoke": ("adyton.cli.revoke", "Withdraw an approval."),
     "policy": ("adyton.cli.policy", "Show policies and their history; try evidence against them."),

@@ -207,8 +207,9 @@ def lay_out(
     for thread in range(max_threads):
         at = thread * PAGE
         frame = ssa + frames * thread
-        struct.pack_into("<QQIIQQQQII", tcs_pages, at + 0x08, 0, frame, 0, known.ssa_frames, pal_start + pal.entry, 0, 0,
-                         tls + at, 0xFFF, 0xFFF)  # fmt: skip
+        entry = pal_start + pal.entry
+        tcs_fields = (0, frame, 0, known.ssa_frames, entry, 0, 0, tls + at, 0xFFF, 0xFFF)
+        struct.pack_into("<QQIIQQQQII", tcs_pages, at + 0x08, *tcs_fields)
         fields = {
             known.tls_self: tls + at,
             known.tls_canary: known.canary,
