@@ -2,41 +2,101 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from adyton.cli.protected import (
+    STREAM,
+    AsJSON,
+    Force,
+    Home,
+    Jobs,
+    KeyFile,
+    KeyName,
+    Step,
+    label,
+    plain_bytes,
+    plan,
+    summary,
+    told,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def decrypt(
-    sources: Annotated[list[Path], typer.Argument(metavar="SRC...", help="Protected files.")],
-    target: Annotated[Path, typer.Option("--output", "-o", metavar="DEST", help="The plain file, or a directory.")],
-    key: Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")] = None,
-    key_file: Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="A file of 16 raw bytes.")] = None,
-    home: Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Your store.")] = None,
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Protected files, directories; - is a pipe.")],
+    target: Annotated[
+        str, typer.Option("--output", "-o", metavar="DEST", help="Plain file or directory; - is a pipe.")
+    ],
+    key: KeyName = None,
+    key_file: KeyFile = None,
+    home: Home = None,
     check_path: Annotated[
-        str | None, typer.Option("--check-path", metavar="PATH", help="The path that must be sealed in.")
+        str | None, typer.Option("--check-path", metavar="PATH", help="Refuse a file sealed under another path.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Workers; default: all processors.")] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing targets.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Say the result as JSON.")] = False,
+    jobs: Jobs = None,
+    force: Force = False,
+    as_json: AsJSON = False,
 ) -> None:
-    """Decrypt protected files; nothing appears under the target's name unless all of it was verified."""
+    """Decrypt protected files; nothing stands under the target's name unless all of it was verified.
+
+    To a pipe every block is verified before it is written, but a later block may still be refused: then
+    the exit status is the only word of it.
+    """
     from adyton.cli.key_option import choose_key
     from adyton.cli.output import progress, say, say_json
-    from adyton.storage.files import decrypt_file
+    from adyton.errors import UsageError
 
     wrap_key = choose_key(key, key_file, home)
     done = []
-    for source in sources:
-        to = target / source.name if target.is_dir() or len(sources) > 1 else target
-        with progress(f"decrypting {source.name}", source.stat().st_size, quiet=as_json) as advance:
-            opened = decrypt_file(source, to, wrap_key, path=check_path, jobs=jobs, force=force, advance=advance)
-        done.append({"source": str(source), "target": str(to), "size": opened.size})
-        if not as_json:
-            say(f"{source} -> {to}  {opened.size} bytes")
+    steps = plan(sources, target)
+    if target == STREAM and (as_json or steps[0].is_tree):
+        raise UsageError("standard output takes one file, and nothing else", check="-o -", expected="one file")
+    for step in steps:
+        path = None if check_path is None else step.embedded(check_path)
+        with progress(f"decrypting {label(step)}", plain_bytes(step), quiet=as_json) as advance:
+            done.append(_decrypt(step, wrap_key, path=path, jobs=jobs, force=force, advance=advance))
+        if not as_json and step.target != STREAM:
+            say(told(done[-1]))
     if as_json:
         say_json({"decrypted": done})
+
+
+def _decrypt(step: Step, key: Any, *, path: str | None, jobs: int | None, force: bool, advance: Any) -> dict[str, Any]:
+    import sys
+    from pathlib import Path
+
+    from adyton.storage.files import decrypt_file, decrypt_stream
+    from adyton.storage.target import whole_or_absent
+    from adyton.storage.trees import decrypt_tree
+
+    source, to = Path(step.source), Path(step.target)
+    if step.is_tree:
+        tree = decrypt_tree(source, to, key, path=path, jobs=jobs, force=force, advance=advance)
+        return summary(step, tree.size, tree.files, tree.resumed)
+    if step.target == STREAM:
+        opened = decrypt_stream(
+            0 if step.source == STREAM else source, sys.stdout.buffer.write, key, path=path, advance=advance
+        )
+        sys.stdout.buffer.flush()
+        return summary(step, opened.size)
+    if step.source == STREAM:
+        with whole_or_absent(to, force=force) as part, open(part, "wb", closefd=False, buffering=0) as file:
+            return summary(step, decrypt_stream(0, _write_all(file), key, path=path, advance=advance).size)
+    return summary(step, decrypt_file(source, to, key, path=path, jobs=jobs, force=force, advance=advance).size)
+
+
+def _write_all(file: Any) -> Any:
+    from adyton.pfile.backing import storage_failed
+
+    def write(data: memoryview) -> None:
+        while data:
+            try:
+                data = data[file.write(data) :]
+            except OSError as error:
+                raise storage_failed(error, "the target", "writing") from error
+
+    return write

@@ -20,6 +20,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "collateral": ("adyton.cli.collateral", "Fetch, show, export and import what evidence is verified against."),
     "encrypt": ("adyton.cli.encrypt", "Encrypt files and directories into protected files."),
     "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
+    "inspect": ("adyton.cli.inspect", "Look at protected files, and verify them."),
+    "rekey": ("adyton.cli.rekey", "Seal protected files again, under another key or path."),
     "new": ("adyton.cli.new", "Propose a manifest template from one observed native run of a script."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
     "diff": ("adyton.cli.diff", "Say which file, key or mount makes two measurements differ."),

@@ -80,8 +80,11 @@ class ProtectedFile:
         use_log: bool,
         power_safe: bool,
         host_nodes: int,
+        recovered: bool = False,
     ) -> None:
         """Not for callers: see `create` and `open`."""
+        self.recovered = recovered
+        """Whether opening it undid a flush that had not ended."""
         self._backing = backing
         self._key = key
         self._version = version
@@ -199,6 +202,7 @@ class ProtectedFile:
             use_log=use_log,
             power_safe=power_safe,
             host_nodes=tree.host_nodes(state.metadata.size),
+            recovered=state.recovered,
         )
 
     # ---------------------------------------------------------------- facts

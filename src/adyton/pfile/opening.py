@@ -66,10 +66,12 @@ def committed_state(
     writable: bool,
     recover: bool,
     expected_root: bytes | None,
+    whole: bool = True,
 ) -> State:
     """The committed state of a host file, checked; a flush that did not end is undone (if `recover`).
 
-    If `writable` it is undone on the host, otherwise in what the returned backing shows.
+    If `writable` it is undone on the host, otherwise in what the returned backing shows.  `whole=False`
+    is for a stream, whose size only its end tells.
     """
     envelope = read_envelope(backing)
     metadata = None
@@ -85,7 +87,8 @@ def committed_state(
             raise _unreadable(backing, envelope, recover=recover)
         state = State(backing, envelope, metadata)
     try:
-        _check_host_size(state)
+        if whole:
+            _check_host_size(state)
         _check_path(state, path)
         _check_root(state, expected_root)
     except Error:

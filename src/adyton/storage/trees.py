@@ -1,0 +1,457 @@
+"""Whole directories in and out of protected files, resumable.
+
+What was done stands in a journal in the target directory: itself a protected file under the same key, so
+that the storage it lies on cannot forge it.  A file counts as done once it was made durable and entered;
+an interrupted run continues after the last such file, and makes every other one again from its start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, UsageError
+from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile, storage_failed
+from adyton.pfile.file import ProtectedFile
+from adyton.pfile.opening import committed_state
+from adyton.pfile.paths import normalise
+from adyton.storage.files import (
+    Advance,
+    Done,
+    decrypt_file,
+    default_jobs,
+    encrypt_file,
+    rekey_file,
+    source_identity,
+    verify_file,
+)
+from adyton.storage.target import check_absent, is_part
+
+if TYPE_CHECKING:
+    from adyton.values import Key128
+
+JOURNAL: Final = ".adyton-journal"
+_LARGE_BYTES: Final = 16 << 20  # from here on one file keeps all workers busy
+_BATCH_BYTES: Final = 256 << 20
+_BATCH_FILES: Final = 2000
+_BATCH_SECONDS: Final = 5.0
+_MAX_JOURNAL_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class TreeDone:
+    """What became of a tree: files made now, files that an earlier run had made, plaintext bytes of the former."""
+
+    files: int
+    resumed: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One regular file of a tree: its path below the root, and its host size."""
+
+    below: str
+    size: int
+
+
+def list_tree(root: Path, *, follow_links: bool = False) -> tuple[list[str], list[Entry]]:
+    """The directories and the regular files below `root`, sorted.
+
+    What is neither is refused by name, a symbolic link unless `follow_links`; recovery logs, journals and
+    unfinished targets are left out.  Raises UsageError, StorageFailed.
+    """
+    directories: list[str] = []
+    entries: list[Entry] = []
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while pending:
+        below, above = pending.pop()
+        try:
+            facts = (root / below).stat()
+            here = (facts.st_dev, facts.st_ino)
+            if here in above:
+                raise UsageError(f"{root / below} is a link to a directory that it lies in", check="symbolic links")
+            with os.scandir(root / below) as found:
+                for each in sorted(found, key=lambda each: each.name):
+                    name = f"{below}/{each.name}" if below else each.name
+                    if each.name == JOURNAL or is_part(each.name) or each.name.endswith(RECOVERY_SUFFIX):
+                        continue
+                    if each.is_symlink() and not follow_links:
+                        raise _odd(root / name, "a symbolic link")
+                    kind = each.stat()
+                    if stat.S_ISDIR(kind.st_mode):
+                        directories.append(name)
+                        pending.append((name, (*above, here)))
+                    elif stat.S_ISREG(kind.st_mode):
+                        entries.append(Entry(name, kind.st_size))
+                    else:
+                        raise _odd(root / name, "neither a file nor a directory")
+        except OSError as error:
+            raise storage_failed(error, str(root / below), "listing") from error
+    return sorted(directories), sorted(entries, key=lambda entry: entry.below)
+
+
+def _odd(path: Path, what: str) -> UsageError:
+    return UsageError(
+        f"{path} is {what}",
+        check="kind of every entry of the tree",
+        expected="files and directories",
+        seen=what,
+        remedy="say --follow-links to take what links lead to, or leave it out",
+    )
+
+
+class _Journal:
+    """What is done, sealed; entries are written once their files are durable."""
+
+    def __init__(self, target: Path, key: Key128, task: dict[str, str]) -> None:
+        self._place = target / JOURNAL
+        self._key = key
+        self._lock = threading.Lock()
+        self._waiting: dict[str, tuple[str, str]] = {}
+        self._waiting_bytes = 0
+        self._last = time.monotonic()
+        self.done: dict[str, tuple[str, str]] = {}
+        self.resumed = self._load(task)
+        if not self.resumed:
+            self._file = self._make(task)
+
+    def _load(self, task: dict[str, str]) -> bool:
+        if not os.path.lexists(self._place):
+            return False
+        try:
+            self._file = ProtectedFile.open(OSFile(self._place, writable=True), self._key, path=JOURNAL, writable=True)
+            if self._file.size > _MAX_JOURNAL_BYTES:
+                raise IntegrityError(f"{self._place} is larger than any journal", check="size of the journal")
+            lines = self._file.read_at(0, self._file.size).decode().splitlines()
+            begun = json.loads(lines[0]) if lines else None
+            done = [json.loads(line) for line in lines[1:]]
+        except (FileFormatError, ValueError) as error:
+            raise IntegrityError(
+                f"{self._place}: the journal of an interrupted run does not open",
+                check="journal of the target directory",
+                expected="a journal under this key",
+                seen=str(error)[:200],
+                remedy=f"continue with the key of that run, or remove {self._place} and start again with --force",
+            ) from error
+        if begun != task:
+            self._file.close()
+            raise UsageError(
+                f"{self._place} belongs to another run that was interrupted",
+                check="what the interrupted run was doing",
+                expected=json.dumps(begun),
+                seen=json.dumps(task),
+                remedy=f"finish that run first, or remove {self._place}",
+            )
+        self.done = {below: (source, target) for below, source, target in done}
+        return True
+
+    def _make(self, task: dict[str, str]) -> ProtectedFile:
+        file = ProtectedFile.create(OSFile(self._place, create=True), self._key, path=JOURNAL)
+        file.write_at(0, (json.dumps(task) + "\n").encode())
+        file.flush(sync=True)
+        return file
+
+    def add(self, below: str, source: str, target: str, size: int) -> None:
+        """A file is in its place; it counts once a batch of them was made durable."""
+        with self._lock:
+            self._waiting[below] = (source, target)
+            self._waiting_bytes += size
+            late = time.monotonic() - self._last > _BATCH_SECONDS
+            if late or self._waiting_bytes >= _BATCH_BYTES or len(self._waiting) >= _BATCH_FILES:
+                self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            os.sync()
+            lines = [json.dumps([below, *ids]) + "\n" for below, ids in self._waiting.items()]
+            self._file.write_at(self._file.size, "".join(lines).encode())
+            self._file.flush(sync=True)
+        self._waiting = {}
+        self._waiting_bytes = 0
+        self._last = time.monotonic()
+
+    def close(self, *, finished: bool) -> None:
+        """Make everything durable; the journal of a finished run is removed."""
+        with self._lock:
+            try:
+                self._write()
+            finally:
+                self._file.close()
+            if finished:
+                self._place.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class _Task:
+    """One tree: how a file of it is made, and how to tell what a source and a target are."""
+
+    source: Path
+    target: Path
+    make: Callable[[Entry, int], Done]
+    source_id: Callable[[Path], str]
+    target_id: Callable[[Path], str]
+    in_place: bool
+    files: int = 0
+    resumed: int = 0
+    size: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, entry: Entry, jobs: int, journal: _Journal, advance: Advance | None) -> None:
+        """Make one file, unless the journal has it and both sides are as they were."""
+        source, target = self.source / entry.below, self.target / entry.below
+        if (known := journal.done.get(entry.below)) is not None and known == self._seen(source, target, known):
+            with self.lock:
+                self.resumed += 1
+                if advance is not None:
+                    advance(entry.size)
+            return
+        source_id = "" if self.in_place else self.source_id(source)
+        done = self.make(entry, jobs)
+        journal.add(entry.below, source_id, self.target_id(target), done.size)
+        with self.lock:
+            self.files += 1
+            self.size += done.size
+
+    def _seen(self, source: Path, target: Path, known: tuple[str, str]) -> tuple[str, str] | None:
+        try:
+            return (known[0] if self.in_place else self.source_id(source)), self.target_id(target)
+        except Error:
+            return None
+
+
+def _run(
+    task: _Task,
+    key: Key128,
+    *,
+    what: dict[str, str],
+    jobs: int | None,
+    force: bool,
+    follow_links: bool,
+    advance: Advance | None,
+) -> TreeDone:
+    directories, entries = list_tree(task.source, follow_links=follow_links)
+    if not task.in_place and _within(task.target, task.source):
+        raise UsageError(
+            f"{task.target} lies in {task.source}",
+            check="target",
+            expected="outside the source directory",
+            seen=str(task.target),
+            remedy="choose a target beside the source",
+        )
+    try:
+        task.target.mkdir(parents=True, exist_ok=True)
+        journal = _Journal(task.target, key, what)
+        try:
+            if not journal.resumed and not force and not task.in_place:
+                for entry in entries:
+                    check_absent(task.target / entry.below)
+            for directory in directories:
+                (task.target / directory).mkdir(exist_ok=True)
+            _remove_parts(task.target, directories)
+            _make_all(task, entries, jobs or default_jobs(), journal, advance)
+        except BaseException:
+            journal.close(finished=not task.files and not journal.resumed)
+            raise
+        journal.close(finished=True)
+    except OSError as error:
+        raise storage_failed(error, str(task.target), "making") from error
+    return TreeDone(task.files, task.resumed, task.size)
+
+
+def _within(inner: Path, outer: Path) -> bool:
+    return inner.resolve().is_relative_to(outer.resolve())
+
+
+def _remove_parts(target: Path, directories: list[str]) -> None:
+    """Remove what an interrupted run left unfinished."""
+    for directory in ["", *directories]:
+        for each in (target / directory).iterdir():
+            if is_part(each.name):
+                each.unlink(missing_ok=True)
+
+
+def _make_all(task: _Task, entries: list[Entry], jobs: int, journal: _Journal, advance: Advance | None) -> None:
+    for entry in entries:
+        if entry.size >= _LARGE_BYTES:
+            task.run(entry, jobs, journal, advance)
+    small: Iterator[Entry] = (entry for entry in entries if entry.size < _LARGE_BYTES)
+    taking = threading.Lock()
+    failed = threading.Event()
+
+    def work() -> None:
+        while not failed.is_set():
+            with taking:
+                entry = next(small, None)
+            if entry is None:
+                return
+            try:
+                task.run(entry, 1, journal, advance)
+            except BaseException:
+                failed.set()
+                raise
+
+    with ThreadPoolExecutor(jobs, thread_name_prefix="adyton-files") as pool:
+        workers = [pool.submit(work) for _ in range(jobs)]
+    for worker in workers:
+        worker.result()
+
+
+def _plain_id(path: Path) -> str:
+    try:
+        return source_identity(path.stat())
+    except OSError as error:
+        raise storage_failed(error, str(path), "looking at") from error
+
+
+def _root_id(key: Key128) -> Callable[[Path], str]:
+    """The root of a protected file, authenticated; a file that is only half there has none."""
+
+    def identify(path: Path) -> str:
+        backing = OSFile(path)
+        try:
+            state = committed_state(backing, key, path=None, writable=False, recover=False, expected_root=None)
+        finally:
+            backing.close()
+        return state.root.hex()
+
+    return identify
+
+
+def embedded_below(root: str, below: str) -> str:
+    """The embedded path of the file `below` a tree that is sealed as `root`."""
+    return normalise(f"{root}/{below}") if root else normalise(below)
+
+
+def encrypt_tree(
+    source: Path,
+    target: Path,
+    key: Key128,
+    *,
+    path: str | None = None,
+    version: int = 2,
+    jobs: int | None = None,
+    force: bool = False,
+    follow_links: bool = False,
+    advance: Advance | None = None,
+) -> TreeDone:
+    """Seal every file below `source` to the same place below `target`, embedding `path` (or `target`) and that place.
+
+    Interrupted and called again in the same words, it continues.  Raises as `encrypt_file`, and UsageError
+    for what is neither file nor directory.
+    """
+    root = str(target) if path is None else path
+    _check_directory(source)
+
+    def make(entry: Entry, workers: int) -> Done:
+        return encrypt_file(
+            source / entry.below,
+            target / entry.below,
+            key,
+            path=embedded_below(root, entry.below),
+            version=version,
+            jobs=workers,
+            force=True,
+            sync=False,
+            advance=advance,
+        )
+
+    task = _Task(source, target, make, _plain_id, _root_id(key), in_place=False)
+    what = {"task": "encrypt", "path": normalise(root), "version": str(version), "source": str(source.resolve())}
+    return _run(task, key, what=what, jobs=jobs, force=force, follow_links=follow_links, advance=advance)
+
+
+def decrypt_tree(
+    source: Path,
+    target: Path,
+    key: Key128,
+    *,
+    path: str | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    advance: Advance | None = None,
+) -> TreeDone:
+    """Open every protected file below `source` to the same place below `target`; `path` is the root to be sealed in."""
+    _check_directory(source)
+
+    def make(entry: Entry, workers: int) -> Done:
+        return decrypt_file(
+            source / entry.below,
+            target / entry.below,
+            key,
+            path=None if path is None else embedded_below(path, entry.below),
+            jobs=workers,
+            force=True,
+            sync=False,
+            advance=advance,
+        )
+
+    task = _Task(source, target, make, _root_id(key), _plain_id, in_place=False)
+    what = {"task": "decrypt", "path": "" if path is None else normalise(path), "source": str(source.resolve())}
+    return _run(task, key, what=what, jobs=jobs, force=force, follow_links=False, advance=advance)
+
+
+def rekey_tree(
+    source: Path,
+    target: Path,
+    key: Key128,
+    new_key: Key128,
+    *,
+    new_path: str | None = None,
+    version: int | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    advance: Advance | None = None,
+) -> TreeDone:
+    """Seal every protected file below `source` again under another key, in place where `target` is `source`.
+
+    `new_path` is the root to be embedded; without it every file keeps its path.
+    """
+    _check_directory(source)
+    in_place = source.resolve() == target.resolve()
+
+    def make(entry: Entry, workers: int) -> Done:
+        place = target / entry.below
+        embedded = None if new_path is None else embedded_below(new_path, entry.below)
+        try:
+            return rekey_file(
+                source / entry.below,
+                place,
+                key,
+                new_key,
+                new_path=embedded,
+                version=version,
+                jobs=workers,
+                force=True,
+                sync=in_place,  # the only copy
+                advance=advance,
+            )
+        except IntegrityError as refusal:
+            if not in_place:
+                raise
+            try:  # an interrupted run may have come this far, and not to its journal
+                return verify_file(place, new_key, path=embedded, jobs=workers)
+            except Error:
+                raise refusal from None
+
+    task = _Task(source, target, make, _root_id(key), _root_id(new_key), in_place=in_place)
+    what = {
+        "task": "rekey",
+        "path": "" if new_path is None else normalise(new_path),
+        "version": str(version or ""),
+        "source": str(source.resolve()),
+    }
+    return _run(task, new_key, what=what, jobs=jobs, force=force, follow_links=False, advance=advance)
+
+
+def _check_directory(source: Path) -> None:
+    if not source.is_dir():
+        raise StorageFailed(f"{source} is not a directory", check="kind of source", expected="a directory")
