@@ -12,7 +12,17 @@ import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from adyton.errors import Denied, Error, FetchFailed, MalformedManifest, OutOfOrder, Timeout, UsageError
+from adyton.errors import (
+    Denied,
+    Error,
+    FetchFailed,
+    KeyReleaseError,
+    MalformedManifest,
+    OutOfOrder,
+    Timeout,
+    Unavailable,
+    UsageError,
+)
 from adyton.net.tls import client_context, use_certificate
 from adyton.values import Digest, Key128
 
@@ -62,7 +72,8 @@ def obtain_keys(
 ) -> Released:
     """Get every key and secret that the manifest needs, from the key server of each owner.
 
-    `servers` maps an owner's name to `HOST:PORT`; with one owner the name may be "". Raises Denied with the server's
+    `servers` maps an owner's name to `HOST:PORT`; with one owner the name may be "". With several owners all are asked
+    even if one refuses, so that the error says every reason. Raises Denied with the server's
     reason and denial id, BadServer-like FetchFailed where the server is not the one that the manifest pins, Timeout or
     FetchFailed where it cannot be reached. `runtime_parts`, called only after a refusal, lets the owner's log say what
     was changed.
@@ -72,17 +83,46 @@ def obtain_keys(
     keys: dict[str, Key128] = {}
     secret_values: dict[str, bytes] = {}
     grants: list[GrantInfo] = []
-    for owner, names in needed(signed).items():
-        address = _address_of(owner, servers)
+    asked = {owner: (names, _address_of(owner, servers)) for owner, names in needed(signed).items()}
+    refusals: list[Error] = []
+    for owner, (names, address) in asked.items():
         conversation = _Conversation(signed, source, owner, address, timeout_s, runtime_parts)
-        if protocol == "adyton":
-            got_keys, got_secrets, grant = conversation.adyton(names)
-        else:
-            got_keys, got_secrets, grant = conversation.ra_tls(names)
+        try:
+            if protocol == "adyton":
+                got_keys, got_secrets, grant = conversation.adyton(names)
+            else:
+                got_keys, got_secrets, grant = conversation.ra_tls(names)
+        except (KeyReleaseError, Unavailable) as refusal:
+            refusals.append(refusal)  # the others are asked all the same: the user sees every reason at once
+            continue
         keys |= {name: Key128(value) for name, value in got_keys.items()}
         secret_values |= got_secrets
         grants.append(grant)
+    if refusals:
+        raise _all_of(refusals)
     return Released(keys, secret_values, tuple(grants))
+
+
+def _all_of(refusals: list[Error]) -> Error:
+    """One error that says every owner's; a verdict (Denied) if there is one among them, else *could not check*."""
+    first = next((error for error in refusals if isinstance(error, KeyReleaseError)), refusals[0])
+    if len(refusals) == 1:
+        return first
+
+    def joined(texts: list[str | None]) -> str | None:
+        return "; ".join(dict.fromkeys(text for text in texts if text)) or None
+
+    both = type(first)(
+        "\nand ".join(error.message for error in refusals),
+        check=joined([error.check for error in refusals]),
+        expected=joined([error.expected for error in refusals]),
+        seen=joined([error.seen for error in refusals]),
+        remedy=joined([error.remedy for error in refusals]),
+    )
+    for error in refusals:
+        for note in getattr(error, "__notes__", ()):
+            both.add_note(note)
+    return both
 
 
 def needed(signed: SignedManifest) -> dict[Owner, tuple[str, ...]]:
