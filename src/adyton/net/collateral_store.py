@@ -31,6 +31,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from adyton.attest.quote import CertificationType
+from adyton.attest.roots import INTEL_SGX_ROOT
 from adyton.errors import (
     Error,
     EvidenceError,
@@ -151,7 +153,7 @@ class CollateralStore:
                     raise
                 verified = self._fetch_missing(origin, kind, subject, now, error, quote)
             found[kind, subject] = verified
-            if kind == "pck-certificate" and origin.fmspc is None:
+            if kind == "pck-certificate":
                 chain = verified.document.body.decode("ascii", "replace") + verified.document.chain
                 origin = origin_of_chain(chain, origin.tee, origin.request)
                 wanted = [name for name in origin.names if name not in found]
@@ -306,10 +308,11 @@ class CollateralStore:
     def _fetch_certificate(
         self, origin: Origin, quote: SGXQuote | TDXQuote, sources: Sequence[Source] | None, now: datetime
     ) -> Outcome:
-        signature = quote.signature
-        ask = methodcaller(
-            "pck_certificate", signature.certification_type, signature.certification_data, quote.header.user_data[:16]
-        )
+        kind, data = quote.signature.certification_type, quote.signature.certification_data
+        if kind == CertificationType.PCK_LEAF:
+            ask = methodcaller("pck_issuers", data, origin.ca)
+        else:
+            ask = methodcaller("pck_certificate", kind, data, quote.header.user_data[:16])
         return self._fetch_one(f"pck-certificate-{origin.request}", ask, sources, None, now)
 
     def _fetch_missing(

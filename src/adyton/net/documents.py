@@ -287,14 +287,17 @@ class Origin:
 
     @property
     def names(self) -> tuple[tuple[Kind, str], ...]:
-        """Kind and subject of each document that verification needs, as far as they are known yet."""
+        """Kind and subject of each document that verification needs, as far as they are known yet.
+
+        A PCK certificate that has to be asked for stands first: which others are needed is known for sure only then.
+        """
         wanted: list[tuple[Kind, str]] = [("root-crl", "root"), ("qe-identity", self.tee)]
-        if self.request is not None:
-            wanted.append(("pck-certificate", self.request))
         if self.ca is not None:
             wanted.append(("pck-crl", self.ca))
         if self.fmspc is not None:
             wanted.append(("tcb-info", f"{self.tee}-{self.fmspc.hex()}"))
+        if self.request is not None:
+            wanted.insert(0, ("pck-certificate", self.request))
         return tuple(wanted)
 
 

@@ -154,15 +154,26 @@ class PCSClient:
         body = response.body.strip() + b"\n"
         return Document("pck-certificate", body, chain, response.url, self.clock(), request=pck_request(kind, data))
 
+    def pck_issuers(self, leaf: bytes, ca: str) -> Document:
+        """A PCK certificate that a quote carries alone (certification data type 4), with the chain of its CA.
+
+        The CA's certificate comes with the CRL that it issues.
+        """
+        crl = self.pck_crl(ca)
+        request = pck_request(CertificationType.PCK_LEAF, leaf)
+        body = leaf.rstrip(b"\0 \r\n") + b"\n"
+        return Document("pck-certificate", body, crl.chain, crl.url, self.clock(), request=request)
+
     def fmspcs(self) -> tuple[bytes, ...]:
         """Every FMSPC that the service knows."""
         response = self._get("/sgx/certification/v4/fmspcs", {"platform": "all"}, "list of FMSPCs", MAX_JSON_BYTES)
         try:
             rows = json.loads(response.body)
-            found = [row["fmspc"] for row in rows] if isinstance(rows, list) else [None]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            found = [None]
-        if not all(isinstance(text, str) and re.fullmatch(r"[0-9A-Fa-f]{12}", text) for text in found):
+        except (ValueError, RecursionError):
+            rows = None
+        texts = [row.get("fmspc") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else [None]
+        found = [text for text in texts if isinstance(text, str) and re.fullmatch(r"[0-9A-Fa-f]{12}", text)]
+        if not isinstance(rows, list) or len(found) != len(rows):
             raise MalformedQuote("the list of FMSPCs does not parse", check="list of FMSPCs", seen=response.body[:80])
         return tuple(bytes.fromhex(text) for text in found)
 

@@ -33,8 +33,8 @@ OTHER = Source("http://two.invalid")
 class World:
     """A platform, its service reachable under two names, and a clock that tests set."""
 
-    def __init__(self, folder: Path, **options: bool) -> None:
-        self.platform = SimPlatform.create(folder / "platform", **options)
+    def __init__(self, folder: Path, *, carries_chain: bool = True) -> None:
+        self.platform = SimPlatform.create(folder / "platform", carries_chain=carries_chain)
         self.now = datetime.fromtimestamp(self.platform.publication().published_at, UTC) + timedelta(minutes=1)
         self.folder = folder
         self.asked: list[str] = []
@@ -165,6 +165,21 @@ def test_quotes_that_only_name_their_platform_get_its_certificate(tmp_path: Path
     assert f"pck-certificate-{origin.request}" in names
     assert collateral.pck_certificate_chain is not None
     roots = TrustRoots().with_sim([world.platform.root_fingerprint])
+    assert dcap.verify(quoted, collateral, roots, world.now).status is TCBStatus.UP_TO_DATE
+
+
+def test_quotes_that_carry_their_certificate_alone_get_its_issuers(world: World) -> None:
+    """For certification data of type 4 the CA's chain comes with the CRL that it issues."""
+    whole = world.quote()
+    leaf = whole.signature.certification_data.decode().split("-----END CERTIFICATE-----")[0]
+    data = f"{leaf}-----END CERTIFICATE-----\n".encode()
+    alone = dataclasses.replace(whole.signature, certification_type=4, certification_data=data)
+    quoted = dataclasses.replace(whole, signature=alone)
+    store = world.store()
+    outcomes = store.fetch_for(quoted, world.now, sources=[SOURCE])
+    assert [outcome.error for outcome in outcomes] == [None] * len(outcomes)
+    roots = TrustRoots().with_sim([world.platform.root_fingerprint])
+    collateral = store.for_quote(quoted, world.now)
     assert dcap.verify(quoted, collateral, roots, world.now).status is TCBStatus.UP_TO_DATE
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -14,7 +14,15 @@ from adyton.attest import dcap, sgx, tdx
 from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
 from adyton.attest.status import TCBStatus
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
-from adyton.net.documents import collateral_from, last_certificate, verify_document
+from adyton.net.documents import (
+    Document,
+    assemble,
+    collateral_from,
+    index,
+    last_certificate,
+    unverified_origin,
+    verify_document,
+)
 from adyton.net.fetch import Response
 from adyton.net.pcs import INTEL_PCS, INTEL_ROOT_CRL, PCSClient
 from adyton.net.pcs_server import Answer, Form, answer, application
@@ -115,8 +123,6 @@ def test_pck_certificate_of_a_platform_that_quotes_only_name(tmp_path: Path, for
             client.qe_identity("sgx"),
             client.tcb_info("sgx", platform.fmspc),
         ]
-    from adyton.net.documents import assemble, index, unverified_origin
-
     origin = unverified_origin(quoted, root=platform.root_fingerprint)
     collateral = assemble(index(documents, platform.root_fingerprint), origin)
     roots = TrustRoots().with_sim([platform.root_fingerprint])
@@ -138,7 +144,9 @@ PCK = "/sgx/certification/v4/pckcert"
 IDENTITY = "/sgx/certification/v4/qe/identity"
 
 
-def ask(platform: SimPlatform, path: str, /, *, form: Form = "pcs", method: str = "GET", **query: str) -> Answer:
+def ask(
+    platform: SimPlatform, path: str, query: Mapping[str, str], *, form: Form = "pcs", method: str = "GET"
+) -> Answer:
     """One answer of the service, without a socket."""
     query = {name: text.replace("FMSPC", platform.fmspc.hex()) for name, text in query.items()}
     return answer(platform, path, query, datetime.now(UTC), form=form, method=method)
@@ -183,14 +191,14 @@ def ask(platform: SimPlatform, path: str, /, *, form: Form = "pcs", method: str 
 )
 def test_service_answers_with_the_status(platform: SimPlatform, status: int, path: str, query: dict[str, str]) -> None:
     """Every status of the API, for its reason; every answer has a request id."""
-    found = ask(platform, path, **query)
+    found = ask(platform, path, query)
     assert found.status == status
     assert found.headers["Request-ID"]
 
 
 def test_service_refuses_other_methods(platform: SimPlatform) -> None:
     """The API is read only."""
-    found = ask(platform, TCB, method="POST", fmspc="FMSPC")
+    found = ask(platform, TCB, {"fmspc": "FMSPC"}, method="POST")
     assert (found.status, found.headers["Allow"]) == (405, "GET")
 
 
@@ -204,15 +212,15 @@ def test_service_wants_its_key_for_pck_certificates(platform: SimPlatform, key: 
 
 def test_pccs_answers_crls_as_hex_text(platform: SimPlatform) -> None:
     """Where a PCCS differs from the PCS: hex text without `encoding=der`, and the root CRL at a path of its own."""
-    crl = ask(platform, CRL, form="pccs", ca="platform")
+    crl = ask(platform, CRL, {"ca": "platform"}, form="pccs")
     assert bytes.fromhex(crl.body.decode())[:1] == b"\x30"
-    assert ask(platform, CRL, form="pccs", ca="platform", encoding="der").body[:1] == b"\x30"
-    assert bytes.fromhex(ask(platform, "/sgx/certification/v4/rootcacrl", form="pccs").body.decode())[:1] == b"\x30"
+    assert ask(platform, CRL, {"ca": "platform", "encoding": "der"}, form="pccs").body[:1] == b"\x30"
+    assert bytes.fromhex(ask(platform, "/sgx/certification/v4/rootcacrl", {}, form="pccs").body.decode())[:1] == b"\x30"
     uri = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
-    assert ask(platform, "/sgx/certification/v4/crl", form="pccs", uri=uri).body[:1] == b"\x30"
-    assert ask(platform, "/sgx/certification/v4/crl", form="pccs", uri="https://else.invalid/").status == 404
-    assert ask(platform, "/sgx/certification/v4/rootcacrl").status == 404
-    assert ask(platform, PCK, form="pccs").status == 400
+    assert ask(platform, "/sgx/certification/v4/crl", {"uri": uri}, form="pccs").body[:1] == b"\x30"
+    assert ask(platform, "/sgx/certification/v4/crl", {"uri": "https://else.invalid/"}, form="pccs").status == 404
+    assert ask(platform, "/sgx/certification/v4/rootcacrl", {}).status == 404
+    assert ask(platform, PCK, {}, form="pccs").status == 400
 
 
 # --- recorded and broken answers ------------------------------------------------------------------------------------
@@ -291,12 +299,13 @@ def test_update_channel_and_key_are_sent_where_they_belong(platform: SimPlatform
     """`update=early` goes with TCB info and QE identity; the subscription key with PCK certificates only."""
     fetcher = Recorded({})
     client = PCSClient("https://pccs.invalid:8081/", fetcher, "early", "key")
-    for call in (
+    calls: tuple[Callable[[], Document], ...] = (
         lambda: client.tcb_info("sgx", bytes(6)),
         lambda: client.qe_identity("tdx"),
         lambda: client.pck_crl("platform"),
         lambda: client.pck_certificate(3, bytes(404), bytes(16)),
-    ):
+    )
+    for call in calls:
         with pytest.raises(FetchFailed):
             call()
     queries = [dict(parse_qsl(urlsplit(url).query)) for url in fetcher.asked]

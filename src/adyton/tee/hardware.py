@@ -1,0 +1,33 @@
+"""The sources of evidence that are hardware: which one a TEE's name stands for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adyton.errors import UsageError
+from adyton.tee.system import KERNEL, System
+
+if TYPE_CHECKING:
+    from adyton.tee.source import QuoteSource
+    from adyton.values import Measurement
+
+
+def open_hardware(tee: str, measurement: Measurement | None, system: System = KERNEL) -> QuoteSource:
+    """Open the source of this TEE; raises NoDevice where this machine lacks it.
+
+    `tdx` extends RTMR3 with the workload measurement. `sgx` and `snp` do not take it: MRENCLAVE is the hardware's, and
+    an SNP report carries the workload by its report data.
+    """
+    if tee == "sgx":
+        from adyton.tee.gramine import GramineSource
+
+        return GramineSource(system)
+    if tee == "tdx":
+        from adyton.tee.tdx_guest import TDXSource
+
+        return TDXSource(measurement, system)
+    if tee == "snp":
+        from adyton.tee.sev_guest import SNPSource
+
+        return SNPSource(system)
+    raise UsageError(f"no hardware TEE named {tee!r}", check="name of the TEE", expected="sgx, tdx or snp", seen=tee)
