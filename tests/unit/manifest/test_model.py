@@ -30,7 +30,7 @@ def test_manifest_of_required_keys_has_gramines_defaults() -> None:
         "pkru": "disabled",
     }
     assert (manifest.adyton.network, manifest.adyton.memory_budget_bytes) == ("none", 4 << 30)
-    assert not (manifest.adyton.insecure_stdio or manifest.adyton.insecure_stdin or manifest.use_cmdline_argv)
+    assert not any((manifest.adyton.insecure_stdio, manifest.adyton.insecure_stdin, manifest.use_cmdline_argv))
     assert manifest.env == {}
     assert manifest.key_names == ()
 
