@@ -48,9 +48,8 @@ def show(
         approval = item.approval
         say(f"{item.id}  {item.state:<8}  {approval.app} {approval.version} may have key {approval.key!r}")
         say(f"    {approval.identity()}")
-        say(
-            f"    on {', '.join(approval.tees)}; TCB {', '.join(approval.tcb_statuses)}; over {', '.join(approval.protocols)}"
-        )
+        tcb, over = ", ".join(approval.tcb_statuses), ", ".join(approval.protocols)
+        say(f"    on {', '.join(approval.tees)}; TCB {tcb}; over {over}")
         limits = [
             f"until {approval.expires_at:%Y-%m-%d %H:%M} UTC" if approval.expires_at else "",
             f"at most {approval.max_runs} runs" if approval.max_runs is not None else "",
@@ -63,9 +62,8 @@ def show(
             say(f"    accepts {advisory}{f' until {until:%Y-%m-%d}' if until else ''}")
     for revision in revisions:
         when = _when(revision["at_ms"])
-        say(
-            f"{when}  {revision['approval']} revision {revision['revision']}: {revision['state']} by {revision['actor']}"
-        )
+        what = f"{revision['approval']} revision {revision['revision']}"
+        say(f"{when}  {what}: {revision['state']} by {revision['actor']}")
 
 
 @app.command("set")

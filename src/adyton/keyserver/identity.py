@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DEFAULT_SERVER_NAME: Final = "adyton-key-server"
+KEY_LABEL: Final = "keys"
+"""A client of Gramine's protocol asks for `KEY.keys.SERVER_NAME` where a program may have several keys."""
+
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 825
 _BACKDATE: Final = timedelta(hours=1)
@@ -62,7 +65,7 @@ def make_server(ca: Credential, names: Sequence[str], now: datetime) -> Credenti
         raise UsageError("the key server needs a name", check="server name")
     key = ec.generate_private_key(ec.SECP256R1())
     alternatives: list[x509.GeneralName] = []
-    for name in dict.fromkeys((*names, f"*.{names[0]}")):
+    for name in dict.fromkeys((*names, f"*.{KEY_LABEL}.{names[0]}")):
         try:
             alternatives.append(x509.IPAddress(ipaddress.ip_address(name)))
         except ValueError:

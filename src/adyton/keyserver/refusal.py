@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adyton.attest.checks import Check, text
+from adyton.errors import BadChain
 
 if TYPE_CHECKING:
     from adyton.attest.report import VerifiedReport
@@ -97,6 +98,14 @@ def _plural(failed: tuple[Check, ...]) -> str:
 def evidence_reason(error: Error, denial_id: str) -> Reason:
     """The far side's text for evidence that was refused, or could not be checked, before any approval was read."""
     ask = _ASK.format(denial=denial_id)
+    if isinstance(error, BadChain) and (error.check or "").endswith("pinned"):
+        return Reason(
+            f"the owner has approved no program on this platform: {error.message}"[:MAX_TEXT_CHARACTERS],
+            "root of the platform's certificates",
+            "Intel's or AMD's root, or a simulated root that one of the owner's approvals names (sim:FINGERPRINT)",
+            _cut(error.seen),
+            f"run on a platform that she approved, or {ask}",
+        )
     return Reason(
         error.message[:MAX_TEXT_CHARACTERS],
         error.check or "evidence",

@@ -363,7 +363,7 @@ class _Conversation:
         for name in names:
             context = client_context(self._ca)
             use_certificate(context, ssl.DER_cert_to_PEM_cert(der).encode(), key_pem)
-            server_name = self._owner.server_name if len(names) == 1 else f"{name}.{self._owner.server_name}"
+            server_name = self._owner.server_name if len(names) == 1 else f"{name}.keys.{self._owner.server_name}"
             with self._connect(context, server_name) as connection:
                 try:
                     connection.sendall(ratls.REQUEST)

@@ -172,7 +172,7 @@ class KeyService:
         return self._submit(job)
 
     def _named_key(self, server_name: str | None) -> tuple[str, ...]:
-        suffix = f".{self.identity.server_name}"
+        suffix = f".keys.{self.identity.server_name}"
         if server_name and server_name.endswith(suffix):
             return (server_name.removesuffix(suffix),)
         return ()
@@ -396,7 +396,7 @@ class KeyService:
 
     def _chosen_by_measurement(self, change: Transaction, job: Job, now: datetime, at_ms: int) -> tuple[str, ...]:
         """Gramine's protocol names no key: the one key that this program may have, or the closest to say why not."""
-        keys = sorted({stored.approval.key for stored in change.approvals() if RA_TLS in stored.approval.protocols})
+        keys = sorted({stored.approval.key for stored in change.approvals()})
         allowed: list[str] = []
         closest: list[tuple[int, str]] = []
         for key in keys:
@@ -412,7 +412,7 @@ class KeyService:
                 check="name of the key",
                 expected="one key",
                 seen=f"{len(allowed)} keys",
-                remedy=f"connect to KEY.{self.identity.server_name}, or approve one key only for ra-tls",
+                remedy=f"connect to KEY.keys.{self.identity.server_name}, or approve one key only for ra-tls",
             )
         return tuple(allowed) or ((min(closest)[1],) if closest else ())
 

@@ -1,0 +1,281 @@
+"""Every line of an approval, and that it alone refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from adyton.attest.report import VerifiedReport
+from adyton.errors import UsageError
+from adyton.keyserver.decide import Denial, Grant, Request, decide
+from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, StoredApproval
+from adyton.keyserver.refusal import safe_reason
+from adyton.keyserver.store import Release, Usage
+from adyton.net.verification import Verifier
+from adyton.tee.sim import SimPlatform
+from adyton.values import Digest, Measurement
+from tests.owner_world import FixedCollateral, World, make_world, now
+
+BINDING = bytes(range(64))
+NOTHING_USED = Usage(0, 0, None)
+
+
+@dataclass
+class Case:
+    """One request against one approval; everything fits until a test changes one thing."""
+
+    report: VerifiedReport
+    stored: StoredApproval
+    request: Request
+    usage: Usage
+    now: datetime
+
+    def decide(self) -> Grant | Denial:
+        """The decision."""
+        return decide(self.request, self.report, [self.stored], lambda _id: self.usage, self.now)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A world whose platform does not change."""
+    with make_world(tmp_path_factory.mktemp("decide")) as world:
+        yield world
+
+
+def report_of(world: World, **changes: Any) -> VerifiedReport:
+    """A verified report of the usual program, with other fields or on another platform."""
+    platform = changes.pop("platform", world.platform)
+    signed = world.program()
+    quote = world.enclave(signed, platform=platform, **changes).quote(BINDING)
+    verifier = Verifier(FixedCollateral(platform))
+    return verifier.verify(quote, {platform.root_fingerprint}, now()).report
+
+
+def case_of(world: World, *, report: VerifiedReport | None = None, **changes: Any) -> Case:
+    """A request that is granted, unless `changes` to the approval stand in the way."""
+    signed = world.program()
+    approval = world.approval(signed.measurement, **changes)
+    stored = StoredApproval("a-1", APPROVED, 1, approval, now())
+    request = Request(
+        key="weights", run="r", protocol="adyton", report_data=BINDING, manifest_sha256=signed.manifest_sha256
+    )
+    return Case(report or report_of(world), stored, request, NOTHING_USED, now())
+
+
+def failing(decided: Grant | Denial) -> list[str]:
+    """The names of the lines that refuse."""
+    assert isinstance(decided, Denial)
+    return [line.name for line in decided.judged[0].failed]
+
+
+def test_decide_everything_fits_grants(base: World) -> None:
+    """The case that all others change in one thing is granted."""
+    decided = case_of(base).decide()
+    assert isinstance(decided, Grant)
+    assert decided.key == "weights"
+    assert decided.renews is None
+    assert decided.claims.bound
+
+
+OTHER_SIGNER = Digest(b"\x07" * 32)
+
+
+def _state(state: str) -> Callable[[Case], None]:
+    def change(case: Case) -> None:
+        case.stored = replace(case.stored, state=state)
+
+    return change
+
+
+def _approval(**changes: Any) -> Callable[[Case], None]:
+    def change(case: Case) -> None:
+        case.stored = replace(case.stored, approval=case.stored.approval.changed(**changes))
+
+    return change
+
+
+def _request(**changes: Any) -> Callable[[Case], None]:
+    def change(case: Case) -> None:
+        case.request = replace(case.request, **changes)
+
+    return change
+
+
+def _usage(usage: Usage, **changes: Any) -> Callable[[Case], None]:
+    def change(case: Case) -> None:
+        case.usage = usage
+        _approval(**changes)(case)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        pytest.param(_state(PENDING), "approval", id="pending"),
+        pytest.param(_state(REVOKED), "approval", id="revoked"),
+        pytest.param(_approval(expires_at=now() - timedelta(seconds=1)), "end of the approval", id="expired"),
+        pytest.param(_request(protocol="ra-tls"), "protocol", id="protocol"),
+        pytest.param(_approval(manifest_sha256=Digest(b"m" * 32)), "manifest", id="manifest"),
+        pytest.param(_approval(measurement=Measurement(b"x" * 32)), "workload", id="measurement"),
+        pytest.param(_approval(tees=("sgx",)), "TEE", id="tee"),
+        pytest.param(_approval(tees=("sim:" + "0" * 64,)), "TEE", id="other-root"),
+        pytest.param(
+            _approval(measurement=None, mrsigner=OTHER_SIGNER, isv_prod_id=0, min_isv_svn=0), "signer", id="signer"
+        ),
+        pytest.param(_request(report_data=bytes(64)), "report data", id="binding"),
+        pytest.param(_request(report_data=None), "report data", id="no-binding"),
+        pytest.param(_usage(Usage(3, 0, None), max_runs=3), "number of runs", id="runs"),
+        pytest.param(_usage(Usage(3, 2, None), max_active=2), "runs at a time", id="leases"),
+        pytest.param(_approval(tcb_statuses=("OutOfDate",)), "TCB status", id="status-not-named"),
+    ],
+)
+def test_decide_one_line_differs_it_alone_refuses(base: World, change: Callable[[Case], None], line: str) -> None:
+    """Each line of an approval refuses on its own, and nothing else does."""
+    case = case_of(base)
+    change(case)
+    assert failing(case.decide()) == [line]
+
+
+def test_decide_another_key_asked_is_denied_without_approvals(base: World) -> None:
+    """An approval for one key opens no other."""
+    case = case_of(base)
+    case.request = replace(case.request, key="photo")
+    decided = case.decide()
+    assert isinstance(decided, Denial)
+    assert decided.judged == ()
+
+
+def test_decide_no_approvals_is_denied(base: World) -> None:
+    """An empty policy means nobody."""
+    case = case_of(base)
+    assert isinstance(decide(case.request, case.report, [], lambda _id: NOTHING_USED, now()), Denial)
+
+
+def test_decide_debug_enclave_refused_unless_allowed(base: World) -> None:
+    """A debug enclave gets the key only where the approval says so."""
+    report = report_of(base, debug=True)
+    assert failing(case_of(base, report=report).decide()) == ["debug"]
+    assert isinstance(case_of(base, report=report, allow_debug=True).decide(), Grant)
+
+
+def test_decide_older_svn_of_the_signer_is_refused(base: World) -> None:
+    """By signer: a lower SVN than the lowest accepted one is refused, that one and higher ones pass."""
+    signed = base.program()
+    by_signer = {"measurement": None, "mrsigner": signed.mrsigner, "isv_prod_id": 7, "min_isv_svn": 3}
+    for svn, product, ok in ((2, 7, False), (3, 7, True), (4, 7, True), (4, 8, False)):
+        report = report_of(base, isv_svn=svn, isv_prod_id=product)
+        decided = case_of(base, report=report, **by_signer).decide()
+        assert isinstance(decided, Grant) is ok, (svn, product)
+        if not ok:
+            assert failing(decided) == ["signer"]
+
+
+def test_decide_out_of_date_platform_and_its_advisories(world: World) -> None:
+    """After newer TCB info each of status and advisory refuses alone, and each can be accepted by name until a date."""
+    world.platform.raise_tcb(advisories=("SIM-SA-00001",))
+    report = report_of(world)
+    accepted = {"SIM-SA-00001": now() + timedelta(days=1)}
+    lapsed = {"SIM-SA-00001": now() - timedelta(days=1)}
+    both = ("UpToDate", "OutOfDate")
+    assert failing(case_of(world, report=report, advisories=accepted).decide()) == ["TCB status"]
+    assert failing(case_of(world, report=report, tcb_statuses=both).decide()) == ["advisory SIM-SA-00001"]
+    expired = case_of(world, report=report, tcb_statuses=both, advisories=lapsed)
+    assert failing(expired.decide()) == ["advisory SIM-SA-00001"]
+    assert isinstance(case_of(world, report=report, tcb_statuses=both, advisories=accepted).decide(), Grant)
+    without_end = case_of(world, report=report, tcb_statuses=both, advisories={"SIM-SA-00001": None})
+    assert isinstance(without_end.decide(), Grant)
+
+
+def test_decide_revoked_platform_is_never_accepted(base: World) -> None:
+    """An approval cannot even name the statuses that nothing may accept."""
+    signed = base.program()
+    for status in ("Revoked", "NotSupported", "Nonsense"):
+        with pytest.raises(UsageError, match=status):
+            base.approval(signed.measurement, tcb_statuses=(status,))
+
+
+def test_decide_confidential_machine_needs_its_guest_image(base: World) -> None:
+    """A TDX-shaped report is granted by workload and guest image together; another image alone refuses."""
+    signed = base.program()
+    quote = base.enclave(signed, tdx=True).quote(BINDING)
+    report = Verifier(base.collateral).verify(quote, {base.platform.root_fingerprint}, now()).report
+    tee = f"sim-tdx:{base.platform.root_fingerprint}"
+    granted = case_of(base, report=report, tees=(tee,), guests=(report.measurement,))
+    assert isinstance(granted.decide(), Grant)
+    other = case_of(base, report=report, tees=(tee,), guests=(Measurement(bytes(48)),))
+    assert failing(other.decide()) == ["measurement"]
+    with pytest.raises(UsageError, match="guest image"):
+        base.approval(signed.measurement, tees=("tdx",))
+
+
+def test_decide_run_with_a_lease_asks_again_for_free(base: World) -> None:
+    """Within its lease a run is not counted again, however used up the limits are."""
+    until = int((now() + timedelta(minutes=5)).timestamp() * 1000)
+    own = Release("r-1", "a-1", "r", "weights", 1, 0, until, None)
+    case = case_of(base, max_runs=1, max_active=1)
+    case.usage = Usage(1, 1, own)
+    decided = case.decide()
+    assert isinstance(decided, Grant)
+    assert decided.renews == "r-1"
+    assert int(decided.lease_until.timestamp() * 1000) == until
+
+
+def test_decide_lease_ends_with_the_approval(base: World) -> None:
+    """No lease outlives the approval it rests on."""
+    end = now() + timedelta(seconds=90)
+    decided = case_of(base, expires_at=end, lease_s=3600).decide()
+    assert isinstance(decided, Grant)
+    assert decided.lease_until == end
+
+
+def test_decide_several_approvals_the_closest_explains(base: World) -> None:
+    """Of several approvals the one for this very program is explained, not one for another."""
+    case = case_of(base, tees=("sgx",))
+    other = replace(case.stored, id="a-2", approval=case.stored.approval.changed(measurement=Measurement(b"y" * 32)))
+    decided = decide(case.request, case.report, [other, case.stored], lambda _id: NOTHING_USED, now())
+    assert isinstance(decided, Denial)
+    assert [judged.approval.id for judged in decided.judged] == ["a-1", "a-2"]
+
+
+def test_grant_made_by_hand_is_refused(base: World) -> None:
+    """Nothing but `decide` can make a grant."""
+    decided = case_of(base).decide()
+    assert isinstance(decided, Grant)
+    with pytest.raises(UsageError, match="decide only"):
+        replace(decided, made_by=None)
+
+
+def test_safe_reason_tells_no_unapproved_program_what_is_approved(base: World) -> None:
+    """The far side learns the same whether the key has no approval, one for another program, or does not exist."""
+    report = report_of(base)
+    secret_measurement = Measurement(b"\x5c" * 32)
+    other = case_of(base, measurement=secret_measurement).decide()
+    assert isinstance(other, Denial)
+    texts = {str(safe_reason(denial, report, "d-1")) for denial in (other, Denial("weights", ()))}
+    assert len(texts) == 1
+    assert secret_measurement.hex() not in texts.pop()
+
+
+def test_safe_reason_of_an_out_of_date_platform_names_status_and_remedy(world: World) -> None:
+    """A program that is approved learns what about its platform is refused."""
+    world.platform.raise_tcb()
+    denial = case_of(world, report=report_of(world)).decide()
+    assert isinstance(denial, Denial)
+    reason = safe_reason(denial, report_of(world), "d-1")
+    assert (reason.check, reason.expected, reason.seen) == ("TCB status", "UpToDate", "OutOfDate")
+    assert "d-1" in reason.remedy
+
+
+def test_decide_other_simulated_root_is_refused_before_any_approval(base: World, tmp_path: Any) -> None:
+    """Evidence under a root that no approval names does not verify at all."""
+    from adyton.errors import BadChain
+
+    other = SimPlatform.create(tmp_path / "other")
+    quote = base.enclave(base.program(), platform=other).quote(BINDING)
+    with pytest.raises(BadChain, match="not trusted"):
+        Verifier(base.collateral).verify(quote, {base.platform.root_fingerprint}, now())
