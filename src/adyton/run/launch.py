@@ -34,6 +34,7 @@ from adyton.run.log import EncryptedLog
 from adyton.run.plan import EncryptedMount, Plan
 from adyton.values import Key128
 from adyton.vfs import syscalls
+from adyton.vfs.pulse import Pulse
 from adyton.vfs.stage import FIXED_TIME_S, Staging, stage_encrypted
 
 if TYPE_CHECKING:
@@ -334,7 +335,7 @@ class _Keeper:
         os.mkdir(place)
         fuse_fd = namespace.mount_fuse(place)
 
-        def make(event: Callable[[str], None]) -> dict[str, Tree]:
+        def make(event: Callable[[str], None], pulse: Pulse) -> dict[str, Tree]:
             from adyton.vfs.attestation import AttestationTree
             from adyton.vfs.encrypted import EncryptedTree
 
@@ -346,6 +347,7 @@ class _Keeper:
                     sealed_as=mount.source,
                     power_safe=mount.recovery,
                     event=event,
+                    pulse=pulse,
                 )
             if attest:
                 named = {name: keys[name] for name in self._plan.key_names}
@@ -640,7 +642,7 @@ class _FileServer:
         self._rest = b""
 
     @classmethod
-    def start(cls, fuse_fd: int, make: Callable[[Callable[[str], None]], dict[str, Tree]]) -> _FileServer:
+    def start(cls, fuse_fd: int, make: Callable[[Callable[[str], None], Pulse], dict[str, Tree]]) -> _FileServer:
         """Fork the server; the mount is up already, and who looks into it waits until the server answers."""
         events_out, events_in = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
@@ -714,7 +716,7 @@ class _FileServer:
 
 
 def _serve_files(
-    parent: int, fuse_fd: int, events: int, make: Callable[[Callable[[str], None]], dict[str, Tree]]
+    parent: int, fuse_fd: int, events: int, make: Callable[[Callable[[str], None], Pulse], dict[str, Tree]]
 ) -> int:
     """In the file server: serve until unmounted. Signals of the terminal are not for this process."""
     syscalls.die_with_parent(parent)
@@ -732,7 +734,8 @@ def _serve_files(
 
     try:
         os.set_inheritable(fuse_fd, True)
-        fuse.serve(make(event), f"/dev/fd/{fuse_fd}", event=event)
+        pulse = Pulse()
+        fuse.serve(make(event, pulse), f"/dev/fd/{fuse_fd}", event=event, pulse=pulse)
     except Error as error:
         event(error.message)
         return error.exit_code

@@ -106,13 +106,25 @@ def _serve(
 ) -> None:
     from adyton.vfs import fuse
     from adyton.vfs.encrypted import EncryptedTree
+    from adyton.vfs.pulse import Pulse
 
     harden_process()
     lock_memory()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    tree = EncryptedTree(os.fspath(source), key, sealed_as=stored, read_only=read_only, believe_host=True, event=event)
+    pulse = Pulse()
+    tree = EncryptedTree(
+        os.fspath(source), key, sealed_as=stored, read_only=read_only, believe_host=True, event=event, pulse=pulse
+    )
     options = ["default_permissions", "auto_unmount"] + (["ro"] if read_only else [])
-    fuse.serve({"": tree}, os.fspath(target), event=event, options=options, ready=ready, name=os.path.abspath(source))
+    fuse.serve(
+        {"": tree},
+        os.fspath(target),
+        event=event,
+        pulse=pulse,
+        options=options,
+        ready=ready,
+        name=os.path.abspath(source),
+    )
 
 
 def _check_target(target: Path) -> None:

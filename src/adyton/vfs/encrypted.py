@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 from collections import OrderedDict
@@ -28,11 +29,14 @@ from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.values import Key128
 from adyton.vfs import syscalls
+from adyton.vfs.pulse import Pulse
 from adyton.vfs.stage import FIXED_TIME_S
 from adyton.vfs.tree import join
 
 FIXED_TIME_NS: Final = FIXED_TIME_S * 10**9
 _FOLDERS_OPEN: Final = 64
+_HIDDEN: Final = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
+"""Where libfuse moves a file that is removed while it is open; no program may use such a name."""
 _CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 64 << 10))
 """Cache of one more open file, by how many are open already: 1000 open files stay below 64 MiB."""
 
@@ -61,8 +65,9 @@ def _lock(fd: int, shown: str, *, shared: bool) -> None:
 class HostFile(OSFile):
     """A host file known by an open folder and a name in it; its recovery log lies in the same folder."""
 
-    def __init__(self, fd: int, folder: int, name: str, shown: str) -> None:
+    def __init__(self, fd: int, folder: int, name: str, shown: str, pulse: Pulse) -> None:
         super().__init__(fd)
+        self._pulse = pulse
         self._name = shown
         self._folder = folder
         self._entry: str | None = name
@@ -79,6 +84,11 @@ class HostFile(OSFile):
             return None
         except OSError as error:
             raise StorageFailed(f"the recovery log of {self._name} cannot be opened: {error.strerror}") from error
+
+    def sync(self) -> None:
+        """Make it durable; an honest disk may take its time for that."""
+        with self._pulse.syncing():
+            super().sync()
 
     def remove_log(self) -> None:
         """Remove the recovery log, if the file still has a name."""
@@ -120,6 +130,7 @@ class Node:
     atime_ns: int
     size: int = -1
     root: bytes = b""
+    links: int = 1
     opened: OpenFile | None = None
 
 
@@ -153,7 +164,9 @@ class EncryptedTree:
         believe_host: bool = False,
         power_safe: bool = False,
         event: Callable[[str], None] = lambda _text: None,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse or Pulse()
         self._key = key
         self._sealed_as = sealed_as
         self._read_only = read_only
@@ -173,7 +186,9 @@ class EncryptedTree:
         self._base = base
         self._folders: OrderedDict[str, int] = OrderedDict()
         self._nodes: dict[str, Node] = {}
+        self._names: dict[str, set[str]] = {}
         self._gone: set[str] = set()
+        self._hidden: set[str] = set()
         self._open_count = 0
         self._inodes = 1
 
@@ -193,8 +208,8 @@ class EncryptedTree:
     def _split(self, path: str) -> tuple[int, str]:
         """The open host folder that holds a path, and its name in it."""
         folder, _, name = self._host_path(path).rpartition("/")
-        if name.endswith(RECOVERY_SUFFIX) or not name:
-            raise _os_error(errno.EACCES, path)
+        if name.endswith(RECOVERY_SUFFIX) or not name or _HIDDEN.fullmatch(name):
+            raise _os_error(errno.ENOENT if _HIDDEN.fullmatch(name) else errno.EACCES, path)
         return self._folder(folder), name
 
     def _folder(self, path: str) -> int:
@@ -239,8 +254,24 @@ class EncryptedTree:
         if mode is None:
             mode = 0o755 if is_folder else 0o644
         node = Node(self._inodes, is_folder, mode, mtime_ns, atime_ns)
-        self._nodes[path] = node
+        self._remember(path, node)
         self._gone.discard(path)
+        return node
+
+    def _remember(self, path: str, node: Node) -> None:
+        self._nodes[path] = node
+        if path:
+            folder, _, name = path.rpartition("/")
+            self._names.setdefault(folder, set()).add(name)
+
+    def _forget(self, path: str) -> Node | None:
+        node = self._nodes.pop(path, None)
+        folder, _, name = path.rpartition("/")
+        names = self._names.get(folder)
+        if names is not None:
+            names.discard(name)
+            if not names:
+                del self._names[folder]
         return node
 
     def node(self, path: str) -> Node:
@@ -298,12 +329,10 @@ class EncryptedTree:
 
     def _add_vanished(self, prefix: str, seen: set[str], found: list[tuple[str, int]]) -> None:
         """What is known and no longer listed stays listed, so that opening it says EIO and nobody takes it for gone."""
-        for path, node in self._nodes.items():
-            if path.startswith(prefix) and path != prefix[:-1]:
-                name = path[len(prefix) :]
-                if name and "/" not in name and name not in seen:
-                    self._event(f"{self._shown}/{path}: was there in this run and is gone from the host")
-                    found.append((name, stat.S_IFDIR if node.is_folder else stat.S_IFREG))
+        for name in self._names.get(prefix[:-1], set()) - seen:
+            path = prefix + name
+            self._event(f"{self._shown}/{path}: was there in this run and is gone from the host")
+            found.append((name, stat.S_IFDIR if self._nodes[path].is_folder else stat.S_IFREG))
 
     # ---------------------------------------------------------------- open files
 
@@ -327,15 +356,19 @@ class EncryptedTree:
         except OSError as error:
             raise self._host_error(error, path) from error
         shown = f"{self._shown}/{path}" if path else self._shown
-        host = HostFile(fd, os.dup(folder), name, shown)
+        host = HostFile(fd, os.dup(folder), name, shown, self._pulse)
         if create:
-            file = ProtectedFile.create(
-                host,
-                self._key,
-                path=self._sealed(path),
-                cache_bytes=self._cache_bytes(),
-                power_safe=self._power_safe,
-            )
+            try:
+                file = ProtectedFile.create(
+                    host,
+                    self._key,
+                    path=self._sealed(path),
+                    cache_bytes=self._cache_bytes(),
+                    power_safe=self._power_safe,
+                )
+            except Error:
+                os.unlink(name, dir_fd=folder)
+                raise
             known = self._new_node(path, is_folder=False, mode=mode, host=None)
             known.mtime_ns = known.atime_ns = time.time_ns()
         else:
@@ -387,6 +420,7 @@ class EncryptedTree:
         self._writable(path)
         if path in self._nodes:
             raise _os_error(errno.EEXIST, path)
+        self._check_lengths([(path, path)])
         opened = self._attach(path, create=True, mode=mode)
         self._touch_parent(path)
         opened.handles += 1
@@ -436,7 +470,8 @@ class EncryptedTree:
 
     def sync_folder(self, path: str) -> None:
         """Make a folder's entries durable."""
-        os.fsync(self._folder(self._host_path(path) if path else ""))
+        with self._pulse.syncing():
+            os.fsync(self._folder(self._host_path(path) if path else ""))
 
     # ---------------------------------------------------------------- names
 
@@ -465,26 +500,40 @@ class EncryptedTree:
     def remove(self, path: str) -> None:
         """Remove a file; handles that are open on it go on working."""
         self._writable(path)
+        if path in self._hidden:
+            self._hidden.discard(path)
+            del self._nodes[path]
+            return
         folder, name = self._split(path)
         try:
             os.unlink(name, dir_fd=folder)
         except OSError as error:
             raise self._host_error(error, path) from error
-        node = self._nodes.pop(path, None)
+        node = self._forget(path)
         self._gone.add(path)
         if node is not None and node.opened is not None:
             node.opened.host.removed()
             node.opened.path = None
+            node.links = 0
         else:
             with contextlib.suppress(OSError):
                 os.unlink(name + RECOVERY_SUFFIX, dir_fd=folder)
         self._touch_parent(path)
 
+    def _hide(self, path: str, hidden: str) -> None:
+        """Remove a file that is open: its name goes now, on the host too; libfuse knows it under a hidden one."""
+        node = self._nodes.get(path)
+        if node is None or node.opened is None:
+            raise _os_error(errno.EPERM, hidden)
+        self.remove(path)
+        self._nodes[hidden] = node
+        self._hidden.add(hidden)
+
     def remove_folder(self, path: str) -> None:
         """Remove an empty folder."""
         self._writable(path)
         folder, name = self._split(path)
-        if any(known.startswith(path + "/") for known in self._nodes):
+        if self._names.get(path):
             raise _os_error(errno.ENOTEMPTY, path)
         self._clear_leftovers(path)
         try:
@@ -492,7 +541,7 @@ class EncryptedTree:
         except OSError as error:
             raise self._host_error(error, path) from error
         self._forget_folders(path)
-        self._nodes.pop(path, None)
+        self._forget(path)
         self._gone.add(path)
         self._touch_parent(path)
 
@@ -514,6 +563,9 @@ class EncryptedTree:
             target: Node | None = self.node(new)
         except FileNotFoundError:
             target = None
+        if target is None and not flags and _HIDDEN.fullmatch(new.rpartition("/")[2]):
+            self._hide(old, new)
+            return
         exchange = bool(flags & syscalls.RENAME_EXCHANGE)
         if target is None and exchange:
             raise _os_error(errno.ENOENT, new)
@@ -544,6 +596,7 @@ class EncryptedTree:
             self._move_known(old, new, target if not exchange else None, exchange=exchange)
             for opened, path in held:
                 folder, name = self._split(path)
+                self._pulse.beat()
                 opened.host.renamed(folder, name, f"{self._shown}/{path}")
         finally:
             for opened, _ in held:
@@ -588,6 +641,7 @@ class EncryptedTree:
         held: list[tuple[OpenFile, str]] = []
         try:
             for old, new in files:
+                self._pulse.beat()
                 opened = self._attach(old)
                 opened.handles += 1
                 held.append((opened, new))
@@ -610,8 +664,9 @@ class EncryptedTree:
         if replaced is not None and replaced.opened is not None:
             replaced.opened.host.removed()
             replaced.opened.path = None
+            replaced.links = 0
         if replaced is not None:
-            self._nodes.pop(new, None)
+            self._forget(new)
         self._forget_folders(old)
         self._forget_folders(new)
         from_old = self._take(old)
@@ -623,16 +678,21 @@ class EncryptedTree:
             self._gone.add(old)
 
     def _take(self, path: str) -> dict[str, Node]:
-        taken = {path: self._nodes.pop(path)} if path in self._nodes else {}
-        if taken and taken[path].is_folder:
-            for known in [known for known in self._nodes if known.startswith(path + "/")]:
-                taken[known] = self._nodes.pop(known)
+        """Take a path and everything known below it out of what is remembered."""
+        taken: dict[str, Node] = {}
+        paths = [path]
+        while paths:
+            known = paths.pop()
+            paths += [f"{known}/{name}" for name in self._names.get(known, ())]
+            node = self._forget(known)
+            if node is not None:
+                taken[known] = node
         return taken
 
     def _put(self, nodes: dict[str, Node], old: str, new: str) -> None:
         for path, node in nodes.items():
             moved = new + path[len(old) :]
-            self._nodes[moved] = node
+            self._remember(moved, node)
             if node.opened is not None:
                 node.opened.path = moved
 

@@ -11,19 +11,15 @@ import ctypes
 import errno
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from adyton.errors import Error, MountFailed, StorageFailed
 from adyton.vfs.encrypted import Node
+from adyton.vfs.pulse import Pulse
 
 LIBRARY: Final = "libfuse3.so.3"
-STALLED_S: Final = 4.0
-"""An operation of the host's storage that takes longer ends the file system: the program gets an error in time."""
-STALLED_STATUS: Final = 3
-
 _FOREVER_S: Final = 86_400.0
 _CAP_SPLICE: Final = 1 << 7 | 1 << 8 | 1 << 9
 _CAP_AUTO_INVAL_DATA: Final = 1 << 12
@@ -131,6 +127,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         mountpoint: str,
         *,
         event: Callable[[str], None],
+        pulse: Pulse,
         options: Sequence[str] = (),
         ready: Callable[[], None] = lambda: None,
         name: str = "adyton",
@@ -138,23 +135,22 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         check_library()
         self._trees = dict(trees)
         self._top = self._trees.get("")
+        self._numbers = {id(tree): number for number, tree in enumerate(self._trees.values())}
         self._event = event
         self._ready = ready
         self._handles: dict[int, tuple[Tree, Any]] = {}
         self._folders: dict[int, tuple[Tree, str] | None] = {}
         self._next_handle = 1
         self._owner = (os.getuid(), os.getgid())
-        self._began = 0.0
-        self._doing = ""
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._pulse = pulse
+        pulse.watch(event)
         flags = dict.fromkeys(options, True)
         super().__init__(_Names(), mountpoint, foreground=True, nothreads=True, fsname=name, subtype="adyton", **flags)
 
     # ---------------------------------------------------------------- edges
 
     def _wrapper(self, func: Callable[..., int | None], *args: Any, **_: Any) -> int:
-        self._doing = func.__name__
-        self._began = time.monotonic()
+        self._pulse.start(func.__name__)
         try:
             return func(*args) or 0
         except OSError as error:
@@ -170,20 +166,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
             self._event(f"bug in {func.__name__}: {type(error).__name__}: {error}{where}")
             return -errno.EIO
         finally:
-            self._began = 0.0
-
-    def beat(self) -> None:
-        """Say that a long operation goes on."""
-        self._began = time.monotonic()
-
-    def _watch(self) -> None:
-        """End this process when the host's storage does not answer: the kernel then fails every operation at once."""
-        while True:
-            time.sleep(STALLED_S / 8)
-            began = self._began
-            if began and time.monotonic() - began > STALLED_S:
-                self._event(f"the host's storage did not answer for {STALLED_S:.0f} s (operation {self._doing})")
-                os._exit(STALLED_STATUS)
+            self._pulse.stop()
 
     def init_fuse_3(self, connection: Any, config: Any) -> None:
         """Settle with the kernel how it may cache: everything changes only through this mount."""
@@ -196,7 +179,6 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         conf.negative_timeout = 0.0
         conf.use_ino = 1
         conf.kernel_cache = 1
-        conf.hard_remove = 1
         conf.nullpath_ok = 1
         self._ready()
 
@@ -236,16 +218,12 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         if path is None:
             tree, opened = self._handle(info)
             node = tree.handle_node(opened)
-            links = 0 if getattr(opened, "path", "") is None else 1
-            number = 0
         else:
             tree, rest = self._find(path)
             node = tree.node(rest)
-            links = 2 if node.is_folder else 1
-            number = 0 if self._top is not None else list(self._trees.values()).index(tree)
         attributes.st_mode = (stat.S_IFDIR if node.is_folder else stat.S_IFREG) | node.mode
-        attributes.st_nlink = links
-        attributes.st_ino = node.inode + (number << 48) + 1
+        attributes.st_nlink = 2 if node.is_folder else node.links
+        attributes.st_ino = node.inode + (self._numbers[id(tree)] << 48) + 1
         size = max(node.size, 0)
         attributes.st_size = size
         attributes.st_blocks = (size + 511) >> 9
@@ -394,6 +372,7 @@ def serve(
     mountpoint: str,
     *,
     event: Callable[[str], None],
+    pulse: Pulse | None = None,
     options: Sequence[str] = (),
     ready: Callable[[], None] = lambda: None,
     name: str = "adyton",
@@ -401,7 +380,7 @@ def serve(
     """Serve until unmounted; then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted."""
     failed = False
     try:
-        Adapter(trees, mountpoint, event=event, options=options, ready=ready, name=name)
+        Adapter(trees, mountpoint, event=event, pulse=pulse or Pulse(), options=options, ready=ready, name=name)
     except RuntimeError as error:
         failed = True
         raise MountFailed(

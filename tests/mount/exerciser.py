@@ -1,0 +1,168 @@
+"""A POSIX exerciser in the style of fsx: random operations on files, each compared with a model in memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+from pathlib import Path
+
+MAX_BYTES = 700_000
+"""Past the second tree node of the format (396 288 bytes), so that every kind of node is crossed."""
+
+
+class Model:
+    """A few files, what they must hold, and one open descriptor for each."""
+
+    def __init__(self, top: Path, seed: int, *, files: int = 3) -> None:
+        self.random = random.Random(seed)
+        self.top = top
+        self.content: dict[str, bytearray] = {}
+        self.open: dict[str, int] = {}
+        self.count = 0
+        self.history: list[str] = []
+        for _ in range(files):
+            self.make()
+
+    def make(self) -> None:
+        """Create one more file."""
+        name = f"file{self.count}"
+        self.count += 1
+        self.open[name] = os.open(self.top / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self.content[name] = bytearray()
+
+    def offset(self, size: int) -> int:
+        """A place in the file, often at an edge of a node."""
+        choice = self.random.random()
+        if choice < 0.2:
+            edges = (0, 3071, 3072, 3073, 7167, 7168, 396_287, 396_288, 396_289, size)
+            return min(self.random.choice(edges), MAX_BYTES - 1)
+        return self.random.randrange(0, max(size, 1) + 5000) if choice < 0.4 else self.random.randrange(0, max(size, 1))
+
+    def length(self) -> int:
+        """How many bytes: mostly few, sometimes many."""
+        return self.random.choice((1, 2, 17, 511, 512, 4095, 4096, 4097, 10_000, 65_536))
+
+    def step(self) -> None:
+        """One operation."""
+        name = self.random.choice(list(self.content))
+        kinds = ("write", "read", "truncate", "mmap_write", "mmap_read", "append", "reopen", "fsync", "stat", "rename",
+                 "replace", "unlink_open", "read", "write")  # fmt: skip
+        kind = self.random.choice(kinds)
+        self.history.append(f"{kind} {name}")
+        getattr(self, kind)(name)
+
+    def write(self, name: str) -> None:
+        """pwrite at a random place."""
+        content = self.content[name]
+        at = self.offset(len(content))
+        data = self.random.randbytes(min(self.length(), MAX_BYTES - at))
+        assert os.pwrite(self.open[name], data, at) == len(data)
+        if at > len(content):
+            content.extend(bytes(at - len(content)))
+        content[at : at + len(data)] = data
+
+    def read(self, name: str) -> None:
+        """pread at a random place."""
+        at, size = self.offset(len(self.content[name])), self.length()
+        assert os.pread(self.open[name], size, at) == self.content[name][at : at + size], self.tell(name)
+
+    def truncate(self, name: str) -> None:
+        """Cut or extend."""
+        size = min(self.offset(len(self.content[name])), MAX_BYTES)
+        if self.random.random() < 0.5:
+            os.ftruncate(self.open[name], size)
+        else:
+            os.truncate(self.top / name, size)
+        content = self.content[name]
+        del content[size:]
+        content.extend(bytes(size - len(content)))
+
+    def mmap_write(self, name: str) -> None:
+        """Write through a shared mapping."""
+        content = self.content[name]
+        if not content:
+            return
+        at = self.random.randrange(len(content))
+        data = self.random.randbytes(min(self.length(), len(content) - at))
+        with mmap.mmap(self.open[name], len(content)) as mapped:
+            mapped[at : at + len(data)] = data
+            if self.random.random() < 0.3:
+                mapped.flush()
+        content[at : at + len(data)] = data
+
+    def mmap_read(self, name: str) -> None:
+        """Read through a mapping."""
+        content = self.content[name]
+        if content:
+            at, size = self.offset(len(content)), self.length()
+            with mmap.mmap(self.open[name], len(content), prot=mmap.PROT_READ) as mapped:
+                assert mapped[at : at + size] == content[at : at + size], self.tell(name)
+
+    def append(self, name: str) -> None:
+        """Write through a second descriptor in append mode."""
+        content = self.content[name]
+        data = self.random.randbytes(min(self.length(), MAX_BYTES - len(content)))
+        fd = os.open(self.top / name, os.O_WRONLY | os.O_APPEND)
+        try:
+            assert os.write(fd, data) == len(data)
+        finally:
+            os.close(fd)
+        content.extend(data)
+
+    def reopen(self, name: str) -> None:
+        """Close and open again."""
+        os.close(self.open[name])
+        self.open[name] = os.open(self.top / name, os.O_RDWR)
+
+    def fsync(self, name: str) -> None:
+        """Make it durable."""
+        os.fsync(self.open[name])
+
+    def stat(self, name: str) -> None:
+        """Size by path and by descriptor, and the listing."""
+        assert os.stat(self.top / name).st_size == len(self.content[name]), self.tell(name)
+        assert os.fstat(self.open[name]).st_size == len(self.content[name]), self.tell(name)
+        assert set(os.listdir(self.top)) == set(self.content), self.history[-20:]
+
+    def rename(self, name: str) -> None:
+        """Rename while it is open."""
+        new = f"file{self.count}"
+        self.count += 1
+        os.rename(self.top / name, self.top / new)
+        self.content[new] = self.content.pop(name)
+        self.open[new] = self.open.pop(name)
+
+    def replace(self, name: str) -> None:
+        """Rename over another file, which stays readable where it is open."""
+        other = self.random.choice(list(self.content))
+        if other == name:
+            return
+        os.rename(self.top / name, self.top / other)
+        assert os.pread(self.open[other], 100, 0) == self.content[other][:100]
+        os.close(self.open.pop(other))
+        self.content[other] = self.content.pop(name)
+        self.open[other] = self.open.pop(name)
+        self.make()
+
+    def unlink_open(self, name: str) -> None:
+        """Remove a file and go on using its descriptor for a moment."""
+        os.unlink(self.top / name)
+        fd = self.open.pop(name)
+        content = self.content.pop(name)
+        data = self.random.randbytes(5000)
+        os.pwrite(fd, data, len(content))
+        assert os.pread(fd, 5000, len(content)) == data
+        assert os.fstat(fd).st_nlink == 0
+        os.close(fd)
+        self.make()
+
+    def tell(self, name: str) -> str:
+        """What happened last, for a failure's report."""
+        return f"{name}: {self.history[-30:]}"
+
+    def close(self) -> dict[str, bytes]:
+        """Close everything; what the files must hold."""
+        for fd in self.open.values():
+            os.close(fd)
+        return {name: bytes(content) for name, content in self.content.items()}

@@ -1,0 +1,241 @@
+"""The mounted encrypted folder as an ordinary file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+import subprocess
+import sys
+from ctypes import CDLL
+from pathlib import Path
+
+import pytest
+
+from adyton.vfs import syscalls
+from tests.mount.exerciser import Model
+from tests.mount.served import Served
+
+pytestmark = pytest.mark.mount
+
+
+def _exercise(served: Served, seed: int, steps: int) -> None:
+    model = Model(served.top, seed)
+    for _ in range(steps):
+        model.step()
+    expected = model.close()
+    assert {path.name: path.read_bytes() for path in served.top.iterdir()} == expected
+    assert served.unmount() == 0
+    assert served.events() == ""
+    assert {path.name for path in served.store.iterdir()} == set(expected)
+    for name, content in expected.items():
+        assert served.decrypted(name) == content
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_operations_on_open_files_match_a_model(served: Served, seed: int) -> None:
+    """Thousands of random operations give what plain bytes give, and the owner decrypts the same."""
+    _exercise(served, seed, 2500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_million_random_operations_match_a_model(served: Served) -> None:
+    """The same, a million times."""
+    _exercise(served, 3, 1_000_000)
+
+
+def test_file_written_and_read_back_is_sealed_on_the_host(served: Served) -> None:
+    """What the program wrote is nowhere on the host in clear, and decrypts under the mount's path."""
+    secret = b"a very secret sentence " * 1000
+    (served.top / "a").write_bytes(secret)
+    assert (served.top / "a").read_bytes() == secret
+    assert served.unmount() == 0
+    assert secret[:22] not in (served.store / "a").read_bytes()
+    assert served.decrypted("a") == secret
+
+
+def test_folder_tree_renamed_keeps_every_file_readable(served: Served) -> None:
+    """Renaming a folder seals the new path into every file below."""
+    (served.top / "a/b/c").mkdir(parents=True)
+    for name in ("a/1", "a/b/2", "a/b/c/3"):
+        (served.top / name).write_text(name)
+    os.rename(served.top / "a", served.top / "z")
+    assert (served.top / "z/b/c/3").read_text() == "a/b/c/3"
+    assert sorted(os.listdir(served.top / "z")) == ["1", "b"]
+    assert not (served.top / "a").exists()
+    assert served.unmount() == 0
+    assert served.decrypted("z/b/c/3") == b"a/b/c/3"
+
+
+def test_rename_over_a_full_folder_is_refused(served: Served) -> None:
+    """ENOTEMPTY, as POSIX has it."""
+    (served.top / "a").mkdir()
+    (served.top / "b").mkdir()
+    (served.top / "b/x").write_text("x")
+    with pytest.raises(OSError) as raised:
+        os.rename(served.top / "a", served.top / "b")
+    assert raised.value.errno == errno.ENOTEMPTY
+    os.rename(served.top / "b", served.top / "a")
+    assert (served.top / "a/x").read_text() == "x"
+
+
+def test_rename_flags_are_honoured_and_never_destroy(served: Served) -> None:
+    """RENAME_EXCHANGE swaps, RENAME_NOREPLACE refuses; the flags are not lost on the way."""
+    (served.top / "a").write_text("A")
+    (served.top / "b").write_text("B")
+    folder = os.open(served.top, os.O_RDONLY)
+    try:
+        with pytest.raises(FileExistsError):
+            syscalls.rename(folder, "a", folder, "b", syscalls.RENAME_NOREPLACE)
+        syscalls.rename(folder, "a", folder, "b", syscalls.RENAME_EXCHANGE)
+    finally:
+        os.close(folder)
+    assert (served.top / "a").read_text() == "B"
+    assert (served.top / "b").read_text() == "A"
+    assert served.unmount() == 0
+    assert served.decrypted("a") == b"B"
+
+
+def test_links_and_devices_are_refused(served: Served) -> None:
+    """What cannot be protected is refused: symbolic and hard links, devices, O_TMPFILE."""
+    (served.top / "a").write_text("A")
+    with pytest.raises(PermissionError):
+        os.symlink("a", served.top / "link")
+    with pytest.raises(PermissionError):
+        os.link(served.top / "a", served.top / "hard")
+    with pytest.raises(OSError):
+        os.mkfifo(served.top / "pipe")
+    with pytest.raises(OSError) as raised:
+        os.open(served.top, os.O_TMPFILE | os.O_RDWR)
+    assert raised.value.errno == errno.EOPNOTSUPP
+
+
+def test_modes_and_times_are_kept_within_a_run(served: Served) -> None:
+    """chmod and utime hold, for files and folders; what was never set is fixed and not the host's."""
+    (served.top / "a").write_text("A")
+    (served.top / "d").mkdir()
+    os.chmod(served.top / "a", 0o750)
+    os.utime(served.top / "a", (1000, 2000))
+    assert stat.S_IMODE(os.stat(served.top / "a").st_mode) == 0o750
+    assert os.stat(served.top / "a").st_mtime == 2000
+    with pytest.raises(PermissionError):
+        os.chown(served.top / "a", 12345, 12345)
+
+
+def test_host_modes_and_times_are_not_believed(tmp_path: Path) -> None:
+    """A new run shows fixed modes and times, whatever the host gives its files."""
+    from tests.mount.served import serve
+
+    first = serve(tmp_path)
+    try:
+        (first.top / "a").write_text("A")
+        first.unmount()
+        os.chmod(first.store / "a", 0o777)
+        os.utime(first.store / "a", (5, 5))
+        second = serve(tmp_path)
+        try:
+            info = os.stat(second.top / "a")
+            assert stat.S_IMODE(info.st_mode) == 0o644
+            assert info.st_mtime == 315_532_800
+        finally:
+            second.destroy()
+    finally:
+        first.destroy()
+
+
+def test_names_that_gramine_reserves_are_refused(served: Served) -> None:
+    """Recovery logs are invisible and cannot be made by the program."""
+    with pytest.raises(PermissionError):
+        (served.top / "x.gramine.recovery").write_text("x")
+    (served.top / "ü ñ 名").write_text("unicode")
+    assert os.listdir(served.top) == ["ü ñ 名"]
+
+
+def test_path_longer_than_the_format_can_seal_is_refused(served: Served) -> None:
+    """A path beyond 771 bytes is an error at creation, and nothing is left of it."""
+    folder = served.top
+    for _ in range(3):
+        folder = folder / ("x" * 230)
+        folder.mkdir()
+    with pytest.raises(OSError):
+        (folder / ("y" * 100)).write_text("y")
+    assert os.listdir(folder) == []
+    (folder / "y").write_text("y")
+
+
+def test_many_writers_in_one_folder_do_not_disturb_each_other(served: Served) -> None:
+    """Several processes write files of their own at once."""
+    script = "import sys,random\nr=random.Random(int(sys.argv[2]))\nopen(sys.argv[1],'wb').write(r.randbytes(300000))"
+    running = [
+        subprocess.Popen([sys.executable, "-S", "-c", script, str(served.top / f"f{number}"), str(number)])
+        for number in range(6)
+    ]
+    assert [process.wait(60) for process in running] == [0] * 6
+    for number in range(6):
+        assert (served.top / f"f{number}").read_bytes() == random.Random(number).randbytes(300_000)
+
+
+def test_many_entries_are_created_listed_and_removed(served: Served) -> None:
+    """A folder of a thousand files."""
+    for number in range(1000):
+        (served.top / f"n{number}").write_bytes(b"%d" % number)
+    assert len(os.listdir(served.top)) == 1000
+    assert (served.top / "n777").read_bytes() == b"777"
+    for number in range(1000):
+        os.unlink(served.top / f"n{number}")
+    assert os.listdir(served.top) == []
+    assert os.listdir(served.store) == []
+
+
+def test_sparse_extension_reads_as_zeros(served: Served) -> None:
+    """A hole is zeros, up to the last byte."""
+    with (served.top / "a").open("wb") as file:
+        file.seek(1_000_000)
+        file.write(b"end")
+    assert (served.top / "a").read_bytes() == bytes(1_000_000) + b"end"
+
+
+def test_copy_file_range_and_sendfile_fall_back(served: Served) -> None:
+    """The kernel's copying calls work through ordinary reads and writes."""
+    (served.top / "a").write_bytes(b"x" * 100_000)
+    with (served.top / "a").open("rb") as source, (served.top / "b").open("wb") as target:
+        assert os.sendfile(target.fileno(), source.fileno(), 0, 100_000) == 100_000
+    subprocess.run(["cp", "--reflink=auto", str(served.top / "b"), str(served.top / "c")], check=True)
+    assert (served.top / "c").read_bytes() == b"x" * 100_000
+
+
+def test_locks_of_the_kernel_work(served: Served) -> None:
+    """flock and record locks exclude."""
+    import fcntl
+
+    (served.top / "a").write_text("A")
+    with (served.top / "a").open("r+") as one, (served.top / "a").open("r+") as two:
+        fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_extended_attributes_are_refused_clearly(served: Served) -> None:
+    """There are none: EOPNOTSUPP, which tools understand."""
+    (served.top / "a").write_text("A")
+    with pytest.raises(OSError) as raised:
+        os.setxattr(served.top / "a", "user.x", b"1")
+    assert raised.value.errno == errno.EOPNOTSUPP
+
+
+def test_fallocate_falls_back_or_says_so(served: Served) -> None:
+    """posix_fallocate works (glibc writes where the file system cannot)."""
+    with (served.top / "a").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 10_000)
+    assert os.stat(served.top / "a").st_size == 10_000
+
+
+def test_library_that_serves_is_libfuse_3() -> None:
+    """mfusepy over libfuse 2 would lose rename flags; the version is checked, not hoped for."""
+    from adyton.vfs import fuse
+
+    assert fuse.check_library()[0] == 3
+    assert CDLL(fuse.LIBRARY).fuse_version() >= 30
