@@ -1,0 +1,94 @@
+"""Runs the examples' stories (`run.sh`), each in a folder of its own, with its own copy of Adyton."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import adyton
+from demo.canary import draw, search
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+EXAMPLES = REPOSITORY / "examples"
+LIMIT_S = 110
+
+
+def environment(runtime: Path | None = None) -> dict[str, str]:
+    """This process's environment with one OpenMP thread, the tools in PATH, and Adyton from `runtime` if given.
+
+    Two OpenMP threads that spin on two busy cores cost a factor of ten.
+    """
+    found = {name: value for name, value in os.environ.items() if not name.startswith("ADYTON_")}
+    found |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if runtime is not None:
+        found["PYTHONPATH"] = str(runtime)
+    return found
+
+
+def copy_runtime(target: Path) -> Path:
+    """A copy of the Adyton that is installed here: its measurement stays the same while the story runs."""
+    source = Path(next(iter(adyton.__path__)))
+    shutil.copytree(source, target / "adyton", ignore=shutil.ignore_patterns("__pycache__"))
+    return target
+
+
+def free_address() -> str:
+    """A loopback address with a port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story that was run: its folder, and what it said."""
+
+    folder: Path
+    runtime: Path
+    out: str
+    err: str
+
+    def adyton(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run one more verb in the story's folder."""
+        return subprocess.run(
+            [sys.executable, "-m", "adyton", *words],
+            cwd=self.folder,
+            env=environment(self.runtime),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+    def leaks(self, secrets: list[Path], *, seen_by_the_cloud: tuple[str, ...]) -> set[str]:
+        """Which of the secrets show, raw or packed, in what the cloud could see."""
+        canaries = [canary for path in secrets for canary in draw(path.name, path.read_bytes(), count=40)]
+        assert canaries
+        found: set[str] = set()
+        for pattern in seen_by_the_cloud:
+            files = [path for path in self.folder.glob(pattern) if path.is_file()]
+            assert files, f"nothing matches {pattern}"
+            for path in files:
+                found |= {sighting.secret for sighting in search(path.read_bytes(), canaries)}
+        return found
+
+
+def tell(example: str, work: Path, **addresses: str) -> Story:
+    """Run a story to its end; what it prints comes with a failure."""
+    runtime = copy_runtime(work / "runtime")
+    folder = work / "story"
+    ended = subprocess.run(
+        ["sh", EXAMPLES / example / "run.sh", folder],
+        env={**environment(runtime), **addresses},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    return Story(folder, runtime, ended.stdout, ended.stderr)
