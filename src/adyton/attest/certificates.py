@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
-from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from adyton.attest import der
 from adyton.attest.layout import MAX_CERTIFICATES, MAX_CHAIN_BYTES, MAX_CRL_BYTES
@@ -77,6 +77,77 @@ def load_p256(point: bytes) -> ec.EllipticCurvePublicKey | None:
         return None
 
 
+_COMMON_NAME: Final = bytes.fromhex("550403")
+_NAME_PARTS: Final = {
+    _COMMON_NAME: "CN",
+    bytes.fromhex("550406"): "C",
+    bytes.fromhex("550407"): "L",
+    bytes.fromhex("550408"): "ST",
+    bytes.fromhex("55040a"): "O",
+    bytes.fromhex("55040b"): "OU",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A distinguished name as it stands in a certificate; two are equal where their DER is."""
+
+    der: bytes
+
+    def parts(self) -> list[tuple[bytes, str]]:
+        """Every attribute: the bytes of its OID, and its text."""
+        found = []
+        for set_tag, rdn in der.children(der.only(self.der, der.SEQUENCE)):
+            for tag, pair in der.children(rdn):
+                items = list(der.children(pair)) if tag == der.SEQUENCE and set_tag == der.SET else []
+                if len(items) != 2 or items[0][0] != der.OID:
+                    raise _malformed("distinguished name", "an attribute that is no pair")
+                found.append((items[0][1], items[1][1].decode("utf-8", "replace")))
+        return found
+
+    @property
+    def common_name(self) -> str:
+        """The common name; empty where there is none or several."""
+        names = [text for oid, text in self.parts() if oid == _COMMON_NAME]
+        return names[0] if len(names) == 1 else ""
+
+    def rfc4514_string(self) -> str:
+        """The name for a person to read, most specific attribute first."""
+        return ",".join(f"{_NAME_PARTS.get(oid, oid.hex())}={text}" for oid, text in reversed(self.parts()))
+
+    def __str__(self) -> str:
+        return self.rfc4514_string()
+
+
+class _Positions(NamedTuple):
+    """Where things stand in the DER of a certificate: start and end."""
+
+    tbs: slice
+    serial: slice
+    issuer: slice
+    subject: slice
+
+
+def _positions(raw: bytes, what: str) -> _Positions:
+    """Walk the certificate's outer structure: tbs = [version], serial, algorithm, issuer, validity, subject, ..."""
+    tag, start, end = der.element(raw, 0, len(raw))
+    inner, at, tbs_end = der.element(raw, start, end)
+    if tag != der.SEQUENCE or inner != der.SEQUENCE or end != len(raw):
+        raise _malformed(what, "not one certificate")
+    tag, content, after = der.element(raw, at, tbs_end)
+    if tag == der.VERSION:
+        tag, content, after = der.element(raw, after, tbs_end)
+    if tag != der.INTEGER or content == after or raw[content] & 0x80:
+        raise _malformed(what, "a serial number that is none")
+    spans = []
+    next_at = after
+    for _ in range(4):
+        begin = next_at
+        _, _, next_at = der.element(raw, begin, tbs_end)
+        spans.append(slice(begin, next_at))
+    return _Positions(slice(start, tbs_end), slice(content, after), spans[1], spans[3])
+
+
 @dataclass(frozen=True)
 class Certificate:
     """One X.509 certificate."""
@@ -85,22 +156,21 @@ class Certificate:
     what: str
 
     @cached_property
-    def parsed(self) -> x509.Certificate:
-        """As `cryptography` reads it (with serial number 1 where the certificate says 0)."""
-        return x509.load_der_x509_certificate(_without_serial_zero(self.der, self._tbs[0], self._tbs[1]))
+    def _at(self) -> _Positions:
+        return _positions(self.der, self.what)
 
     @cached_property
-    def _tbs(self) -> tuple[int, int]:
-        tag, start, end = der.element(self.der, 0, len(self.der))
-        inner, _, inner_end = der.element(self.der, start, end)
-        if tag != der.SEQUENCE or inner != der.SEQUENCE or end != len(self.der):
-            raise _malformed(self.what, "not one certificate")
-        return start, inner_end
+    def parsed(self) -> x509.Certificate:
+        """As `cryptography` reads it (with serial number 1 where the certificate says 0)."""
+        raw, at = self.der, self._at.serial
+        if raw[at] == b"\x00":
+            raw = raw[: at.start] + b"\x01" + raw[at.stop :]
+        return x509.load_der_x509_certificate(raw)
 
     @property
     def tbs(self) -> bytes:
         """The signed part, as it stands in the certificate."""
-        return self.der[slice(*self._tbs)]
+        return self.der[self._at.tbs]
 
     @cached_property
     def fingerprint(self) -> Digest:
@@ -114,27 +184,25 @@ class Certificate:
         lines = [text[at : at + 64] for at in range(0, len(text), 64)]
         return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
 
-    @property
-    def subject(self) -> x509.Name:
+    @cached_property
+    def subject(self) -> Name:
         """Subject."""
-        return self.parsed.subject
+        return Name(self.der[self._at.subject])
 
-    @property
-    def issuer(self) -> x509.Name:
+    @cached_property
+    def issuer(self) -> Name:
         """Issuer."""
-        return self.parsed.issuer
+        return Name(self.der[self._at.issuer])
 
     @property
     def serial(self) -> int:
         """Serial number."""
-        return 0 if _has_serial_zero(self.der, self._tbs[0], self._tbs[1]) else self.parsed.serial_number
+        return int.from_bytes(self.der[self._at.serial], "big")
 
     @cached_property
     def common_name(self) -> str:
         """The subject's common name; empty where there is none or several."""
-        names = self.parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        value = names[0].value if len(names) == 1 else ""
-        return value if isinstance(value, str) else ""
+        return self.subject.common_name
 
     @property
     def window(self) -> Window:
@@ -222,31 +290,13 @@ def _is_signed(
     return False
 
 
-def _has_serial_zero(raw: bytes, start: int, end: int) -> bool:
-    _, at, _ = der.element(raw, start, end)
-    tag, content, after = der.element(raw, at, end)
-    if tag == 0xA0:
-        tag, content, after = der.element(raw, after, end)
-    return tag == der.INTEGER and raw[content:after] == b"\x00"
-
-
-def _without_serial_zero(raw: bytes, start: int, end: int) -> bytes:
-    if not _has_serial_zero(raw, start, end):
-        return raw
-    _, at, _ = der.element(raw, start, end)
-    tag, content, after = der.element(raw, at, end)
-    if tag == 0xA0:
-        _, content, _ = der.element(raw, after, end)
-    return raw[:content] + b"\x01" + raw[content + 1 :]
-
-
 def parse_certificate(raw: bytes, what: str) -> Certificate:
     """Parse one DER certificate; raises MalformedQuote."""
     if len(raw) > MAX_CHAIN_BYTES:
         raise _malformed(what, f"{len(raw)} bytes")
     certificate = Certificate(bytes(raw), what)
     try:
-        _ = certificate.extensions, certificate.key, certificate.common_name, certificate.subject, certificate.issuer
+        _ = certificate.extensions, certificate.key, certificate.common_name, certificate.issuer.parts()
         _ = certificate.window, certificate.parsed.signature_algorithm_parameters
     except FOREIGN as error:
         raise _malformed(what, type(error).__name__) from None
@@ -298,7 +348,7 @@ class CRL:
 
     der: bytes
     what: str
-    issuer: x509.Name
+    issuer: Name
     window: Window
     revoked: frozenset[int]
     number: int | None
@@ -315,7 +365,14 @@ class CRL:
         )
 
 
-_CRL_EXTENSIONS: Final = (x509.CRLNumber, x509.AuthorityKeyIdentifier)
+def _crl_issuer(tbs: bytes) -> Name:
+    """tbsCertList = [version], algorithm, issuer, ..."""
+    _, at, end = der.element(tbs, 0, len(tbs))
+    tag, _, after = der.element(tbs, at, end)
+    if tag == der.INTEGER:
+        _, _, after = der.element(tbs, after, end)
+    _, _, name_end = der.element(tbs, after, end)
+    return Name(tbs[after:name_end])
 
 
 def parse_crl(raw: bytes, what: str) -> CRL:
@@ -342,7 +399,7 @@ def parse_crl(raw: bytes, what: str) -> CRL:
     if after is None:
         raise _malformed(what, "no next update")
     window = Window(what, crl.last_update_utc, after)
-    return CRL(bytes(raw), what, crl.issuer, window, frozenset(revoked), number, crl)
+    return CRL(bytes(raw), what, _crl_issuer(crl.tbs_certlist_bytes), window, frozenset(revoked), number, crl)
 
 
 def decode_crl(raw: bytes) -> bytes:

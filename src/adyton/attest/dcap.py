@@ -45,7 +45,7 @@ from adyton.attest.report import VERIFIER, VerifiedReport
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tcbinfo import EnclaveIdentity, TCBInfo, parse_enclave_identity, parse_tcb_info
 from adyton.attest.validity import check_validity
-from adyton.errors import BadChain, EvidenceError, MalformedQuote, Mismatch, Revoked, UsageError
+from adyton.errors import BadChain, MalformedQuote, Mismatch, Revoked, UsageError
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
@@ -192,7 +192,13 @@ def check_ca(checks: Checks, ca: Certificate, root: Certificate) -> None:
     _check_issued(checks, ca, root)
 
 
-def _check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
+def check_leaf(checks: Checks, leaf: Certificate, ca: Certificate) -> None:
+    """B3: the PCK certificate."""
+    _check_profile(checks, leaf, PCK_NAME, ca=False)
+    _check_issued(checks, leaf, ca)
+
+
+def check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
     """B5: a CRL is of the CA that it is for."""
     checks.require(
         f"{crl.what}: issuer",
@@ -217,8 +223,7 @@ def check_pck_chain(checks: Checks, chain: str | bytes, roots: TrustRoots) -> Ve
     leaf, ca, root = parse_chain(chain, ("PCK certificate", "PCK CA", "root CA"), "PCK certificate chain")
     check_root(checks, root, roots)
     check_ca(checks, ca, root)
-    _check_profile(checks, leaf, PCK_NAME, ca=False)
-    _check_issued(checks, leaf, ca)
+    check_leaf(checks, leaf, ca)
     extension = leaf.unrecognized(SGX_EXTENSION)
     if extension is None:
         raise MalformedQuote(
@@ -244,11 +249,12 @@ def _check_signer(checks: Checks, chain: str, what: str, root: Certificate, root
     )
     _check_profile(checks, signer, TCB_SIGNING_NAME, ca=False)
     _check_issued(checks, signer, root)
-    _check_not_revoked(checks, signer, root_crl)
+    check_not_revoked(checks, signer, root_crl)
     return signer
 
 
-def _check_not_revoked(checks: Checks, certificate: Certificate, crl: CRL) -> None:
+def check_not_revoked(checks: Checks, certificate: Certificate, crl: CRL) -> None:
+    """B6: a certificate is not in the CRL of its issuer."""
     checks.require(
         f"{certificate.what}: not revoked",
         certificate.serial not in crl.revoked,
@@ -278,9 +284,9 @@ def check_collateral(checks: Checks, collateral: Collateral, roots: TrustRoots) 
     check_root(checks, root, roots)
     check_ca(checks, ca, root)
     root_crl = parse_crl(collateral.root_ca_crl, "root CA CRL")
-    _check_crl(checks, root_crl, root)
+    check_crl(checks, root_crl, root)
     pck_crl = parse_crl(collateral.pck_crl, "PCK CRL")
-    _check_crl(checks, pck_crl, ca)
+    check_crl(checks, pck_crl, ca)
     signer = _check_signer(checks, collateral.tcb_info_issuer_chain, "TCB info", root, root_crl)
     _check_document(checks, "TCB info", signer, collateral.tcb_info, collateral.tcb_info_signature)
     info = parse_tcb_info(collateral.tcb_info)
@@ -327,8 +333,8 @@ def check_belongs(checks: Checks, pck: VerifiedPCK, good: VerifiedCollateral, *,
         error=Mismatch,
         remedy="fetch the collateral of this platform: adyton collateral fetch --for EVIDENCE",
     )
-    _check_not_revoked(checks, pck.ca, good.root_crl)
-    _check_not_revoked(checks, pck.leaf, good.pck_crl)
+    check_not_revoked(checks, pck.ca, good.root_crl)
+    check_not_revoked(checks, pck.leaf, good.pck_crl)
     info, identity = good.tcb_info, good.identity
     kind = "TDX" if tdx else "SGX"
     checks.require(
@@ -368,6 +374,16 @@ def check_tdx_module(checks: Checks, quote: TDXQuote, info: TCBInfo) -> None:
     )
     if module is None:  # only where that check was disabled by a test
         return
+    svn2 = report.tee_tcb_svn2
+    if svn2 is not None:
+        checks.require(
+            "TDX module loaded now: known version",
+            tcb.module_identity(info, svn2) is not None,
+            expected=[identity.id for identity in info.modules],
+            seen=f"TDX_{svn2[1]:02X}",
+            error=Mismatch,
+            remedy=_REFRESH,
+        )
     checks.require(
         "TDX module: signer",
         report.mrsigner_seam == module.mrsigner,
@@ -530,24 +546,15 @@ def _judge(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, good: VerifiedCollatera
     key = (platform.components, platform.pce_svn, qe_svn, svn, svn2)
     verdict = good.verdicts.get(key)
     if verdict is None:
-        try:
-            verdict = tcb.judge(
-                good.tcb_info,
-                good.identity,
-                components=platform.components,
-                pce_svn=platform.pce_svn,
-                qe_svn=qe_svn,
-                tee_tcb_svn=svn,
-                tee_tcb_svn2=svn2,
-            )
-        except tcb.ModuleMismatch as error:
-            raise Mismatch(
-                f"the TDX module after a relaunch, {error}, has no identity in the TCB info",
-                check="TDX module: known version after a relaunch",
-                expected=", ".join(identity.id for identity in good.tcb_info.modules),
-                seen=str(error),
-                remedy=_REFRESH,
-            ) from None
+        verdict = tcb.judge(
+            good.tcb_info,
+            good.identity,
+            components=platform.components,
+            pce_svn=platform.pce_svn,
+            qe_svn=qe_svn,
+            tee_tcb_svn=svn,
+            tee_tcb_svn2=svn2,
+        )
         good.verdicts.put(key, verdict)
     return verdict
 
@@ -601,8 +608,6 @@ def _report(
     parts = {"sgx": verdict.sgx, "tdx": verdict.tdx, "module": verdict.module, "qe": verdict.qe}
     root = pck.root.fingerprint
     simulated = root not in roots.intel
-    if simulated and root not in roots.sim:
-        raise EvidenceError("the root is neither Intel's nor a simulated one", check="root CA: pinned", seen=root)
     tee = {(True, False): "sgx", (False, False): "tdx", (True, True): "sim", (False, True): "sim-tdx"}[sgx, simulated]
     info, platform = good.tcb_info, pck.platform
     report = quote.report

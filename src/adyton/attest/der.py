@@ -19,6 +19,9 @@ OID: Final = 0x06
 ENUMERATED: Final = 0x0A
 IA5_STRING: Final = 0x16
 SEQUENCE: Final = 0x30
+SET: Final = 0x31
+VERSION: Final = 0xA0
+"""The explicit tag of a certificate's version."""
 
 
 def _malformed(what: str) -> MalformedQuote:

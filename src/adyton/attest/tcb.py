@@ -2,6 +2,7 @@
 
 Pure tables and comparisons; the evidence and the tables have been verified before. Source: Intel's quote verification
 library (`QuoteVerification`, TCB level matching, module identities, relaunch and convergence), from its documentation.
+Stricter than that in one thing: for TDX 1.5 also the TCB that is loaded now must be known and not revoked.
 """
 
 from __future__ import annotations
@@ -74,17 +75,30 @@ def module_identity(info: TCBInfo, tee_tcb_svn: bytes) -> ModuleIdentity | None:
     return next((module for module in info.modules if module.id == wanted), None)
 
 
-def _relaunch_is_enough(info: TCBInfo, svn2: bytes) -> bool | None:
-    """Whether a relaunch now would reach the top level; None where that module's identity is missing."""
+def _loaded_now(info: TCBInfo, components: bytes, pce_svn: int, svn2: bytes | None) -> TCBStatus | None:
+    """Whether what is loaded now (TDX 1.5), which runs this TD too, is Revoked or NotSupported; else None."""
+    if svn2 is None:
+        return None
+    _, level = platform_levels(info, components, pce_svn, svn2)
+    found = {level.status if level else S.NOT_SUPPORTED}
+    module = module_identity(info, svn2) if svn2[1] > 0 else None
+    if svn2[1] > 0:
+        reached = svn_level(module.levels, svn2[0]) if module else None
+        found.add(reached.status if reached else S.NOT_SUPPORTED)
+    return next((status for status in (S.NOT_SUPPORTED, S.REVOKED) if status in found), None)
+
+
+def _relaunch_is_enough(info: TCBInfo, svn2: bytes) -> bool:
+    """Whether a relaunch now would reach the top level, on a module that is up to date."""
     top = info.levels[0].tdx
-    if top is None:
+    if top is None or svn2[2] < top[2]:
         return False
     if svn2[1] == 0:
-        return svn2[0] >= top[0] and svn2[2] >= top[2]
+        return svn2[0] >= top[0]
     module = module_identity(info, svn2)
-    if module is None:
-        return None
-    return svn2[0] >= module.levels[0].isv_svn and svn2[2] >= top[2]
+    if module is None or svn2[0] < module.levels[0].isv_svn:
+        return False
+    return module.levels[0].status is S.UP_TO_DATE
 
 
 def _with_module(start: TCBStatus, module: TCBStatus | None) -> TCBStatus:
@@ -140,9 +154,10 @@ def judge(
             tcb_date=platform.date if platform else None,
         )
 
-    if sgx is None or platform is None or module is S.NOT_SUPPORTED:
+    loaded = _loaded_now(info, components, pce_svn, tee_tcb_svn2)
+    if sgx is None or platform is None or S.NOT_SUPPORTED in (module, loaded):
         return verdict(S.NOT_SUPPORTED)
-    status = _with_module(platform.status, module)
+    status = S.REVOKED if loaded is S.REVOKED else _with_module(platform.status, module)
     if status is S.REVOKED:
         return verdict(status)
     if (
@@ -151,11 +166,8 @@ def judge(
         and sgx.status in _CURRENT
         and status in (S.OUT_OF_DATE, S.OUT_OF_DATE_CONFIGURATION_NEEDED)
         and module is S.OUT_OF_DATE
+        and _relaunch_is_enough(info, tee_tcb_svn2)
     ):
-        enough = _relaunch_is_enough(info, tee_tcb_svn2)
-        if enough is None:
-            raise ModuleMismatch(f"TDX_{tee_tcb_svn2[1]:02X}")
-        if enough:
-            configuration = sgx.status in _CONFIGURATION or status in _CONFIGURATION
-            status = S.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED if configuration else S.TD_RELAUNCH_ADVISED
+        configuration = sgx.status in _CONFIGURATION or status in _CONFIGURATION
+        status = S.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED if configuration else S.TD_RELAUNCH_ADVISED
     return verdict(_with_qe(status, qe))
