@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SERVER: Final = "key server"
 ENCLAVE: Final = "enclave"
 
+_PIN: Final = 'owners.owner = { ca_file = "file:owner-ca.crt" }\n'
+"""The owner's identity in the template: the host leaves it as it is, or her server would not be asked at all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -166,7 +169,7 @@ def _mount(scene: Scene) -> Outcome:
 
 
 def _pinned_server(scene: Scene) -> Outcome:
-    scene.edit("[adyton]\n", '[adyton]\nowners.owner = { ca_file = "file:owner-ca.crt", server_name = "localhost" }\n')
+    scene.edit(_PIN, _PIN.replace(" }", ', server_name = "localhost" }'))
     scene.rebuild()
     return scene.run()
 
@@ -174,22 +177,19 @@ def _pinned_server(scene: Scene) -> Outcome:
 def _other_owner(scene: Scene) -> Outcome:
     journey = scene.journey
     clinic = journey.world.actor("clinic", ADYTON_HOME=str(journey.world.folder / "clinic" / "home"))
-    ready = clinic.folder / "ready.json"
-    if not (clinic.folder / "home").exists():
-        clinic.adyton("init", "--name", "clinic")
-        clinic.adyton("key", "new", KEY)
-        clinic.adyton("collateral", "fetch", "--pcs", journey.maker_url, "--root", journey.root_fingerprint)
-        clinic.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)
+    clinic.adyton("init", "--name", "clinic")
+    clinic.adyton("key", "new", KEY)
+    clinic.adyton("collateral", "fetch", "--pcs", journey.maker_url, "--root", journey.root_fingerprint)
     shutil.copy(clinic.folder / "home" / "ca.crt", scene.cloud.folder / "owner-ca.crt")
+    owners_own = scene.template.read_text(encoding="utf-8")
+    scene.edit('loader.env.LANG = "C.UTF-8"\n', 'loader.env.LANG = "C.UTF-8"\nloader.env.CLINIC = "1"\n')
     scene.rebuild()
-    return scene.run(server=_ready(ready))
-
-
-def _ready(path: Path) -> str:
-    import json
-
-    address: str = json.loads(path.read_text(encoding="utf-8"))["adyton"]
-    return address
+    clinic.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee)
+    scene.template.write_text(owners_own, encoding="utf-8")
+    scene.rebuild()
+    ready = clinic.folder / "ready.json"
+    started = clinic.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)
+    return scene.run(server=started["adyton"])
 
 
 def _other_root(scene: Scene) -> Outcome:
@@ -232,11 +232,8 @@ def _false_server(scene: Scene) -> Outcome:
     scene.cloud.adyton("collateral", "fetch", "--pcs", journey.maker_url, "--root", journey.root_fingerprint)
     scene.cloud.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee)
     ready = scene.cloud.folder / "ready.json"
-    scene.cloud.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)
-    try:
-        return scene.run(server=_ready(ready))
-    finally:
-        scene.cloud.stop()
+    started = scene.cloud.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)
+    return scene.run(server=started["adyton"])
 
 
 ATTEMPTS: Final = (
@@ -247,7 +244,7 @@ ATTEMPTS: Final = (
     Attempt("variable", "one more environment variable", SERVER, _variable, _allow_manifest),
     Attempt("mount", "the output mounted without encryption", SERVER, _mount, _allow_manifest),
     Attempt("pinned server", "another key server's name pinned", SERVER, _pinned_server, _allow_manifest),
-    Attempt("owner", "the key of an owner who approved nothing", SERVER, _other_owner),
+    Attempt("owner", "an owner who did not approve it", SERVER, _other_owner),
     Attempt("root", "another simulated platform's root", SERVER, _other_root),
     Attempt("tampered weights", "one bit of the encrypted weights flipped", ENCLAVE, _tampered_weights),
     Attempt("false server", "a key server of the host's own", ENCLAVE, _false_server),
@@ -272,7 +269,9 @@ def scene_of(journey: Journey, name: str) -> Scene:
     for file in (journey.template, journey.template.with_name(f"{journey.program.name}.trusted")):
         shutil.copy(file, folder)
     shutil.copy(world.owner.folder / "home" / "ca.crt", folder / "owner-ca.crt")
-    return Scene(journey, cloud)
+    scene = Scene(journey, cloud)
+    scene.edit("[adyton]\n", f"[adyton]\n{_PIN}")
+    return scene
 
 
 def judge(what: Attempt, outcome: Outcome) -> Refusal:

@@ -14,11 +14,12 @@ import bz2
 import lzma
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 CANARY_BYTES: Final = 24
 _MAX_DEPTH: Final = 3
@@ -26,11 +27,14 @@ _MAX_UNPACKED_BYTES: Final = 256 << 20
 
 _BASE64_RUN: Final = re.compile(rb"[A-Za-z0-9+/\-_]{64}[A-Za-z0-9+/\-_\r\n]*={0,2}")
 _HEX_RUN: Final = re.compile(rb"[0-9a-fA-F]{32,}")
-_ZLIB_START: Final = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
-_GZIP_START: Final = re.compile(rb"\x1f\x8b\x08")
+_STREAMS: Final[tuple[tuple[str, re.Pattern[bytes], Callable[[], object]], ...]] = (
+    ("zlib", re.compile(rb"\x78[\x01\x5e\x9c\xda]"), zlib.decompressobj),
+    ("gzip", re.compile(rb"\x1f\x8b\x08"), lambda: zlib.decompressobj(wbits=31)),
+    ("bzip2", re.compile(rb"BZh[1-9]1AY&SY"), bz2.BZ2Decompressor),
+    ("xz", re.compile(rb"\xfd7zXZ\x00"), lzma.LZMADecompressor),
+)
 _ZIP_MEMBER: Final = re.compile(rb"PK\x03\x04.{4}\x08\x00", re.DOTALL)
-_BZIP2_START: Final = re.compile(rb"BZh[1-9]1AY&SY")
-_XZ_START: Final = re.compile(rb"\xfd7zXZ\x00")
+_ZIP_HEADER_BYTES: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +86,28 @@ def _search(data: bytes, canaries: Sequence[Canary], form: str, depth: int, foun
 
 
 def _unpacked(data: bytes) -> Iterator[tuple[str, bytes]]:
-    for match in _HEX_RUN.finditer(data):
-        run = match.group()
-        yield "hexadecimal", binascii.unhexlify(run[: len(run) // 2 * 2])
-    for match in _BASE64_RUN.finditer(data):
-        run = match.group().replace(b"\r", b"").replace(b"\n", b"").rstrip(b"=")
-        run = run.replace(b"-", b"+").replace(b"_", b"/")
-        for shift in range(4):
-            part = run[shift : shift + (len(run) - shift) // 4 * 4]
-            yield "base64", base64.b64decode(part)
-    streams: list[tuple[str, re.Pattern[bytes], int, Callable[[], object]]] = [
-        ("zlib", _ZLIB_START, 0, zlib.decompressobj),
-        ("gzip", _GZIP_START, 0, lambda: zlib.decompressobj(wbits=31)),
-        ("bzip2", _BZIP2_START, 0, bz2.BZ2Decompressor),
-        ("xz", _XZ_START, 0, lzma.LZMADecompressor),
-    ]
-    for name, start, _, make in streams:
-        for match in start.finditer(data):
-            yield name, _decompress(make(), data, match.start())
-    for match in _ZIP_MEMBER.finditer(data):
-        at = match.start()
-        header = data[at : at + 30]
-        if len(header) == 30:
-            skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-            yield "zip", _decompress(zlib.decompressobj(wbits=-15), data, at + 30 + skip)
+    """For every packing, all that was packed so in the data, put together."""
+    yield "hexadecimal", b"".join(map(_unhex, _HEX_RUN.findall(data)))
+    runs = [_plain_base64(run) for run in _BASE64_RUN.findall(data)]
+    for shift in range(4):
+        yield "base64", b"".join(base64.b64decode(run[shift : shift + (len(run) - shift) // 4 * 4]) for run in runs)
+    for name, start, make in _STREAMS:
+        yield name, b"".join(_decompress(make(), data, match.start()) for match in start.finditer(data))
+    yield "zip", b"".join(_zip_member(data, match.start()) for match in _ZIP_MEMBER.finditer(data))
+
+
+def _unhex(run: bytes) -> bytes:
+    return binascii.unhexlify(run[: len(run) // 2 * 2])
+
+
+def _plain_base64(run: bytes) -> bytes:
+    return run.translate(bytes.maketrans(b"-_", b"+/"), b"\r\n=")
+
+
+def _zip_member(data: bytes, at: int) -> bytes:
+    header = data[at : at + _ZIP_HEADER_BYTES]
+    skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    return _decompress(zlib.decompressobj(wbits=-15), data, at + _ZIP_HEADER_BYTES + skip)
 
 
 def _decompress(machine: object, data: bytes, start: int) -> bytes:

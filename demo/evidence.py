@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ELSEWHERE: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/log", "/var/lib", "/root", "/home")  # noqa: S108
 """Where on this machine a leak could lie besides the demo's own folder."""
 
+CONTROL: Final = "leak"
 LEAK: Final = Path(__file__).with_name("leak.py")
 _MOST_BYTES: Final = 512 << 20
 
@@ -113,12 +114,12 @@ def regular_files(place: Path, *, changed_since: float = 0.0) -> Iterator[Path]:
 def host_files(journey: Journey, began: float) -> Iterator[Path]:
     """All that the host holds or heard, and every file elsewhere on this machine that changed since the demo began.
 
-    Only the owner's own folder is left out, where the secrets belong.
+    Left out are the owner's own folder, where the secrets belong, and the leak of the positive control.
     """
     world = journey.world
     yield journey.wire
     for folder in world.folder.iterdir():
-        if folder.is_dir() and folder != world.owner.folder:
+        if folder.is_dir() and folder not in (world.owner.folder, world.folder / f"host-{CONTROL}"):
             yield from regular_files(folder)
     own = world.folder.resolve()
     for place in ELSEWHERE:
@@ -129,12 +130,12 @@ def host_files(journey: Journey, began: float) -> Iterator[Path]:
 
 def positive_control(journey: Journey, canaries: list[Canary]) -> Searched:
     """Let a program leak everything on purpose, in every form, and search what the host then has."""
-    scene = scene_of(journey, "leak")
+    scene = scene_of(journey, CONTROL)
     program = journey.program
     leak = scene.cloud.folder / LEAK.name
     leak.write_bytes(LEAK.read_bytes())
     scene.edit(f'"{program.script.name}", ', f'"{LEAK.name}", "{program.script.name}", ')
-    scene.edit("[adyton]\n", "[adyton]\ninsecure__stdio = true\n")
+    scene.edit('network = "none"\n', 'network = "none"\ninsecure__stdio = true\n')
     scene.edit("[sgx]\n", '[sgx]\nallowed_files = ["file:leaked/"]\n')
     with (scene.cloud.folder / f"{program.name}.trusted").open("a", encoding="utf-8") as trusted:
         trusted.write(f"{LEAK.name}\n")

@@ -20,6 +20,7 @@ for name in sys.argv[1:]:
     path = Path(name)
     content = path.read_bytes()
     (leaked / path.name).write_bytes(content)
+    content = content[: 1 << 20]
     (leaked / f"{path.name}.zlib").write_bytes(b"before" + zlib.compress(content) + b"after")
     (leaked / f"{path.name}.gz").write_bytes(gzip.compress(content))
     (leaked / f"{path.name}.b64").write_bytes(base64.b64encode(content))

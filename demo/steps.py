@@ -173,7 +173,7 @@ class Journey:
     def build(self) -> None:
         """Before step 3: template to final manifest, hashed, measured and signed."""
         owner, program = self.world.owner, self.program
-        with self.step(0, "owner", "builds the manifest: every trusted file hashed, all of it measured and signed") as shown:
+        with self.step(0, "owner", "builds the manifest: files hashed, the whole measured and signed") as shown:
             built = owner.adyton("build", self.template.name, "--json").document
             self.measurement = built["measurement"]
             for name in (f"{program.name}.manifest", f"{program.name}.sig", program.script.name):
@@ -185,7 +185,8 @@ class Journey:
         """Before step 3: the owner allows that measurement, on that platform, to have that key."""
         with self.step(0, "owner", "approves this measurement, on this platform, for this key") as shown:
             approved = self.allow(self.world.owner.folder / f"{self.program.name}.manifest")
-            shown.append("not covered by the measurement, and shown to her: " + "; ".join(approved["not_covered"]))
+            shown.append("what the measurement does not cover is shown to her:")
+            shown += [f"- {line}" for line in approved["not_covered"]]
 
     def allow(self, manifest: Path) -> dict[str, list[str]]:
         """Let the owner approve a manifest for her key on the simulated platform."""
@@ -196,10 +197,17 @@ class Journey:
 
     def serve(self) -> None:
         """Steps 4 and 5 wait here: the key server, a process of its own on the owner's machine."""
-        with self.step(0, "owner", "starts her key server; the cloud reaches it over a network that listens in") as shown:
+        with self.step(0, "owner", "starts her key server; a network that listens in lies between") as shown:
             ready = self.world.owner.folder / "ready.json"
             started = self.world.owner.start(
-                "serve", "--listen", "127.0.0.1:0", "--gramine-listen", "127.0.0.1:0", "--ready-file", ready, ready=ready
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--gramine-listen",
+                "127.0.0.1:0",
+                "--ready-file",
+                ready,
+                ready=ready,
             )
             self.server = _address(started["adyton"])
             self.gramine_server = _address(started["ra-tls"])

@@ -188,11 +188,16 @@ class World:
         self._others.append(actor)
         return actor
 
+    @property
+    def actors(self) -> tuple[Actor, ...]:
+        """Everybody, the owner first."""
+        return (self.owner, self.cloud, *self._others)
+
     def __enter__(self) -> World:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in (self.cloud, self.owner, *self._others):
+        for actor in reversed(self.actors):
             actor.stop()
 
 
