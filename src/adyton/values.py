@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from adyton.errors import UsageError
 
@@ -130,3 +130,14 @@ class Key128:
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a key is not pickled")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One answer of `adyton doctor`: what was looked at, how it stands, what was seen, and what to do."""
+
+    group: str
+    name: str
+    state: Literal["ok", "note", "warning", "missing"]
+    seen: str
+    remedy: str | None = None

@@ -23,6 +23,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "inspect": ("adyton.cli.inspect", "Look at protected files, and verify them."),
     "rekey": ("adyton.cli.rekey", "Seal protected files again, under another key or path."),
     "new": ("adyton.cli.new", "Propose a manifest template from one observed native run of a script."),
+    "protect": ("adyton.cli.protect", "From a script to an approved program: all that the owner does, at once."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
     "diff": ("adyton.cli.diff", "Say which file, key or mount makes two measurements differ."),
     "explain-measurement": ("adyton.cli.explain_measurement", "Say in words what a measurement covers."),
@@ -36,6 +37,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "verify": ("adyton.cli.verify", "Verify attestation evidence and explain the verdict."),
     "audit": ("adyton.cli.audit", "List, verify and export the record of releases and refusals."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
+    "doctor": ("adyton.cli.doctor", "Say which TEE this machine has, and what is missing."),
 }
 """Verb -> (module with a Typer `app`, one line of help), in the order of the workflow."""
 

@@ -1,0 +1,198 @@
+"""What running a protected program needs of this machine, whatever the TEE: looked at for `adyton doctor`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from adyton.tee.machine import Machine
+from adyton.values import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TRIAL_S: Final = 10.0
+_TIME_ERROR: Final = 5
+_TIMEX_BYTES: Final = 512
+_RELEASED: Final = 1_750_000_000
+"""Seconds since 1970 before which no Adyton existed: an earlier clock is wrong."""
+
+
+def python(machine: Machine) -> Iterator[Finding]:
+    """Interpreter, cryptography, and the compiled part."""
+    del machine
+    from cryptography.hazmat.backends.openssl import backend
+
+    yield Finding("host", "Python", "ok", sys.version.split()[0])
+    yield Finding("host", "OpenSSL", "ok", backend.openssl_version_text())
+    try:
+        import adyton.pfile._gcm  # noqa: F401
+    except ImportError:
+        yield Finding(
+            "host",
+            "compiled sealing",
+            "warning",
+            "not built: files are sealed with `cryptography`, several times slower",
+            "install a C compiler and OpenSSL's headers (libssl-dev), and install Adyton again",
+        )
+    else:
+        yield Finding("host", "compiled sealing", "ok", "built")
+
+
+def fuse(machine: Machine) -> Iterator[Finding]:
+    """FUSE: the device, its helper, the library."""
+    usable = machine.usable("/dev/fuse")
+    seen = "/dev/fuse" if usable else ("no permission" if machine.has("/dev/fuse") else "absent")
+    remedy = "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
+    yield Finding("host", "FUSE device", "ok" if usable else "missing", seen, None if usable else remedy)
+    helper = machine.program("fusermount3")
+    yield Finding(
+        "host",
+        "fusermount3",
+        "ok" if helper else "missing",
+        helper or "not in PATH",
+        None if helper else "apt-get install fuse3",
+    )
+    from adyton.errors import Error
+
+    try:
+        from adyton.vfs.fuse import check_library
+
+        version = check_library()
+    except (Error, OSError, ImportError) as error:
+        seen, remedy = str(error)[:200], getattr(error, "remedy", None) or "apt-get install libfuse3-3"
+        yield Finding("host", "libfuse3", "missing", seen, remedy)
+    else:
+        yield Finding("host", "libfuse3", "ok", ".".join(map(str, version)))
+
+
+def sandbox(machine: Machine) -> Iterator[Finding]:
+    """bubblewrap and user namespaces: tried, since too many switches decide."""
+    program = machine.program("bwrap")
+    if program is None:
+        yield Finding("host", "bubblewrap", "missing", "no bwrap in PATH", "apt-get install bubblewrap")
+        return
+    try:
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_TRIAL_S, check=True)
+        tried = subprocess.run(
+            [program, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "true"],
+            capture_output=True,
+            text=True,
+            timeout=_TRIAL_S,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Finding("host", "bubblewrap", "missing", str(error)[:200], "apt-get install --reinstall bubblewrap")
+        return
+    yield Finding("host", "bubblewrap", "ok", version.stdout.strip() or program)
+    if tried.returncode == 0:
+        who = "as root" if os.geteuid() == 0 else "as an ordinary user"
+        yield Finding("host", "namespaces", "ok", f"a sandbox starts {who}")
+    else:
+        yield Finding(
+            "host",
+            "namespaces",
+            "missing",
+            tried.stderr.strip()[:200] or f"bwrap ended with {tried.returncode}",
+            "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 "
+            "kernel.apparmor_restrict_unprivileged_userns=0; in a container: --security-opt seccomp=unconfined",
+        )
+
+
+def swap(machine: Machine) -> Iterator[Finding]:
+    """Unencrypted swap writes plaintext to a disk."""
+    from adyton.run.host import unencrypted_swap
+
+    areas = unencrypted_swap(machine.text("/proc/swaps"), sys=machine.root / "sys")
+    if areas:
+        seen = "in clear: " + ", ".join(areas)
+        yield Finding("host", "swap", "warning", seen, "swapoff -a, or put swap on dm-crypt; refused on a real TEE")
+    else:
+        yield Finding("host", "swap", "ok", "none, or encrypted")
+
+
+def clock(machine: Machine) -> Iterator[Finding]:
+    """Evidence and certificates are judged by the clock."""
+    del machine
+    now = time.time()
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if now < _RELEASED:
+        yield Finding("host", "clock", "warning", f"{shown}: in the past", "set the clock, and keep it with NTP")
+        return
+    if _synchronised():
+        yield Finding("host", "clock", "ok", f"{shown}, synchronised")
+    else:
+        yield Finding(
+            "host",
+            "clock",
+            "warning",
+            f"{shown}, not known to be synchronised",
+            "keep it with NTP (systemd-timesyncd, chrony): old collateral passes where the clock is behind",
+        )
+
+
+def _synchronised() -> bool:
+    """What adjtimex(2) says: TIME_ERROR (5) is a clock that nobody keeps."""
+    buffer = (ctypes.c_char * _TIMEX_BYTES)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    state = int(libc.adjtimex(buffer))
+    return 0 <= state != _TIME_ERROR
+
+
+def collateral(machine: Machine) -> Iterator[Finding]:
+    """The owner's collateral: whether any is about to expire."""
+    del machine
+    from datetime import UTC, datetime
+
+    from adyton.keyserver.owner import default_home
+    from adyton.net.collateral_store import EXPIRY_NOTICE, CollateralStore
+
+    folder = default_home() / "collateral"
+    held = list(CollateralStore(folder).held())
+    now = datetime.now(UTC)
+    if not held:
+        yield Finding("owner", "collateral", "note", f"none in {folder}", "adyton collateral fetch")
+        return
+    refused = [row.name for row in held if row.verified is None]
+    ends = [row.verified.expires_at for row in held if row.verified is not None]
+    if refused:
+        yield Finding("owner", "collateral", "warning", "refused: " + ", ".join(refused), "adyton collateral show")
+    elif min(ends) < now:
+        yield Finding("owner", "collateral", "warning", "some has expired", "adyton collateral fetch")
+    elif min(ends) - now < EXPIRY_NOTICE:
+        seen = f"first expiry {min(ends):%Y-%m-%d %H:%M} UTC"
+        yield Finding("owner", "collateral", "warning", seen, "adyton collateral fetch")
+    else:
+        yield Finding("owner", "collateral", "ok", f"{len(held)} documents, valid until {min(ends):%Y-%m-%d}")
+
+
+def memory(machine: Machine) -> Iterator[Finding]:
+    """Private memory is where plaintext lives."""
+    import re
+
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", machine.text("/proc/meminfo"), re.MULTILINE)
+    if found is None:
+        return
+    available_mib = int(found[1]) // 1024
+    state = "ok" if available_mib >= 1024 else "warning"
+    remedy = None if state == "ok" else "staged files live in memory: free some, or lower the manifest's memory_budget"
+    yield Finding("host", "memory", "ok" if state == "ok" else "warning", f"{available_mib} MiB available", remedy)
+
+
+def kernel(machine: Machine) -> Iterator[Finding]:
+    """The kernel, and whether core files leave this machine's memory."""
+    release = machine.text("/proc/sys/kernel/osrelease").strip()
+    yield Finding("host", "kernel", "ok", release or "unknown")
+    pattern = machine.text("/proc/sys/kernel/core_pattern").strip()
+    if pattern.startswith("|"):
+        yield Finding(
+            "host",
+            "core files",
+            "note",
+            f"piped to {pattern[1:].split()[0] if pattern[1:].split() else '?'}",
+            "protected programs run with core files off; the handler sees none of them",
+        )

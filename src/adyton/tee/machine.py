@@ -1,0 +1,208 @@
+"""Which TEE this machine has, and what is missing for each: read from /proc, /sys and /dev, nothing is started.
+
+What the processor offers is not what an operating system can use, and that is not what Adyton can use; each step is
+looked at by itself, and the first that is missing is named with what gets it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from adyton.tee.source import platform_directory
+from adyton.values import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_CPUINFO_BYTES: Final = 1 << 20
+UNTRIED: Final = "Adyton's part of it has never run on hardware; it is tested against doubles"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The files of a machine under `root`, and its search path; tests give others than this machine's."""
+
+    root: Path = Path("/")
+    path: str | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether something exists at this path."""
+        try:
+            return self._at(name).exists()
+        except OSError:
+            return False
+
+    def usable(self, name: str) -> bool:
+        """Whether it can be read and written."""
+        return os.access(self._at(name), os.R_OK | os.W_OK)
+
+    def text(self, name: str) -> str:
+        """The file's text, empty where there is none."""
+        try:
+            with self._at(name).open("rb") as file:
+                return file.read(_CPUINFO_BYTES).decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def program(self, name: str) -> str | None:
+        """Where a program lies."""
+        return shutil.which(name, path=self.path)
+
+    def _at(self, name: str) -> Path:
+        return self.root / name.lstrip("/")
+
+    def cpu_flags(self) -> frozenset[str]:
+        """The processor's feature flags, as the kernel names them."""
+        found = re.search(r"^flags\s*:(.*)$", self.text("/proc/cpuinfo"), re.MULTILINE)
+        return frozenset(found[1].split()) if found else frozenset()
+
+    def vendor(self) -> str:
+        """The processor's vendor."""
+        found = re.search(r"^vendor_id\s*:\s*(\S+)", self.text("/proc/cpuinfo"), re.MULTILINE)
+        return found[1] if found else "unknown"
+
+    def kernel(self) -> tuple[int, int]:
+        """The kernel's version."""
+        found = re.match(r"(\d+)\.(\d+)", self.text("/proc/sys/kernel/osrelease"))
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _step(tee: str, name: str, ok: bool, yes: str, no: str, remedy: str) -> Finding:
+    return Finding(tee, name, "ok" if ok else "missing", yes if ok else no, None if ok else remedy)
+
+
+def sgx(machine: Machine) -> Iterator[Finding]:
+    """Steps to SGX: processor, kernel, Gramine, quoting service."""
+    flags = machine.cpu_flags()
+    yield _step(
+        "sgx",
+        "processor with SGX and flexible launch control",
+        {"sgx", "sgx_lc"} <= flags,
+        "sgx, sgx_lc",
+        f"{machine.vendor()}: " + (", ".join(sorted(flags & {"sgx", "sgx_lc"})) or "no sgx"),
+        "use an Intel Xeon Scalable of the 3rd generation or newer, with SGX switched on in the BIOS (in a virtual "
+        "machine: an instance type with SGX)",
+    )
+    yield _step(
+        "sgx",
+        "device /dev/sgx_enclave",
+        machine.usable("/dev/sgx_enclave"),
+        "/dev/sgx_enclave",
+        "no permission" if machine.has("/dev/sgx_enclave") else "absent",
+        "use a kernel of 5.11 or newer with CONFIG_X86_SGX, and join the group that owns the device",
+    )
+    yield _step(
+        "sgx",
+        "device /dev/sgx_provision",
+        machine.usable("/dev/sgx_provision"),
+        "/dev/sgx_provision",
+        "no permission" if machine.has("/dev/sgx_provision") else "absent",
+        "add the user to the group sgx_prv: without it there are enclaves, but no attestation",
+    )
+    gramine = machine.program("gramine-sgx")
+    yield _step(
+        "sgx",
+        "Gramine",
+        gramine is not None,
+        str(gramine),
+        "no gramine-sgx in PATH",
+        "install Gramine 1.7 or newer, from its own package repository",
+    )
+    yield _step(
+        "sgx",
+        "quoting service (AESM)",
+        machine.has("/var/run/aesmd/aesm.socket"),
+        "/var/run/aesmd/aesm.socket",
+        "no aesm.socket",
+        "install sgx-aesm-service with libsgx-aesm-quote-ex-plugin and libsgx-dcap-default-qpl, and set its PCCS",
+    )
+
+
+def _configfs(machine: Machine, tee: str, provider: str, module: str) -> Finding:
+    root = "/sys/kernel/config/tsm/report"
+    if machine.has(root):
+        return Finding(tee, "attestation reports (configfs-tsm)", "ok", root)
+    old = machine.kernel() < (6, 7)
+    remedy = (
+        "use a kernel of 6.7 or newer with CONFIG_TSM_REPORTS"
+        if old
+        else f"modprobe {module}, then mount -t configfs none /sys/kernel/config"
+    )
+    return Finding(tee, "attestation reports (configfs-tsm)", "missing", f"no {root} for {provider}", remedy)
+
+
+def tdx(machine: Machine) -> Iterator[Finding]:
+    """Steps to TDX, as seen from inside the guest."""
+    yield _step(
+        "tdx",
+        "trust domain",
+        "tdx_guest" in machine.cpu_flags() or machine.has("/dev/tdx_guest"),
+        "this is a TDX guest",
+        "this is no TDX guest",
+        "run inside a TDX guest (a confidential virtual machine on Intel Xeon of the 5th generation or newer)",
+    )
+    yield _configfs(machine, "tdx", "tdx_guest", "tdx_guest")
+    register = "/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384"
+    yield _step(
+        "tdx",
+        "run-time register RTMR3",
+        machine.usable(register),
+        register,
+        "cannot be extended",
+        "use a kernel of 6.16 or newer in the guest, and run as root",
+    )
+
+
+def snp(machine: Machine) -> Iterator[Finding]:
+    """Steps to SEV-SNP, as seen from inside the guest."""
+    yield _step(
+        "snp",
+        "SEV-SNP guest",
+        machine.has("/dev/sev-guest"),
+        "/dev/sev-guest",
+        "this is no SEV-SNP guest, or its driver is not loaded",
+        "run inside a SEV-SNP guest (a confidential virtual machine on AMD EPYC of the 3rd generation or newer), and "
+        "modprobe sev-guest",
+    )
+    report = _configfs(machine, "snp", "sev_guest", "sev-guest")
+    if report.state == "missing" and machine.usable("/dev/sev-guest"):
+        report = Finding("snp", report.name, "note", "absent; /dev/sev-guest serves instead")
+    yield report
+
+
+def sim() -> Iterator[Finding]:
+    """The simulated TEE works anywhere; whether a platform is there already."""
+    folder = platform_directory()
+    exists = (folder / "machine" / "machine.json").is_file()
+    yield Finding(
+        "sim",
+        "simulated platform",
+        "ok" if exists else "note",
+        f"{folder}" if exists else f"none in {folder}",
+        None if exists else "adyton platform new DIR, then --sim-platform DIR",
+    )
+    yield Finding("sim", "what it protects", "note", "nothing from this machine's administrator: it is for trying")
+
+
+def tee_findings(machine: Machine | None = None) -> list[Finding]:
+    """Every step of every TEE."""
+    here = machine or Machine()
+    found: list[Finding] = []
+    for steps in (sgx, tdx, snp):
+        rows = list(steps(here))
+        found += rows
+        if all(row.state != "missing" for row in rows):
+            found.append(Finding(rows[0].group, "tried", "note", UNTRIED))
+    return found + list(sim())
+
+
+def usable_tees(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """The TEEs of which no step is missing; `sim` is always among them."""
+    rows = list(findings)
+    names = dict.fromkeys(row.group for row in rows if row.group in ("sgx", "tdx", "snp", "sim"))
+    return tuple(name for name in names if all(row.state != "missing" for row in rows if row.group == name))
