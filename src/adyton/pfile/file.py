@@ -248,6 +248,8 @@ class ProtectedFile:
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`, fewer only at the end; IntegrityError names the node that is wrong."""
+        if offset >= INLINE_BYTES and 0 < size <= NODE_BYTES:
+            return self._read_small(offset, size)
         _check_range(offset, size)
         buffer = bytearray(max(0, min(size, self._size - offset)))
         got = self.read_into(offset, buffer)
@@ -279,6 +281,44 @@ class ProtectedFile:
                 plan = self._plan(offset + done, end, view[done:])
             done += self._open(*plan)
         return done
+
+    def _read_small(self, offset: int, size: int) -> bytes:
+        """The same for at most one node's worth behind the inline area: it lies in one node or in two."""
+        with self._lock:
+            self._ready()
+            end = min(offset + size, self._size)
+            if end <= offset:
+                return b""
+            first, within = divmod(offset - INLINE_BYTES, NODE_BYTES)
+            length = end - offset
+            plain = self._cached(first)
+            if within + length <= NODE_BYTES:
+                if plain is None:
+                    plain = self._read_nodes(first, 1)
+                    self._keep(first, plain)
+                return bytes(memoryview(plain)[within : within + length])
+            following = self._cached(first + 1)
+            if plain is None and following is None and (first + 1) % DATA_SLOTS:
+                both = self._read_nodes(first, 2)
+                self._keep(first, both[:NODE_BYTES])
+                self._keep(first + 1, both[NODE_BYTES:])
+                return bytes(memoryview(both)[within : within + length])
+            if plain is None:
+                plain = self._read_nodes(first, 1)
+                self._keep(first, plain)
+            if following is None:
+                following = self._read_nodes(first + 1, 1)
+                self._keep(first + 1, following)
+            return bytes(plain[within:] + following[: within + length - NODE_BYTES])
+
+    def _read_nodes(self, first: int, count: int) -> bytearray:
+        """Data nodes of one tree node from the host, with nothing behind the end of the file."""
+        plain = bytearray(NODE_BYTES * count)
+        self._nodes.open_run(first, self._nodes.slots(first, count), plain)
+        live = self._size - INLINE_BYTES - NODE_BYTES * first
+        if live < len(plain):
+            plain[live:] = bytes(len(plain) - live)
+        return plain
 
     def _plan(self, offset: int, end: int, view: memoryview) -> tuple[list[tuple[int, bytes]], int, memoryview]:
         """Copy out what is cached; the rest as runs (first data node, slots), with the offset and view they fill."""
@@ -404,16 +444,13 @@ class ProtectedFile:
         plain = self._dirty.get(data)
         if plain is None:
             plain = self._data.pop(data, None)
-            if plain is None:
-                plain = bytearray(NODE_BYTES)
-                if data < tree.data_nodes(self._kept_size):
-                    self._nodes.open_run(data, self._nodes.slots(data, 1), plain)
-                    self._blank_tail(data, plain)
+            if plain is None:  # what lies behind the end is blanked: Gramine may leave old content there
+                plain = self._read_nodes(data, 1) if data < tree.data_nodes(self._kept_size) else bytearray(NODE_BYTES)
             self._dirty[data] = plain
         return plain
 
     def _blank_tail(self, data: int, plain: bytearray) -> None:
-        """Zero what lies behind the end of the file: Gramine may leave old content in its last node."""
+        """Zero what lies behind the end of the file."""
         live = max(0, self._size - tree.first_offset(data))
         if live < NODE_BYTES:
             plain[live:] = bytes(NODE_BYTES - live)
