@@ -356,6 +356,9 @@ class _Keeper:
             return trees
 
         for mount in mounts:
+            if not os.path.exists(mount.source or ".") and _may_be_made(mount):
+                _make_empty(mount, keys[mount.key_name])
+                self._event(f"{mount.source} did not exist: made as an empty protected file")
             _check_source(mount)
         return _FileServer.start(fuse_fd, make)
 
@@ -586,6 +589,22 @@ class _Keeper:
         self._seconds["flush"] = round(time.monotonic() - began, 4)
         if failure is not None:
             raise failure
+
+
+def _may_be_made(mount: EncryptedMount) -> bool:
+    """Gramine's rule for outputs: a mount may name a file that the program is still to write.
+
+    A folder must be there; a name without a suffix may be meant as one.
+    """
+    source = Path(mount.source)
+    return not mount.is_folder and bool(source.suffix) and source.parent.is_dir()
+
+
+def _make_empty(mount: EncryptedMount, key: Key128) -> None:
+    from adyton.pfile.backing import OSFile
+    from adyton.pfile.file import ProtectedFile
+
+    ProtectedFile.create(OSFile(mount.source, create=True), key, path=mount.source, use_log=False).close()
 
 
 def _check_source(mount: EncryptedMount) -> None:

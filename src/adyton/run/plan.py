@@ -34,6 +34,8 @@ class EncryptedMount:
     key_name: str
     read_only: bool
     recovery: bool
+    is_folder: bool = False
+    """Whether its URI ends in /, so that it must be a folder; without, it may be a file still to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,7 @@ def _encrypted(manifest: Manifest, table: MountTable) -> tuple[EncryptedMount, .
             place.mount.key_name,
             place.path in read_only,
             place.mount.enable_recovery,
+            (place.mount.uri or "").endswith("/"),
         )
         for place in table.places
         if place.mount.type == "encrypted"
