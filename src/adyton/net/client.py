@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import socket
 import ssl
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from adyton.tee.source import QuoteSource
 
 TIMEOUT_S: Final = 30.0
+PATIENCE_S: Final = 3.0
+"""How long a refused connection is tried again: a key server that was started at the same moment takes a second."""
 PROTOCOLS: Final = ("adyton", "ra-tls")
 
 
@@ -308,8 +311,16 @@ class _Conversation:
     def _connect(self, context: ssl.SSLContext, server_name: str) -> ssl.SSLSocket:
         host, port = self._address
         where = f"{host}:{port}"
+        patient_until = time.monotonic() + min(PATIENCE_S, self._timeout_s)
         try:
-            plain = socket.create_connection((host, port), timeout=self._timeout_s)
+            while True:
+                try:
+                    plain = socket.create_connection((host, port), timeout=self._timeout_s)
+                    break
+                except ConnectionRefusedError:
+                    if time.monotonic() > patient_until:
+                        raise
+                    time.sleep(0.1)
         except TimeoutError:
             raise Timeout(f"the key server at {where} cannot be reached within {self._timeout_s:.0f} s") from None
         except OSError as error:
