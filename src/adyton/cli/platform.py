@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adyton.cli.output import note, say, say_json
+
+if TYPE_CHECKING:
+    from adyton.tee.sim import CAKind
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +28,9 @@ AsJSON = Annotated[bool, typer.Option("--json", help="One JSON document for prog
 def new(
     directory: Folder,
     ca: Annotated[str, typer.Option(help="Which CA issues the PCK certificate: platform or processor.")] = "platform",
+    without_chain: Annotated[
+        bool, typer.Option("--without-chain", help="Quotes only name the platform (certification data type 3).")
+    ] = False,
     as_json: AsJSON = False,
 ) -> None:
     """Make a new simulated platform with fresh keys in an empty or new folder."""
@@ -33,7 +39,8 @@ def new(
 
     if ca not in ("platform", "processor"):
         raise UsageError(f"no CA named {ca!r}", check="--ca", expected="platform or processor", seen=ca)
-    platform = SimPlatform.create(directory, ca="processor" if ca == "processor" else "platform")
+    kind: CAKind = "processor" if ca == "processor" else "platform"
+    platform = SimPlatform.create(directory, ca=kind, carries_chain=not without_chain)
     _show(platform.directory, as_json=as_json)
 
 
@@ -58,7 +65,11 @@ def _show(directory: Path, *, as_json: bool) -> None:
                 "tees": [f"sim:{platform.root_fingerprint}", f"sim-tdx:{platform.root_fingerprint}"],
                 "fmspc": publication.fmspc.hex(),
                 "evaluation_number": publication.evaluation_number,
-                "levels": [{"status": level.status, "date": level.date} for level in publication.levels],
+                "levels": [
+                    {"status": level.status, "date": level.date, "advisories": list(level.advisories)}
+                    for level in publication.levels
+                ],
+                "revoked": len(publication.revoked_by_root) + len(publication.revoked_by_ca),
             }
         )
         return
@@ -67,21 +78,64 @@ def _show(directory: Path, *, as_json: bool) -> None:
     say(f"names for a policy  sim:{platform.root_fingerprint}")
     say(f"                    sim-tdx:{platform.root_fingerprint}")
     say(f"FMSPC               {publication.fmspc.hex()}, TCB evaluation data {publication.evaluation_number}")
+    for level in publication.levels:
+        here = "this machine" if platform.has_machine and list(level.sgx) == platform.machine["components"] else ""
+        advisories = ", ".join(level.advisories)
+        say(f"TCB level           {level.date[:10]} {level.status} {advisories} {here}".rstrip())
+    if publication.revoked_by_root or publication.revoked_by_ca:
+        count = len(publication.revoked_by_root) + len(publication.revoked_by_ca)
+        say(f"revoked             {count} certificate{'s' if count > 1 else ''}")
     note(NOTICE)
 
 
 @app.command("raise-tcb")
 def raise_tcb(
     directory: Folder,
-    status: Annotated[str, typer.Option(help="What the platform's present level is called from now on.")] = "OutOfDate",
+    status: Annotated[str, typer.Option(help="What the present level is called from now on.")] = "OutOfDate",
+    part: Annotated[str, typer.Option(help="Whose levels: platform, qe, td-qe or module.")] = "platform",
     advisory: Annotated[list[str] | None, typer.Option(help="Advisory that the level gets (repeatable).")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Publish newer signed TCB info, after which this platform is no longer up to date."""
-    from adyton.tee.sim import SimPlatform
+    from adyton.errors import UsageError
+    from adyton.tee.sim import PARTS, SimPlatform
 
     platform = SimPlatform.load(directory)
-    platform.raise_tcb(status=status, advisories=tuple(advisory or ("SIM-SA-00001",)))
+    for known in PARTS:
+        if part == known:
+            platform.raise_tcb(part=known, status=status, advisories=tuple(advisory or ("SIM-SA-00001",)))
+            break
+    else:
+        raise UsageError(f"no part named {part!r}", check="--part", expected=", ".join(PARTS), seen=part)
+    _show(directory, as_json=as_json)
+
+
+@app.command()
+def upgrade(directory: Folder, as_json: AsJSON = False) -> None:
+    """Give the platform the newest firmware that its vendor published, under a new PCK certificate."""
+    from adyton.tee.sim import SimPlatform
+
+    SimPlatform.load(directory).upgrade()
+    _show(directory, as_json=as_json)
+
+
+@app.command()
+def revoke(
+    directory: Folder,
+    what: Annotated[str, typer.Argument(help="pck, ca or signer.", metavar="WHAT")],
+    as_json: AsJSON = False,
+) -> None:
+    """Revoke the platform's PCK certificate, the CA that issued it, or the signer of TCB info."""
+    from adyton.errors import UsageError
+    from adyton.tee.sim import REVOCABLE, SimPlatform
+
+    platform = SimPlatform.load(directory)
+    for known in REVOCABLE:
+        if what == known:
+            platform.revoke(known)
+            break
+    else:
+        raise UsageError(f"nothing named {what!r} to revoke", expected=", ".join(REVOCABLE), seen=what)
     _show(directory, as_json=as_json)
 
 

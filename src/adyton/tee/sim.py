@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
-from adyton.tee.sim_files import decrypt_ppid, load_key, read_file, write_file
+from adyton.tee.sim_files import decrypt_ppid, key_bytes, load_key, read_file, write_file
 from adyton.tee.sim_machine import FORMAT, QE_KEYS, Shape, SimEnclave, enclave_body, td_body
 from adyton.values import Digest, Measurement
 
@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     from adyton.tee.sim_vendor import Publication
 
 CAKind = Literal["platform", "processor"]
+Part = Literal["platform", "qe", "td-qe", "module"]
+Revocable = Literal["pck", "ca", "signer"]
+
+PARTS: Final[tuple[Part, ...]] = ("platform", "qe", "td-qe", "module")
+REVOCABLE: Final[tuple[Revocable, ...]] = ("pck", "ca", "signer")
 
 _BEGIN: Final = "-----BEGIN CERTIFICATE-----"
 _END: Final = "-----END CERTIFICATE-----"
@@ -102,9 +107,14 @@ class SimPlatform:
     def load(cls, directory: Path) -> SimPlatform:
         """Open an existing platform, or either part of one; raises NoDevice where there is none."""
         platform = cls(directory)
-        if (directory / "machine").is_dir() or not (directory / "vendor").is_dir():
+        if platform.has_machine or not (directory / "vendor").is_dir():
             _ = platform.machine
         return platform
+
+    @property
+    def has_machine(self) -> bool:
+        """Whether the machine's part is here (a vendor's server need not have it)."""
+        return (self.directory / "machine").is_dir()
 
     @cached_property
     def machine(self) -> dict[str, Any]:
@@ -302,15 +312,67 @@ class SimPlatform:
         self,
         *,
         now: datetime | None = None,
+        part: Part = "platform",
         status: str = "OutOfDate",
         advisories: tuple[str, ...] = ("SIM-SA-00001",),
     ) -> Publication:
         """Publish newer TCB info: a level above every present one is UpToDate, and what was UpToDate gets `status`.
 
-        The evaluation data number goes up by one. A platform whose firmware stays as it is then has `status`.
+        `part` says whose levels: the platform's, the QE's, the TD QE's or the TDX module's. The evaluation data number
+        goes up by one. A machine whose firmware stays as it is then has `status`; `upgrade` brings it up to date.
         """
+        _check_status(part, status)
         moment = now or datetime.now(UTC)
         with self._publishing() as before:
-            after = before.raised(moment, status, advisories)
+            after = before.raised(moment, part, status, advisories)
             self._publish(after)
             return after
+
+    def revoke(self, what: Revocable, *, now: datetime | None = None) -> Publication:
+        """Revoke the PCK certificate, the CA that issued it, or the certificate that signs TCB info."""
+        from cryptography.x509 import load_pem_x509_certificates
+
+        moment = now or datetime.now(UTC)
+        with self._publishing() as before:
+            if what == "pck":
+                serial = load_pem_x509_certificates(self.pck_chain.encode())[0].serial_number
+                after = before.later(moment, revoked_by_ca=(*before.revoked_by_ca, serial))
+            else:
+                name = f"{before.ca}-ca" if what == "ca" else "signing"
+                serial = self._vendor_certificate(name).serial_number
+                after = before.later(moment, revoked_by_root=(*before.revoked_by_root, serial))
+            self._publish(after)
+            return after
+
+    def upgrade(self, *, now: datetime | None = None) -> None:
+        """Give the machine the newest firmware: its SVNs become those of the highest levels, under a new PCK key.
+
+        Quotes that are made from now on are judged by the new SVNs; older quotes keep what they say.
+        """
+        from adyton.tee.sim_factory import upgraded_machine
+
+        moment = (now or datetime.now(UTC)).replace(microsecond=0)
+        with self._publishing() as publication:
+            folder = self.directory / "machine"
+            keys = {shape: load_key(folder / f"{name}.key") for shape, name in QE_KEYS.items()}
+            ca = publication.ca
+            chain = self._vendor_chain(f"{ca}-ca")
+            machine, pck_key = upgraded_machine(
+                self.machine, publication, keys, self._vendor_key(f"{ca}-ca"), chain, moment
+            )
+            write_file(folder / "pck.key", key_bytes(pck_key), 0o600)
+            write_file(folder / "machine.json", json.dumps(machine, indent=1).encode(), 0o644)
+        del self.machine
+
+
+def _check_status(part: Part, status: str) -> None:
+    from adyton.attest.status import IN_IDENTITY, IN_TCB_INFO
+
+    allowed = sorted(str(name) for name in (IN_TCB_INFO if part == "platform" else IN_IDENTITY))
+    if part not in PARTS or status not in allowed:
+        raise UsageError(
+            f"no level of the {part} has the status {status!r}",
+            check="TCB status",
+            expected=", ".join(allowed),
+            seen=status,
+        )

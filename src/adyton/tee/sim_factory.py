@@ -104,6 +104,35 @@ def make_platform(directory: Path, ca: CAKind, created: datetime, *, carries_cha
     write_file(directory / "README", _README.format(fingerprint=fingerprint).encode(), _PUBLIC)
 
 
+def upgraded_machine(
+    machine: Mapping[str, Any],
+    publication: sim_vendor.Publication,
+    qe_keys: Mapping[Shape, ec.EllipticCurvePrivateKey],
+    ca_key: ec.EllipticCurvePrivateKey,
+    ca_chain: str,
+    now: datetime,
+) -> tuple[dict[str, Any], ec.EllipticCurvePrivateKey]:
+    """The machine with the newest firmware of this publication, and its new PCK key.
+
+    As on real platforms the PCK key goes with the SVNs: the quoting enclaves keep their attestation keys and have
+    them certified anew.
+    """
+    top = publication.levels[0]
+    module_svn = next(levels[0].isvsvn for name, levels in publication.modules if name == f"TDX_{top.tdx[1]:02X}")
+    pck_key = ec.generate_private_key(ec.SECP256R1())
+    changed = dict(machine)
+    changed["components"] = list(top.sgx)
+    changed["pcesvn"] = top.pcesvn
+    changed["tee_tcb_svn"] = bytes((module_svn, *top.tdx[1:])).hex()
+    changed["pck_chain"] = issue_pck(changed, pck_key.public_key(), ca_key, now) + ca_chain
+    svns: dict[Shape, int] = {"sgx": publication.qe_levels[0].isvsvn, "tdx": publication.td_qe_levels[0].isvsvn}
+    changed["qes"] = {
+        shape: certify_qe(shape, qe_keys[shape], pck_key, cpu_svn=bytes(top.sgx), isv_svn=svns[shape])
+        for shape in _SHAPES
+    }
+    return changed, pck_key
+
+
 def first_publication(machine: Mapping[str, Any], created: datetime) -> sim_vendor.Publication:
     """The publication in which a new machine is up to date, and one with older firmware would not be."""
     date = created.strftime("%Y-%m-%dT00:00:00Z")

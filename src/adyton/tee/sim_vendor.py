@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -23,7 +23,7 @@ from adyton.tee.sim_files import raw_signature
 from adyton.tee.sim_machine import QE_MRSIGNERS, QE_PRODUCTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 CAKind = Literal["platform", "processor"]
 DocumentTEE = Literal["sgx", "tdx"]
@@ -149,21 +149,38 @@ class Publication:
         published_at = max(int(now.timestamp()), self.published_at)
         return replace(self, published_at=published_at, crl_number=self.crl_number + 1, **changes)
 
-    def raised(self, now: datetime, status: str, advisories: tuple[str, ...]) -> Publication:
+    def raised(self, now: datetime, part: str, status: str, advisories: tuple[str, ...]) -> Publication:
         """The next publication, in which a level above all others is UpToDate and the former one has `status`."""
+        number, date = self.evaluation_number + 1, now.strftime("%Y-%m-%dT00:00:00Z")
+
+        def raised_svns(levels: tuple[SVNLevel, ...]) -> tuple[SVNLevel, ...]:
+            return (SVNLevel(levels[0].isvsvn + 1, date, "UpToDate"), *_lowered(levels, status, advisories))
+
+        if part == "qe":
+            return self.later(now, qe_levels=raised_svns(self.qe_levels), evaluation_number=number)
+        if part == "td-qe":
+            return self.later(now, td_qe_levels=raised_svns(self.td_qe_levels), evaluation_number=number)
+        if part == "module":
+            modules = tuple((name, raised_svns(levels)) for name, levels in self.modules)
+            return self.later(now, modules=modules, evaluation_number=number)
         top = self.levels[0]
         newest = Level(
             sgx=(top.sgx[0] + 1, top.sgx[1] + 1, *top.sgx[2:]),
             tdx=(*top.tdx[:2], top.tdx[2] + 1, *top.tdx[3:]),
             pcesvn=top.pcesvn,
-            date=now.strftime("%Y-%m-%dT00:00:00Z"),
+            date=date,
             status="UpToDate",
         )
-        lowered = (
-            replace(level, status=status, advisories=advisories) if level.status == "UpToDate" else level
-            for level in self.levels
-        )
-        return self.later(now, levels=(newest, *lowered), evaluation_number=self.evaluation_number + 1)
+        return self.later(now, levels=(newest, *_lowered(self.levels, status, advisories)), evaluation_number=number)
+
+
+_AnyLevel = TypeVar("_AnyLevel", Level, SVNLevel)
+
+
+def _lowered(levels: tuple[_AnyLevel, ...], status: str, advisories: tuple[str, ...]) -> Iterator[_AnyLevel]:
+    """The same levels, in which what was UpToDate has this status."""
+    for level in levels:
+        yield replace(level, status=status, advisories=advisories) if level.status == "UpToDate" else level
 
 
 def _plain(level: Level | SVNLevel) -> dict[str, Any]:

@@ -14,10 +14,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from adyton.attest import sgx, tdx
+from adyton.attest import dcap, sgx, tdx
+from adyton.attest.roots import TrustRoots
+from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import workload_rtmr3
-from adyton.errors import NoDevice, TargetExists, UsageError
-from adyton.tee.sim import CAKind, SimPlatform
+from adyton.errors import NoDevice, Revoked, TargetExists, UsageError
+from adyton.tee.sim import CAKind, Part, Revocable, SimPlatform
 from adyton.tee.sim_machine import Shape
 from adyton.tee.sim_vendor import ORGANISATION, Publication
 from adyton.tee.source import open_source
@@ -230,3 +232,87 @@ def test_open_source_of_a_simulated_tee_without_measurement_is_refused() -> None
     """A simulated TEE never invents what it runs."""
     with pytest.raises(UsageError, match="needs the workload measurement"):
         open_source("sim")
+
+
+def judged(platform: SimPlatform, shape: Shape = "sgx") -> TCBStatus:
+    """The status that Adyton's own verifier gives a quote of the platform now."""
+    raw = platform.enclave(measurement=MEASUREMENT, shape=shape).quote(REPORT_DATA)
+    quote = sgx.parse_quote(raw) if shape == "sgx" else tdx.parse_quote(raw)
+    roots = TrustRoots().with_sim([platform.root_fingerprint])
+    now = datetime.now(UTC)
+    return dcap.verify(quote, platform.collateral(now, tee=shape), roots, now).status
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "lowered"),
+    [
+        ("platform", "sgx", "SWHardeningNeeded"),
+        ("platform", "tdx", "ConfigurationNeeded"),
+        ("platform", "sgx", "Revoked"),
+        ("qe", "sgx", "OutOfDate"),
+        ("qe", "sgx", "Revoked"),
+        ("td-qe", "tdx", "OutOfDate"),
+        ("module", "tdx", "OutOfDate"),
+        ("module", "tdx", "Revoked"),
+    ],
+)
+def test_raised_part_gives_the_status_until_the_upgrade(tmp_path: Path, part: Part, shape: Shape, lowered: str) -> None:
+    """Each part's newer levels show in the verdict, and new firmware makes the machine up to date again."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    old_quote = platform.enclave(measurement=MEASUREMENT, shape=shape).quote(REPORT_DATA)
+    platform.raise_tcb(part=part, status=lowered)
+    assert judged(platform, shape) == lowered
+    platform.upgrade()
+    assert judged(platform, shape) is TCBStatus.UP_TO_DATE
+    assert verified(platform, platform.enclave(measurement=MEASUREMENT, shape=shape).quote(REPORT_DATA), shape) == (
+        "UpToDate",
+        [],
+    )
+    collateral = platform.collateral(tee=shape)
+    quote = sgx.parse_quote(old_quote) if shape == "sgx" else tdx.parse_quote(old_quote)
+    roots = TrustRoots().with_sim([platform.root_fingerprint])
+    assert dcap.verify(quote, collateral, roots, datetime.now(UTC)).status == lowered
+
+
+@pytest.mark.parametrize(("part", "status"), [("platform", "Fine"), ("qe", "SWHardeningNeeded"), ("module", "")])
+def test_raised_part_with_an_unknown_status_is_refused(tmp_path: Path, part: Part, status: str) -> None:
+    """Only statuses that the formats know are published."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    with pytest.raises(UsageError, match="has the status"):
+        platform.raise_tcb(part=part, status=status)
+    assert platform.publication().evaluation_number == 1
+
+
+@pytest.mark.parametrize("what", ["pck", "ca", "signer"])
+@pytest.mark.parametrize("ca", CAS)
+def test_revoked_certificate_refuses_the_quote(tmp_path: Path, what: Revocable, ca: CAKind) -> None:
+    """After each revocation the same quote is refused as revoked, by Adyton and by dcap-qvl."""
+    platform = SimPlatform.create(tmp_path / "platform", ca=ca)
+    before = platform.publication()
+    assert judged(platform) is TCBStatus.UP_TO_DATE
+    after = platform.revoke(what)
+    assert after.crl_number > before.crl_number
+    with pytest.raises(Revoked):
+        judged(platform)
+    quote = platform.enclave(measurement=MEASUREMENT).quote(REPORT_DATA)
+    with pytest.raises(Exception, match=r"(?i)revoked"):
+        verified(platform, quote, "sgx")
+
+
+def test_upgraded_machine_escapes_a_revoked_pck_certificate(tmp_path: Path) -> None:
+    """New firmware comes with a new PCK key and certificate, which nobody has revoked."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    platform.revoke("pck")
+    platform.upgrade()
+    assert judged(platform) is TCBStatus.UP_TO_DATE
+
+
+def test_platform_without_chain_names_itself_by_its_encrypted_ppid(tmp_path: Path) -> None:
+    """Certification data of type 3 carries the PPID that only the vendor can decrypt."""
+    platform = SimPlatform.create(tmp_path / "platform", carries_chain=False)
+    quote = sgx.parse_quote(platform.enclave(measurement=MEASUREMENT).quote(REPORT_DATA))
+    assert (quote.signature.certification_type, len(quote.signature.certification_data)) == (3, 404)
+    ppid = platform.decrypt_ppid(quote.signature.certification_data[:384])
+    assert ppid is not None
+    assert ppid.hex() == platform.machine["ppid"]
+    assert platform.decrypt_ppid(bytes(384)) is None
