@@ -90,7 +90,7 @@ class OSFile:
     """A file of the operating system, by path or by an open descriptor (which it then owns).
 
     By path, its recovery log is the file of the same name with `.gramine.recovery` behind it; by
-    descriptor there is a log only where `path` says what the file is called.
+    descriptor there is a log only where `path` says what the file is called; `name` is for errors alone.
     """
 
     def __init__(
@@ -100,13 +100,14 @@ class OSFile:
         writable: bool = False,
         create: bool = False,
         path: Path | None = None,
+        name: str | None = None,
         mode: int = 0o600,
     ) -> None:
         self._path: Path | None
         if isinstance(source, int):
             self._fd = source
             self._path = path
-            self._name = str(path) if path is not None else f"descriptor {source}"
+            self._name = name or (str(path) if path is not None else f"descriptor {source}")
         else:
             self._path = Path(source)
             self._name = str(source)

@@ -276,7 +276,7 @@ def decrypt_into(
     `source` as a descriptor stays the caller's.  A segment is written once all of it was verified; on an
     error the target is cut to nothing.  Raises as `decrypt_file`.
     """
-    backing = OSFile(os.dup(source) if isinstance(source, int) else source)
+    backing = OSFile(os.dup(source), name=path) if isinstance(source, int) else OSFile(source)
     with ProtectedFile.open(backing, key, path=path) as file:
         try:
             return _open_into(file, target_fd, jobs, advance).size
