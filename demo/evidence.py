@@ -117,10 +117,11 @@ def host_files(journey: Journey, began: float) -> Iterator[Path]:
     Left out are the owner's own folder, where the secrets belong, and the leak of the positive control.
     """
     world = journey.world
+    control = f"host-{CONTROL}"
     yield journey.wire
     for folder in world.folder.iterdir():
-        if folder.is_dir() and folder not in (world.owner.folder, world.folder / f"host-{CONTROL}"):
-            yield from regular_files(folder)
+        if folder.is_dir() and folder not in (world.owner.folder, world.folder / control):
+            yield from (path for path in regular_files(folder) if path.stem != control)
     own = world.folder.resolve()
     for place in ELSEWHERE:
         for path in regular_files(Path(place), changed_since=began):

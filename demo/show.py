@@ -90,7 +90,7 @@ class People:
 
     def canary(self, seen: Searched, control: Searched, wanted: int) -> None:
         """What the search found, and what it finds where there is a leak."""
-        verdict = "nothing" if not seen.found else ", ".join(sorted(seen.secrets))
+        verdict = "; ".join(f"{one.secret} ({one.form}) in {one.where}" for one in seen.found) or "nothing"
         self._console.print(
             f" searched {seen.files} files and the recorded network, {seen.size_bytes / 1e6:.0f} MB: found {verdict}"
         )

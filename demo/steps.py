@@ -19,12 +19,14 @@ KEY: Final = "hospital"
 """Name of the key that opens the owner's files."""
 
 PHASES: Final = (
-    (3, "cloud", "starts the program; inside the TEE it makes a fresh key and evidence for it", ("prepare",)),
+    (3, "cloud", "starts the program; inside the TEE it makes a fresh key and evidence", ("start", "prepare")),
     (4, "owner", "verifies the evidence and releases the key (steps 4 and 5)", ("keys",)),
     (6, "TEE", "stages trusted files and inputs, verified and decrypted on the way", ("serve", "stage")),
     (7, "TEE", "runs the script, unchanged, on plain files", ("program", "flush")),
 )
 """Which phases of `adyton run` make up which steps."""
+
+PHASES_OF_LAUNCH: Final = ("prepare", "keys", "serve", "stage", "program", "flush")
 
 FILES: Final = "encrypted"
 """Where owner and cloud see the untrusted storage; protected files carry their path below it."""
@@ -238,6 +240,8 @@ class Journey:
         if outcome.status != 0:
             raise StepFailed("adyton run", outcome)
         self.phases = outcome.document["seconds"]
+        inside = sum(seconds for phase, seconds in self.phases.items() if phase in PHASES_OF_LAUNCH)
+        self.phases["start"] = round(outcome.seconds - inside, 4)
         for number, actor, name, phases in PHASES:
             seconds = sum(self.phases.get(phase, 0.0) for phase in phases)
             self._record(Step(number, actor, name, seconds, ()))

@@ -184,6 +184,7 @@ class World:
         """One more actor, with a folder of its own."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
+        extra = {"PYTHONPATH": self.owner.extra["PYTHONPATH"], **extra}
         actor = Actor(name, folder, self.folder / "logs" / f"{name}.log", extra)
         self._others.append(actor)
         return actor
