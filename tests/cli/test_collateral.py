@@ -1,0 +1,207 @@
+"""`adyton platform` and `adyton collateral`, as a person or a script calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from adyton.cli import collateral, platform
+from adyton.errors import Error, FetchFailed, Stale, TargetExists, UsageError
+from adyton.tee.sim import SimPlatform
+from adyton.values import Measurement
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own."""
+    monkeypatch.setenv("ADYTON_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> SimPlatform:
+    """A simulated platform."""
+    return SimPlatform.create(tmp_path / "platform")
+
+
+@pytest.fixture
+def service(made: SimPlatform, tmp_path: Path) -> Iterator[str]:
+    """The platform served by the verb itself, in a process of its own."""
+    ready = tmp_path / "ready.json"
+    words = ["platform", "serve", str(made.directory), "--ready-file", str(ready)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adyton", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        end = time.monotonic() + 30
+        while not ready.exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        document = json.loads(ready.read_text())
+        assert document["root_fingerprint"] == made.root_fingerprint.hex()
+        assert document["simulated"] is True
+        yield document["url"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=10)
+    assert said.splitlines()[0] == f"listening pcs {document['url']}"
+
+
+def run(*args: str | os.PathLike[str], verb: object = collateral) -> Result:
+    """Call one of the verbs; what it raises is raised."""
+    result = CliRunner().invoke(verb.app, [os.fspath(arg) for arg in args])  # type: ignore[attr-defined]
+    if isinstance(result.exception, Error):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_fetch_from_a_simulated_platform_fetches_all_it_knows(service: str, made: SimPlatform) -> None:
+    """Without --for and --fmspc everything that the named service knows is fetched, and its root is named."""
+    result = run("fetch", "--pcs", service)
+    assert result.output.count("valid until") == 7
+    assert f"sim:{made.root_fingerprint}" in result.output
+    document = json.loads(run("show", "--json").stdout)
+    assert {row["state"] for row in document["documents"]} == {"valid"}
+    assert {row["root"] for row in document["documents"]} == {made.root_fingerprint.hex()}
+
+
+def test_fetch_for_evidence_fetches_what_it_needs(service: str, made: SimPlatform, tmp_path: Path) -> None:
+    """With --for the documents for that quote's platform and TEE come."""
+    quote = tmp_path / "quote.bin"
+    quote.write_bytes(made.enclave(measurement=Measurement(bytes(32)), shape="tdx").quote(bytes(64)))
+    result = run("fetch", "--pcs", service, "--for", quote, "--json")
+    names = {row["name"] for row in json.loads(result.stdout)["documents"]}
+    assert f"tcb-info-tdx-{made.fmspc.hex()}" in names
+    assert not any("sgx" in name for name in names)
+
+
+def test_fetch_again_uses_the_remembered_source(service: str, made: SimPlatform) -> None:
+    """A named service is remembered; `fetch` alone refreshes what is due."""
+    run("fetch", "--pcs", service)
+    assert "nothing is due" in run("fetch").output
+    assert run("fetch", "--fmspc", made.fmspc.hex(), "--tee", "sgx").output.count("valid until") == 5
+
+
+def test_fetch_after_newer_tcb_info_and_back_is_refused(service: str, made: SimPlatform, tmp_path: Path) -> None:
+    """Newer TCB info is taken; a bundle with the older one is then refused."""
+    run("fetch", "--pcs", service)
+    run("export", "-o", tmp_path / "old.json")
+    run("raise-tcb", made.directory, verb=platform)
+    assert "number 2" in run("fetch", "--pcs", service).output
+    with pytest.raises(Stale, match="older than one that was seen"):
+        run("import", tmp_path / "old.json")
+
+
+def test_export_and_import_carry_everything(service: str, tmp_path: Path) -> None:
+    """A bundle brings another home all that this one has."""
+    run("fetch", "--pcs", service)
+    assert "7 documents" in run("export", "-o", tmp_path / "bundle.json").output
+    other = tmp_path / "other"
+    assert run("import", tmp_path / "bundle.json", "--home", other).output.count("valid until") == 7
+    assert run("show", tmp_path / "bundle.json").output.count("until") == 7
+
+
+def test_fetch_with_nothing_to_fetch_says_what_to_name() -> None:
+    """With an empty store and nothing named, the options are."""
+    with pytest.raises(UsageError, match="nothing to fetch") as caught:
+        run("fetch")
+    assert "--for EVIDENCE" in str(caught.value.expected)
+
+
+@pytest.mark.parametrize("words", [("--fmspc", "12"), ("--fmspc", "zz" * 6), ("--tee", "snp")])
+def test_fetch_with_wrong_words_is_refused(words: tuple[str, str]) -> None:
+    """Options are checked before anything is asked."""
+    with pytest.raises(UsageError):
+        run("fetch", "--pcs", "http://127.0.0.1:1", *words)
+
+
+def test_fetch_where_nobody_listens_fails_closed(made: SimPlatform) -> None:
+    """No service: `could not check`, and nothing is kept."""
+    made_fmspc = made.fmspc.hex()
+    with pytest.raises(FetchFailed):
+        run("fetch", "--pcs", "http://127.0.0.1:1", "--fmspc", made_fmspc)
+    assert "no collateral" in run("show").output
+
+
+def test_export_of_nothing_is_refused(tmp_path: Path) -> None:
+    """An empty bundle is never written."""
+    with pytest.raises(UsageError):
+        run("export", "-o", tmp_path / "bundle.json")
+    assert not (tmp_path / "bundle.json").exists()
+
+
+def test_show_names_what_was_altered(service: str, made: SimPlatform, home: Path) -> None:
+    """A document that was altered on disk is shown as refused."""
+    run("fetch", "--pcs", service)
+    path = home / "collateral" / made.root_fingerprint.hex() / "qe-identity-sgx.json"
+    path.write_text(path.read_text().replace("isvsvn", "isvsvm", 1))
+    assert "REFUSED" in run("show").output
+
+
+# --- platform ---------------------------------------------------------------------------------------------------------
+
+
+def test_platform_new_names_its_root(tmp_path: Path) -> None:
+    """A new platform is shown with the names that a policy uses, and that it is simulated."""
+    document = json.loads(run("new", tmp_path / "p", "--json", verb=platform).stdout)
+    assert document["simulated"] is True
+    assert document["tees"] == [f"sim:{document['root_fingerprint']}", f"sim-tdx:{document['root_fingerprint']}"]
+    text = run("show", tmp_path / "p", verb=platform).output
+    assert document["root_fingerprint"] in text
+    assert "protects nothing" in text
+    assert "this machine" in text
+
+
+def test_platform_new_over_an_old_one_is_refused(made: SimPlatform) -> None:
+    """A platform is never overwritten."""
+    with pytest.raises(TargetExists):
+        run("new", made.directory, verb=platform)
+
+
+def test_platform_can_be_raised_upgraded_and_revoked(made: SimPlatform) -> None:
+    """The verbs that change a platform show what has changed."""
+    assert (
+        "OutOfDate SIM-SA-7 this machine"
+        in run("raise-tcb", made.directory, "--advisory", "SIM-SA-7", verb=platform).output
+    )
+    assert "UpToDate  this machine" in run("upgrade", made.directory, verb=platform).output
+    assert "1 certificate" in run("revoke", made.directory, "pck", verb=platform).output
+
+
+@pytest.mark.parametrize(
+    "words", [("raise-tcb", "--part", "cpu"), ("raise-tcb", "--status", "Fine"), ("revoke", "root")]
+)
+def test_platform_change_with_wrong_words_is_refused(made: SimPlatform, words: tuple[str, ...]) -> None:
+    """Unknown parts, statuses and certificates are refused, and nothing is published."""
+    with pytest.raises(UsageError):
+        run(words[0], made.directory, *words[1:], verb=platform)
+    assert made.publication().evaluation_number == 1
+
+
+def test_platform_export_is_a_collateral_file(made: SimPlatform, tmp_path: Path) -> None:
+    """The exported file is what `adyton collateral import` takes."""
+    run("export", made.directory, "-o", tmp_path / "c.json", "--tdx", verb=platform)
+    assert run("import", tmp_path / "c.json").output.count("valid until") == 4
+
+
+@pytest.mark.parametrize("listen", ["nowhere", "127.0.0.1", "127.0.0.1:99999", ":80", "127.0.0.1:x"])
+def test_platform_serve_at_no_address_is_refused(made: SimPlatform, listen: str) -> None:
+    """An address to listen at is HOST:PORT."""
+    with pytest.raises(UsageError):
+        run("serve", made.directory, "--listen", listen, verb=platform)
+
+
+def test_platform_serve_at_a_taken_port_says_so(service: str, made: SimPlatform) -> None:
+    """A taken port is named, with what to do."""
+    with pytest.raises(Error, match="cannot listen") as caught:
+        run("serve", made.directory, "--listen", service.removeprefix("http://"), verb=platform)
+    assert "another port" in str(caught.value.remedy)
