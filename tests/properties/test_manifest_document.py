@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adyton.errors import MalformedManifest
 from adyton.manifest.document import parse_document, write_document
 
-NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 URIS = st.one_of(
     NAMES.map(lambda name: f"file:{name}"), st.sampled_from(["file:a", "file:b/c.py", "file:it's", 'file:"'])
 )

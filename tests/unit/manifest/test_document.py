@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Any
 
 import pytest
 import tomli_w
@@ -18,7 +19,7 @@ def entry(uri: str, digest: str) -> str:
     return f'[[sgx.trusted_files]]\nuri = "{uri}"\nsha256 = "{digest}"\n\n'
 
 
-def whole(text: str) -> dict[str, object]:
+def whole(text: str) -> dict[str, Any]:
     """The document of a text with the block put where it belongs."""
     document, block = parse_document(text)
     if block:
@@ -104,7 +105,7 @@ def test_document_error_shows_the_line() -> None:
 def test_written_document_equals_tomli_w() -> None:
     """The text is what tomli_w writes for the same tables, with sgx last."""
     trusted = [("file:a", HASHES[0]), ("file:it's ä", HASHES[1]), ('file:"q"\\', HASHES[2]), ("file:z", HASHES[3])]
-    body = {"fs": {"mounts": []}, "sgx": {"debug": True, "cpu_features": {"avx": "required"}}}
+    body: dict[str, Any] = {"fs": {"mounts": []}, "sgx": {"debug": True, "cpu_features": {"avx": "required"}}}
     text = write_document(body, trusted)
     tables = {"fs": body["fs"], "sgx": {**body["sgx"], "trusted_files": [{"uri": u, "sha256": h} for u, h in trusted]}}
     assert text.rstrip("\n") == tomli_w.dumps(tables).rstrip("\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -35,10 +36,10 @@ def key() -> rsa.RSAPrivateKey:
     return load_signer(generate_signer())
 
 
-def signature(key: rsa.RSAPrivateKey, text: bytes = TEXT, **other: object) -> bytes:
+def signature(key: rsa.RSAPrivateKey, text: bytes = TEXT, **other: Any) -> bytes:
     """The SIGSTRUCT of a text, with some of its fields as given."""
-    fields: dict[str, object] = {"attributes": Attributes.of(debug=False), "isv_prod_id": 5, **other}
-    return sign(workload_measurement(text, RUNTIME), key, **fields).to_bytes()  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"attributes": Attributes.of(debug=False), "isv_prod_id": 5, **other}
+    return sign(workload_measurement(text, RUNTIME), key, **fields).to_bytes()
 
 
 def test_measurement_is_the_documented_hash() -> None:
@@ -105,7 +106,7 @@ def test_signed_manifest_under_another_runtime_is_refused(key: rsa.RSAPrivateKey
         {"attributes": replace(Attributes.of(debug=False), xfrm=7)},
     ],
 )
-def test_signed_manifest_with_other_attributes_is_refused(key: rsa.RSAPrivateKey, other: dict[str, object]) -> None:
+def test_signed_manifest_with_other_attributes_is_refused(key: rsa.RSAPrivateKey, other: dict[str, Any]) -> None:
     """A signature for a debug enclave, or another product, is not this manifest's."""
     with pytest.raises(BadSignature, match="attributes"):
         load_signed(TEXT, signature(key, **other), RUNTIME)
