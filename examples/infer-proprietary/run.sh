@@ -49,7 +49,7 @@ adyton serve --listen "$maker" --ready-file maker.json --home maker &
 serving=$!
 adyton serve --listen "$clinic" --ready-file clinic.json --home clinic &
 serving="$serving $!"
-until [ -e maker.json ] && [ -e clinic.json ]; do kill -0 $serving && sleep 0.1; done
+until [ -e maker.json ] && [ -e clinic.json ]; do kill -0 $serving || exit 1; sleep 0.1; done
 
 echo "== nobody has approved: nothing starts, and both say why"
 if adyton run infer.manifest --tee sim --key-server "maker=$maker" --key-server "clinic=$clinic"; then exit 1; fi

@@ -33,7 +33,7 @@ adyton approve search.manifest --key hospital --tee "$(adyton platform name plat
 echo "== the hospital's key server; the cloud's run"
 adyton serve --listen "$server" --ready-file ready.json &
 serving=$!
-until [ -e ready.json ]; do kill -0 $serving && sleep 0.1; done
+until [ -e ready.json ]; do kill -0 $serving || exit 1; sleep 0.1; done
 adyton run search.manifest --tee sim --key-server "$server"
 
 echo "== the hospital reads the answers"

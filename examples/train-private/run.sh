@@ -32,10 +32,10 @@ adyton approve train.manifest --key hospital --tee "$(adyton platform name platf
 echo "== the hospital's key server; the cloud's run"
 adyton serve --listen "$server" --ready-file ready.json &
 serving=$!
-until [ -e ready.json ]; do kill -0 $serving && sleep 0.1; done
+until [ -e ready.json ]; do kill -0 $serving || exit 1; sleep 0.1; done
 adyton run train.manifest --tee sim --key-server "$server" &
 running=$!
-until [ -e storage/out/checkpoint.pt ]; do kill -0 $running && sleep 0.05; done
+until [ -e storage/out/checkpoint.pt ]; do kill -0 $running || exit 1; sleep 0.05; done
 kill -9 $running
 
 echo "== the cloud killed it in the middle; started again, it goes on from its encrypted checkpoint"

@@ -1,0 +1,146 @@
+"""Every command that the docs tell people to type is run, here or by a story's test."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import DOCS, REPOSITORY, Block, pages, shell_blocks
+from tests.examples.stories import EXAMPLES, copy_runtime, environment, free_address
+
+LIMIT_S = 110
+STORIES = {
+    DOCS / "use-cases" / f"{example}.md": EXAMPLES / example / "run.sh"
+    for example in ("train-private", "infer-proprietary", "search-private")
+}
+SESSIONS: dict[str, list[Path]] = {
+    "tutorial": [DOCS / "tutorial" / name for name in ("native.md", "simulated.md", "real.md")],
+    "from-gramine": [DOCS / "from-gramine.md"],
+}
+"""Pages whose blocks are typed one after the other, in one folder."""
+
+ELSEWHERE = {"make demo", "make test", *(f"sh examples/{page.stem}/run.sh" for page in STORIES)}
+"""Commands of other pages that the gate itself, or a story's test, runs."""
+
+WAIT = """
+wait_for() { python - "$1" <<'END'
+import socket, sys, time
+host, port = sys.argv[1].rsplit(":", 1)
+for attempt in range(300):
+    try:
+        socket.create_connection((host, int(port)), 1).close()
+        break
+    except OSError:
+        time.sleep(0.1)
+else:
+    sys.exit("the server did not start")
+END
+}
+"""
+
+
+def plain(command: str) -> str:
+    """A command as pages write it: addresses spelt out, without what only a script needs."""
+    command = re.sub(r" --ready-file \S+", "", command)
+    for name, port in (("server", 4433), ("maker", 4433), ("clinic", 4434)):
+        command = command.replace(f'"${name}"', f"127.0.0.1:{port}").replace(f"=${name}", f"=127.0.0.1:{port}")
+    return command
+
+
+def typed(blocks: list[Block]) -> list[str]:
+    """The commands of the blocks that are run."""
+    return [command for block in blocks if block.reason is None for command in block.commands]
+
+
+def session(blocks: list[Block], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Type the blocks into one shell, in a folder with the repository beside as `adyton`."""
+    script = "\n".join(block.text for block in blocks if block.reason is None).replace("\\\n", " ")
+    for port in sorted(set(re.findall(r"127\.0\.0\.1:(\d+)", script))):
+        script = script.replace(f"127.0.0.1:{port}", free_address())
+    script = re.sub(r"^(adyton serve --listen (\S+).*&)$", r"\1 serving=$!; wait_for \2", script, flags=re.MULTILINE)
+    (folder / "adyton").symlink_to(REPOSITORY)
+    shell = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", f"{WAIT}\ntrap 'kill ${{serving:-}} 2>/dev/null || :' EXIT\n{script}"],
+        cwd=folder,
+        env={**environment(copy_runtime(folder / "runtime")), "HOME": str(folder)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        out, err = shell.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        shell.send_signal(signal.SIGTERM)
+        shell.communicate(timeout=10)
+        raise
+    return subprocess.CompletedProcess(["bash"], shell.returncode, out, err)
+
+
+@pytest.mark.parametrize("page", STORIES, ids=lambda page: page.stem)
+def test_use_case_page_types_what_its_story_runs(page: Path) -> None:
+    """Each command of the page stands in run.sh, in the same order; the story's own test runs that."""
+    lines = [plain(line.strip()) for line in STORIES[page].read_text(encoding="utf-8").splitlines()]
+    rest = iter(lines)
+    commands = [command for command in typed(shell_blocks(page)) if command not in ELSEWHERE]
+    assert len(commands) > 8
+    for command in commands:
+        assert plain(command) in rest, f"{page.name}: {command!r} is not in run.sh, or not in this place"
+
+
+@pytest.mark.mount
+def test_tutorial_works_as_written(tmp_path: Path) -> None:
+    """Native, simulated, real: each line typed; the result is the native run's, and three changes are refused."""
+    blocks = [block for page in SESSIONS["tutorial"] for block in shell_blocks(page)]
+    ended = session(blocks, tmp_path)
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert [int(code) for code in re.findall(r"^refused, exit code (\d+)$", ended.stdout, re.MULTILINE)] == [
+        83,
+        72,
+        101,
+    ]
+    native = (DOCS / "tutorial" / "native.md").read_text(encoding="utf-8")
+    shown = re.search(r"```text\n(.*?)```", native, re.DOTALL)
+    assert shown is not None
+    assert [line.split(maxsplit=1)[1] for line in shown[1].splitlines()][:3] == [
+        "tiger cat",
+        "Egyptian cat",
+        "tabby, tabby cat",
+    ]
+    assert shown[1] in ended.stdout
+
+
+def test_tutorial_says_six_lines_and_they_are_the_ones_that_are_run() -> None:
+    """From nothing to a decrypted confidential result: at most six lines, four of which the tutorial's session runs."""
+    blocks = shell_blocks(DOCS / "tutorial" / "simulated.md")
+    six = blocks[0].commands
+    assert len(six) == 6
+    assert six[1] == "make -C adyton setup"
+    ran = typed(blocks)
+    for line in six[2:]:
+        assert line.removeprefix("adyton/.venv/bin/") in ran
+
+
+@pytest.mark.mount
+def test_from_gramine_works_as_written(tmp_path: Path) -> None:
+    """A file, a key and a manifest of Gramine's, taken over line by line; the program's log holds the secret."""
+    ended = session(shell_blocks(DOCS / "from-gramine.md"), tmp_path)
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+
+
+def test_every_command_of_every_page_is_run_or_says_why_not() -> None:
+    """A block of commands is typed by a session, stands in a story, is run by the gate, or carries its reason."""
+    run = {command for paths in SESSIONS.values() for page in paths for command in typed(shell_blocks(page))}
+    run |= {plain(command) for page in STORIES for command in typed(shell_blocks(page))}
+    run |= ELSEWHERE
+    missing = [
+        f"{page.relative_to(REPOSITORY)}: {command}"
+        for page in pages()
+        for command in typed(shell_blocks(page))
+        if plain(command) not in run
+    ]
+    assert not missing, "\n".join(missing)
