@@ -11,13 +11,12 @@ import json
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demo import evidence, show
-from demo.attacks import ATTEMPTS, attempt
+from demo import show
 from demo.steps import Journey
+from demo.story import tell
 from demo.world import StepFailed, World
 
 if TYPE_CHECKING:
@@ -52,40 +51,13 @@ def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _demo(folder: Path, *, as_json: bool, keep: bool) -> int:
     people = show.People(quiet=as_json)
-    began, began_clock = time.monotonic(), time.time()
-    people.welcome()
     with World(folder) as world:
-        journey = Journey(world, watch=people.step)
-        people.chapter("The workflow")
-        journey.walk()
-        people.result(journey)
-        canaries = evidence.secrets_of(journey)
-        control = evidence.positive_control(journey, canaries)
-        people.chapter("What the hostile cloud tries")
-        refusals = []
-        for what in ATTEMPTS:
-            _, refusal = attempt(journey, what)
-            refusals.append(refusal)
-            people.refusal(refusal)
-        people.chapter("What the cloud could see")
-        people.listing(world.storage)
-        seen = evidence.search_files(evidence.host_files(journey, began_clock), canaries)
-    wanted = sorted({canary.secret for canary in canaries})
-    people.canary(seen, control, len(wanted))
-    seconds = time.monotonic() - began
-    good = (
-        journey.decrypted_result == journey.plain_result
-        and not any(refusal.released for refusal in refusals)
-        and not seen.found
-        and control.secrets == set(wanted)
-    )
-    people.closing(journey, refusals, seconds, good=good)
+        told = tell(Journey(world, watch=people.step), people)
     if keep:
-        people.kept(journey)
+        people.kept(told.journey)
     if as_json:
-        report = show.document(journey, refusals, seen, control, wanted, seconds)
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
-    return 0 if good else 1
+        sys.stdout.write(json.dumps(show.document(told), indent=2) + "\n")
+    return 0 if told.good else 1
 
 
 if __name__ == "__main__":

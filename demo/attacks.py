@@ -72,9 +72,10 @@ class Scene:
 
     def rebuild(self) -> None:
         """Build the changed template, signed by a signer that the host made for itself."""
-        if not (self.cloud.folder / "home").exists():
-            self.cloud.adyton("init", "--home", "home", "--name", "mallory")
-        self.cloud.adyton("build", self.template.name, "--home", "home")
+        home = self.journey.world.folder / "mallory"
+        if not home.exists():
+            self.cloud.adyton("init", "--home", home, "--name", "mallory")
+        self.cloud.adyton("build", self.template.name, "--home", home)
 
     def run(self, *, server: str | None = None, platform: Path | None = None) -> Outcome:
         """Start the program as it is now; by default against the owner's key server, on the cloud's platform."""
@@ -225,8 +226,7 @@ def _tampered_weights(scene: Scene) -> Outcome:
 
 def _false_server(scene: Scene) -> Outcome:
     journey = scene.journey
-    home = scene.cloud.folder / "home"
-    scene.cloud.extra["ADYTON_HOME"] = str(home)
+    scene.cloud.extra["ADYTON_HOME"] = str(scene.cloud.folder / "home")
     scene.cloud.adyton("init", "--name", "owner")
     scene.cloud.adyton("key", "new", KEY)
     scene.cloud.adyton("collateral", "fetch", "--pcs", journey.maker_url, "--root", journey.root_fingerprint)

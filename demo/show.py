@@ -11,13 +11,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from demo.steps import RUN
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from demo.attacks import Refusal
-    from demo.evidence import Searched
     from demo.steps import Journey, Step
+    from demo.story import Told
 
 SIMULATED = (
     "This machine's TEE is simulated: protocols, formats, checks and refusals are the real ones,"
@@ -88,15 +90,14 @@ class People:
             rows.append(("do", refusal.remedy))
         self._rows(3, rows)
 
-    def canary(self, seen: Searched, control: Searched, wanted: int) -> None:
+    def canary(self, told: Told) -> None:
         """What the search found, and what it finds where there is a leak."""
+        seen, control = told.seen, told.control
         verdict = "; ".join(f"{one.secret} ({one.form}) in {one.where}" for one in seen.found) or "nothing"
-        self._console.print(
-            f" searched {seen.files} files and the recorded network, {seen.size_bytes / 1e6:.0f} MB: found {verdict}"
-        )
-        self._console.print(
-            f" the same search, over a program that leaks on purpose: found {len(control.secrets)} of {wanted} secrets"
-            f" ({', '.join(sorted(control.forms))})"
+        searched = f"{seen.files} files, the recorded network among them, {seen.size_bytes / 1e6:.0f} MB"
+        found = f"{len(control.secrets)} of {len(told.secrets)} secrets ({', '.join(sorted(control.forms))})"
+        self._rows(
+            1, [("searched", searched), ("found", verdict), ("control", f"a program that leaks on purpose: {found}")]
         )
 
     def listing(self, storage: Path) -> None:
@@ -104,22 +105,22 @@ class People:
         for path in sorted(path for path in storage.rglob("*") if path.is_file()):
             self._console.print(f"   {path.stat().st_size:>12,}  {path.relative_to(storage)}", style="dim")
 
-    def closing(self, journey: Journey, refusals: list[Refusal], seconds: float, *, good: bool) -> None:
+    def closing(self, told: Told) -> None:
         """The table at the end."""
-        run = sum(value for name, value in journey.phases.items() if "MB" not in name)
-        same = journey.decrypted_result == journey.plain_result
-        refused = sum(not refusal.released for refusal in refusals)
+        phases = told.journey.phases
+        run = sum(seconds for phase, seconds in phases.items() if phase in RUN)
+        refused = sum(not refusal.released for refusal in told.refusals)
         self.chapter("In short")
         rows = [
-            ("protected run", f"{run:.2f} s, of it {journey.phases.get('program', 0):.2f} s in the script"),
-            ("result", "equal to the plain run's" if same else "WRONG"),
-            ("refused", f"{refused} of {len(refusals)} attempts"),
-            ("measurement", journey.measurement),
+            ("protected run", f"{run:.2f} s, of it {phases.get('program', 0):.2f} s in the script"),
+            ("result", "equal to the plain run's" if told.equal else "WRONG"),
+            ("refused", f"{refused} of {len(told.refusals)} attempts"),
+            ("measurement", told.journey.measurement),
             ("TEE", "simulated: protects nothing from this machine's root"),
-            ("all of it", f"{seconds:.0f} s"),
+            ("all of it", f"{told.seconds:.0f} s"),
         ]
         self._rows(1, rows)
-        if not good:
+        if not told.good:
             self._console.print("[bold red]The demo did not go as it must: see above.[/bold red]")
 
     def kept(self, journey: Journey) -> None:
@@ -134,14 +135,14 @@ class People:
                 self._console.print(f"{command}", soft_wrap=True, markup=False)
 
 
-def document(
-    journey: Journey, refusals: list[Refusal], seen: Searched, control: Searched, wanted: list[str], seconds: float
-) -> dict[str, Any]:
+def document(told: Told) -> dict[str, Any]:
     """The whole demo as data."""
+    journey = told.journey
     return {
+        "good": told.good,
         "simulated": True,
         "notice": SIMULATED,
-        "seconds": round(seconds, 2),
+        "seconds": round(told.seconds, 2),
         "measurement": journey.measurement,
         "tee": journey.tee,
         "steps": [
@@ -149,27 +150,25 @@ def document(
             for step in journey.steps
         ],
         "phases": journey.phases,
-        "result": {
-            "text": journey.decrypted_result,
-            "equals_plain_run": journey.decrypted_result == journey.plain_result,
-        },
+        "result": {"text": journey.decrypted_result, "equals_plain_run": told.equal},
         "refusals": [
             {
                 "attempt": refusal.attempt,
                 "refused_by": refusal.refused_by,
                 "refused": not refusal.released,
                 "error": refusal.error,
+                "message": refusal.message,
                 "check": refusal.check,
                 "expected": refusal.expected,
                 "seen": refusal.seen,
                 "remedy": refusal.remedy,
                 "seconds": round(refusal.seconds, 4),
             }
-            for refusal in refusals
+            for refusal in told.refusals
         ],
         "canary": {
-            "searched": {"files": seen.files, "bytes": seen.size_bytes, "secrets": wanted},
-            "found": sorted(seen.secrets),
-            "positive_control": {"found": sorted(control.secrets), "forms": sorted(control.forms)},
+            "searched": {"files": told.seen.files, "bytes": told.seen.size_bytes, "secrets": sorted(told.secrets)},
+            "found": [{"secret": one.secret, "form": one.form, "where": one.where} for one in told.seen.found],
+            "positive_control": {"found": sorted(told.control.secrets), "forms": sorted(told.control.forms)},
         },
     }

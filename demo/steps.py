@@ -26,7 +26,7 @@ PHASES: Final = (
 )
 """Which phases of `adyton run` make up which steps."""
 
-PHASES_OF_LAUNCH: Final = ("prepare", "keys", "serve", "stage", "program", "flush")
+RUN: Final = tuple(phase for _, _, _, phases in PHASES for phase in phases)
 
 FILES: Final = "encrypted"
 """Where owner and cloud see the untrusted storage; protected files carry their path below it."""
@@ -165,8 +165,7 @@ class Journey:
         owner, program = self.world.owner, self.program
         with self.step(2, "owner", "encrypts model and photo, and sends the ciphertext to untrusted storage") as shown:
             for name in program.inputs:
-                for path in sorted((owner.folder / name).iterdir()):
-                    owner.adyton("encrypt", f"{name}/{path.name}", "-o", f"{FILES}/{name}/{path.name}", "--key", KEY)
+                owner.adyton("encrypt", name, "-o", f"{FILES}/{name}", "--key", KEY)
             (self.world.storage / program.output).mkdir()
             sealed = [path for path in self.world.storage.rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in sealed)
@@ -240,7 +239,7 @@ class Journey:
         if outcome.status != 0:
             raise StepFailed("adyton run", outcome)
         self.phases = outcome.document["seconds"]
-        inside = sum(seconds for phase, seconds in self.phases.items() if phase in PHASES_OF_LAUNCH)
+        inside = sum(seconds for phase, seconds in self.phases.items() if phase in RUN)
         self.phases["start"] = round(outcome.seconds - inside, 4)
         for number, actor, name, phases in PHASES:
             seconds = sum(self.phases.get(phase, 0.0) for phase in phases)

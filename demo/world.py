@@ -173,7 +173,11 @@ class World:
             "cloud",
             folder / "cloud",
             logs / "cloud.log",
-            {"ADYTON_SIM_PLATFORM": str(self.platform), "PYTHONPATH": str(folder / "cloud" / "runtime")},
+            {
+                "ADYTON_SIM_PLATFORM": str(self.platform),
+                "PYTHONPATH": str(folder / "cloud" / "runtime"),
+                "XDG_CACHE_HOME": str(folder / "cloud" / "cache"),
+            },
         )
         for actor in (self.owner, self.cloud):
             install_runtime(actor.folder / "runtime")

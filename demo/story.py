@@ -1,0 +1,68 @@
+"""The whole demo, told once: the workflow, the attempts of the hostile cloud, and the search for what leaked."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from demo import evidence
+from demo.attacks import ATTEMPTS, attempt
+
+if TYPE_CHECKING:
+    from demo.attacks import Refusal
+    from demo.evidence import Searched
+    from demo.show import People
+    from demo.steps import Journey
+
+
+@dataclass(frozen=True)
+class Told:
+    """What happened."""
+
+    journey: Journey
+    refusals: tuple[Refusal, ...]
+    secrets: frozenset[str]
+    seen: Searched
+    control: Searched
+    seconds: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether the decrypted result is the plain run's, byte for byte."""
+        return bool(self.journey.plain_result) and self.journey.decrypted_result == self.journey.plain_result
+
+    @property
+    def good(self) -> bool:
+        """Whether all went as it must: the same result, everything refused, nothing leaked, and the search works."""
+        return (
+            self.equal
+            and not any(refusal.released for refusal in self.refusals)
+            and not self.seen.found
+            and self.control.secrets == self.secrets
+        )
+
+
+def tell(journey: Journey, people: People) -> Told:
+    """Go through all of it; raises StepFailed where something that had to work did not."""
+    began, began_clock = time.monotonic(), time.time()
+    people.welcome()
+    people.chapter("The workflow")
+    journey.walk()
+    people.result(journey)
+    canaries = evidence.secrets_of(journey)
+    control = evidence.positive_control(journey, canaries)
+    people.chapter("What the hostile cloud tries")
+    refusals = []
+    for what in ATTEMPTS:
+        _, refusal = attempt(journey, what)
+        refusals.append(refusal)
+        people.refusal(refusal)
+    people.chapter("What the cloud could see")
+    people.listing(journey.world.storage)
+    seen = evidence.search_files(evidence.host_files(journey, began_clock), canaries)
+    secrets = frozenset(canary.secret for canary in canaries)
+    told = Told(journey, tuple(refusals), secrets, seen, control, time.monotonic() - began)
+    people.canary(told)
+    people.closing(told)
+    return told
