@@ -138,7 +138,7 @@ class World:
         }
         return (platform or self.platform).enclave(**values, shape="tdx" if tdx else "sgx")
 
-    def approval(self, measurement: Measurement, /, **changes: Any) -> Approval:
+    def approval(self, measurement: Measurement | None, /, **changes: Any) -> Approval:
         """An approval of this measurement for `weights` on this platform."""
         values: dict[str, Any] = {
             "key": "weights",

@@ -111,7 +111,7 @@ def decide(
     request: Request,
     report: VerifiedReport,
     approvals: Sequence[StoredApproval],
-    usage_of: Callable[[str], Usage],
+    usage_of: Callable[[StoredApproval], Usage],
     now: datetime,
 ) -> Grant | Denial:
     """Judge a request by all approvals of its key; the first (newest change) that holds in every line grants it."""
@@ -129,7 +129,7 @@ def decide(
             lines += claims.checks
         usage = None
         if all(line.ok for line in lines):
-            usage = usage_of(stored.id)
+            usage = usage_of(stored)
             lines += _usage_lines(stored.approval, usage)
         if claims is not None and usage is not None and all(line.ok for line in lines):
             own = usage.own

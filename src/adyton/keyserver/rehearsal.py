@@ -63,7 +63,7 @@ def rehearse(
         report: VerifiedReport = verify(evidence, roots, moment).report
         for name in sorted({item.approval.key for item in approvals} if key is None else {key}):
             request = Request(key=name, run="", protocol=protocol, report_data=report.report_data)
-            decided = decide(request, report, approvals, lambda item: view.usage(item, "", at_ms), moment)
+            decided = decide(request, report, approvals, lambda item: view.usage(item.id, "", at_ms), moment)
             if isinstance(decided, Grant):
                 found.append(Rehearsed(name, True, (Judged(decided.approval, decided.claims.checks),)))
             else:

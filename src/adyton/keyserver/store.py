@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
 from adyton.errors import AuditError, OutOfOrder, StoreError, UnknownKey, UsageError, VersionMismatch
@@ -180,6 +181,9 @@ class Reader:
 
     def reveal(self, name: str, *, version: int | None = None) -> tuple[KeyInfo, bytes]:
         """Unwrap a key or secret (its newest version unless one is named); raises UnknownKey."""
+        return self._opened(self._key_row(name, version))
+
+    def _key_row(self, name: str, version: int | None) -> Any:
         query = sa.select(schema.keys).where(schema.keys.c.name == name).order_by(schema.keys.c.version.desc()).limit(1)
         if version is not None:
             query = query.where(schema.keys.c.version == version)
@@ -194,9 +198,12 @@ class Reader:
                 seen=name,
                 remedy=f"make it with: adyton key new {name}",
             )
+        return row
+
+    def _opened(self, row: Any) -> tuple[KeyInfo, bytes]:
         data_key = self._data_key(row.data_key)
         bound = _key_binding(self._store.id, row.name, row.version, row.kind)
-        value = data_key.unwrap(bytes(row.wrapped), bound, f"key {name!r}")
+        value = data_key.unwrap(bytes(row.wrapped), bound, f"key {row.name!r}")
         return KeyInfo(row.name, row.kind, row.version, moment(row.created_at)), value
 
     def load_key(self, name: str, *, version: int | None = None) -> Key128:
@@ -279,22 +286,14 @@ class Reader:
             for row in self._connection.execute(query)
         ]
 
-    def usage(self, approval_id: str, run: str, at_ms: int) -> Usage:
-        """How much of an approval's limits is used, and whether this run holds a lease already."""
-        table = schema.releases
-        own = self._connection.execute(
-            sa.select(table)
-            .where(table.c.approval == approval_id, table.c.run == run, table.c.lease_until > at_ms)
-            .limit(1)
-        ).one_or_none()
-        runs = self._connection.execute(
-            sa.select(sa.func.count(sa.distinct(table.c.run))).where(table.c.approval == approval_id)
-        ).scalar_one()
-        active = self._connection.execute(
-            sa.select(sa.func.count(sa.distinct(table.c.run))).where(
-                table.c.approval == approval_id, table.c.lease_until > at_ms
-            )
-        ).scalar_one()
+    def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
+        """How much of an approval's limits is used (unless not `counted`), and whether this run holds a lease."""
+        values = {"approval": approval_id, "run": run, "at": at_ms}
+        own = self._connection.execute(_OWN_LEASE, values).one_or_none()
+        runs = active = 0
+        if counted:
+            runs = self._connection.execute(_COUNT_RUNS, {"approval": approval_id}).scalar_one()
+            active = self._connection.execute(_COUNT_ACTIVE, {"approval": approval_id, "at": at_ms}).scalar_one()
         return Usage(runs, active, None if own is None else _release(own))
 
     def releases(self, limit: int = 100) -> list[Release]:
@@ -376,11 +375,13 @@ class Transaction(Reader):
 
     def __init__(self, store: Store, connection: sa.Connection) -> None:
         super().__init__(store, connection)
-        row = connection.execute(sa.select(schema.chain).with_for_update()).one()
+        row = connection.execute(_LOCK_HEAD).one()
         self._head = Head(row.seq, bytes(row.hash))
         self._policy_revision = int(row.policy_revision)
         self._changed_policy = False
-        self._pending: list[dict[str, Any]] = []
+        self._pending: dict[str, list[dict[str, Any]]] = {}
+        self._pending_nonces: set[bytes] = set()
+        self._keys_cache = store.key_cache(self._policy_revision)
         self._approval_cache = store.approval_cache(self._policy_revision)
         self.kept: set[bytes] = set()
 
@@ -395,7 +396,7 @@ class Transaction(Reader):
         digest = entry_hash(self._head.hash, seq, at_ms, kind, text)
         self._head = Head(seq, digest)
         row = {"seq": seq, "at": at_ms, "kind": kind, "subject": subject, "body": text, "hash": digest}
-        self._pending.append(row)
+        self._later("audit", row)
         return Entry(seq, at_ms, kind, text, digest)
 
     def entries(self, *, after: int = 0, kind: str | None = None, subject: str | None = None) -> Iterator[Entry]:
@@ -403,18 +404,38 @@ class Transaction(Reader):
         self._flush()
         return super().entries(after=after, kind=kind, subject=subject)
 
-    def _flush(self) -> None:
-        if self._pending:
-            self._connection.execute(sa.insert(schema.audit), self._pending)
-            self._pending = []
+    def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
+        """As for a reader, this transaction's own releases included."""
+        self._flush("releases")
+        return super().usage(approval_id, run, at_ms, counted=counted)
+
+    def reveal(self, name: str, *, version: int | None = None) -> tuple[KeyInfo, bytes]:
+        """As for a reader; the wrapped value is kept between transactions until a key or an approval changes."""
+        if version is not None or self._changed_policy:
+            return super().reveal(name, version=version)
+        row = self._keys_cache.get(name)
+        if row is None:
+            row = self._keys_cache[name] = self._key_row(name, None)
+        return self._opened(row)
+
+    def has_key(self, name: str) -> bool:
+        """As for a reader."""
+        return name in self._keys_cache or super().has_key(name)
+
+    def _later(self, table: str, row: dict[str, Any]) -> None:
+        self._pending.setdefault(table, []).append(row)
+
+    def _flush(self, only: str | None = None) -> None:
+        for table in list(self._pending) if only is None else [only] if only in self._pending else []:
+            rows = self._pending.pop(table)
+            self._connection.execute(self._store.inserts[table], rows)
 
     def finish(self) -> None:
         """Write what is still pending; called once, before the commit."""
         self._flush()
         revision = self._policy_revision + (1 if self._changed_policy else 0)
-        self._connection.execute(
-            sa.update(schema.chain).values(seq=self._head.seq, hash=self._head.hash, policy_revision=revision)
-        )
+        values = {"new_seq": self._head.seq, "new_hash": self._head.hash, "new_revision": revision}
+        self._connection.execute(_MOVE_HEAD, values)
 
     def approvals(self, key: str | None = None) -> list[StoredApproval]:
         """As for a reader; kept between transactions until a key or an approval changes."""
@@ -562,23 +583,22 @@ class Transaction(Reader):
 
     def add_release(self, release: Release) -> None:
         """Note that a run has a key."""
-        self._connection.execute(
-            sa.insert(schema.releases).values(
-                id=release.id,
-                approval=release.approval,
-                run=release.run,
-                key=release.key,
-                key_version=release.key_version,
-                at=release.at_ms,
-                lease_until=release.lease_until_ms,
-                used_at=release.used_at_ms,
-            )
-        )
+        row = {
+            "id": release.id,
+            "approval": release.approval,
+            "run": release.run,
+            "key": release.key,
+            "key_version": release.key_version,
+            "at": release.at_ms,
+            "lease_until": release.lease_until_ms,
+            "used_at": release.used_at_ms,
+        }
+        self._later("releases", row)
 
     def use_nonce(self, nonce: bytes, expires_at_ms: int, at_ms: int) -> None:
         """Use a challenge up; raises OutOfOrder where it was used before."""
-        table = schema.nonces
-        if self._connection.execute(sa.select(table.c.nonce).where(table.c.nonce == nonce)).one_or_none() is not None:
+        seen = nonce in self._pending_nonces
+        if seen or self._connection.execute(_FIND_NONCE, {"nonce": nonce}).one_or_none() is not None:
             raise OutOfOrder(
                 "this challenge was answered before",
                 check="challenge",
@@ -586,13 +606,14 @@ class Transaction(Reader):
                 seen="its second answer",
                 remedy="ask for a new challenge",
             )
-        self._connection.execute(sa.insert(table).values(nonce=nonce, expires_at=expires_at_ms))
+        self._pending_nonces.add(nonce)
+        self._later("nonces", {"nonce": nonce, "expires_at": expires_at_ms})
         if nonce[-1] == 0:
-            self._connection.execute(sa.delete(table).where(table.c.expires_at < at_ms - 60_000))
+            self._connection.execute(_FORGET_NONCES, {"before": at_ms - 60_000})
 
     def add_grant(self, grant_id: str, token_sha256: bytes, at_ms: int) -> None:
         """Expect an acknowledgement of this grant."""
-        self._connection.execute(sa.insert(schema.grants).values(id=grant_id, token=token_sha256, at=at_ms))
+        self._later("grants", {"id": grant_id, "token": token_sha256, "at": at_ms, "used_at": None})
 
     def use_grant(self, grant_id: str, token: bytes, at_ms: int) -> bool:
         """Note that the enclave acknowledged a grant; False where no such grant awaits this token."""
@@ -628,10 +649,8 @@ class Transaction(Reader):
     def keep_artifact(self, kind: str, data: bytes, at_ms: int) -> bytes:
         """Keep evidence or collateral once, under its SHA-256, which is returned."""
         sha256 = hashlib.sha256(data).digest()
-        if not self._store.knows_artifact(sha256):
-            table = schema.artifacts
-            if self._connection.execute(sa.select(table.c.at).where(table.c.sha256 == sha256)).one_or_none() is None:
-                self._connection.execute(sa.insert(table).values(sha256=sha256, kind=kind, data=data, at=at_ms))
+        if sha256 not in self.kept and not self._store.knows_artifact(sha256):
+            self._later("artifacts", {"sha256": sha256, "kind": kind, "data": data, "at": at_ms})
             self.kept.add(sha256)
         return sha256
 
@@ -676,6 +695,39 @@ class Transaction(Reader):
         self.record("master-key-rotated", "", {"actor": actor}, now_ms())
 
 
+_OWN_LEASE: Final = (
+    sa.select(schema.releases)
+    .where(
+        schema.releases.c.approval == sa.bindparam("approval"),
+        schema.releases.c.run == sa.bindparam("run"),
+        schema.releases.c.lease_until > sa.bindparam("at"),
+    )
+    .limit(1)
+)
+_COUNT_RUNS: Final = sa.select(sa.func.count(sa.distinct(schema.releases.c.run))).where(
+    schema.releases.c.approval == sa.bindparam("approval")
+)
+_COUNT_ACTIVE: Final = sa.select(sa.func.count(sa.distinct(schema.releases.c.run))).where(
+    schema.releases.c.approval == sa.bindparam("approval"), schema.releases.c.lease_until > sa.bindparam("at")
+)
+_FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
+_FORGET_NONCES: Final = sa.delete(schema.nonces).where(schema.nonces.c.expires_at < sa.bindparam("before"))
+_LOCK_HEAD: Final = sa.select(schema.chain).with_for_update()
+_MOVE_HEAD: Final = sa.update(schema.chain).values(
+    seq=sa.bindparam("new_seq"), hash=sa.bindparam("new_hash"), policy_revision=sa.bindparam("new_revision")
+)
+
+
+def _inserts(dialect: str) -> dict[str, sa.Insert]:
+    """The statements of everything that a transaction writes at its end; an artifact that is there already stays."""
+    found = {table.name: sa.insert(table) for table in (schema.audit, schema.releases, schema.grants, schema.nonces)}
+    if dialect == "sqlite":
+        found["artifacts"] = sqlite.insert(schema.artifacts).on_conflict_do_nothing()
+    else:
+        found["artifacts"] = postgresql.insert(schema.artifacts).on_conflict_do_nothing()
+    return found
+
+
 def _release(row: Any) -> Release:
     return Release(row.id, row.approval, row.run, row.key, row.key_version, row.at, row.lease_until, row.used_at)
 
@@ -702,7 +754,9 @@ class Store:
         self.master = master
         self.data_key_cache: dict[int, WrappingKey] = {}
         self._approvals: tuple[int, dict[str, list[StoredApproval]]] = (-1, {})
+        self._keys: tuple[int, dict[str, Any]] = (-1, {})
         self._artifacts: set[bytes] = set()
+        self.inserts = _inserts(engine.dialect.name)
         facts = self._facts()
         version = int(facts["schema"])
         if version > schema.SCHEMA_VERSION:
@@ -813,6 +867,12 @@ class Store:
         if self._approvals[0] != revision:
             self._approvals = (revision, {})
         return self._approvals[1]
+
+    def key_cache(self, revision: int) -> dict[str, Any]:
+        """Wrapped keys read earlier at this revision; the caller holds the write lock."""
+        if self._keys[0] != revision:
+            self._keys = (revision, {})
+        return self._keys[1]
 
     def knows_artifact(self, sha256: bytes) -> bool:
         """Whether this artifact was stored earlier by this process."""

@@ -97,7 +97,7 @@ class WrappingKey:
 def read_private_file(path: Path, what: str, *, limit: int = MAX_SECRET_FILE_BYTES) -> bytes:
     """Read a small secret file that nobody else may read; refuses one that group or others can open."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError as error:
         raise StorageFailed(
             f"{what} cannot be read: {path}: {error.strerror}",
@@ -106,8 +106,8 @@ def read_private_file(path: Path, what: str, *, limit: int = MAX_SECRET_FILE_BYT
             seen=str(error.strerror),
             remedy="name the right home (--home or ADYTON_HOME), or make one with adyton init",
         ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
             raise StoreError(
                 f"{what} is open to others: {path}",
@@ -116,7 +116,9 @@ def read_private_file(path: Path, what: str, *, limit: int = MAX_SECRET_FILE_BYT
                 seen=f"mode {stat.filemode(status.st_mode)}",
                 remedy=f"chmod 600 {path}",
             )
-        raw = file.read(limit + 1)
+        raw = os.read(descriptor, limit + 1)
+    finally:
+        os.close(descriptor)
     if len(raw) > limit:
         raise StoreError(f"{what} is longer than {limit} bytes: {path}")
     return raw

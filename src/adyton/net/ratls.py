@@ -6,9 +6,9 @@
     client -> server   "SECRET_PROVISION_RA_TLS_REQUEST_V1" 00                                35 bytes
     server -> client   "SECRET_PROVISION_RA_TLS_RESPONSE_V1:" 00, u32 big-endian N, N bytes   41 + N bytes
 
-The protocol has no key name: the server chooses the key by policy for the measurement, or by the server name
-that the client asks for (`KEY.keys.adyton-key-server`). It has no freshness: evidence is bound to the client's TLS key and
-to nothing newer, so a policy allows it by name (`ra-tls`).
+The protocol has no key name: the server chooses the key by policy for the measurement, or by the server name that the
+client asks for (`KEY.keys.adyton-key-server`). It has no freshness: evidence is bound to the client's TLS key and to
+nothing newer, so a policy allows it by name (`ra-tls`).
 """
 
 from __future__ import annotations

@@ -300,8 +300,9 @@ class KeyService:
 
     def _run(self, batch: list[Job]) -> None:
         try:
+            roots = self._accepted_roots()
             for job in batch:
-                self._verify(job)
+                self._verify(job, roots)
             checkpoint = self._decide_all(batch)
         except Exception as error:
             if len(batch) > 1:
@@ -320,11 +321,11 @@ class KeyService:
                 job.future.set_exception(error if isinstance(error, Error) else _internal(error))
             self._on_decision("denied" if job.refusal else "granted", time.monotonic() - job.received_at)
 
-    def _verify(self, job: Job) -> None:
+    def _verify(self, job: Job, roots: frozenset[Digest]) -> None:
         if job.error is not None:
             return
         try:
-            job.verified = self.verifier.verify(job.evidence, self._accepted_roots(), self._clock())
+            job.verified = self.verifier.verify(job.evidence, roots, self._clock())
         except Error as error:
             job.error = error
 
@@ -390,7 +391,12 @@ class KeyService:
             request,
             job.verified.report,
             change.approvals(name),
-            lambda approval_id: change.usage(approval_id, job.run, at_ms),
+            lambda stored: change.usage(
+                stored.id,
+                job.run,
+                at_ms,
+                counted=stored.approval.max_runs is not None or stored.approval.max_active is not None,
+            ),
             now,
         )
 

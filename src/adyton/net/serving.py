@@ -35,6 +35,8 @@ log = logging.getLogger("adyton.keyserver")
 
 GRACE_S: Final = 10
 CHECKPOINT_EVERY_S: Final = 2
+SWITCH_INTERVAL_S: Final = 0.001
+"""How long the decision thread may keep the sockets' thread waiting for the interpreter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ def run(
     """Serve until SIGTERM or SIGINT; then finish what is under way and return."""
     set_up_logging(json_logs=json_logs)
     _no_core_files()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     store = home.open_store()
     try:
         home.check_not_older(store)

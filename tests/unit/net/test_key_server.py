@@ -559,15 +559,15 @@ def provision(
     if certificate is not None:
         use_certificate(context, certificate, key)
     host, _, port = server.ra_tls.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as plain:
-        with context.wrap_socket(plain, server_hostname="adyton-key-server") as connection:
-            connection.sendall(send)
-            found = b""
-            while more := connection.recv(65536):
-                found += more
-                if len(found) >= 57:
-                    break
-            return found
+    plain = socket.create_connection((host, int(port)), timeout=10)
+    with context.wrap_socket(plain, server_hostname="adyton-key-server") as connection:
+        connection.sendall(send)
+        found = b""
+        while more := connection.recv(65536):
+            found += more
+            if len(found) >= 57:
+                break
+        return found
 
 
 def test_ra_tls_answer_is_gramines_byte_for_byte(world: World, server: Running) -> None:
@@ -660,11 +660,11 @@ def test_tls_server_sends_no_session_ticket(world: World, server: Running) -> No
     context = client_context(world.ca_pem)
     use_certificate(context, *credential(world, signed))
     host, _, port = server.ra_tls.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as plain:
-        with context.wrap_socket(plain, server_hostname="adyton-key-server") as connection:
-            connection.sendall(ratls.REQUEST)
-            connection.recv(1000)
-            assert connection.session is None or not connection.session.has_ticket
+    plain = socket.create_connection((host, int(port)), timeout=10)
+    with context.wrap_socket(plain, server_hostname="adyton-key-server") as connection:
+        connection.sendall(ratls.REQUEST)
+        connection.recv(1000)
+        assert connection.session is None or not connection.session.has_ticket
 
 
 def test_tls_stalled_clients_harm_nobody(world: World) -> None:
