@@ -108,6 +108,7 @@ class ProtectedFile:
         self._durable = host_nodes > 0  # the host holds something that a power cut must not take
         self._unsynced = False  # something was written since the last sync
         self._undoing: _Undoing = "nothing"  # what a flush that failed left to be done
+        self._torn = False  # a flush failed half-way and cannot be undone: the next one mends it
         self._log: Backing | None = None
         self._closed = False
         self._lock = threading.RLock()
@@ -561,6 +562,7 @@ class ProtectedFile:
         except BaseException:
             if undoing == "seal again":
                 self._nodes.pin(trees)
+                self._torn = True
             with contextlib.suppress(Error):  # then the next call tries again
                 self._undo()
             raise
@@ -573,7 +575,7 @@ class ProtectedFile:
 
     def _check_host(self) -> None:
         """Refuse to write into a host file that is no longer the one this handle knows."""
-        if self._envelope is None:
+        if self._envelope is None or self._torn:
             return
         seen = opening.read_envelope(self._backing)
         if (seen.nonce, seen.tag, seen.version) != (self._envelope.nonce, self._envelope.tag, self._envelope.version):
@@ -654,6 +656,7 @@ class ProtectedFile:
     def _settle(self, envelope: Envelope, root_slot: bytes, trees: dict[int, bytearray]) -> None:
         """The commit is on the host: make it the state in memory."""
         self._undoing = "nothing"
+        self._torn = False
         self._unsynced = True
         self._envelope = envelope
         self._host_nodes = tree.host_nodes(self._size)

@@ -90,7 +90,7 @@ def parse_envelope(raw: bytes) -> Envelope:
             "not a protected file: the magic is not there",
             check="magic",
             expected=MAGIC.decode(),
-            seen=magic.hex(),
+            seen="other bytes",
             remedy="this looks like plaintext or another format; encrypt it first with `adyton encrypt`",
         )
     if version not in VERSIONS:

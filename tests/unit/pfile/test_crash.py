@@ -187,6 +187,43 @@ def test_recovery_cut_anywhere_leads_to_the_same_content(version: int) -> None:
     assert recoveries > 5
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_work_after_a_recovery_is_as_safe_as_before_it(version: int) -> None:
+    """A power cut in the first flush after a recovery still leads to what was recovered, or to that flush."""
+    chance = random.Random(version)
+    witness = _session(version, 20_000, 9, create=False)
+    journal = witness.disk.journal
+    recovered = 0
+    for cut in range(len(journal.operations)):
+        crashed = after_kill(journal, cut)
+        again = RecordingDisk(bytes(crashed.content), None if crashed.log is None else bytes(crashed.log.content))
+        with ProtectedFile.open(again, KEY, path=PATH, writable=True) as file:
+            if not file.recovered:
+                continue
+            recovered += 1
+            old = bytearray(file.read_at(0, file.size))
+            file.write_at(0, b"after")
+            file.write_at(9000, b"after")
+        new = bytearray(old.ljust(9005, b"\0"))
+        new[:5] = new[9000:9005] = b"after"
+        for second_cut in range(len(again.journal.operations) + 1):
+            for _ in range(5):
+                assert _read(after_power_cut(again.journal, second_cut, chance), writable=True) in (old, new)
+    assert recovered > 5
+
+
+def test_rename_without_syncs_survives_a_kill() -> None:
+    """Where power cuts are nobody's concern, a killed rename still opens under its old name."""
+    disk = RecordingDisk(_base(2, 20_000, random.Random(5)))
+    file = ProtectedFile.open(disk, KEY, path=PATH, writable=True, power_safe=False)
+    content = file.read_at(0, file.size)
+    file.rebind("other/name")
+    assert not any(each.kind == "sync" for each in disk.journal.operations)
+    for cut in range(len(disk.journal.operations) + 1):
+        assert _read(after_kill(disk.journal, cut), writable=True) == content
+    file.close()
+
+
 def _forge(log: bytes, chance: random.Random) -> bytes:
     """A log as a hostile host might leave it."""
     records = [log[i : i + RECORD_BYTES] for i in range(0, len(log), RECORD_BYTES)]
