@@ -24,9 +24,8 @@ def environment(runtime: Path | None = None) -> dict[str, str]:
     Two OpenMP threads that spin on two busy cores cost a factor of ten.
     """
     found = {name: value for name, value in os.environ.items() if not name.startswith("ADYTON_")}
-    found |= {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    if runtime is not None:
-        found["PYTHONPATH"] = str(runtime)
+    tools = [] if runtime is None else [str(runtime / "bin")]
+    found |= {"OMP_NUM_THREADS": "1", "PATH": ":".join([*tools, str(Path(sys.executable).parent), os.environ["PATH"]])}
     return found
 
 
@@ -34,6 +33,11 @@ def copy_runtime(target: Path) -> Path:
     """A copy of the Adyton that is installed here: its measurement stays the same while the story runs."""
     source = Path(next(iter(adyton.__path__)))
     shutil.copytree(source, target / "adyton", ignore=shutil.ignore_patterns("__pycache__"))
+    command = target / "bin" / "adyton"
+    command.parent.mkdir()
+    start = f"import sys; sys.path[0] = {str(target)!r}; from adyton.cli.main import main; main()"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{start}" "$@"\n')
+    command.chmod(0o755)
     return target
 
 
@@ -55,7 +59,7 @@ class Story:
     def adyton(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run one more verb in the story's folder."""
         return subprocess.run(
-            [sys.executable, "-m", "adyton", *words],
+            [self.runtime / "bin" / "adyton", *words],
             cwd=self.folder,
             env=environment(self.runtime),
             capture_output=True,

@@ -68,7 +68,7 @@ def test_search_answers_as_the_plain_run_and_refuses_a_swapped_transformer(tmp_p
     content[-1] ^= 1
     weights.write_bytes(content)
     serving = subprocess.Popen(
-        [sys.executable, "-m", "adyton", "serve", "--listen", server, "--home", "hospital"],
+        [story.runtime / "bin" / "adyton", "serve", "--listen", server, "--home", "hospital"],
         cwd=story.folder,
         env=environment(story.runtime),
         stdout=subprocess.PIPE,
