@@ -171,10 +171,8 @@ def _sort_reads(seen: Observation, program: str) -> tuple[dict[str, None], dict[
         elif _is_below(path, roots) or path in seen.executed or _CODE.search(path):
             if not only_looked or os.stat(path).st_size <= LOOKED_AT_LIMIT_BYTES:
                 code[path] = None
-        elif not only_looked and path not in seen.written:
+        elif not only_looked:
             inputs[path] = None
-        elif not only_looked and path in seen.written:
-            continue
     return code, inputs, left_out
 
 
@@ -328,8 +326,10 @@ def _template(
     steps += [
         f"adyton encrypt {_shell(m.source)} -o {_shell(m.encrypted)} --key {key_name}" for m in data if m.is_input
     ]
-    if data and not any(mount.is_input for mount in data):
-        steps.append(f"mkdir -p {STORAGE}")
+    made = {m.encrypted if m.is_folder else os.path.dirname(m.encrypted) for m in data if not m.is_input}
+    made -= {os.path.dirname(m.encrypted) for m in data if m.is_input}
+    if made:
+        steps.append(f"mkdir -p {' '.join(_shell(folder) for folder in sorted(made))}")
     steps += [f"adyton build {name}.manifest.template", f"adyton approve {name}.manifest --key {key_name} --tee TEE"]
     steps += [
         "adyton serve --listen 127.0.0.1:4433",
@@ -352,10 +352,10 @@ def _template(
     lines.append('  { type = "tmpfs", path = "/tmp" },')
     for mount in data:
         role = "read and written" if mount.is_input and mount.is_output else "read" if mount.is_input else "written"
+        uri = f"file:{mount.encrypted}{'/' if mount.is_folder else ''}"
         lines.append(f"  # {role} by the program as {mount.path}; the host sees only {mount.encrypted}")
         lines.append(
-            f'  {{ type = "encrypted", path = {_toml(mount.path)}, uri = {_toml("file:" + mount.encrypted)},'
-            f" key_name = {_toml(key_name)} }},"
+            f'  {{ type = "encrypted", path = {_toml(mount.path)}, uri = {_toml(uri)}, key_name = {_toml(key_name)} }},'
         )
     lines += [
         "]",

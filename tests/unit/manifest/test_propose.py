@@ -1,0 +1,224 @@
+"""From an observed run to a template: what is trusted, what is data, what is left out, and in which words."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adyton.manifest.final import finish
+from adyton.manifest.model import parse_manifest
+from adyton.manifest.observe import Observation
+from adyton.manifest.propose import Proposal, propose
+from adyton.manifest.sizing import power_of_two, size_for
+from adyton.manifest.template import render
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A project with a script, a module, data and outputs, and an interpreter with its library."""
+    files = {
+        "work/main.py": "",
+        "work/helper.py": "",
+        "work/__pycache__/helper.cpython-311.pyc": "x",
+        "work/photo.jpg": "jpg",
+        "work/data/a.csv": "a",
+        "work/data/b.csv": "b",
+        "work/result.txt": "r",
+        "work/out/model.pt": "m",
+        "work/out/log.txt": "l",
+        "work/state/db.bin": "s",
+        "env/lib/python3.11/site-packages/pkg/__init__.py": "",
+        "env/lib/python3.11/site-packages/pkg/__pycache__/__init__.cpython-311.pyc": "x",
+        "env/lib/python3.11/site-packages/pkg/weights.bin": "w",
+        "env/lib/python3.11/site-packages/pkg/plain.py": "",
+        "env/lib/python3.11/site-packages/pkg/__pycache__/plain.cpython-311.pyc": "x",
+        "env/pyvenv.cfg": "",
+        "elsewhere/corpus.txt": "c",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def observation(place: Path) -> Observation:
+    """What a run of that project was seen to do."""
+    work, packages = place / "work", place / "env/lib/python3.11/site-packages/pkg"
+    return Observation(
+        command=("/bin/sh", "main.py", "photo.jpg", str(work / "data"), "-v"),
+        cwd=str(work),
+        read=tuple(
+            map(
+                str,
+                [
+                    "/bin/sh",
+                    "/etc/ld.so.cache",
+                    "/etc/passwd",
+                    "/proc/self/maps",
+                    place / "env/pyvenv.cfg",
+                    work / "main.py",
+                    work / "__pycache__/helper.cpython-311.pyc",
+                    packages / "__pycache__/__init__.cpython-311.pyc",
+                    packages / "weights.bin",
+                    packages / "plain.py",
+                    work / "photo.jpg",
+                    work / "data/a.csv",
+                    work / "data/b.csv",
+                    work / "state/db.bin",
+                    place / "elsewhere/corpus.txt",
+                ],
+            )
+        ),
+        written=tuple(
+            map(
+                str,
+                [
+                    work / "result.txt",
+                    work / "out",
+                    work / "out/model.pt",
+                    work / "out/log.txt",
+                    work / "out/gone.tmp",
+                    work / "state/db.bin",
+                    work / "__pycache__/helper.cpython-311.pyc",
+                    "/dev/shm/x",
+                ],
+            )
+        ),
+        looked_at=(str(work / "helper.py"), str(packages / "__init__.py")),
+        executed=("/bin/sh",),
+        peak_bytes=100 << 20,
+        peak_threads=3,
+        wall_s=1.25,
+    )
+
+
+@pytest.fixture
+def proposal(place: Path) -> Proposal:
+    """The proposal for it."""
+    return propose(observation(place), name="main", script="main.py", cpus=2, key_name="k", environment={})
+
+
+def test_proposal_trusts_program_text_and_packages(place: Path, proposal: Proposal) -> None:
+    """Sources and bytecode go together; a package's own data is trusted; the project's bytecode and data are not."""
+    packages = f"{place}/env/lib/python3.11/site-packages/pkg"
+    assert "main.py" in proposal.trusted
+    assert "helper.py" in proposal.trusted
+    for name in (
+        "weights.bin",
+        "__init__.py",
+        "__pycache__/__init__.cpython-311.pyc",
+        "plain.py",
+        "__pycache__/plain.cpython-311.pyc",
+    ):
+        assert f"{packages}/{name}" in proposal.trusted
+    assert f"{place}/env/pyvenv.cfg" in proposal.trusted
+    assert "/bin/sh" in proposal.trusted
+    assert any("ld-linux" in path for path in proposal.trusted)
+    assert not any("helper.cpython" in path or "photo" in path or "/proc" in path for path in proposal.trusted)
+
+
+def test_proposal_leaves_out_the_hosts_state(proposal: Proposal) -> None:
+    """What describes the host is named, but not trusted."""
+    assert proposal.left_out == ("/etc/ld.so.cache", "/etc/passwd")
+    assert "# /etc/passwd" in proposal.trusted_list.splitlines()
+
+
+def test_proposal_sorts_data_into_inputs_and_outputs(place: Path, proposal: Proposal) -> None:
+    """Files one by one where they lie among program text, folders where they hold nothing else."""
+    found = {mount.path: (mount.encrypted, mount.is_folder, mount.is_input, mount.is_output) for mount in proposal.data}
+    elsewhere = f"{place}/elsewhere"
+    assert found == {
+        "/work/photo.jpg": ("encrypted/photo.jpg", False, True, False),
+        "/work/data": ("encrypted/data", True, True, False),
+        "/work/result.txt": ("encrypted/result.txt", False, False, True),
+        "/work/out": ("encrypted/out", True, False, True),
+        "/work/state": ("encrypted/state", True, True, True),
+        elsewhere: (f"encrypted{elsewhere}", True, True, False),
+    }
+
+
+def test_proposal_reads_back_as_the_manifest_it_means(place: Path, proposal: Proposal) -> None:
+    """The template renders, parses, and says what was found."""
+    assert render(proposal.template) == proposal.template
+    manifest = parse_manifest(proposal.template)
+    assert manifest.entrypoint == "/bin/sh"
+    assert manifest.argv == ("/bin/sh", "main.py", "photo.jpg", "/work/data", "-v")
+    assert manifest.start_dir == "/work"
+    assert set(manifest.adyton.read_only) == {"/work/photo.jpg", "/work/data", f"{place}/elsewhere"}
+    assert manifest.adyton.network == "none"
+    assert not manifest.adyton.insecure_stdio
+    assert manifest.key_names == ("k",)
+    assert manifest.env["OMP_NUM_THREADS"] == "2"
+    assert manifest.sgx.enclave_size_bytes == 256 << 20
+    assert manifest.sgx.max_threads == 8
+    assert {mount.path for mount in manifest.mounts} >= {"/work", "/tmp", "/bin"}
+
+
+def test_proposal_is_built_into_a_final_manifest(
+    place: Path, proposal: Proposal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Template and list together are what `adyton build` takes."""
+    work = place / "work"
+    (work / "main.trusted").write_text(proposal.trusted_list)
+    built = finish(proposal.template, work)
+    assert built.manifest.is_final
+    assert len(built.manifest.trusted_files) == len(proposal.trusted)
+
+
+def test_proposal_is_short_and_says_the_next_steps(proposal: Proposal) -> None:
+    """A person reads it: comments, the commands to type, no long lists."""
+    lines = proposal.template.splitlines()
+    assert len(lines) < 80
+    assert max(map(len, lines)) < 260
+    for step in (
+        "#   adyton encrypt photo.jpg -o encrypted/photo.jpg --key k",
+        "#   adyton build main.manifest.template",
+        "#   mkdir -p encrypted/out",
+        "#   adyton decrypt encrypted/result.txt -o result.txt --key k",
+    ):
+        assert step in lines
+
+
+def test_proposal_without_data_prints_in_clear(place: Path) -> None:
+    """No key, no encrypted log: that is said, not hidden."""
+    seen = replace(observation(place), read=("/bin/sh",), written=())
+    found = propose(seen, name="main", script="main.py", cpus=1)
+    manifest = parse_manifest(found.template)
+    assert manifest.adyton.insecure_stdio
+    assert "goes to the host in clear" in found.template
+
+
+def test_proposal_with_odd_names_still_parses(place: Path) -> None:
+    """Quotes, blanks and Jinja's marks in names do no harm."""
+    odd = place / "work" / 'it\'s {{ odd }} "name".csv'
+    odd.write_text("x")
+    seen = observation(place)
+    found = propose(replace(seen, read=(*seen.read, str(odd))), name="main", script="main.py", cpus=1)
+    manifest = parse_manifest(render(found.template))
+    assert '/work/it\'s {{ odd }} "name".csv' in [mount.path for mount in manifest.mounts]
+
+
+def test_proposal_keeps_library_paths(place: Path) -> None:
+    """LD_LIBRARY_PATH and PYTHONPATH of the run are kept, with the project's own folder at its new place."""
+    environment = {"LD_LIBRARY_PATH": "/opt/lib", "PYTHONPATH": f"{place}/work/src:/opt/py", "SECRET": "x"}
+    found = propose(observation(place), name="main", script="main.py", cpus=1, environment=environment)
+    manifest = parse_manifest(found.template)
+    assert manifest.env["LD_LIBRARY_PATH"] == "/opt/lib"
+    assert manifest.env["PYTHONPATH"] == "/work/src:/opt/py"
+    assert "SECRET" not in manifest.env
+
+
+def test_sizes_grow_with_what_was_seen_and_say_why() -> None:
+    """Powers of two, never below the least, with threads for Gramine itself."""
+    small, large = (size_for(peak, threads, 4, source="peak") for peak, threads in ((1 << 20, 1), (3 << 30, 20)))
+    assert small.enclave_bytes == 256 << 20
+    assert large.enclave_bytes == 4 << 30
+    assert (small.max_threads, large.max_threads) == (8, 32)
+    assert "3072 MiB" in large.enclave_reason
+    assert "spin" in large.omp_reason
+    assert [power_of_two(size) for size in (1, 2, 3, 4097)] == [1, 2, 4, 8192]
+    assert sys.maxsize > large.enclave_bytes

@@ -1,0 +1,214 @@
+"""Warnings in the order of danger, what is not covered, what the runtime refuses, and differences in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adyton.manifest.difference import differences
+from adyton.manifest.explain import explain_layout, explain_manifest, explain_signature
+from adyton.manifest.model import parse_manifest
+from adyton.manifest.mrenclave import Area, Layout
+from adyton.manifest.review import Danger, findings, not_covered, runtime_refusals
+from adyton.manifest.signature import Attributes, generate_signer, load_signer, sign
+from adyton.values import Measurement
+
+CA = (Path(__file__).parent.parent / "run" / "owner-ca.pem").read_text()
+LEAST = 'libos.entrypoint = "/app"\nfs.mounts = []\n'
+MOUNT = 'libos.entrypoint = "/app"\nfs.mounts = [{ type = "encrypted", path = "/d", uri = "file:d" }]\n'
+
+CAUSES = {
+    "sgx.debug = true": ("sgx.debug", Danger.EXPOSED),
+    f"fs.insecure__keys.k = '{'0' * 32}'": ("fs.insecure__keys.k", Danger.EXPOSED),
+    "adyton.insecure__stdio = true": ("adyton.insecure__stdio", Danger.EXPOSED),
+    "sgx.file_check_policy = 'allow_all_but_log'": ("sgx.file_check_policy", Danger.CONTROLLED),
+    "loader.insecure__use_cmdline_argv = true": ("loader.insecure__use_cmdline_argv", Danger.CONTROLLED),
+    "loader.insecure__use_host_env = true": ("loader.insecure__use_host_env", Danger.CONTROLLED),
+    "loader.env.X = { passthrough = true }": ("loader.env.X", Danger.CONTROLLED),
+    "sgx.allowed_files = ['file:x']": ("sgx.allowed_files", Danger.CONTROLLED),
+    "loader.argv_src_file = 'file:x'": ("loader.argv_src_file", Danger.CONTROLLED),
+    "loader.env_src_file = 'file:x'": ("loader.env_src_file", Danger.CONTROLLED),
+    "loader.env_src_file = 'file:x'\nsgx.trusted_files = ['file:x']": ("loader.env_src_file", Danger.WEAKENED),
+    "adyton.network = 'host'": ("adyton.network", Danger.CONTROLLED),
+    "adyton.insecure__stdin = true": ("adyton.insecure__stdin", Danger.CONTROLLED),
+    "sys.enable_extra_runtime_domain_names_conf = true": (
+        "sys.enable_extra_runtime_domain_names_conf",
+        Danger.WEAKENED,
+    ),
+    "loader.insecure__disable_aslr = true": ("loader.insecure__disable_aslr", Danger.WEAKENED),
+    "sys.insecure__allow_eventfd = true": ("sys.insecure__allow_eventfd", Danger.WEAKENED),
+    "sys.experimental__enable_flock = true": ("sys.experimental__enable_flock", Danger.WEAKENED),
+    "sgx.insecure__allow_memfaults_without_exinfo = true": (
+        "sgx.insecure__allow_memfaults_without_exinfo",
+        Danger.WEAKENED,
+    ),
+    "sgx.insecure__rpc_thread_num = 1": ("sgx.insecure__rpc_thread_num", Danger.WEAKENED),
+    "loader.log_level = 'debug'": ("loader.log_level", Danger.WEAKENED),
+}
+
+
+@pytest.mark.parametrize("text", CAUSES)
+def test_insecure_key_is_warned_of(text: str) -> None:
+    """Each insecure key causes exactly one warning, with what to write instead."""
+    found = findings(parse_manifest(LEAST + text))
+    assert [(item.key, item.danger) for item in found] == [CAUSES[text]]
+    assert found[0].remedy
+
+
+def test_manifest_that_is_closed_has_no_warnings() -> None:
+    """The defaults are the closed ones."""
+    assert findings(parse_manifest(LEAST)) == ()
+    assert findings(parse_manifest(MOUNT + f'adyton.owners.me.ca = """{CA}"""')) == ()
+
+
+def test_encrypted_mount_without_an_owner_is_warned_of() -> None:
+    """Without a pinned server a false one could give its own key."""
+    assert [item.key for item in findings(parse_manifest(MOUNT))] == ["adyton.owners"]
+
+
+def test_warnings_come_in_the_order_of_danger() -> None:
+    """The worst first, whatever the order in the manifest."""
+    every = [text for text in CAUSES if "_src_" not in text]
+    found = findings(parse_manifest(LEAST + "\n".join(every)))
+    assert len(found) == len(every)
+    assert [item.danger for item in found] == sorted((item.danger for item in found), reverse=True)
+    assert found[0].key == "sgx.debug"
+
+
+def test_what_is_not_covered_is_said_in_words() -> None:
+    """Every opening has its line; clock and kernel are never covered."""
+    open_wide = parse_manifest(
+        MOUNT
+        + "loader.insecure__use_cmdline_argv = true\nloader.insecure__use_host_env = true\n"
+        + "loader.env.X = { passthrough = true }\nsgx.allowed_files = ['file:x']\nadyton.insecure__stdin = true\n"
+        + "adyton.network = 'host'\nsys.enable_extra_runtime_domain_names_conf = true\nadyton.secrets.s.env = 'S'\n"
+        + "sgx.file_check_policy = 'allow_all_but_log'\n"
+    )
+    text = "\n".join(not_covered(open_wide))
+    for part in ("/d ", "file:x", "allow_all_but_log", "arguments", "environment:", "X:", "input", "network"):
+        assert part in text
+    for part in ("name servers", "secret s", "clock", "kernel"):
+        assert part in text
+    assert len(not_covered(parse_manifest(LEAST))) == 2
+
+
+REFUSED = {
+    "sys.disallow_subprocesses = true": "sys.disallow_subprocesses",
+    "sys.debug__mock_syscalls = [{ name = 'fork' }]": "sys.debug__mock_syscalls",
+    "sys.allowed_ioctls = [{ request_code = 1 }]": "sys.allowed_ioctls",
+    "sgx.file_check_policy = 'allow_all_but_log'": "sgx.file_check_policy",
+    "fs.root = { type = 'encrypted', uri = 'file:x' }": "fs.root.type",
+    "sgx.allowed_files = ['dev:x']": "sgx.allowed_files",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_key_that_the_runtime_cannot_honour_is_named(text: str) -> None:
+    """What only Gramine can do is refused under Adyton's runtime, with the reason."""
+    ((key, reason),) = runtime_refusals(parse_manifest(LEAST + text))
+    assert key == REFUSED[text]
+    assert reason
+
+
+def test_mounts_that_the_runtime_cannot_honour_are_named() -> None:
+    """Memory shared with the host, and sealing keys."""
+    text = (
+        'libos.entrypoint = "/app"\nfs.mounts = [{ type = "untrusted_shm", path = "/s", uri = "dev:/s" },'
+        '{ type = "encrypted", path = "/e", uri = "file:e", key_name = "_sgx_mrsigner" }]'
+    )
+    keys = [key for key, _ in runtime_refusals(parse_manifest(text))]
+    assert keys == ["fs.mounts[0]", "fs.mounts[1].key_name"]
+
+
+def final(**files: str) -> str:
+    """A final manifest text with these files."""
+    entries = "".join(
+        f'[[sgx.trusted_files]]\nuri = "file:{name}"\nsha256 = "{digest * 64}"\n\n' for name, digest in files.items()
+    )
+    return f'{MOUNT}adyton.files = "{" ".join("1" for _ in files)}"\n{entries}'
+
+
+def test_differences_of_equal_texts_are_none() -> None:
+    """Equal texts measure alike."""
+    assert differences(final(a="0"), final(a="0")) == ()
+
+
+def test_differences_of_files_are_named() -> None:
+    """Changed, added and removed files, each with hash and size."""
+    found = differences(final(a="0", b="1", c="2"), final(a="0", b="3", d="4"))
+    assert [(item.kind, item.what) for item in found] == [("file", "b"), ("file", "c"), ("file", "d")]
+    assert str(found[0]) == f"file b: SHA-256 {'1' * 64}, 1 bytes -> SHA-256 {'3' * 64}, 1 bytes"
+    assert str(found[1]) == f"file c: removed, was SHA-256 {'2' * 64}, 1 bytes"
+    assert str(found[2]) == f"file d: added, SHA-256 {'4' * 64}, 1 bytes"
+
+
+def test_differences_of_keys_and_mounts_are_named() -> None:
+    """Keys by their dotted names, mounts by their paths, certificates by their fingerprints."""
+    before = MOUNT + 'loader.argv = ["a"]\nloader.env.X = "1"\n' + f'adyton.owners.me.ca = """{CA}"""\n'
+    after = (
+        before.replace('"a"', '"a", "b"')
+        .replace('loader.env.X = "1"\n', "")
+        .replace('path = "/d"', 'path = "/e", key_name = "k"')
+        .replace("BEGIN CERTIFICATE-----\nMI", "BEGIN CERTIFICATE-----\nMJ")
+    ) + "sgx.debug = true\n"
+    found = {f"{item.kind} {item.what}": str(item) for item in differences(before, after)}
+    assert list(found) == [
+        "key loader.argv",
+        "key loader.env.X",
+        "key adyton.owners.me.ca",
+        "key sgx.debug",
+        "mount /d",
+        "mount /e",
+    ]
+    assert found["mount /e"] == "mount /e: added, encrypted file:d key k"
+    assert "certificate SHA-256 " in found["key adyton.owners.me.ca"]
+    assert "BEGIN" not in found["key adyton.owners.me.ca"]
+
+
+def test_differences_of_order_alone_are_named() -> None:
+    """The order of mounts and files counts; spelling counts too, as form."""
+    first, second = final(a="0", b="1"), final(b="1", a="0")
+    assert [item.kind for item in differences(first, second)] == ["file"]
+    assert [item.kind for item in differences(LEAST, LEAST + "\n# a comment\n")] == ["form"]
+    mounts = 'libos.entrypoint = "/app"\nfs.mounts = [{}]\n'
+    one, two = '{ type = "tmpfs", path = "/a" }', '{ type = "tmpfs", path = "/b" }'
+    found = differences(mounts.replace("{}", f"{one}, {two}"), mounts.replace("{}", f"{two}, {one}"))
+    assert [(item.kind, item.what) for item in found] == [("mount", "order")]
+
+
+def test_explanation_has_every_part_of_a_manifest() -> None:
+    """Program, files, mounts, keys, outside, warnings, and what is not covered."""
+    text = MOUNT.replace("[{", '[{ type = "tmpfs", path = "/tmp" }, { path = "/usr", uri = "file:/usr" }, {') + (
+        'loader.argv = ["app", "-x"]\nloader.env.A = "1"\nloader.env.B = { passthrough = true }\n'
+        "sgx.trusted_files = ['file:/usr/lib/x/y', 'file:app']\n"
+        f"fs.insecure__keys.clear = '{'0' * 32}'\nadyton.secrets.s.file = '/run/s'\n"
+        f'adyton.owners.me.ca = """{CA}"""\nadyton.read_only = ["/d"]\n'
+    )
+    sections = {section.title: "\n".join(section.lines) for section in explain_manifest(parse_manifest(text))}
+    assert "'app' '-x'" in sections["program"]
+    assert "B: from the host" in sections["environment"]
+    assert "2 files" in sections["trusted files"]
+    assert "/usr/lib/x/: 1 files" in sections["trusted files"]
+    assert "/d: encrypted files of d, key default, read only" in sections["mounts"]
+    assert "/tmp: memory" in sections["mounts"]
+    assert "default: from the key server of me (adyton-key-server)" in sections["keys"]
+    assert "clear: in clear in the manifest" in sections["keys"]
+    assert "secret s into /run/s" in sections["keys"]
+    assert "encrypted log, key default" in sections["outside"]
+    assert "fs.insecure__keys.clear" in sections["warnings"]
+    assert "clock" in sections["not covered by the measurement"]
+
+
+def test_explanation_of_signature_and_enclave_is_in_words() -> None:
+    """SIGSTRUCT and areas read as sentences."""
+    key = load_signer(generate_signer())
+    sigstruct = sign(Measurement(bytes(32)), key, attributes=Attributes.of(debug=True), isv_prod_id=2, isv_svn=3)
+    assert "product 2, security version 3, date 0000-00-00" in explain_signature(sigstruct).lines
+    assert any("debug enclave: the host can read" in line for line in explain_signature(sigstruct).lines)
+    layout = Layout(1 << 24, 4, (Area("tcs", 0x1000, 4096, 0x100), Area("free", 0x10000, 8192, 0x207, None)))
+    assert explain_layout(layout).lines == (
+        "enclave of 16M, SSA frames of 4 pages",
+        "0x1000-0x2000 tcs (thread control, 1 pages): measured with its content",
+        "0x10000-0x12000 free (rwx, 2 pages): added, content not measured",
+    )
