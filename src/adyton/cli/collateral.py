@@ -11,8 +11,7 @@ import typer
 from adyton.cli.output import note, say, say_json
 
 if TYPE_CHECKING:
-    from adyton.attest.sgx import SGXQuote
-    from adyton.attest.tdx import TDXQuote
+    from adyton.attest.evidence import Evidence
     from adyton.net.collateral_store import CollateralStore, Held, Outcome
     from adyton.values import Digest
 
@@ -43,21 +42,17 @@ def _root(text: str | None) -> Digest | None:
     return None if text is None else Digest.from_hex(text.removeprefix("sim-tdx:").removeprefix("sim:"))
 
 
-def _read_evidence(path: Path) -> SGXQuote | TDXQuote:
+def _read_evidence(path: Path) -> Evidence:
     from adyton.attest.evidence import parse_evidence
     from adyton.attest.layout import MAX_QUOTE_BYTES
-    from adyton.attest.snp import SNPReport
-    from adyton.errors import StorageFailed, UsageError
+    from adyton.errors import StorageFailed
 
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_QUOTE_BYTES + 1)
     except OSError as error:
         raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
-    evidence = parse_evidence(raw)
-    if isinstance(evidence, SNPReport):
-        raise UsageError(f"{path} is a SEV-SNP report, whose certificates come from AMD")
-    return evidence
+    return parse_evidence(raw)
 
 
 @app.command()
@@ -75,6 +70,10 @@ def fetch(
     tee: Annotated[str, typer.Option(help="sgx, tdx or both.")] = "both",
     root: Root = None,
     early: Annotated[bool, typer.Option("--early", help="New TCB levels at once, not after the grace period.")] = False,
+    kds: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of AMD's key distribution service (repeatable).  [AMD's]", metavar="URL"),
+    ] = None,
     pcs_ca: Annotated[
         Path | None, typer.Option("--pcs-ca", help="CA certificate of the service, as a PCCS needs.", metavar="FILE")
     ] = None,
@@ -82,6 +81,7 @@ def fetch(
     as_json: AsJSON = False,
 ) -> None:
     """Fetch collateral, verify it, and keep it; without --for and --fmspc, what is here or what the service knows."""
+    from adyton.attest.snp import SNPReport
     from adyton.errors import UsageError
     from adyton.net.collateral_store import Source
 
@@ -93,8 +93,11 @@ def fetch(
     named = tuple(Source(url, ca_file) for url in pcs or ())
     sources = named or store.sources()
     outcomes: list[Outcome] = []
+    amd_sources = tuple(Source(url, ca_file) for url in kds or ()) or store.kds
     for path in for_ or ():
-        outcomes += store.fetch_for(_read_evidence(path), now, sources=sources)
+        evidence = _read_evidence(path)
+        asked = amd_sources if isinstance(evidence, SNPReport) else sources
+        outcomes += store.fetch_for(evidence, now, sources=asked)
     kinds = [_fmspc(text) for text in fmspc or ()]
     if not outcomes and not kinds and named:
         kinds = _known_fmspcs(store, named)
@@ -160,7 +163,7 @@ def _row(outcome: Outcome | Held) -> dict[str, Any]:
 
 def _report(outcomes: list[Outcome], *, as_json: bool) -> None:
     """Say what came of each document; the first failure becomes the verb's own."""
-    from adyton.attest.roots import INTEL_SGX_ROOT
+    from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT
 
     rows = [_row(outcome) for outcome in outcomes]
     failed = [outcome for outcome in outcomes if outcome.error is not None]
@@ -176,7 +179,7 @@ def _report(outcomes: list[Outcome], *, as_json: bool) -> None:
         if not outcomes:
             say("nothing is due to be fetched")
         for root in sorted(roots, key=str):
-            if root != INTEL_SGX_ROOT:
+            if root != INTEL_SGX_ROOT and root not in AMD_ARKS.values():
                 note(f"root {root} is not Intel's: evidence under it counts only where a policy names sim:{root}")
     if failed:
         for outcome in failed[1:]:

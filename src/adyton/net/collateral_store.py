@@ -31,8 +31,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from adyton.attest.certificates import split_pem
+from adyton.attest.collateral import AMDCollateral
 from adyton.attest.quote import CertificationType
-from adyton.attest.roots import INTEL_SGX_ROOT
+from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
+from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
 from adyton.errors import (
     Error,
     EvidenceError,
@@ -52,6 +55,7 @@ from adyton.net.documents import (
     assemble,
     build_bundle,
     check_current,
+    chip_subject,
     last_certificate,
     missing,
     origin_of_chain,
@@ -60,6 +64,7 @@ from adyton.net.documents import (
     verify_document,
 )
 from adyton.net.fetch import HTTPFetcher
+from adyton.net.kds import AMD_KDS, KDSClient
 from adyton.net.pcs import INTEL_PCS, PCSClient, root_of
 from adyton.values import Digest
 
@@ -74,6 +79,8 @@ EXPIRY_NOTICE: Final = timedelta(days=7)
 MAX_DOCUMENT_BYTES: Final = 8 << 20
 MAX_DOCUMENTS_PER_ROOT: Final = 4096
 _STATE_BYTES: Final = 4 << 20
+_LASTING: Final = frozenset({"pck-certificate", "amd-vcek", "amd-vlek"})
+"""What never changes for its subject, and so is not fetched anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,10 @@ class Source:
         """A client of it."""
         fetcher = HTTPFetcher(ca_file=Path(self.ca_file) if self.ca_file else None)
         return PCSClient(self.url, fetcher, channel, api_key)
+
+    def kds_client(self) -> KDSClient:
+        """A client of it, where it is AMD's key distribution service."""
+        return KDSClient(self.url, HTTPFetcher(ca_file=Path(self.ca_file) if self.ca_file else None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +137,13 @@ class CollateralStore:
     online: bool = False
     channel: Channel = "standard"
     client_of: Callable[[Source, Channel], PCSClient] = lambda source, channel: source.client(channel)
+    kds: Sequence[Source] = (Source(AMD_KDS),)
+    kds_of: Callable[[Source], KDSClient] = lambda source: source.kds_client()
     _loaded: dict[Path, tuple[tuple[int, int, int], Verified]] = field(default_factory=dict, repr=False)
     _put_together: dict[Origin, tuple[tuple[int, ...], Collateral]] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
+    _amd_lock: Lock = field(default_factory=Lock, repr=False)
+    """One question at a time for AMD's service, which counts them."""
 
     # --- what evidence needs
 
@@ -187,6 +202,36 @@ class CollateralStore:
         _check_not_older(verified, self._marks(root).get(path.stem))
         check_current(verified, now)
         return verified
+
+    def for_report(self, report: SNPReport, now: datetime, *, roots: TrustRoots | None = None) -> AMDCollateral:
+        """The certificates and CRL for one SEV-SNP report, under the pinned ARK of its product.
+
+        The product comes from the report, or (in version 2, which does not say) from what is here. Raises FetchFailed
+        where something is missing and Stale where it has expired, as `for_quote` does.
+        """
+        pinned = (roots or TrustRoots()).amd
+        vlek = report.signing_key == KEY_VLEK
+        last: Error | None = None
+        for product in _products(report):
+            try:
+                return self._for_product(report, product, pinned[product], now, vlek=vlek)
+            except (Unavailable, Stale, KeyError) as error:
+                last = error if isinstance(error, Error) else last
+                if not self.online:
+                    continue
+                outcomes = self._fetch_chip(report, product, now, None)
+                if all(outcome.error is None for outcome in outcomes):
+                    return self._for_product(report, product, pinned[product], now, vlek=vlek)
+                last = next(outcome.error for outcome in outcomes if outcome.error is not None)
+        raise last or FetchFailed("the report names no product that AMD's roots are known for", check="AMD product")
+
+    def _for_product(self, report: SNPReport, product: str, ark: Digest, now: datetime, *, vlek: bool) -> AMDCollateral:
+        tcb = TCBVersion.parse(report.field("reported_tcb"), turin=product == "Turin")
+        subject = chip_subject(product, tcb, None if vlek else report.chip_id)
+        leaf = self.get(ark, "amd-vlek" if vlek else "amd-vcek", subject, now).document
+        crl = self.get(ark, "amd-crl", product.lower(), now).document
+        ask, root = split_pem(leaf.chain, "AMD chain")
+        return AMDCollateral(leaf=leaf.body, ask=ask, ark=root, crl=crl.body)
 
     # --- what comes in
 
@@ -268,11 +313,21 @@ class CollateralStore:
         return found
 
     def fetch_for(
-        self, quote: SGXQuote | TDXQuote, now: datetime, *, sources: Sequence[Source] | None = None
+        self, quote: SGXQuote | TDXQuote | SNPReport, now: datetime, *, sources: Sequence[Source] | None = None
     ) -> list[Outcome]:
-        """Fetch everything that judging this quote needs, also what is here already."""
+        """Fetch everything that judging this evidence needs, also what is here already.
+
+        For a SEV-SNP report the sources are AMD's (`kds`), unless others are given.
+        """
+        if isinstance(quote, SNPReport):
+            found: list[Outcome] = []
+            for product in _products(quote):
+                found = self._fetch_chip(quote, product, now, sources)
+                if all(outcome.error is None for outcome in found):
+                    break
+            return found
         origin = unverified_origin(quote)
-        found: list[Outcome] = []
+        found = []
         if origin.request is not None:
             outcome = self._fetch_certificate(origin, quote, sources, now)
             found.append(outcome)
@@ -290,7 +345,7 @@ class CollateralStore:
         found: list[Outcome] = []
         for held in self.held():
             verified = held.verified
-            if verified is None or verified.document.kind == "pck-certificate" or now < self.due_at(verified):
+            if verified is None or verified.document.kind in _LASTING or now < self.due_at(verified):
                 continue
             found.append(self._fetch_like(verified, sources, now))
         return found
@@ -301,7 +356,57 @@ class CollateralStore:
         share = 0.45 + 0.10 * (seed[0] / 255)
         return verified.issued_at + share * (verified.expires_at - verified.issued_at)
 
+    def _fetch_chip(
+        self, report: SNPReport, product: str, now: datetime, sources: Sequence[Source] | None
+    ) -> list[Outcome]:
+        """Fetch a chip's VCEK, which never changes, only where it is not here; and the CRL."""
+        tcb = TCBVersion.parse(report.field("reported_tcb"), turin=product == "Turin")
+        found: list[Outcome] = []
+        if report.signing_key != KEY_VLEK:
+            subject = chip_subject(product, tcb, report.chip_id)
+            held = self._held_anywhere(f"amd-vcek-{subject}", now)
+            ask = methodcaller("vcek", product, report.chip_id, tcb)
+            found.append(held or self._fetch_amd(f"amd-vcek-{subject}", ask, sources, now))
+        if all(outcome.error is None for outcome in found):
+            found.append(self._fetch_amd(f"amd-crl-{product.lower()}", methodcaller("crl", product), sources, now))
+        return found
+
+    def _held_anywhere(self, name: str, now: datetime) -> Outcome | None:
+        for path in sorted(self.directory.glob(f"{'?' * 64}/{name}.json")):
+            try:
+                verified = self._load(path)
+            except StorageFailed:
+                continue
+            if verified is not None and verified.issued_at <= now <= verified.expires_at:
+                return Outcome(name, verified)
+        return None
+
+    def put_vlek(self, leaf: bytes, product: str, now: datetime, *, source: Source | None = None) -> Verified:
+        """Keep a VLEK certificate (DER) that a guest has from its host, with its chain from AMD."""
+        client = self.kds_of(source or self.kds[0])
+        return self.put(client.vlek(leaf, product), now)
+
+    def _fetch_amd(
+        self, name: str, ask: Callable[[KDSClient], Document], sources: Sequence[Source] | None, now: datetime
+    ) -> Outcome:
+        last: Error | None = None
+        with self._amd_lock:
+            for source in self.kds if sources is None else sources:
+                wait = self._left_alone(source, name, now)
+                if wait is not None:
+                    last = wait
+                    continue
+                try:
+                    return Outcome(name, self.put(ask(self.kds_of(source)), now))
+                except (EvidenceError, Unavailable) as error:
+                    last = error
+                    if isinstance(error, FetchFailed):
+                        self._note_refusal(source, name, error, now)
+        return Outcome(name, None, last or FetchFailed("no source of AMD certificates is known"))
+
     def _fetch_like(self, verified: Verified, sources: Sequence[Source] | None, now: datetime) -> Outcome:
+        if verified.document.kind == "amd-crl":
+            return self._fetch_amd(verified.name, methodcaller("crl", verified.subject.capitalize()), None, now)
         ask = _asking(verified.document.kind, verified.subject, verified.document.chain)
         return self._fetch_one(verified.name, ask, sources, verified.root, now)
 
@@ -517,6 +622,11 @@ class CollateralStore:
             yield folder
         finally:
             os.close(descriptor)
+
+
+def _products(report: SNPReport) -> tuple[str, ...]:
+    """The product that the report names; in version 2, which names none, those that there were then."""
+    return (report.product,) if report.product is not None else ("Milan", "Genoa")
 
 
 def _name(kind: Kind, subject: str, channel: Channel) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from adyton.attest import dcap
+from adyton.attest import amd, dcap
 from adyton.attest.certificates import ecdsa_is_valid, parse_certificate, parse_chain, parse_crl, split_pem
 from adyton.attest.checks import Checks
 from adyton.attest.collateral import Collateral
@@ -35,12 +35,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from adyton.attest.certificates import CRL, Certificate
+    from adyton.attest.snp import TCBVersion
     from adyton.attest.tdx import TDXQuote
 
-Kind = Literal["tcb-info", "qe-identity", "pck-crl", "root-crl", "pck-certificate"]
+Kind = Literal["tcb-info", "qe-identity", "pck-crl", "root-crl", "pck-certificate", "amd-vcek", "amd-vlek", "amd-crl"]
 Channel = Literal["standard", "early"]
 
-KINDS: Final[tuple[Kind, ...]] = ("tcb-info", "qe-identity", "pck-crl", "root-crl", "pck-certificate")
+KINDS: Final[tuple[Kind, ...]] = (
+    "tcb-info",
+    "qe-identity",
+    "pck-crl",
+    "root-crl",
+    "pck-certificate",
+    "amd-vcek",
+    "amd-vlek",
+    "amd-crl",
+)
+BINARY: Final[frozenset[Kind]] = frozenset({"pck-crl", "root-crl", "amd-vcek", "amd-vlek", "amd-crl"})
+"""Kinds whose body is DER; the others' is text."""
 BUNDLE_FORMAT: Final = "adyton-collateral-bundle-1"
 MAX_BUNDLE_BYTES: Final = 64 << 20
 MAX_BUNDLE_DOCUMENTS: Final = 4096
@@ -52,8 +64,8 @@ _SUBJECT: Final = re.compile(r"[a-z0-9-]{1,80}")
 class Document:
     """One document as a service handed it out, with its issuer chain and where and when it came from; unverified.
 
-    `body` is the served JSON (tcb-info, qe-identity), the CRL's DER, or the PCK certificate's PEM. `chain` is PEM,
-    the issuer first and the root last; for the root's own CRL it is the root alone.
+    `body` is the served JSON (tcb-info, qe-identity), a CRL's or AMD chip certificate's DER, or the PCK certificate's
+    PEM. `chain` is PEM, the issuer first and the root last; for a root's own CRL it is the root alone.
     """
 
     kind: Kind
@@ -66,8 +78,8 @@ class Document:
     """For a PCK certificate: which request it answers (`pck_request`)."""
 
     def to_dict(self) -> dict[str, str]:
-        """As JSON data; text stays text, a CRL is base64."""
-        binary = self.kind in ("pck-crl", "root-crl")
+        """As JSON data; text stays text, DER is base64."""
+        binary = self.kind in BINARY
         found = {
             "kind": self.kind,
             "body": base64.b64encode(self.body).decode() if binary else self.body.decode("utf-8", "replace"),
@@ -91,7 +103,7 @@ class Document:
         ):
             raise _malformed("collateral document", "other members than a document has")
         try:
-            binary = data["kind"] in ("pck-crl", "root-crl")
+            binary = data["kind"] in BINARY
             body = base64.b64decode(data["body"], validate=True) if binary else data["body"].encode()
             fetched_at = datetime.strptime(data["fetched_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         except (ValueError, binascii.Error):
@@ -118,7 +130,7 @@ class Verified:
     document: Document
     root: Digest
     subject: str
-    """What it is about: sgx-<fmspc>, tdx-<fmspc>, sgx, tdx, platform, processor, root, or a PCK request."""
+    """What it is about: sgx-<fmspc>, tdx-<fmspc>, sgx, tdx, platform, processor, root, a PCK request, an AMD chip."""
     issued_at: datetime
     expires_at: datetime
     number: int | None
@@ -238,6 +250,43 @@ def _verify_pck_certificate(checks: Checks, document: Document) -> Verified:
     return Verified(document, pck.root.fingerprint, document.request, leaf.not_before, expires, None)
 
 
+def chip_subject(product: str, tcb: TCBVersion, chip_id: bytes | None) -> str:
+    """Which VCEK (or VLEK, without a chip id): product, reported TCB, and a hash of the chip's id."""
+    chip = "" if chip_id is None else "-" + hashlib.sha256(chip_id.rstrip(b"\0")).hexdigest()[:32]
+    return f"{product.lower()}-{tcb.to_bytes().hex()}{chip}"
+
+
+def _verify_chip_certificate(checks: Checks, document: Document) -> Verified:
+    vlek = document.kind == "amd-vlek"
+    leaf = parse_certificate(document.body, "VLEK" if vlek else "VCEK")
+    ask, ark = parse_chain(document.chain, ("ASK", "ARK"), "AMD chain")
+    roots = TrustRoots(intel=frozenset(), amd={ark.common_name.removeprefix("ARK-"): ark.fingerprint})
+    product = amd.check_chain(checks, leaf, ask, ark, roots)
+    chip = amd.parse_chip_certificate(leaf)
+    if chip.product.partition("-")[0] != product or (chip.hardware_id is None) != vlek:
+        raise _malformed("chip certificate", f"the product {chip.product} under {ark.common_name}")
+    windows = (leaf.window, ask.window, ark.window)
+    subject = chip_subject(product, chip.tcb, chip.hardware_id)
+    expires = min(window.not_after for window in windows)
+    return Verified(document, ark.fingerprint, subject, leaf.window.not_before, expires, None)
+
+
+def _verify_amd_crl(checks: Checks, document: Document) -> Verified:
+    ark = parse_chain(document.chain, ("ARK",), "AMD CRL chain")[0]
+    checks.require(
+        "ARK: self-signed",
+        ark.common_name.startswith("ARK-") and ark.issuer == ark.subject and ark.is_signed_by(ark) and ark.is_ca,
+        expected="a self-signed ARK",
+        seen=ark.common_name,
+        error=BadChain,
+    )
+    crl = parse_crl(document.body, "AMD CRL")
+    _require_crl(checks, crl, ark)
+    product = re.sub(r"[^a-z0-9-]", "", ark.common_name.removeprefix("ARK-").lower())[:20]
+    expires = min(crl.window.not_after, ark.window.not_after)
+    return Verified(document, ark.fingerprint, product, crl.window.not_before, expires, crl.number)
+
+
 def verify_document(document: Document) -> Verified:
     """Check that a document is signed and leads to the root of its own chain, and read what it is about.
 
@@ -253,6 +302,10 @@ def verify_document(document: Document) -> Verified:
         return _verify_pck_crl(checks, document)
     if document.kind == "root-crl":
         return _verify_root_crl(checks, document)
+    if document.kind == "amd-crl":
+        return _verify_amd_crl(checks, document)
+    if document.kind in ("amd-vcek", "amd-vlek"):
+        return _verify_chip_certificate(checks, document)
     return _verify_pck_certificate(checks, document)
 
 
