@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -46,7 +47,7 @@ def _acknowledged(process: subprocess.Popen[bytes]) -> int:
 
 
 def _check(database: Path, at_least: int) -> None:
-    with sqlite3.connect(database) as db:
+    with contextlib.closing(sqlite3.connect(database)) as db:
         assert db.execute("pragma integrity_check").fetchone() == ("ok",)
         count, last = db.execute("select count(*), max(n) from t").fetchone()
         assert count == last >= at_least
