@@ -290,10 +290,10 @@ def _choose(evidence: Evidence, paths: list[Path], home: Path | None, now: datet
     """The collateral for this evidence among what was given, or from the owner's store."""
     from adyton.attest.snp import SNPReport
 
-    if isinstance(evidence, SNPReport):
-        return _choose_amd(evidence, _collect(paths))
     if not paths:
         return _from_store(evidence, home, now)
+    if isinstance(evidence, SNPReport):
+        return _choose_amd(evidence, _collect(paths))
     found = _collect(paths)
     candidates = list(found.intel)
     for raw in found.bundles:
@@ -370,14 +370,15 @@ def _from_bundle(raw: bytes, evidence: Evidence, now: datetime) -> list[Collater
         return []
 
 
-def _from_store(evidence: Evidence, home: Path | None, now: datetime) -> Collateral:
+def _from_store(evidence: Evidence, home: Path | None, now: datetime) -> Collateral | AMDCollateral:
     from adyton.attest.snp import SNPReport
     from adyton.net.collateral_store import CollateralStore
 
     folder = (home or Path.home() / ".adyton") / "collateral"
-    if isinstance(evidence, SNPReport) or not folder.is_dir():
+    if not folder.is_dir():
         raise _missing(f"no --collateral was given and there is no store at {folder}")
-    return CollateralStore(folder).for_quote(evidence, now)
+    store = CollateralStore(folder)
+    return store.for_report(evidence, now) if isinstance(evidence, SNPReport) else store.for_quote(evidence, now)
 
 
 def _choose_amd(evidence: Evidence, found: _Found) -> AMDCollateral:
