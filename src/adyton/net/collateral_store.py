@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from operator import methodcaller
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
 
 NEGATIVE_S: Final = 300.0
 BUSY_S: Final = 60.0
+REFRESH_PAUSE: Final = timedelta(minutes=10)
 EXPIRY_NOTICE: Final = timedelta(days=7)
 MAX_DOCUMENT_BYTES: Final = 8 << 20
 MAX_DOCUMENTS_PER_ROOT: Final = 4096
@@ -130,17 +131,20 @@ class CollateralStore:
     """A folder of verified collateral; `for_quote` is what a key server asks.
 
     Without `online` nothing is fetched when evidence is judged: what is missing is refused with the command that
-    fetches it. With it, what is missing or expired is fetched from the sources first.
+    fetches it. With it, what is missing or expired is fetched from the sources first, and what has passed half of its
+    validity is fetched anew in the background.
     """
 
     directory: Path
     online: bool = False
     channel: Channel = "standard"
     client_of: Callable[[Source, Channel], PCSClient] = lambda source, channel: source.client(channel)
+    in_background: Callable[[Callable[[], object]], object] = lambda work: Thread(target=work, daemon=True).start()
     kds: Sequence[Source] = (Source(AMD_KDS),)
     kds_of: Callable[[Source], KDSClient] = lambda source: source.kds_client()
     _loaded: dict[Path, tuple[tuple[int, int, int], Verified]] = field(default_factory=dict, repr=False)
     _put_together: dict[Origin, tuple[tuple[int, ...], Collateral]] = field(default_factory=dict, repr=False)
+    _tried_at: datetime | None = field(default=None, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
     _amd_lock: Lock = field(default_factory=Lock, repr=False)
     """One question at a time for AMD's service, which counts them."""
@@ -168,11 +172,21 @@ class CollateralStore:
                     raise
                 verified = self._fetch_missing(origin, kind, subject, now, error, quote)
             found[kind, subject] = verified
+            if self.online and verified.document.kind not in _LASTING and now >= self.due_at(verified):
+                self._refresh_in_background(now)
             if kind == "pck-certificate":
                 chain = verified.document.body.decode("ascii", "replace") + verified.document.chain
                 origin = origin_of_chain(chain, origin.tee, origin.request)
                 wanted = [name for name in origin.names if name not in found]
         return self._assembled(found, origin)
+
+    def _refresh_in_background(self, now: datetime) -> None:
+        """Fetch anew what is due while evidence is served with what is here; at most every ten minutes."""
+        with self._lock:
+            if self._tried_at is not None and now - self._tried_at < REFRESH_PAUSE:
+                return
+            self._tried_at = now
+        self.in_background(lambda: self.refresh(now))
 
     def _root_of_request(self, request: str) -> Digest:
         """Under which root the PCK certificate lies that answers this request; Intel's where it lies nowhere."""

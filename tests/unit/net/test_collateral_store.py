@@ -204,6 +204,43 @@ def test_refresh_after_half_of_the_validity_fetches_anew(world: World) -> None:
     assert store.refresh(world.now) == []
 
 
+def test_online_store_refreshes_in_the_background_when_due(world: World) -> None:
+    """Evidence after half of the validity is judged at once with what is here, and starts one refresh."""
+    world.filled()
+    store = world.store(online=True)
+    waiting: list[Callable[[], object]] = []
+    store.in_background = waiting.append
+    assert world.status(store) is TCBStatus.UP_TO_DATE
+    assert waiting == []
+    world.now += timedelta(days=17)
+    for _ in range(3):
+        assert world.status(store) is TCBStatus.UP_TO_DATE
+    assert len(waiting) == 1
+    assert world.asked == []
+    waiting.pop()()
+    assert world.asked
+    world.now += timedelta(minutes=11)
+    assert world.status(store) is TCBStatus.UP_TO_DATE
+    assert waiting == []
+
+
+def test_online_store_tries_a_failed_refresh_again_only_later(world: World) -> None:
+    """A source that is down is asked every ten minutes, not with every piece of evidence."""
+    world.filled()
+    store = world.store(online=True)
+    store.in_background = lambda work: work()
+    world.trouble["one.invalid"] = silent
+    world.now += timedelta(days=17)
+    asked: list[int] = []
+    for _ in range(3):
+        assert world.status(store) is TCBStatus.UP_TO_DATE
+        asked.append(len(world.asked))
+        world.now += timedelta(minutes=4)
+    assert asked[0] == asked[1] == asked[2] > 0
+    assert world.status(store) is TCBStatus.UP_TO_DATE
+    assert len(world.asked) > asked[2]
+
+
 def test_failed_refresh_keeps_what_is_valid(world: World) -> None:
     """If nobody answers, the old documents serve until they expire."""
     store = world.filled()
