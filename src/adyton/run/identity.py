@@ -19,11 +19,9 @@ import re
 import shutil
 import struct
 import sys
-import sysconfig
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -32,26 +30,33 @@ from adyton.values import Digest
 
 LABEL: Final = b"adyton runtime identity v1\0\0\0\0\0\0"
 
-PACKAGES: Final = ("cryptography", "mfusepy", "cffi", "OpenSSL", "click", "typer", "cbor2", "tomli_w")
-"""Import names of the packages whose code a protected run may execute outside the program."""
+PACKAGES: Final = ("cryptography", "_cffi_backend", "mfusepy", "OpenSSL")
+"""Import names of the packages whose code runs beside a protected program; a test holds this list complete."""
 
 LIBRARIES: Final = (
+    "ld-linux-x86-64.so.2",
     "libc.so.6",
     "libm.so.6",
+    "libgcc_s.so.1",
     "libcrypto.so.3",
     "libssl.so.3",
     "libffi.so.8",
     "libz.so.1",
+    "libbz2.so.1.0",
+    "liblzma.so.5",
     "libfuse3.so.3",
 )
+"""Shared libraries that these load; one that this machine lacks is no part."""
+
 PROGRAMS: Final = ("bwrap", "fusermount3")
 
 _SKIPPED: Final = frozenset(
     {"__pycache__", "test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "pydoc_data"}
-    | {"site-packages", "dist-packages", "distutils", "venv", "idle_test", "_pyrepl"}
+    | {"site-packages", "dist-packages", "distutils", "venv", "idle_test", "unittest"}
 )
-_SUFFIXES: Final = (".py", ".so", ".pem", ".c")
-_BATCH: Final = 64
+_SUFFIXES: Final = (".py", ".so", ".c")
+_TEXTS: Final = (".py", ".c")
+_READ_BYTES: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +71,8 @@ def runtime_identity() -> RuntimeIdentity:
     """Hash the runtime that executes this call, afresh each time; raises NoDevice where a part is missing."""
     import adyton
 
-    folders = {"adyton": Path(adyton.__file__).parent, "python standard library": Path(sysconfig.get_path("stdlib"))}
-    files: dict[str, list[tuple[str, str]]] = {
-        name: sorted(_walk(os.fspath(folder), "")) for name, folder in folders.items()
-    }
+    folders = {"adyton": os.path.dirname(adyton.__file__), "python standard library": os.path.dirname(os.__file__)}
+    files: dict[str, list[tuple[str, str]]] = {name: sorted(_walk(folder, "")) for name, folder in folders.items()}
     for name in PACKAGES:
         files[f"package {name}"] = sorted(_package(name))
     single = {"python interpreter": os.path.realpath(sys.executable), **_libraries(), **_programs()}
@@ -86,6 +89,7 @@ def runtime_identity() -> RuntimeIdentity:
             digest.update(struct.pack("<I", len(encoded)) + encoded + hashed[at])
             at += 1
         parts[name] = Digest(digest.digest())
+    parts["python start-up"] = _startup()
     return RuntimeIdentity(combine(parts), MappingProxyType(parts))
 
 
@@ -109,8 +113,12 @@ def _walk(folder: str, shown: str) -> Iterator[tuple[str, str]]:
                 yield f"{shown}{child.name}", child.path
 
 
-def _package(name: str) -> list[tuple[str, str]]:
-    found = importlib.util.find_spec(name)
+def _spec_of(name: str) -> tuple[str, list[str]]:
+    """Where a package's own file lies, and its folders (none for a single module)."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
     if found is None or found.origin is None:
         raise NoDevice(
             f"the Python package {name} is not installed, and Adyton runs on it",
@@ -119,15 +127,20 @@ def _package(name: str) -> list[tuple[str, str]]:
             seen="nothing",
             remedy="install Adyton with its dependencies",
         )
-    if found.submodule_search_locations is None:
-        return [("", found.origin)]
-    return [member for folder in found.submodule_search_locations for member in _walk(folder, "")]
+    return found.origin, list(found.submodule_search_locations or ())
+
+
+def _package(name: str) -> list[tuple[str, str]]:
+    origin, folders = _spec_of(name)
+    if not folders:
+        return [("", origin)]
+    return [member for folder in folders for member in _walk(folder, "")]
 
 
 def _mapped() -> dict[str, str]:
     """Shared libraries that this process has mapped, by their file name up to the version of their interface."""
     found: dict[str, str] = {}
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:  # noqa: PTH123 - no real file
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             path = line[73:].rstrip("\n")
             if path.startswith("/") and ".so" in path:
@@ -136,14 +149,14 @@ def _mapped() -> dict[str, str]:
 
 
 def _libraries() -> dict[str, str]:
-    triplet = sysconfig.get_config_var("MULTIARCH") or ""
+    triplet = getattr(sys.implementation, "_multiarch", "")
     folders = (f"/lib/{triplet}", f"/usr/lib/{triplet}", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
     mapped = _mapped()
     found = {}
     for name in LIBRARIES:
         places = [mapped[name]] if name in mapped else []
         places += [f"{folder}/{name}" for folder in folders]
-        path = next((place for place in places if os.path.exists(place)), None)  # noqa: PTH110 - speed
+        path = next((place for place in places if os.path.exists(place)), None)
         if path is not None:
             found[f"library {name}"] = os.path.realpath(path)
     shared = re.compile(rf"libpython{sys.version_info.major}\.{sys.version_info.minor}\.so[.0-9]*")
@@ -160,20 +173,55 @@ def _programs() -> dict[str, str]:
     return found
 
 
-def _hash_all(paths: list[str]) -> list[bytes]:
-    """SHA-256 of many files; large ones go to a second thread, since hashing lets go of the interpreter's lock."""
-    sizes = [os.stat(path).st_size for path in paths]  # noqa: PTH116 - speed
-    large = [path for path, size in zip(paths, sizes, strict=True) if size >= 1 << 20]
-    with ThreadPoolExecutor(1) as pool:
-        ahead = {path: pool.submit(_hash_file, path) for path in large}
-        return [ahead[path].result() if path in ahead else _hash_file(path) for path in paths]
+def _startup() -> Digest:
+    """The code that Python runs by itself before any program: import lines of .pth files, and the hooks of `site`."""
+    folder = os.path.dirname(os.path.dirname(_spec_of("cryptography")[0]))
+    lines: set[str] = set()
+    with os.scandir(folder) as listing:
+        names = [child.path for child in listing if child.name.endswith(".pth")]
+    for path in names:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines |= {line.strip() for line in file if line.startswith(("import ", "import\t"))}
+    digest = hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))
+    for hook in ("sitecustomize", "usercustomize"):
+        origin = getattr(sys.modules.get(hook), "__file__", None)
+        if origin:
+            digest.update(hook.encode() + _hash_file(origin))
+    return Digest(digest.digest())
+
+
+def _hash_all(paths: Sequence[str]) -> list[bytes]:
+    """SHA-256 of many files; binaries go to a second thread, since hashing lets go of the interpreter's lock."""
+    found: dict[str, bytes] = {}
+    failed: list[OSError] = []
+
+    def work() -> None:
+        try:
+            for path in paths:
+                if not path.endswith(_TEXTS):
+                    found[path] = _hash_file(path)
+        except OSError as error:
+            failed.append(error)
+
+    second = threading.Thread(target=work)
+    second.start()
+    try:
+        texts = {path: _hash_file(path) for path in paths if path.endswith(_TEXTS)}
+    finally:
+        second.join()
+    if failed:
+        raise failed[0]
+    found.update(texts)
+    return [found[path] for path in paths]
 
 
 def _hash_file(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        digest = hashlib.sha256()
-        while chunk := os.read(descriptor, 1 << 20):
+        chunk = os.read(descriptor, _READ_BYTES)
+        digest = hashlib.sha256(chunk)
+        while len(chunk) == _READ_BYTES:
+            chunk = os.read(descriptor, _READ_BYTES)
             digest.update(chunk)
         return digest.digest()
     finally:

@@ -1,0 +1,132 @@
+"""The runtime's identity: complete, the same wherever it lies, and changed by any byte of any part."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adyton.errors import NoDevice
+from adyton.run import identity
+from adyton.run.identity import LABEL, PACKAGES, combine, runtime_identity
+from adyton.values import Digest
+
+PACKAGE = Path(identity.__file__).parent.parent
+
+RUN_MODULES = """
+import sys
+import adyton.cli.main, adyton.cli.run, adyton.run.launch, adyton.run.plan, adyton.net.client, adyton.net.ratls
+import adyton.tee.sim, adyton.tee.source, adyton.vfs.fuse, adyton.vfs.encrypted, adyton.vfs.attestation
+import adyton.manifest.signed, adyton.storage.files, adyton.run.log, adyton.run.launcher, adyton.run.sandbox
+"""
+
+
+def of_copy(folder: Path) -> str:
+    """The identity that Adyton computes when it runs from a copy of its package."""
+    code = "from adyton.run.identity import runtime_identity; print(runtime_identity().digest)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"},
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package, importable from its folder."""
+    shutil.copytree(PACKAGE, tmp_path / "adyton", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_identity_is_the_documented_hash_over_its_parts() -> None:
+    """Label, then each part's name and digest in the order of names."""
+    found = runtime_identity()
+    digest = hashlib.sha256(LABEL)
+    for name in sorted(found.parts):
+        digest.update(len(name).to_bytes(4, "little") + name.encode() + found.parts[name].raw)
+    assert found.digest.raw == digest.digest()
+    assert len(LABEL) == 32
+    assert combine({"a": Digest(bytes(32))}) != combine({"b": Digest(bytes(32))})
+
+
+def test_identity_has_every_part_that_runs() -> None:
+    """Adyton, interpreter, standard library, packages, the C library, libfuse, bubblewrap."""
+    parts = runtime_identity().parts
+    for name in ("adyton", "python interpreter", "python standard library", "python start-up", "library libc.so.6"):
+        assert name in parts
+    assert {f"package {name}" for name in PACKAGES} <= set(parts)
+    assert ("program bwrap" in parts) == (shutil.which("bwrap") is not None)
+
+
+def test_identity_covers_every_package_that_a_run_imports() -> None:
+    """Whatever third-party package the run path imports is one of the parts."""
+    code = RUN_MODULES + (
+        "print('\\n'.join({n.split('.')[0] for n, m in sys.modules.items()"
+        " if 'site-packages' in (getattr(m, '__file__', None) or '')}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) - {"_distutils_hack", "__editable___adyton_0_1_0_finder"} <= set(PACKAGES)
+
+
+def test_identity_covers_every_library_that_a_run_maps() -> None:
+    """Whatever shared library outside Python's folders the run path maps is one of the parts."""
+    code = RUN_MODULES + "print(open('/proc/self/maps').read())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    mapped = {line.split()[-1] for line in done.stdout.splitlines() if ".so" in line}
+    system = {path for path in mapped if path.startswith(("/lib", "/usr/lib")) and "/python" not in path}
+    known = set(identity._libraries().values())
+    harmless = {
+        path for path in system if Path(path).name.startswith(("libpthread.so", "libdl.so", "librt.so", "libutil.so"))
+    }
+    assert system - harmless <= known
+
+
+def test_identity_of_a_copy_elsewhere_is_the_same(copy: Path) -> None:
+    """Where it lies, and cached bytecode, do not count."""
+    assert of_copy(copy) == str(runtime_identity().digest)
+    assert of_copy(copy) == of_copy(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["errors.py", "pfile/_gcm.c", "run/identity.py", "cli/run.py", "manifest/new_module.py"]
+)
+def test_identity_changes_with_any_module(copy: Path, name: str) -> None:
+    """One more comment in one file, or one more file, is another runtime."""
+    before = of_copy(copy)
+    with (copy / "adyton" / name).open("a") as file:
+        file.write("\n# changed\n")
+    assert of_copy(copy) != before
+
+
+def test_identity_without_a_package_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing part is named, not left out."""
+    monkeypatch.setattr(identity, "PACKAGES", ("cryptography", "no_such_package"))
+    with pytest.raises(NoDevice, match="no_such_package"):
+        runtime_identity()
+
+
+def test_identity_with_an_unreadable_part_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A part that vanishes while it is hashed is an error, in either thread."""
+    for name in ("gone.so", "gone.py"):
+        monkeypatch.setattr(identity, "_programs", lambda name=name: {"program x": str(tmp_path / name)})
+        with pytest.raises(FileNotFoundError):
+            runtime_identity()
+
+
+def test_identity_is_fast_when_warm() -> None:
+    """A run waits for it: 60 ms on an idle machine, and not ten times as long on a busy one."""
+    runtime_identity()
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        runtime_identity()
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.6
