@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -167,7 +168,8 @@ def write_beside(path: Path, raw: bytes) -> None:
         beside.write_bytes(raw)
         beside.rename(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise StorageFailed(
             f"{path} cannot be written: {error.strerror}", check="output", seen=error.strerror
         ) from None
