@@ -264,8 +264,11 @@ class _Keeper:
             host.harden_process()
             host.lock_memory()
             exit_code = self._run()
-        finally:
-            self._take_down()
+        except BaseException:
+            with contextlib.suppress(Error):
+                self._take_down()
+            raise
+        self._take_down()
         return {"exit_code": exit_code, "seconds": self._seconds, "events": self._events[:100], "facts": self._facts}
 
     @contextlib.contextmanager

@@ -1,0 +1,413 @@
+"""Whole runs without attestation: what the program sees, what it cannot, and what is left afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mount import world
+
+pytestmark = pytest.mark.mount
+
+OUT = [["encrypted", "/out", "file:out"]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where `adyton run` is started: an empty output folder and nothing else."""
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+def _processes_below(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        except OSError:
+            continue
+        found += [int(child) for child in children]
+    return found[1:]
+
+
+def _wait_until(condition: object, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def _gone(pids: list[int]) -> bool:
+    def alive(pid: int) -> bool:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state != "Z"
+
+    return not any(alive(pid) for pid in pids)
+
+
+def _mounts() -> str:
+    return Path("/proc/self/mounts").read_text()
+
+
+def test_program_sees_only_what_the_manifest_names(folder: Path) -> None:
+    """The root holds the mounts and the sandbox's own folders, and nothing of the host's."""
+    (folder / "secret.txt").write_text("host")
+    result = world.run(
+        folder, world.shell("ls -a / /dev /tmp; ls /etc /home /root; cat /proc/1/comm; id -u", mounts=OUT)
+    )
+    assert result.ended["exit_code"] == 0
+    shown = result.out.split()
+    assert "secret.txt" not in result.out
+    assert {"out", "usr", "tmp", "proc", "dev"} <= set(shown)
+    for name in ("home", "etc", "root", "boot", "var", "srv"):
+        assert name not in shown
+    assert "bwrap" in result.out
+    assert "sda" not in result.out
+    assert "No such file" in result.err
+
+
+def test_program_reads_inputs_and_writes_outputs(folder: Path) -> None:
+    """A staged input and a served output, both encrypted on the host."""
+    world.encrypt(folder, "in/data", b"some input")
+    mounts = [["encrypted", "/in", "file:in"], *OUT]
+    result = world.run(folder, world.shell("cat /in/data /in/data > /out/result", mounts=mounts, read_only=["/in"]))
+    assert result.status == 0, result.err
+    assert world.decrypt(folder, "out/result") == b"some inputsome input"
+    assert b"some input" not in (folder / "out/result").read_bytes()
+
+
+def test_nothing_but_memory_and_outputs_can_be_written(folder: Path) -> None:
+    """Staged files, inputs, the root, /dev and /sys are read-only."""
+    world.encrypt(folder, "in/data", b"x")
+    script = "for f in /usr/x /in/data /in/new /x /dev/x /sys/x /lib/x /proc/x; do echo a > $f && echo WROTE $f; done;"
+    script += "echo a > /tmp/x && echo a > /dev/shm/x && echo a > /out/x && echo fine"
+    mounts = [["encrypted", "/in", "file:in"], *OUT]
+    result = world.run(folder, world.shell(script, mounts=mounts, read_only=["/in"]))
+    assert "WROTE" not in result.out
+    assert result.out.strip() == "fine"
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 255])
+def test_exit_code_of_the_program_is_passed_on(folder: Path, code: int) -> None:
+    """Whatever it is."""
+    assert world.run(folder, world.shell(f"exit {code}")).status == code
+
+
+def test_program_ended_by_a_signal_gives_128_and_its_number(folder: Path) -> None:
+    """As shells say it."""
+    assert world.run(folder, world.shell("kill -9 $$")).status == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signal_to_run_reaches_the_program(folder: Path, number: signal.Signals) -> None:
+    """The program handles it, and its exit code comes back."""
+    name = number.name.removeprefix("SIG")
+    process = world.start(
+        folder, world.shell(f"trap 'echo got; exit 7' {name}; echo ready; while :; do sleep 0.1; done")
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    result = world.finish(process)
+    assert (result.status, result.out) == (7, "got\n")
+
+
+def test_program_that_ignores_signals_is_ended_by_the_third(folder: Path) -> None:
+    """Nobody needs kill -9 to leave."""
+    process = world.start(folder, world.shell("trap '' INT; echo ready; while :; do sleep 0.1; done"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert world.finish(process).status == 137
+
+
+def test_missing_program_is_named(folder: Path) -> None:
+    """A script whose interpreter is not listed cannot start, and the entrypoint is named."""
+    (folder / "tool").write_text("#!/usr/bin/perl\n")
+    (folder / "tool").chmod(0o755)
+    spec = world.shell("exit 0", trusted=["tool"], mounts=[["chroot", "/tool", "file:tool"]])
+    result = world.run(folder, {**spec, "argv": ["sh", "-c", "/tool"]})
+    assert result.status == 127 or result.status == 126
+
+
+def test_altered_trusted_file_stops_the_start(folder: Path) -> None:
+    """Changed between build and run."""
+    (folder / "script").write_text("echo hi")
+    spec = world.shell("cat /script", trusted=["script"], mounts=[["chroot", "/script", "file:script"]])
+    assert world.run(folder, spec).out == "echo hi"
+    from adyton.errors import DigestMismatch
+    from adyton.run.launch import Delivered, launch
+    from adyton.run.plan import plan
+
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        made = plan(world.manifest(spec), read_trusted=lambda _: b"")
+        (folder / "script").write_text("echo ho")
+        with pytest.raises(DigestMismatch, match="script"):
+            launch(made, lambda: Delivered({}), simulated=True)
+    finally:
+        os.chdir(before)
+
+
+def test_output_goes_to_the_encrypted_log(folder: Path) -> None:
+    """Without insecure__stdio nothing of it reaches the host in clear."""
+    result = world.run(
+        folder, world.shell("echo to the log; echo and this >&2", mounts=OUT, stdio=False, log="file:app.log")
+    )
+    assert result.status == 0, result.err
+    assert "to the log" not in result.out + result.err
+    assert b"to the log" not in (folder / "app.log").read_bytes()
+    assert world.decrypt(folder, "app.log") == b"to the log\nand this\n"
+    assert not (folder / "app.log.gramine.recovery").exists()
+
+
+def test_log_of_a_killed_run_is_whole_as_of_its_last_flush(folder: Path) -> None:
+    """kill -9 of everything: the log opens, and has what was printed a while before."""
+    process = world.start(folder, world.shell("echo early; sleep 60", mounts=OUT, stdio=False, log="file:app.log"))
+
+    def logged() -> bool:
+        try:
+            return world.decrypt(folder, "app.log") == b"early\n"
+        except Exception:
+            return False
+
+    _wait_until(logged)
+    process.kill()
+    world.finish(process)
+    assert world.decrypt(folder, "app.log") == b"early\n"
+
+
+def test_standard_input_is_empty_unless_the_manifest_says_so(folder: Path) -> None:
+    """stdin is not measured, so it is closed by default."""
+    import subprocess
+
+    for allowed, expected in ((False, ""), (True, "from the host")):
+        process = world.start(folder, world.shell("cat", stdin=allowed), stdin=subprocess.PIPE)
+        out, _ = process.communicate("from the host", timeout=30)
+        assert out == expected
+
+
+def test_environment_is_the_manifests_alone(folder: Path) -> None:
+    """Nothing of the host's environment comes through; secrets do."""
+    os.environ["ADYTON_TEST_LEAK"] = "1"
+    try:
+        secrets = [{"name": "token", "env": "TOKEN", "file": None, "owner": None}]
+        result = world.run(folder, world.shell("env", env={"PATH": "/usr/bin", "A": "b c"}, secrets=secrets))
+    finally:
+        del os.environ["ADYTON_TEST_LEAK"]
+    assert set(result.out.splitlines()) == {"PATH=/usr/bin", "A=b c", "TOKEN=a secret", "PWD=/"}
+
+
+def test_secret_file_is_in_memory(folder: Path) -> None:
+    """A secret may be a file; the host has none such."""
+    secrets = [{"name": "token", "env": None, "file": "/run/secrets/token", "owner": None}]
+    assert world.run(folder, world.shell("cat /run/secrets/token", secrets=secrets)).out == "a secret"
+
+
+def test_program_has_no_capabilities_no_new_privileges_and_no_network(folder: Path) -> None:
+    """The sandbox's ground rules, as the kernel tells them."""
+    script = "grep -E '^(CapEff|CapBnd|NoNewPrivs):' /proc/self/status; cat /proc/net/dev; readlink /proc/self/ns/net"
+    result = world.run(folder, world.shell(script))
+    fields = dict(line.split(":\t") for line in result.out.splitlines() if line.startswith(("Cap", "NoNew")))
+    assert fields == {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"}
+    assert "eth" not in result.out
+    assert os.readlink("/proc/self/ns/net") not in result.out
+    with_network = world.run(folder, world.shell("readlink /proc/self/ns/net", network="host"))
+    assert with_network.out.strip() == os.readlink("/proc/self/ns/net")
+
+
+def test_program_cannot_see_or_trace_who_holds_the_keys(folder: Path) -> None:
+    """In the program's /proc there is only itself and the sandbox's first process; nothing can be attached to."""
+    script = (
+        "import os, ctypes\n"
+        "pids = sorted(int(n) for n in os.listdir('/proc') if n.isdigit())\n"
+        "names = [open(f'/proc/{p}/comm').read().strip() for p in pids]\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "attached = [p for p in range(3, 4000) if libc.ptrace(16, p, 0, 0) == 0]\n"
+        "print(names, attached)\n"
+    )
+    result = world.run(folder, world.python(script, mounts=OUT))
+    assert result.out.strip() == "['bwrap', 'python3.11'] []", result.err
+
+
+def test_key_holders_leave_no_core_and_cannot_be_dumped(folder: Path) -> None:
+    """Keeper and file server are undumpable: their memory files belong to root alone, and their core limit is 0."""
+    process = world.start(folder, world.shell("echo ready; sleep 30", mounts=OUT))
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in _processes_below(process.pid)}
+        for name in ("adyton-keeper", "adyton-files"):
+            limits = Path(f"/proc/{named[name]}/limits").read_text()
+            core = next(line for line in limits.splitlines() if "core file" in line)
+            assert core.split()[4:6] == ["0", "0"]
+        command_lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in named.values()]
+        environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in named.values()]
+        key = world.KEY.reveal()
+        assert not any(key in text or key.hex().encode() in text for text in command_lines + environments)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        world.finish(process)
+
+
+@pytest.mark.parametrize("victim", ["adyton run", "adyton-keeper", "adyton-files", "bwrap"])
+def test_killing_any_part_leaves_nothing(folder: Path, victim: str) -> None:
+    """kill -9 of any process of a run: every process ends, no mount is left, what was flushed is readable."""
+    mounts_before = _mounts()
+    script = "echo kept > /out/kept; echo ready; while :; do echo x >> /out/more; sleep 0.01; done"
+    process = world.start(folder, world.shell(script, mounts=OUT))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    _wait_until((folder / "out/more").exists)
+    time.sleep(0.3)
+    below = _processes_below(process.pid)
+    named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in below}
+    os.kill(process.pid if victim == "adyton run" else named[victim], signal.SIGKILL)
+    result = world.finish(process)
+    assert result.status != 0
+    _wait_until(lambda: _gone(below))
+    assert _mounts() == mounts_before
+    assert world.decrypt(folder, "out/kept") == b"kept\n"
+    assert set(world.decrypt(folder, "out/more")) <= set(b"x\n")
+    if victim == "adyton-files":
+        assert "ended" in result.ended["message"]
+
+
+def test_run_leaves_no_file_but_its_outputs(folder: Path) -> None:
+    """No folder, no temporary file, in the run's folder or in /tmp."""
+    before = set(os.listdir("/tmp"))
+    assert world.run(folder, world.shell("echo a > /out/a; echo b > /tmp/b", mounts=OUT)).status == 0
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == ["out", "out/a"]
+    assert {name for name in set(os.listdir("/tmp")) - before if name.startswith(("adyton", "tmp"))} == set()
+
+
+def test_interrupt_before_the_program_starts_ends_at_once(folder: Path) -> None:
+    """Ctrl-C while keys are asked for: nothing is left, the status says so."""
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, json, time\n"
+        "from tests.mount import world\n"
+        "from adyton.run.launch import launch\nfrom adyton.run.plan import plan\n"
+        "from adyton.errors import ScriptFailed\n"
+        "def slow():\n    print('asking', flush=True)\n    time.sleep(60)\n"
+        "made = plan(world.manifest(world.shell('exit 0')), read_trusted=lambda e: b'')\n"
+        "try:\n    launch(made, slow, simulated=True)\n"
+        "except ScriptFailed as error:\n    sys.exit(error.status)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{world.REPOSITORY}/src:{world.REPOSITORY}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "asking\n"
+    below = _processes_below(process.pid)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    _wait_until(lambda: _gone(below))
+
+
+def test_attestation_files_are_as_gramine_has_them(folder: Path) -> None:
+    """Report data in, quote out; keys; the type."""
+    script = (
+        "d = '/dev/attestation/'\nimport os\n"
+        "open(d + 'user_report_data', 'wb').write(b'hello')\n"
+        "q = open(d + 'quote', 'rb').read()\n"
+        "r = open(d + 'report', 'rb').read()\n"
+        "print(q[368:373] == b'hello' and q[373:432] == bytes(59), len(r), open(d + 'attestation_type').read(), "
+        "open(d + 'keys/k', 'rb').read() == bytes(range(16)), sorted(os.listdir(d)))\n"
+    )
+    result = world.run(folder, world.python(script, mounts=OUT))
+    assert result.out.strip() == (
+        "True 432 dcap True ['attestation_type', 'keys', 'quote', 'report', 'user_report_data']"
+    ), result.err
+
+
+def test_processes_and_shared_memory_work_inside(folder: Path) -> None:
+    """fork, POSIX semaphores and queues, as DataLoader workers use them."""
+    script = (
+        "import multiprocessing as m\nc = m.get_context('fork')\nq = c.Queue()\n"
+        "p = [c.Process(target=q.put, args=(n,)) for n in range(4)]\n"
+        "[x.start() for x in p]\nprint(sorted(q.get() for _ in p))\n[x.join() for x in p]\n"
+    )
+    result = world.run(folder, world.python(script))
+    assert result.out.strip() == "[0, 1, 2, 3]", result.err
+
+
+def test_user_and_group_are_the_manifests(folder: Path) -> None:
+    """loader.uid and gid, and the outputs belong to them."""
+    result = world.run(folder, world.shell("id -u; id -g; echo a > /out/a; ls -n /out", mounts=OUT, uid=1234, gid=5678))
+    assert result.out.split()[:2] == ["1234", "5678"]
+    assert " 1234 " in result.out
+    assert world.decrypt(folder, "out/a") == b"a\n"
+
+
+def test_limit_of_open_files_is_the_manifests(folder: Path) -> None:
+    """sys.fds.limit."""
+    assert world.run(folder, world.shell("ulimit -n", fds_limit=77)).out.strip() == "77"
+
+
+def test_staging_beyond_the_budget_is_refused_with_the_remedy(folder: Path) -> None:
+    """A hard budget, stated."""
+    result = world.run(folder, world.shell("exit 0", budget=1 << 20))
+    assert result.ended["error"] == "MountFailed"
+    assert "memory_budget" in result.ended["remedy"]
+
+
+def test_missing_output_folder_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """Named, with what to do."""
+    result = world.run(tmp_path, world.shell("exit 0", mounts=OUT))
+    assert result.ended["error"] == "MountFailed"
+    assert "mkdir -p out" in result.ended["remedy"]
+
+
+def test_output_folder_in_use_is_refused(folder: Path) -> None:
+    """Two runs on one output folder would destroy each other's files."""
+    process = world.start(folder, world.shell("echo ready; sleep 30", mounts=OUT))
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        second = world.run(folder, world.shell("exit 0", mounts=OUT))
+        assert "in use" in second.ended["message"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        world.finish(process)
+
+
+def test_allowed_file_is_the_hosts_own(folder: Path) -> None:
+    """Unchecked, readable and writable, at its mount."""
+    (folder / "shared").mkdir()
+    (folder / "shared/a").write_text("host")
+    spec = world.shell(
+        "cat /shared/a; echo program > /shared/b",
+        mounts=[["chroot", "/shared", "file:shared"]],
+        allowed=["file:shared/"],
+    )
+    assert world.run(folder, spec).out == "host"
+    assert (folder / "shared/b").read_text() == "program\n"
+
+
+def test_many_outputs_survive_the_end_without_close(folder: Path) -> None:
+    """A program that exits without closing, and one that leaves a mapping dirty: everything is flushed at the end."""
+    script = (
+        "import mmap, os\n"
+        "f = os.open('/out/m', os.O_RDWR | os.O_CREAT)\nos.ftruncate(f, 100000)\n"
+        "m = mmap.mmap(f, 100000)\nm[50000:50005] = b'dirty'\n"
+        "k = [open(f'/out/{n}', 'w') for n in range(50)]\n[x.write('y' * 5000) for x in k]\n[x.flush() for x in k]\n"
+        "os._exit(0)\n"
+    )
+    assert world.run(folder, world.python(script, mounts=OUT)).status == 0
+    assert world.decrypt(folder, "out/m")[50000:50005] == b"dirty"
+    assert world.decrypt(folder, "out/49") == b"y" * 5000
