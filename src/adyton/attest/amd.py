@@ -112,8 +112,8 @@ def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate)
     checks.require(
         f"{certificate.what}: issuer",
         certificate.issuer == issuer.subject,
-        expected=issuer.subject.rfc4514_string(),
-        seen=certificate.issuer.rfc4514_string(),
+        expected=issuer.subject,
+        seen=certificate.issuer,
         error=BadChain,
         remedy=_REFRESH,
     )
@@ -174,8 +174,8 @@ def check_revocation(checks: Checks, raw: bytes, ask: Certificate, ark: Certific
     checks.require(
         "AMD CRL: issuer",
         crl.issuer == ark.subject,
-        expected=ark.subject.rfc4514_string(),
-        seen=crl.issuer.rfc4514_string(),
+        expected=ark.subject,
+        seen=crl.issuer,
         error=Mismatch,
         remedy=_REFRESH,
     )

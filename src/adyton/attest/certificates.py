@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import binascii
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-_BLOCK: Final = re.compile(
-    r"\s*-----BEGIN (CERTIFICATE|X509 CRL)-----\s*([A-Za-z0-9+/=\s]+?)\s*-----END \1-----", re.ASCII
-)
 FOREIGN: Final = (
     ValueError,
     TypeError,
@@ -99,7 +95,7 @@ class Name:
         found = []
         for set_tag, rdn in der.children(der.only(self.der, der.SEQUENCE)):
             for tag, pair in der.children(rdn):
-                items = list(der.children(pair)) if tag == der.SEQUENCE and set_tag == der.SET else []
+                items = der.children(pair) if tag == der.SEQUENCE and set_tag == der.SET else []
                 if len(items) != 2 or items[0][0] != der.OID:
                     raise _malformed("distinguished name", "an attribute that is no pair")
                 found.append((items[0][1], items[1][1].decode("utf-8", "replace")))
@@ -113,7 +109,11 @@ class Name:
 
     def rfc4514_string(self) -> str:
         """The name for a person to read, most specific attribute first."""
-        return ",".join(f"{_NAME_PARTS.get(oid, oid.hex())}={text}" for oid, text in reversed(self.parts()))
+        try:
+            parts = self.parts()
+        except MalformedQuote:
+            return f"unreadable: {self.der.hex()}"
+        return ",".join(f"{_NAME_PARTS.get(oid, oid.hex())}={text}" for oid, text in reversed(parts))
 
     def __str__(self) -> str:
         return self.rfc4514_string()
@@ -154,6 +154,17 @@ class Certificate:
 
     der: bytes
     what: str
+
+    def named(self, what: str) -> Certificate:
+        """The same certificate in another place, with all that has been read of it."""
+        other = Certificate(self.der, what)
+        vars(other).update({name: value for name, value in vars(self).items() if name != "what"})
+        return other
+
+    @cached_property
+    def _signed_by(self) -> dict[bytes, bool]:
+        """Public keys that the signature was checked against, and the outcome."""
+        return {}
 
     @cached_property
     def _at(self) -> _Positions:
@@ -259,13 +270,13 @@ class Certificate:
 
     def is_signed_by(self, issuer: Certificate) -> bool:
         """Whether the signature is of the issuer's key: ECDSA P-256 with SHA-256, or RSA-PSS with SHA-384 (AMD)."""
-        return _is_signed(
-            issuer.key, self.parsed.signature_algorithm_oid, self.parsed.signature, self.tbs, self._pss_parameters
-        )
-
-    @property
-    def _pss_parameters(self) -> object:
-        return self.parsed.signature_algorithm_parameters
+        outcome = self._signed_by.get(issuer.spki)
+        if outcome is None:
+            parsed = self.parsed
+            algorithm, parameters = parsed.signature_algorithm_oid, parsed.signature_algorithm_parameters
+            outcome = _is_signed(issuer.key, algorithm, parsed.signature, self.tbs, parameters)
+            self._signed_by[issuer.spki] = outcome
+        return outcome
 
 
 def _is_signed(
@@ -290,16 +301,25 @@ def _is_signed(
     return False
 
 
-def parse_certificate(raw: bytes, what: str) -> Certificate:
+Known: TypeAlias = dict[bytes, Certificate]
+"""Certificates that were parsed before, by their DER: one verification meets the same ones several times."""
+
+
+def parse_certificate(raw: bytes, what: str, known: Known | None = None) -> Certificate:
     """Parse one DER certificate; raises MalformedQuote."""
+    if known is not None and raw in known:
+        return known[raw].named(what)
     if len(raw) > MAX_CHAIN_BYTES:
         raise _malformed(what, f"{len(raw)} bytes")
     certificate = Certificate(bytes(raw), what)
     try:
-        _ = certificate.extensions, certificate.key, certificate.common_name, certificate.issuer.parts()
+        _ = certificate.extensions, certificate.key, certificate.common_name
         _ = certificate.window, certificate.parsed.signature_algorithm_parameters
     except FOREIGN as error:
         raise _malformed(what, type(error).__name__) from None
+    _ = certificate._signed_by
+    if known is not None:
+        known[certificate.der] = certificate
     return certificate
 
 
@@ -312,24 +332,30 @@ def split_pem(text: str | bytes, what: str, label: str = "CERTIFICATE") -> list[
             text = text.decode("ascii")
         except UnicodeDecodeError:
             raise _malformed(what, "not ASCII") from None
-    text = text.rstrip("\x00 \t\r\n")
+    text = text.strip("\x00 \t\r\n")
+    begin, end = f"-----BEGIN {label}-----", f"-----END {label}-----"
     blocks: list[bytes] = []
     at = 0
     while at < len(text):
-        found = _BLOCK.match(text, at)
-        if found is None or found[1] != label:
+        stop = text.find(end, at)
+        if stop < 0 or not text.startswith(begin, at):
             raise _malformed(what, "something that is no PEM block")
         try:
-            blocks.append(binascii.a2b_base64("".join(found[2].split()), strict_mode=True))
-        except binascii.Error:
+            block = "".join(text[at + len(begin) : stop].split())
+            blocks.append(binascii.a2b_base64(block, strict_mode=True))
+        except (binascii.Error, ValueError):
             raise _malformed(what, "bad base64") from None
-        if len(blocks) > MAX_CERTIFICATES:
-            raise _malformed(what, f"more than {MAX_CERTIFICATES} blocks")
-        at = found.end()
+        if len(blocks) > MAX_CERTIFICATES or not block:
+            raise _malformed(what, f"an empty block, or more than {MAX_CERTIFICATES}")
+        at = stop + len(end)
+        while at < len(text) and text[at] in " \t\r\n":
+            at += 1
     return blocks
 
 
-def parse_chain(text: str | bytes, names: Sequence[str], what: str) -> tuple[Certificate, ...]:
+def parse_chain(
+    text: str | bytes, names: Sequence[str], what: str, known: Known | None = None
+) -> tuple[Certificate, ...]:
     """Parse a PEM chain that must have exactly the certificates named, in that order (leaf first)."""
     blocks = split_pem(text, what)
     if len(blocks) != len(names):
@@ -339,7 +365,7 @@ def parse_chain(text: str | bytes, names: Sequence[str], what: str) -> tuple[Cer
             expected=", ".join(names),
             seen=f"{len(blocks)} certificates",
         )
-    return tuple(parse_certificate(block, name) for block, name in zip(blocks, names, strict=True))
+    return tuple(parse_certificate(block, name, known) for block, name in zip(blocks, names, strict=True))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from adyton.attest import tcb
 from adyton.attest.certificates import (
     CRL,
     Certificate,
+    Known,
     Window,
     ecdsa_is_valid,
     load_p256,
@@ -106,7 +107,11 @@ class VerifiedCollateral:
     tcb_info: TCBInfo
     identity: EnclaveIdentity
     windows: tuple[Window, ...]
+    issued_at: datetime
+    expires_at: datetime
     checks: tuple[Check, ...]
+    known: Known
+    """The certificates in it, parsed and their signatures checked; PCK chains share root and CA with them."""
     verdicts: _Recent[Verdict]
 
 
@@ -119,6 +124,7 @@ class VerifiedPCK:
     leaf: Certificate
     platform: Platform
     windows: tuple[Window, ...]
+    expires_at: datetime
     checks: tuple[Check, ...]
 
 
@@ -156,8 +162,8 @@ def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate)
     checks.require(
         f"{what}: issuer",
         certificate.issuer == issuer.subject,
-        expected=issuer.subject.rfc4514_string(),
-        seen=certificate.issuer.rfc4514_string(),
+        expected=issuer.subject,
+        seen=certificate.issuer,
         error=BadChain,
         remedy=_FOREIGN_CHAIN,
     )
@@ -203,8 +209,8 @@ def check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
     checks.require(
         f"{crl.what}: issuer",
         crl.issuer == issuer.subject,
-        expected=issuer.subject.rfc4514_string(),
-        seen=crl.issuer.rfc4514_string(),
+        expected=issuer.subject,
+        seen=crl.issuer,
         error=Mismatch,
         remedy=_REFRESH,
     )
@@ -218,9 +224,9 @@ def check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
     )
 
 
-def check_pck_chain(checks: Checks, chain: str | bytes, roots: TrustRoots) -> VerifiedPCK:
+def check_pck_chain(checks: Checks, chain: str | bytes, roots: TrustRoots, known: Known | None = None) -> VerifiedPCK:
     """Step B, what does not depend on CRLs and time: PCK certificate, its CA, the root."""
-    leaf, ca, root = parse_chain(chain, ("PCK certificate", "PCK CA", "root CA"), "PCK certificate chain")
+    leaf, ca, root = parse_chain(chain, ("PCK certificate", "PCK CA", "root CA"), "PCK certificate chain", known)
     check_root(checks, root, roots)
     check_ca(checks, ca, root)
     check_leaf(checks, leaf, ca)
@@ -233,12 +239,16 @@ def check_pck_chain(checks: Checks, chain: str | bytes, roots: TrustRoots) -> Ve
             seen="none",
         )
     platform = parse_sgx_extension(extension)
-    return VerifiedPCK(root, ca, leaf, platform, (leaf.window, ca.window, root.window), tuple(checks.done))
+    windows = (leaf.window, ca.window, root.window)
+    expires_at = min(window.not_after for window in windows)
+    return VerifiedPCK(root, ca, leaf, platform, windows, expires_at, tuple(checks.done))
 
 
-def _check_signer(checks: Checks, chain: str, what: str, root: Certificate, root_crl: CRL) -> Certificate:
+def _check_signer(
+    checks: Checks, chain: str, what: str, root: Certificate, root_crl: CRL, known: Known | None
+) -> Certificate:
     """C, D: the signer of a JSON document, under the same root, not revoked."""
-    signer, top = parse_chain(chain, (f"{what} signer", f"{what} root CA"), f"{what} issuer chain")
+    signer, top = parse_chain(chain, (f"{what} signer", f"{what} root CA"), f"{what} issuer chain", known)
     checks.require(
         f"{what}: root",
         top.der == root.der,
@@ -278,21 +288,33 @@ def _check_document(checks: Checks, what: str, signer: Certificate, text: str, s
     )
 
 
-def check_collateral(checks: Checks, collateral: Collateral, roots: TrustRoots) -> VerifiedCollateral:
+def check_collateral(
+    checks: Checks, collateral: Collateral, roots: TrustRoots, known: Known | None = None
+) -> VerifiedCollateral:
     """Steps B5, C and D, what does not depend on the quote and on time."""
-    ca, root = parse_chain(collateral.pck_crl_issuer_chain, ("PCK CRL issuer", "PCK CRL root CA"), "PCK CRL chain")
+    known = {} if known is None else known
+    ca, root = parse_chain(
+        collateral.pck_crl_issuer_chain, ("PCK CRL issuer", "PCK CRL root CA"), "PCK CRL chain", known
+    )
     check_root(checks, root, roots)
     check_ca(checks, ca, root)
     root_crl = parse_crl(collateral.root_ca_crl, "root CA CRL")
     check_crl(checks, root_crl, root)
     pck_crl = parse_crl(collateral.pck_crl, "PCK CRL")
     check_crl(checks, pck_crl, ca)
-    signer = _check_signer(checks, collateral.tcb_info_issuer_chain, "TCB info", root, root_crl)
+    signer = _check_signer(checks, collateral.tcb_info_issuer_chain, "TCB info", root, root_crl, known)
     _check_document(checks, "TCB info", signer, collateral.tcb_info, collateral.tcb_info_signature)
     info = parse_tcb_info(collateral.tcb_info)
-    qe_signer = _check_signer(checks, collateral.qe_identity_issuer_chain, "QE identity", root, root_crl)
+    qe_signer = _check_signer(checks, collateral.qe_identity_issuer_chain, "QE identity", root, root_crl, known)
     _check_document(checks, "QE identity", qe_signer, collateral.qe_identity, collateral.qe_identity_signature)
     identity = parse_enclave_identity(collateral.qe_identity)
+    documents = (
+        Window("TCB info", info.issue_date, info.next_update),
+        Window("QE identity", identity.issue_date, identity.next_update),
+        pck_crl.window,
+        root_crl.window,
+    )
+    windows = (*documents, signer.window, qe_signer.window, ca.window, root.window)
     return VerifiedCollateral(
         root=root,
         pck_ca=ca,
@@ -300,17 +322,11 @@ def check_collateral(checks: Checks, collateral: Collateral, roots: TrustRoots) 
         pck_crl=pck_crl,
         tcb_info=info,
         identity=identity,
-        windows=(
-            Window("TCB info", info.issue_date, info.next_update),
-            Window("QE identity", identity.issue_date, identity.next_update),
-            pck_crl.window,
-            root_crl.window,
-            signer.window,
-            qe_signer.window,
-            ca.window,
-            root.window,
-        ),
+        windows=windows,
+        issued_at=min(window.not_before for window in documents),
+        expires_at=min(window.not_after for window in windows),
         checks=tuple(checks.done),
+        known={raw: certificate for raw, certificate in known.items() if raw in (root.der, ca.der)},
         verdicts=_Recent(256),
     )
 
@@ -507,14 +523,14 @@ def _check_certification(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, checks: C
 
 
 def _verified_collateral(
-    collateral: Collateral, roots: TrustRoots, checks: Checks, cache: Cache | None
+    collateral: Collateral, roots: TrustRoots, checks: Checks, cache: Cache | None, known: Known
 ) -> VerifiedCollateral:
     key = (collateral, roots.key)
     good = cache.collateral.get(key) if cache else None
     if good is None:
         own = Checks()
         try:
-            good = check_collateral(own, collateral, roots)
+            good = check_collateral(own, collateral, roots, known)
         finally:
             checks.done += own.done
         if cache:
@@ -524,13 +540,15 @@ def _verified_collateral(
     return good
 
 
-def _verified_pck(chain: str | bytes, roots: TrustRoots, checks: Checks, cache: Cache | None) -> VerifiedPCK:
+def _verified_pck(
+    chain: str | bytes, roots: TrustRoots, checks: Checks, cache: Cache | None, known: Known
+) -> VerifiedPCK:
     key = (chain, roots.key)
     pck = cache.chains.get(key) if cache else None
     if pck is None:
         own = Checks()
         try:
-            pck = check_pck_chain(own, chain, roots)
+            pck = check_pck_chain(own, chain, roots, known)
         finally:
             checks.done += own.done
         if cache:
@@ -578,19 +596,20 @@ def verify(
     checks = Checks() if checks is None else checks
     tdx = not isinstance(quote, SGXQuote)
     chain = _certification_chain(quote, collateral, checks)
-    pck = _verified_pck(chain, roots, checks, cache)
+    cached = cache.collateral.get((collateral, roots.key)) if cache else None
+    known: Known = dict(cached.known) if cached else {}
+    pck = _verified_pck(chain, roots, checks, cache, known)
     if quote.signature.certification_type != CertificationType.PCK_CHAIN:
         _check_certification(quote, pck, checks)
-    good = _verified_collateral(collateral, roots, checks, cache)
+    good = _verified_collateral(collateral, roots, checks, cache, known)
     check_belongs(checks, pck, good, tdx=tdx)
-    windows = pck.windows + good.windows
-    check_validity(checks, windows, now)
+    check_validity(checks, pck.windows + good.windows, now)
     if not isinstance(quote, SGXQuote):
         check_tdx_module(checks, quote, good.tcb_info)
     check_qe(checks, quote, pck, good.identity)
     check_quote_signature(checks, quote)
     verdict = _judge(quote, pck, good)
-    return _report(quote, pck, good, verdict, windows, now, roots, checks)
+    return _report(quote, pck, good, verdict, now, roots, checks)
 
 
 def _report(
@@ -598,7 +617,6 @@ def _report(
     pck: VerifiedPCK,
     good: VerifiedCollateral,
     verdict: Verdict,
-    windows: tuple[Window, ...],
     now: datetime,
     roots: TrustRoots,
     checks: Checks,
@@ -626,8 +644,8 @@ def _report(
         root_fingerprint=root,
         tcb_date=verdict.tcb_date,
         evaluation_number=min(info.evaluation_number, good.identity.evaluation_number),
-        issued_at=min(window.not_before for window in good.windows[:4]),
-        expires_at=min(window.not_after for window in windows),
+        issued_at=good.issued_at,
+        expires_at=min(pck.expires_at, good.expires_at),
         verified_at=now,
         platform=MappingProxyType(
             {

@@ -5,12 +5,9 @@ One-byte tags, definite minimal lengths, every element inside its parent; no rec
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from adyton.errors import MalformedQuote
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 BOOLEAN: Final = 0x01
 INTEGER: Final = 0x02
@@ -48,13 +45,20 @@ def element(raw: bytes, at: int, end: int) -> tuple[int, int, int]:
     return tag, start, start + length
 
 
-def children(raw: bytes) -> Iterator[tuple[int, bytes]]:
+def children(raw: bytes) -> list[tuple[int, bytes]]:
     """Tag and content of each element in `raw`, which they must fill."""
-    at = 0
-    while at < len(raw):
-        tag, start, end = element(raw, at, len(raw))
-        yield tag, raw[start:end]
+    found: list[tuple[int, bytes]] = []
+    at, size = 0, len(raw)
+    while at < size:
+        if at + 1 < size and raw[at + 1] < 0x80 and raw[at] & 0x1F != 0x1F:
+            start, end = at + 2, at + 2 + raw[at + 1]
+            if end > size:
+                raise _malformed("an element longer than its parent")
+        else:
+            _, start, end = element(raw, at, size)
+        found.append((raw[at], raw[start:end]))
         at = end
+    return found
 
 
 def only(raw: bytes, tag: int) -> bytes:

@@ -48,7 +48,7 @@ def _items(content: bytes, prefix: bytes) -> dict[int, tuple[int, bytes]]:
     """Sub-identifier -> (tag, content); refuses foreign OIDs and duplicates."""
     found: dict[int, tuple[int, bytes]] = {}
     for tag, item in der.children(content):
-        parts = list(der.children(item)) if tag == der.SEQUENCE else []
+        parts = der.children(item) if tag == der.SEQUENCE else []
         if len(parts) != 2 or parts[0][0] != der.OID:
             raise _malformed("an item that is no pair")
         name = parts[0][1]

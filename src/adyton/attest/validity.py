@@ -19,16 +19,21 @@ _REFRESH: Final = "fetch the collateral again: adyton collateral fetch"
 def check_validity(checks: Checks, windows: Iterable[Window], now: datetime) -> None:
     """Step T: everything that was used is valid at `now`; the first and the last instant belong to it."""
     for what, not_before, not_after in windows:
+        ok = not_before <= now <= not_after
+        message, remedy = (None, None) if ok else _words(what, not_before, not_after, now)
         checks.require(
             f"{what}: valid now",
-            not_before <= now <= not_after,
+            ok,
             expected=(not_before, not_after),
             seen=now,
             error=Stale,
-            message=f"the {what} expired at {not_after:%Y-%m-%d %H:%M:%S} UTC"
-            if now > not_after
-            else f"the {what} is valid only from {not_before:%Y-%m-%d %H:%M:%S} UTC",
-            remedy=_REFRESH
-            if now > not_after
-            else "check the clock (or the --at time), then fetch the collateral again",
+            message=message,
+            remedy=remedy,
         )
+
+
+def _words(what: str, not_before: datetime, not_after: datetime, now: datetime) -> tuple[str, str]:
+    if now > not_after:
+        return f"the {what} expired at {not_after:%Y-%m-%d %H:%M:%S} UTC", _REFRESH
+    message = f"the {what} is valid only from {not_before:%Y-%m-%d %H:%M:%S} UTC"
+    return message, "check the clock or --at; then fetch the collateral again"
