@@ -28,13 +28,14 @@ from datetime import UTC, datetime, timedelta
 from operator import methodcaller
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from adyton.attest.certificates import split_pem
 from adyton.attest.collateral import AMDCollateral
 from adyton.attest.quote import CertificationType
 from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
+from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
 from adyton.errors import (
     Error,
@@ -70,7 +71,6 @@ from adyton.values import Digest
 
 if TYPE_CHECKING:
     from adyton.attest.collateral import Collateral
-    from adyton.attest.sgx import SGXQuote
     from adyton.attest.tdx import TDXQuote
 
 NEGATIVE_S: Final = 300.0
@@ -80,8 +80,12 @@ EXPIRY_NOTICE: Final = timedelta(days=7)
 MAX_DOCUMENT_BYTES: Final = 8 << 20
 MAX_DOCUMENTS_PER_ROOT: Final = 4096
 _STATE_BYTES: Final = 4 << 20
+_MAX_REMEMBERED: Final = 1024
 _LASTING: Final = frozenset({"pck-certificate", "amd-vcek", "amd-vlek"})
 """What never changes for its subject, and so is not fetched anew."""
+
+
+_Identity: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +146,10 @@ class CollateralStore:
     in_background: Callable[[Callable[[], object]], object] = lambda work: Thread(target=work, daemon=True).start()
     kds: Sequence[Source] = (Source(AMD_KDS),)
     kds_of: Callable[[Source], KDSClient] = lambda source: source.kds_client()
-    _loaded: dict[Path, tuple[tuple[int, int, int], Verified]] = field(default_factory=dict, repr=False)
+    _loaded: dict[str, tuple[_Identity, Verified]] = field(default_factory=dict, repr=False)
     _put_together: dict[Origin, tuple[tuple[int, ...], Collateral]] = field(default_factory=dict, repr=False)
+    _origins: dict[tuple[bool, int, bytes], Origin] = field(default_factory=dict, repr=False)
+    _known_marks: dict[str, tuple[_Identity, dict[str, _Mark]]] = field(default_factory=dict, repr=False)
     _tried_at: datetime | None = field(default=None, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
     _amd_lock: Lock = field(default_factory=Lock, repr=False)
@@ -158,9 +164,7 @@ class CollateralStore:
         and what `verify_document` raises where one on disk was altered. The same object is returned as long as no
         document changes, so that whoever caches verified collateral by it does.
         """
-        origin = unverified_origin(quote)
-        if origin.request is not None:
-            origin = unverified_origin(quote, root=self._root_of_request(origin.request))
+        origin = self._origin(quote)
         found: dict[tuple[Kind, str], Verified] = {}
         wanted = list(origin.names)
         while wanted:
@@ -179,6 +183,23 @@ class CollateralStore:
                 origin = origin_of_chain(chain, origin.tee, origin.request)
                 wanted = [name for name in origin.names if name not in found]
         return self._assembled(found, origin)
+
+    def _origin(self, quote: SGXQuote | TDXQuote) -> Origin:
+        """Where a quote says it comes from; remembered, since reading the certificates is most of the work."""
+        signature = quote.signature
+        key = (isinstance(quote, SGXQuote), signature.certification_type, signature.certification_data)
+        with self._lock:
+            known = self._origins.get(key)
+        if known is not None:
+            return known
+        origin = unverified_origin(quote)
+        if origin.request is not None:
+            return unverified_origin(quote, root=self._root_of_request(origin.request))
+        with self._lock:
+            if len(self._origins) >= _MAX_REMEMBERED:
+                self._origins.clear()
+            self._origins[key] = origin
+        return origin
 
     def _refresh_in_background(self, now: datetime) -> None:
         """Fetch anew what is due while evidence is served with what is here; at most every ten minutes."""
@@ -202,18 +223,18 @@ class CollateralStore:
                 return known[1]
         made = assemble(found, origin)
         with self._lock:
-            if len(self._put_together) > 1024:
+            if len(self._put_together) >= _MAX_REMEMBERED:
                 self._put_together.clear()
             self._put_together[origin] = (version, made)
         return made
 
     def get(self, root: Digest, kind: Kind, subject: str, now: datetime) -> Verified:
         """One document, verified and valid at `now`; raises FetchFailed where there is none."""
-        path = self._path(root, _name(kind, subject, self.channel))
-        verified = self._load(path)
+        name = _name(kind, subject, self.channel)
+        verified = self._load(f"{self.directory}/{root.hex()}/{name}.json")
         if verified is None:
             raise missing(Origin(root, "sgx", None, None, None), kind, subject)
-        _check_not_older(verified, self._marks(root).get(path.stem))
+        _check_not_older(verified, self._marks(root).get(name))
         check_current(verified, now)
         return verified
 
@@ -388,7 +409,7 @@ class CollateralStore:
     def _held_anywhere(self, name: str, now: datetime) -> Outcome | None:
         for path in sorted(self.directory.glob(f"{'?' * 64}/{name}.json")):
             try:
-                verified = self._load(path)
+                verified = self._load(str(path))
             except StorageFailed:
                 continue
             if verified is not None and verified.issued_at <= now <= verified.expires_at:
@@ -560,7 +581,7 @@ class CollateralStore:
             marks = self._marks(root)
             for path in sorted(folder.glob("*-*.json")):
                 try:
-                    verified = self._load(path)
+                    verified = self._load(str(path))
                     if verified is None:
                         continue
                     _check_not_older(verified, marks.get(path.stem))
@@ -568,23 +589,17 @@ class CollateralStore:
                 except Error as error:
                     yield Held(root, path.stem, None, error)
 
-    def _path(self, root: Digest, name: str) -> Path:
-        return self.directory / root.hex() / f"{name}.json"
-
-    def _load(self, path: Path) -> Verified | None:
-        try:
-            state = path.stat()
-        except FileNotFoundError:
+    def _load(self, path: str) -> Verified | None:
+        """The document in this file, verified when it was first read and again when the file has changed."""
+        identity = _identity(path)
+        if identity is None:
             return None
-        except OSError as error:
-            raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
-        identity = (state.st_ino, state.st_mtime_ns, state.st_size)
         with self._lock:
             known = self._loaded.get(path)
-            if known is not None and known[0] == identity:
-                return known[1]
+        if known is not None and known[0] == identity:
+            return known[1]
         try:
-            verified = verify_document(Document.from_dict(_read_json(path, None, MAX_DOCUMENT_BYTES)))
+            verified = verify_document(Document.from_dict(_read_json(Path(path), None, MAX_DOCUMENT_BYTES)))
         except EvidenceError as error:
             raise StorageFailed(
                 f"{path} was altered or damaged: {error.message}",
@@ -593,34 +608,35 @@ class CollateralStore:
                 seen=error.seen,
                 remedy=f"remove {path} and fetch it again: adyton collateral fetch",
             ) from error
-        if self._path(verified.root, verified.name) != path:
+        if f"{self.directory}/{verified.root.hex()}/{verified.name}.json" != path:
             raise StorageFailed(
                 f"{path} holds another document than its name says",
                 check="stored collateral",
-                expected=path.stem,
+                expected=Path(path).stem,
                 seen=f"{verified.name} under the root {verified.root}",
                 remedy=f"remove {path} and fetch it again: adyton collateral fetch",
             )
         with self._lock:
-            if len(self._loaded) > MAX_DOCUMENTS_PER_ROOT:
+            if len(self._loaded) >= MAX_DOCUMENTS_PER_ROOT:
                 self._loaded.clear()
             self._loaded[path] = (identity, verified)
         return verified
 
     def _marks(self, root: Digest) -> dict[str, _Mark]:
-        rows = _read_json(self.directory / root.hex() / "marks.json", {})
-        found: dict[str, _Mark] = {}
-        for name, row in rows.items() if isinstance(rows, dict) else ():
-            issued_at = _moment(row.get("issued_at")) if isinstance(row, dict) else None
-            number = row.get("number") if isinstance(row, dict) else None
-            if issued_at is None or not (number is None or isinstance(number, int)):
-                raise StorageFailed(
-                    f"{self.directory / root.hex() / 'marks.json'} does not parse",
-                    check="marks of the collateral store",
-                    remedy="remove the folder and fetch the collateral again",
-                )
-            found[name] = _Mark(number, issued_at)
-        return found
+        path = f"{self.directory}/{root.hex()}/marks.json"
+        identity = _identity(path)
+        if identity is None:
+            return {}
+        with self._lock:
+            known = self._known_marks.get(path)
+        if known is not None and known[0] == identity:
+            return dict(known[1])
+        marks = _parse_marks(path)
+        with self._lock:
+            if len(self._known_marks) >= _MAX_REMEMBERED:
+                self._known_marks.clear()
+            self._known_marks[path] = (identity, marks)
+        return dict(marks)
 
     @contextmanager
     def _locked(self, root: Digest | None) -> Iterator[Path]:
@@ -636,6 +652,33 @@ class CollateralStore:
             yield folder
         finally:
             os.close(descriptor)
+
+
+def _identity(path: str) -> _Identity | None:
+    """What tells a file from one that was put in its place, or None where there is none."""
+    try:
+        state = os.stat(path)  # noqa: PTH116 - asked for with every quote
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    return state.st_ino, state.st_mtime_ns, state.st_size
+
+
+def _parse_marks(path: str) -> dict[str, _Mark]:
+    rows = _read_json(Path(path), {})
+    found: dict[str, _Mark] = {}
+    for name, row in rows.items() if isinstance(rows, dict) else ():
+        issued_at = _moment(row.get("issued_at")) if isinstance(row, dict) else None
+        number = row.get("number") if isinstance(row, dict) else None
+        if issued_at is None or not (number is None or isinstance(number, int)):
+            raise StorageFailed(
+                f"{path} does not parse",
+                check="marks of the collateral store",
+                remedy="remove the folder and fetch the collateral again",
+            )
+        found[name] = _Mark(number, issued_at)
+    return found
 
 
 def _products(report: SNPReport) -> tuple[str, ...]:

@@ -24,8 +24,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -79,6 +77,9 @@ class SimPlatform:
         Without `carries_chain` its quotes only name the platform (certification data type 3), and the PCK
         certificate has to be asked for.
         """
+        import shutil
+        import tempfile
+
         from adyton.tee.sim_factory import make_platform
 
         created = (now or datetime.now(UTC)).replace(microsecond=0)
