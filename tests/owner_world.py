@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adyton.attest.collateral import Collateral
+from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.sgx import SGXQuote
+from adyton.attest.snp import SNPReport
 from adyton.attest.tdx import TDXQuote
 from adyton.errors import FetchFailed
 from adyton.keyserver.owner import Home, audit_private_key, init_home
@@ -67,6 +68,10 @@ class FixedCollateral:
                 self._made[key] = platform.collateral(now, tee="sgx" if tee == "sgx" else "tdx")
             return self._made[key]
         raise FetchFailed("no collateral")
+
+    def for_report(self, _report: SNPReport, _now: datetime) -> AMDCollateral:
+        """There is no simulated SEV-SNP."""
+        raise FetchFailed("no certificates")
 
 
 @dataclass

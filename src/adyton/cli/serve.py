@@ -24,6 +24,9 @@ def serve(
         str | None,
         typer.Option(help="Address of the owner's web page, HOST:PORT; keep it to yourself.", show_default=False),
     ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Address of Prometheus metrics (plain HTTP), HOST:PORT.", show_default=False)
+    ] = None,
     collateral: Annotated[
         Path | None, typer.Option(help="Folder of collateral.  [HOME/collateral]", show_default=False)
     ] = None,
@@ -55,7 +58,7 @@ def serve(
 
     run(
         chosen_home(home),
-        Addresses(listen, gramine_listen, dashboard),
+        Addresses(listen, gramine_listen, dashboard, metrics),
         combine=combine,
         collateral=collateral,
         online=online,

@@ -97,6 +97,7 @@ class Denial:
             "approvals": [
                 {
                     "approval": judged.approval.id,
+                    "revision": judged.approval.revision,
                     "state": judged.approval.state,
                     "app": judged.approval.approval.app,
                     "version": judged.approval.approval.version,
@@ -120,7 +121,9 @@ def decide(
         if stored.approval.key != request.key:
             continue
         lines, claims = _own_lines(request, stored, now), None
-        policy = evidence_policy(stored.approval, report)
+        policy = evidence_policy(
+            stored.approval, confidential_machine=isinstance(report.evidence, TDXQuote | SNPReport)
+        )
         try:
             claims = appraise(report, policy, now, report_data=request.report_data)
         except AppraisalFailed as refused:
@@ -228,9 +231,11 @@ def _reasons(refused: AppraisalFailed) -> list[Check]:
     return [Check(refused.check or "evidence", refused.expected, refused.seen, ok=False, remedy=refused.remedy)]
 
 
-def evidence_policy(approval: Approval, report: VerifiedReport) -> Policy:
-    """The part of an approval that `appraise` judges, as its kind of policy, for the kind of this report."""
-    confidential_vm = isinstance(report.evidence, TDXQuote | SNPReport)
+def evidence_policy(approval: Approval, *, confidential_machine: bool) -> Policy:
+    """The part of an approval that `appraise` judges, as its kind of policy.
+
+    In a confidential machine (TDX, SEV-SNP) the measurement is the guest image's, and the workload stands elsewhere.
+    """
     exemptions = tuple(
         Exemption(name=name, until=until or _NO_END, owner="owner", reason="accepted in the approval")
         for name, until in approval.advisories.items()
@@ -246,7 +251,7 @@ def evidence_policy(approval: Approval, report: VerifiedReport) -> Policy:
         statuses=frozenset(TCBStatus(status) for status in approval.tcb_statuses),
         exemptions=exemptions,
         workloads=workloads,
-        measurements=frozenset(approval.guests) if confidential_vm else frozenset(),
+        measurements=frozenset(approval.guests) if confidential_machine else frozenset(),
         signers=signers,
         allow_debug=approval.allow_debug,
         require_report_data=True,

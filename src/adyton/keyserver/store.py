@@ -269,6 +269,15 @@ class Reader:
             raise StoreError(f"approval {row.id} is filed under another key", check="key of the approval")
         return StoredApproval(row.id, row.state, row.revision, approval, moment(row.changed_at))
 
+    def revision(self, approval_id: str, revision: int) -> Approval | None:
+        """An approval as it was at one of its revisions."""
+        found = self._connection.execute(
+            sa.select(schema.history.c.document).where(
+                schema.history.c.approval == approval_id, schema.history.c.revision == revision
+            )
+        ).scalar_one_or_none()
+        return None if found is None else Approval.from_dict(json.loads(found))
+
     def history(self, approval_id: str | None = None) -> list[dict[str, Any]]:
         """Every revision of every approval (or of one): who changed it, when, and to what; oldest first."""
         query = sa.select(schema.history).order_by(schema.history.c.at, schema.history.c.revision)
@@ -343,6 +352,12 @@ class Reader:
         if kinds:
             query = query.where(table.c.kind.in_(kinds))
         return [Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash)) for row in self._connection.execute(query)]
+
+    def entry(self, seq: int) -> Entry | None:
+        """One audit entry by its number."""
+        table = schema.audit
+        row = self._connection.execute(sa.select(table).where(table.c.seq == seq)).one_or_none()
+        return None if row is None else Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash))
 
     def artifact(self, sha256: bytes) -> bytes | None:
         """Evidence or collateral of a past decision."""

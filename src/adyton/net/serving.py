@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adyton.keyserver.owner import Home
+    from adyton.net.dashboard.serve import DashboardThread
+    from adyton.net.metrics import Metrics
 
 log = logging.getLogger("adyton.keyserver")
 
@@ -46,6 +48,7 @@ class Addresses:
     adyton: str | None
     ra_tls: str | None
     dashboard: str | None
+    metrics: str | None = None
 
 
 def parse_address(written: str) -> tuple[str, int]:
@@ -123,22 +126,35 @@ def run(
     store = home.open_store()
     try:
         home.check_not_older(store)
-        verifier = Verifier(CollateralStore(collateral or home.collateral_path, online=online))
+        collateral_store = CollateralStore(collateral or home.collateral_path, online=online)
+        metrics = None
+        if addresses.metrics is not None:
+            from adyton.net.metrics import Metrics
+
+            metrics = Metrics()
         service = KeyService(
             store,
-            verifier,
+            Verifier(collateral_store),
             server_identity(home),
             audit_private_key(home),
             combine=combine,
             challenge_lifetime_s=home.limit("challenge_lifetime_s"),
+            on_decision=None if metrics is None else metrics.observe,
         )
         try:
-            asyncio.run(_serve(home, service, addresses, ready_file))
+            asyncio.run(_serve(home, service, addresses, ready_file, collateral_store, metrics))
         finally:
             service.close()
             home.keep_checkpoint(service.checkpoint())
     finally:
         store.close()
+
+
+def certificate_end(home: Home) -> datetime:
+    """When the key server's certificate ends."""
+    from cryptography import x509
+
+    return x509.load_pem_x509_certificate((home.path / "server.crt").read_bytes()).not_valid_after_utc
 
 
 def _no_core_files() -> None:
@@ -150,7 +166,14 @@ def _no_core_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
 
 
-async def _serve(home: Home, service: KeyService, addresses: Addresses, ready_file: Path | None) -> None:
+async def _serve(
+    home: Home,
+    service: KeyService,
+    addresses: Addresses,
+    ready_file: Path | None,
+    collateral: CollateralStore,
+    metrics: Metrics | None,
+) -> None:
     limits = Limits(
         max_connections=home.limit("max_connections"),
         max_active=home.limit("max_active"),
@@ -168,6 +191,7 @@ async def _serve(home: Home, service: KeyService, addresses: Addresses, ready_fi
     certificate, key = home.path / "server.crt", home.path / "server.key"
     home.private("server.key")
     found: dict[str, str] = {}
+    dashboard: DashboardThread | None = None
     try:
         if addresses.adyton is not None:
             context = server_context(certificate, key, client_certificate=False)
@@ -175,6 +199,14 @@ async def _serve(home: Home, service: KeyService, addresses: Addresses, ready_fi
         if addresses.ra_tls is not None:
             context = server_context(certificate, key, client_certificate=True)
             found["ra-tls"] = _shown(server.listen_ra_tls(*parse_address(addresses.ra_tls), context).address)
+        if addresses.dashboard is not None:
+            from adyton.net.dashboard.serve import DashboardThread
+
+            dashboard = DashboardThread(home, service.store, collateral, *parse_address(addresses.dashboard))
+            found["dashboard"] = _shown(dashboard.address)
+        if metrics is not None and addresses.metrics is not None:
+            metrics.watch(server, certificate_end(home))
+            found["metrics"] = _shown(metrics.listen(*parse_address(addresses.metrics)))
         for name, address in found.items():
             sys.stdout.write(f"listening {name} {address}\n")
         sys.stdout.flush()
@@ -188,6 +220,10 @@ async def _serve(home: Home, service: KeyService, addresses: Addresses, ready_fi
             await keeper
     finally:
         await server.stop(GRACE_S)
+        if dashboard is not None:
+            await asyncio.to_thread(dashboard.stop)
+        if metrics is not None:
+            await asyncio.to_thread(metrics.stop)
         if ready_file is not None:
             ready_file.unlink(missing_ok=True)
 

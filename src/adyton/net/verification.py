@@ -6,38 +6,43 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from adyton.attest import dcap
+from adyton.attest.assess import verify_evidence
 from adyton.attest.checks import Checks
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.quote import CertificationType
 from adyton.attest.roots import TrustRoots
-from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import SNPReport
-from adyton.attest.tdx import TDXQuote
-from adyton.errors import Unavailable
+from adyton.errors import Stale, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from adyton.attest.collateral import Collateral
+    from adyton.attest.collateral import AMDCollateral, Collateral
     from adyton.attest.report import VerifiedReport
+    from adyton.attest.sgx import SGXQuote
+    from adyton.attest.tdx import TDXQuote
     from adyton.values import Digest
 
 
 class CollateralSource(Protocol):
-    """Where collateral comes from; raises Unavailable where there is none for a quote."""
+    """Where collateral comes from; raises Unavailable where there is none for this evidence, Stale where it is old."""
 
-    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral:
-        """Collateral for this quote's platform, unverified."""
+    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime, /) -> Collateral:
+        """Collateral for this quote's platform."""
+        ...
+
+    def for_report(self, report: SNPReport, now: datetime, /) -> AMDCollateral:
+        """The certificates of this report's chip."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A report, and the collateral that it was verified with (None where the evidence needs none)."""
+    """A report, and the collateral that it was verified with."""
 
     report: VerifiedReport
-    collateral: Collateral | None
+    collateral: Collateral | AMDCollateral
 
 
 class Verifier:
@@ -48,22 +53,21 @@ class Verifier:
         self._cache = dcap.Cache()
 
     def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> Verified:
-        """Verify evidence at the time `now`; raises an EvidenceError that names the step, or Unavailable."""
+        """Verify evidence at the time `now`; raises an EvidenceError that names the step, or Unavailable.
+
+        Where there is no collateral for a platform whose root is not trusted anyway, the root is what is refused.
+        """
         evidence = parse_evidence(raw)
         roots = TrustRoots().with_sim(sim_roots)
+        collateral: Collateral | AMDCollateral
         if isinstance(evidence, SNPReport):
-            raise Unavailable(
-                "this key server has no certificates for AMD SEV-SNP evidence",
-                check="VCEK certificate chain",
-                expected="AMD's certificates for this chip",
-                seen="none",
-                remedy="adyton verify checks SEV-SNP evidence with certificates given by hand",
-            )
-        try:
-            collateral = self._collateral.for_quote(evidence, now)
-        except Unavailable:
-            signature = evidence.signature
-            if signature.certification_type == CertificationType.PCK_CHAIN:
-                dcap.check_pck_chain(Checks(), signature.certification_data, roots)
-            raise
-        return Verified(dcap.verify(evidence, collateral, roots, now, cache=self._cache), collateral)
+            collateral = self._collateral.for_report(evidence, now)
+        else:
+            try:
+                collateral = self._collateral.for_quote(evidence, now)
+            except (Unavailable, Stale):
+                signature = evidence.signature
+                if signature.certification_type == CertificationType.PCK_CHAIN:
+                    dcap.check_pck_chain(Checks(), signature.certification_data, roots)
+                raise
+        return Verified(verify_evidence(evidence, collateral, roots, now, cache=self._cache), collateral)

@@ -1,0 +1,72 @@
+"""A past decision's evidence, verified again: with the collateral of then, at the time of then."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from adyton.attest.appraise import Policy
+from adyton.attest.assess import Assessment, assess
+from adyton.attest.collateral import AMDCollateral, Collateral
+from adyton.attest.evidence import parse_evidence
+from adyton.attest.roots import TrustRoots
+from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
+from adyton.errors import Error
+from adyton.keyserver.decide import evidence_policy
+from adyton.keyserver.store import moment
+from adyton.values import Digest
+
+if TYPE_CHECKING:
+    from adyton.keyserver.audit import Entry
+    from adyton.keyserver.policy import Approval
+    from adyton.keyserver.store import Reader
+
+_LOOKING: Policy = Policy(
+    tees=frozenset({"sgx", "tdx", "snp"}), statuses=frozenset(TCBStatus) - NEVER_ACCEPTED, any_program=True
+)
+
+
+def replay(view: Reader, entry: Entry) -> Assessment | None:
+    """Assess the evidence of a release or denial again; None where the entry has none that can be read.
+
+    The policy is that of the approval that granted it, or that came closest (as it was then); where there is none,
+    only the platform is judged.
+    """
+    body = json.loads(entry.body)
+    raw, kept = _artifact(view, body, "evidence"), _artifact(view, body, "collateral")
+    if raw is None or kept is None:
+        return None
+    try:
+        document = json.loads(kept)
+        kind = Collateral if "qe_identity" in document else AMDCollateral
+        collateral = kind.from_dict(document)
+        evidence = parse_evidence(raw)
+    except (Error, ValueError):
+        return None
+    tee = str(body.get("tee", ""))
+    roots = TrustRoots()
+    if ":" in tee:
+        roots = roots.with_sim({Digest.from_hex(tee.partition(":")[2])})
+    binding = bytes.fromhex(body["report_data"]) if "report_data" in body else None
+    approval = _approval(view, body)
+    at = moment(entry.at_ms)
+    policy = _LOOKING if not tee else Policy(**{**_fields(_LOOKING), "tees": frozenset({tee})})
+    if approval is not None:
+        policy = evidence_policy(approval, confidential_machine="tdx" in tee or tee == "snp")
+    return assess(evidence, collateral, roots, policy, at, report_data=binding)
+
+
+def _fields(policy: Policy) -> dict[str, Any]:
+    return {"tees": policy.tees, "statuses": policy.statuses, "any_program": policy.any_program}
+
+
+def _artifact(view: Reader, body: dict[str, Any], name: str) -> bytes | None:
+    return view.artifact(bytes.fromhex(body[name])) if name in body else None
+
+
+def _approval(view: Reader, body: dict[str, Any]) -> Approval | None:
+    for key in body.get("keys", ()):
+        return view.revision(key["approval"], key["revision"])
+    for judged in body.get("detail", {}).get("approvals", ()):
+        return view.revision(judged["approval"], judged["revision"])
+    return None

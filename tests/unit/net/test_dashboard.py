@@ -1,0 +1,245 @@
+"""The owner's web page: who may see it, what it shows, what can be done there, and how it looks in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adyton.errors import Denied
+from adyton.keyserver.policy import APPROVED, PENDING, REVOKED
+from adyton.manifest.signed import SignedManifest
+from adyton.net.client import obtain_keys
+from adyton.net.collateral_store import CollateralStore
+from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
+from adyton.net.dashboard.sessions import MAX_GUESSES, Sessions
+from tests import chromium
+from tests.owner_world import RUNTIME_PARTS, Running, World, make_world, now, running
+
+COOKIE = "__Host-adyton"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """An owner, her store, a platform."""
+    with make_world(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def page(world: World) -> Iterator[str]:
+    """The dashboard's address."""
+    thread = DashboardThread(world.home, world.store, CollateralStore(world.home.collateral_path), "127.0.0.1", 0)
+    yield f"https://127.0.0.1:{thread.address[1]}"
+    thread.stop()
+
+
+def password(world: World) -> str:
+    """The dashboard's password."""
+    return (world.home.path / PASSWORD_FILE).read_text().strip()
+
+
+@pytest.fixture
+def client(world: World, page: str) -> Iterator[httpx.Client]:
+    """A client that is logged in and trusts the owner's CA."""
+    import ssl
+
+    context = ssl.create_default_context(cadata=world.ca_pem)
+    with httpx.Client(base_url=page, verify=context) as found:
+        assert found.post("/login", data={"password": password(world)}).status_code == 303
+        yield found
+
+
+def csrf(client: httpx.Client) -> str:
+    """The token of this session's forms."""
+    found = re.search(r'name="csrf" value="([^"]+)"', client.get("/").text)
+    assert found is not None
+    return found[1]
+
+
+PAGES = ["/", "/programs", "/timeline", "/timeline?kind=denial", "/platforms", "/keys", "/entries/1"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_page_without_login_shows_nothing(page: str, path: str) -> None:
+    """Every page but the login asks for it."""
+    with httpx.Client(base_url=page, verify=False) as anybody:
+        answer = anybody.get(path)
+        assert answer.status_code == 303
+        assert answer.headers["location"] == "/login"
+        assert answer.text == ""
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/login", "/style.css", "/nosuch"])
+def test_page_has_a_strict_policy_and_no_script(client: httpx.Client, path: str) -> None:
+    """Nothing may run, be framed, or come from elsewhere."""
+    answer = client.get(path)
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "script-src" not in policy
+    assert "unsafe" not in policy
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["cache-control"] == "no-store"
+    assert "<script" not in answer.text
+    assert " style=" not in answer.text
+    assert not re.search(r'(src|href)="(https?:)?//', answer.text)
+
+
+def test_login_wrong_password_is_refused_and_guessing_is_slowed(page: str, world: World) -> None:
+    """Wrong passwords are refused, and after some even the right one has to wait."""
+    with httpx.Client(base_url=page, verify=False) as guesser:
+        for _ in range(MAX_GUESSES):
+            assert guesser.post("/login", data={"password": "wrong"}).status_code == 403
+        answer = guesser.post("/login", data={"password": password(world)})
+        assert answer.status_code == 429
+        assert COOKIE not in answer.cookies
+
+
+def test_login_cookie_is_for_this_site_and_the_browser_only(page: str, world: World) -> None:
+    """The session's cookie is out of reach of scripts and other sites."""
+    with httpx.Client(base_url=page, verify=False) as someone:
+        header = someone.post("/login", data={"password": password(world)}).headers["set-cookie"].lower()
+    for word in ("httponly", "secure", "samesite=strict", "path=/"):
+        assert word in header
+    assert header.startswith("__host-")
+
+
+def test_logout_ends_the_session(client: httpx.Client) -> None:
+    """After logging out the old cookie opens nothing."""
+    cookie = client.cookies[COOKIE]
+    assert client.post("/logout", data={"csrf": csrf(client)}).status_code == 303
+    assert client.get("/", headers={"Cookie": f"{COOKIE}={cookie}"}).status_code == 303
+
+
+def test_session_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login does not last for ever."""
+    sessions = Sessions(b"secret password")
+    session = sessions.log_in("secret password")
+    assert session is not None
+    assert sessions.find(session.token) is session
+    session.seen -= 3601
+    assert sessions.find(session.token) is None
+
+
+def test_form_without_the_session_token_changes_nothing(client: httpx.Client, world: World) -> None:
+    """A form that another site sends, or that lacks the token, is refused."""
+    approval = world.approve(world.program())
+    for fields, headers in (
+        ({"id": approval}, {}),
+        ({"id": approval, "csrf": "x" * 43}, {}),
+        ({"id": approval, "csrf": csrf(client)}, {"Origin": "https://evil.example"}),
+    ):
+        assert client.post("/revoke", data=fields, headers=headers).status_code == 403
+    with world.store.read() as view:
+        assert view.approval(approval).state == APPROVED
+
+
+def test_revoke_and_approve_on_the_page(client: httpx.Client, world: World) -> None:
+    """The owner approves what was proposed and revokes what was approved."""
+    with world.store.write() as change:
+        proposed = change.add_approval(world.approval(world.program().measurement), actor="test", state=PENDING)
+    client.post("/approve", data={"id": proposed.id, "csrf": csrf(client)})
+    with world.store.read() as view:
+        assert view.approval(proposed.id).state == APPROVED
+    client.post("/revoke", data={"id": proposed.id, "csrf": csrf(client)})
+    with world.store.read() as view:
+        assert view.approval(proposed.id).state == REVOKED
+        assert view.history(proposed.id)[-1]["actor"] == "dashboard"
+    answer = client.post("/approve", data={"id": proposed.id, "csrf": csrf(client)})
+    assert answer.status_code == 400
+    assert "revoked" in answer.text
+
+
+def test_accept_what_never_asked_is_refused(client: httpx.Client, world: World) -> None:
+    """Only what really asked, on that platform, can be accepted here."""
+    fields = {"measurement": "ab" * 32, "tee": world.tee, "key": "weights", "app": "x", "version": "1"}
+    assert client.post("/accept", data={**fields, "csrf": csrf(client)}).status_code == 400
+
+
+def test_page_escapes_what_others_wrote(client: httpx.Client, world: World) -> None:
+    """What comes from outside is text, never markup."""
+    with world.store.write() as change:
+        change.record("note", "", {"said": "<script>alert(1)</script>", "name": '"><img src=x>'}, 1)
+        change.change_approval(world_note(world, change), actor="<b>bob</b>", state=REVOKED)
+    for path in ("/timeline", "/programs"):
+        text = client.get(path).text
+        assert "<script>alert" not in text
+        assert "<b>bob" not in text
+        assert "<img" not in text
+
+
+def world_note(world: World, change: object) -> str:
+    """An approval with a remark that would be markup."""
+    from adyton.keyserver.store import Transaction
+
+    assert isinstance(change, Transaction)
+    approval = world.approval(world.program().measurement, note="<img src=x onerror=alert(1)>")
+    return change.add_approval(approval, actor="test").id
+
+
+def test_form_too_long_is_refused(client: httpx.Client) -> None:
+    """A form has its bound."""
+    assert client.post("/login", data={"password": "x" * 20_000}).status_code == 400
+
+
+def parts() -> dict[str, str]:
+    """The runtime's parts as a client shows them."""
+    return {name: digest.hex() for name, digest in RUNTIME_PARTS.items()}
+
+
+def ask(world: World, server: Running, signed: SignedManifest) -> bool:
+    """Whether a program gets its key."""
+    try:
+        obtain_keys(signed, world.enclave(signed), {"": server.adyton}, runtime_parts=parts)
+    except Denied:
+        return False
+    return True
+
+
+@pytest.mark.skipif(chromium.find() is None, reason="chromium is not installed (apt-get install chromium)")
+def test_browser_login_refusal_approve_release(world: World, page: str, tmp_path: Path) -> None:
+    """The owner's whole way in a real browser without JavaScript: log in, see a refusal, approve, see the release."""
+    shots = Path(os.environ.get("ADYTON_SCREENSHOTS", tmp_path))
+    world.approve(world.program())
+    changed = world.program(argument="classify2.py")
+    CollateralStore(world.home.collateral_path).import_bundle(world.platform.collateral().to_json().encode(), now())
+    with running(world) as server, chromium.browser(tmp_path / "profile") as browser:
+        assert ask(world, server, world.program())
+        assert not ask(world, server, changed)
+        browser.open(page)
+        browser.screenshot(shots / "login.png")
+        browser.type("input[name=password]", password(world))
+        browser.click("main button")
+        assert "Waiting for you" in browser.text()
+        browser.screenshot(shots / "overview.png")
+        browser.click(".events li.bad a")
+        refusal = browser.text()
+        assert "has not approved this program" in refusal
+        assert "loader.argv[1]: approved classify.py, seen classify2.py" in refusal
+        assert "SIMULATED" in refusal.upper()
+        browser.screenshot(shots / "refusal.png")
+        browser.open(f"{page}/programs")
+        browser.click(".card.waits .button")
+        browser.screenshot(shots / "candidate.png")
+        browser.type("input[name=version]", "v2")
+        browser.click("form.stack button")
+        assert "v2" in browser.text()
+        browser.screenshot(shots / "programs.png")
+        assert ask(world, server, changed)
+        browser.open(f"{page}/timeline?kind=release")
+        assert "to classify v2" in browser.text()
+        browser.screenshot(shots / "timeline.png")
+        browser.click(".events li.good a")
+        browser.screenshot(shots / "release.png")
+        for path in ("platforms", "keys"):
+            browser.open(f"{page}/{path}")
+            browser.screenshot(shots / f"{path}.png")
+        browser.resize(390, 844)
+        for path in ("", "programs", "platforms"):
+            browser.open(f"{page}/{path}")
+            assert browser.ask("document.documentElement.scrollWidth") <= 390
+            browser.screenshot(shots / f"phone-{path or 'overview'}.png")
