@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +16,7 @@ from demo.steps import FILES, KEY
 from demo.world import install_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from demo.steps import Journey
@@ -46,12 +45,18 @@ class Refusal:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scene:
     """Where an attempt takes place: a copy of the cloud's folder, in the hands of the host."""
 
     journey: Journey
     cloud: Actor
+    server: str = ""
+    """Which key server the program is sent to; the owner's own, unless the attempt says otherwise."""
+    platform: Path | None = None
+    """Which simulated platform it runs on; the cloud's own, unless the attempt says otherwise."""
+    owner: Actor | None = None
+    """Who would have to approve it; the owner, unless the attempt says otherwise."""
 
     @property
     def template(self) -> Path:
@@ -77,11 +82,11 @@ class Scene:
             self.cloud.adyton("init", "--home", home, "--name", "mallory")
         self.cloud.adyton("build", self.template.name, "--home", home)
 
-    def run(self, *, server: str | None = None, platform: Path | None = None) -> Outcome:
-        """Start the program as it is now; by default against the owner's key server, on the cloud's platform."""
+    def run(self) -> Outcome:
+        """Start the program as it is now."""
         journey = self.journey
-        more = () if platform is None else ("--sim-platform", platform)
-        address = journey.tap(journey.server) if server is None else server
+        more = () if self.platform is None else ("--sim-platform", self.platform)
+        address = self.server or journey.tap(journey.server)
         return self.cloud.adyton(
             "run", self.manifest.name, "--tee", "sim", "--key-server", address, "--json", *more, expect=None
         )
@@ -89,30 +94,35 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One thing that the host tries."""
+    """One thing that the host tries.
+
+    `make` sets the scene.  `allow` takes away the obstacle that must stop the attempt, and nothing else; `then` is the
+    error that it meets further on (empty: none, the program gets its key): files do not open with a false key, and
+    evidence made for a server of another name is refused by its report data even where the measurement is approved.
+    """
 
     name: str
     what: str
     refused_by: str
-    make: Callable[[Scene], Outcome]
-    allow: Callable[[Scene], None] | None = None
+    make: Callable[[Scene], None]
+    allow: Callable[[Scene], None]
+    then: str = ""
 
 
 def _allow_manifest(scene: Scene) -> None:
     journey = scene.journey
-    owner = journey.world.owner
-    environment = {name: scene.cloud.extra[name] for name in ("PYTHONPATH",) if name in scene.cloud.extra}
+    environment = {"PYTHONPATH": scene.cloud.extra["PYTHONPATH"]}
+    owner = scene.owner or journey.world.owner
     owner.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee, env=environment)
 
 
-def _script(scene: Scene) -> Outcome:
+def _script(scene: Scene) -> None:
     script = scene.cloud.folder / scene.journey.program.script.name
     script.write_text(script.read_text(encoding="utf-8") + "\n# and one more line\n", encoding="utf-8")
     scene.rebuild()
-    return scene.run()
 
 
-def _library(scene: Scene) -> Outcome:
+def _library(scene: Scene) -> None:
     listed = scene.cloud.folder / f"{scene.journey.program.name}.trusted"
     match = re.search(r"^(/.*/libz\.so[.\d]*|/.*/libm\.so\.6)$", listed.read_text(encoding="utf-8"), re.MULTILINE)
     if match is None:
@@ -127,55 +137,50 @@ def _library(scene: Scene) -> Outcome:
     mount = f'  {{ path = "{path}", uri = "file:{own.name}" }},\n'
     scene.edit('  { type = "tmpfs", path = "/tmp" },\n', f'{mount}  {{ type = "tmpfs", path = "/tmp" }},\n')
     scene.rebuild()
-    return scene.run()
 
 
-def _module(scene: Scene) -> Outcome:
+def _module(scene: Scene) -> None:
     runtime = scene.cloud.folder / "runtime"
     install_runtime(runtime)
     module = runtime / "adyton" / "vfs" / "stage.py"
     module.write_text(module.read_text(encoding="utf-8") + "\n# and one more line\n", encoding="utf-8")
     scene.cloud.extra["PYTHONPATH"] = str(runtime)
     scene.rebuild()
-    return scene.run()
 
 
-def _argument(scene: Scene) -> Outcome:
+def _argument(scene: Scene) -> None:
     first = scene.journey.program.arguments[0]
     scene.edit(f', "{first}"', f', "-i", "{first}"')
     scene.rebuild()
-    return scene.run()
 
 
-def _variable(scene: Scene) -> Outcome:
+def _variable(scene: Scene) -> None:
     scene.edit('loader.env.LANG = "C.UTF-8"\n', 'loader.env.LANG = "C.UTF-8"\nloader.env.PYTHONINSPECT = "1"\n')
     scene.rebuild()
-    return scene.run()
 
 
-def _mount(scene: Scene) -> Outcome:
-    text = scene.template.read_text(encoding="utf-8")
+def _mount(scene: Scene) -> None:
     output = f"{FILES}/{scene.journey.program.output}"
-    plain, count = re.subn(
-        rf'\{{ type = "encrypted", path = "([^"]+)", uri = "file:{output}", key_name = "\w+" \}}',
-        r'{ path = "\1", uri = "file:plain" }',
-        text,
-    )
-    if count != 1:
+    text = scene.template.read_text(encoding="utf-8")
+    found = re.search(rf'\{{ type = "encrypted", (path = "[^"]+"), uri = "file:{output}(/[^"]*)?", [^}}]*\}}', text)
+    if found is None:
         raise ValueError("the template has no encrypted output")
-    (scene.cloud.folder / "plain").mkdir()
-    scene.template.write_text(plain.replace("[sgx]\n", '[sgx]\nallowed_files = ["file:plain/"]\n'), encoding="utf-8")
+    plain = scene.cloud.folder / "plain"
+    plain.mkdir()
+    below = (found[2] or "").strip("/")
+    if below:
+        (plain / below).touch()
+    scene.edit(found[0], f'{{ {found[1]}, uri = "file:plain/{below}" }}')
+    scene.edit("[sgx]\n", '[sgx]\nallowed_files = ["file:plain/"]\n')
     scene.rebuild()
-    return scene.run()
 
 
-def _pinned_server(scene: Scene) -> Outcome:
+def _pinned_server(scene: Scene) -> None:
     scene.edit(_PIN, _PIN.replace(" }", ', server_name = "localhost" }'))
     scene.rebuild()
-    return scene.run()
 
 
-def _other_owner(scene: Scene) -> Outcome:
+def _other_owner(scene: Scene) -> None:
     journey = scene.journey
     clinic = journey.world.actor("clinic", ADYTON_HOME=str(journey.world.folder / "clinic" / "home"))
     clinic.adyton("init", "--name", "clinic")
@@ -188,53 +193,75 @@ def _other_owner(scene: Scene) -> Outcome:
     clinic.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee)
     scene.template.write_text(owners_own, encoding="utf-8")
     scene.rebuild()
-    ready = clinic.folder / "ready.json"
-    started = clinic.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)
-    return scene.run(server=started["adyton"])
+    scene.owner, scene.server = clinic, _serve(clinic)
 
 
-def _other_root(scene: Scene) -> Outcome:
-    other = scene.cloud.folder / "platform"
-    if not other.exists():
-        scene.cloud.adyton("platform", "new", other)
-    return scene.run(platform=other)
+def _serve(owner: Actor) -> str:
+    ready = owner.folder / "ready.json"
+    address: str = owner.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)["adyton"]
+    return address
 
 
-def _out_of_date(scene: Scene) -> Outcome:
+def _other_root(scene: Scene) -> None:
+    scene.platform = scene.cloud.folder / "platform"
+    scene.cloud.adyton("platform", "new", scene.platform)
+
+
+def _allow_other_root(scene: Scene) -> None:
+    maker = scene.journey.world.actor("other-maker")
+    ready = maker.folder / "ready.json"
+    here = ("--listen", "127.0.0.1:0", "--ready-file", ready)
+    url = maker.start("platform", "serve", str(scene.platform), *here, ready=ready)["url"]
+    root = scene.cloud.adyton("platform", "show", str(scene.platform), "--json").document["root_fingerprint"]
+    owner = scene.journey.world.owner
+    owner.adyton("collateral", "fetch", "--pcs", url, "--root", root)
+    owner.adyton("approve", scene.manifest, "--key", KEY, "--tee", f"sim:{root}")
+
+
+def _out_of_date(scene: Scene) -> None:
     journey = scene.journey
-    journey.world.cloud.adyton("platform", "raise-tcb", journey.world.platform, "--advisory", "INTEL-SA-99999")
+    journey.world.cloud.adyton("platform", "raise-tcb", journey.world.platform, "--advisory", ADVISORY)
     journey.fetch_collateral()
-    return scene.run()
 
 
-@contextmanager
-def _flipped_bit(path: Path, offset: int) -> Iterator[None]:
-    content = path.read_bytes()
-    path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
-    try:
-        yield
-    finally:
-        path.write_bytes(content)
-
-
-def _tampered_weights(scene: Scene) -> Outcome:
+def _allow_out_of_date(scene: Scene) -> None:
     journey = scene.journey
-    largest = max(journey.world.storage.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
-    with _flipped_bit(largest, largest.stat().st_size // 2):
-        return scene.run()
+    accepted = ("--tcb", "UpToDate", "--tcb", "OutOfDate", "--advisory", ADVISORY)
+    journey.world.owner.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee, *accepted)
 
 
-def _false_server(scene: Scene) -> Outcome:
+def _flip_bit(scene: Scene) -> None:
+    """Flip one bit in the middle of the largest protected file; done twice, nothing has changed."""
+    inputs = scene.journey.world.storage / scene.journey.program.inputs[0]
+    files = (path for path in inputs.rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def _restored(_scene: Scene) -> None:
+    """The bit was flipped back as soon as the attempt was over."""
+
+
+def _false_server(scene: Scene) -> None:
     journey = scene.journey
     scene.cloud.extra["ADYTON_HOME"] = str(scene.cloud.folder / "home")
     scene.cloud.adyton("init", "--name", "owner")
     scene.cloud.adyton("key", "new", KEY)
     scene.cloud.adyton("collateral", "fetch", "--pcs", journey.maker_url, "--root", journey.root_fingerprint)
     scene.cloud.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee)
-    ready = scene.cloud.folder / "ready.json"
-    started = scene.cloud.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)
-    return scene.run(server=started["adyton"])
+    scene.owner, scene.server = scene.cloud, _serve(scene.cloud)
 
+
+def _allow_false_server(scene: Scene) -> None:
+    """Pin the host's CA instead of the owner's: then the program takes the host's key for the owner's."""
+    shutil.copy(scene.cloud.folder / "home" / "ca.crt", scene.cloud.folder / "owner-ca.crt")
+    scene.rebuild()
+    _allow_manifest(scene)
+
+
+ADVISORY: Final = "INTEL-SA-99999"
 
 ATTEMPTS: Final = (
     Attempt("script", "one line added to the script", SERVER, _script, _allow_manifest),
@@ -243,12 +270,14 @@ ATTEMPTS: Final = (
     Attempt("argument", "one more argument for the program", SERVER, _argument, _allow_manifest),
     Attempt("variable", "one more environment variable", SERVER, _variable, _allow_manifest),
     Attempt("mount", "the output mounted without encryption", SERVER, _mount, _allow_manifest),
-    Attempt("pinned server", "another key server's name pinned", SERVER, _pinned_server, _allow_manifest),
-    Attempt("owner", "an owner who did not approve it", SERVER, _other_owner),
-    Attempt("root", "another simulated platform's root", SERVER, _other_root),
-    Attempt("tampered weights", "one bit of the encrypted weights flipped", ENCLAVE, _tampered_weights),
-    Attempt("false server", "a key server of the host's own", ENCLAVE, _false_server),
-    Attempt("out of date", "the platform after newer TCB info", SERVER, _out_of_date),
+    Attempt("pinned server", "another key server's name pinned", SERVER, _pinned_server, _allow_manifest, "Denied"),
+    Attempt("owner", "an owner who did not approve it", SERVER, _other_owner, _allow_manifest, "IntegrityError"),
+    Attempt("root", "another simulated platform's root", SERVER, _other_root, _allow_other_root),
+    Attempt("tampered input", "one bit of an encrypted input flipped", ENCLAVE, _flip_bit, _restored),
+    Attempt(
+        "false server", "a key server of the host's own", ENCLAVE, _false_server, _allow_false_server, "IntegrityError"
+    ),
+    Attempt("out of date", "the platform after newer TCB info", SERVER, _out_of_date, _allow_out_of_date),
 )
 """In this order: the last one changes the platform for good."""
 
@@ -256,7 +285,11 @@ ATTEMPTS: Final = (
 def attempt(journey: Journey, what: Attempt) -> tuple[Scene, Refusal]:
     """Make one attempt in a fresh copy of the cloud's folder; says whether the key was released."""
     scene = scene_of(journey, what.name)
-    return scene, judge(what, what.make(scene))
+    what.make(scene)
+    refusal = judge(what, scene.run())
+    if what.make is _flip_bit:
+        _flip_bit(scene)
+    return scene, refusal
 
 
 def scene_of(journey: Journey, name: str) -> Scene:

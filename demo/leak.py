@@ -6,14 +6,13 @@ It is the demo's positive control: the canary search must find all of this.
 """
 
 import base64
-import gzip
-import runpy
 import sys
 import zlib
 from pathlib import Path
 
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+script = Path(sys.argv[0]).read_text()
+exec(compile(script, sys.argv[0], "exec"), {"__name__": "__main__"})  # noqa: S102 - it leaks on purpose
 
 leaked = Path("leaked")
 for name in sys.argv[1:]:
@@ -22,7 +21,7 @@ for name in sys.argv[1:]:
     (leaked / path.name).write_bytes(content)
     content = content[: 1 << 20]
     (leaked / f"{path.name}.zlib").write_bytes(b"before" + zlib.compress(content) + b"after")
-    (leaked / f"{path.name}.gz").write_bytes(gzip.compress(content))
+    (leaked / f"{path.name}.gz").write_bytes(zlib.compress(content, wbits=31))
     (leaked / f"{path.name}.b64").write_bytes(base64.b64encode(content))
     if path.suffix == ".pth":
         import torch
