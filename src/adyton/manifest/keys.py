@@ -171,3 +171,20 @@ RETIRED: Final[Mapping[str, str]] = {
     "sgx.enable_pf": "leave it out",
 }
 """Keys of older Gramine releases, each with what to write instead."""
+
+
+def reference_table() -> str:
+    """The table of docs/manifest.md: every key, its type, default, standing and meaning, in Markdown."""
+    lines = ["| key | type | default | here | meaning |", "| --- | --- | --- | --- | --- |"]
+    for key in KEYS:
+        kind = " or ".join(f"`{choice}`" for choice in key.choices) if key.choices else str(key.kind)
+        if key.required:
+            default = "required"
+        elif key.default is None or key.default == ():
+            default = ""
+        elif isinstance(key.default, bool):
+            default = f"`{str(key.default).lower()}`"
+        else:
+            default = f"`{key.default}`"
+        lines.append(f"| `{key.name}` | {kind} | {default} | {key.standing} | {key.meaning} |")
+    return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ from typing import Final
 
 from adyton.errors import MalformedManifest, UsageError
 from adyton.manifest.model import Manifest, Secret, TrustedFile
+from adyton.manifest.review import runtime_refusals
 from adyton.pfile.paths import normalise
 from adyton.values import Key128
 from adyton.vfs.stage import StagedFile
@@ -167,6 +168,14 @@ def _refuse_unsupported(manifest: Manifest) -> None:
             expected="chroot or tmpfs",
             seen="encrypted",
             remedy="mount the encrypted folder at a path of its own in fs.mounts",
+        )
+    for key, reason in runtime_refusals(manifest):
+        raise MalformedManifest(
+            f"Adyton's runtime cannot honour {key}: {reason}",
+            check=f"manifest key {key}",
+            expected="a key that this runtime honours (docs/manifest.md)",
+            seen=key,
+            remedy="take it out, or run under --tee sgx, where Gramine reads it",
         )
 
 
