@@ -20,6 +20,8 @@ STORIES = {
 SESSIONS: dict[str, list[Path]] = {
     "tutorial": [DOCS / "tutorial" / name for name in ("native.md", "simulated.md", "real.md")],
     "from-gramine": [DOCS / "from-gramine.md"],
+    "collateral": [DOCS / "collateral.md"],
+    "tee": [DOCS / "tee.md"],
 }
 """Pages whose blocks are typed one after the other, in one folder."""
 
@@ -129,6 +131,13 @@ def test_tutorial_says_six_lines_and_they_are_the_ones_that_are_run() -> None:
 def test_from_gramine_works_as_written(tmp_path: Path) -> None:
     """A file, a key and a manifest of Gramine's, taken over line by line; the program's log holds the secret."""
     ended = session(shell_blocks(DOCS / "from-gramine.md"), tmp_path)
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+
+
+@pytest.mark.parametrize("name", ["collateral", "tee"])
+def test_page_of_commands_works_as_written(tmp_path: Path, name: str) -> None:
+    """A page whose commands stand alone: each of them typed, in one folder."""
+    ended = session([block for page in SESSIONS[name] for block in shell_blocks(page)], tmp_path)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
 
 
