@@ -35,16 +35,18 @@ def abi_page() -> str:
         [
             "# Exit codes",
             "",
-            "What scripts may rely on. `0` is success. Where the protected program itself failed, its own exit status is passed on",
-            "(128 + n if signal n ended it). Otherwise the class of the error decides, and a code is never reused:",
+            "What scripts may rely on. `0` is success. Where the protected program itself failed, its own",
+            "exit status is passed on (128 + n if signal n ended it). Otherwise the class of the error decides,",
+            "and a code is never reused:",
             "",
             "| class | code | meaning |",
             "| --- | --- | --- |",
             *(f"| `{row.__name__}` | {row.exit_code} | {(row.__doc__ or '').strip()} |" for row in rows),
             "",
-            "`1` is a bug in Adyton, shown with its traceback; `130` an interrupt from the keyboard. Codes 110 to 114 mean *could not check*: they say nothing",
-            "about whether the thing is good. With `--json`, an error is one JSON object on standard output with `error`, `message`, and, where known,",
-            "`check`, `expected`, `seen` and `remedy`.",
+            "`1` is a bug in Adyton, shown with its traceback; `130` an interrupt from the keyboard. Codes 110",
+            "to 114 mean *could not check*: they say nothing about whether the thing is good. With `--json`, an",
+            "error is one JSON object on standard output with `error`, `message`, and, where known, `check`,",
+            "`expected`, `seen` and `remedy`.",
             "",
         ]
     )
