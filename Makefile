@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long lint types docs bench clean setup
+.PHONY: demo test test-long lint types docs bench clean setup setup-test
 .DEFAULT_GOAL := help
 
 help:
@@ -15,17 +15,23 @@ help:
 
 setup: $(VENV)/.ready
 
+setup-test: $(VENV)/.ready-test
+
 $(VENV)/.ready: pyproject.toml setup.py tools/setup.sh $(wildcard src/adyton/pfile/*.c)
 	@sh tools/setup.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	@sh tools/setup.sh "$(PYTHON)" "$(VENV)" test
 	@touch $@
 
 demo: setup
 	@$(BIN)/python -m demo $(DEMO_ARGS)
 
-test: setup
+test: setup-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TEST_ARGS)
 
-test-long: setup
+test-long: setup-test
 	$(BIN)/python -m pytest -m "slow" $(TEST_ARGS)
 
 lint: setup
@@ -35,6 +41,7 @@ types: setup
 	$(BIN)/mypy
 
 docs: setup
+	$(BIN)/python tools/cli_pages.py --check
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
 bench: setup

@@ -1,9 +1,11 @@
 #!/bin/sh
-# Set up a fresh Debian machine: system packages, then a virtual environment.  Usage: setup.sh PYTHON VENV
+# Set up a fresh Debian machine: system packages, then a virtual environment.  Usage: setup.sh PYTHON VENV [test]
 set -eu
-python=$1 venv=$2
+python=$1 venv=$2 purpose=${3:-}
 # fuse3 and bubblewrap run protected programs; gcc and OpenSSL's headers build the C part; strace serves `adyton new`.
 packages="fuse3 libfuse3-3 bubblewrap gcc libc6-dev libssl-dev python3-dev python3-venv strace make"
+# Tests drive a real browser, a real PostgreSQL, and other people's programs inside mounts.
+[ "$purpose" != test ] || packages="$packages chromium chromium-driver postgresql fio git sqlite3 iproute2"
 missing=
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"
@@ -14,8 +16,8 @@ if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || sudo=sudo
     $sudo apt-get update -qq
     DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null
-    [ -n "$python" ] || python=/usr/bin/python3
 fi
+[ -n "$python" ] || python=/usr/bin/python3
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "setup: Python 3.11 or later is needed, $python is older" >&2
     exit 1
