@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from adyton.cli import collateral, platform
 from adyton.errors import Error, FetchFailed, Stale, TargetExists, UsageError
+from adyton.net.collateral_store import CollateralStore, Source
 from adyton.tee.sim import SimPlatform
 from adyton.values import Measurement
 
@@ -110,11 +111,12 @@ def test_export_and_import_carry_everything(service: str, tmp_path: Path) -> Non
     assert run("show", tmp_path / "bundle.json").output.count("until") == 7
 
 
-def test_fetch_with_nothing_to_fetch_says_what_to_name() -> None:
-    """With an empty store and nothing named, the options are."""
-    with pytest.raises(UsageError, match="nothing to fetch") as caught:
-        run("fetch")
-    assert "--for EVIDENCE" in str(caught.value.expected)
+def test_first_fetch_with_nothing_named_gets_what_is_common(service: str, home: Path) -> None:
+    """With an empty store and nothing named, CRLs and QE identities come, and it is said what is lacking."""
+    CollateralStore(home / "collateral").remember_sources([Source(service)])
+    result = run("fetch")
+    assert result.output.count("valid until") == 5
+    assert "--fmspc" in result.output
 
 
 @pytest.mark.parametrize("words", [("--fmspc", "12"), ("--fmspc", "zz" * 6), ("--tee", "snp")])

@@ -106,11 +106,8 @@ def fetch(
     if not for_ and not fmspc and not named:
         outcomes += store.refresh(now)
         if not any(True for _ in store.held()):
-            raise UsageError(
-                "nothing to fetch: say for which evidence or which kind of platform",
-                check="what to fetch",
-                expected="--for EVIDENCE, --fmspc HEX, or --pcs URL of a simulated platform",
-            )
+            outcomes += store.fetch(tees=tees, sources=sources, root=wanted_root, now=now)
+            note("TCB info is per kind of platform: name evidence (--for) or an FMSPC (--fmspc) to fetch it")
     if named and any(outcome.verified is not None for outcome in outcomes):
         store.remember_sources(named)
     _report(outcomes, as_json=as_json)
