@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+_NO_SPACE: Final = dict.fromkeys(map(ord, " \t\r\n"))
 FOREIGN: Final = (
     ValueError,
     TypeError,
@@ -332,7 +333,7 @@ def split_pem(text: str | bytes, what: str, label: str = "CERTIFICATE") -> list[
             text = text.decode("ascii")
         except UnicodeDecodeError:
             raise _malformed(what, "not ASCII") from None
-    text = text.strip("\x00 \t\r\n")
+    text = text.rstrip("\x00 \t\r\n").lstrip(" \t\r\n")
     begin, end = f"-----BEGIN {label}-----", f"-----END {label}-----"
     blocks: list[bytes] = []
     at = 0
@@ -341,7 +342,7 @@ def split_pem(text: str | bytes, what: str, label: str = "CERTIFICATE") -> list[
         if stop < 0 or not text.startswith(begin, at):
             raise _malformed(what, "something that is no PEM block")
         try:
-            block = "".join(text[at + len(begin) : stop].split())
+            block = text[at + len(begin) : stop].translate(_NO_SPACE)
             blocks.append(binascii.a2b_base64(block, strict_mode=True))
         except (binascii.Error, ValueError):
             raise _malformed(what, "bad base64") from None

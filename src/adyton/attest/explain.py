@@ -64,7 +64,7 @@ _PROGRAM_CHECKS: Final = frozenset(
     }
 )
 _CURRENCY_CHECKS: Final = ("TCB status", "advisory ", "minimum TCB", "age of the collateral", "TCB evaluation")
-_SIMULATED: Final = "simulated: it proves the protocol and protects nothing from whoever runs the machine"
+_SIMULATED: Final = "it proves the protocol and protects nothing from whoever runs the machine"
 
 
 def tee_of(assessment: Assessment) -> str:
@@ -87,7 +87,7 @@ def _genuine(assessment: Assessment) -> str:
         return f"NO     {assessment.error.message if assessment.error else 'not verified'}"
     root = str(report.root_fingerprint)[:16]
     if report.tee.startswith("sim"):
-        return f"yes    under the simulated root {root}…; {_SIMULATED}"
+        return f"yes    but simulated, under the root {root}…"
     vendor = "AMD" if report.tee == "snp" else "Intel"
     return f"yes    signatures and certificates lead to {vendor}'s root {root}…"
 
@@ -156,6 +156,8 @@ def lines(assessment: Assessment) -> list[tuple[str, str]]:
     report = assessment.report
     found = [("genuine?", _genuine(assessment))]
     if report is not None:
+        if report.tee.startswith("sim"):
+            found.append(("", f"       {_SIMULATED}"))
         found.append(("which platform?", _platform(report)))
         found.append(("up to date?", _up_to_date(assessment, report)))
         details = _currency_details(report)

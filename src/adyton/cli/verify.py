@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.attest.assess import Assessment
+    from adyton.attest.certificates import Certificate
     from adyton.attest.collateral import AMDCollateral, Collateral
     from adyton.attest.evidence import Evidence
     from adyton.attest.policy import Policy
+    from adyton.attest.snp import SNPReport
     from adyton.errors import Error
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -245,6 +247,7 @@ def _collect(paths: list[Path]) -> _Found:
                 found.intel.append(Collateral.from_dict(document))
             else:
                 found.bundles.append(raw)
+                _take_amd(raw, found)
         elif head.startswith(b"-----BEGIN X509 CRL"):
             found.crls.append(decode_crl(raw))
         elif head.startswith(b"-----BEGIN"):
@@ -261,6 +264,18 @@ def _collect(paths: list[Path]) -> _Found:
                 seen=raw[:8].hex(),
             )
     return found
+
+
+def _take_amd(raw: bytes, found: _Found) -> None:
+    """AMD's certificates and CRLs out of a bundle."""
+    from adyton.attest.certificates import split_pem
+    from adyton.net.documents import parse_bundle
+
+    for document in parse_bundle(raw):
+        if document.kind in ("amd-vcek", "amd-vlek"):
+            found.certificates += [document.body, *split_pem(document.chain, "AMD chain")]
+        elif document.kind == "amd-crl":
+            found.crls.append(document.body)
 
 
 def _is_crl(raw: bytes) -> bool:
@@ -345,25 +360,26 @@ def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Co
 
 def _from_bundle(raw: bytes, evidence: Evidence, now: datetime) -> list[Collateral]:
     """The collateral that the documents of one bundle come to for this quote, if they are all there."""
+    from contextlib import suppress
+
     from adyton.attest.snp import SNPReport
-    from adyton.errors import FetchFailed
+    from adyton.errors import EvidenceError, FetchFailed
     from adyton.net import documents
 
     if isinstance(evidence, SNPReport):
         return []
     origin = documents.unverified_origin(evidence)
     known: dict[tuple[documents.Kind, str], documents.Verified] = {}
+
+    def rank(verified: documents.Verified) -> tuple[bool, datetime]:
+        return verified.issued_at <= now <= verified.expires_at, verified.issued_at
+
     for document in documents.parse_bundle(raw):
-        verified = documents.verify_document(document)
-        if verified.root != origin.root:
-            continue
-        key = (document.kind, verified.subject)
-        current = verified.issued_at <= now <= verified.expires_at
-        if key not in known or (current, verified.issued_at) > (
-            known[key].issued_at <= now <= known[key].expires_at,
-            known[key].issued_at,
-        ):
-            known[key] = verified
+        with suppress(EvidenceError):  # what is needed and missing in the end is said by `assemble`
+            verified = documents.verify_document(document)
+            key = (document.kind, verified.subject)
+            if verified.root == origin.root and (key not in known or rank(verified) > rank(known[key])):
+                known[key] = verified
     try:
         return [documents.assemble(known, origin)]
     except FetchFailed:
@@ -394,13 +410,29 @@ def _choose_amd(evidence: Evidence, found: _Found) -> AMDCollateral:
     vlek = evidence.signing_key == KEY_VLEK
     leaf_name = "SEV-VLEK" if vlek else "SEV-VCEK"
     parsed = [parse_certificate(raw, "AMD certificate") for raw in found.certificates]
-    leaf = next((item for item in parsed if item.common_name == leaf_name), None)
+    leaves = [item for item in parsed if item.common_name == leaf_name]
+    leaf = next((item for item in leaves if _is_of(item, evidence)), leaves[0] if leaves else None)
     ask = next((item for item in parsed if leaf is not None and item.subject == leaf.issuer), None)
     ark = next((item for item in parsed if ask is not None and item.subject == ask.issuer), None)
     if leaf is None or ask is None or ark is None:
         raise _missing(f"it takes the {leaf_name[4:]}, the ASK and the ARK")
     crl = next((raw for raw in found.crls if parse_crl(raw, "AMD CRL").issuer == ark.subject), None)
     return AMDCollateral(leaf=leaf.der, ask=ask.der, ark=ark.der, crl=crl)
+
+
+def _is_of(leaf: Certificate, report: SNPReport) -> bool:
+    """Whether a VCEK or VLEK is for the chip and TCB that the report states."""
+    from adyton.attest.amd import parse_chip_certificate
+    from adyton.attest.snp import TCBVersion
+    from adyton.errors import MalformedQuote
+
+    try:
+        chip = parse_chip_certificate(leaf)
+    except MalformedQuote:
+        return False
+    reported = TCBVersion.parse(report.field("reported_tcb"), turin=chip.tcb.fmc is not None)
+    same_chip = chip.hardware_id is None or chip.hardware_id.ljust(64, b"\0") == report.chip_id
+    return same_chip and chip.tcb == reported
 
 
 def _write_token(assessment: Assessment, path: Path, key_path: Path) -> None:
