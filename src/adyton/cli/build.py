@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adyton.cli.output import note, progress, say, say_json
-from adyton.errors import ManifestError, StorageFailed, UsageError
+from adyton.errors import ManifestError, UsageError
 
 if TYPE_CHECKING:
     from adyton.manifest.review import Finding
@@ -161,15 +160,13 @@ def name_of(template: Path) -> str:
 
 
 def write_beside(path: Path, raw: bytes) -> None:
-    """Write a whole file under another name and rename it: never half a file under the real name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(raw)
-        beside.rename(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise StorageFailed(
-            f"{path} cannot be written: {error.strerror}", check="output", seen=error.strerror
-        ) from None
+    """Write a whole file and put it in its place at the end: never half a file under the real name."""
+    from adyton.pfile.backing import storage_failed
+    from adyton.storage.target import whole_or_absent
+
+    with whole_or_absent(path, force=True, sync=False, mode=0o666) as fd:
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(raw)
+        except OSError as error:
+            raise storage_failed(error, str(path), "writing") from error

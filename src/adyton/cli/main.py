@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
+from types import FrameType
 from typing import Final, NoReturn
 
 from adyton import __version__
@@ -36,6 +38,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "umount": ("adyton.cli.umount", "End such a mount with everything flushed."),
     "verify": ("adyton.cli.verify", "Verify attestation evidence and explain the verdict."),
     "audit": ("adyton.cli.audit", "List, verify and export the record of releases and refusals."),
+    "backup": ("adyton.cli.backup", "Keep a whole home in one sealed file."),
+    "restore": ("adyton.cli.restore", "Make a home from a backup."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
     "doctor": ("adyton.cli.doctor", "Say which TEE this machine has, and what is missing."),
 }
@@ -75,6 +79,17 @@ def report(error: Error, *, as_json: bool) -> None:
     sys.stderr.write("\n".join(lines) + "\n")
 
 
+def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM and SIGHUP unwind what was begun, as Ctrl-C does; who ignores them (nohup) goes on doing so."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _unwind)
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one verb and exit: 0, the program's own status, or the code of the error's class."""
     args = sys.argv[1:] if argv is None else argv
@@ -88,11 +103,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if verb not in VERBS:
         sys.stderr.write(f"adyton: no verb {verb!r}\n\n{_help()}\n")
         sys.exit(2)
+    if verb != "mount":  # there libfuse listens for them
+        _end_in_order()
     try:
         app = importlib.import_module(VERBS[verb][0]).app
         app(args=rest, prog_name=f"adyton {verb}")
     except ScriptFailed as error:
-        report(error, as_json=False)
+        sys.stderr.write(f"adyton: {error.message}\n" + (f"  remedy   {error.remedy}\n" if error.remedy else ""))
         sys.exit(error.status)
     except Error as error:
         report(error, as_json="--json" in rest)

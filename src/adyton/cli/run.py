@@ -17,6 +17,7 @@ from adyton.errors import ScriptFailed, UsageError
 if TYPE_CHECKING:
     from adyton.manifest.model import TrustedFile
     from adyton.run.launch import Delivered, Ended
+    from adyton.run.plan import LogPlan
 
 _WITH_VALUE: Final = {
     "--tee": "tee",
@@ -146,10 +147,17 @@ def run(request: Request) -> None:
     )
     if request.as_json:
         say_json(_document(request, signed.measurement.hex(), ended))
-    if ended.exit_code > 128:
-        raise ScriptFailed(f"the program was ended by signal {ended.exit_code - 128}", status=ended.exit_code)
     if ended.exit_code:
-        raise ScriptFailed(f"the program ended with exit code {ended.exit_code}", status=ended.exit_code)
+        raise _failed(ended.exit_code, made.log)
+
+
+def _failed(status: int, log: LogPlan | None) -> ScriptFailed:
+    how = f"was ended by signal {status - 128}" if status > 128 else f"ended with exit code {status}"
+    if log is None:
+        return ScriptFailed(f"the program {how}", status=status)
+    where = f"what it printed is in {log.source}, encrypted"
+    opener = f"its owner reads it with: adyton decrypt {log.source} -o - --key {log.key_name}"
+    return ScriptFailed(f"the program {how}; {where}", status=status, remedy=opener)
 
 
 def _open_source(request: Request, signed: Any) -> Any:

@@ -49,6 +49,9 @@ PATIENCE: Final = 3
 """So many SIGINT or SIGTERM end a program that does not end by itself."""
 
 FLUSH_LIMIT_S: Final = 120.0
+MAX_EVENTS: Final = 100
+"""So many different events of a run are told; the host can cause any number of them."""
+
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 _ATTESTATION: Final = "attestation"
 
@@ -242,9 +245,10 @@ class _Keeper:
         self._staging: Staging | None = None
         self._signals = 0
         self._seconds: dict[str, float] = {}
-        self._events: list[str] = []
+        self._events: dict[str, int] = {}
         self._facts: Mapping[str, Any] = {}
         self._log: EncryptedLog | None = None
+        self._complaint = ""
 
     def take_signal(self, number: int) -> None:
         """Pass a signal on to the program; before it runs, stop; the third request to end is not a request any more."""
@@ -269,7 +273,7 @@ class _Keeper:
                 self._take_down()
             raise
         self._take_down()
-        return {"exit_code": exit_code, "seconds": self._seconds, "events": self._events[:100], "facts": self._facts}
+        return {"exit_code": exit_code, "seconds": self._seconds, "events": self._told_events(), "facts": self._facts}
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -518,6 +522,8 @@ class _Keeper:
                     elif key.fd == output and self._log is not None:
                         data = os.read(output, 1 << 18)
                         self._log.append(data)
+                        if not self._complaint:
+                            self._complaint = _words_of_bubblewrap(data)
                         more = bool(data)
                     else:
                         more = self._files is not None and self._hear(self._files)
@@ -541,11 +547,21 @@ class _Keeper:
         return True
 
     def _event(self, text: str) -> None:
-        """Something that the host did, or failed at, and that the program saw as an I/O error: say it on both sides."""
-        self._events.append(text)
+        """Something that the host did, or failed at, and that the program saw as an I/O error: say it on both sides.
+
+        What happens again and again (a full disk) is said once, and counted.
+        """
+        if text not in self._events and len(self._events) >= MAX_EVENTS:
+            text = "more events than are told one by one"
+        self._events[text] = self._events.get(text, 0) + 1
+        if self._events[text] > 1:
+            return
         self._tell({"note": text})
         if self._log is not None:
             self._log.append(f"adyton: {text}\n".encode(errors="replace"))
+
+    def _told_events(self) -> list[str]:
+        return [text if count == 1 else f"{text} ({count} times)" for text, count in self._events.items()]
 
     def _exit_code(self, running: sandbox.Sandbox) -> int:
         code = running.exit_code
@@ -556,7 +572,7 @@ class _Keeper:
                 "the process that serves the program's files ended, and the program was ended with it",
                 check="file server",
                 expected="running until the program has ended",
-                seen=f"exit status {self._files.status()}" + (f"; {self._events[-1]}" if self._events else ""),
+                seen=f"exit status {self._files.status()}" + (f"; {list(self._events)[-1]}" if self._events else ""),
                 remedy="see what the run said before; outputs are as of their last flush",
             )
         status = running.process.returncode
@@ -566,8 +582,11 @@ class _Keeper:
             f"the sandbox could not start {self._plan.entrypoint}",
             check="bubblewrap",
             expected="the program, running",
-            seen=f"exit status {status}, without a word about the program",
-            remedy="see bubblewrap's own message; the entrypoint must be an ELF program, or a script with #!",
+            seen=self._complaint.strip() or f"exit status {status}, without a word about the program",
+            remedy="allow user namespaces (sysctl user.max_user_namespaces > 0, kernel.unprivileged_userns_clone=1,"
+            " kernel.apparmor_restrict_unprivileged_userns=0)"
+            if "namespace" in self._complaint
+            else "the entrypoint must be an ELF program, or a script with #!",
         )
 
     # ---------------------------------------------------------------- the end
@@ -619,6 +638,12 @@ def _check_source(mount: EncryptedMount) -> None:
             seen="nothing",
             remedy=f"mkdir -p {mount.source} in the directory where `adyton run` is started",
         )
+
+
+def _words_of_bubblewrap(output: bytes) -> str:
+    """What bubblewrap itself says on standard error; used only where there never was a program that could say it."""
+    lines = [line for line in output.split(b"\n")[:8] if line.startswith(b"bwrap: ")]
+    return "".join(line[:300].decode(errors="replace") + "\n" for line in lines)
 
 
 def _write(path: str, content: bytes, mode: int) -> None:

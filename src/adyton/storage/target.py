@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from adyton.errors import StorageFailed, TargetExists
 from adyton.pfile.backing import storage_failed, sync_directory
 
 PART_SUFFIX: Final = ".adyton-part"
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_COPY_BYTES: Final = 1 << 20
 
 
 def check_absent(target: Path) -> None:
@@ -38,6 +42,20 @@ def is_part(name: str) -> bool:
     return name.startswith(".") and name.endswith(PART_SUFFIX)
 
 
+def sync_file_system(directory: Path) -> None:
+    """Make everything on the file system of `directory` durable: one call for many small files.  Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+        if syncfs is None:
+            os.sync()
+        elif syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int = 0o600) -> Iterator[int]:
     """A descriptor to write the target's content to; at the end it takes its place, or on an error it is gone.
@@ -50,7 +68,10 @@ def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int =
     part = target.with_name(f".{secrets.token_hex(8)}{PART_SUFFIX}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        fd = _open_nameless(target.parent, mode)
+        nameless = fd is not None
+        if fd is None:
+            fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     except OSError as error:
         raise storage_failed(error, str(target), "making") from error
     try:
@@ -59,6 +80,8 @@ def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int =
             try:
                 if sync:
                     os.fsync(fd)
+                if nameless:
+                    _name(fd, part, mode)
                 _put_in_place(part, target, force=force)
                 if sync:
                     sync_directory(target.parent)
@@ -72,6 +95,42 @@ def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int =
         raise
 
 
+def _open_nameless(folder: Path, mode: int) -> int | None:
+    """A file that has no name yet, so that the kernel drops it when this process is killed; None where there are none.
+
+    (open(2), O_TMPFILE; it is named through /proc at the end.)
+    """
+    try:
+        fd = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS):
+            return None
+        raise
+    if Path(f"/proc/self/fd/{fd}").exists():
+        return fd
+    os.close(fd)
+    return None
+
+
+def _name(fd: int, path: Path, mode: int) -> None:
+    """Give a file of `_open_nameless` a name; where the file system has no hard links, a copy of it gets the name."""
+    # with a directory's descriptor Python calls linkat(2), which follows the link of /proc to the file
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(f"/proc/self/fd/{fd}", path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        with os.fdopen(fd, "rb", closefd=False) as source, os.fdopen(copy, "wb") as target:
+            source.seek(0)
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+            target.flush()
+            os.fsync(copy)
+    finally:
+        os.close(folder)
+
+
 def _put_in_place(part: Path, target: Path, *, force: bool) -> None:
     if not force:
         try:
@@ -79,7 +138,7 @@ def _put_in_place(part: Path, target: Path, *, force: bool) -> None:
         except FileExistsError as error:
             raise _exists(target) from error
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in _NO_LINKS:
                 raise
             check_absent(target)  # no hard links there: look, then rename
         else:
