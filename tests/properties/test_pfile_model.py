@@ -64,7 +64,7 @@ class FileMachine(RuleBasedStateMachine):
     @rule(sync=st.booleans())
     def flush(self, sync: bool) -> None:
         self.file.flush(sync)
-        assert second.read(self.key.reveal(), bytes(self.disk.content)) == (self.path.encode(), self.model)
+        assert second.read(self.key.reveal(), bytes(self.disk.content)) == (self.path.encode(), bytes(self.model))
 
     @rule(good=st.integers(0, 8))
     def flush_on_a_full_disk(self, good: int) -> None:

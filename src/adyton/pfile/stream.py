@@ -120,9 +120,9 @@ class ProtectedStream(io.RawIOBase):
         """Commit and close."""
         if not self.closed:
             try:
-                self.file.close()
+                super().close()  # flushes
             finally:
-                super().close()
+                self.file.close()
 
     def _check_open(self) -> None:
         if self.closed:

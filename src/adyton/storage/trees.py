@@ -33,7 +33,7 @@ from adyton.storage.files import (
     source_identity,
     verify_file,
 )
-from adyton.storage.target import check_absent, is_part
+from adyton.storage.target import check_absent, is_part, sync_file_system, whole_or_absent
 
 if TYPE_CHECKING:
     from adyton.values import Key128
@@ -155,10 +155,12 @@ class _Journal:
         return True
 
     def _make(self, task: dict[str, str]) -> ProtectedFile:
-        file = ProtectedFile.create(OSFile(self._place, create=True), self._key, path=JOURNAL)
-        file.write_at(0, (json.dumps(task) + "\n").encode())
-        file.flush(sync=True)
-        return file
+        with (
+            whole_or_absent(self._place, force=False) as part,
+            ProtectedFile.create(OSFile(os.dup(part)), self._key, path=JOURNAL) as file,
+        ):
+            file.write_at(0, (json.dumps(task) + "\n").encode())
+        return ProtectedFile.open(OSFile(self._place, writable=True), self._key, path=JOURNAL, writable=True)
 
     def add(self, below: str, source: str, target: str, size: int) -> None:
         """A file is in its place; it counts once a batch of them was made durable."""
@@ -171,7 +173,7 @@ class _Journal:
 
     def _write(self) -> None:
         if self._waiting:
-            os.sync()
+            sync_file_system(self._place.parent)
             lines = [json.dumps([below, *ids]) + "\n" for below, ids in self._waiting.items()]
             self._file.write_at(self._file.size, "".join(lines).encode())
             self._file.flush(sync=True)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,18 @@ def test_gap_before_a_write_is_zeros() -> None:
         file.write_at(30_000, b"end")
         assert file.read_at(0, 40_000) == b"x" * 5000 + bytes(25_000) + b"end"
     assert second.read(KEY.reveal(), bytes(host.content))[1] == b"x" * 5000 + bytes(25_000) + b"end"
+
+
+def test_cut_and_extended_small_file_is_zeros_behind_the_cut() -> None:
+    """Within the inline area too."""
+    host = Memory()
+    with ProtectedFile.create(host, KEY, path="a") as file:
+        file.write_at(0, b"x" * 3000)
+        file.truncate(5)
+        file.truncate(2000)
+        assert file.read_at(0, 3000) == b"xxxxx" + bytes(1995)
+    with ProtectedFile.open(host, KEY) as file:
+        assert file.read_at(0, 3000) == b"xxxxx" + bytes(1995)
 
 
 def test_truncated_file_carries_no_old_plaintext() -> None:
@@ -309,7 +322,12 @@ def test_reading_handle_refuses_to_write() -> None:
     host, _ = _made(5)
     before = bytes(host.content)
     with ProtectedFile.open(host, KEY) as file:
-        for change in (lambda: file.write_at(0, b"x"), lambda: file.truncate(0), lambda: file.rebind("b")):
+        changes: list[Callable[[], object]] = [
+            lambda: file.write_at(0, b"x"),
+            lambda: file.truncate(0),
+            lambda: file.rebind("b"),
+        ]
+        for change in changes:
             with pytest.raises(UsageError, match="reading only"):
                 change()
         file.flush(sync=True)
@@ -384,6 +402,28 @@ def test_flush_on_a_full_disk_fails_and_succeeds_when_there_is_room(size: int, u
                 del expected[len(expected) // 2 :]
             assert file.read_at(0, len(expected) + 1) == expected
             file.close()
+        with ProtectedFile.open(Memory(disk.content), KEY) as again:
+            assert again.read_at(0, again.size) == expected
+
+
+def test_failed_flush_without_a_log_loses_no_tree_node() -> None:
+    """Tree nodes that were half written are held in memory, even where the cache has no room for all."""
+    base, content = _made(12 * 96 * 4096)
+    for good in range(0, 14, 2):
+        disk = FillingDisk(bytes(base.content))
+        expected = bytearray(content)
+        file = ProtectedFile.open(disk, KEY, writable=True, use_log=False, cache_bytes=1)
+        for number in (3, 7, 11):
+            file.write_at(number * 96 * 4096 - 5, b"new")
+            expected[number * 96 * 4096 - 5 : number * 96 * 4096 - 2] = b"new"
+        disk.good_writes = good
+        try:
+            file.flush()
+        except StorageFailed:
+            disk.good_writes = 1 << 30
+            assert file.read_at(0, len(expected)) == expected
+        disk.good_writes = 1 << 30
+        file.close()
         with ProtectedFile.open(Memory(disk.content), KEY) as again:
             assert again.read_at(0, again.size) == expected
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import cache
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
@@ -68,13 +69,15 @@ def read(wrap_key: bytes, host: bytes) -> tuple[bytes, bytes]:
     def node(number: int, slot: bytes) -> bytes:
         return AESGCM(slot[:16]).decrypt(IV, host[number * NODE : (number + 1) * NODE] + slot[16:], None)
 
+    @cache
     def tree(number: int) -> bytes:
         if number == 0:
             return node(1, opened[780:812])
         at = 3072 + 32 * ((number - 1) % 32)
         return node(1 + 97 * number, tree((number - 1) // 32)[at : at + 32])
 
+    parts = [content]
     for number in range(max(0, -(-(size - INLINE) // NODE))):
         at = 32 * (number % 96)
-        content += node(2 + number + number // 96, tree(number // 96)[at : at + 32])
-    return path, content[:size]
+        parts.append(node(2 + number + number // 96, tree(number // 96)[at : at + 32]))
+    return path, b"".join(parts)[:size]
