@@ -66,3 +66,4 @@ echo "== the doctor reads the result; it is the one of a plain run"
 adyton decrypt storage/out/result.txt -o result.txt --key result --home doctor
 cat result.txt
 cmp result.txt maker-plain/result.txt
+echo "== everything is in $PWD"

@@ -40,3 +40,4 @@ echo "== the hospital reads the answers"
 adyton decrypt storage/out/answers.txt -o answers.txt --key hospital
 cat answers.txt
 cmp answers.txt plain/answers.txt
+echo "== everything is in $PWD"

@@ -37,6 +37,7 @@ adyton run train.manifest --tee sim --key-server "$server" &
 running=$!
 until [ -e storage/out/checkpoint.pt ]; do kill -0 $running || exit 1; sleep 0.05; done
 kill -9 $running
+running=
 
 echo "== the cloud killed it in the middle; started again, it goes on from its encrypted checkpoint"
 adyton run train.manifest --tee sim --key-server "$server"
@@ -46,3 +47,4 @@ grep "going on" train.log.txt
 echo "== the hospital opens the model, and diagnoses new patients with it"
 adyton decrypt storage/out/model.pt -o model.pt --key hospital
 python diagnose.py model.pt plain/new.csv
+echo "== everything is in $PWD"
