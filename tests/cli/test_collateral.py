@@ -17,8 +17,10 @@ from typer.testing import CliRunner, Result
 from adyton.cli import collateral, platform
 from adyton.errors import Error, FetchFailed, Stale, TargetExists, UsageError
 from adyton.net.collateral_store import CollateralStore, Source
+from adyton.net.pcs_server import application
 from adyton.tee.sim import SimPlatform
 from adyton.values import Measurement
+from tests.unit.net.servers import serving
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +126,26 @@ def test_fetch_with_wrong_words_is_refused(words: tuple[str, str]) -> None:
     """Options are checked before anything is asked."""
     with pytest.raises(UsageError):
         run("fetch", "--pcs", "http://127.0.0.1:1", *words)
+
+
+@pytest.mark.parametrize("content", [b"", b"two words", b"x" * 300, b"\xff"])
+def test_fetch_with_something_that_is_no_key_is_refused(tmp_path: Path, content: bytes) -> None:
+    """A subscription key is letters and digits, and is never shown."""
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(UsageError, match="no subscription key"):
+        run("fetch", "--fmspc", "00" * 6, "--pcs", "http://127.0.0.1:1", "--api-key-file", tmp_path / "key")
+
+
+def test_fetch_sends_the_subscription_key_for_pck_certificates_only(tmp_path: Path) -> None:
+    """The key of the file goes to the service that wants it, with the request that needs it."""
+    platform = SimPlatform.create(tmp_path / "named", carries_chain=False)
+    quote, key = tmp_path / "quote.bin", tmp_path / "key"
+    quote.write_bytes(platform.enclave(measurement=Measurement(bytes(32))).quote(bytes(64)))
+    key.write_text("abc123\n")
+    with serving(application(platform, api_key="abc123")) as url:
+        with pytest.raises(FetchFailed, match="subscription key"):
+            run("fetch", "--pcs", url, "--for", quote)
+        assert "pck-certificate" in run("fetch", "--pcs", url, "--for", quote, "--api-key-file", key).output
 
 
 def test_fetch_where_nobody_listens_fails_closed(made: SimPlatform) -> None:

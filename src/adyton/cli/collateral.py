@@ -77,6 +77,10 @@ def fetch(
     pcs_ca: Annotated[
         Path | None, typer.Option("--pcs-ca", help="CA certificate of the service, as a PCCS needs.", metavar="FILE")
     ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="File with the subscription key for PCK certificates.", metavar="FILE"),
+    ] = None,
     home: Home = None,
     as_json: AsJSON = False,
 ) -> None:
@@ -89,6 +93,9 @@ def fetch(
         raise UsageError(f"no collateral for {tee!r}", check="--tee", expected="sgx, tdx or both", seen=tee)
     tees = ("sgx", "tdx") if tee == "both" else (tee,)
     store, now, wanted_root = _store(home, early=early), datetime.now(UTC), _root(root)
+    if api_key_file is not None:
+        key = _api_key(api_key_file)
+        store.client_of = lambda source, channel: source.client(channel, key)
     ca_file = None if pcs_ca is None else str(pcs_ca.resolve())
     named = tuple(Source(url, ca_file) for url in pcs or ())
     sources = named or store.sources()
@@ -111,6 +118,19 @@ def fetch(
     if named and any(outcome.verified is not None for outcome in outcomes):
         store.remember_sources(named)
     _report(outcomes, as_json=as_json)
+
+
+def _api_key(path: Path) -> str:
+    from adyton.errors import StorageFailed, UsageError
+
+    try:
+        with path.open("rb") as file:
+            key = file.read(257).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    if not 1 <= len(key) <= 256 or not key.isalnum():
+        raise UsageError(f"{path} holds no subscription key", check="--api-key-file", expected="letters and digits")
+    return key
 
 
 def _fmspc(text: str) -> bytes:

@@ -173,6 +173,9 @@ def serve(
     directory: Folder,
     listen: Annotated[str, typer.Option(help="HOST:PORT to listen at; port 0 is any free one.")] = "127.0.0.1:0",
     pccs: Annotated[bool, typer.Option("--pccs", help="Answer as a PCCS does, instead of as Intel's PCS.")] = False,
+    per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Answer at most so many requests in a minute; 429 to the others.")
+    ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Written once the service listens: JSON with its address.")
     ] = None,
@@ -201,5 +204,5 @@ def serve(
                 "root_fingerprint": f"{fingerprint}",
             }
             write_file(ready_file, json.dumps(ready).encode() + b"\n", 0o644)
-        application = pcs_server.application(platform, form="pccs" if pccs else "pcs")
+        application = pcs_server.application(platform, form="pccs" if pccs else "pcs", per_minute=per_minute)
         pcs_server.serve(application, listening)

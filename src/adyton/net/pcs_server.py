@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
+import math
 import re
 import socket
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import quote as url_quote
 
@@ -25,8 +28,12 @@ if TYPE_CHECKING:
 
     from adyton.tee.sim import CAKind, SimPlatform
 
+log = logging.getLogger("adyton.pcs")
+
 Form = Literal["pcs", "pccs"]
 
+CLOSED_S: Final = 30
+"""What a client is asked to wait while the platform's folder cannot be read."""
 API_KEY_HEADER: Final = "ocp-apim-subscription-key"
 _PEM_CRL: Final = "application/x-pem-file"
 _DER_CRL: Final = "application/pkix-crl"
@@ -160,6 +167,20 @@ def _pck_certificate(platform: SimPlatform, form: Form, query: Mapping[str, str]
     return Answer(200, (leaf + end).encode(), _PEM_CRL, headers)
 
 
+def _pck_certificates(platform: SimPlatform, form: Form, query: Mapping[str, str], *, config: bool) -> Answer:
+    """Every PCK certificate of one platform, as a list: this vendor keeps the one for the present TCB."""
+    names = ("encrypted_ppid", "pceid", *(("cpusvn",) if config else ()))
+    _only(query, (*names, "qeid"))
+    whole = dict(query) | {"cpusvn": query.get("cpusvn", "ff" * 16) if config else "ff" * 16, "pcesvn": "ffff"}
+    found = _pck_certificate(platform, form, whole)
+    tcbm = found.headers["SGX-TCBm"]
+    tcb = {f"sgxtcbcomp{index:02d}svn": svn for index, svn in enumerate(bytes.fromhex(tcbm[:32]), start=1)}
+    tcb["pcesvn"] = int.from_bytes(bytes.fromhex(tcbm[32:]), "little")
+    row = {"tcb": tcb, "tcbm": tcbm.upper(), "cert": url_quote(found.body.decode())}
+    headers = {name: value for name, value in found.headers.items() if name != "SGX-TCBm"}
+    return Answer(200, json.dumps([row]).encode(), _JSON, headers)
+
+
 def _fmspcs(platform: SimPlatform, query: Mapping[str, str]) -> Answer:
     _only(query, ("platform",))
     wanted = query.get("platform", "all")
@@ -205,6 +226,8 @@ def _route(platform: SimPlatform, form: Form, path: str, query: Mapping[str, str
         routes |= {
             "pckcrl": lambda: _pck_crl(platform, form, query, now),
             "pckcert": lambda: _pck_certificate(platform, form, query),
+            "pckcerts": lambda: _pck_certificates(platform, form, query, config=False),
+            "pckcerts/config": lambda: _pck_certificates(platform, form, query, config=True),
             "fmspcs": lambda: _fmspcs(platform, query),
         }
     if matched[2] not in routes:
@@ -236,7 +259,27 @@ def answer(
         found = _route(platform, form, path, query, now)
     except _Refusal as refusal:
         return Answer(refusal.status, str(refusal).encode(), headers=request_id)
+    except (Unavailable, UsageError) as error:
+        log.warning("the platform cannot be read: %s", error)
+        return Answer(503, b"the vendor is not available", headers=request_id | {"Retry-After": f"{CLOSED_S}"})
     return Answer(found.status, found.body, found.content_type, request_id | dict(found.headers))
+
+
+class Pace:
+    """How many requests are answered in any minute; what is more gets 429 and how long to wait."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._answered: deque[datetime] = deque()
+
+    def wait_s(self, now: datetime) -> int | None:
+        """Seconds to wait, or None where this request is answered (and counted)."""
+        while self._answered and now - self._answered[0] >= timedelta(minutes=1):
+            self._answered.popleft()
+        if len(self._answered) < self.per_minute:
+            self._answered.append(now)
+            return None
+        return math.ceil((self._answered[0] + timedelta(minutes=1) - now).total_seconds())
 
 
 def application(
@@ -244,22 +287,32 @@ def application(
     *,
     form: Form = "pcs",
     api_key: str | None = None,
+    per_minute: int | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Starlette:
-    """The same as an ASGI application; the platform is read from disk at every request, so changes show at once."""
+    """The same as an ASGI application; the platform is read from disk at every request, so changes show at once.
+
+    With `per_minute`, requests beyond that many in a minute are answered with 429 and `Retry-After`, as Intel's are.
+    """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
 
+    pace = None if per_minute is None else Pace(per_minute)
+
     async def serve(request: Request) -> Response:
+        now = clock()
+        wait_s = None if pace is None else pace.wait_s(now)
+        if wait_s is not None:
+            return Response(b"", 429, {"Retry-After": f"{wait_s}", "Request-ID": uuid.uuid4().hex})
         found = await run_in_threadpool(
             answer,
             platform,
             request.url.path,
             dict(request.query_params),
-            clock(),
+            now,
             method=request.method,
             form=form,
             headers=request.headers,

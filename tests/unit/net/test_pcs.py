@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pytest
 
@@ -194,6 +194,51 @@ def test_service_answers_with_the_status(platform: SimPlatform, status: int, pat
     found = ask(platform, path, query)
     assert found.status == status
     assert found.headers["Request-ID"]
+
+
+PCKCERTS = "/sgx/certification/v4/pckcerts"
+
+
+@pytest.mark.parametrize("config", [False, True])
+def test_service_lists_the_pck_certificates_of_a_platform(tmp_path: Path, config: bool) -> None:
+    """`pckcerts` and `pckcerts/config` give the list with TCB, TCBm and the URL-encoded certificate."""
+    platform = SimPlatform.create(tmp_path / "platform", carries_chain=False)
+    query = {"encrypted_ppid": platform.machine["encrypted_ppid"], "pceid": "0000"}
+    path = PCKCERTS + ("/config" if config else "")
+    found = ask(platform, path, query | ({"cpusvn": "ff" * 16} if config else {}))
+    assert found.status == 200
+    (row,) = json.loads(found.body)
+    assert unquote(row["cert"]) in platform.pck_chain
+    assert row["tcb"]["sgxtcbcomp01svn"] == platform.machine["components"][0]
+    assert "SGX-PCK-Certificate-Issuer-Chain" in found.headers
+    assert ask(platform, path, {}).status == 400
+    assert ask(platform, path, query | {"encrypted_ppid": "00" * 384, "cpusvn": "ff" * 16}).status in (400, 404)
+
+
+def test_service_without_its_platform_is_unavailable(tmp_path: Path) -> None:
+    """A vendor's folder that is gone is 503 with Retry-After, and back again it is served again."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    folder = platform.directory / "vendor"
+    folder.rename(tmp_path / "gone")
+    found = ask(platform, IDENTITY, {})
+    assert (found.status, found.headers["Retry-After"]) == (503, "30")
+    (tmp_path / "gone").rename(folder)
+    assert ask(platform, IDENTITY, {}).status == 200
+
+
+def test_service_with_a_pace_asks_to_wait(platform: SimPlatform) -> None:
+    """Beyond so many requests in a minute there is 429 with the seconds until the next is answered."""
+    now = [datetime.now(UTC)]
+    with serving(application(platform, per_minute=2, clock=lambda: now[0])) as url:
+        client = PCSClient(url)
+        for _ in range(2):
+            client.qe_identity("sgx")
+        now[0] += timedelta(seconds=20)
+        with pytest.raises(FetchFailed, match="asked too often") as caught:
+            client.qe_identity("sgx")
+        assert (caught.value.status, caught.value.retry_after_s) == (429, 40.0)
+        now[0] += timedelta(seconds=40)
+        client.qe_identity("sgx")
 
 
 def test_service_refuses_other_methods(platform: SimPlatform) -> None:
