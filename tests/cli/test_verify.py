@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -15,6 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from adyton.attest import ratls
 from adyton.attest.token import verify_token
 from adyton.errors import AppraisalFailed, BadChain, FetchFailed, MalformedQuote, Stale, StorageFailed
+from adyton.net.collateral_store import CollateralStore
+from adyton.tee.sim import SimPlatform
+from adyton.values import Measurement
 from tests.amd_factory import SNPScenario
 from tests.evidence_factory import LONG, MRENCLAVE, NOW, REPORT_DATA, Scenario
 
@@ -165,6 +169,32 @@ def test_verify_chooses_among_several_collateral_files(simulated: tuple[Path, Pa
     done = run(quote, "--collateral", folder, "--at", AT, "--policy", policy, "--json")
     assert done.returncode == 0, done.stdout
     assert _json(done)["tcb_evaluation_data_number"] == 20
+
+
+def test_verify_takes_bundles_documents_and_the_store(tmp_path: Path) -> None:
+    """Collateral as a bundle, as a folder of single documents, and from the owner's store without being named."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    now = datetime.now(UTC)
+    store = CollateralStore(tmp_path / "home" / "collateral")
+    shapes: tuple[Literal["sgx", "tdx"], ...] = ("sgx", "tdx")
+    for shape in shapes:
+        store.import_bundle(platform.collateral(now, tee=shape).to_json().encode(), now)
+    (tmp_path / "bundle.json").write_bytes(store.export_bundle())
+    workload = Measurement(b"\x42" * 32)
+    policy = tmp_path / "policy.json"
+    root = platform.root_fingerprint
+    policy.write_text(json.dumps({"tees": [f"sim:{root}", f"sim-tdx:{root}"], "workloads": [workload.hex()]}))
+    for shape in shapes:
+        quote = tmp_path / f"{shape}.bin"
+        quote.write_bytes(platform.enclave(measurement=workload, shape=shape).quote(bytes(64)))
+        for where in (
+            ["--collateral", tmp_path / "bundle.json"],
+            ["--collateral", tmp_path / "home" / "collateral"],
+            ["--home", tmp_path / "home"],
+        ):
+            done = run(quote, *where, "--policy", policy, "--json")
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert _json(done)["tee"] == ("sim" if shape == "sgx" else "sim-tdx")
 
 
 def test_verify_of_ratls_certificate_checks_its_binding(simulated: tuple[Path, Path, Path], tmp_path: Path) -> None:

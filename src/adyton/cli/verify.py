@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adyton.attest.policy import Policy
     from adyton.attest.snp import SNPReport
     from adyton.errors import Error
+    from adyton.net.documents import Document
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -209,73 +210,89 @@ class _Found:
 
     intel: list[Collateral] = field(default_factory=list)
     amd: list[AMDCollateral] = field(default_factory=list)
-    bundles: list[bytes] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
     certificates: list[bytes] = field(default_factory=list)
     crls: list[bytes] = field(default_factory=list)
 
 
-def _files(paths: list[Path]) -> Iterator[Path]:
+def _files(paths: list[Path]) -> Iterator[tuple[Path, bool]]:
+    """Each file, and whether it was named itself: what stands in a folder beside collateral is passed over."""
     from itertools import islice
 
     for path in paths:
         if path.is_dir():
-            yield from islice(sorted(item for item in path.rglob("*") if item.is_file()), _MAX_FILES)
+            found = islice(sorted(item for item in path.rglob("*") if item.is_file()), _MAX_FILES)
+            yield from ((item, False) for item in found)
         else:
-            yield path
+            yield path, True
 
 
 def _collect(paths: list[Path]) -> _Found:
     """Read every file and sort it by its content."""
-    import json
-
-    from adyton.attest.certificates import decode_crl, split_pem
-    from adyton.attest.collateral import AMDCollateral, Collateral
-    from adyton.errors import MalformedQuote
+    from adyton.errors import EvidenceError
 
     found = _Found()
-    for path in _files(paths):
+    for path, named in _files(paths):
         raw = _read(path, _MAX_FILE_BYTES, "collateral")
-        head = raw[:64].lstrip()
-        if head.startswith(b"{"):
-            try:
-                document = json.loads(raw)
-            except (ValueError, RecursionError):
-                raise MalformedQuote(f"the collateral {path} is not JSON", check="parse of the collateral") from None
-            if "amd_leaf" in document:
-                found.amd.append(AMDCollateral.from_dict(document))
-            elif "tcb_info" in document:
-                found.intel.append(Collateral.from_dict(document))
-            else:
-                found.bundles.append(raw)
-                _take_amd(raw, found)
-        elif head.startswith(b"-----BEGIN X509 CRL"):
-            found.crls.append(decode_crl(raw))
-        elif head.startswith(b"-----BEGIN"):
-            found.certificates += split_pem(raw, f"certificates in {path.name}")
-        elif _is_crl(raw):
-            found.crls.append(raw)
-        elif raw[:1] == b"\x30":
-            found.certificates.append(raw)
-        else:
-            raise MalformedQuote(
-                f"{path} is no collateral",
-                check="parse of the collateral",
-                expected="JSON, PEM or DER",
-                seen=raw[:8].hex(),
-            )
+        try:
+            _take(raw, path, found)
+        except EvidenceError:
+            if named:
+                raise
     return found
 
 
-def _take_amd(raw: bytes, found: _Found) -> None:
-    """AMD's certificates and CRLs out of a bundle."""
-    from adyton.attest.certificates import split_pem
-    from adyton.net.documents import parse_bundle
+def _take(raw: bytes, path: Path, found: _Found) -> None:
+    from adyton.attest.certificates import decode_crl, split_pem
+    from adyton.errors import MalformedQuote
 
-    for document in parse_bundle(raw):
-        if document.kind in ("amd-vcek", "amd-vlek"):
-            found.certificates += [document.body, *split_pem(document.chain, "AMD chain")]
-        elif document.kind == "amd-crl":
-            found.crls.append(document.body)
+    head = raw[:64].lstrip()
+    if head.startswith(b"{"):
+        _take_json(raw, path, found)
+    elif head.startswith(b"-----BEGIN X509 CRL"):
+        found.crls.append(decode_crl(raw))
+    elif head.startswith(b"-----BEGIN"):
+        found.certificates += split_pem(raw, f"certificates in {path.name}")
+    elif _is_crl(raw):
+        found.crls.append(raw)
+    elif raw[:1] == b"\x30":
+        found.certificates.append(raw)
+    else:
+        raise MalformedQuote(
+            f"{path} is no collateral",
+            check="parse of the collateral",
+            expected="JSON, PEM or DER",
+            seen=raw[:8].hex(),
+        )
+
+
+def _take_json(raw: bytes, path: Path, found: _Found) -> None:
+    """Collateral, Intel's or AMD's; a bundle; or a single document of the store."""
+    import json
+
+    from adyton.attest.certificates import split_pem
+    from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.errors import MalformedQuote
+    from adyton.net.documents import Document, parse_bundle
+
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise MalformedQuote(f"the collateral {path} is not JSON", check="parse of the collateral") from None
+    if "amd_leaf" in document:
+        found.amd.append(AMDCollateral.from_dict(document))
+        return
+    if "tcb_info" in document:
+        found.intel.append(Collateral.from_dict(document))
+        return
+    documents = (Document.from_dict(document),) if "kind" in document else parse_bundle(raw)
+    for item in documents:
+        if item.kind in ("amd-vcek", "amd-vlek"):
+            found.certificates += [item.body, *split_pem(item.chain, "AMD chain")]
+        elif item.kind == "amd-crl":
+            found.crls.append(item.body)
+        else:
+            found.documents.append(item)
 
 
 def _is_crl(raw: bytes) -> bool:
@@ -310,9 +327,7 @@ def _choose(evidence: Evidence, paths: list[Path], home: Path | None, now: datet
     if isinstance(evidence, SNPReport):
         return _choose_amd(evidence, _collect(paths))
     found = _collect(paths)
-    candidates = list(found.intel)
-    for raw in found.bundles:
-        candidates += _from_bundle(raw, evidence, now)
+    candidates = found.intel + _from_documents(found.documents, evidence, now)
     if not candidates:
         raise _missing("the files hold none for a quote")
     if len(candidates) == 1:
@@ -358,15 +373,15 @@ def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Co
     return max(fitting, key=rank)[1]
 
 
-def _from_bundle(raw: bytes, evidence: Evidence, now: datetime) -> list[Collateral]:
-    """The collateral that the documents of one bundle come to for this quote, if they are all there."""
+def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> list[Collateral]:
+    """The collateral that single documents come to for this quote, if they are all there."""
     from contextlib import suppress
 
     from adyton.attest.snp import SNPReport
     from adyton.errors import EvidenceError, FetchFailed
     from adyton.net import documents
 
-    if isinstance(evidence, SNPReport):
+    if isinstance(evidence, SNPReport) or not held:
         return []
     origin = documents.unverified_origin(evidence)
     known: dict[tuple[documents.Kind, str], documents.Verified] = {}
@@ -374,7 +389,7 @@ def _from_bundle(raw: bytes, evidence: Evidence, now: datetime) -> list[Collater
     def rank(verified: documents.Verified) -> tuple[bool, datetime]:
         return verified.issued_at <= now <= verified.expires_at, verified.issued_at
 
-    for document in documents.parse_bundle(raw):
+    for document in held:
         with suppress(EvidenceError):  # what is needed and missing in the end is said by `assemble`
             verified = documents.verify_document(document)
             key = (document.kind, verified.subject)
