@@ -187,12 +187,12 @@ def test_verify_takes_bundles_documents_and_the_store(tmp_path: Path) -> None:
     for shape in shapes:
         quote = tmp_path / f"{shape}.bin"
         quote.write_bytes(platform.enclave(measurement=workload, shape=shape).quote(bytes(64)))
-        for where in (
-            ["--collateral", tmp_path / "bundle.json"],
-            ["--collateral", tmp_path / "home" / "collateral"],
-            ["--home", tmp_path / "home"],
+        for option, where in (
+            ("--collateral", tmp_path / "bundle.json"),
+            ("--collateral", tmp_path / "home" / "collateral"),
+            ("--home", tmp_path / "home"),
         ):
-            done = run(quote, *where, "--policy", policy, "--json")
+            done = run(quote, option, where, "--policy", policy, "--json")
             assert done.returncode == 0, done.stdout + done.stderr
             assert _json(done)["tee"] == ("sim" if shape == "sgx" else "sim-tdx")
 
