@@ -13,7 +13,7 @@ import json
 import secrets
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -40,7 +40,7 @@ from adyton.keyserver.wrapping import WrappingKey
 from adyton.values import KEY_BYTES, Key128, Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
 KEY: Final = "key"
 SECRET: Final = "secret"  # noqa: S105 - a kind of entry, not a secret
@@ -333,7 +333,9 @@ class Reader:
         ).one_or_none()
         return None if row is None else (bytes(row.manifest), json.loads(row.runtime_parts))
 
-    def entries(self, *, after: int = 0, kind: str | None = None, subject: str | None = None) -> Iterator[Entry]:
+    def entries(
+        self, *, after: int = 0, kind: str | None = None, subject: str | None = None
+    ) -> Generator[Entry, None, None]:
         """Audit entries in order, from the one after `after`."""
         table = schema.audit
         query = sa.select(table.c.seq, table.c.at, table.c.kind, table.c.body, table.c.hash).order_by(table.c.seq)
@@ -342,8 +344,9 @@ class Reader:
             query = query.where(table.c.kind == kind)
         if subject is not None:
             query = query.where(table.c.subject == subject)
-        for row in self._connection.execution_options(yield_per=5000).execute(query):
-            yield Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash))
+        with self._connection.execute(query, execution_options={"yield_per": 5000}) as rows:
+            for row in rows:
+                yield Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash))
 
     def newest_entries(self, limit: int, *, kinds: Sequence[str] = ()) -> list[Entry]:
         """The newest audit entries first."""
@@ -368,8 +371,9 @@ class Reader:
 
     def artifacts(self) -> Iterator[tuple[str, bytes, bytes]]:
         """All evidence and collateral of past decisions: (kind, SHA-256, bytes)."""
-        for row in self._connection.execution_options(yield_per=100).execute(sa.select(schema.artifacts)):
-            yield row.kind, bytes(row.sha256), bytes(row.data)
+        with self._connection.execute(sa.select(schema.artifacts), execution_options={"yield_per": 100}) as rows:
+            for row in rows:
+                yield row.kind, bytes(row.sha256), bytes(row.data)
 
     def hash_of(self, seq: int) -> bytes | None:
         """The hash of an audit entry (0: before the first); None where there is no such entry."""
@@ -414,7 +418,9 @@ class Transaction(Reader):
         self._later("audit", row)
         return Entry(seq, at_ms, kind, text, digest)
 
-    def entries(self, *, after: int = 0, kind: str | None = None, subject: str | None = None) -> Iterator[Entry]:
+    def entries(
+        self, *, after: int = 0, kind: str | None = None, subject: str | None = None
+    ) -> Generator[Entry, None, None]:
         """As for a reader, this transaction's own entries included."""
         self._flush()
         return super().entries(after=after, kind=kind, subject=subject)
@@ -920,7 +926,8 @@ class Store:
         """Verify the whole audit record, and that the chain row agrees with it; raises AuditError."""
         with self.read() as view:
             claimed = view.head()
-            head = verify_chain(self.id, view.entries(), checkpoints)
+            with closing(view.entries()) as entries:
+                head = verify_chain(self.id, entries, checkpoints)
         if head != claimed:
             raise AuditError(
                 "the audit record does not end where the store says it ends",

@@ -1,0 +1,74 @@
+"""`adyton restore`: make an owner's home again from a backup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adyton.cli.output import say, say_json
+from adyton.cli.owner_options import HomeOption, JSONOption
+
+if TYPE_CHECKING:
+    from adyton.keyserver.owner import Home
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def restore(
+    backup: Annotated[Path, typer.Argument(help="The file that adyton backup made.")],
+    share: Annotated[
+        list[Path] | None, typer.Option(help="A recovery share; as many as are needed.", show_default=False)
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="Read the passphrase from this file.  [ask]", show_default=False)
+    ] = None,
+    store_url: Annotated[
+        str | None,
+        typer.Option(help="Database for the store; '' is SQLite in the home.  [as it was]", show_default=False),
+    ] = None,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Make a home from BACKUP, on this machine or another; verified whole before it is put in place."""
+    from adyton.keyserver.backup import read_share
+    from adyton.keyserver.backup import restore as restore_home
+    from adyton.keyserver.owner import ask_passphrase, default_home
+    from adyton.keyserver.wrapping import read_private_file
+
+    counts: dict[str, int] = {}
+
+    def verify(made: Home) -> None:
+        store = made.open_store()
+        try:
+            counts["entries"] = store.verify_audit().seq
+            made.check_not_older(store)
+            with store.read() as view:
+                keys = view.keys()
+                for key in keys:
+                    view.reveal(key.name)
+                counts["keys"], counts["approvals"] = len(keys), len(view.approvals())
+        finally:
+            store.close()
+
+    def passphrase() -> bytes:
+        if passphrase_file is not None:
+            return read_private_file(passphrase_file, "passphrase file").rstrip(b"\r\n")
+        return ask_passphrase(confirm=False)
+
+    made = restore_home(
+        backup,
+        home if home is not None else default_home(),
+        passphrase=passphrase,
+        shares=[read_share(path) for path in share or ()],
+        store_url=store_url,
+        verify=verify,
+    )
+    if as_json:
+        say_json({"home": str(made.path), **counts})
+        return
+    what = f"{counts['keys']} keys, {counts['approvals']} approvals, {counts['entries']} audit entries"
+    say(f"restored {made.path}: {what}")
+    say("stop the key server of the lost home for good before you start this one: two would each count their own runs")

@@ -1,0 +1,369 @@
+"""Backup and restore: everything of an owner's home in one sealed file, whatever database it lives in.
+
+::
+
+    FILE (tar)
+      header.json    version, id, store id, time, how to get the key: a passphrase, or N of M shares
+      content        a protected file (docs/protected-file.md) that holds a tar of
+                       home/…         configuration, certificates, keys, master key, collateral
+                       store.sqlite   all tables of the store, as of one moment; keys in it stay wrapped
+
+The key of `content` is 16 bytes: derived from a passphrase by scrypt, or drawn and split by Shamir's scheme, so that
+any N of M shares give it back and fewer say nothing about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
+from adyton.keyserver import schema
+from adyton.keyserver.owner import Config, Home
+from adyton.keyserver.store import make_engine, now_ms, store_error
+from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, read_private_file, write_private_file
+from adyton.pfile.backing import OSFile
+from adyton.pfile.file import ProtectedFile
+from adyton.pfile.stream import ProtectedStream
+from adyton.values import KEY_BYTES, Key128
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adyton.keyserver.store import Store
+
+VERSION: Final = 1
+MAX_HEADER_BYTES: Final = 64 * 1024
+MAX_SHARES: Final = 255
+PIECE_ROWS: Final = 2000
+_CONTENT_PATH: Final = "/adyton-backup"
+_LEFT_OUT: Final = frozenset({"master.key.new"})
+_STORE_FILES: Final = ("store.db", "store.db-wal", "store.db-shm")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Share:
+    """One of M shares of a backup's key; any N of them open it."""
+
+    backup: str
+    number: int
+    needed: int
+    total: int
+    raw: bytes
+
+    def to_text(self) -> str:
+        """The share as a person keeps it: four lines, the last two to be typed."""
+        value = self.raw.hex()
+        grouped = " ".join(value[at : at + 8] for at in range(0, len(value), 8))
+        return (
+            f"adyton recovery share 1\nbackup {self.backup}\nshare {self.number} of {self.total}, any {self.needed}"
+            f" open it\n{grouped}\ncheck {self._check()}\n"
+        )
+
+    def _check(self) -> str:
+        text = f"{self.backup}|{self.number}|{self.needed}|{self.total}|{self.raw.hex()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def parse_share(text: str) -> Share:
+    """Parse what `Share.to_text` made; raises UsageError, also for a mistyped character."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    try:
+        title, backup, numbers, value, check = lines
+        words = numbers.replace(",", "").split()
+        share = Share(backup.removeprefix("backup "), int(words[1]), int(words[5]), int(words[3]), bytes.fromhex(value))
+        good = title == "adyton recovery share 1" and len(share.raw) == KEY_BYTES and backup.startswith("backup ")
+        good = good and share.to_text().split() == text.split() and check.startswith("check ")
+    except (ValueError, IndexError):
+        good = False
+        share = None
+    if not good or share is None:
+        raise UsageError(
+            "this is not a recovery share, or a character of it is mistyped",
+            check="recovery share",
+            expected="the five lines that adyton backup wrote",
+            seen=f"{len(lines)} lines",
+        )
+    return share
+
+
+def split_key(key: Key128, backup: str, needed: int, total: int) -> list[Share]:
+    """Split a key so that any `needed` of `total` shares give it back (Shamir's scheme, from PyCryptodome)."""
+    from Crypto.Protocol.SecretSharing import Shamir
+
+    if not 2 <= needed <= total <= MAX_SHARES:
+        raise UsageError(
+            "impossible number of shares",
+            check="--split",
+            expected=f"N/M with 2 <= N <= M <= {MAX_SHARES}",
+            seen=f"{needed}/{total}",
+        )
+    return [Share(backup, number, needed, total, raw) for number, raw in Shamir.split(needed, total, key.reveal())]
+
+
+def join_key(shares: Sequence[Share]) -> Key128:
+    """The key that these shares give; raises UsageError where they are too few or do not belong together."""
+    from Crypto.Protocol.SecretSharing import Shamir
+
+    first = shares[0] if shares else None
+    distinct = {share.number: share for share in shares}
+    if first is None or len(distinct) < first.needed:
+        raise UsageError(
+            "there are too few shares",
+            check="recovery shares",
+            expected=f"{first.needed if first else 2} different shares",
+            seen=f"{len(distinct)}",
+        )
+    if any((share.backup, share.needed, share.total) != (first.backup, first.needed, first.total) for share in shares):
+        raise UsageError("these shares belong to different backups", check="recovery shares")
+    chosen = [(share.number, share.raw) for share in list(distinct.values())[: first.needed]]
+    return Key128(Shamir.combine(chosen))
+
+
+def key_from_passphrase(passphrase: bytes, salt: bytes) -> Key128:
+    """A backup's key from a passphrase (scrypt, n=2^17, r=8, p=1)."""
+    if len(passphrase) < 8:
+        raise UsageError("the passphrase is too short", check="passphrase", expected="at least 8 bytes")
+    return Key128(Scrypt(salt=salt, length=KEY_BYTES, n=SCRYPT_N, r=SCRYPT_R, p=SCRYPT_P).derive(passphrase))
+
+
+def back_up(
+    home: Home, store: Store, target: Path, *, passphrase: bytes | None, split: tuple[int, int] | None, actor: str
+) -> list[Share]:
+    """Write a sealed backup of the whole home to a new file; returns the shares where it was split.
+
+    The store goes on serving meanwhile: the copy is as of one moment.
+    """
+    if (passphrase is None) == (split is None):
+        raise UsageError("a backup is sealed with a passphrase, or split into shares", check="backup")
+    if target.exists():
+        raise StorageFailed(
+            f"{target} exists already",
+            check="the new backup",
+            expected="a file that does not exist yet",
+            seen=str(target),
+            remedy="choose another name: a backup never replaces another",
+        )
+    backup_id = secrets.token_hex(6)
+    header: dict[str, Any] = {"adyton_backup": VERSION, "id": backup_id, "store": store.id.hex(), "at_ms": now_ms()}
+    shares: list[Share] = []
+    if passphrase is not None:
+        salt = secrets.token_bytes(16)
+        key = key_from_passphrase(passphrase, salt)
+        header["salt"] = salt.hex()
+    else:
+        needed, total = split or (0, 0)
+        key = Key128.generate()
+        shares = split_key(key, backup_id, needed, total)
+        header["shares"] = {"needed": needed, "total": total}
+    with store.write() as change:
+        change.record("backup", backup_id, {"backup": backup_id, "actor": actor}, now_ms())
+    with tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as name:
+        folder = Path(name)
+        _copy_tables(store.engine, folder / "store.sqlite")
+        sealed = ProtectedFile.create(OSFile(folder / "content", writable=True, create=True), key, path=_CONTENT_PATH)
+        with ProtectedStream(sealed) as stream, _buffered_tar(stream) as inner:
+            for path in sorted(home.path.rglob("*")):
+                relative = path.relative_to(home.path)
+                hidden = any(part.startswith(".") for part in relative.parts)
+                if path.is_file() and not hidden and relative.name not in (*_STORE_FILES, *_LEFT_OUT):
+                    inner.add(path, f"home/{relative}", recursive=False)
+            inner.add(folder / "store.sqlite", "store.sqlite")
+        with tarfile.open(folder / "backup", "w") as outer:
+            raw = json.dumps(header, indent=1).encode()
+            information = tarfile.TarInfo("header.json")
+            information.size = len(raw)
+            outer.addfile(information, io.BytesIO(raw))
+            outer.add(folder / "content", "content")
+        with (folder / "backup").open("rb+") as file:
+            os.fchmod(file.fileno(), 0o600)
+            os.fsync(file.fileno())
+        (folder / "backup").replace(target)
+    return shares
+
+
+def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="w|", bufsize=1 << 20)
+
+
+def _copy_tables(engine: sa.Engine, path: Path) -> None:
+    """Copy every table, as of one moment, into a new SQLite file."""
+    target = sa.create_engine(f"sqlite:///{path}")
+    snapshot = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    try:
+        with (
+            engine.connect().execution_options(**snapshot) as source,
+            source.begin(),
+            target.connect() as sink,
+            sink.begin(),
+        ):
+            schema.metadata.create_all(sink)
+            for table in schema.metadata.sorted_tables:
+                _copy_rows(source, sink, table)
+    except sa.exc.SQLAlchemyError as error:
+        raise store_error(error) from error
+    finally:
+        target.dispose()
+    path.chmod(0o600)
+
+
+def _copy_rows(source: sa.Connection, sink: sa.Connection, table: sa.Table) -> None:
+    with source.execute(sa.select(table), execution_options={"yield_per": PIECE_ROWS}) as found:
+        for piece in found.mappings().partitions(PIECE_ROWS):
+            sink.execute(sa.insert(table), [dict(row) for row in piece])
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a backup says about itself; raises FileFormatError where it is none."""
+    try:
+        with tarfile.open(path, "r:") as outer:
+            member = outer.next()
+            if member is None or member.name != "header.json" or member.size > MAX_HEADER_BYTES:
+                raise FileFormatError(f"{path} is no backup", check="backup", expected="header.json first")
+            file = outer.extractfile(member)
+            header = json.loads(file.read() if file else b"")
+    except OSError as error:
+        raise StorageFailed(f"{path} cannot be read: {error.strerror}", check="backup") from error
+    except (tarfile.TarError, ValueError):
+        raise FileFormatError(
+            f"{path} is no backup", check="backup", expected="a file that adyton backup made"
+        ) from None
+    if not isinstance(header, dict) or header.get("adyton_backup") != VERSION:
+        raise FileFormatError(f"{path} is no backup of version {VERSION}", check="backup")
+    return header
+
+
+def restore(
+    path: Path,
+    home: Path,
+    *,
+    passphrase: Callable[[], bytes] | None,
+    shares: Sequence[Share] = (),
+    store_url: str | None = None,
+    verify: Callable[[Home], None],
+) -> Home:
+    """Make a home from a backup: unpacked and verified beside it, then renamed into place.
+
+    `verify` opens the restored home and raises where something is wrong with it; nothing is left then.
+    """
+    header = read_header(path)
+    if home.exists() and any(home.iterdir()):
+        raise UsageError(
+            f"{home} exists and is not empty",
+            check="the restored home",
+            expected="a folder that does not exist yet",
+            seen=str(home),
+            remedy="restore to another folder, or move this one away",
+        )
+    if "salt" in header:
+        if passphrase is None:
+            raise UsageError("this backup opens with a passphrase", check="restore", expected="a passphrase")
+        key = key_from_passphrase(passphrase(), bytes.fromhex(str(header["salt"])))
+    else:
+        if any(share.backup != header.get("id") for share in shares):
+            raise UsageError(
+                "a share belongs to another backup", check="recovery shares", expected=f"shares of {header.get('id')}"
+            )
+        key = join_key(shares)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".restore-", dir=home.parent))
+    try:
+        _unpack(path, beside, key)
+        config = Config.parse((beside / "home" / "config.toml").read_text(encoding="utf-8"))
+        url = config.store_url if store_url is None else store_url
+        made = Home(beside / "home", _with_store(config, url))
+        if not url:
+            (beside / "store.sqlite").replace(beside / "home" / "store.db")
+        else:
+            _load_tables(beside / "store.sqlite", url)
+        (beside / "home" / "config.toml").unlink()
+        write_private_file(beside / "home" / "config.toml", made.config.to_toml().encode())
+        (beside / "home" / "collateral").mkdir(exist_ok=True)
+        (beside / "home").chmod(0o700)
+        verify(made)
+        if home.exists():
+            home.rmdir()
+        (beside / "home").replace(home)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Home.open(home)
+
+
+def _with_store(config: Config, url: str) -> Config:
+    return Config(
+        config.name, config.server_names, url, config.master, config.master_command, config.master_salt, config.limits
+    )
+
+
+def _unpack(path: Path, folder: Path, key: Key128) -> None:
+    cut = FileFormatError(
+        f"{path} is no whole backup",
+        check="length of the backup",
+        expected="all of what adyton backup wrote",
+        seen="a part of it",
+        remedy="copy it again, or take another backup",
+    )
+    try:
+        with tarfile.open(path, "r:") as outer:
+            member = next((item for item in outer if item.name == "content"), None)
+            file = None if member is None else outer.extractfile(member)
+            if file is None:
+                raise cut
+            with (folder / "content").open("wb") as sink:
+                shutil.copyfileobj(file, sink, 1 << 20)
+        sealed = ProtectedFile.open(OSFile(folder / "content"), key, path=_CONTENT_PATH, recover=False)
+        with ProtectedStream(sealed) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as inner:
+            inner.extractall(folder, filter="data")
+    except IntegrityError as error:
+        raise IntegrityError(
+            "the backup does not open: the passphrase or the shares are wrong, or it was altered",
+            check="authentication tag of the backup",
+            expected="the key that it was sealed with, and no altered byte",
+            seen=error.message,
+            remedy="try the right passphrase or other shares; otherwise take another backup",
+        ) from None
+    except tarfile.TarError:
+        raise cut from None
+    (folder / "content").unlink()
+    for item in (folder / "home").rglob("*"):
+        item.chmod(0o700 if item.is_dir() else 0o600)
+
+
+def _load_tables(path: Path, url: str) -> None:
+    source, target = make_engine(f"sqlite:///{path}"), make_engine(url)
+    try:
+        with (
+            source.connect() as reading,
+            reading.begin(),
+            target.connect().execution_options(adyton_write=True) as sink,
+            sink.begin(),
+        ):
+            if sa.inspect(sink).has_table("meta"):
+                raise StoreError(
+                    "there is a store in that database already", check="database", expected="none", seen="one"
+                )
+            schema.metadata.create_all(sink)
+            for table in schema.metadata.sorted_tables:
+                _copy_rows(reading, sink, table)
+    except sa.exc.SQLAlchemyError as error:
+        raise store_error(error) from error
+    finally:
+        source.dispose()
+        target.dispose()
+
+
+def read_share(path: Path) -> Share:
+    """Read a share from a file."""
+    return parse_share(read_private_file(path, "recovery share").decode("utf-8", "replace"))

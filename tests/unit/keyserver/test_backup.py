@@ -1,0 +1,177 @@
+"""Backup and restore: everything comes back, on another machine too; nothing opens it but its key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, UsageError
+from adyton.keyserver.backup import (
+    back_up,
+    join_key,
+    key_from_passphrase,
+    parse_share,
+    read_header,
+    restore,
+    split_key,
+)
+from adyton.keyserver.owner import Home
+from adyton.values import Key128
+from tests.owner_world import World
+
+PASSPHRASE = b"correct horse battery"
+
+
+def whole(home: Home) -> None:
+    """What `adyton restore` verifies before it puts a home in place."""
+    store = home.open_store()
+    store.verify_audit()
+    home.check_not_older(store)
+    store.close()
+
+
+def contents(home: Home) -> dict[str, object]:
+    """Everything that a store says of itself."""
+    store = home.open_store()
+    try:
+        with store.read() as view:
+            keys = view.keys()
+            measurements = [item.approval.measurement for item in view.approvals()]
+            return {
+                "keys": [(key, view.reveal(key.name)[1]) for key in keys],
+                "approvals": view.approvals(),
+                "history": view.history(),
+                "audit": list(view.entries()),
+                "candidates": view.candidates(),
+                "releases": view.releases(),
+                "manifests": [view.behind(item) for item in measurements if item],
+            }
+    finally:
+        store.close()
+
+
+def test_restore_on_another_machine_brings_everything_back(world: World, tmp_path: Path) -> None:
+    """Keys, policies with their history, audit record, certificates and configuration, from one file."""
+    world.approve(world.program())
+    (world.home.collateral_path / "note.json").write_text("{}")
+    backup = tmp_path / "backup"
+    assert back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test") == []
+    before = contents(world.home)
+    files = {path.name: path.read_bytes() for path in world.home.path.glob("*.*") if not path.name.startswith("store")}
+    made = restore(backup, tmp_path / "other" / "home", passphrase=lambda: PASSPHRASE, verify=whole)
+    assert contents(made) == before
+    restored = {path.name: path.read_bytes() for path in made.path.glob("*.*") if not path.name.startswith("store")}
+    assert restored == files
+    assert (made.path / "collateral" / "note.json").read_text() == "{}"
+    assert (made.path / "master.key").stat().st_mode & 0o777 == 0o600
+    assert "backup" in world.kinds()
+
+
+def test_backup_says_nothing_of_its_content(world: World, tmp_path: Path) -> None:
+    """Neither keys nor names stand in the sealed file."""
+    backup = tmp_path / "backup"
+    back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test")
+    raw = backup.read_bytes()
+    for needle in (bytes(range(16)), (world.home.path / "master.key").read_bytes(), b"weights", b"PRIVATE KEY"):
+        assert needle not in raw
+    assert backup.stat().st_mode & 0o777 == 0o600
+    assert set(read_header(backup)) == {"adyton_backup", "id", "store", "at_ms", "salt"}
+
+
+@pytest.mark.parametrize(("needed", "total"), [(2, 2), (2, 3), (3, 5)])
+def test_split_any_enough_shares_restore_and_fewer_do_not(
+    world: World, tmp_path: Path, needed: int, total: int
+) -> None:
+    """Any N of M shares open the backup; N-1 do not, nor do shares of another one."""
+    backup = tmp_path / "backup"
+    shares = back_up(world.home, world.store, backup, passphrase=None, split=(needed, total), actor="test")
+    assert [parse_share(share.to_text()) for share in shares] == shares
+    keys = {join_key(chosen).reveal() for chosen in combinations(shares, needed)}
+    assert len(keys) == 1
+    for number, chosen in enumerate(list(combinations(shares, needed))[:2]):
+        made = restore(backup, tmp_path / f"home{number}", passphrase=None, shares=chosen, verify=whole)
+        assert contents(made)["keys"] == contents(world.home)["keys"]
+    few = shares[: needed - 1]
+    for bad in (few, [*few, few[0]], [*few, replace(shares[-1], backup="other")]):
+        with pytest.raises(UsageError):
+            restore(backup, tmp_path / "never", passphrase=None, shares=bad, verify=whole)
+    wrong = [*few, replace(shares[-1], raw=bytes(16))]
+    with pytest.raises(IntegrityError, match="does not open"):
+        restore(backup, tmp_path / "never", passphrase=None, shares=wrong, verify=whole)
+    assert not (tmp_path / "never").exists()
+
+
+def test_share_mistyped_is_noticed(world: World) -> None:
+    """One wrong character in a share is found before anything is tried with it."""
+    share = split_key(Key128.generate(), "abc", 2, 3)[0]
+    text = share.to_text()
+    for at, character in enumerate(text):
+        if character in "0123456789abcdef":
+            other = text[:at] + ("0" if character != "0" else "1") + text[at + 1 :]
+            try:
+                parsed = parse_share(other)
+            except UsageError:
+                continue
+            pytest.fail(f"{parsed} from a mistyped share")
+
+
+@pytest.mark.parametrize("numbers", [(1, 3), (4, 3), (0, 0), (2, 256)])
+def test_split_impossible_numbers_are_refused(numbers: tuple[int, int]) -> None:
+    """N of M must be possible, and one share alone must never open it."""
+    with pytest.raises(UsageError):
+        split_key(Key128.generate(), "abc", *numbers)
+
+
+def test_restore_wrong_passphrase_or_altered_backup_leaves_nothing(world: World, tmp_path: Path) -> None:
+    """A wrong passphrase, any altered part, or a cut file: refused, and no home is made."""
+    backup = tmp_path / "backup"
+    back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test")
+    target = tmp_path / "never"
+    with pytest.raises(IntegrityError):
+        restore(backup, target, passphrase=lambda: b"wrong wrong wrong", verify=whole)
+    raw = backup.read_bytes()
+    for at in (5000, len(raw) // 2, len(raw) // 3):
+        backup.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        with pytest.raises(Error):
+            restore(backup, target, passphrase=lambda: PASSPHRASE, verify=whole)
+    for size in (0, 100, 3000, len(raw) // 2):
+        backup.write_bytes(raw[:size])
+        with pytest.raises(Error):
+            restore(backup, target, passphrase=lambda: PASSPHRASE, verify=whole)
+    backup.write_bytes(b"no backup at all" * 1000)
+    with pytest.raises(FileFormatError):
+        restore(backup, target, passphrase=lambda: PASSPHRASE, verify=whole)
+    assert not target.exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".restore")]
+
+
+def test_restore_over_an_existing_home_is_refused(world: World, tmp_path: Path) -> None:
+    """Nothing is ever restored over something."""
+    backup = tmp_path / "backup"
+    back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test")
+    with pytest.raises(UsageError, match="not empty"):
+        restore(backup, world.home.path, passphrase=lambda: PASSPHRASE, verify=whole)
+    with pytest.raises(StorageFailed, match="exists already"):
+        back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test")
+
+
+def test_restore_that_does_not_verify_leaves_nothing(world: World, tmp_path: Path) -> None:
+    """A home that fails its check is not put in place."""
+    backup = tmp_path / "backup"
+    back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test")
+
+    def refuse(_home: Home) -> None:
+        raise UsageError("no")
+
+    with pytest.raises(UsageError):
+        restore(backup, tmp_path / "never", passphrase=lambda: PASSPHRASE, verify=refuse)
+    assert not (tmp_path / "never").exists()
+
+
+def test_passphrase_too_short_is_refused() -> None:
+    """A passphrase that anybody could try out is not taken."""
+    with pytest.raises(UsageError, match="too short"):
+        key_from_passphrase(b"short", b"s" * 16)
