@@ -79,7 +79,7 @@ def _show(directory: Path, *, as_json: bool) -> None:
     say(f"                    sim-tdx:{platform.root_fingerprint}")
     say(f"FMSPC               {publication.fmspc.hex()}, TCB evaluation data {publication.evaluation_number}")
     for level in publication.levels:
-        here = "this machine" if platform.has_machine and list(level.sgx) == platform.machine["components"] else ""
+        here = "this machine" if platform.has_machine and level.sgx == platform.machine.components else ""
         advisories = ", ".join(level.advisories)
         say(f"TCB level           {level.date[:10]} {level.status} {advisories} {here}".rstrip())
     if publication.revoked_by_root or publication.revoked_by_ca:

@@ -145,15 +145,15 @@ def _pck_certificate(platform: SimPlatform, form: Form, query: Mapping[str, str]
     for name, digits in sizes.items():
         if not re.fullmatch(rf"[0-9A-Fa-f]{{{digits}}}", query.get(name, "")):
             raise _Refusal(400, f"{name} has {digits} hex digits")
-    machine = platform.machine
-    same_platform = platform.decrypt_ppid(bytes.fromhex(query["encrypted_ppid"])) == bytes.fromhex(machine["ppid"])
-    if not same_platform or query["pceid"] != bytes.fromhex(machine["pceid"])[::-1].hex():
+    if not platform.has_machine:
         raise _Refusal(404, "no such platform")
-    cpusvn, pcesvn = bytes(machine["components"]), int(machine["pcesvn"])
-    asked_cpusvn, asked_pcesvn = (
-        bytes.fromhex(query["cpusvn"]),
-        int.from_bytes(bytes.fromhex(query["pcesvn"]), "little"),
-    )
+    machine = platform.machine
+    same_platform = platform.decrypt_ppid(bytes.fromhex(query["encrypted_ppid"])) == machine.ppid
+    if not same_platform or query["pceid"] != machine.pceid[::-1].hex():
+        raise _Refusal(404, "no such platform")
+    cpusvn, pcesvn = bytes(machine.components), machine.pcesvn
+    asked_cpusvn = bytes.fromhex(query["cpusvn"])
+    asked_pcesvn = int.from_bytes(bytes.fromhex(query["pcesvn"]), "little")
     if any(asked < had for asked, had in zip(asked_cpusvn, cpusvn, strict=True)) or asked_pcesvn < pcesvn:
         raise _Refusal(404, "no certificate for so old a TCB")
     end = "-----END CERTIFICATE-----\n"
@@ -161,8 +161,8 @@ def _pck_certificate(platform: SimPlatform, form: Form, query: Mapping[str, str]
     headers = {
         **_chain_header("SGX-PCK-Certificate-Issuer-Chain", issuers),
         "SGX-TCBm": (cpusvn + pcesvn.to_bytes(2, "little")).hex(),
-        "SGX-FMSPC": machine["fmspc"],
-        "SGX-PCK-Certificate-CA-Type": machine["ca"],
+        "SGX-FMSPC": machine.fmspc.hex(),
+        "SGX-PCK-Certificate-CA-Type": machine.ca,
     }
     return Answer(200, (leaf + end).encode(), _PEM_CRL, headers)
 

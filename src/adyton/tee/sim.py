@@ -28,11 +28,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
 from adyton.tee.sim_files import decrypt_ppid, key_bytes, load_key, read_file, write_file
-from adyton.tee.sim_machine import FORMAT, QE_KEYS, Shape, SimEnclave, enclave_body, td_body
+from adyton.tee.sim_machine import QE_KEYS, Facts, Shape, SimEnclave, enclave_body, td_body
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
@@ -118,22 +118,14 @@ class SimPlatform:
         return (self.directory / "machine").is_dir()
 
     @cached_property
-    def machine(self) -> dict[str, Any]:
-        """The machine's public facts; raises NoDevice where there are none."""
+    def machine(self) -> Facts:
+        """The machine's public facts; raises NoDevice where there are none, UsageError where they are damaged."""
         path = self.directory / "machine" / "machine.json"
         try:
-            machine = json.loads(read_file(path))
-        except ValueError:
-            machine = None
-        if not isinstance(machine, dict) or machine.get("format") != FORMAT:
-            raise UsageError(
-                f"{path} is not a simulated machine of this version",
-                check="format of the simulated platform",
-                expected=FORMAT,
-                seen=machine.get("format") if isinstance(machine, dict) else "not JSON",
-                remedy="make a new platform with `adyton platform new DIR`",
-            )
-        return machine
+            data = json.loads(read_file(path))
+        except (ValueError, RecursionError):
+            data = None
+        return Facts.from_dict(data if isinstance(data, dict) else {})
 
     @cached_property
     def root_der(self) -> bytes:
@@ -149,12 +141,12 @@ class SimPlatform:
     @property
     def fmspc(self) -> bytes:
         """The platform's FMSPC (6 bytes), which begins with the letters SIM."""
-        return bytes.fromhex(self.machine["fmspc"])
+        return self.machine.fmspc
 
     @property
     def pck_chain(self) -> str:
         """The PCK certificate, its CA and the root, PEM."""
-        return str(self.machine["pck_chain"])
+        return self.machine.pck_chain
 
     # evidence
 
@@ -362,7 +354,7 @@ class SimPlatform:
                 self.machine, publication, keys, self._vendor_key(f"{ca}-ca"), chain, moment
             )
             write_file(folder / "pck.key", key_bytes(pck_key), 0o600)
-            write_file(folder / "machine.json", json.dumps(machine, indent=1).encode(), 0o644)
+            write_file(folder / "machine.json", json.dumps(machine.to_dict(), indent=1).encode(), 0o644)
         del self.machine
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from adyton.tee import sim_vendor
 from adyton.tee.sim_files import PPID_PADDING, key_bytes, write_file
-from adyton.tee.sim_machine import COMPONENTS, PCEID, PCESVN, QE_ISVSVN, QE_KEYS, TDX_COMPONENTS, certify_qe, new_facts
+from adyton.tee.sim_machine import COMPONENTS, PCEID, PCESVN, QE_ISVSVN, QE_KEYS,
+    SHAPES, TDX_COMPONENTS, certify_qe, new_facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from adyton.tee.sim import CAKind
-    from adyton.tee.sim_machine import Shape
+    from adyton.tee.sim_machine import Facts, Shape
 
 _PRIVATE: Final = 0o600
 _PUBLIC: Final = 0o644
@@ -30,7 +32,6 @@ _OLD_TDX_COMPONENTS: Final = (3, 1, 6) + (0,) * 13
 _OLD_DATE: Final = "2024-01-01T00:00:00Z"
 _OLD_ADVISORIES: Final = ("SIM-SA-00000",)
 _KINDS: Final[tuple[CAKind, ...]] = ("platform", "processor")
-_SHAPES: Final[tuple[Shape, ...]] = ("sgx", "tdx")
 
 _README: Final = """This is a SIMULATED TEE platform, made by `adyton platform new`.
 
@@ -46,22 +47,22 @@ def _pem(certificate: x509.Certificate) -> str:
 
 
 def issue_pck(
-    machine: Mapping[str, Any],
+    machine: Facts,
     public_key: ec.EllipticCurvePublicKey,
     ca_key: ec.EllipticCurvePrivateKey,
     created: datetime,
 ) -> str:
     """A PCK certificate (PEM) for this machine's present SVNs."""
     extension = sim_vendor.sgx_extension(
-        machine["ca"],
-        ppid=bytes.fromhex(machine["ppid"]),
-        components=tuple(machine["components"]),
-        pcesvn=machine["pcesvn"],
-        pceid=bytes.fromhex(machine["pceid"]),
-        fmspc=bytes.fromhex(machine["fmspc"]),
-        instance_id=bytes.fromhex(machine["instance_id"]),
+        machine.ca,
+        ppid=machine.ppid,
+        components=machine.components,
+        pcesvn=machine.pcesvn,
+        pceid=machine.pceid,
+        fmspc=machine.fmspc,
+        instance_id=machine.instance_id,
     )
-    return _pem(sim_vendor.pck_certificate(machine["ca"], public_key, ca_key, created, extension))
+    return _pem(sim_vendor.pck_certificate(machine.ca, public_key, ca_key, created, extension))
 
 
 def make_platform(directory: Path, ca: CAKind, created: datetime, *, carries_chain: bool) -> None:
@@ -84,15 +85,14 @@ def make_platform(directory: Path, ca: CAKind, created: datetime, *, carries_cha
         certificates[f"{kind}-ca"] = sim_vendor.ca_certificate(kind, public_key, keys["root"], created)
     machine = new_facts(ca)
     pck = issue_pck(machine, keys["pck"].public_key(), keys[f"{ca}-ca"], created)
-    machine["pck_chain"] = pck + _pem(certificates[f"{ca}-ca"]) + _pem(certificates["root"])
-    machine["qes"] = {
-        shape: certify_qe(shape, keys[QE_KEYS[shape]], keys["pck"], cpu_svn=bytes(COMPONENTS)) for shape in _SHAPES
-    }
+    qes = {shape: certify_qe(shape, keys[QE_KEYS[shape]], keys["pck"], cpu_svn=bytes(COMPONENTS)) for shape in SHAPES}
+    chain = pck + _pem(certificates[f"{ca}-ca"]) + _pem(certificates["root"])
+    machine = replace(machine, pck_chain=chain, qes=qes)
     if not carries_chain:
         ppid_key = rsa.generate_private_key(65537, 3072)
         write_file(vendor_dir / "ppid.key", key_bytes(ppid_key), _PRIVATE)
-        machine["encrypted_ppid"] = ppid_key.public_key().encrypt(bytes.fromhex(machine["ppid"]), PPID_PADDING).hex()
-    write_file(machine_dir / "machine.json", json.dumps(machine, indent=1).encode(), _PUBLIC)
+        machine = replace(machine, encrypted_ppid=ppid_key.public_key().encrypt(machine.ppid, PPID_PADDING))
+    write_file(machine_dir / "machine.json", json.dumps(machine.to_dict(), indent=1).encode(), _PUBLIC)
     for name in ("pck", "qe", "td-qe"):
         write_file(machine_dir / f"{name}.key", key_bytes(keys[name]), _PRIVATE)
     for name, certificate in certificates.items():
@@ -105,13 +105,13 @@ def make_platform(directory: Path, ca: CAKind, created: datetime, *, carries_cha
 
 
 def upgraded_machine(
-    machine: Mapping[str, Any],
+    machine: Facts,
     publication: sim_vendor.Publication,
     qe_keys: Mapping[Shape, ec.EllipticCurvePrivateKey],
     ca_key: ec.EllipticCurvePrivateKey,
     ca_chain: str,
     now: datetime,
-) -> tuple[dict[str, Any], ec.EllipticCurvePrivateKey]:
+) -> tuple[Facts, ec.EllipticCurvePrivateKey]:
     """The machine with the newest firmware of this publication, and its new PCK key.
 
     As on real platforms the PCK key goes with the SVNs: the quoting enclaves keep their attestation keys and have
@@ -120,27 +120,29 @@ def upgraded_machine(
     top = publication.levels[0]
     module_svn = next(levels[0].isvsvn for name, levels in publication.modules if name == f"TDX_{top.tdx[1]:02X}")
     pck_key = ec.generate_private_key(ec.SECP256R1())
-    changed = dict(machine)
-    changed["components"] = list(top.sgx)
-    changed["pcesvn"] = top.pcesvn
-    changed["tee_tcb_svn"] = bytes((module_svn, *top.tdx[1:])).hex()
-    changed["pck_chain"] = issue_pck(changed, pck_key.public_key(), ca_key, now) + ca_chain
     svns: dict[Shape, int] = {"sgx": publication.qe_levels[0].isvsvn, "tdx": publication.td_qe_levels[0].isvsvn}
-    changed["qes"] = {
-        shape: certify_qe(shape, qe_keys[shape], pck_key, cpu_svn=bytes(top.sgx), isv_svn=svns[shape])
-        for shape in _SHAPES
-    }
-    return changed, pck_key
+    changed = replace(
+        machine,
+        components=top.sgx,
+        pcesvn=top.pcesvn,
+        tee_tcb_svn=bytes((module_svn, *top.tdx[1:])),
+        qes={
+            shape: certify_qe(shape, qe_keys[shape], pck_key, cpu_svn=bytes(top.sgx), isv_svn=svns[shape])
+            for shape in SHAPES
+        },
+    )
+    chain = issue_pck(changed, pck_key.public_key(), ca_key, now) + ca_chain
+    return replace(changed, pck_chain=chain), pck_key
 
 
-def first_publication(machine: Mapping[str, Any], created: datetime) -> sim_vendor.Publication:
+def first_publication(machine: Facts, created: datetime) -> sim_vendor.Publication:
     """The publication in which a new machine is up to date, and one with older firmware would not be."""
     date = created.strftime("%Y-%m-%dT00:00:00Z")
     return sim_vendor.Publication(
         published_at=int(created.timestamp()),
         evaluation_number=1,
-        ca=machine["ca"],
-        fmspc=bytes.fromhex(machine["fmspc"]),
+        ca=machine.ca,
+        fmspc=machine.fmspc,
         pceid=PCEID,
         levels=(
             sim_vendor.Level(COMPONENTS, TDX_COMPONENTS, PCESVN, date, "UpToDate"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adyton.attest.enclave import FLAG_DEBUG, FLAG_INIT, FLAG_MODE64, FLAG_PROVISION_KEY, EnclaveReport
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from adyton.values import Measurement
 
 Shape = Literal["sgx", "tdx"]
+SHAPES: Final[tuple[Shape, ...]] = ("sgx", "tdx")
 
 NOTICE: Final = "simulated TEE: it proves protocol and policy, and protects nothing from this machine's administrator"
 FORMAT: Final = 1
@@ -45,12 +47,136 @@ _XFRM: Final = 0xE7
 _XFAM: Final = 0x602E7
 
 
+def _hex(data: Mapping[str, Any], name: str, sizes: tuple[int, ...] | None) -> bytes:
+    raw = bytes.fromhex(data[name])
+    if sizes is not None and len(raw) not in sizes:
+        raise ValueError(f"{name} has {len(raw)} bytes")
+    return raw
+
+
+def _svn(value: object, limit: int) -> int:
+    if type(value) is not int or not 0 <= value <= limit:
+        raise ValueError(f"{value!r} is no SVN")
+    return value
+
+
+def _components(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) != 16:
+        raise ValueError("not 16 components")
+    return tuple(_svn(svn, 0xFF) for svn in value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value
+
+
+def _ca(data: Mapping[str, Any]) -> Literal["platform", "processor"]:
+    if data["format"] != FORMAT or data["ca"] not in ("platform", "processor"):
+        raise ValueError(f"format {data['format']!r}, CA {data['ca']!r}")
+    return "processor" if data["ca"] == "processor" else "platform"
+
+
+@dataclass(frozen=True, slots=True)
+class CertifiedQE:
+    """A quoting enclave's report over its attestation key, and the PCK key's signature of it."""
+
+    isv_svn: int
+    report: bytes
+    signature: bytes
+    auth_data: bytes
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CertifiedQE:
+        """Parse what `to_dict` made."""
+        return cls(
+            isv_svn=_svn(data["isvsvn"], 0xFFFF),
+            report=_hex(data, "report", (384,)),
+            signature=_hex(data, "signature", (64,)),
+            auth_data=_hex(data, "auth_data", None),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {
+            "isvsvn": self.isv_svn,
+            "report": self.report.hex(),
+            "signature": self.signature.hex(),
+            "auth_data": self.auth_data.hex(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a machine is: its identifiers, the SVNs of its firmware, its PCK chain, its certified quoting enclaves."""
+
+    ca: Literal["platform", "processor"]
+    fmspc: bytes
+    pceid: bytes
+    ppid: bytes
+    instance_id: bytes
+    qe_id: bytes
+    components: tuple[int, ...]
+    pcesvn: int
+    tee_tcb_svn: bytes
+    pck_chain: str
+    """PEM: PCK certificate, its CA, root."""
+    qes: Mapping[Shape, CertifiedQE]
+    encrypted_ppid: bytes | None = None
+    """Where quotes only name the machine: its PPID, encrypted to the vendor."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Facts:
+        """Parse what `to_dict` made; raises UsageError where it is not that."""
+        try:
+            return cls(
+                ca=_ca(data),
+                fmspc=_hex(data, "fmspc", (6,)),
+                pceid=_hex(data, "pceid", (2,)),
+                ppid=_hex(data, "ppid", (16,)),
+                instance_id=_hex(data, "instance_id", (16,)),
+                qe_id=_hex(data, "qe_id", (16,)),
+                components=_components(data["components"]),
+                pcesvn=_svn(data["pcesvn"], 0xFFFF),
+                tee_tcb_svn=_hex(data, "tee_tcb_svn", (16,)),
+                pck_chain=_text(data["pck_chain"]),
+                qes={shape: CertifiedQE.from_dict(data["qes"][shape]) for shape in SHAPES},
+                encrypted_ppid=_hex(data, "encrypted_ppid", (384,)) if "encrypted_ppid" in data else None,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"this is no simulated machine of this version: {error!r}",
+                check="file of the simulated machine",
+                expected=f"format {FORMAT}, whole",
+                seen=f"{error!r}"[:160],
+                remedy="make a new platform with `adyton platform new DIR`",
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        found: dict[str, Any] = {
+            "format": FORMAT,
+            "simulated": NOTICE,
+            "ca": self.ca,
+            "fmspc": self.fmspc.hex(),
+            "pceid": self.pceid.hex(),
+            "ppid": self.ppid.hex(),
+            "instance_id": self.instance_id.hex(),
+            "qe_id": self.qe_id.hex(),
+            "components": list(self.components),
+            "pcesvn": self.pcesvn,
+            "tee_tcb_svn": self.tee_tcb_svn.hex(),
+            "pck_chain": self.pck_chain,
+            "qes": {shape: qe.to_dict() for shape, qe in self.qes.items()},
+        }
+        return found if self.encrypted_ppid is None else found | {"encrypted_ppid": self.encrypted_ppid.hex()}
+
+
 class SimEnclave:
     """One simulated enclave (or trust domain) on a platform: a source of quotes."""
 
-    def __init__(
-        self, machine: Mapping[str, Any], key: ec.EllipticCurvePrivateKey, body: EnclaveReport | TDReport
-    ) -> None:
+    def __init__(self, machine: Facts, key: ec.EllipticCurvePrivateKey, body: EnclaveReport | TDReport) -> None:
         self._machine = machine
         self._key = key
         self._body = body
@@ -68,7 +194,7 @@ class SimEnclave:
     def quote(self, report_data: bytes) -> bytes:
         """A quote over these 64 bytes, signed by the simulated quoting enclave's attestation key."""
         check_report_data(report_data)
-        user_data = bytes.fromhex(self._machine["qe_id"]) + bytes(4)
+        user_data = self._machine.qe_id + bytes(4)
         if isinstance(self._body, TDReport):
             header = QuoteHeader.build(version=4, tee_type=TEE_TDX, user_data=user_data)
             td_report = self._body.replace(report_data=report_data)
@@ -77,54 +203,47 @@ class SimEnclave:
             ).to_bytes()
         header = QuoteHeader.build(
             version=3,
-            qe_svn=self._machine["qes"]["sgx"]["isvsvn"],
-            pce_svn=self._machine["pcesvn"],
+            qe_svn=self._machine.qes["sgx"].isv_svn,
+            pce_svn=self._machine.pcesvn,
             user_data=user_data,
         )
         report = self._body.replace(report_data=report_data)
         return SGXQuote(header, report, self._sign(signed_part(header, report.raw, BODY_SGX), "sgx")).to_bytes()
 
     def _sign(self, message: bytes, shape: Shape) -> SignatureData:
-        qe = self._machine["qes"][shape]
-        encrypted_ppid = self._machine.get("encrypted_ppid")
-        if encrypted_ppid is None:
-            kind, data = CertificationType.PCK_CHAIN, self._machine["pck_chain"].encode() + b"\0"
+        machine, qe = self._machine, self._machine.qes[shape]
+        if machine.encrypted_ppid is None:
+            kind, data = CertificationType.PCK_CHAIN, machine.pck_chain.encode() + b"\0"
         else:
             kind = CertificationType.PPID_RSA3072
-            data = b"".join(
-                (
-                    bytes.fromhex(encrypted_ppid),
-                    bytes(self._machine["components"]),
-                    int(self._machine["pcesvn"]).to_bytes(2, "little"),
-                    bytes.fromhex(self._machine["pceid"])[::-1],
-                )
-            )
+            svns = bytes(machine.components) + machine.pcesvn.to_bytes(2, "little")
+            data = machine.encrypted_ppid + svns + machine.pceid[::-1]
         return SignatureData(
             signature=raw_signature(self._key, message),
             attestation_key=raw_public_key(self._key),
-            qe_report=EnclaveReport(bytes.fromhex(qe["report"])),
-            qe_report_signature=bytes.fromhex(qe["signature"]),
-            qe_auth_data=bytes.fromhex(qe["auth_data"]),
+            qe_report=EnclaveReport(qe.report),
+            qe_report_signature=qe.signature,
+            qe_auth_data=qe.auth_data,
             certification_type=kind,
             certification_data=data,
         )
 
 
-def new_facts(ca: str) -> dict[str, Any]:
-    """What a new machine is born with: random identifiers, and the SVNs of its first firmware."""
-    return {
-        "format": FORMAT,
-        "simulated": NOTICE,
-        "ca": ca,
-        "fmspc": (b"SIM" + secrets.token_bytes(3)).hex(),
-        "pceid": PCEID.hex(),
-        "ppid": secrets.token_hex(16),
-        "instance_id": secrets.token_hex(16),
-        "qe_id": secrets.token_hex(16),
-        "components": list(COMPONENTS),
-        "pcesvn": PCESVN,
-        "tee_tcb_svn": bytes(TDX_COMPONENTS).hex(),
-    }
+def new_facts(ca: Literal["platform", "processor"]) -> Facts:
+    """What a new machine is born with: random identifiers, and the SVNs of its first firmware; no certificates yet."""
+    return Facts(
+        ca=ca,
+        fmspc=b"SIM" + secrets.token_bytes(3),
+        pceid=PCEID,
+        ppid=secrets.token_bytes(16),
+        instance_id=secrets.token_bytes(16),
+        qe_id=secrets.token_bytes(16),
+        components=COMPONENTS,
+        pcesvn=PCESVN,
+        tee_tcb_svn=bytes(TDX_COMPONENTS),
+        pck_chain="",
+        qes={},
+    )
 
 
 def certify_qe(
@@ -134,7 +253,7 @@ def certify_qe(
     *,
     cpu_svn: bytes,
     isv_svn: int | None = None,
-) -> dict[str, Any]:
+) -> CertifiedQE:
     """A quoting enclave's report over its attestation key, certified by the PCK key: what the PCE does once."""
     binding = hashlib.sha256(raw_public_key(key) + _QE_AUTH_DATA).digest()
     svn = QE_ISVSVN[shape] if isv_svn is None else isv_svn
@@ -148,16 +267,12 @@ def certify_qe(
         isv_svn=svn,
         report_data=binding + bytes(32),
     )
-    return {
-        "isvsvn": svn,
-        "report": report.to_bytes().hex(),
-        "signature": raw_signature(pck_key, report.to_bytes()).hex(),
-        "auth_data": _QE_AUTH_DATA.hex(),
-    }
+    signature = raw_signature(pck_key, report.to_bytes())
+    return CertifiedQE(isv_svn=svn, report=report.to_bytes(), signature=signature, auth_data=_QE_AUTH_DATA)
 
 
 def enclave_body(
-    machine: Mapping[str, Any],
+    machine: Facts,
     measurement: Measurement,
     *,
     mrsigner: bytes | None,
@@ -169,7 +284,7 @@ def enclave_body(
     if len(measurement.raw) != 32 or len(mrsigner or bytes(32)) != 32:
         raise UsageError("MRENCLAVE and MRSIGNER have 32 bytes each")
     return EnclaveReport.build(
-        cpu_svn=bytes(machine["components"]),
+        cpu_svn=bytes(machine.components),
         flags=FLAG_INIT | FLAG_MODE64 | (FLAG_DEBUG if debug else 0),
         xfrm=_XFRM,
         mrenclave=measurement.raw,
@@ -184,10 +299,10 @@ def guest_register(name: str) -> bytes:
     return hashlib.sha384(f"Adyton simulated guest, {name}".encode()).digest()
 
 
-def td_body(machine: Mapping[str, Any], measurement: Measurement, *, debug: bool) -> TDReport:
+def td_body(machine: Facts, measurement: Measurement, *, debug: bool) -> TDReport:
     """The report body of a trust domain whose RTMR3 was extended with this workload measurement."""
     return TDReport.build(
-        tee_tcb_svn=bytes.fromhex(machine["tee_tcb_svn"]),
+        tee_tcb_svn=machine.tee_tcb_svn,
         mrseam=guest_register("TDX module"),
         td_attributes=ATTRIBUTE_SEPT_VE_DISABLE | int(debug),
         xfam=_XFAM,

@@ -203,13 +203,13 @@ PCKCERTS = "/sgx/certification/v4/pckcerts"
 def test_service_lists_the_pck_certificates_of_a_platform(tmp_path: Path, config: bool) -> None:
     """`pckcerts` and `pckcerts/config` give the list with TCB, TCBm and the URL-encoded certificate."""
     platform = SimPlatform.create(tmp_path / "platform", carries_chain=False)
-    query = {"encrypted_ppid": platform.machine["encrypted_ppid"], "pceid": "0000"}
+    query = {"encrypted_ppid": (platform.machine.encrypted_ppid or b"").hex(), "pceid": "0000"}
     path = PCKCERTS + ("/config" if config else "")
     found = ask(platform, path, query | ({"cpusvn": "ff" * 16} if config else {}))
     assert found.status == 200
     (row,) = json.loads(found.body)
     assert unquote(row["cert"]) in platform.pck_chain
-    assert row["tcb"]["sgxtcbcomp01svn"] == platform.machine["components"][0]
+    assert row["tcb"]["sgxtcbcomp01svn"] == platform.machine.components[0]
     assert "SGX-PCK-Certificate-Issuer-Chain" in found.headers
     assert ask(platform, path, {}).status == 400
     assert ask(platform, path, query | {"encrypted_ppid": "00" * 384, "cpusvn": "ff" * 16}).status in (400, 404)

@@ -20,7 +20,7 @@ from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import workload_rtmr3
 from adyton.errors import NoDevice, Revoked, TargetExists, UsageError
 from adyton.tee.sim import CAKind, Part, Revocable, SimPlatform
-from adyton.tee.sim_machine import Shape
+from adyton.tee.sim_machine import Facts, Shape
 from adyton.tee.sim_vendor import ORGANISATION, Publication
 from adyton.tee.source import open_source
 from adyton.values import Measurement
@@ -186,12 +186,12 @@ def test_publication_survives_its_json(platform: SimPlatform) -> None:
     assert Publication.from_dict(json.loads(json.dumps(publication.to_dict()))) == publication
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 99}'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 99}', '{"format": 1, "ca": "platform"}', "[" * 9999])
 def test_damaged_machine_is_refused(tmp_path: Path, content: str) -> None:
     """A machine file of another version, or none at all, is refused by name."""
     platform = SimPlatform.create(tmp_path / "platform")
     (platform.directory / "machine" / "machine.json").write_text(content)
-    with pytest.raises(UsageError, match="not a simulated machine"):
+    with pytest.raises(UsageError, match="no simulated machine"):
         SimPlatform.load(platform.directory)
 
 
@@ -314,5 +314,36 @@ def test_platform_without_chain_names_itself_by_its_encrypted_ppid(tmp_path: Pat
     assert (quote.signature.certification_type, len(quote.signature.certification_data)) == (3, 404)
     ppid = platform.decrypt_ppid(quote.signature.certification_data[:384])
     assert ppid is not None
-    assert ppid.hex() == platform.machine["ppid"]
+    assert ppid == platform.machine.ppid
     assert platform.decrypt_ppid(bytes(384)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ca", "root"),
+        ("fmspc", "00"),
+        ("components", [1] * 15),
+        ("components", [256] * 16),
+        ("components", [True] * 16),
+        ("pcesvn", -1),
+        ("pcesvn", "13"),
+        ("tee_tcb_svn", "zz"),
+        ("pck_chain", 5),
+        ("qes", {}),
+        ("encrypted_ppid", "00"),
+        ("format", 2),
+    ],
+)
+def test_machine_with_a_wrong_fact_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    """Every fact of a machine has its type and size, or the machine is refused whole."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    path = platform.directory / "machine" / "machine.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(UsageError, match="no simulated machine"):
+        SimPlatform.load(platform.directory)
+
+
+def test_machine_survives_its_json(platform: SimPlatform) -> None:
+    """A machine read back is the one that was written."""
+    assert Facts.from_dict(json.loads(json.dumps(platform.machine.to_dict()))) == platform.machine
