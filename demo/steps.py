@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from demo.tap import Tap
-from demo.world import REPOSITORY, Outcome, StepFailed, World
+from demo.world import REPOSITORY, Outcome, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,6 +83,7 @@ class Journey:
     measurement: str = ""
     maker_url: str = ""
     server: tuple[str, int] = ("127.0.0.1", 0)
+    gramine_server: tuple[str, int] = ("127.0.0.1", 0)
     taps: list[Tap] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     plain_result: str = ""
@@ -123,6 +124,7 @@ class Journey:
         self.serve()
         self.run()
         self.decrypt()
+        self.run_over_ra_tls()
 
     def prepare(self) -> None:
         """The owner's files and identity, a plain run to compare with, and the cloud's simulated TEE."""
@@ -189,11 +191,10 @@ class Journey:
             shown.append("what the measurement does not cover is shown to her:")
             shown += [f"- {line}" for line in approved["not_covered"]]
 
-    def allow(self, manifest: Path) -> dict[str, list[str]]:
+    def allow(self, manifest: Path, *options: str) -> dict[str, list[str]]:
         """Let the owner approve a manifest for her key on the simulated platform."""
-        approved: dict[str, list[str]] = self.world.owner.adyton(
-            "approve", manifest, "--key", KEY, "--tee", self.tee, "--json"
-        ).document
+        words = ("--key", KEY, "--tee", self.tee, "--json", *options)
+        approved: dict[str, list[str]] = self.world.owner.adyton("approve", manifest, *words).document
         return approved
 
     def serve(self) -> None:
@@ -219,25 +220,16 @@ class Journey:
         self.taps.append(Tap(target, self.wire))
         return self.taps[-1].address
 
-    def start_program(self, *extra: str, cwd: Path | None = None) -> Outcome:
-        """Let the cloud start the protected program, whatever comes of it."""
+    def start_program(self, server: tuple[str, int], *options: str) -> Outcome:
+        """Let the cloud run the protected program to its end."""
+        manifest = f"{self.program.name}.manifest"
         return self.world.cloud.adyton(
-            "run",
-            f"{self.program.name}.manifest",
-            "--tee",
-            "sim",
-            "--key-server",
-            self.tap(self.server),
-            *extra,
-            expect=None,
-            cwd=cwd,
+            "run", manifest, "--tee", "sim", "--key-server", self.tap(server), "--json", *options
         )
 
     def run(self) -> None:
         """Steps 3 to 7: attestation, key release, files, computation."""
-        outcome = self.start_program("--json")
-        if outcome.status != 0:
-            raise StepFailed("adyton run", outcome)
+        outcome = self.start_program(self.server)
         self.phases = outcome.document["seconds"]
         inside = sum(seconds for phase, seconds in self.phases.items() if phase in RUN)
         self.phases["start"] = round(outcome.seconds - inside, 4)
@@ -247,12 +239,24 @@ class Journey:
 
     def decrypt(self) -> None:
         """Step 8: the owner opens the result, and compares it with the plain run's."""
-        owner, program = self.world.owner, self.program
         with self.step(8, "owner", "fetches the encrypted result and opens it") as shown:
-            owner.adyton("decrypt", f"{FILES}/{program.result}", "-o", "result.txt", "--key", KEY)
-            self.decrypted_result = (owner.folder / "result.txt").read_text(encoding="utf-8")
-            same = self.decrypted_result == self.plain_result
-            shown.append("equal to the plain run, byte for byte" if same else "NOT equal to the plain run")
+            shown.append(self._open_result())
+
+    def _open_result(self) -> str:
+        owner, program = self.world.owner, self.program
+        owner.adyton("decrypt", f"{FILES}/{program.result}", "-o", "result.txt", "--key", KEY, "--force")
+        self.decrypted_result = (owner.folder / "result.txt").read_text(encoding="utf-8")
+        same = self.decrypted_result == self.plain_result
+        return "equal to the plain run, byte for byte" if same else "NOT equal to the plain run"
+
+    def run_over_ra_tls(self) -> None:
+        """Steps 3 to 8 once more, over Gramine's own protocol: a certificate that carries the evidence."""
+        with self.step(0, "all", "the same over Gramine's RA-TLS provisioning, which she allows by name") as shown:
+            manifest = self.world.owner.folder / f"{self.program.name}.manifest"
+            self.allow(manifest, "--protocol", "ra-tls")
+            self.world.storage.joinpath(self.program.result).unlink()
+            self.start_program(self.gramine_server, "--provisioning", "ra-tls")
+            shown.append(self._open_result())
 
 
 def _address(text: str) -> tuple[str, int]:
