@@ -1,0 +1,75 @@
+"""Whether the host's storage still answers: a clock over the one operation that the file server is in.
+
+A host that stalls its storage must not hang the program for ever. Storage that takes longer than `ANSWER_S` for one
+operation ends the file server; the kernel then fails every operation on its mounts at once. Syncing to disk is allowed
+`SYNC_S`, since an honest slow disk takes that long for what was written before.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+ANSWER_S: Final = 4.0
+SYNC_S: Final = 60.0
+STALLED_STATUS: Final = 3
+
+
+class Pulse:
+    """Started and stopped around every operation by the adapter; long operations beat, syncs ask for more time."""
+
+    def __init__(self, *, answer_s: float = ANSWER_S, sync_s: float = SYNC_S) -> None:
+        self._answer_s = answer_s
+        self._sync_s = sync_s
+        self._began = 0.0
+        self._limit_s = answer_s
+        self._doing = ""
+
+    def start(self, doing: str) -> None:
+        """An operation begins."""
+        self._doing = doing
+        self._began = time.monotonic()
+
+    def stop(self) -> None:
+        """It has ended."""
+        self._began = 0.0
+
+    def beat(self) -> None:
+        """It goes on, and the host has answered just now."""
+        if self._began:
+            self._began = time.monotonic()
+
+    @contextmanager
+    def syncing(self) -> Iterator[None]:
+        """The host is asked to make something durable."""
+        self._limit_s = self._sync_s
+        self.beat()
+        try:
+            yield
+        finally:
+            self.beat()
+            self._limit_s = self._answer_s
+
+    def overdue(self) -> str | None:
+        """What has taken too long, and how long; None where nothing has."""
+        began = self._began
+        if not began or time.monotonic() - began <= self._limit_s:
+            return None
+        return f"the host's storage did not answer for {self._limit_s:.0f} s (operation: {self._doing})"
+
+    def watch(self, event: Callable[[str], None]) -> None:
+        """Start a thread that ends this process when something is overdue."""
+
+        def run() -> None:
+            while True:
+                time.sleep(self._answer_s / 8)
+                late = self.overdue()
+                if late is not None:
+                    event(late)
+                    os._exit(STALLED_STATUS)
+
+        threading.Thread(target=run, daemon=True).start()
