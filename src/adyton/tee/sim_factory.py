@@ -12,8 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from adyton.tee import sim_vendor
 from adyton.tee.sim_files import PPID_PADDING, key_bytes, write_file
-from adyton.tee.sim_machine import COMPONENTS, PCEID, PCESVN, QE_ISVSVN, QE_KEYS,
-    SHAPES, TDX_COMPONENTS, certify_qe, new_facts
+from adyton.tee.sim_machine import (
+    COMPONENTS,
+    PCEID,
+    PCESVN,
+    QE_ISVSVN,
+    QE_KEYS,
+    SHAPES,
+    TDX_COMPONENTS,
+    certify_qe,
+    new_facts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
