@@ -35,6 +35,7 @@ FOREIGN: Final = (
     UnsupportedAlgorithm,
     x509.UnsupportedGeneralNameType,
     x509.DuplicateExtension,
+    x509.InvalidVersion,
 )
 _SHA256: Final = ec.ECDSA(hashes.SHA256())
 _SHA384: Final = ec.ECDSA(hashes.SHA384())
@@ -442,6 +443,9 @@ def decode_crl(raw: bytes) -> bytes:
     if raw[:1] == b"\x30" and raw[1:2] >= b"\x80":
         return raw
     try:
-        return bytes.fromhex(raw.decode("ascii"))
+        found = bytes.fromhex(raw.decode("ascii"))
     except (UnicodeDecodeError, ValueError):
-        raise _malformed("CRL", "neither DER, PEM nor hex") from None
+        found = b""
+    if not found:
+        raise _malformed("CRL", "neither DER, PEM nor hex")
+    return found

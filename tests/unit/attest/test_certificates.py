@@ -1,0 +1,144 @@
+"""Certificates, CRLs and PEM: what is read, what is refused, and that foreign exceptions stay inside."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
+from adyton.attest.certificates import decode_crl, load_p256, parse_certificate, parse_chain, parse_crl, split_pem
+from adyton.errors import MalformedQuote
+from tests.amd_factory import SNPScenario
+from tests.evidence_factory import NOW, Revocations, Scenario, key, name, pem
+
+
+def test_certificate_reads_what_the_library_reads() -> None:
+    """Names, serial, validity and signed bytes are those of `cryptography`."""
+    raw = Scenario().leaf.build()
+    ours, theirs = parse_certificate(raw, "certificate"), x509.load_der_x509_certificate(raw)
+    assert ours.tbs == theirs.tbs_certificate_bytes
+    assert ours.serial == theirs.serial_number
+    assert ours.subject.der == theirs.subject.public_bytes()
+    assert ours.issuer.der == theirs.issuer.public_bytes()
+    assert ours.common_name == "Test SGX PCK Certificate"
+    assert str(ours.issuer) == theirs.issuer.rfc4514_string()
+    assert ours.pem == theirs.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_certificate_of_an_unknown_version_is_refused_as_malformed() -> None:
+    """The library has an exception of its own for this; it does not get out."""
+    raw = Scenario().root.build()
+    at = raw.index(bytes.fromhex("a003020102"))
+    with pytest.raises(MalformedQuote):
+        parse_certificate(raw[: at + 3] + b"\x22" + raw[at + 4 :], "certificate")
+
+
+def test_certificate_with_negative_serial_number_is_refused() -> None:
+    """A negative serial number is refused before the library warns about it."""
+    raw = bytearray(Scenario().root.build())
+    at = raw.index(bytes.fromhex("a003020102")) + 7
+    raw[at] |= 0x80
+    with pytest.raises(MalformedQuote, match="serial"):
+        parse_certificate(bytes(raw), "certificate")
+
+
+def test_certificate_with_serial_number_zero_verifies_over_its_own_bytes() -> None:
+    """Reading from a copy with serial number 1 changes nothing that is signed."""
+    raw = bytearray(Scenario().root.build())
+    at = raw.index(bytes.fromhex("a003020102")) + 7
+    raw[at] = 0
+    certificate = parse_certificate(bytes(raw), "certificate")
+    assert certificate.serial == 0
+    assert certificate.tbs in bytes(raw)
+    assert not certificate.is_signed_by(certificate)
+
+
+def test_rsa_signature_with_another_scheme_is_not_accepted() -> None:
+    """AMD signs with RSA-PSS and SHA-384; PKCS#1 v1.5 under the same key does not count."""
+    from tests.amd_factory import rsa_key
+
+    builder = x509.CertificateBuilder(
+        name("ARK-Milan"), name("ARK-Milan"), rsa_key("ark").public_key(), 1, NOW.replace(year=2020), NOW
+    )
+    raw = builder.sign(rsa_key("ark"), hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+    certificate = parse_certificate(raw, "ARK")
+    assert not certificate.is_signed_by(certificate)
+    good = parse_certificate(SNPScenario().ark.build(), "ARK")
+    assert good.is_signed_by(good)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "junk" + pem(Scenario().root.build()),
+        pem(Scenario().root.build()) + "junk",
+        pem(Scenario().root.build()).replace("-----END", "\x1f-----END"),
+        pem(Scenario().root.build()).replace("-----END", "====-----END"),
+        pem(Scenario().root.build()).replace("CERTIFICATE", "X509 CRL"),
+        "-----BEGIN CERTIFICATE----------END CERTIFICATE-----",
+        pem(Scenario().root.build())[:-30],
+        "\u2028" + pem(Scenario().root.build()),
+        pem(Scenario().root.build()) * 11,
+    ],
+)
+def test_pem_that_is_not_strict_is_refused(text: str) -> None:
+    """Only blocks, white space between them, and NUL or white space behind them."""
+    with pytest.raises(MalformedQuote):
+        split_pem(text, "chain")
+
+
+def test_pem_with_white_space_and_nul_behind_is_read() -> None:
+    """Intel's quotes end their chain with NUL."""
+    raw = Scenario().root.build()
+    assert split_pem(b"\n" + pem(raw, raw).replace("\n", "\r\n").encode() + b"\r\n\x00", "chain") == [raw, raw]
+
+
+def test_chain_of_another_length_is_refused() -> None:
+    """Exactly as many certificates as have a name."""
+    with pytest.raises(MalformedQuote) as caught:
+        parse_chain(pem(Scenario().root.build()), ("leaf", "root"), "chain")
+    assert caught.value.check == "length of the chain"
+
+
+def _crl(*, extension: x509.ExtensionType | None = None, critical: bool = False) -> bytes:
+    builder = x509.CertificateRevocationListBuilder(name("x"), NOW, NOW.replace(month=2))
+    if extension is not None:
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(key("x"), hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+def test_crl_that_is_not_complete_is_refused() -> None:
+    """A delta CRL or one with a critical restriction does not list all that is revoked."""
+    assert parse_crl(_crl(), "CRL").revoked == frozenset()
+    with pytest.raises(MalformedQuote):
+        parse_crl(_crl(extension=x509.DeltaCRLIndicator(1), critical=True), "CRL")
+    point = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+    with pytest.raises(MalformedQuote):
+        parse_crl(_crl(extension=point, critical=True), "CRL")
+
+
+def test_crl_has_its_entries_number_and_validity() -> None:
+    """Serial numbers, CRL number and validity are read."""
+    crl = parse_crl(Revocations("x", "x", serials=[5, 2**150]).build(), "CRL")
+    assert crl.revoked == {5, 2**150}
+    assert crl.number == 7
+    assert crl.window.not_before < datetime.now(UTC).replace(year=2026, month=1, day=15) < crl.window.not_after
+
+
+def test_crl_is_decoded_by_its_content() -> None:
+    """DER, PEM and hex, as the services deliver them."""
+    raw = _crl()
+    text = x509.load_der_x509_crl(raw).public_bytes(serialization.Encoding.PEM)
+    for form in (raw, text, raw.hex().encode(), raw.hex().upper().encode()):
+        assert decode_crl(form) == raw
+    for bad in (b"", b"hello", b"0x3030", text + text):
+        with pytest.raises(MalformedQuote):
+            decode_crl(bad)
+
+
+def test_point_off_the_curve_is_no_key() -> None:
+    """An attestation key that is no point of P-256 gives no key instead of an exception."""
+    assert load_p256(bytes(64)) is None
+    assert load_p256(b"\xff" * 64) is None
