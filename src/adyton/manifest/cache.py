@@ -69,11 +69,22 @@ class HashCache:
         if not isinstance(text, str):
             return None
         try:
-            digest = Digest.from_hex(text)
-        except Error:
+            digest = Digest(bytes.fromhex(text))
+        except (Error, ValueError):
             return None
         self._used[name] = text
         return digest
+
+    def look_up(self, path: str) -> tuple[Digest, os.stat_result] | None:
+        """The digest of the file that a path (following links) leads to, with its stat, if it is known."""
+        if not self._known:
+            return None
+        try:
+            found = os.stat(path)  # noqa: PTH116 - a path as text
+        except OSError:
+            return None
+        digest = self.get(found)
+        return None if digest is None else (digest, found)
 
     def put(self, found: os.stat_result, digest: Digest) -> None:
         """Remember a digest, unless the file changed too short a time ago to be sure."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from adyton.errors import MalformedManifest, ManifestError
+from adyton.errors import ManifestError
 from adyton.manifest.cache import HashCache
 from adyton.manifest.document import parse_document, write_document
-from adyton.manifest.model import Manifest, TrustedFile, manifest_from, parse_manifest
+from adyton.manifest.model import Manifest, TrustedFile, manifest_from
 from adyton.manifest.schema import refuse
 from adyton.manifest.signed import decode, read_capped
 from adyton.manifest.trusted import expand
@@ -54,10 +54,10 @@ def finish(
     if trusted:
         document["adyton"]["files"] = " ".join(entry.fact for entry in trusted)
     final = write_document(document, [(entry.uri, str(entry.sha256)) for entry in trusted])
-    found = parse_manifest(final)
-    if found.trusted_files != trusted:
-        raise MalformedManifest("the final manifest does not read back as it was written", check="written manifest")
-    return Built(final.encode(), found)
+    rest = {name: table for name, table in document.items() if name != "adyton"}
+    rest["adyton"] = {name: value for name, value in document["adyton"].items() if name != "files"}
+    rest["sgx"] = {name: value for name, value in document["sgx"].items() if name != "trusted_files"}
+    return Built(final.encode(), replace(manifest_from(rest), trusted_files=trusted))
 
 
 def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None) -> None:

@@ -33,6 +33,9 @@ class _Hashed(NamedTuple):
     executable: bool
 
 
+_UNKNOWN: Final = _Hashed(Digest(bytes(32)), 0, False)
+
+
 def expand(
     entries: Iterable[TrustedFile],
     base_dir: Path,
@@ -56,7 +59,8 @@ def expand(
             raise MalformedManifest(
                 "too many trusted files", check="sgx.trusted_files", expected=f"at most {MAX_ITEMS}", seen=len(found)
             )
-    paths = {uri: base_dir / uri[5:] for uri in found}
+    base = os.fspath(base_dir)
+    paths = {uri: os.path.join(base, uri[5:]) for uri in found}  # noqa: PTH118 - tens of thousands of them
     hashed = _hash_all(paths, cache or HashCache.none(), jobs or min(8, os.cpu_count() or 1), advance)
     for uri, given in found.items():
         if given is not None and given != hashed[uri].digest:
@@ -133,40 +137,53 @@ def _not_found(uri: str, expected: str, path: Path) -> ManifestError:
     )
 
 
-def _hash_all(paths: dict[str, Path], cache: HashCache, jobs: int, advance: Advance | None) -> dict[str, _Hashed]:
+def _hash_all(paths: dict[str, str], cache: HashCache, jobs: int, advance: Advance | None) -> dict[str, _Hashed]:
     """Hash many files with several threads; order is kept, unchanged files come from the cache."""
-    listed = list(paths.items())
-    batches = [listed[start : start + _BATCH] for start in range(0, len(listed), _BATCH)]
+    hashed: dict[str, _Hashed] = dict.fromkeys(paths, _UNKNOWN)
+    missing: list[tuple[str, str]] = []
+    for uri, path in paths.items():
+        known = cache.look_up(path)
+        if known is None:
+            missing.append((uri, path))
+        else:
+            digest, found = known
+            hashed[uri] = _Hashed(digest, found.st_size, bool(found.st_mode & 0o111))
+    batches = [missing[start : start + _BATCH] for start in range(0, len(missing), _BATCH)]
 
-    def work(batch: list[tuple[str, Path]]) -> list[tuple[str, _Hashed]]:
+    def work(batch: list[tuple[str, str]]) -> list[tuple[str, _Hashed]]:
         done = [(uri, _hash_one(uri, path, cache)) for uri, path in batch]
         if advance is not None:
             advance(sum(facts.size_bytes for _, facts in done))
         return done
 
     with ThreadPoolExecutor(jobs) as pool:
-        return {uri: facts for batch in pool.map(work, batches) for uri, facts in batch}
+        for done in pool.map(work, batches):
+            hashed.update(done)
+    return hashed
 
 
-def _hash_one(uri: str, path: Path, cache: HashCache) -> _Hashed:
+def _hash_one(uri: str, path: str, cache: HashCache) -> _Hashed:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return _hash_open(uri, path, descriptor, cache)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise _not_found(uri, "a file", Path(path)) from None
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise _not_found(uri, "a file", path) from None
         raise ManifestError(
-            f"trusted file {uri} cannot be read: {error.strerror}", check="trusted file", seen=str(path)
+            f"trusted file {uri} cannot be read: {error.strerror}", check="trusted file", seen=path
         ) from None
-    try:
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            raise _not_found(uri, "a file", path)
-        executable = bool(before.st_mode & 0o111)
-        known = cache.get(before)
-        if known is not None:
-            return _Hashed(known, before.st_size, executable)
-        digest = hashlib.sha256()
-        size = 0
+
+
+def _hash_open(uri: str, path: str, descriptor: int, cache: HashCache) -> _Hashed:
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        raise _not_found(uri, "a file", Path(path))
+    chunk = os.read(descriptor, min(before.st_size, _CHUNK_BYTES) + 1)
+    digest, size = hashlib.sha256(chunk), len(chunk)
+    if size != before.st_size:  # large, or changing
         while chunk := os.read(descriptor, _CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
@@ -179,16 +196,12 @@ def _hash_one(uri: str, path: Path, cache: HashCache) -> _Hashed:
                 seen=f"{size} bytes",
                 remedy="build again once nothing writes it",
             )
-    except OSError as error:
-        raise ManifestError(f"trusted file {uri} cannot be read: {error.strerror}", check="trusted file") from None
-    finally:
-        os.close(descriptor)
     found = Digest(digest.digest())
     cache.put(before, found)
-    return _Hashed(found, size, executable)
+    return _Hashed(found, size, bool(before.st_mode & 0o111))
 
 
-def _bytecode_times(paths: dict[str, Path]) -> dict[str, int]:
+def _bytecode_times(paths: dict[str, str]) -> dict[str, int]:
     """Times of Python sources whose trusted .pyc was made from a source of that time and size.
 
     CPython compiles a module anew where the source's time or size differs from what its .pyc says. The time is taken
@@ -205,9 +218,9 @@ def _bytecode_times(paths: dict[str, Path]) -> dict[str, int]:
         if source not in paths:
             continue
         try:
-            with path.open("rb") as file:
+            with open(path, "rb") as file:  # noqa: PTH123 - a path as text
                 header = file.read(16)
-            size = paths[source].stat().st_size
+            size = os.stat(paths[source]).st_size  # noqa: PTH116
         except OSError:
             continue
         flags, mtime, source_size = (int.from_bytes(header[at : at + 4], "little") for at in (4, 8, 12))

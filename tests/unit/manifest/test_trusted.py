@@ -202,7 +202,7 @@ def test_cache_that_others_may_write_is_not_read(tmp_path: Path) -> None:
 
 def test_file_that_grows_while_it_is_hashed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hash of half old, half new content is worth nothing."""
-    file = make(tmp_path / "a", b"content")
+    file = make(tmp_path / "a", bytes(3 << 20))
     read = os.read
 
     def growing(descriptor: int, size: int) -> bytes:
@@ -210,7 +210,7 @@ def test_file_that_grows_while_it_is_hashed_is_refused(tmp_path: Path, monkeypat
         if data:
             with file.open("ab") as more:
                 more.write(b"!")
-        return data if file.stat().st_size < 10 else b""
+        return data if file.stat().st_size < (3 << 20) + 5 else b""
 
     monkeypatch.setattr(os, "read", growing)
     with pytest.raises(ManifestError, match="changed while"):
