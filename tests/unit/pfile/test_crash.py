@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from adyton.errors import Error, FileFormatError, IntegrityError
+from adyton.errors import Error, FileFormatError, IntegrityError, WrongPath
 from adyton.pfile.backing import Memory
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.recovery import RECORD_BYTES
@@ -343,6 +343,31 @@ def test_pending_flag_without_a_log_is_refused() -> None:
         disk.remove_log()
         with pytest.raises(IntegrityError, match="begun and not ended"):
             ProtectedFile.open(disk, KEY)
+
+
+def test_log_whose_own_node_0_is_flagged_is_refused() -> None:
+    """A log leads back to a whole file, never to another interrupted one."""
+    disk = Memory(_base(2, 8000, random.Random(1)))
+    disk.content[58] |= 1
+    disk.open_log(create=True)
+    assert disk.log is not None
+    disk.log.write_at(0, bytes(8) + bytes(disk.content[:4096]))
+    with pytest.raises(IntegrityError, match="begun and not ended"):
+        ProtectedFile.open(disk, KEY)
+
+
+def test_log_of_older_content_does_not_pass_for_an_undone_rename() -> None:
+    """Under the old name only the same content opens; an older log beside a renamed file is not gone back to."""
+    disk = Memory(_base(2, 2000, random.Random(1)))
+    older = bytes(disk.content[:4096])
+    with ProtectedFile.open(disk, KEY, writable=True) as file:
+        file.write_at(0, b"newer")
+        file.rebind("other/name")
+    disk.open_log(create=True)
+    assert disk.log is not None
+    disk.log.write_at(0, bytes(8) + older)
+    with pytest.raises(WrongPath):
+        ProtectedFile.open(disk, KEY, path=PATH)
 
 
 def test_no_key_seals_twice_over_crashes_and_recoveries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -182,6 +183,8 @@ def test_cache_stays_within_its_bound() -> None:
         for number in range(300):
             file.write_at(number * 9000, b"x" * 9000)
             assert len(file._dirty) <= file._max_data
+        file.flush()
+        assert len(file._data) <= file._max_data
 
 
 # ---------------------------------------------------------------- refusals
@@ -267,6 +270,12 @@ def test_buffer_of_a_refused_read_holds_nothing_of_it() -> None:
     buffer = bytearray(b"x" * len(content))
     with ProtectedFile.open(host, KEY) as file, pytest.raises(IntegrityError):
         file.read_into(0, buffer)
+    assert buffer == content[:3072] + bytes(24 * 4096)
+    with ProtectedFile.open(_made(len(content))[0], KEY) as file:
+        assert isinstance(file._backing, Memory)
+        del file._backing.content[20 * NODE_BYTES :]
+        with pytest.raises(IntegrityError, match=r"node 20 .* is missing"):
+            file.read_into(0, buffer)
     assert buffer == content[:3072] + bytes(24 * 4096)
 
 
@@ -426,6 +435,43 @@ def test_failed_flush_without_a_log_loses_no_tree_node() -> None:
         file.close()
         with ProtectedFile.open(Memory(disk.content), KEY) as again:
             assert again.read_at(0, again.size) == expected
+
+
+def test_failed_flush_without_a_log_is_mended_even_if_its_writes_are_cut_off() -> None:
+    """Tree nodes half written are sealed again though nothing below them is dirty any more."""
+    base, content = _made(3 * 96 * 4096)
+    for good in range(6):
+        disk = FillingDisk(bytes(base.content), good_writes=good)
+        file = ProtectedFile.open(disk, KEY, writable=True, use_log=False)
+        file.write_at(len(content) - 5000, b"new")
+        try:
+            file.flush()
+        except StorageFailed:
+            disk.good_writes = 1 << 30
+            file.truncate(3072 + 20 * 4096)
+        else:
+            break
+        file.close()
+        with ProtectedFile.open(Memory(disk.content), KEY) as again:
+            assert again.read_at(0, again.size) == content[: 3072 + 20 * 4096]
+
+
+@pytest.mark.parametrize("use_log", [True, False], ids=["log", "no log"])
+def test_failed_growth_that_is_given_up_leaves_the_file_as_it_was(use_log: bool) -> None:
+    """What a failed flush appended is cut off again, so that the host file is a whole number of nodes."""
+    base, content = _made(2000)
+    for good in range(6):
+        disk = FillingDisk(bytes(base.content), good_writes=good, chance=random.Random(good))
+        file = ProtectedFile.open(disk, KEY, writable=True, use_log=use_log, power_safe=False)
+        file.write_at(0, b"n" * 500_000)
+        with contextlib.suppress(StorageFailed):
+            file.flush()
+            break
+        disk.good_writes = 1 << 30
+        assert file.read_at(0, 5) == b"nnnnn"  # which undoes what could not be undone before
+        assert len(disk.content) == NODE_BYTES
+        with ProtectedFile.open(Memory(disk.content), KEY) as again:
+            assert again.read_at(0, again.size) == content
 
 
 def test_close_on_a_full_disk_says_so_and_leaves_the_last_flush() -> None:
