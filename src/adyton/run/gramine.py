@@ -22,6 +22,7 @@ from typing import IO, Final
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from adyton.errors import BadSignature, ManifestError, NoDevice, RunError
+from adyton.keyserver.owner import load_key
 from adyton.manifest.document import parse_document, write_document
 from adyton.manifest.gramine import Facts, Rendering, render_for_gramine
 from adyton.manifest.host import Installation, find_gramine
@@ -30,12 +31,13 @@ from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, mrenclave, parse_p
 from adyton.manifest.signature import SIGSTRUCT_BYTES, Sigstruct, parse_sigstruct, sign
 from adyton.manifest.signed import decode, read_capped, signed_attributes
 from adyton.manifest.trusted import expand
-from adyton.values import Digest, Key128, Measurement
+from adyton.tee.machine import Machine, sgx
+from adyton.values import Digest, Finding, Key128, Measurement
 
 NEVER_RUN: Final = "Adyton's SGX backend has never run on SGX hardware; what it starts is untested there"
 LEAST_UNKNOWN_RELEASE: Final = (1, 8)
 
-_SGX_DEVICES: Final = ("/dev/sgx_enclave", "/dev/sgx/enclave")
+_PROVIDER_FOLDERS: Final = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib64")
 _TIMEOUT_S: Final = 600
 
 
@@ -49,16 +51,6 @@ class Prepared:
     measurement: Measurement
     mrsigner: Digest
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class MachineCheck:
-    """One thing that SGX needs of this machine: what was looked for, what was found."""
-
-    name: str
-    good: bool
-    seen: str
-    remedy: str
 
 
 def installed() -> Installation:
@@ -198,64 +190,59 @@ def read_prepared(manifest_path: Path) -> Prepared:
     return Prepared(stem, parse_manifest(decode(raw)), sigstruct, sigstruct.measurement, sigstruct.verify())
 
 
-def check_machine() -> tuple[MachineCheck, ...]:
+def check_machine(machine: Machine | None = None) -> tuple[Finding, ...]:
     """What SGX needs of this machine before an enclave can start and prove itself."""
-    device = next((path for path in _SGX_DEVICES if Path(path).exists()), None)
-    epc_bytes = _epc_bytes()
-    aesm = Path("/var/run/aesmd/aesm.socket")
-    provider = next(
-        (path for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib64")
-         for path in sorted(Path(folder).glob("libdcap_quoteprov.so*"))), None)  # fmt: skip
-    opened = device is not None and os.access(device, os.R_OK | os.W_OK)
+    machine = machine or Machine()
+    epc_bytes = _epc_bytes(machine)
+    provider = next((folder for folder in _PROVIDER_FOLDERS if machine.has(f"{folder}/libdcap_quoteprov.so.1")), None)
     return (
-        MachineCheck(
-            "SGX driver",
-            opened,
-            f"{device}, {'accessible' if opened else 'not accessible'}" if device else "no /dev/sgx_enclave",
-            "switch SGX on in the firmware and use Linux 5.11 or later; to be in the group sgx may be needed",
-        ),
-        MachineCheck(
+        *sgx(machine),
+        Finding(
+            "sgx",
             "EPC memory",
-            bool(epc_bytes),
+            "ok" if epc_bytes else "missing",
             f"{epc_bytes >> 20} MiB" if epc_bytes else "none reported",
-            "give SGX more memory in the firmware (PRMRR size)",
+            None if epc_bytes else "give SGX more memory in the firmware (PRMRR size)",
         ),
-        MachineCheck(
-            "provisioning device",
-            Path("/dev/sgx_provision").exists() or Path("/dev/sgx/provision").exists(),
-            "present" if Path("/dev/sgx_provision").exists() else "no /dev/sgx_provision",
-            "DCAP quotes need it; flexible launch control must be on",
-        ),
-        MachineCheck(
-            "quoting service", aesm.exists(), "aesmd runs" if aesm.exists() else "no aesmd socket", "start aesmd"
-        ),
-        MachineCheck(
+        Finding(
+            "sgx",
             "DCAP quote provider",
-            provider is not None,
-            str(provider) if provider else "no libdcap_quoteprov",
-            "install libsgx-dcap-default-qpl or your provider's library",
+            "ok" if provider else "missing",
+            f"{provider}/libdcap_quoteprov.so.1" if provider else "no libdcap_quoteprov.so.1",
+            None if provider else "install libsgx-dcap-default-qpl, or your cloud provider's library",
         ),
     )
 
 
-def _epc_bytes() -> int:
-    total = 0
-    for file in Path("/sys/devices/system/node").glob("node*/x86/sgx_total_bytes"):
-        text = file.read_text().strip()
-        total += int(text) if text.isdigit() else 0
-    return total
+def _epc_bytes(machine: Machine) -> int:
+    texts = (machine.text(f"/sys/devices/system/node/node{node}/x86/sgx_total_bytes").strip() for node in range(64))
+    return sum(int(text) for text in texts if text.isdigit())
 
 
-def _refuse_machine(checks: Iterable[MachineCheck]) -> None:
-    missing = [check for check in checks if not check.good]
+def _refuse_machine(findings: Iterable[Finding]) -> None:
+    missing = [finding for finding in findings if finding.state == "missing"]
     if missing:
         raise NoDevice(
             "this machine cannot run SGX enclaves that prove themselves: "
-            + "; ".join(f"{check.name}: {check.seen}" for check in missing),
+            + "; ".join(f"{finding.name}: {finding.seen}" for finding in missing),
             check="SGX",
-            expected="driver, EPC memory, quoting service, quote provider",
-            seen="; ".join(check.name for check in missing) + " missing",
+            expected="processor, driver, EPC memory, Gramine, quoting service, quote provider",
+            seen="; ".join(finding.name for finding in missing),
             remedy=missing[0].remedy,
+        )
+
+
+def _refuse_stale(installation: Installation, prepared: Prepared) -> None:
+    """An enclave whose libpal.so or manifest is not the one that was signed would be refused by the processor."""
+    raw = read_capped(prepared.stem.with_name(prepared.stem.name + ".manifest.sgx"), MAX_MANIFEST_BYTES, "manifest")
+    found = measure_for(installation, raw, prepared.manifest)
+    if found != prepared.measurement:
+        raise BadSignature(
+            "the enclave that would start is not the one that was signed",
+            check="MRENCLAVE",
+            expected=prepared.measurement,
+            seen=found,
+            remedy="Gramine was changed since the build, or the manifest: adyton build --gramine, and approve again",
         )
 
 
@@ -332,6 +319,7 @@ def launch(
     prepared = read_prepared(manifest_path)
     note(NEVER_RUN)
     _refuse_machine(check_machine())
+    _refuse_stale(installation, prepared)
     program = installation.programs / "gramine-sgx"
     if not program.exists():
         raise NoDevice("gramine-sgx is not installed", check="gramine-sgx", seen=str(program))
@@ -412,3 +400,15 @@ def _pass_on(source: IO[bytes] | None, kept: list[bytes]) -> None:
         if size < 64 << 10:
             kept.append(line)
             size += len(line)
+
+
+def start(
+    manifest_path: Path, *, rehearsal: bool, arguments: Sequence[str], home: Path, note: Callable[[str], None]
+) -> int:
+    """What `adyton run --tee sgx` and `--tee gramine-direct` do; `home` holds the owner's keys for a rehearsal."""
+    manifest = parse_manifest(decode(read_capped(manifest_path, MAX_MANIFEST_BYTES, "manifest")))
+    if not rehearsal:
+        return launch(manifest_path, arguments=arguments, stdin_from_host=manifest.adyton.insecure_stdin, note=note)
+    installed()
+    keys = {name: load_key(home, name) for name in manifest.key_names}
+    return rehearse(manifest_path, keys, arguments=arguments, note=note)

@@ -21,6 +21,7 @@ from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import mrenclave, parse_pal
 from adyton.manifest.signature import generate_signer, load_signer, parse_sigstruct
 from adyton.run import gramine
+from adyton.tee.machine import Machine
 from adyton.values import Key128
 
 CA = (Path(__file__).parent / "owner-ca.pem").read_text()
@@ -297,9 +298,9 @@ def test_launch_on_a_machine_without_sgx_is_no_device(
 ) -> None:
     """The machine is checked before anything starts, and the backend says that it has never run on hardware."""
     prepare(place, key)
-    monkeypatch.setattr(gramine, "_SGX_DEVICES", ("/nonexistent/sgx",))
+    monkeypatch.setattr(gramine, "Machine", lambda: Machine(place / "empty"))
     said: list[str] = []
-    with pytest.raises(NoDevice, match="SGX driver") as refused:
+    with pytest.raises(NoDevice, match="device /dev/sgx_enclave: absent") as refused:
         gramine.launch(Path("app.manifest"), note=said.append)
     assert refused.value.remedy is not None
     assert said == [gramine.NEVER_RUN]
@@ -311,7 +312,7 @@ def test_launch_passes_the_programs_exit_code(
 ) -> None:
     """Arguments go in, the exit code comes out, standard input is empty."""
     prepare(place, key)
-    monkeypatch.setattr(gramine, "check_machine", lambda: (gramine.MachineCheck("SGX", True, "there", ""),))
+    monkeypatch.setattr(gramine, "check_machine", lambda: ())
     shell = f'#!/bin/sh\necho "$@" > arguments\ncat > input\n{body}\n'
     script(place / "gramine" / "bin" / "gramine-sgx", shell)
     assert gramine.launch(Path("app.manifest"), arguments=["a", "b"], note=lambda _text: None) == status
@@ -369,14 +370,26 @@ def test_rehearsal_runs_with_the_owners_keys_and_leaves_none(place: Path, key: r
     assert "nothing is protected" in said[0]
 
 
-def test_machine_is_checked_for_everything_that_sgx_needs() -> None:
-    """Driver, EPC, provisioning, quoting service, quote provider, each with a remedy."""
-    checks = gramine.check_machine()
-    assert [check.name for check in checks] == [
-        "SGX driver",
-        "EPC memory",
-        "provisioning device",
-        "quoting service",
-        "DCAP quote provider",
-    ]
-    assert all(check.seen and check.remedy for check in checks)
+def test_launch_of_another_enclave_than_signed_is_refused(
+    place: Path, key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Gramine that was updated since the build would measure differently: said before it starts."""
+    prepare(place, key)
+    monkeypatch.setattr(gramine, "check_machine", lambda: ())
+    pal = place / "gramine" / "lib" / "gramine" / "sgx" / "libpal.so"
+    pal.write_bytes(libpal().replace(bytes(range(200, 210)), bytes(10)))
+    with pytest.raises(BadSignature, match="not the one that was signed"):
+        gramine.launch(Path("app.manifest"), note=lambda _text: None)
+
+
+def test_machine_is_checked_for_everything_that_sgx_needs(tmp_path: Path) -> None:
+    """Processor, devices, Gramine, quoting service, EPC, quote provider; each missing one has a remedy."""
+    found = gramine.check_machine(Machine(tmp_path, path=str(tmp_path)))
+    assert {finding.state for finding in found} == {"missing"}
+    assert [finding.name for finding in found][-2:] == ["EPC memory", "DCAP quote provider"]
+    assert all(finding.seen and finding.remedy for finding in found)
+    write(tmp_path / "sys/devices/system/node/node0/x86/sgx_total_bytes", b"134217728\n")
+    write(tmp_path / "usr/lib/libdcap_quoteprov.so.1", b"")
+    states = {finding.name: finding for finding in gramine.check_machine(Machine(tmp_path, path=str(tmp_path)))}
+    assert (states["EPC memory"].state, states["EPC memory"].seen) == ("ok", "128 MiB")
+    assert states["DCAP quote provider"].state == "ok"
