@@ -59,6 +59,10 @@ def approve(
     lease_s: Annotated[
         int | None, typer.Option("--lease", help="Length of a lease in seconds.", show_default=False)
     ] = None,
+    require: Annotated[
+        Path | None,
+        typer.Option(help="Further requirements on the platform: TOML, as adyton verify --policy.", show_default=False),
+    ] = None,
     pending: Annotated[bool, typer.Option("--pending", help="Only propose it: somebody approves it later.")] = False,
     remark: Annotated[str, typer.Option("--note", help="A remark for the record.")] = "",
     home: HomeOption = None,
@@ -69,10 +73,12 @@ def approve(
     The measurement covers the manifest (with every trusted file's hash) and the Adyton that runs it: the one installed
     here. Nothing else ever gets the key.
     """
+    import tomllib
+
     from adyton.keyserver.owner import actor
     from adyton.keyserver.policy import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
     from adyton.manifest.review import not_covered
-    from adyton.manifest.signed import read_signed
+    from adyton.manifest.signed import read_capped, read_signed
     from adyton.run.identity import runtime_identity
     from adyton.values import Measurement
 
@@ -83,6 +89,7 @@ def approve(
     for written in advisory or ():
         name, equals, until = written.partition("=")
         advisories[name] = parse_time(until, f"end of {name}") if equals else None
+    further = tomllib.loads(read_capped(require, 256 * 1024, "requirements").decode()) if require else {}
     program = app_name or manifest.name.removesuffix(".manifest")
     made = []
     with owner_store(home) as (_, store), store.write() as change:
@@ -109,6 +116,7 @@ def approve(
                 max_active=max_active,
                 lease_s=DEFAULT_LEASE_S if lease_s is None else lease_s,
                 manifest_sha256=None if by_signer else signed.manifest_sha256,
+                evidence=further,
                 not_covered=uncovered,
                 note=remark,
             )

@@ -6,7 +6,7 @@ whose lines all hold grants the key. `Grant` can be made here only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -120,9 +120,11 @@ def decide(
     for stored in approvals:
         if stored.approval.key != request.key:
             continue
-        lines, claims = _own_lines(request, stored, now), None
+        lines, claims = _own_lines(request, stored, now, by_manifest=isinstance(report.evidence, SNPReport)), None
         policy = evidence_policy(
-            stored.approval, confidential_machine=isinstance(report.evidence, TDXQuote | SNPReport)
+            stored.approval,
+            confidential_machine=isinstance(report.evidence, TDXQuote | SNPReport),
+            by_manifest=isinstance(report.evidence, SNPReport),
         )
         try:
             claims = appraise(report, policy, now, report_data=request.report_data)
@@ -160,7 +162,7 @@ def _lease_end(approval: Approval, now: datetime) -> datetime:
     return end if approval.expires_at is None else min(end, approval.expires_at)
 
 
-def _own_lines(request: Request, stored: StoredApproval, now: datetime) -> list[Check]:
+def _own_lines(request: Request, stored: StoredApproval, now: datetime, *, by_manifest: bool) -> list[Check]:
     approval = stored.approval
     lines = [
         Check(
@@ -185,13 +187,13 @@ def _own_lines(request: Request, stored: StoredApproval, now: datetime) -> list[
             f"allow it by name: adyton approve … --protocol {request.protocol} (ra-tls has no freshness)",
         ),
     ]
-    if approval.manifest_sha256 is not None and request.manifest_sha256 is not None:
+    if by_manifest or (approval.manifest_sha256 is not None and request.manifest_sha256 is not None):
         lines.append(
             Check(
                 "manifest",
                 approval.manifest_sha256,
                 request.manifest_sha256,
-                approval.manifest_sha256 == request.manifest_sha256,
+                request.manifest_sha256 is not None and approval.manifest_sha256 == request.manifest_sha256,
                 "build the manifest again and approve it, or run the one that was approved",
             )
         )
@@ -231,22 +233,26 @@ def _reasons(refused: AppraisalFailed) -> list[Check]:
     return [Check(refused.check or "evidence", refused.expected, refused.seen, ok=False, remedy=refused.remedy)]
 
 
-def evidence_policy(approval: Approval, *, confidential_machine: bool) -> Policy:
+def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manifest: bool = False) -> Policy:
     """The part of an approval that `appraise` judges, as its kind of policy.
 
-    In a confidential machine (TDX, SEV-SNP) the measurement is the guest image's, and the workload stands elsewhere.
+    In a confidential machine (TDX, SEV-SNP) the measurement is the guest image's, and the workload stands elsewhere:
+    in TDX's RTMR3; SEV-SNP has no register for it, so there the guest, which is known, vouches for the manifest's hash
+    in the report data (`by_manifest`).
     """
     exemptions = tuple(
         Exemption(name=name, until=until or _NO_END, owner="owner", reason="accepted in the approval")
         for name, until in approval.advisories.items()
     )
-    workloads = frozenset(() if approval.measurement is None else (approval.measurement,))
+    in_register = approval.measurement is not None and not by_manifest
+    workloads = frozenset((approval.measurement,) if approval.measurement is not None and in_register else ())
     signers: tuple[SignerRule, ...] = ()
     if approval.mrsigner is not None and approval.isv_prod_id is not None and approval.min_isv_svn is not None:
         signers = (
             SignerRule(mrsigner=approval.mrsigner, isv_prod_id=approval.isv_prod_id, min_isv_svn=approval.min_isv_svn),
         )
-    return Policy(
+    return replace(
+        Policy.from_dict(approval.evidence),
         tees=frozenset(approval.tees),
         statuses=frozenset(TCBStatus(status) for status in approval.tcb_statuses),
         exemptions=exemptions,

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from adyton.attest.policy import Policy as EvidencePolicy
 from adyton.errors import StoreError, UsageError
 from adyton.keyserver.names import check_name
 from adyton.values import Digest, Measurement
@@ -41,6 +42,11 @@ ACCEPTABLE_STATUSES: Final = (
     "OutOfDateConfigurationNeeded",
 )
 """TCB statuses that an owner may accept by name; Revoked and NotSupported never are."""
+
+OWN_EVIDENCE_ENTRIES: Final = frozenset(
+    {"tees", "statuses", "exemptions", "measurements", "workloads", "signers", "any_program", "allow_debug", "any_of"}
+) | {"require_report_data"}
+"""Entries of an evidence policy that an approval has in its own words."""
 
 DEFAULT_LEASE_S: Final = 24 * 3600
 MAX_LEASE_S: Final = 366 * 24 * 3600
@@ -74,6 +80,8 @@ class Approval:
     `guests` are the guest images (MRTD, or SEV-SNP's launch measurement) that a confidential machine may have started
     from; `tdx` and `snp` need one, or the machine's host could put another Adyton in this one's place.
     `advisories` maps an accepted advisory to the time until which it is accepted (None: without end).
+    `evidence` holds further requirements on the platform, by the names of `attest.policy.Policy`: age of collateral,
+    SEV-SNP's lowest versions (`min_tcb`), registers and attributes of a confidential machine, and the like.
     `max_runs` bounds how many runs may ever have the key, `max_active` how many may hold a lease at a time; a run
     holds its lease for `lease_s` seconds, and within it may ask again for free.
     """
@@ -96,6 +104,7 @@ class Approval:
     max_active: int | None = None
     lease_s: int = DEFAULT_LEASE_S
     manifest_sha256: Digest | None = None
+    evidence: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     not_covered: tuple[str, ...] = ()
     note: str = ""
 
@@ -104,6 +113,16 @@ class Approval:
         check_name(self.app, "program name")
         check_name(self.version, "version name")
         object.__setattr__(self, "advisories", MappingProxyType(dict(self.advisories)))
+        object.__setattr__(self, "evidence", MappingProxyType(dict(self.evidence)))
+        taken = sorted(set(self.evidence) & OWN_EVIDENCE_ENTRIES)
+        if taken:
+            raise UsageError(
+                f"{', '.join(taken)} cannot stand under evidence",
+                check="evidence",
+                expected="requirements that the approval has no entry of its own for",
+                seen=", ".join(taken),
+            )
+        EvidencePolicy.from_dict(self.evidence)
         if not self.tees:
             raise UsageError("an approval names no platform, so nobody could have the key", check="platform (--tee)")
         for tee in self.tees:
@@ -118,6 +137,14 @@ class Approval:
                 expected="a measurement; or the signer, product id and lowest SVN, all three",
                 seen=f"measurement {self.measurement}, signer {self.mrsigner}, product {self.isv_prod_id}, "
                 f"SVN {self.min_isv_svn}",
+            )
+        if "snp" in self.tees and (self.measurement is None or self.manifest_sha256 is None):
+            raise UsageError(
+                "under SEV-SNP a program is known by its manifest, in a guest image that is known",
+                check="identity of the program",
+                expected="a measurement, and the manifest's hash",
+                seen=f"measurement {self.measurement}, manifest {self.manifest_sha256}",
+                remedy="approve by measurement (adyton approve MANIFEST without --by-signer)",
             )
         if {"tdx", "snp"} & set(self.tees) and not self.guests:
             raise UsageError(
@@ -174,6 +201,10 @@ class Approval:
                 value = _time_text(value)
             elif isinstance(value, tuple):
                 value = [entry.hex() if isinstance(entry, Measurement) else entry for entry in value]
+            elif spec.name == "evidence":
+                if not value:
+                    continue
+                value = dict(value)
             elif spec.name == "advisories":
                 value = {name: "" if until is None else _time_text(until) for name, until in value.items()}
             found[spec.name] = value
@@ -217,6 +248,8 @@ def _read_entry(name: str, value: object) -> object:
         if isinstance(value, bool):
             raise _ill_typed(name, "a whole number", value)
         return _expect(name, value, int)
+    if name == "evidence":
+        return _expect(name, value, dict)
     if name == "allow_debug":
         return _expect(name, value, bool)
     if name in _LISTS:

@@ -52,7 +52,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     at = moment(entry.at_ms)
     policy = _LOOKING if not tee else Policy(**{**_fields(_LOOKING), "tees": frozenset({tee})})
     if approval is not None:
-        policy = evidence_policy(approval, confidential_machine="tdx" in tee or tee == "snp")
+        policy = evidence_policy(approval, confidential_machine="tdx" in tee or tee == "snp", by_manifest=tee == "snp")
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
 
 

@@ -419,6 +419,10 @@ class KeyServer:
             self.counters.requests["health"] += 1
             await self._body(connection, reader, writer, 0)
             return 200, to_bytes({"status": "stopping" if self._stopping() else "ok"})
+        if request.method == b"GET" and path == "/readyz":
+            await self._body(connection, reader, writer, 0)
+            problem = await asyncio.to_thread(self.service.not_ready)
+            return (200 if problem is None else 503), to_bytes({"status": problem or "ready"})
         if limit is None:
             return 404, _problem("no such path", PROTOCOL)
         if request.method != b"POST":

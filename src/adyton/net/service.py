@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("adyton.keyserver")
 
 MAX_BATCH: Final = 64
+MAX_NOISE_PER_MINUTE: Final = 120
+"""Refusals of requests without genuine evidence that are recorded whole; the rest of a minute's are only counted."""
+
 MAX_WAITING: Final = 2000
 """Requests that may wait for the decision thread; one more is told to come again."""
 
@@ -95,6 +98,25 @@ class Answer:
     grant_id: str = ""
 
 
+class _Noise:
+    """Keeps a flood of worthless requests from filling the disk: beyond a bound they are counted, not kept."""
+
+    def __init__(self) -> None:
+        self._minute = 0
+        self._seen = 0
+
+    def is_too_much(self, change: Transaction, at_ms: int) -> bool:
+        """Whether this one is beyond the bound; a minute that had too many is summed up when it is over."""
+        minute = at_ms // 60_000
+        if minute != self._minute:
+            left_out = self._seen - MAX_NOISE_PER_MINUTE
+            if left_out > 0:
+                change.record("noise", "", {"refused_without_evidence": left_out, "minute": self._minute}, at_ms)
+            self._minute, self._seen = minute, 0
+        self._seen += 1
+        return self._seen > MAX_NOISE_PER_MINUTE
+
+
 class KeyService:
     """The key server's decisions; thread-safe. `close` waits for what is under way."""
 
@@ -121,6 +143,7 @@ class KeyService:
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._collateral_json: dict[int, tuple[object, bytes]] = {}
+        self._noise = _Noise()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="decisions", daemon=True)
         self._thread.start()
@@ -263,6 +286,19 @@ class KeyService:
                 seen=workload.hex(),
             )
         return workload
+
+    def not_ready(self) -> str | None:
+        """Why releases cannot be made at the moment; None where they can."""
+        if self._closed:
+            return "stopping"
+        if self._waiting.qsize() >= MAX_WAITING:
+            return "overloaded"
+        try:
+            with self.store.write():
+                pass
+        except StoreError as error:
+            return error.message
+        return None
 
     def checkpoint(self) -> Checkpoint:
         """A signed statement of where the audit record stands now."""
@@ -473,6 +509,11 @@ class KeyService:
 
     def _refuse_evidence(self, change: Transaction, job: Job, error: Error, at_ms: int) -> None:
         denial_id = new_id("d")
+        if job.verified is None and self._noise.is_too_much(change, at_ms):
+            reason = evidence_reason(error, denial_id)
+            told = (reason.message, reason.check, reason.expected, reason.seen, reason.remedy)
+            job.refusal = Refusal(denial_id, *told)
+            return
         self._deny(change, job, denial_id, evidence_reason(error, denial_id), {"evidence": error.details()}, at_ms)
 
     def _deny(
