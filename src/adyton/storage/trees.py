@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, UsageError
+from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, UsageError, WrongPath
 from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile, storage_failed
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.opening import committed_state
@@ -333,6 +333,38 @@ def embedded_below(root: str, below: str) -> str:
     return normalise(f"{root}/{below}") if root else normalise(below)
 
 
+class _Paths:
+    """Holds the files of a sealed tree to one root: their embedded paths are that root and their places below it.
+
+    Without this, whoever stores the tree could swap its files, or put one of another tree among them.
+    """
+
+    def __init__(self, key: Key128, root: str | None) -> None:
+        self._key = key
+        self._root = root
+        self._lock = threading.Lock()
+
+    def of(self, place: Path, below: str) -> str:
+        """The embedded path that the file `below` must have; raises WrongPath where its own agrees with no root."""
+        with self._lock:
+            if self._root is None:
+                self._root = self._root_of(place, below)
+            return embedded_below(self._root, below)
+
+    def _root_of(self, place: Path, below: str) -> str:
+        with ProtectedFile.open(OSFile(place), self._key) as file:
+            path = file.path
+        if path != below and not path.endswith(f"/{below}"):
+            raise WrongPath(
+                f"{place} was sealed under a path that does not end with its place in the tree",
+                check="embedded path",
+                expected=f"ROOT/{below}",
+                seen=path,
+                remedy="was it moved? decrypt it by itself, or say which paths you want with --check-path",
+            )
+        return path.removesuffix(below).removesuffix("/") if path != f"/{below}" else "/"
+
+
 def encrypt_tree(
     source: Path,
     target: Path,
@@ -381,15 +413,19 @@ def decrypt_tree(
     force: bool = False,
     advance: Advance | None = None,
 ) -> TreeDone:
-    """Open every protected file below `source` to the same place below `target`; `path` is the root to be sealed in."""
+    """Open every protected file below `source` to the same place below `target`.
+
+    Each must carry `path` and its place below it; without `path`, all the same root.  Raises as `decrypt_file`.
+    """
     _check_directory(source)
+    paths = _Paths(key, path)
 
     def make(entry: Entry, workers: int) -> Done:
         return decrypt_file(
             source / entry.below,
             target / entry.below,
             key,
-            path=None if path is None else embedded_below(path, entry.below),
+            path=paths.of(source / entry.below, entry.below),
             jobs=workers,
             force=True,
             sync=False,
@@ -415,9 +451,11 @@ def rekey_tree(
 ) -> TreeDone:
     """Seal every protected file below `source` again under another key, in place where `target` is `source`.
 
-    `new_path` is the root to be embedded; without it every file keeps its path.
+    `new_path` is the root to be embedded, for which all must have carried one root before; without it every
+    file keeps its path.
     """
     _check_directory(source)
+    paths = _Paths(key, None)
     in_place = source.resolve() == target.resolve()
 
     def make(entry: Entry, workers: int) -> Done:
@@ -429,6 +467,7 @@ def rekey_tree(
                 place,
                 key,
                 new_key,
+                path=None if new_path is None else paths.of(source / entry.below, entry.below),
                 new_path=embedded,
                 version=version,
                 jobs=workers,

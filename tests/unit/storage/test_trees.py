@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -277,6 +278,43 @@ def test_one_bad_file_stops_the_run_and_is_named(tmp_path: Path, source: Path) -
         decrypt_tree(tmp_path / "sealed", tmp_path / "out", KEY)
     assert not (tmp_path / "out" / "a" / "many07").exists()
     assert (tmp_path / "out" / JOURNAL).exists()
+
+
+@pytest.mark.parametrize("root", ["in", "/", "", "/in/deep"])
+def test_swapped_files_of_a_tree_are_refused(tmp_path: Path, source: Path, root: str) -> None:
+    """Without being told the root, all files must agree on one; keying anew does not launder a swapped file."""
+    sealed = tmp_path / "sealed"
+    encrypt_tree(source, sealed, KEY, path=root)
+    assert decrypt_tree(sealed, tmp_path / "good", KEY).files == 37
+    (sealed / "one").rename(sealed / "swap")
+    (sealed / "zero").rename(sealed / "one")
+    (sealed / "swap").rename(sealed / "zero")
+    with pytest.raises(WrongPath):
+        decrypt_tree(sealed, tmp_path / "out", KEY, jobs=1)
+    with pytest.raises(WrongPath):
+        rekey_tree(sealed, tmp_path / "again", KEY, NEW, new_path="new", jobs=1)
+    shutil.rmtree(sealed)
+    encrypt_tree(source, sealed, KEY, path="in")
+    (sealed / "large").unlink()
+    (sealed / "a" / ".hidden").rename(sealed / "a" / "!first")
+    with pytest.raises(WrongPath, match="does not end"):
+        decrypt_tree(sealed, tmp_path / "other", KEY, jobs=1)
+
+
+def test_interrupted_rekeying_to_another_path_continues(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place, where the first files carry the new path already."""
+    sealed = tmp_path / "sealed"
+    encrypt_tree(source, sealed, KEY, path="in")
+    with monkeypatch.context() as patch:
+        _stop_after(7, patch, "rekey_file")
+        with pytest.raises(KeyboardInterrupt):
+            rekey_tree(sealed, sealed, KEY, NEW, new_path="new", jobs=1)
+    (sealed / JOURNAL).unlink()  # as if it had been killed before the journal knew
+    assert rekey_tree(sealed, sealed, KEY, NEW, new_path="new", jobs=1).resumed == 0
+    decrypt_tree(sealed, tmp_path / "out", NEW, path="new")
+    assert _content(tmp_path / "out") == _content(source)
 
 
 def test_changing_source_is_named(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
