@@ -1,0 +1,243 @@
+"""The release protocol's messages: each round-trips, and nothing but exactly such a message is taken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adyton.errors import KeyReleaseError, OutOfOrder, VersionMismatch
+from adyton.net import ratls
+from adyton.net.release import (
+    MAX_EVIDENCE_BYTES,
+    MAX_NAMES,
+    ChallengeAnswer,
+    EnclaveKey,
+    Granted,
+    Payload,
+    Refusal,
+    ReleaseRequest,
+    ServerIdentity,
+    check_challenge,
+    explain_message,
+    make_challenge,
+    parse_answer,
+    parse_challenge,
+    parse_challenge_request,
+    parse_explain,
+    parse_explained,
+    parse_payload,
+    parse_public_key,
+    parse_release_request,
+    parse_used,
+    report_data,
+    run_id,
+    used_message,
+    wrap_to,
+)
+from adyton.values import Digest, Nonce
+
+KEY = EnclaveKey()
+SERVER = ServerIdentity(Digest(b"c" * 32), "adyton-key-server")
+REQUEST = ReleaseRequest(Nonce(b"n" * 32), KEY.public_bytes, Digest(b"m" * 32), ("a", "b"), b"evidence")
+PARSERS = [
+    parse_challenge_request,
+    parse_challenge,
+    parse_release_request,
+    parse_answer,
+    parse_used,
+    parse_explain,
+    parse_explained,
+    parse_payload,
+]
+
+
+def test_messages_round_trip() -> None:
+    """What is written is what is read."""
+    assert parse_release_request(REQUEST.to_bytes()) == REQUEST
+    challenge = ChallengeAnswer(Nonce(b"x" * 32), 60)
+    assert parse_challenge(challenge.to_bytes()) == challenge
+    granted = Granted("g-1", 60, b"wrapped", {"seq": 1})
+    assert parse_answer(granted.to_bytes()) == granted
+    refusal = Refusal("d-1", "message", "check", "expected", "seen", "remedy")
+    assert parse_answer(refusal.to_bytes()) == refusal
+    assert parse_used(used_message("g-1", b"t" * 32)) == ("g-1", b"t" * 32)
+    payload = Payload({"k": b"k" * 16}, {"s": b"secret"}, b"t" * 32)
+    assert parse_payload(payload.to_bytes()) == payload
+    explained = parse_explain(explain_message("d-1", b"manifest", {"adyton": "ab"}))
+    assert (explained.manifest, dict(explained.runtime_parts)) == (b"manifest", {"adyton": "ab"})
+
+
+@pytest.mark.parametrize(
+    "change", [{"names": ("a",)}, {"manifest_sha256": Digest(b"x" * 32)}, {"nonce": Nonce(bytes(32))}]
+)
+def test_report_data_binds_every_field(change: dict[str, Any]) -> None:
+    """Any other field gives other report data; so do another server and another key."""
+    base = REQUEST.report_data(SERVER)
+    assert len(base) == 64
+    assert replace(REQUEST, **change).report_data(SERVER) != base
+    assert replace(REQUEST, public_key=EnclaveKey().public_bytes).report_data(SERVER) != base
+    assert REQUEST.report_data(replace(SERVER, server_name="other")) != base
+    assert REQUEST.report_data(replace(SERVER, ca_sha256=Digest(b"d" * 32))) != base
+
+
+def test_report_data_fields_cannot_run_into_each_other() -> None:
+    """Lengths stand before the fields, so that no two requests share report data by moving bytes between them."""
+    common: dict[str, Any] = {"nonce": Nonce(bytes(32)), "public_key": b"k", "manifest_sha256": Digest(bytes(32))}
+    seen = {
+        report_data(server=SERVER, names=names, **common) for names in (("ab",), ("a", "b"), ("a", "b", ""), ("", "ab"))
+    }
+    assert len(seen) == 4
+
+
+def test_run_id_belongs_to_the_key() -> None:
+    """A run is known by its key: nobody else can claim its lease."""
+    assert run_id(KEY.public_bytes) == run_id(KEY.public_bytes)
+    assert run_id(KEY.public_bytes) != run_id(EnclaveKey().public_bytes)
+
+
+def test_payload_length_says_little() -> None:
+    """Keys with longer names or more of them mostly give answers of the same length."""
+    sizes = {len(Payload({name: b"k" * 16}, {}, b"t" * 32).to_bytes()) for name in ("a", "a" * 40, "weights")}
+    assert len(sizes) == 1
+
+
+def test_payload_shows_no_secret() -> None:
+    """Neither the payload nor the enclave's key shows itself in text."""
+    payload = Payload({"k": b"0123456789abcdef"}, {}, b"t" * 32)
+    assert "0123456789" not in repr(payload)
+    assert "secret" in repr(KEY)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(raw=st.binary(max_size=300))
+def test_parsers_refuse_noise(parser: Any, raw: bytes) -> None:
+    """Noise is refused with the protocol's own error, whatever it is."""
+    with pytest.raises(KeyReleaseError):
+        parser(raw)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(max_size=20) | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=8,
+)
+_GOOD = [
+    json.loads(REQUEST.to_bytes()),
+    json.loads(ChallengeAnswer(Nonce(b"x" * 32), 60).to_bytes()),
+    json.loads(Granted("g-1", 60, b"wrapped", {"seq": 1}).to_bytes()),
+    json.loads(Refusal("d-1", "m", "c", "e", "s", "r").to_bytes()),
+    json.loads(used_message("g-1", b"t" * 32)),
+    json.loads(explain_message("d-1", b"manifest", {"adyton": "ab"})),
+]
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_parsers_take_nothing_with_one_member_changed_to_another_type(data: st.DataObject) -> None:
+    """One member replaced by any other JSON value: refused, or (where it is still such a message) read as written."""
+    good = data.draw(st.sampled_from(_GOOD))
+    name = data.draw(st.sampled_from(sorted(good)))
+    changed = {**good, name: data.draw(_JSON)}
+    raw = json.dumps(changed).encode()
+    for parser in PARSERS:
+        try:
+            found = parser(raw)
+        except KeyReleaseError:
+            continue
+        if isinstance(found, ReleaseRequest | Granted | ChallengeAnswer):
+            assert json.loads(found.to_bytes()) == changed
+    for broken in ({key: value for key, value in good.items() if key != name}, {**good, "extra": 1}):
+        for parser in PARSERS:
+            with pytest.raises(KeyReleaseError):
+                parser(json.dumps(broken).encode())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": []},
+        {"names": ["b", "a"]},
+        {"names": ["a", "a"]},
+        {"names": [""]},
+        {"names": ["x" * 65]},
+        {"names": [f"n{number:03}" for number in range(MAX_NAMES + 1)]},
+        {"evidence": ""},
+        {"evidence": "AAAA===="},
+        {"evidence": "AB=="},
+        {"evidence": "A" * (4 * MAX_EVIDENCE_BYTES)},
+        {"manifest_sha256": "AB" * 32},
+        {"manifest_sha256": "ab" * 31},
+        {"nonce": "AAAA"},
+        {"public_key": "AAAA"},
+    ],
+)
+def test_release_request_out_of_bounds_is_refused(changes: dict[str, Any]) -> None:
+    """Every length is bounded, and every value has one form."""
+    with pytest.raises(OutOfOrder):
+        parse_release_request(json.dumps({**json.loads(REQUEST.to_bytes()), **changes}).encode())
+
+
+def test_protocol_of_another_version_says_so() -> None:
+    """Another version is told apart from noise."""
+    with pytest.raises(VersionMismatch, match="another protocol"):
+        parse_challenge_request(b'{"protocol": "adyton-release/2"}')
+
+
+def test_refusal_cannot_steer_a_terminal() -> None:
+    """Control characters from the other side are shown as such."""
+    refusal = Refusal("d-1", "\x1b[2Jgone\x07", "check", "expected", "seen", "remedy\u202e")
+    parsed = parse_answer(refusal.to_bytes())
+    assert isinstance(parsed, Refusal)
+    assert "\x1b" not in parsed.message
+    assert "\u202e" not in parsed.remedy
+
+
+def test_explanation_that_explodes_is_refused() -> None:
+    """A small message that decompresses to much is refused before it is much."""
+    with pytest.raises(OutOfOrder):
+        parse_explain(explain_message("d-1", bytes(20 << 20), {}))
+
+
+def test_challenge_altered_or_expired_is_refused() -> None:
+    """Every bit of a challenge counts."""
+    nonce = make_challenge(b"k" * 32, 1000)
+    assert check_challenge(b"k" * 32, nonce, 1000) == 1000
+    for at in range(32):
+        altered = bytearray(nonce.raw)
+        altered[at] ^= 1
+        with pytest.raises(OutOfOrder):
+            check_challenge(b"k" * 32, Nonce(bytes(altered)), 0)
+    with pytest.raises(OutOfOrder, match="expired"):
+        check_challenge(b"k" * 32, nonce, 1001)
+    with pytest.raises(OutOfOrder):
+        check_challenge(b"l" * 32, nonce, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(min_size=1216, max_size=1216))
+def test_wrap_to_any_public_key_wraps_or_refuses(raw: bytes) -> None:
+    """A public key that is none is refused as malformed, never an internal error."""
+    try:
+        parse_public_key(raw)
+        wrap_to(raw, b"x", b"b" * 64)
+    except OutOfOrder:
+        pass
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.binary(max_size=60))
+def test_ra_tls_header_is_taken_exactly(raw: bytes) -> None:
+    """Gramine's answer is read strictly: label, terminating zero, a size that is possible."""
+    with pytest.raises(KeyReleaseError):
+        ratls.parse_header(raw)
+    good = ratls.response(b"k" * 16)
+    assert ratls.parse_header(good[:41]) == 16
+    for size in (0, 65537, 1 << 31, (1 << 32) - 1):
+        with pytest.raises(OutOfOrder):
+            ratls.parse_header(good[:37] + size.to_bytes(4, "big"))
