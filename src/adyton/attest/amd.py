@@ -214,11 +214,12 @@ def check_signature(checks: Checks, report: SNPReport, leaf: Certificate) -> Non
 
 def check_chip(checks: Checks, report: SNPReport, chip: ChipCertificate, product: str, *, vlek: bool) -> None:
     """Step 3: the leaf is for the product, chip and TCB that the report states."""
+    stated = product if report.version == 2 else report.product  # version 2 does not say
     checks.require(
         "product",
-        chip.product.partition("-")[0] == product and report.product in (None, product),
+        chip.product.partition("-")[0] == product and stated == product,
         expected=product,
-        seen=f"{chip.product} in the certificate, {report.product or 'nothing'} in the report",
+        seen=f"{chip.product} in the certificate, {stated or 'an unknown processor'} in the report",
         error=Mismatch,
         remedy=_REFRESH,
     )

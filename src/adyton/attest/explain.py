@@ -154,7 +154,7 @@ def _bound(assessment: Assessment) -> str:
 def lines(assessment: Assessment) -> list[tuple[str, str]]:
     """Question and answer, in order; an empty question continues the one before."""
     report = assessment.report
-    found = [("genuine?", _genuine(assessment))]
+    found = [("judged as of", f"{assessment.now:%Y-%m-%d %H:%M:%S} UTC"), ("genuine?", _genuine(assessment))]
     if report is not None:
         if report.tee.startswith("sim"):
             found.append(("", f"       {_SIMULATED}"))

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import UTC, date, datetime, time
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
@@ -36,6 +36,7 @@ from adyton.values import Digest, Measurement
 
 _TEE: Final = re.compile(r"sgx|tdx|snp|(sim|sim-tdx):[0-9a-f]{64}", re.ASCII)
 _ADVISORY: Final = re.compile(r"[A-Z]+(-[A-Z0-9]+)+", re.ASCII)
+_NO_MINIMUM: Final[Mapping[str, TCBVersion]] = MappingProxyType({})
 _MAX_DEPTH: Final = 4
 _MAX_ENTRIES: Final = 4096
 
@@ -126,14 +127,18 @@ class Policy:
     service_tds: frozenset[bytes] = frozenset()
     allow_sept_ve: bool = False
     allow_migration: bool = False
-    min_tcb: Mapping[str, TCBVersion] = field(default_factory=lambda: MappingProxyType({}))
+    min_tcb: Mapping[str, TCBVersion] = field(default_factory=lambda: _NO_MINIMUM)
     """SEV-SNP: product -> the least security versions, of reported and committed TCB."""
     allow_missing_crl: bool = False
     snp: SNPRules = SNPRules()
     any_of: tuple[Policy, ...] = ()
-    """Alternatives; each inherits what this policy says, and one of them must be met."""
+    """Alternatives; each inherits what it does not name itself, and one of them must be met."""
+    named: frozenset[str] = field(default=frozenset(), compare=False)
+    """Names that were given, also where the value is the default; whatever differs from the default counts too."""
 
     def __post_init__(self) -> None:
+        differs = {name for name, default in _defaults() if getattr(self, name) != default}
+        object.__setattr__(self, "named", self.named | differs)
         for tee in self.tees:
             if _TEE.fullmatch(tee) is None:
                 raise _wrong("tees", "sgx, tdx, snp, sim:<64 hex> or sim-tdx:<64 hex>", tee)
@@ -165,23 +170,22 @@ class Policy:
         return _read(document, 0)
 
     def to_dict(self) -> dict[str, object]:
-        """As plain data, only what differs from the default; `from_dict` gives it back."""
-        found: dict[str, object] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if value != _DEFAULTS[item.name]:
-                found[item.name] = _WRITERS.get(item.name, _plain)(value)
-        return found
+        """As plain data, only what is named; `from_dict` gives it back."""
+        named = [item.name for item in fields(self) if item.name in self.named]
+        return {name: _WRITERS.get(name, _plain)(getattr(self, name)) for name in named}
+
+
+def _defaults() -> Iterator[tuple[str, object]]:
+    """Every name of a policy (but `named` itself), and its default."""
+    for item in fields(Policy):
+        if item.name != "named":
+            yield item.name, item.default if item.default is not MISSING else _NO_MINIMUM
 
 
 def _inherit(outer: Policy, inner: Policy) -> Policy:
-    """The inner policy, with what it leaves at the default taken from the outer one."""
-    taken = {
-        item.name: getattr(outer, item.name)
-        for item in fields(Policy)
-        if item.name != "any_of" and getattr(inner, item.name) == _DEFAULTS[item.name]
-    }
-    return replace(inner, **taken)
+    """The inner policy, with what it does not name taken from the outer one."""
+    taken = {name: getattr(outer, name) for name in outer.named - inner.named if name != "any_of"}
+    return replace(inner, **taken, named=inner.named | outer.named - {"any_of"})
 
 
 def _list(name: str, value: object) -> list[object]:
@@ -368,7 +372,7 @@ def _read(document: object, depth: int) -> Policy:
         if not inner:
             raise _wrong("any_of", "at least one alternative", inner)
         values["any_of"] = tuple(_read(item, depth + 1) for item in inner)
-    return Policy(**values)  # type: ignore[arg-type]
+    return Policy(**values, named=frozenset(values))  # type: ignore[arg-type]
 
 
 def _plain(value: object) -> object:
@@ -406,6 +410,3 @@ def _sparse_snp(value: object) -> object:
 
 
 _WRITERS: Final[dict[str, Callable[[object], object]]] = {"snp": _sparse_snp}
-_DEFAULTS: Final[Mapping[str, object]] = MappingProxyType(
-    {item.name: getattr(Policy(), item.name) for item in fields(Policy)}
-)

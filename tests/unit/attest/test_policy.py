@@ -160,6 +160,20 @@ def test_policy_alternatives_inherit_and_one_must_be_met() -> None:
     assert [reason.name for reason in caught.value.reasons] == ["TCB evaluation data number"]
 
 
+def test_policy_alternative_that_names_the_default_keeps_it() -> None:
+    """An alternative that says `allow_debug = false` or the default statuses is not loosened from outside."""
+    outer: dict[str, Any] = {"tees": ["sgx"], "allow_debug": True, "statuses": ["OutOfDate", "UpToDate"]}
+    inner: dict[str, Any] = {"any_program": True, "allow_debug": False, "statuses": ["UpToDate"]}
+    policy = Policy.from_dict(outer | {"any_of": [inner]})
+    (effective,) = policy.alternatives()
+    assert not effective.allow_debug
+    assert effective.statuses == {TCBStatus.UP_TO_DATE}
+    assert effective.any_program
+    assert Policy.from_dict(policy.to_dict()).to_dict() == policy.to_dict() == outer | {"any_of": [inner]}
+    (loose,) = Policy.from_dict(outer | {"any_of": [{"any_program": True}]}).alternatives()
+    assert loose.allow_debug
+
+
 def test_policy_exemptions_end() -> None:
     """An exemption counts until its last instant and not a second longer; the claims end with it."""
     scenario = Scenario()
