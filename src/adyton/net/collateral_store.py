@@ -19,13 +19,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import operator
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from operator import methodcaller
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -147,7 +147,7 @@ class CollateralStore:
     kds: Sequence[Source] = (Source(AMD_KDS),)
     kds_of: Callable[[Source], KDSClient] = lambda source: source.kds_client()
     _loaded: dict[str, tuple[_Identity, Verified]] = field(default_factory=dict, repr=False)
-    _put_together: dict[Origin, tuple[tuple[int, ...], Collateral]] = field(default_factory=dict, repr=False)
+    _put_together: dict[Origin, tuple[tuple[Verified, ...], Collateral]] = field(default_factory=dict, repr=False)
     _origins: dict[tuple[bool, int, bytes], Origin] = field(default_factory=dict, repr=False)
     _known_marks: dict[str, tuple[_Identity, dict[str, _Mark]]] = field(default_factory=dict, repr=False)
     _tried_at: datetime | None = field(default=None, repr=False)
@@ -216,16 +216,16 @@ class CollateralStore:
         return INTEL_SGX_ROOT
 
     def _assembled(self, found: Mapping[tuple[Kind, str], Verified], origin: Origin) -> Collateral:
-        version = tuple(id(found[key]) for key in sorted(found))
+        parts = tuple(found[key] for key in sorted(found))
         with self._lock:
             known = self._put_together.get(origin)
-            if known is not None and known[0] == version:
+            if known is not None and len(known[0]) == len(parts) and all(map(operator.is_, known[0], parts)):
                 return known[1]
         made = assemble(found, origin)
         with self._lock:
             if len(self._put_together) >= _MAX_REMEMBERED:
                 self._put_together.clear()
-            self._put_together[origin] = (version, made)
+            self._put_together[origin] = (parts, made)
         return made
 
     def get(self, root: Digest, kind: Kind, subject: str, now: datetime) -> Verified:
@@ -332,19 +332,21 @@ class CollateralStore:
         found: list[Outcome] = []
         root_pem: str | None = None
         for ca in ("platform", "processor"):
-            outcome = self._fetch_one(f"pck-crl-{ca}", methodcaller("pck_crl", ca), sources, root, now)
+            outcome = self._fetch_one(f"pck-crl-{ca}", operator.methodcaller("pck_crl", ca), sources, root, now)
             found.append(outcome)
             if outcome.verified is not None and root_pem is None:
                 root_pem = root_of(outcome.verified.document)
                 root = outcome.verified.root if root is None else root
         if root_pem is not None:
-            found.append(self._fetch_one("root-crl-root", methodcaller("root_crl", root_pem), sources, root, now))
+            found.append(
+                self._fetch_one("root-crl-root", operator.methodcaller("root_crl", root_pem), sources, root, now)
+            )
         for tee in map(_tee, tees):
             name = f"qe-identity-{tee}"
-            found.append(self._fetch_one(name, methodcaller("qe_identity", tee), sources, root, now))
+            found.append(self._fetch_one(name, operator.methodcaller("qe_identity", tee), sources, root, now))
             for fmspc in fmspcs:
                 name = f"tcb-info-{tee}-{fmspc.hex()}"
-                found.append(self._fetch_one(name, methodcaller("tcb_info", tee, fmspc), sources, root, now))
+                found.append(self._fetch_one(name, operator.methodcaller("tcb_info", tee, fmspc), sources, root, now))
         return found
 
     def fetch_for(
@@ -400,10 +402,12 @@ class CollateralStore:
         if report.signing_key != KEY_VLEK:
             subject = chip_subject(product, tcb, report.chip_id)
             held = self._held_anywhere(f"amd-vcek-{subject}", now)
-            ask = methodcaller("vcek", product, report.chip_id, tcb)
+            ask = operator.methodcaller("vcek", product, report.chip_id, tcb)
             found.append(held or self._fetch_amd(f"amd-vcek-{subject}", ask, sources, now))
         if all(outcome.error is None for outcome in found):
-            found.append(self._fetch_amd(f"amd-crl-{product.lower()}", methodcaller("crl", product), sources, now))
+            found.append(
+                self._fetch_amd(f"amd-crl-{product.lower()}", operator.methodcaller("crl", product), sources, now)
+            )
         return found
 
     def _held_anywhere(self, name: str, now: datetime) -> Outcome | None:
@@ -441,7 +445,9 @@ class CollateralStore:
 
     def _fetch_like(self, verified: Verified, sources: Sequence[Source] | None, now: datetime) -> Outcome:
         if verified.document.kind == "amd-crl":
-            return self._fetch_amd(verified.name, methodcaller("crl", verified.subject.capitalize()), None, now)
+            return self._fetch_amd(
+                verified.name, operator.methodcaller("crl", verified.subject.capitalize()), None, now
+            )
         ask = _asking(verified.document.kind, verified.subject, verified.document.chain)
         return self._fetch_one(verified.name, ask, sources, verified.root, now)
 
@@ -450,9 +456,9 @@ class CollateralStore:
     ) -> Outcome:
         kind, data = quote.signature.certification_type, quote.signature.certification_data
         if kind == CertificationType.PCK_LEAF:
-            ask = methodcaller("pck_issuers", data, origin.ca)
+            ask = operator.methodcaller("pck_issuers", data, origin.ca)
         else:
-            ask = methodcaller("pck_certificate", kind, data, quote.header.user_data[:16])
+            ask = operator.methodcaller("pck_certificate", kind, data, quote.header.user_data[:16])
         return self._fetch_one(f"pck-certificate-{origin.request}", ask, sources, None, now)
 
     def _fetch_missing(
@@ -702,13 +708,13 @@ def _asking(kind: Kind, subject: str, chain: str) -> Callable[[PCSClient], Docum
     """What to call on a client for the document of this kind about this subject."""
     if kind == "tcb-info":
         tee, _, fmspc = subject.partition("-")
-        return methodcaller("tcb_info", _tee(tee), bytes.fromhex(fmspc))
+        return operator.methodcaller("tcb_info", _tee(tee), bytes.fromhex(fmspc))
     if kind == "qe-identity":
-        return methodcaller("qe_identity", _tee(subject))
+        return operator.methodcaller("qe_identity", _tee(subject))
     if kind == "pck-crl":
-        return methodcaller("pck_crl", subject)
+        return operator.methodcaller("pck_crl", subject)
     if kind == "root-crl":
-        return methodcaller("root_crl", last_certificate(chain))
+        return operator.methodcaller("root_crl", last_certificate(chain))
     raise FetchFailed(f"{kind} is not fetched without the quote that needs it")
 
 

@@ -16,7 +16,15 @@ from adyton.attest.roots import TrustRoots
 from adyton.attest.status import TCBStatus
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, Timeout, UsageError
 from adyton.net.collateral_store import NEGATIVE_S, CollateralStore, Source, read_bundle_files
-from adyton.net.documents import Channel, Document, documents_of, parse_bundle, unverified_origin, verify_document
+from adyton.net.documents import (
+    Channel,
+    Document,
+    collateral_from,
+    documents_of,
+    parse_bundle,
+    unverified_origin,
+    verify_document,
+)
 from adyton.net.fetch import Response
 from adyton.net.pcs import PCSClient
 from adyton.net.pcs_server import answer
@@ -564,3 +572,122 @@ def test_bundle_files_are_read_from_folders(world: World, tmp_path: Path) -> Non
     assert read_bundle_files([folder, folder / "a.json"]) == [b"1", b"2", b"1"]
     with pytest.raises(StorageFailed):
         read_bundle_files([folder / "none.json"])
+
+
+# --- single documents -------------------------------------------------------------------------------------------------
+
+
+def document_of(world: World, kind: str) -> Document:
+    """The platform's document of this kind."""
+    found = documents_of(world.platform.collateral(world.now), "", world.now)
+    return next(document for document in found if document.kind == kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kind", "other"),
+        ("channel", "late"),
+        ("body", "%%%"),
+        ("fetched_at", "yesterday"),
+        ("url", 5),
+        ("more", "x"),
+    ],
+)
+def test_document_with_a_wrong_member_is_refused(world: World, name: str, value: object) -> None:
+    """Every member of a stored document has its form, and there is no other."""
+    data: dict[str, object] = dict(document_of(world, "pck-crl").to_dict())
+    with pytest.raises(MalformedQuote):
+        Document.from_dict(data | {name: value})
+
+
+@pytest.mark.parametrize("kind", ["tcb-info", "qe-identity"])
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"x" * (2 << 20), b"y" * (5 << 20), b"{}", b'{"tcbInfo":{}}'])
+def test_document_with_a_body_that_is_none_is_refused(world: World, kind: str, body: bytes) -> None:
+    """Neither bytes that are no text, nor too many of them, nor other JSON."""
+    with pytest.raises(MalformedQuote):
+        verify_document(dataclasses.replace(document_of(world, kind), body=body))
+
+
+@pytest.mark.parametrize("kind", ["tcb-info", "qe-identity", "pck-crl", "root-crl"])
+@pytest.mark.parametrize("chain", ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_document_with_a_chain_that_is_none_is_refused(world: World, kind: str, chain: str) -> None:
+    """Without its issuer chain a document is nothing."""
+    with pytest.raises((MalformedQuote, BadChain)):
+        verify_document(dataclasses.replace(document_of(world, kind), chain=chain))
+
+
+@pytest.mark.parametrize("kind", ["tcb-info", "qe-identity"])
+def test_document_signed_by_a_pck_ca_is_refused(world: World, kind: str) -> None:
+    """A chain that is genuine, but of another purpose, does not make a signer of TCB info."""
+    chain = document_of(world, "pck-crl").chain
+    with pytest.raises(BadChain, match="signer"):
+        verify_document(dataclasses.replace(document_of(world, kind), chain=chain))
+
+
+def test_pck_certificate_without_its_request_is_refused(tmp_path: Path) -> None:
+    """A PCK certificate is filed under the request that it answers, so it must name one."""
+    world = World(tmp_path, carries_chain=False)
+    store = world.store()
+    store.fetch_for(world.quote(), world.now, sources=[SOURCE])
+    document = next(item for item in parse_bundle(store.export_bundle()) if item.kind == "pck-certificate")
+    verify_document(document)
+    for request in ("", "../up", "A" * 100):
+        with pytest.raises(MalformedQuote, match="no request"):
+            verify_document(dataclasses.replace(document, request=request))
+
+
+def test_bundle_larger_than_any_is_refused() -> None:
+    """The size of a bundle is capped before it is parsed."""
+    with pytest.raises(MalformedQuote, match="bytes"):
+        parse_bundle(b" " * ((64 << 20) + 1))
+
+
+def test_collateral_of_a_bundle_takes_the_newer_of_two(world: World) -> None:
+    """Of two documents for one thing the newer counts, in whatever order they stand; foreign ones do not disturb."""
+    old = documents_of(world.platform.collateral(world.now), "", world.now)
+    world.platform.raise_tcb(now=world.now + timedelta(minutes=1))
+    new = documents_of(world.platform.collateral(world.now + timedelta(minutes=2)), "", world.now)
+    broken = dataclasses.replace(old[0], body=b"{}")
+    expected = json.loads(new[0].body)["tcbInfo"]["tcbEvaluationDataNumber"]
+    for documents in ((*old, *new, broken), (broken, *new, *old)):
+        collateral = collateral_from(documents, world.quote())
+        assert json.loads(collateral.tcb_info)["tcbEvaluationDataNumber"] == expected == 2
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_store_where_a_file_stands_in_the_way_says_so(world: World) -> None:
+    """A store that cannot be made is `could not check`, and nothing is half written."""
+    (world.folder / "blocked").write_text("a file")
+    store = world.store("blocked/store")
+    with pytest.raises(StorageFailed):
+        store.put(document_of(world, "tcb-info"), world.now)
+    with pytest.raises((StorageFailed, FetchFailed)):
+        store.for_quote(world.quote(), world.now)
+
+
+def test_write_that_fails_leaves_the_old_document(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk in the middle of a write: the old document stays whole, and nothing lies beside it."""
+    store = world.filled()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adyton.net.collateral_store.os.fsync", full)
+    with pytest.raises(StorageFailed, match="No space left"):
+        store.put(document_of(world, "tcb-info"), world.now)
+    monkeypatch.undo()
+    assert [path.name for path in store.directory.rglob(".*")] == []
+    assert world.status(world.store()) is TCBStatus.UP_TO_DATE
+
+
+def test_two_stores_on_one_folder_see_each_others_documents(world: World) -> None:
+    """What one process fetches a running one uses at once."""
+    running = world.filled()
+    assert world.status(running) is TCBStatus.UP_TO_DATE
+    world.now += timedelta(minutes=1)
+    world.platform.raise_tcb(now=world.now)
+    world.store().fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    assert world.status(running) is TCBStatus.OUT_OF_DATE

@@ -21,7 +21,7 @@ from adyton.tee.source import QuoteSource, open_source
 from adyton.tee.system import KERNEL, System, read_all, write_once
 from adyton.tee.tdx_guest import TDXSource, extend_workload, get_td_report
 from adyton.values import Measurement
-from tests.unit.tee.kernel_double import TSM, Gramine, Instance, KernelDouble, SEVGuest, TDXGuest
+from tests.unit.tee.kernel_double import TSM, Gramine, Instance, KernelDouble, SEVGuest, TDXGuest, fail
 
 REPORT_DATA = bytes(range(64))
 OTHER_DATA = bytes(64)
@@ -222,6 +222,55 @@ def test_tsm_privilege_level_below_the_floor_is_refused() -> None:
     system.privlevel_floor = 2
     with pytest.raises(StorageFailed):
         ConfigfsTSM(system).report(REPORT_DATA, provider="sev_guest", privilege_level=1)
+
+
+def test_tsm_without_auxblob_gives_none() -> None:
+    """Where the provider has no auxblob there is nothing to read, and that is no error ([ABI]: depends on the TSM)."""
+    system = TSM("tdx_guest")
+    system.has_auxblob = False
+    assert ConfigfsTSM(system).report(REPORT_DATA, provider="tdx_guest").auxblob == b""
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.EACCES, "run as root"), (errno.ENOSPC, "dmesg")])
+def test_tsm_instance_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
+    """No permission, or anything else: named, with what to do."""
+    system = TSM("tdx_guest")
+
+    def refuse(_path: str) -> None:
+        raise fail(number)
+
+    monkeypatch.setattr(system, "mkdir", refuse)
+    with pytest.raises(NoDevice) as caught:
+        ConfigfsTSM(system).report(REPORT_DATA, provider="tdx_guest")
+    assert words in str(caught.value.remedy)
+
+
+def test_tsm_privilege_level_that_is_busy_is_written_again() -> None:
+    """EBUSY for a text attribute is told at once ([tsm.c]), and the attempt is made again."""
+    system = TSM("sev_guest", snp_report)
+    original, failures = system.take, [errno.EBUSY, errno.EBUSY]
+
+    def take(path: str, data: bytes) -> None:
+        if path.endswith("/privlevel") and failures:
+            raise fail(failures.pop())
+        original(path, data)
+
+    system.take = take  # type: ignore[method-assign]
+    report = ConfigfsTSM(system).report(REPORT_DATA, provider="sev_guest", privilege_level=1)
+    assert snp.parse_report(report.outblob).number("vmpl") == 1
+    assert failures == []
+
+
+@pytest.mark.parametrize("text", ["", "many\n", "-1\n"])
+def test_tsm_generation_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A generation that does not parse is never taken for zero."""
+    system = TSM("tdx_guest")
+    original = system.content_of
+    monkeypatch.setattr(
+        system, "content_of", lambda path: text.encode() if path.endswith("generation") else original(path)
+    )
+    with pytest.raises(StorageFailed, match="generation"):
+        ConfigfsTSM(system).report(REPORT_DATA, provider="tdx_guest")
 
 
 # --- TDX --------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from adyton.attest import dcap, sgx, tdx
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import workload_rtmr3
-from adyton.errors import NoDevice, Revoked, TargetExists, UsageError
+from adyton.errors import NoDevice, Revoked, StorageFailed, TargetExists, UsageError
 from adyton.tee.sim import CAKind, Part, Revocable, SimPlatform
 from adyton.tee.sim_machine import Facts, Shape
 from adyton.tee.sim_vendor import ORGANISATION, Publication
@@ -347,3 +347,41 @@ def test_machine_with_a_wrong_fact_is_refused(tmp_path: Path, name: str, value: 
 def test_machine_survives_its_json(platform: SimPlatform) -> None:
     """A machine read back is the one that was written."""
     assert Facts.from_dict(json.loads(json.dumps(platform.machine.to_dict()))) == platform.machine
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"x" * (2 << 20)])
+def test_key_file_that_is_no_key_is_refused(tmp_path: Path, content: bytes) -> None:
+    """A damaged or oversized key file is refused by name, and its content is not shown."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    path = platform.directory / "machine" / "qe.key"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"qe\.key"):
+        platform.enclave(measurement=MEASUREMENT)
+
+
+def test_platform_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    """A folder that cannot be made is named, and nothing is left behind."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises((StorageFailed, TargetExists)):
+        SimPlatform.create(tmp_path / "file" / "platform")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_making_that_fails_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk while a platform is made: no half platform under its name, nor beside it."""
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adyton.tee.sim_files.os.fsync", full)
+    with pytest.raises(StorageFailed, match="No space left"):
+        SimPlatform.create(tmp_path / "platform")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_publishing_without_the_vendor_is_no_device(tmp_path: Path) -> None:
+    """A machine alone cannot publish."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    (platform.directory / "vendor").rename(tmp_path / "vendor")
+    with pytest.raises(NoDevice, match="no vendor's part"):
+        platform.raise_tcb()
