@@ -27,6 +27,7 @@ _WITH_VALUE: Final = {
 }
 PROVISIONING: Final = ("adyton", "ra-tls")
 _MAX_WORDS_BYTES: Final = 1 << 20
+UNDER_GRAMINE: Final = ("sgx", "gramine-direct")
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ def run(request: Request) -> None:
         raise UsageError(
             "no TEE was named",
             check="--tee",
-            expected="sgx, tdx, snp, sim or sim-tdx",
+            expected="sgx, tdx, snp, sim or sim-tdx; gramine-direct to rehearse",
             seen="nothing",
             remedy="name one; `adyton doctor` says what this machine has. --tee sim runs anywhere and protects nothing",
         )
@@ -112,8 +113,9 @@ def run(request: Request) -> None:
             raise UsageError(f"{entry.uri} has no hash")
         return read_verified(entry.host_path, entry.sha256, most_bytes=_MAX_WORDS_BYTES)
 
-    if request.tee == "sgx":
-        raise _no_gramine()
+    if request.tee in UNDER_GRAMINE:
+        _run_under_gramine(request, signed)
+        return
     source = _open_source(request, signed)
     notice = source.notice
     if notice is not None:
@@ -193,16 +195,31 @@ def _servers(named: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _no_gramine() -> Exception:
-    from adyton.errors import NoDevice
+def _run_under_gramine(request: Request, signed: Any) -> None:
+    """Hand over to Gramine: in an enclave, or (gramine-direct) to rehearse with the keys of the owner's own store."""
+    from adyton.cli.key_option import default_home
+    from adyton.cli.output import note
+    from adyton.run import gramine
 
-    return NoDevice(
-        "running under SGX needs gramine-sgx, which was not found",
-        check="gramine-sgx",
-        expected="Gramine 1.8 or later",
-        seen="not installed",
-        remedy="install Gramine; Adyton's SGX backend has never run on hardware",
-    )
+    def tell(text: str) -> None:
+        note(f"adyton: {text}")
+
+    if request.key_servers:
+        tell("--key-server is not used here: Gramine connects to the address in the manifest (adyton.owners.*.address)")
+    if request.tee == "sgx":
+        ended = gramine.launch(
+            request.manifest,
+            arguments=request.arguments,
+            stdin_from_host=signed.manifest.adyton.insecure_stdin,
+            note=tell,
+        )
+    else:
+        from adyton.keyserver.owner import load_key
+
+        keys = {name: load_key(default_home(), name) for name in signed.manifest.key_names}
+        ended = gramine.rehearse(request.manifest, keys, arguments=request.arguments, note=tell)
+    if ended:
+        raise _failed(ended, None)
 
 
 def _document(request: Request, measurement: str, ended: Ended) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""`adyton run --tee sgx` and `--tee gramine-direct` hand over to the Gramine on PATH, or say that there is none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.run.test_gramine import libpal, script, write
+
+TEMPLATE = """
+libos.entrypoint = "/usr/bin/app"
+loader.argv = ["app"]
+fs.mounts = [
+  { path = "/usr", uri = "file:usr" },
+  { type = "encrypted", path = "/data", uri = "file:enc/", key_name = "default" },
+]
+sgx.trusted_files = ["file:usr/bin/app"]
+[adyton]
+insecure__stdio = true
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program built for a constructed Gramine, whose starters leave word of how they were called; an owner's key."""
+    tmp_path = tmp_path_factory.mktemp("gramine")
+    libraries = tmp_path / "gramine" / "lib" / "gramine"
+    write(tmp_path / "usr" / "bin" / "app", b"program")
+    write(libraries / "libsysdb.so", b"library OS")
+    write(libraries / "sgx" / "libpal.so", libpal())
+    for name in ("libc.so.6", "ld-linux-x86-64.so.2", "libsecret_prov_attest.so"):
+        write(libraries / "runtime" / "glibc" / name, name.encode())
+    write(
+        tmp_path / "gramine" / "lib" / "python3" / "dist-packages" / "_graminelibos_offsets.py",
+        b"SGX_GPR = 0x150\nSSA_FRAME_NUM = 2\nPAGESIZE = 4096\n",
+    )
+    programs = tmp_path / "gramine" / "bin"
+    script(programs / "gramine-direct", '#!/bin/sh\ncp "$1.manifest" rehearsed\nexit 3\n')
+    script(programs / "gramine-sgx", "#!/bin/sh\ntouch started\n")
+    script(programs / "gramine-manifest", "#!/bin/sh\necho 'Gramine 1.9post (abc)'\n")
+    (tmp_path / "app.manifest.template").write_text(TEMPLATE)
+    for words in (("init",), ("key", "new", "default"), ("build", "--gramine", "app.manifest.template")):
+        ended = adyton(tmp_path, *words)
+        assert ended.returncode == 0, ended.stderr
+    return tmp_path
+
+
+def adyton(folder: Path, *words: str, with_gramine: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a verb in the folder, with or without the constructed Gramine first on PATH."""
+    path = f"{folder / 'gramine' / 'bin'}:{os.environ['PATH']}" if with_gramine else os.environ["PATH"]
+    return subprocess.run(
+        [sys.executable, "-m", "adyton", *words],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "ADYTON_HOME": str(folder / "owner"), "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_run_gramine_direct_rehearses_with_the_owners_key(folder: Path) -> None:
+    """gramine-direct gets the key of the owner's own store; its exit code is passed on; the word rehearsal is said."""
+    ended = adyton(folder, "run", "app.manifest", "--tee", "gramine-direct")
+    assert ended.returncode == 3, ended.stderr
+    assert "rehearses" in ended.stderr
+    assert "insecure__keys" in (folder / "rehearsed").read_text()
+
+
+def test_run_sgx_checks_the_machine_before_anything_starts(folder: Path) -> None:
+    """Where there is no SGX device the run is refused, says that it has never run on hardware, and starts nothing."""
+    if any(Path(device).exists() for device in ("/dev/sgx_enclave", "/dev/sgx/enclave")):
+        pytest.skip("this machine has SGX")
+    ended = adyton(folder, "run", "app.manifest", "--tee", "sgx")
+    assert ended.returncode == 112, ended.stderr
+    assert "never run on SGX hardware" in ended.stderr
+    assert not (folder / "started").exists()
+
+
+@pytest.mark.parametrize("tee", ["sgx", "gramine-direct"])
+def test_run_under_gramine_that_is_not_installed_is_refused(folder: Path, tee: str) -> None:
+    """No Gramine on PATH: *could not check*, with what to install."""
+    ended = adyton(folder, "run", "app.manifest", "--tee", tee, with_gramine=False)
+    assert ended.returncode == 112, ended.stderr
+    assert "install Gramine" in ended.stderr
