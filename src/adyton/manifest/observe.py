@@ -23,6 +23,7 @@ from adyton.errors import NoDevice, ScriptFailed, UsageError
 
 _CALLS: Final = "%file,chdir,fchdir,clone,clone3,fork,vfork"
 _MAX_LINE_CHARS: Final = 1 << 16
+_MAX_PROJECT_FILES: Final = 500_000
 
 _LINE: Final = re.compile(r"^(\d+) +(.*)$")
 _UNFINISHED: Final = re.compile(r"^(.*) <unfinished \.\.\.>$")
@@ -63,6 +64,7 @@ class _Files:
     """What became of each path, while the trace is read."""
 
     cwd: str
+    existed: frozenset[str] = frozenset()
     reads: dict[str, None] = field(default_factory=dict)
     writes: dict[str, None] = field(default_factory=dict)
     looks: dict[str, None] = field(default_factory=dict)
@@ -89,6 +91,7 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
     with tempfile.TemporaryDirectory(prefix="adyton-new-") as folder:
         trace = Path(folder) / "trace"
         started = time.monotonic()
+        existed = _files_below(cwd)
         options = ["-f", "-q", "--seccomp-bpf", "-y", "-s", "4096", "-e", f"trace={_CALLS}", "-e", "signal=none"]
         status, peak_bytes = _run([strace, *options, "-o", str(trace), "--", *command], cwd)
         wall_s = time.monotonic() - started
@@ -106,7 +109,7 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
                 remedy="make the program run natively first; nothing was written",
             )
         with trace.open(encoding="ascii", errors="surrogateescape") as lines:
-            found = read_trace(lines, str(cwd))
+            found = read_trace(lines, str(cwd), existed)
     return Observation(
         command=tuple(command),
         cwd=str(cwd),
@@ -133,9 +136,19 @@ def _run(command: Sequence[str], cwd: Path) -> tuple[int, int]:
     return process.returncode, usage.ru_maxrss * 1024
 
 
-def read_trace(lines: Iterable[str], cwd: str) -> _Files:
-    """Read strace's output (`-f -y`) into what became of each path."""
-    files = _Files(cwd)
+def _files_below(folder: Path) -> frozenset[str]:
+    """The files of a project before its run: what is then opened for writing, and not cut, is an input as well."""
+    found: list[str] = []
+    for place, _, names in os.walk(folder):
+        found += [os.path.join(place, name) for name in names]  # noqa: PTH118 - tens of thousands of them
+        if len(found) > _MAX_PROJECT_FILES:
+            break
+    return frozenset(found)
+
+
+def read_trace(lines: Iterable[str], cwd: str, existed: frozenset[str] = frozenset()) -> _Files:
+    """Read strace's output (`-f -y`) into what became of each path; `existed`: files that were there before."""
+    files = _Files(cwd, existed)
     for thread, text in _whole_lines(lines):
         if text.startswith("+++ "):
             _ended(files, thread)
@@ -244,7 +257,8 @@ def _opened(files: _Files, path: str, arguments: str) -> None:
         files.looks.setdefault(path)
         return
     if flags & {"O_WRONLY", "O_RDWR"}:
-        if "O_RDWR" in flags and "O_TRUNC" not in flags and "O_CREAT" not in flags:
+        fresh = "O_TRUNC" in flags or path in files.writes
+        if not fresh and (path in files.existed or "O_CREAT" not in flags):
             files.reads.setdefault(path)
         files.writes.setdefault(path)
     elif path not in files.writes:

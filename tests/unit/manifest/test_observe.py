@@ -59,6 +59,24 @@ def test_trace_of_a_run_says_what_became_of_each_path() -> None:
     assert found.peak_threads == 3  # 100, 101 and 102, then 100, 102 and 103
 
 
+@pytest.mark.parametrize(
+    ("flags", "is_input"),
+    [
+        ("O_RDWR|O_CREAT|O_CLOEXEC", True),
+        ("O_WRONLY|O_CREAT|O_APPEND", True),
+        ("O_RDWR|O_CREAT|O_TRUNC", False),
+        ("O_WRONLY|O_CREAT|O_TRUNC", False),
+    ],
+)
+def test_trace_of_a_file_that_existed_says_whether_its_content_counts(flags: str, is_input: bool) -> None:
+    """A database or a log that goes on is an input too; a file that is cut is not."""
+    line = f'1 openat(AT_FDCWD</w>, "a", {flags}, 0644) = 3</w/a>'
+    found = read_trace([line], "/w", frozenset({"/w/a"}))
+    assert list(found.writes) == ["/w/a"]
+    assert list(found.reads) == (["/w/a"] if is_input else [])
+    assert not read_trace([line], "/w").reads
+
+
 def test_trace_that_is_cut_or_foreign_is_no_error() -> None:
     """Lines that mean nothing are passed over."""
     found = read_trace(["", "100 openat(", "x", "100 <... openat resumed>) = 3", '7 open("a"..., O_RDONLY) = 3'], "/w")
