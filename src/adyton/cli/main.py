@@ -24,7 +24,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
     "inspect": ("adyton.cli.inspect", "Look inside a protected file, or verify all of it; writes nothing."),
     "rekey": ("adyton.cli.rekey", "Seal protected files anew: another key, path or format version."),
-    "protect": ("adyton.cli.protect", "From a script to an approved program, each step said as the command that does it."),
+    "protect": ("adyton.cli.protect", "From a script to an approved program: all that the owner does, at once."),
     "new": ("adyton.cli.new", "Propose a manifest template from one observed native run of a script."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
     "diff": ("adyton.cli.diff", "Say which file, key or mount changed a measurement."),
