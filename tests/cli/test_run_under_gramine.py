@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -87,3 +88,43 @@ def test_run_under_gramine_that_is_not_installed_is_refused(folder: Path, tee: s
     ended = adyton(folder, "run", "app.manifest", "--tee", tee, with_gramine=False)
     assert ended.returncode == 112, ended.stderr
     assert "install Gramine" in ended.stderr
+
+
+def test_approve_for_sgx_approves_the_mrenclave(folder: Path) -> None:
+    """The approval names the measurement of what was prepared for Gramine, not the workload's."""
+    built = (folder / "app.gramine.sig").read_bytes()[960:992].hex()
+    ended = adyton(
+        folder, "approve", "app.manifest", "--key", "default", "--tee", "sgx", "--protocol", "ra-tls", "--json"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["measurement"] == built
+    assert json.loads(ended.stdout)["approvals"][0]["tees"] == ["sgx"]
+
+
+@pytest.mark.parametrize(
+    ("words", "check"),
+    [
+        (("--tee", "sgx"), "--protocol"),
+        (("--tee", "sgx", "--protocol", "adyton"), "--protocol"),
+        (("--tee", "sgx", "--tee", "tdx", "--protocol", "ra-tls"), "--tee"),
+    ],
+)
+def test_approve_for_sgx_that_could_never_match_is_refused(folder: Path, words: tuple[str, ...], check: str) -> None:
+    """Gramine speaks only ra-tls, and its measurement is another one than elsewhere."""
+    ended = adyton(folder, "approve", "app.manifest", "--key", "default", *words, "--json")
+    assert ended.returncode == 2, ended.stderr
+    assert json.loads(ended.stdout)["check"] == check
+
+
+def test_approve_for_sgx_of_a_changed_manifest_is_refused(folder: Path) -> None:
+    """A manifest for Gramine that is not the one that was signed does not get its signature's approval."""
+    path = folder / "app.gramine.manifest.sgx"
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b'"app"', b'"bad"'))
+    try:
+        words = ("approve", "app.manifest", "--key", "default", "--tee", "sgx", "--protocol", "ra-tls")
+        ended = adyton(folder, *words)
+    finally:
+        path.write_bytes(good)
+    assert ended.returncode == 73, ended.stderr
+    assert "MRENCLAVE in the signature" in ended.stderr

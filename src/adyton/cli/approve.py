@@ -13,6 +13,9 @@ from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from adyton.manifest.signed import SignedManifest
+    from adyton.values import Measurement
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -71,7 +74,7 @@ def approve(
     """Approve MANIFEST's program for a key, and show what its measurement does not cover.
 
     The measurement covers the manifest (with every trusted file's hash) and the Adyton that runs it: the one installed
-    here. Nothing else ever gets the key.
+    here. Nothing else ever gets the key. For sgx it is the MRENCLAVE of what `adyton build --gramine` prepared.
     """
     import tomllib
 
@@ -84,6 +87,8 @@ def approve(
 
     runtime = runtime_identity()
     signed = read_signed(manifest, runtime.digest)
+    under_gramine = "sgx" in tee
+    measurement = _mrenclave(manifest, signed, tee, protocol) if under_gramine else signed.measurement
     uncovered = tuple(not_covered(signed.manifest))
     advisories: dict[str, datetime | None] = {}
     for written in advisory or ():
@@ -102,7 +107,7 @@ def approve(
                 app=program,
                 version=label,
                 tees=tuple(dict.fromkeys(tee)),
-                measurement=None if by_signer else signed.measurement,
+                measurement=None if by_signer else measurement,
                 guests=tuple(Measurement.from_hex(text) for text in guest or ()),
                 mrsigner=signed.mrsigner if by_signer else None,
                 isv_prod_id=signed.manifest.sgx.isv_prod_id if by_signer else None,
@@ -115,19 +120,20 @@ def approve(
                 max_runs=max_runs,
                 max_active=max_active,
                 lease_s=DEFAULT_LEASE_S if lease_s is None else lease_s,
-                manifest_sha256=None if by_signer else signed.manifest_sha256,
+                manifest_sha256=None if by_signer or under_gramine else signed.manifest_sha256,
                 evidence=further,
                 not_covered=uncovered,
                 note=remark,
             )
             made.append(change.add_approval(approval, actor=actor(), state=PENDING if pending else APPROVED))
-        parts = {part: digest.hex() for part, digest in runtime.parts.items()}
-        change.remember(signed.measurement, signed.manifest_bytes, parts)
+        if not under_gramine:
+            parts = {part: digest.hex() for part, digest in runtime.parts.items()}
+            change.remember(measurement, signed.manifest_bytes, parts)
     if as_json:
         say_json(
             {
                 "approvals": [{"id": item.id, "state": item.state, **item.approval.to_dict()} for item in made],
-                "measurement": str(signed.measurement),
+                "measurement": str(measurement),
                 "not_covered": list(uncovered),
             }
         )
@@ -141,6 +147,58 @@ def approve(
     say("what the measurement does not cover:")
     for line in uncovered:
         say(f"  - {line}")
+
+
+def _mrenclave(manifest: Path, signed: SignedManifest, tees: list[str], protocols: list[str] | None) -> Measurement:
+    """What SGX measures of the manifest that was prepared for Gramine, checked as far as this machine can."""
+    from adyton.errors import BadSignature, UsageError
+    from adyton.manifest.host import find_gramine
+    from adyton.manifest.model import MAX_MANIFEST_BYTES
+    from adyton.manifest.signed import read_capped
+    from adyton.run.gramine import measure_for, read_prepared, stem_of
+
+    if set(tees) != {"sgx"}:
+        raise UsageError(
+            "under SGX the program has another measurement than elsewhere: approve it in a command of its own",
+            check="--tee",
+            expected="sgx alone",
+            seen=", ".join(tees),
+        )
+    if protocols is None or set(protocols) != {"ra-tls"}:
+        raise UsageError(
+            "under SGX the program asks with Gramine's own library, whose protocol has no freshness",
+            check="--protocol",
+            expected="ra-tls, allowed by name",
+            seen=", ".join(protocols or ("adyton",)),
+            remedy="add --protocol ra-tls",
+        )
+    prepared_path = stem_of(manifest).with_name(f"{stem_of(manifest).name}.manifest.sgx")
+    if not prepared_path.exists():
+        raise UsageError(
+            "nothing was prepared for Gramine",
+            check="manifest for Gramine",
+            expected=str(prepared_path),
+            seen="no such file",
+            remedy="adyton build --gramine, where Gramine is installed",
+        )
+    prepared = read_prepared(manifest)
+    measured, installation = prepared.measurement, find_gramine()
+    if installation is not None:
+        raw = read_capped(prepared_path, MAX_MANIFEST_BYTES, "Gramine manifest")
+        measured = measure_for(installation, raw, prepared.manifest)
+    for check, expected, seen in (
+        ("signer of the manifest for Gramine", signed.mrsigner, prepared.mrsigner),
+        ("MRENCLAVE in the signature", measured, prepared.measurement),
+    ):
+        if expected != seen:
+            raise BadSignature(
+                f"{prepared_path.name} is not what was built",
+                check=check,
+                expected=expected,
+                seen=seen,
+                remedy="build again with adyton build --gramine",
+            )
+    return prepared.measurement
 
 
 def _next_version(known: list[tuple[str, str]], program: str) -> str:
