@@ -51,7 +51,7 @@ def parse_document(text: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
 def _parse_toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedManifest(
             f"the manifest is not TOML: {error}",
             check="TOML syntax",
@@ -80,7 +80,7 @@ def _parse_fast(text: str) -> tuple[dict[str, Any], list[tuple[str, str]]] | Non
     try:
         document = tomllib.loads(text[: run[0].end()])
         last = document["sgx"]["trusted_files"][-1]
-    except (tomllib.TOMLDecodeError, RecursionError, LookupError, TypeError):
+    except (ValueError, RecursionError, LookupError, TypeError):
         return None
     if last != {"uri": run[0][1], "sha256": run[0][2]}:
         return None

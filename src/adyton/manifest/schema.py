@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -77,10 +78,19 @@ _MATCH: Final = {
 }
 
 
+_REPR: Final = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 120
+
+
+def _shown(value: object) -> str:
+    """A value cut to 160 characters, however deep it nests."""
+    return _REPR.repr(value)[:160]
+
+
 def refuse(name: str, message: str, *, expected: str, seen: object, remedy: str | None = None) -> MalformedManifest:
     """The refusal of one key's value, by the key's name; what was seen is cut to 160 characters."""
     return MalformedManifest(
-        f"{name}: {message}", check=f"manifest key {name}", expected=expected, seen=repr(seen)[:160], remedy=remedy
+        f"{name}: {message}", check=f"manifest key {name}", expected=expected, seen=_shown(seen), remedy=remedy
     )
 
 
@@ -102,6 +112,7 @@ def nearest(name: str, among: Iterator[str] | None = None) -> str | None:
 
 
 def _unknown(name: str, seen: object) -> MalformedManifest:
+    name = name[:256]
     pattern = re.sub(r"\[\d+\]", "[]", name)
     for retired, remedy in RETIRED.items():
         if pattern == retired or pattern.startswith(retired + "."):
@@ -109,7 +120,7 @@ def _unknown(name: str, seen: object) -> MalformedManifest:
                 f"{name} is a key of an older Gramine release",
                 check=f"manifest key {name}",
                 expected="a key that today's manifests know",
-                seen=repr(seen)[:160],
+                seen=_shown(seen),
                 remedy=remedy,
             )
     guess = nearest(pattern)
@@ -117,7 +128,7 @@ def _unknown(name: str, seen: object) -> MalformedManifest:
         f"unknown key {name}",
         check=f"manifest key {name}",
         expected=f"a known key; the nearest is {guess}" if guess else "a known key (docs/manifest.md lists them)",
-        seen=repr(seen)[:160],
+        seen=_shown(seen),
         remedy=f"write {guess}, or take the key out" if guess else "take the key out",
     )
 

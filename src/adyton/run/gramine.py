@@ -22,7 +22,6 @@ from typing import IO, Final
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from adyton.errors import BadSignature, ManifestError, NoDevice, RunError
-from adyton.keyserver.owner import load_key
 from adyton.manifest.document import parse_document, write_document
 from adyton.manifest.gramine import Facts, Rendering, render_for_gramine
 from adyton.manifest.host import Installation, find_gramine
@@ -400,15 +399,3 @@ def _pass_on(source: IO[bytes] | None, kept: list[bytes]) -> None:
         if size < 64 << 10:
             kept.append(line)
             size += len(line)
-
-
-def start(
-    manifest_path: Path, *, rehearsal: bool, arguments: Sequence[str], home: Path, note: Callable[[str], None]
-) -> int:
-    """What `adyton run --tee sgx` and `--tee gramine-direct` do; `home` holds the owner's keys for a rehearsal."""
-    manifest = parse_manifest(decode(read_capped(manifest_path, MAX_MANIFEST_BYTES, "manifest")))
-    if not rehearsal:
-        return launch(manifest_path, arguments=arguments, stdin_from_host=manifest.adyton.insecure_stdin, note=note)
-    installed()
-    keys = {name: load_key(home, name) for name in manifest.key_names}
-    return rehearse(manifest_path, keys, arguments=arguments, note=note)
