@@ -9,16 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from adyton.attest import dcap
+from adyton.attest.evidence import parse_evidence
+from adyton.attest.roots import TrustRoots
+from adyton.attest.snp import SNPReport
 from adyton.cli import collateral, platform
 from adyton.errors import Error, FetchFailed, Stale, TargetExists, UsageError
 from adyton.net.collateral_store import CollateralStore, Source
 from adyton.net.pcs_server import application
 from adyton.tee.sim import SimPlatform
+from adyton.tee.sim_machine import Shape
 from adyton.values import Measurement
 from tests.unit.net.servers import serving
 
@@ -209,6 +215,31 @@ def test_platform_change_with_wrong_words_is_refused(made: SimPlatform, words: t
     with pytest.raises(UsageError):
         run(words[0], made.directory, *words[1:], verb=platform)
     assert made.publication().evaluation_number == 1
+
+
+@pytest.mark.parametrize("shape", ["sgx", "tdx"])
+def test_platform_quote_is_evidence_that_verifies(made: SimPlatform, tmp_path: Path, shape: Shape) -> None:
+    """The quote that the verb writes holds what it was told, and verifies under the platform's root."""
+    measurement, data = "ab" * 32, "cd" * 64
+    words = ["--measurement", measurement, "--report-data", data, "--debug", *(["--tdx"] if shape == "tdx" else [])]
+    result = run("quote", made.directory, "-o", tmp_path / "quote.bin", *words, verb=platform)
+    assert "protects nothing" in result.output
+    evidence = parse_evidence((tmp_path / "quote.bin").read_bytes())
+    assert not isinstance(evidence, SNPReport)
+    roots = TrustRoots().with_sim([made.root_fingerprint])
+    report = dcap.verify(evidence, made.collateral(tee=shape), roots, datetime.now(UTC))
+    assert report.carries_workload(Measurement.from_hex(measurement))
+    assert (report.report_data.hex(), report.debug) == (data, True)
+
+
+@pytest.mark.parametrize("words", [("--measurement", "ab"), ("--report-data", "cd"), ("--report-data", "xy" * 64)])
+def test_platform_quote_over_values_of_wrong_size_is_refused(
+    made: SimPlatform, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    """Nothing is padded or cut, and nothing is written."""
+    with pytest.raises(UsageError):
+        run("quote", made.directory, "-o", tmp_path / "quote.bin", *words, verb=platform)
+    assert not (tmp_path / "quote.bin").exists()
 
 
 def test_platform_export_is_a_collateral_file(made: SimPlatform, tmp_path: Path) -> None:

@@ -140,6 +140,39 @@ def revoke(
 
 
 @app.command()
+def quote(
+    directory: Folder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.", metavar="FILE")],
+    measurement: Annotated[
+        str, typer.Option(help="What the enclave says it runs: 64 hex digits.", metavar="HEX")
+    ] = "00" * 32,
+    report_data: Annotated[
+        str, typer.Option(help="What the evidence is bound to: 128 hex digits.", metavar="HEX")
+    ] = "00" * 64,
+    tdx: Annotated[bool, typer.Option("--tdx", help="A TDX quote (sim-tdx) instead of an SGX quote (sim).")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Of an enclave that a debugger may read.")] = False,
+) -> None:
+    """Write a simulated quote over these values, to try `adyton verify` and policies with."""
+    from adyton.errors import UsageError
+    from adyton.tee.sim import SimPlatform
+    from adyton.tee.sim_files import write_file
+    from adyton.tee.sim_machine import NOTICE
+    from adyton.values import Measurement
+
+    try:
+        data = bytes.fromhex(report_data)
+    except ValueError:
+        raise UsageError("report data is not hex", check="--report-data", expected="128 hex digits") from None
+    source = SimPlatform.load(directory).enclave(
+        measurement=Measurement.from_hex(measurement), debug=debug, shape="tdx" if tdx else "sgx"
+    )
+    evidence = source.quote(data)
+    write_file(output, evidence, 0o644)
+    say(f"{output}: {len(evidence)} bytes of {source.tee} evidence")
+    note(NOTICE)
+
+
+@app.command()
 def export(
     directory: Folder,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write (JSON).")],
