@@ -40,7 +40,7 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="adyton-bench-") as folder:
         limit = Limit(Path(folder))
-        in_memory(limit, options.rounds)
+        in_memory(limit, 6 * options.rounds)
         whole_files(limit, Path(folder), options.size * MIB, options.rounds)
         random_reads(Path(folder), options.rounds)
 

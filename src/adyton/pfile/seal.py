@@ -60,39 +60,47 @@ class Fallback:
         """Seal nodes, each under a new key from the kernel."""
         source, target, places = memoryview(plain).cast("B"), memoryview(cipher).cast("B"), memoryview(slots).cast("B")
         count = _count(source, target, places)
+        if count == 0:
+            return
         keys = os.urandom(KEY_BYTES * count)
-        sealed = bytearray(NODE_BYTES + TAG_BYTES)
-        ciphertext, tag = memoryview(sealed)[:NODE_BYTES], memoryview(sealed)[NODE_BYTES:]
-        at = slot = 0
-        for first_key in range(0, KEY_BYTES * count, KEY_BYTES):
-            key = keys[first_key : first_key + KEY_BYTES]
+        tags = bytearray()
+        # the tag of a node goes behind it, where the next node's ciphertext then overwrites it; not so in the
+        # last node, and nowhere if the plaintext stands there
+        apart = 0 if source.obj is target.obj else count - 1
+        at = 0
+        for first in range(0, KEY_BYTES * apart, KEY_BYTES):
             end = at + NODE_BYTES
-            AESGCM(key).encrypt_into(_ZERO_IV, source[at:end], None, sealed)
-            target[at:end] = ciphertext
-            places[slot : slot + KEY_BYTES] = key
-            places[slot + KEY_BYTES : slot + SLOT_BYTES] = tag
+            key = AESGCM(keys[first : first + KEY_BYTES])
+            key.encrypt_into(_ZERO_IV, source[at:end], None, target[at : end + TAG_BYTES])
+            tags += target[end : end + TAG_BYTES]
             at = end
-            slot += SLOT_BYTES
+        for first in range(KEY_BYTES * apart, KEY_BYTES * count, KEY_BYTES):
+            end = at + NODE_BYTES
+            sealed = AESGCM(keys[first : first + KEY_BYTES]).encrypt(_ZERO_IV, source[at:end], None)
+            target[at:end] = sealed[:NODE_BYTES]
+            tags += sealed[NODE_BYTES:]
+            at = end
+        for i in range(KEY_BYTES):  # all slots at once, byte by byte of each
+            places[i::SLOT_BYTES] = keys[i::KEY_BYTES]
+            places[KEY_BYTES + i :: SLOT_BYTES] = tags[i::TAG_BYTES]
 
     @staticmethod
     def open_nodes(cipher: Buffer, slots: Buffer, plain: Buffer, /) -> int:
         """Open nodes; the first bad one, or -1."""
         source, target, places = memoryview(cipher).cast("B"), memoryview(plain).cast("B"), memoryview(slots).cast("B")
         count = _count(source, target, places)
-        sealed = bytearray(NODE_BYTES + TAG_BYTES)
-        ciphertext, tag = memoryview(sealed)[:NODE_BYTES], memoryview(sealed)[NODE_BYTES:]
-        at = slot = 0
+        known = bytes(places)
+        slot = 0
         for node in range(count):
-            end = at + NODE_BYTES
-            ciphertext[:] = source[at:end]
-            tag[:] = places[slot + KEY_BYTES : slot + SLOT_BYTES]
+            at = NODE_BYTES * node
+            tag, slot_end = slot + KEY_BYTES, slot + SLOT_BYTES
+            sealed = b"".join((source[at : at + NODE_BYTES], known[tag:slot_end]))
             try:
-                AESGCM(places[slot : slot + KEY_BYTES]).decrypt_into(_ZERO_IV, sealed, None, target[at:end])
+                AESGCM(known[slot:tag]).decrypt_into(_ZERO_IV, sealed, None, target[at : at + NODE_BYTES])
             except InvalidTag:
                 target[:] = bytes(target.nbytes)
                 return node
-            at = end
-            slot += SLOT_BYTES
+            slot = slot_end
         return -1
 
 
