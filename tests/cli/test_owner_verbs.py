@@ -1,0 +1,271 @@
+"""The owner's verbs from `init` to `restore`, as they are typed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adyton.cli import main as command_line
+from adyton.manifest import signature
+from adyton.manifest.signed import read_signed
+from adyton.net.collateral_store import CollateralStore
+from adyton.run import identity
+from adyton.tee.sim import SimPlatform
+from tests.owner_world import RUNTIME_PARTS, combine, now, signer_pem
+
+ROOT = "sim:" + "0" * 64
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a verb in a home of its own: exit status, standard output, standard error."""
+    monkeypatch.setenv("ADYTON_HOME", str(tmp_path / "owner"))
+    monkeypatch.chdir(tmp_path)
+    runtime = identity.RuntimeIdentity(combine(RUNTIME_PARTS), RUNTIME_PARTS)
+    monkeypatch.setattr(identity, "runtime_identity", lambda: runtime)
+    monkeypatch.setattr(signature, "generate_signer", signer_pem)
+
+    def call(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            command_line.main([str(arg) for arg in args])
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def owner(run: Run, tmp_path: Path) -> tuple[Run, SimPlatform]:
+    """An owner with a key, a built program, and a platform whose collateral she has."""
+    assert run("init", "--name", "alice")[0] == 0
+    assert run("key", "new", "weights")[0] == 0
+    (tmp_path / "classify.py").write_text("print('a cat')\n")
+    (tmp_path / "app.manifest.template").write_text(
+        'libos.entrypoint = "/usr/bin/python3"\nloader.argv = ["python3", "classify.py"]\n'
+        'fs.mounts = [{ type = "encrypted", path = "/in", uri = "file:in", key_name = "weights" }]\n'
+        'sgx.trusted_files = ["file:classify.py"]\n[adyton.owners.alice]\nca_file = "file:owner/ca.crt"\n'
+    )
+    status, _, error = run("build", "app.manifest.template", "--no-cache")
+    assert status == 0, error
+    platform = SimPlatform.create(tmp_path / "platform")
+    CollateralStore(tmp_path / "owner" / "collateral").import_bundle(
+        platform.collateral(now()).to_json().encode(), now()
+    )
+    return run, platform
+
+
+def tee_of(platform: SimPlatform) -> str:
+    """The platform as `--tee` names it."""
+    return f"sim:{platform.root_fingerprint}"
+
+
+def document(text: str) -> dict[str, Any]:
+    """A JSON document that a verb printed."""
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_init_twice_is_refused(run: Run) -> None:
+    """An identity is never overwritten."""
+    status, out, _ = run("init", "--name", "alice", "--json")
+    assert status == 0
+    assert Path(document(out)["ca"]).exists()
+    status, _, error = run("init", "--name", "alice")
+    assert status == 2
+    assert "already" in error
+
+
+def test_key_new_list_export_rotate(run: Run, tmp_path: Path) -> None:
+    """A key is made, listed without its value, exported to a private file, and rotated."""
+    run("init")
+    assert run("key", "new", "weights")[0] == 0
+    assert run("key", "new", "weights")[0] == 2
+    assert run("key", "export", "weights", "-o", "k1")[0] == 0
+    assert (tmp_path / "k1").stat().st_mode & 0o777 == 0o600
+    assert len((tmp_path / "k1").read_bytes()) == 16
+    assert run("key", "export", "weights", "-o", "k1")[0] == 114
+    assert run("key", "rotate", "weights")[0] == 0
+    assert run("key", "export", "weights", "-o", "k2")[0] == 0
+    assert (tmp_path / "k1").read_bytes() != (tmp_path / "k2").read_bytes()
+    assert run("key", "export", "weights", "--version", 1, "-o", "k3")[0] == 0
+    assert (tmp_path / "k1").read_bytes() == (tmp_path / "k3").read_bytes()
+    status, out, _ = run("key", "list", "--json")
+    assert status == 0
+    assert document(out)["keys"][0]["version"] == 2
+    for name in ("k1", "k2"):
+        assert (tmp_path / name).read_bytes().hex() not in out
+    assert run("key", "rotate-store", "--master")[0] == 0
+    assert run("key", "export", "weights", "-o", "k4")[0] == 0
+    assert (tmp_path / "k4").read_bytes() == (tmp_path / "k2").read_bytes()
+    assert run("key", "export", "nosuch", "-o", "k5")[0] == 102
+
+
+def test_key_import_and_secret(run: Run, tmp_path: Path) -> None:
+    """A key can be brought along; a secret is any small file; both must be private."""
+    run("init")
+    (tmp_path / "raw").write_bytes(b"k" * 16)
+    assert run("key", "new", "brought", "--from", "raw")[0] == 105
+    (tmp_path / "raw").chmod(0o600)
+    assert run("key", "new", "brought", "--from", "raw")[0] == 0
+    assert run("key", "new", "token", "--secret", "raw")[0] == 0
+    assert run("key", "new", "both", "--secret", "raw", "--from", "raw")[0] == 2
+
+
+def test_approve_shows_what_is_not_covered_and_revoke_takes_it_back(owner: tuple[Run, SimPlatform]) -> None:
+    """The measurement that `build` printed is approved, with what it does not cover beside it."""
+    run, platform = owner
+    status, out, error = run("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))
+    assert status == 0, error
+    signed = read_signed(Path("app.manifest"), combine(RUNTIME_PARTS))
+    assert str(signed.measurement) in out
+    assert "does not cover" in out
+    assert "the clock" in out
+    assert "protects nothing" in error
+    status, out, _ = run("policy", "show", "--json")
+    (approval,) = document(out)["approvals"]
+    assert (approval["state"], approval["version"]) == ("approved", "v1")
+    assert run("policy", "set", approval["id"], "max_runs=5")[0] == 0
+    assert run("policy", "set", approval["id"], "nosuch=5")[0] == 2
+    assert run("revoke", approval["id"])[0] == 0
+    assert "revision 3: revoked" in run("policy", "show", "--history")[1]
+    assert run("revoke")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--key", "nosuch", "--tee", ROOT], 102),
+        (["--key", "weights", "--tee", "sim"], 2),
+        (["--key", "weights", "--tee", "tdx"], 2),
+        (["--key", "weights", "--tee", ROOT, "--tcb", "Revoked"], 2),
+        (["--key", "weights", "--tee", ROOT, "--expires", "soon"], 2),
+    ],
+)
+def test_approve_what_cannot_be_meant_is_refused(owner: tuple[Run, SimPlatform], words: list[str], status: int) -> None:
+    """A wrong name or a platform that says nothing is refused at once, and nothing is stored."""
+    run, _ = owner
+    assert run("approve", "app.manifest", *words)[0] == status
+    assert document(run("policy", "show", "--json")[1])["approvals"] == []
+
+
+def test_policy_test_names_the_line_that_stands_in_the_way(owner: tuple[Run, SimPlatform]) -> None:
+    """A dry run says whether evidence would get the key, and if not why, and releases nothing."""
+    run, platform = owner
+    signed = read_signed(Path("app.manifest"), combine(RUNTIME_PARTS))
+    quote = platform.enclave(measurement=signed.measurement, mrsigner=signed.mrsigner.raw).quote(bytes(64))
+    Path("quote").write_bytes(quote)
+    assert run("policy", "test", "quote")[0] in (92, 101)
+    run("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))
+    status, out, error = run("policy", "test", "quote")
+    assert status == 0, error
+    assert "would be released" in out
+    platform.raise_tcb()
+    store = CollateralStore(Path("owner/collateral"))
+    store.import_bundle(platform.collateral(now()).to_json().encode(), now())
+    status, out, error = run("policy", "test", "quote")
+    assert status == 95
+    assert "FAIL TCB status: expected UpToDate, seen OutOfDate" in out
+    assert run("audit", "list", "--kind", "release", "--json")[1].count("grant") == 0
+
+
+def test_approve_with_further_requirements(owner: tuple[Run, SimPlatform]) -> None:
+    """`--require` takes what a policy of `verify` can say, and refuses what the approval says itself."""
+    run, platform = owner
+    Path("require.toml").write_text("min_evaluation_number = 99\n")
+    words = ("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform), "--require", "require.toml")
+    assert run(*words)[0] == 0
+    signed = read_signed(Path("app.manifest"), combine(RUNTIME_PARTS))
+    quote = platform.enclave(measurement=signed.measurement, mrsigner=signed.mrsigner.raw).quote(bytes(64))
+    Path("quote").write_bytes(quote)
+    status, out, _ = run("policy", "test", "quote")
+    assert status == 95
+    assert "FAIL TCB evaluation data number" in out
+    for wrong in ("any_program = true\n", "nosuch = 1\n", 'tees = ["sgx"]\n'):
+        Path("require.toml").write_text(wrong)
+        assert run(*words)[0] == 2
+
+
+def test_audit_list_show_verify_checkpoint_export(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """The record is listed, shown, verified, exported; an altered export is refused."""
+    run, platform = owner
+    run("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))
+    assert "policy" in run("audit", "list")[1]
+    assert run("audit", "show", "weights")[0] == 0
+    assert run("audit", "show", "d-nosuch")[0] == 2
+    assert run("audit", "checkpoint", "-o", "cp.json")[0] == 0
+    status, out, _ = run("audit", "verify", "--checkpoint", "cp.json", "--json")
+    assert (status, document(out)["entries"]) == (0, 3)
+    assert run("audit", "export", "-o", "record.jsonl")[0] == 0
+    assert run("audit", "verify", "--export", "record.jsonl")[0] == 0
+    text = (tmp_path / "record.jsonl").read_text()
+    for altered in (text.replace("weights", "weirdos"), text[: len(text) // 2], "\n".join(text.splitlines()[:-1])):
+        (tmp_path / "record.jsonl").write_text(altered)
+        assert run("audit", "verify", "--export", "record.jsonl")[0] == 106
+    (tmp_path / "cp.json").write_text(json.dumps({**json.loads((tmp_path / "cp.json").read_text()), "seq": 2}))
+    assert run("audit", "verify", "--checkpoint", "cp.json")[0] == 106
+
+
+def test_backup_and_restore_with_shares(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """A split backup, two of three shares, another home: the same keys."""
+    run, _ = owner
+    run("key", "export", "weights", "-o", "before")
+    status, out, error = run("backup", "-o", "b.adyton", "--split", "2/3", "--shares", "shares", "--json")
+    assert status == 0, error
+    first, _, third = document(out)["shares"]
+    assert run("restore", "b.adyton", "--home", "new", "--share", first)[0] == 2
+    status, out, error = run("restore", "b.adyton", "--home", "new", "--share", first, "--share", third)
+    assert status == 0, error
+    assert "1 keys" in out
+    assert run("key", "export", "weights", "-o", "after", "--home", "new")[0] == 0
+    assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
+    assert run("backup", "-o", "c.adyton", "--split", "2of3", "--shares", "shares")[0] == 2
+
+
+def test_backup_with_a_passphrase_file(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """The passphrase comes from a private file or the terminal, never from the command line."""
+    run, _ = owner
+    (tmp_path / "pass").write_text("correct horse battery\n")
+    (tmp_path / "pass").chmod(0o600)
+    assert run("backup", "-o", "b.adyton", "--passphrase-file", "pass")[0] == 0
+    assert run("restore", "b.adyton", "--home", "new", "--passphrase-file", "pass")[0] == 0
+    (tmp_path / "pass").write_text("another one, wrong\n")
+    status, _, error = run("restore", "b.adyton", "--home", "other", "--passphrase-file", "pass")
+    assert status == 83
+    assert "passphrase" in error
+    assert not (tmp_path / "other").exists()
+
+
+def test_init_renew_server(run: Run, tmp_path: Path) -> None:
+    """A new certificate for the server, the CA as it was."""
+    run("init")
+    before = hashlib.sha256((tmp_path / "owner" / "server.crt").read_bytes()).digest()
+    assert run("init", "--renew-server")[0] == 0
+    assert hashlib.sha256((tmp_path / "owner" / "server.crt").read_bytes()).digest() != before
+
+
+def test_serve_without_anything_to_serve_or_with_a_bad_address_is_refused(run: Run) -> None:
+    """`serve` says what it needs; a port that is taken is *could not*, not a traceback."""
+    import socket
+
+    assert run("serve")[0] == 2
+    run("init")
+    assert run("serve", "--listen", "nowhere")[0] == 2
+    assert run("serve", "--listen", "127.0.0.1:0", "--log-format", "xml")[0] == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status, _, error = run("serve", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert status == 110
+    assert "cannot listen" in error
+
+
+@pytest.mark.parametrize("verb", [["key", "list"], ["policy", "show"], ["audit", "list"], ["serve", "--listen", "a:1"]])
+def test_verb_without_a_home_says_how_to_make_one(run: Run, verb: list[str]) -> None:
+    """Before `init` every verb says what to do."""
+    status, _, error = run(*verb)
+    assert status == 114
+    assert "adyton init" in error
