@@ -26,7 +26,7 @@ from adyton.net.pcs_server import application
 from adyton.tee.sim import SimPlatform
 from adyton.tee.sim_machine import Shape
 from adyton.values import Measurement
-from tests.unit.net.servers import serving
+from tests.unit.net.servers import self_signed, serving
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +152,17 @@ def test_fetch_sends_the_subscription_key_for_pck_certificates_only(tmp_path: Pa
         with pytest.raises(FetchFailed, match="subscription key"):
             run("fetch", "--pcs", url, "--for", quote)
         assert "pck-certificate" in run("fetch", "--pcs", url, "--for", quote, "--api-key-file", key).output
+
+
+def test_fetch_from_a_pccs_with_a_certificate_of_its_own(made: SimPlatform, tmp_path: Path, home: Path) -> None:
+    """A PCCS over TLS is refused until its CA is named; then it is remembered with it and asked again."""
+    tls = self_signed(tmp_path)
+    with serving(application(made, form="pccs"), tls) as url:
+        with pytest.raises(FetchFailed, match="not trusted"):
+            run("fetch", "--pcs", url)
+        assert run("fetch", "--pcs", url, "--pcs-ca", tls[0]).output.count("valid until") == 7
+        assert CollateralStore(home / "collateral").sources()[0] == Source(url, str(tls[0].resolve()))
+        assert run("fetch", "--fmspc", made.fmspc.hex()).output.count("valid until") == 7
 
 
 def test_fetch_where_nobody_listens_fails_closed(made: SimPlatform) -> None:

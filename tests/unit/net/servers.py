@@ -8,8 +8,13 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
 
 from adyton.net.pcs_server import bind, url_of
@@ -76,16 +81,40 @@ def dripping(head: bytes, drop: bytes, every_s: float) -> Handler:
     return handle
 
 
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Certificate and key files (PEM) of a server that calls itself localhost and is its own CA, as a PCCS is."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    crt, pem_key = folder / "server.crt", folder / "server.key"
+    crt.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem_key.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return crt, pem_key
+
+
 @contextmanager
-def serving(application: Starlette) -> Iterator[str]:
-    """An application behind uvicorn; yields its address."""
+def serving(application: Starlette, tls: tuple[Path, Path] | None = None) -> Iterator[str]:
+    """An application behind uvicorn, over TLS where certificate and key are given; yields its address."""
     listening = bind("127.0.0.1", 0)
     config = uvicorn.Config(application, log_level="error", lifespan="off", ws="none", http="h11")
+    if tls is not None:
+        config.ssl_certfile, config.ssl_keyfile = str(tls[0]), str(tls[1])
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        yield url_of(listening)
+        url = url_of(listening)
+        yield url.replace("http:", "https:").replace("127.0.0.1", "localhost") if tls else url
     finally:
         server.should_exit = True
         thread.join(10)

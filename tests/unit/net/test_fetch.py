@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ssl
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.errors import FetchFailed, Timeout, UsageError
 from adyton.net.fetch import HTTPFetcher, Response, retry_after_s
-from tests.unit.net.servers import Handler, dripping, raw_server, saying
+from tests.unit.net.servers import Handler, dripping, raw_server, saying, self_signed
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -156,29 +153,9 @@ def test_get_of_something_that_is_no_address_is_refused(url: str) -> None:
 @pytest.fixture
 def tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
     """A server's TLS context with a certificate of its own for localhost, and that certificate's file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    names = [x509.DNSName("localhost")]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    crt, pem_key = tmp_path / "server.crt", tmp_path / "server.key"
-    crt.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    pem_key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    crt, key = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(crt, pem_key)
+    context.load_cert_chain(crt, key)
     return context, crt
 
 
