@@ -27,7 +27,7 @@ class Block:
     def commands(self) -> list[str]:
         """Its commands, continued lines joined, without comments and prompts."""
         joined = self.text.replace("\\\n", " ")
-        lines = [line.strip().removeprefix("$ ") for line in joined.splitlines()]
+        lines = [re.sub(r"\s+# .*$", "", line).strip().removeprefix("$ ") for line in joined.splitlines()]
         return [re.sub(r" +", " ", line) for line in lines if line and not line.startswith("#")]
 
 

@@ -45,6 +45,27 @@ END
 """
 
 
+OWN_SCRIPT = """
+import sys
+import torch
+rows = torch.tensor([[float(value) for value in line.split(",")] for line in open(sys.argv[1])])
+torch.manual_seed(0)
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+for epoch in range(20):
+    loss = ((model(rows[:, :1]) - rows[:, 1:]) ** 2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+torch.save(model.state_dict(), sys.argv[2])
+"""
+
+
+def readme_own() -> list[Block]:
+    """The README's block for a script of one's own."""
+    return [block for block in shell_blocks(REPOSITORY / "README.md") if "adyton protect" in block.text]
+
+
 def plain(command: str) -> str:
     """A command as pages write it: addresses spelt out, without what only a script needs."""
     command = re.sub(r" --ready-file \S+", "", command)
@@ -53,14 +74,19 @@ def plain(command: str) -> str:
     return command
 
 
+def text_of(blocks: list[Block]) -> str:
+    """The blocks that are run, as one script, without comments at the ends of lines."""
+    text = "\n".join(block.text for block in blocks if block.reason is None).replace("\\\n", " ")
+    return re.sub(r"(?m)^(adyton .*?)\s+# .*$", r"\1", text)
+
+
 def typed(blocks: list[Block]) -> list[str]:
     """The commands of the blocks that are run."""
     return [command for block in blocks if block.reason is None for command in block.commands]
 
 
-def session(blocks: list[Block], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Type the blocks into one shell, in a folder with the repository beside as `adyton`."""
-    script = "\n".join(block.text for block in blocks if block.reason is None).replace("\\\n", " ")
+def session(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Type the lines into one shell, in a folder with the repository beside as `adyton`."""
     for port in sorted(set(re.findall(r"127\.0\.0\.1:(\d+)", script))):
         script = script.replace(f"127.0.0.1:{port}", free_address())
     script = re.sub(r"^(adyton serve --listen (\S+).*&)$", r"\1 serving=$!; wait_for \2", script, flags=re.MULTILINE)
@@ -98,7 +124,7 @@ def test_use_case_page_types_what_its_story_runs(page: Path) -> None:
 def test_tutorial_works_as_written(tmp_path: Path) -> None:
     """Native, simulated, real: each line typed; the result is the native run's, and three changes are refused."""
     blocks = [block for page in SESSIONS["tutorial"] for block in shell_blocks(page)]
-    ended = session(blocks, tmp_path)
+    ended = session(text_of(blocks), tmp_path)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     assert [int(code) for code in re.findall(r"^refused, exit code (\d+)$", ended.stdout, re.MULTILINE)] == [
         83,
@@ -130,14 +156,28 @@ def test_tutorial_says_six_lines_and_they_are_the_ones_that_are_run() -> None:
 @pytest.mark.mount
 def test_from_gramine_works_as_written(tmp_path: Path) -> None:
     """A file, a key and a manifest of Gramine's, taken over line by line; the program's log holds the secret."""
-    ended = session(shell_blocks(DOCS / "from-gramine.md"), tmp_path)
+    ended = session(text_of(shell_blocks(DOCS / "from-gramine.md")), tmp_path)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
 
 
 @pytest.mark.parametrize("name", ["collateral", "tee"])
 def test_page_of_commands_works_as_written(tmp_path: Path, name: str) -> None:
     """A page whose commands stand alone: each of them typed, in one folder."""
-    ended = session([block for page in SESSIONS[name] for block in shell_blocks(page)], tmp_path)
+    ended = session(text_of([block for page in SESSIONS[name] for block in shell_blocks(page)]), tmp_path)
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+
+
+@pytest.mark.mount
+def test_readme_lines_for_your_own_script_work_as_written(tmp_path: Path) -> None:
+    """The README's lines, with an own small training script, and one machine in both parts."""
+    (block,) = readme_own()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("".join(f"{x},{3 * x + 1}\n" for x in range(50)))
+    (tmp_path / "train.py").write_text(OWN_SCRIPT)
+    script = block.text.replace("0.0.0.0:4433", "127.0.0.1:4433").replace("OWNER:4433", "127.0.0.1:4433")
+    block = Block(block.page, script + "cmp model.pt out/model.pt\n", None)
+    ended = session(text_of([block]), tmp_path)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
 
 
@@ -145,7 +185,7 @@ def test_every_command_of_every_page_is_run_or_says_why_not() -> None:
     """A block of commands is typed by a session, stands in a story, is run by the gate, or carries its reason."""
     run = {command for paths in SESSIONS.values() for page in paths for command in typed(shell_blocks(page))}
     run |= {plain(command) for page in STORIES for command in typed(shell_blocks(page))}
-    run |= ELSEWHERE
+    run |= ELSEWHERE | set(typed(readme_own()))
     missing = [
         f"{page.relative_to(REPOSITORY)}: {command}"
         for page in pages()

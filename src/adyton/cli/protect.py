@@ -77,13 +77,15 @@ def protect(
         _do("encrypt", item["source"], "-o", item["encrypted"], "--key", key, *again, *mine)
     for item in proposed["data"]:
         if item["output"] and not item["input"]:
-            Path(item["encrypted"]).parent.mkdir(parents=True, exist_ok=True)
-    _do("build", f"{name}.manifest.template", *mine)
-    _do("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *mine)
+            folder = Path(item["encrypted"]) if Path(item["source"]).is_dir() else Path(item["encrypted"]).parent
+            folder.mkdir(parents=True, exist_ok=True)
+    gramine, protocol = (("--gramine",), ("--protocol", "ra-tls")) if tee == "sgx" else ((), ())
+    _do("build", f"{name}.manifest.template", *gramine, *mine)
+    _do("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *mine)
 
     say("")
     say("next, the key server on your machine, and the program on the other one:")
-    say("  adyton serve --listen 127.0.0.1:4433")
+    say(f"  adyton serve {'--gramine-listen 0.0.0.0' if gramine else '--listen 127.0.0.1'}:4433")
     say(f"  adyton run {name}.manifest --tee {tee.partition(':')[0]} --key-server 127.0.0.1:4433")
     for item in proposed["data"]:
         if item["output"]:
