@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,10 @@ from adyton.attest import dcap
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
-from adyton.cli import collateral, platform
+from adyton.cli import collateral, platform, verify
 from adyton.errors import Error, FetchFailed, Stale, TargetExists, UsageError
 from adyton.net.collateral_store import CollateralStore, Source
+from adyton.net.documents import build_bundle, documents_of
 from adyton.net.pcs_server import application
 from adyton.tee.sim import SimPlatform
 from adyton.tee.sim_machine import Shape
@@ -186,6 +187,27 @@ def test_show_names_what_was_altered(service: str, made: SimPlatform, home: Path
     path = home / "collateral" / made.root_fingerprint.hex() / "qe-identity-sgx.json"
     path.write_text(path.read_text().replace("isvsvn", "isvsvm", 1))
     assert "REFUSED" in run("show").output
+
+
+def test_bundle_pins_what_an_old_run_was_verified_with(tmp_path: Path) -> None:
+    """Judged at its own time an old quote verifies with the bundle of that time; judged now that has expired."""
+    then = datetime.now(UTC).replace(microsecond=0) - timedelta(days=90)
+    old = SimPlatform.create(tmp_path / "old", now=then)
+    (tmp_path / "quote.bin").write_bytes(old.enclave(measurement=Measurement(bytes(32))).quote(bytes(64)))
+    bundle = build_bundle(documents_of(old.collateral(then), "", then))
+    (tmp_path / "bundle.json").write_bytes(bundle)
+    (tmp_path / "policy.json").write_text(
+        json.dumps({"tees": [f"sim:{old.root_fingerprint}"], "measurements": ["00" * 32]})
+    )
+    names = ("quote.bin", "bundle.json", "policy.json")
+    quote, collateral_file, policy = (str(tmp_path / name) for name in names)
+    words = [quote, "--collateral", collateral_file, "--policy", policy]
+    assert "simulated" in run(*words, "--at", f"{then:%Y-%m-%dT%H:%M:%SZ}", verb=verify).output
+    now = CliRunner().invoke(verify.app, words)
+    assert now.exit_code == Stale.exit_code
+    assert "expired" in now.output
+    with pytest.raises(Stale, match="expired"):
+        run("import", tmp_path / "bundle.json")
 
 
 # --- platform ---------------------------------------------------------------------------------------------------------

@@ -187,7 +187,8 @@ class CollateralStore:
     def _origin(self, quote: SGXQuote | TDXQuote) -> Origin:
         """Where a quote says it comes from; remembered, since reading the certificates is most of the work."""
         signature = quote.signature
-        key = (isinstance(quote, SGXQuote), signature.certification_type, signature.certification_data)
+        digest = hashlib.sha256(signature.certification_data).digest()
+        key = (isinstance(quote, SGXQuote), int(signature.certification_type), digest)
         with self._lock:
             known = self._origins.get(key)
         if known is not None:
