@@ -347,9 +347,7 @@ def start(folder: Path, *, small: bool) -> None:
                 )
                 ours = min(ours, _timed(lambda words=run: adyton(*words)))
             limit = 0.6 if label == "pass" else 1.5 * native + 0.6
-            _say(
-                f"  python -c {label!r:16}                        {native:6.2f}     {ours:6.2f}   {ours / native:5.2f}   {limit:.2f} s"
-            )
+            _say(f"  {label:50} {native:6.2f}     {ours:6.2f}   {ours / native:5.2f}   {limit:.2f} s")
     finally:
         server.terminate()
         server.wait()

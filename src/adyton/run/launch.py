@@ -34,7 +34,7 @@ from adyton.run.log import EncryptedLog
 from adyton.run.plan import EncryptedMount, Plan
 from adyton.values import Key128
 from adyton.vfs import syscalls
-from adyton.vfs.pulse import Pulse
+from adyton.vfs.pulse import STALLED_STATUS, Pulse
 from adyton.vfs.stage import FIXED_TIME_S, Staging, stage_encrypted
 
 if TYPE_CHECKING:
@@ -49,8 +49,11 @@ PATIENCE: Final = 3
 """So many SIGINT or SIGTERM end a program that does not end by itself."""
 
 FLUSH_LIMIT_S: Final = 120.0
+END_LIMIT_S: Final = 2.0
 MAX_EVENTS: Final = 100
 """So many different events of a run are told; the host can cause any number of them."""
+
+MAX_FIRST_OUTPUT_BYTES: Final = 1024
 
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 _ATTESTATION: Final = "attestation"
@@ -248,7 +251,7 @@ class _Keeper:
         self._events: dict[str, int] = {}
         self._facts: Mapping[str, Any] = {}
         self._log: EncryptedLog | None = None
-        self._complaint = ""
+        self._first_output = b""
 
     def take_signal(self, number: int) -> None:
         """Pass a signal on to the program; before it runs, stop; the third request to end is not a request any more."""
@@ -522,8 +525,7 @@ class _Keeper:
                     elif key.fd == output and self._log is not None:
                         data = os.read(output, 1 << 18)
                         self._log.append(data)
-                        if not self._complaint:
-                            self._complaint = _words_of_bubblewrap(data)
+                        self._first_output += data[: MAX_FIRST_OUTPUT_BYTES - len(self._first_output)]
                         more = bool(data)
                     else:
                         more = self._files is not None and self._hear(self._files)
@@ -578,14 +580,15 @@ class _Keeper:
         status = running.process.returncode
         if status == -signal.SIGKILL or self._signals >= PATIENCE:
             return 128 + signal.SIGKILL
+        complaint = _words_of_bubblewrap(self._first_output)
         raise SandboxFailed(
             f"the sandbox could not start {self._plan.entrypoint}",
             check="bubblewrap",
             expected="the program, running",
-            seen=self._complaint.strip() or f"exit status {status}, without a word about the program",
+            seen=complaint or f"exit status {status}, without a word about the program",
             remedy="allow user namespaces (sysctl user.max_user_namespaces > 0, kernel.unprivileged_userns_clone=1,"
             " kernel.apparmor_restrict_unprivileged_userns=0)"
-            if "namespace" in self._complaint
+            if "namespace" in complaint
             else "the entrypoint must be an ELF program, or a script with #!",
         )
 
@@ -642,8 +645,8 @@ def _check_source(mount: EncryptedMount) -> None:
 
 def _words_of_bubblewrap(output: bytes) -> str:
     """What bubblewrap itself says on standard error; used only where there never was a program that could say it."""
-    lines = [line for line in output.split(b"\n")[:8] if line.startswith(b"bwrap: ")]
-    return "".join(line[:300].decode(errors="replace") + "\n" for line in lines)
+    lines = [line for line in output.splitlines() if line.startswith(b"bwrap: ")]
+    return "; ".join(line.decode(errors="replace") for line in lines)
 
 
 def _write(path: str, content: bytes, mode: int) -> None:
@@ -709,15 +712,23 @@ class _FileServer:
         """Lines that have come in; None once the server has ended."""
         data = os.read(self.events_fd, 65_536)
         if not data:
-            self.status(wait=True)
+            self._await_end()
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [line.decode(errors="replace") for line in lines]
 
-    def status(self, *, wait: bool = False) -> int | None:
+    def _await_end(self) -> None:
+        """Wait for the server to end, but not for ever: on stalled storage even that hangs until the host answers."""
+        deadline = time.monotonic() + END_LIMIT_S
+        while self.status() is None:
+            if time.monotonic() > deadline:
+                self._status = STALLED_STATUS
+            time.sleep(0.005)
+
+    def status(self) -> int | None:
         """The exit status of the server; None while it runs."""
         if self._status is None:
-            pid, status = os.waitpid(self._pid, 0 if wait else os.WNOHANG)
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
                 self._status = os.waitstatus_to_exitcode(status)
         return self._status
@@ -750,7 +761,7 @@ class _FileServer:
         os.close(self.events_fd)
         if self.status() is None:
             os.kill(self._pid, signal.SIGKILL)
-            self.status(wait=True)
+            self._await_end()
         if self._status == 0:
             return None
         return MountFailed(

@@ -217,6 +217,9 @@ class EncryptedTree:
             return self._base
         fd = self._folders.get(path)
         if fd is not None:
+            if os.fstat(fd).st_nlink == 0:
+                os.close(self._folders.pop(path))
+                raise self._host_error(_os_error(errno.ENOENT, path), path)
             self._folders.move_to_end(path)
             return fd
         try:
@@ -235,8 +238,10 @@ class EncryptedTree:
 
     def _host_error(self, error: OSError, path: str) -> OSError:
         """What the program is told of a failure of the host: links and lost files are I/O errors, and are named."""
-        if error.errno in (errno.ELOOP, errno.EXDEV, errno.ENOTDIR):
-            self._event(f"{self._shown}/{path}: the host put a link, another file system or a file in the way")
+        known = self._nodes.get(path)
+        in_the_way = error.errno == errno.EISDIR and known is not None and not known.is_folder
+        if in_the_way or error.errno in (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENXIO):
+            self._event(f"{self._shown}/{path}: the host put a link, a folder, a device or a mount in the way")
             return _os_error(errno.EIO, path)
         if error.errno == errno.ENOENT and path in self._nodes:
             self._event(f"{self._shown}/{path}: was there in this run and is gone from the host")

@@ -21,6 +21,10 @@ from adyton.vfs.pulse import Pulse
 
 LIBRARY: Final = "libfuse3.so.3"
 _FOREVER_S: Final = 86_400.0
+_ASK_AGAIN_S: Final = 1.0
+"""How long the kernel believes attributes. It asks for them, by the open file, before a write; that is the one moment
+at which a program whose earlier writes the kernel took and the storage refused (a full disk) can be told so."""
+
 _CAP_SPLICE: Final = 1 << 7 | 1 << 8 | 1 << 9
 _CAP_AUTO_INVAL_DATA: Final = 1 << 12
 _CAP_READDIRPLUS: Final = 1 << 13 | 1 << 14
@@ -141,6 +145,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         self._handles: dict[int, tuple[Tree, Any]] = {}
         self._folders: dict[int, tuple[Tree, str] | None] = {}
         self._next_handle = 1
+        self._refused: dict[int, int] = {}
         self._owner = (os.getuid(), os.getgid())
         self._pulse = pulse
         pulse.watch(event)
@@ -175,7 +180,8 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         if not any(tree.direct for tree in self._trees.values()) or len(self._trees) > 1:
             conn.want |= conn.capable & _CAP_WRITEBACK_CACHE
         conn.max_background = 64
-        conf.entry_timeout = conf.attr_timeout = _FOREVER_S
+        conf.entry_timeout = _FOREVER_S
+        conf.attr_timeout = _ASK_AGAIN_S
         conf.negative_timeout = 0.0
         conf.use_ino = 1
         conf.kernel_cache = 1
@@ -217,6 +223,8 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
             return
         if path is None:
             tree, opened = self._handle(info)
+            if id(opened) in self._refused:
+                raise OSError(self._refused[id(opened)], "an earlier write failed")
             node = tree.handle_node(opened)
         else:
             tree, rest = self._find(path)
@@ -281,6 +289,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         if info:
             tree, opened = self._handle(info)
             tree.resize(opened, length)
+            self._refused.pop(id(opened), None)
         elif path is not None:
             tree, rest = self._find(path)
             tree.truncate(rest, length)
@@ -317,7 +326,11 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
     def write(self, _path: bytes | None, buffer: Any, size: int, offset: int, info: Any) -> int:
         tree, opened = self._handles[info.contents.fh]
         data = (ctypes.c_char * size).from_address(ctypes.addressof(buffer.contents))
-        return tree.write(opened, memoryview(data).cast("B"), offset)
+        try:
+            return tree.write(opened, memoryview(data).cast("B"), offset)
+        except StorageFailed as error:
+            self._refused[id(opened)] = errno_of(error)
+            raise
 
     def statfs(self, path: bytes, buffer: Any) -> None:
         room = None if path == b"/" and self._top is None else self._find(path)[0].room()
@@ -351,6 +364,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
 
     def release(self, _path: bytes | None, info: Any) -> None:
         tree, opened = self._handles.pop(info.contents.fh)
+        self._refused.pop(id(opened), None)
         tree.release(opened)
 
     def readdir_fuse_3(self, _path: bytes | None, buffer: Any, fill: Any, _offset: int, info: Any, _flags: int) -> None:

@@ -11,12 +11,25 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 ANSWER_S: Final = 4.0
 SYNC_S: Final = 60.0
 STALLED_STATUS: Final = 3
+
+
+def _let_go() -> None:
+    """Close the FUSE device and all pipes first.
+
+    A process cannot even end while a file of a stalled file system must be closed; what hangs on this process must not
+    wait for that. With the device closed the kernel fails every operation on the mount.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.endswith("/dev/fuse") or target.startswith("pipe:"):
+                os.close(int(name))
 
 
 class Pulse:
@@ -70,6 +83,7 @@ class Pulse:
                 late = self.overdue()
                 if late is not None:
                     event(late)
+                    _let_go()
                     os._exit(STALLED_STATUS)
 
         threading.Thread(target=run, daemon=True).start()
