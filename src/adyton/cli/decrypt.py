@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def decrypt(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Protected files, directories; - is a pipe.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SRC", help="Protected files, directories; - is a pipe.")],
     target: Annotated[
         str, typer.Option("--output", "-o", metavar="DEST", help="Plain file or directory; - is a pipe.")
     ],

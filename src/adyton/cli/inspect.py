@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Protected files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Protected files.")],
     key: KeyName = None,
     key_file: KeyFile = None,
     home: Home = None,

@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def rekey(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Protected files or directories.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SRC", help="Protected files or directories.")],
     target: Annotated[
         str | None, typer.Option("--output", "-o", metavar="DEST", help="Where to; otherwise in place.")
     ] = None,

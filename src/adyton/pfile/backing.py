@@ -214,6 +214,8 @@ class OSFile:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no room for the suffix: this file can have no log
+                return None
             raise storage_failed(error, str(path), "opening") from error
         log._entry_durable = False
         return log
@@ -225,6 +227,8 @@ class OSFile:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    return
                 raise storage_failed(error, str(path), "removing") from error
 
     def moved_to(self, place: Path, /, *, sync: bool) -> None:

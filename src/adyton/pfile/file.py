@@ -416,6 +416,8 @@ class ProtectedFile:
             _check_size(end)
             if not view:
                 return
+            if len(self._dirty) >= self._max_data:
+                self._commit(sync=False)  # it failed before: no more is taken until it succeeds
             if offset > self._size:
                 self._grow(offset)
             if offset < INLINE_BYTES:
@@ -457,16 +459,21 @@ class ProtectedFile:
             plain[live:] = bytes(NODE_BYTES - live)
 
     def _grow(self, size: int) -> None:
-        """Extend with zeros; the format has no holes, so every new node is written."""
-        count = tree.data_nodes(self._size)
-        if count and (self._size - INLINE_BYTES) % NODE_BYTES:
+        """Extend with zeros; the format has no holes, so every new node is written, or on a failure none is kept."""
+        before = self._size
+        count = tree.data_nodes(before)
+        if count and (before - INLINE_BYTES) % NODE_BYTES:
             self._to_change(count - 1)  # with a blank tail, which now becomes content
         self._metadata_dirty = True
-        for data in range(count, tree.data_nodes(size)):
-            self._dirty[data] = bytearray(NODE_BYTES)
-            self._size = min(size, tree.first_offset(data + 1))
-            if len(self._dirty) >= self._max_data:
-                self._commit(sync=False)
+        try:
+            for data in range(count, tree.data_nodes(size)):
+                self._dirty[data] = bytearray(NODE_BYTES)
+                self._size = min(size, tree.first_offset(data + 1))
+                if len(self._dirty) >= self._max_data:
+                    self._commit(sync=False)
+        except StorageFailed:
+            self._shrink(before)
+            raise
         self._size = size
 
     def truncate(self, size: int) -> None:

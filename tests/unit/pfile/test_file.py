@@ -474,6 +474,39 @@ def test_failed_growth_that_is_given_up_leaves_the_file_as_it_was(use_log: bool)
             assert again.read_at(0, again.size) == content
 
 
+def test_growth_that_does_not_fit_is_taken_back() -> None:
+    """A file extended beyond the disk keeps the size that it had, and can be written to as before."""
+    base, content = _made(20_000)
+    for good in range(4, 60, 5):
+        disk = FillingDisk(bytes(base.content), good_writes=good)
+        file = ProtectedFile.open(disk, KEY, writable=True, cache_bytes=1)
+        with pytest.raises(StorageFailed):
+            file.truncate(10_000_000)
+        disk.good_writes = 1 << 30
+        assert file.size == 20_000
+        file.write_at(0, b"new")
+        file.close()
+        with ProtectedFile.open(Memory(disk.content), KEY) as again:
+            assert again.read_at(0, again.size) == b"new" + content[3:]
+        assert len(disk.content) == len(base.content)
+
+
+def test_memory_stays_bounded_on_a_full_disk() -> None:
+    """Who goes on writing after errors is refused, and nothing piles up."""
+    disk = FillingDisk(bytes(_made(20_000)[0].content), good_writes=0)
+    file = ProtectedFile.open(disk, KEY, writable=True, cache_bytes=1)
+    refused = 0
+    for number in range(50):
+        try:
+            file.write_at(number * 9000, b"x" * 5000)
+        except StorageFailed:
+            refused += 1
+    assert refused > 40
+    assert len(file._dirty) <= 2 * file._max_data
+    disk.good_writes = 1 << 30
+    file.close()
+
+
 def test_close_on_a_full_disk_says_so_and_leaves_the_last_flush() -> None:
     """What could not be written is lost with an error, what was flushed is not."""
     base, content = _made(20_000)
@@ -545,6 +578,20 @@ def test_os_file_log_is_not_made_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(StorageFailed), ProtectedFile.open(OSFile(place, writable=True), KEY, writable=True) as file:
         file.write_at(0, b"x" * 9000)
     assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_os_file_whose_name_leaves_no_room_for_a_log_works_without(tmp_path: Path, version: int) -> None:
+    """Names may have 255 bytes, and the suffix takes 17 of them."""
+    place = tmp_path / ("n" * 250)
+    with ProtectedFile.create(OSFile(place, create=True), KEY, path="f", version=version) as file:
+        file.write_at(0, b"x" * 10_000)
+        file.flush(sync=True)
+        file.write_at(0, b"y" * 10_000)
+    with ProtectedFile.open(OSFile(place), KEY, path="f") as file:
+        assert file.read_at(0, 20_000) == b"y" * 10_000
+    with pytest.raises(IntegrityError):
+        ProtectedFile.open(OSFile(place), Key128.generate())
 
 
 @pytest.mark.parametrize("kind", ["directory", "pipe", "device"])
