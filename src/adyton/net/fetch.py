@@ -1,14 +1,17 @@
 """GET over HTTP and HTTPS with a cap on everything: total time, size of the head, size of the body.
 
-The one door through which collateral comes in. It follows no redirects, accepts no compression, and its deadline is
-for the whole exchange, so that a server which sends one byte per second holds nobody up. (Name resolution is the
-operating system's and has the system's own timeout.) What comes back is untrusted bytes: whoever asked verifies them.
+The one door through which collateral comes in; it goes through the proxy that the environment names, if any. It follows
+no redirects, accepts no compression, and its deadline is for the whole exchange, so that a server which sends one byte
+per second holds nobody up. (Name resolution is the operating system's and has the system's own timeout.) What comes
+back is untrusted bytes: whoever asked verifies them.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
+import ipaddress
 import socket
 import ssl
 import time
@@ -16,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import h11
 
@@ -106,6 +110,79 @@ def _target(url: str) -> _Target:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    host: str
+    port: int
+    authorization: str | None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _proxy_for(target: _Target) -> _Proxy | None:
+    """The proxy that the environment names for this address (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY), if any.
+
+    This machine's own addresses are never asked for through a proxy.
+    """
+    proxies = getproxies_environment()
+    url = proxies.get("https" if target.tls else "http") or proxies.get("all")
+    if not url or _is_loopback(target.host) or proxy_bypass(f"{target.host}:{target.port}", proxies):
+        return None
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+        parts = urlsplit("")
+    if host is None or parts.scheme != "http":
+        raise UsageError(
+            "the environment names a proxy that cannot be used",
+            check="HTTPS_PROXY, HTTP_PROXY or ALL_PROXY",
+            expected="http://HOST:PORT",
+            seen=f"{parts.scheme}://{host or ''}",
+        )
+    authorization: str | None = None
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        authorization = "Basic " + base64.b64encode(pair.encode()).decode()
+    return _Proxy(host, port if port is not None else 8080, authorization)
+
+
+def _tunnel(connection: socket.socket, target: _Target, proxy: _Proxy, deadline: _Deadline) -> None:
+    """Have the proxy connect through to the target (CONNECT), so that it sees nothing but TLS."""
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    authority = f"{host}:{target.port}"
+    headers = [("Host", authority)]
+    if proxy.authorization is not None:
+        headers.append(("Proxy-Authorization", proxy.authorization))
+    protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+    request = h11.Request(method="CONNECT", target=authority, headers=headers)
+    connection.settimeout(deadline.left_s())
+    connection.sendall((protocol.send(request) or b"") + (protocol.send(h11.EndOfMessage()) or b""))
+    while True:
+        event = protocol.next_event()
+        if event is h11.NEED_DATA:
+            connection.settimeout(deadline.left_s())
+            protocol.receive_data(connection.recv(1))
+        elif isinstance(event, h11.Response):
+            break
+        elif not isinstance(event, h11.InformationalResponse):
+            raise h11.RemoteProtocolError("the proxy closed the connection")
+    if not 200 <= event.status_code < 300:
+        raise FetchFailed(
+            f"the proxy {proxy.host}:{proxy.port} refuses to connect to {authority} (HTTP {event.status_code})",
+            check="proxy of the environment",
+            expected="a connection",
+            seen=event.status_code,
+            remedy="check HTTPS_PROXY and its user, or add the host to NO_PROXY",
+        )
+
+
 class _Deadline:
     """The time by which the whole exchange must be over."""
 
@@ -166,10 +243,14 @@ class HTTPFetcher:
             ) from error
 
     def _connect(self, target: _Target, deadline: _Deadline) -> socket.socket:
-        plain = socket.create_connection((target.host, target.port), timeout=deadline.left_s())
-        if not target.tls:
-            return plain
+        proxy = _proxy_for(target)
+        where = (target.host, target.port) if proxy is None else (proxy.host, proxy.port)
+        plain = socket.create_connection(where, timeout=deadline.left_s())
         try:
+            if proxy is not None and target.tls:
+                _tunnel(plain, target, proxy, deadline)
+            if not target.tls:
+                return plain
             plain.settimeout(deadline.left_s())
             return self._context().wrap_socket(plain, server_hostname=target.host)
         except BaseException:
@@ -207,7 +288,12 @@ def _exchange(
         "Connection": "close",
         **headers,
     }
-    request = h11.Request(method="GET", target=target.path, headers=list(sent.items()))
+    path, proxy = target.path, None if target.tls else _proxy_for(target)
+    if proxy is not None:
+        path = f"http://{target.authority}{target.path}"
+        if proxy.authorization is not None:
+            sent["Proxy-Authorization"] = proxy.authorization
+    request = h11.Request(method="GET", target=path, headers=list(sent.items()))
     connection.settimeout(deadline.left_s())
     connection.sendall((protocol.send(request) or b"") + (protocol.send(h11.EndOfMessage()) or b""))
     head: h11.Response | None = None

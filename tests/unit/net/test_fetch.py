@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -200,3 +203,113 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def test_retry_after_reads_seconds_and_dates(text: str, wait_s: float | None) -> None:
     """Both forms of RFC 9110 are read, capped at a day; nonsense is nothing."""
     assert retry_after_s(Response("", 429, {"retry-after": text}, b""), NOW) == wait_s
+
+
+# --- proxies ----------------------------------------------------------------------------------------------------------
+
+
+def proxying(seen: list[bytes], answer: bytes | None = None) -> Handler:
+    """A proxy: remembers the head of the request; says `answer`, or passes everything on to the address in CONNECT."""
+
+    def handle(connection: socket.socket, _stop: threading.Event) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(1)
+        seen.append(head)
+        if answer is not None:
+            connection.sendall(answer)
+            return
+        port = int(head.split(b" ")[1].rpartition(b":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as upstream:
+            connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+            back = threading.Thread(target=pump, args=(upstream, connection))
+            back.start()
+            pump(connection, upstream)
+            back.join()
+
+    return handle
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Pass bytes on until there are no more."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment without any proxy."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+def test_get_through_a_proxy_tunnels_tls(
+    no_proxies: pytest.MonkeyPatch, tls: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An https address goes through CONNECT, with the user's name for the proxy and nothing of the request."""
+    seen: list[bytes] = []
+    monkeypatch.setattr("adyton.net.fetch._is_loopback", lambda _host: False)
+    with raw_server(saying(OK + b"Content-Length: 2\r\n\r\nok"), tls[0]) as url, raw_server(proxying(seen)) as proxy:
+        no_proxies.setenv("HTTPS_PROXY", proxy.replace("http://", "http://user:p%40ss@"))
+        assert HTTPFetcher(5, tls[1]).get(f"{url}/secret-path", max_bytes=10).body == b"ok"
+    assert seen[0].startswith(b"CONNECT localhost:")
+    assert b"Proxy-Authorization: Basic dXNlcjpwQHNz" in seen[0]
+    assert b"secret-path" not in seen[0]
+
+
+def test_get_of_a_plain_address_through_a_proxy_names_it_whole(no_proxies: pytest.MonkeyPatch) -> None:
+    """A proxy gets the whole address of a plain http request."""
+    seen: list[bytes] = []
+    with raw_server(proxying(seen, OK + b"Content-Length: 2\r\n\r\nok")) as proxy:
+        no_proxies.setenv("http_proxy", proxy.removeprefix("http://"))
+        assert HTTPFetcher(5).get("http://service.invalid/path?x=1", max_bytes=10).body == b"ok"
+    assert seen[0].startswith(b"GET http://service.invalid/path?x=1 HTTP/1.1")
+
+
+def test_proxy_that_refuses_is_named(no_proxies: pytest.MonkeyPatch) -> None:
+    """A refused CONNECT says which proxy, and which variables to look at."""
+    with raw_server(proxying([], b"HTTP/1.1 407 Authentication Required\r\nContent-Length: 0\r\n\r\n")) as proxy:
+        no_proxies.setenv("HTTPS_PROXY", proxy)
+        with pytest.raises(FetchFailed, match="407") as caught:
+            HTTPFetcher(5).get("https://service.invalid/", max_bytes=10)
+    assert "NO_PROXY" in str(caught.value.remedy)
+
+
+def test_proxy_that_drips_ends_in_time(no_proxies: pytest.MonkeyPatch) -> None:
+    """The deadline holds for the proxy as well."""
+    with raw_server(dripping(b"", b"H", 0.05)) as proxy:
+        no_proxies.setenv("ALL_PROXY", proxy)
+        start = time.monotonic()
+        with pytest.raises((Timeout, FetchFailed)):
+            HTTPFetcher(0.5).get("https://service.invalid/", max_bytes=10)
+        assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_this_machine_is_never_asked_for_through_a_proxy(no_proxies: pytest.MonkeyPatch, name: str) -> None:
+    """A simulated platform on this machine is reached directly, whatever the environment says."""
+    no_proxies.setenv("http_proxy", "http://127.0.0.1:1")
+    with raw_server(saying(OK + b"Content-Length: 2\r\n\r\nok")) as url:
+        assert HTTPFetcher(5).get(url.replace("127.0.0.1", name), max_bytes=10).body == b"ok"
+
+
+def test_host_in_no_proxy_is_asked_directly(no_proxies: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NO_PROXY is obeyed."""
+    monkeypatch.setattr("adyton.net.fetch._is_loopback", lambda _host: False)
+    no_proxies.setenv("http_proxy", "http://127.0.0.1:1")
+    no_proxies.setenv("no_proxy", "127.0.0.1")
+    with raw_server(saying(OK + b"Content-Length: 2\r\n\r\nok")) as url:
+        assert HTTPFetcher(5).get(url, max_bytes=10).body == b"ok"
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://", "http://host:99999", "https://127.0.0.1:1"])
+def test_proxy_that_cannot_be_used_is_refused(no_proxies: pytest.MonkeyPatch, proxy: str) -> None:
+    """Another kind of proxy is refused by name, never silently gone around."""
+    no_proxies.setenv("https_proxy", proxy)
+    with pytest.raises(UsageError, match="proxy"):
+        HTTPFetcher(1).get("https://service.invalid/", max_bytes=10)
