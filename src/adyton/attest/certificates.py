@@ -130,6 +130,29 @@ class _Positions(NamedTuple):
     subject: slice
 
 
+_AUTHORITY_KEY_IDENTIFIER: Final = bytes.fromhex("551d23")
+_AUTHORITY_SERIAL: Final = 0x82
+_CERTIFICATE_EXTENSIONS: Final = 0xA3
+_CRL_EXTENSIONS: Final = 0xA0
+
+
+def _check_authority_serial(tbs: bytes, tag: int, what: str) -> None:
+    """Refuse an authority key identifier whose serial number is not positive: the library only warns about it.
+
+    `tag` is that of the extensions inside `tbs`.
+    """
+    for found, explicit in der.children(der.only(tbs, der.SEQUENCE)):
+        if found != tag:
+            continue
+        for _, extension in der.children(der.only(explicit, der.SEQUENCE)):
+            parts = der.children(extension)
+            if len(parts) < 2 or parts[0] != (der.OID, _AUTHORITY_KEY_IDENTIFIER):
+                continue
+            for part, content in der.children(der.only(parts[-1][1], der.SEQUENCE)):
+                if part == _AUTHORITY_SERIAL and (content[:1] >= b"\x80" or not any(content)):
+                    raise _malformed(what, "an authority's serial number that is none")
+
+
 def _positions(raw: bytes, what: str) -> _Positions:
     """Walk the certificate's outer structure: tbs = [version], serial, algorithm, issuer, validity, subject, ..."""
     tag, start, end = der.element(raw, 0, len(raw))
@@ -176,6 +199,7 @@ class Certificate:
     def parsed(self) -> x509.Certificate:
         """As `cryptography` reads it (with serial number 1 where the certificate says 0)."""
         raw, at = self.der, self._at.serial
+        _check_authority_serial(self.tbs, _CERTIFICATE_EXTENSIONS, self.what)
         if raw[at] == b"\x00":
             raw = raw[: at.start] + b"\x01" + raw[at.stop :]
         return x509.load_der_x509_certificate(raw)
@@ -409,6 +433,7 @@ def parse_crl(raw: bytes, what: str) -> CRL:
         raise _malformed(what, f"{len(raw)} bytes")
     try:
         crl = x509.load_der_x509_crl(bytes(raw))
+        _check_authority_serial(crl.tbs_certlist_bytes, _CRL_EXTENSIONS, what)
         number: int | None = None
         for extension in crl.extensions:
             if isinstance(extension.value, x509.CRLNumber):

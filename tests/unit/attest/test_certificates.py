@@ -44,6 +44,18 @@ def test_certificate_with_negative_serial_number_is_refused() -> None:
         parse_certificate(bytes(raw), "certificate")
 
 
+def test_certificate_with_an_authority_serial_that_is_none_is_refused() -> None:
+    """The authority's serial number has the same rule, and the same warning of the library."""
+    authority = x509.AuthorityKeyIdentifier(None, [x509.DirectoryName(name("x"))], 0x7FFF)
+    builder = x509.CertificateBuilder(name("x"), name("x"), key("x").public_key(), 1, NOW.replace(year=2020), NOW)
+    built = builder.add_extension(authority, critical=False).sign(key("x"), hashes.SHA256())
+    raw = built.public_bytes(serialization.Encoding.DER)
+    assert parse_certificate(raw, "certificate").serial == 1
+    for spoilt in (b"\x82\x02\xff\xff", b"\x82\x02\x00\x00"):
+        with pytest.raises(MalformedQuote, match="authority"):
+            parse_certificate(raw.replace(b"\x82\x02\x7f\xff", spoilt), "certificate")
+
+
 def test_certificate_with_serial_number_zero_verifies_over_its_own_bytes() -> None:
     """Reading from a copy with serial number 1 changes nothing that is signed."""
     raw = bytearray(Scenario().root.build())
