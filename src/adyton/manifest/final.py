@@ -6,6 +6,7 @@ Same inputs, same bytes: keys keep the template's order, defaults follow in a fi
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Final
 from adyton.errors import ManifestError
 from adyton.manifest.cache import HashCache
 from adyton.manifest.document import parse_document, write_document
+from adyton.manifest.host import c_library_files, multiarch_libdir, runtime_stand_in
 from adyton.manifest.model import Manifest, TrustedFile, manifest_from
 from adyton.manifest.schema import refuse
 from adyton.manifest.signed import decode, read_capped
@@ -41,8 +43,14 @@ def finish(
     cache: HashCache | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Built:
-    """Make a rendered template final. `default_ca` (PEM) becomes the owner's where the template names no owner."""
-    document, block = parse_document(text)
+    """Make a rendered template final. `default_ca` (PEM) becomes the owner's where the template names no owner.
+
+    Where Gramine is not installed, the stand-in for its runtime folder becomes this machine's library folder; as a
+    trusted folder it means the C library alone, unless the template lists that folder in its own name as well.
+    """
+    stand_in, folder = str(runtime_stand_in()), str(multiarch_libdir())
+    narrow = f"file:{stand_in}/" in _strings_of(text) and f"file:{folder}/" not in _strings_of(text)
+    document, block = parse_document(text.replace(stand_in, folder))
     manifest = manifest_from(document, block)
     document = copy.deepcopy(document)
     if document.get("adyton", {}).pop("files", None) is not None:
@@ -50,6 +58,8 @@ def finish(
     _pin_owners(document, base_dir, default_ca)
     _write_defaults(document, name, manifest)
     entries = [*manifest.trusted_files, *_listed(document, base_dir)]
+    if narrow:
+        entries = _narrowed(entries, Path(folder))
     trusted = expand(entries, base_dir, cache=cache, advance=advance)
     if trusted:
         document["adyton"]["files"] = " ".join(entry.fact for entry in trusted)
@@ -92,6 +102,22 @@ def _listed(document: dict[str, Any], base_dir: Path) -> list[TrustedFile]:
             path = line.strip()
             if path and not path.startswith("#"):
                 found.append(TrustedFile(f"file:{path}"))
+    return found
+
+
+def _strings_of(text: str) -> set[str]:
+    """What stands between quotes in a text, on one line."""
+    return {match[1] or match[2] for match in re.finditer(r"\"([^\"\n]*)\"|'([^'\n]*)'", text)}
+
+
+def _narrowed(entries: list[TrustedFile], folder: Path) -> list[TrustedFile]:
+    """The entry of the system's library folder replaced by the C library's own files."""
+    found: list[TrustedFile] = []
+    for entry in entries:
+        if entry.uri == f"file:{folder}/":
+            found += [TrustedFile(f"file:{path}") for path in c_library_files(folder)]
+        else:
+            found.append(entry)
     return found
 
 

@@ -132,6 +132,26 @@ def _constants(prefix: Path) -> dict[str, object]:
     return {}
 
 
+def runtime_stand_in() -> Path:
+    """What `gramine.runtimedir()` is where Gramine is absent: the system's libraries, by a path nobody else writes.
+
+    `adyton build` writes the plain path in its place, and takes the folder, where it is listed as trusted, to mean the
+    C library alone, which is what Gramine's own folder holds.
+    """
+    folder = multiarch_libdir()
+    return folder / ".." / folder.name
+
+
+_C_LIBRARY: Final = re.compile(
+    r"ld-linux.*\.so\.\d+|(libc|libm|libmvec|libpthread|libdl|librt|libutil|libresolv|libanl|libnss_\w+)\.so\.\d+"
+)
+
+
+def c_library_files(folder: Path) -> list[str]:
+    """The files of the C library itself among all libraries of a system's folder: what Gramine's runtime folder has."""
+    return sorted(str(path) for path in folder.iterdir() if _C_LIBRARY.fullmatch(path.name) and path.is_file())
+
+
 class _RuntimeDir:
     """`gramine.runtimedir`: callable with the libc's name, and usable as a path itself."""
 
@@ -167,7 +187,7 @@ class Gramine:
         """Folder of Gramine's `glibc` or `musl`, or this machine's own C library where Gramine is absent."""
         if libc not in ("glibc", "musl"):
             raise ManifestError(f"gramine.runtimedir: no C library {libc!r}", expected="glibc or musl", seen=libc)
-        return multiarch_libdir() if self._installation is None else self._installation.runtime(libc)
+        return runtime_stand_in() if self._installation is None else self._installation.runtime(libc)
 
     @property
     def libos(self) -> Path:

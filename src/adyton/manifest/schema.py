@@ -176,11 +176,11 @@ def _check_value(node: _Node, key: Key, value: Any, full: str) -> None:
             _check_table(node, value, full)
             return
         if not isinstance(value, str):
-            raise refuse(full, f"must be a {key.kind}, is {_type_name(value)}", expected=str(key.kind), seen=value)
+            raise refuse(full, f"must be of type {key.kind}, is {_type_name(value)}", expected=key.kind, seen=value)
         return
     wanted = _MATCH[key.kind]
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise refuse(full, f"must be a {key.kind}, is {_type_name(value)}", expected=f"a {key.kind}", seen=value)
+        raise refuse(full, f"must be of type {key.kind}, is {_type_name(value)}", expected=key.kind, seen=value)
     if isinstance(value, str):
         _check_text(key, value, full)
     elif isinstance(value, list):

@@ -9,7 +9,9 @@ import pytest
 
 from adyton.errors import MalformedManifest, ManifestError
 from adyton.manifest.final import finish
+from adyton.manifest.host import Gramine, multiarch_libdir
 from adyton.manifest.model import parse_manifest
+from adyton.manifest.template import host_globals, render
 
 CA = (Path(__file__).parent.parent / "run" / "owner-ca.pem").read_text()
 TEMPLATE = """
@@ -142,3 +144,47 @@ def test_template_that_is_not_toml_is_refused_with_its_line(place: Path) -> None
     """The rendered line is shown."""
     with pytest.raises(MalformedManifest, match="not TOML"):
         finish("a = [", place)
+
+
+RUNTIME = """
+libos.entrypoint = "/app"
+loader.env.LD_LIBRARY_PATH = "{{ gramine.runtimedir() }}"
+fs.mounts = [{ path = "/lib", uri = "file:{{ gramine.runtimedir() }}" }]
+sgx.trusted_files = ["file:app", "file:{{ gramine.runtimedir() }}/" more]
+"""
+
+
+def test_runtime_folder_of_gramine_becomes_the_c_library(place: Path) -> None:
+    """A Gramine user's template, without Gramine: the plain folder everywhere, of its files the C library alone."""
+    here = {**host_globals(), "gramine": Gramine(None)}
+    folder = str(multiarch_libdir())
+    built = finish(render(RUNTIME.replace("more", ""), host=here), place).manifest
+    names = {Path(entry.host_path).name for entry in built.trusted_files}
+    assert built.mounts[0].uri == f"file:{folder}"
+    assert built.env["LD_LIBRARY_PATH"] == folder
+    assert {"app", "libc.so.6", "libm.so.6"} <= names
+    assert any(name.startswith("ld-linux") for name in names)
+    assert len(names) < 30
+    assert all(entry.host_path.startswith(f"{folder}/lib") or entry.uri == "file:app" or "ld-linux" in entry.uri
+               for entry in built.trusted_files)  # fmt: skip
+
+
+def test_library_folder_listed_by_its_own_name_is_taken_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who lists the system's folder means all of it, whether or not the runtime folder is listed too."""
+    folder = tmp_path / "libraries"
+    folder.mkdir()
+    for name in ("libc.so.6", "libother.so.1"):
+        (folder / name).write_text(name)
+    (tmp_path / "app").write_text("app")
+    for module in ("host", "final"):
+        monkeypatch.setattr(f"adyton.manifest.{module}.multiarch_libdir", lambda: folder)
+    here = {**host_globals(), "gramine": Gramine(None)}
+
+    def of(more: str) -> list[str]:
+        built = finish(render(RUNTIME.replace("more", more), host=here), tmp_path)
+        return [Path(entry.host_path).name for entry in built.manifest.trusted_files]
+
+    assert of("") == ["app", "libc.so.6"]
+    assert of(f', "file:{folder}/"') == ["app", "libc.so.6", "libother.so.1"]
+    text = RUNTIME.replace('"file:{{ gramine.runtimedir() }}/" more', f'"file:{folder}/"')
+    assert len(finish(render(text, host=here), tmp_path).manifest.trusted_files) == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import MalformedManifest, ManifestError, UsageError
-from adyton.manifest.host import Gramine, Installation, Python, interpreter_of, ldd, multiarch_libdir
+from adyton.manifest.host import Gramine, Installation, Python, interpreter_of, ldd, runtime_stand_in
 from adyton.manifest.template import host_globals, parse_definitions, render
 
 
@@ -96,7 +96,7 @@ def test_interpreter_of_programs_is_read() -> None:
 def test_gramine_object_without_gramine_names_the_machines_own_c_library() -> None:
     """A Gramine user's template renders where Gramine is not installed; what cannot be is said."""
     here = {**host_globals(), "gramine": Gramine(None)}
-    libraries = multiarch_libdir()
+    libraries = runtime_stand_in()
     text = "{{ gramine.runtimedir() }} {{ gramine.runtimedir }} {{ gramine.runtimedir / 'x' }}"
     assert render(text, host=here) == f"{libraries} {libraries} {libraries}/x"
     with pytest.raises(ManifestError, match="not installed"):
