@@ -460,11 +460,11 @@ class Transaction(Reader):
 
     def approvals(self, key: str | None = None) -> list[StoredApproval]:
         """As for a reader; kept between transactions until a key or an approval changes."""
-        if key is None or self._changed_policy:
+        if self._changed_policy:
             return super().approvals(key)
-        found = self._approval_cache.get(key)
+        found = self._approval_cache.get(key or "")
         if found is None:
-            found = self._approval_cache[key] = super().approvals(key)
+            found = self._approval_cache[key or ""] = super().approvals(key)
         return found
 
     def add_key(self, name: str, value: bytes, kind: str, *, actor: str, new_version: bool = False) -> KeyInfo:

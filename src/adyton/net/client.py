@@ -106,6 +106,16 @@ def obtain_keys(
     return Released(keys, secret_values, tuple(grants))
 
 
+def _late(what: str, timeout_s: float) -> Timeout:
+    return Timeout(
+        f"{what} within {timeout_s:.0f} s",
+        check="answer of the key server",
+        expected=f"an answer within {timeout_s:.0f} s",
+        seen="none",
+        remedy="is adyton serve running and reachable from here?",
+    )
+
+
 def _all_of(refusals: list[Error]) -> Error:
     """One error that says every owner's; a verdict (Denied) if there is one among them, else *could not check*."""
     first = next((error for error in refusals if isinstance(error, KeyReleaseError)), refusals[0])
@@ -285,13 +295,7 @@ class _Conversation:
             response = connection.getresponse()
             raw = response.read(MAX_RESPONSE_BYTES + 1)
         except TimeoutError:
-            raise Timeout(
-                f"the key server at {where} did not answer within {self._timeout_s:.0f} s",
-                check="answer of the key server",
-                expected=f"an answer within {self._timeout_s:.0f} s",
-                seen="none",
-                remedy="is adyton serve running and reachable from here?",
-            ) from None
+            raise _late(f"the key server at {where} did not answer", self._timeout_s) from None
         except (http.client.HTTPException, OSError) as error:
             raise FetchFailed(
                 f"the key server at {where} broke off: {type(error).__name__}",
@@ -322,7 +326,7 @@ class _Conversation:
                         raise
                     time.sleep(0.1)
         except TimeoutError:
-            raise Timeout(f"the key server at {where} cannot be reached within {self._timeout_s:.0f} s") from None
+            raise _late(f"the key server at {where} cannot be reached", self._timeout_s) from None
         except OSError as error:
             raise FetchFailed(
                 f"the key server at {where} cannot be reached: {error.strerror or error}",
@@ -339,7 +343,7 @@ class _Conversation:
             raise _not_pinned(error, self._owner, where) from error
         except TimeoutError:
             plain.close()
-            raise Timeout(f"the key server at {where} did not finish the TLS handshake in time") from None
+            raise _late(f"the key server at {where} did not finish the TLS handshake", self._timeout_s) from None
         except (ssl.SSLError, OSError) as error:
             plain.close()
             raise FetchFailed(
@@ -383,7 +387,7 @@ class _Conversation:
                 except (EOFError, ssl.SSLError, ConnectionError):
                     raise _silent_refusal(name, self._owner.name) from None
                 except TimeoutError:
-                    raise Timeout("the key server did not answer over RA-TLS in time") from None
+                    raise _late("the key server did not answer over RA-TLS", self._timeout_s) from None
         secret_names = {secret.name for secret in self._signed.manifest.adyton.secrets}
         keys = {name: value for name, value in found.items() if name not in secret_names}
         for name, value in keys.items():

@@ -395,17 +395,10 @@ class KeyService:
             self._refuse_evidence(change, job, job.error or OutOfOrder("there is no evidence"), at_ms)
             return
         grants: list[Grant] = []
-        names = job.names
-        if not names:
-            try:
-                names = self._chosen_by_measurement(change, job, now, at_ms)
-            except Denied as error:
-                self._refuse_evidence(change, job, error, at_ms)
-                return
-        if not names:
-            self._refuse(change, job, Denial("(any)", ()), at_ms)
+        if not job.names:
+            self._decide_by_measurement(change, job, now, at_ms)
             return
-        for name in names:
+        for name in job.names:
             decided = self._judge(change, job, name, now, at_ms)
             if isinstance(decided, Denial):
                 self._refuse(change, job, decided, at_ms)
@@ -436,27 +429,32 @@ class KeyService:
             now,
         )
 
-    def _chosen_by_measurement(self, change: Transaction, job: Job, now: datetime, at_ms: int) -> tuple[str, ...]:
-        """Gramine's protocol names no key: the one key that this program may have, or the closest to say why not."""
-        keys = sorted({stored.approval.key for stored in change.approvals()})
-        allowed: list[str] = []
-        closest: list[tuple[int, str]] = []
-        for key in keys:
+    def _decide_by_measurement(self, change: Transaction, job: Job, now: datetime, at_ms: int) -> None:
+        """Gramine's protocol names no key: give the one that this program may have, or say why the closest is not."""
+        allowed: list[Grant] = []
+        closest: tuple[tuple[bool, int], Denial] | None = None
+        for key in sorted({stored.approval.key for stored in change.approvals()}):
             decided = self._judge(change, job, key, now, at_ms)
             if isinstance(decided, Grant):
-                allowed.append(key)
+                allowed.append(decided)
             elif decided.judged:
                 best = decided.judged[0]
-                closest.append((len(best.failed) + (0 if best.is_this_program else 1000), key))
-        if len(allowed) > 1:
-            raise Denied(
+                distance = not best.is_this_program, len(best.failed)
+                if closest is None or distance < closest[0]:
+                    closest = distance, decided
+        if len(allowed) == 1:
+            self._grant(change, job, tuple(allowed), at_ms)
+        elif allowed:
+            several = Denied(
                 "several keys are approved for this program over ra-tls, and the protocol names none",
                 check="name of the key",
                 expected="one key",
                 seen=f"{len(allowed)} keys",
                 remedy=f"connect to KEY.keys.{self.identity.server_name}, or approve one key only for ra-tls",
             )
-        return tuple(allowed) or ((min(closest)[1],) if closest else ())
+            self._refuse_evidence(change, job, several, at_ms)
+        else:
+            self._refuse(change, job, closest[1] if closest else Denial("(any)", ()), at_ms)
 
     # --- outcomes ----------------------------------------------------------------------------------------------
 
