@@ -1,0 +1,72 @@
+"""A template as a Gramine user has it runs under Adyton's runtime as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adyton.manifest.final import finish
+from adyton.manifest.host import Gramine, multiarch_libdir
+from adyton.manifest.template import host_globals, render
+from tests.mount.test_proposed import RUN
+from tests.mount.world import REPOSITORY, decrypt, encrypt
+
+PYTHON = "/usr/bin/python3.11"
+
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.skipif(not Path(PYTHON).exists(), reason=f"{PYTHON} is not installed"),
+]
+
+TEMPLATE = """
+libos.entrypoint = "/usr/bin/python3.11"
+loader.argv = ["python3", "/app.py"]
+loader.env.LD_LIBRARY_PATH = "/lib:{{ arch_libdir }}:/usr{{ arch_libdir }}"
+fs.mounts = [
+  { path = "/lib", uri = "file:{{ gramine.runtimedir() }}" },
+  { path = "{{ arch_libdir }}", uri = "file:{{ arch_libdir }}" },
+  { path = "/usr", uri = "file:/usr" },
+  { path = "/app.py", uri = "file:app.py" },
+  { type = "encrypted", path = "/data", uri = "file:enc/", key_name = "k" },
+  { type = "tmpfs", path = "/tmp" },
+]
+sgx.enclave_size = "1G"
+sgx.max_threads = 16
+sgx.remote_attestation = "dcap"
+sgx.trusted_files = [
+  "file:app.py", "file:/usr/bin/python3.11", "file:{{ gramine.runtimedir() }}/",
+  {% for lib in ldd("/usr/bin/python3.11") %}"file:{{ lib }}", {% endfor %}
+  "file:/usr/lib/python3.11/",
+]
+"""
+
+
+@pytest.mark.timeout(240)
+def test_template_of_a_gramine_user_runs_unchanged(tmp_path: Path) -> None:
+    """Rendered without Gramine, built, run: an encrypted folder read and written, and /dev/attestation in its place."""
+    (tmp_path / "app.py").write_text(
+        "import json, os\n"
+        "text = open('/data/in.txt').read()\n"
+        "kind = open('/dev/attestation/attestation_type').read()\n"
+        "json.dump([text, kind, sorted(os.listdir('/data'))], open('/data/out.json', 'w'))\n"
+    )
+    encrypt(tmp_path, "enc/in.txt", b"secret")
+    here = {**host_globals(), "gramine": Gramine(None)}
+    text = render(TEMPLATE, {"arch_libdir": str(multiarch_libdir())}, host=here)
+    (tmp_path / "app.manifest").write_bytes(finish(text, tmp_path).manifest_bytes)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "app.manifest"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}/src:{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    log = decrypt(tmp_path, "program.log").decode() if (tmp_path / "program.log").exists() else ""
+    assert done.returncode == 0, done.stdout + done.stderr + log
+    assert decrypt(tmp_path, "enc/out.json") == b'["secret", "dcap", ["in.txt"]]'
