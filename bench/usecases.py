@@ -8,6 +8,7 @@ The runs alternate, and the fastest of N of each kind counts, since what disturb
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -135,10 +136,53 @@ trusted_files = [{trusted}]
 
 @dataclass(frozen=True)
 class Run:
-    """One run: seconds per phase, wall-clock seconds from command to prompt."""
+    """One run: seconds per phase, wall-clock seconds from command to prompt, processor seconds of all its processes."""
 
     phases: dict[str, float]
     wall_s: float
+    cpu_s: float | None
+
+
+class Account:
+    """Processor time of a command and of all that it starts, orphans and mounts included, by a control group.
+
+    What disturbs a run on a busy machine (waiting) is not in it. Nothing is accounted where this process may not make
+    control groups: `cpu_s` is None then, and the table says so.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        for parent, usage, unit in (
+            ("/sys/fs/cgroup/cpuacct", "cpuacct.usage", 1e-9),
+            ("/sys/fs/cgroup", "cpu.stat", 1e-6),
+        ):
+            folder = Path(parent) / f"adyton-bench-{os.getpid()}"
+            try:
+                folder.mkdir(exist_ok=True)
+            except OSError:
+                continue
+            if (folder / usage).exists():
+                self._folder, self._usage, self._unit = folder, folder / usage, unit
+                return
+            folder.rmdir()
+
+    def enter(self) -> None:
+        """Called in the child before it becomes the command."""
+        if self._folder is not None:
+            (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def seconds(self) -> float | None:
+        """Processor seconds so far."""
+        if self._folder is None:
+            return None
+        words = self._usage.read_text().split()
+        return int(words[1] if words[0] == "usage_usec" else words[0]) * self._unit
+
+    def close(self) -> None:
+        """Remove the group; every process of it has ended."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
 
 
 @dataclass
@@ -147,6 +191,7 @@ class Bench:
 
     case: UseCase
     folder: Path
+    account: Account
     server: str = ""
     build_s: float = 0.0
 
@@ -161,7 +206,7 @@ class Bench:
             "XDG_CACHE_HOME": str(self.folder / "cache"),
         }
 
-    def do(self, *words: str) -> str:
+    def do(self, *words: str, accounted: bool = False) -> str:
         """Run a command to its end."""
         ended = subprocess.run(
             words,
@@ -172,6 +217,7 @@ class Bench:
             text=True,
             check=False,
             timeout=300,
+            preexec_fn=self.account.enter if accounted else None,
         )
         if ended.returncode:
             raise SystemExit(f"{' '.join(words)} ended with {ended.returncode}\n{ended.stdout}{ended.stderr}")
@@ -221,9 +267,12 @@ class Bench:
     def timed(self, command: list[str], phases: Path, *, confidential: bool) -> Run:
         """One run; `phases` is where the script's own clock left its word."""
         phases.unlink(missing_ok=True)
+        before = self.account.seconds()
         began = time.time()
-        out = self.do(*command)
+        out = self.do(*command, accounted=True)
         ended = time.time()
+        after = self.account.seconds()
+        cpu_s = None if before is None or after is None else after - before
         inside = phases
         if confidential:
             inside = self.folder / "phases.json"
@@ -242,7 +291,7 @@ class Bench:
             found["start"] -= seconds["keys"] + found["mount"]
             found["seal"] = seconds.get("flush", 0.0)
             found["end"] -= found["seal"]
-        return Run(found, ended - began)
+        return Run(found, ended - began, cpu_s)
 
     def quote_s(self) -> float:
         """Seconds for one quote of the simulated platform, in this process."""
@@ -283,7 +332,8 @@ class Bench:
 
 def measure(case: UseCase, folder: Path, repeat: int) -> tuple[float, Run, Run]:
     """Seconds to build, the fastest native run, the fastest confidential one; both computed the same."""
-    bench = Bench(case, folder)
+    account = Account()
+    bench = Bench(case, folder, account)
     bench.lay_out()
     serving = bench.serve()
     try:
@@ -291,7 +341,12 @@ def measure(case: UseCase, folder: Path, repeat: int) -> tuple[float, Run, Run]:
     finally:
         serving.terminate()
         serving.communicate(timeout=10)
-    fastest = [min(runs, key=lambda run: run.wall_s) for runs in zip(*pairs, strict=True)]
+        account.close()
+    fastest = []
+    for runs in zip(*pairs, strict=True):
+        best = min(runs, key=lambda run: run.wall_s)
+        accounted = [run.cpu_s for run in runs if run.cpu_s is not None]
+        fastest.append(Run(best.phases, best.wall_s, min(accounted) if accounted else None))
     return bench.build_s, fastest[0], fastest[1]
 
 
@@ -314,6 +369,15 @@ def table(results: dict[str, tuple[float, Run, Run]]) -> str:
     lines.append("| **wall clock** | " + " | ".join(cells) + " | from command to prompt |")
     ratios = [f"1 | **{results[name][2].wall_s / results[name][1].wall_s:.2f}**" for name in names]
     lines.append("| ratio | " + " | ".join(ratios) + " | wall clock |")
+    cells, ratios = [], []
+    for _, native, confidential in results.values():
+        if native.cpu_s is None or confidential.cpu_s is None:
+            cells, ratios = ["not | measurable"] * len(names), ["not | measurable"] * len(names)
+            break
+        cells.append(f"{native.cpu_s:.2f} | {confidential.cpu_s:.2f}")
+        ratios.append(f"1 | **{confidential.cpu_s / native.cpu_s:.2f}**")
+    lines.append("| **processor** | " + " | ".join(cells) + " | of all its processes, without the key server |")
+    lines.append("| ratio | " + " | ".join(ratios) + " | processor |")
     return "\n".join(lines)
 
 
