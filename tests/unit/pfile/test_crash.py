@@ -7,13 +7,17 @@ cut as well, and their logs forged.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from adyton.errors import Error, FileFormatError, IntegrityError, WrongPath
-from adyton.pfile.backing import Memory
+from adyton.pfile.backing import Memory, OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.recovery import RECORD_BYTES
 from adyton.values import Key128
@@ -405,3 +409,46 @@ def test_error_of_a_refused_log_names_the_remedy() -> None:
     with pytest.raises(Error) as refusal:
         ProtectedFile.open(disk, KEY)
     assert "model.pt.gramine.recovery" in (refusal.value.remedy or "")
+
+
+def test_killed_process_leaves_a_whole_file(tmp_path: Path) -> None:
+    """A real process, really killed, over and over: every byte of the file is of one and the same flush."""
+    place = tmp_path / "f"
+    with ProtectedFile.create(OSFile(place, create=True), KEY, path=PATH) as file:
+        file.write_at(0, bytes(300_000))
+    for delay in (0.001, 0.003, 0.005, 0.01, 0.02, 0.04, 0.08):
+        child = os.fork()
+        if child == 0:
+            try:
+                file = ProtectedFile.open(OSFile(place, writable=True), KEY, path=PATH, writable=True)
+                for number in range(1 << 30):
+                    file.write_at(0, bytes([number % 256]) * 300_000)
+                    file.flush()
+            finally:
+                os._exit(1)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for writable in (False, True):
+            with ProtectedFile.open(OSFile(place, writable=writable), KEY, path=PATH, writable=writable) as file:
+                content = file.read_at(0, 300_001)
+            assert content == content[:1] * 300_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_many_random_sessions_survive_kills_and_power_cuts() -> None:
+    """The same as above for hundreds of sessions of other sizes, cut everywhere."""
+    for seed in range(1000, 1800):
+        chance = random.Random(seed)
+        version, create = chance.choice((1, 2)), chance.random() < 0.4
+        size = chance.choice((0, 100, 3072, 3073, 9000, 60_000, 396_289))
+        witness = _session(version, size, seed, create=create)
+        journal, commits = witness.disk.journal, witness.commits
+        for cut in range(commits[0].operation if create else 0, len(journal.operations) + 1):
+            killed = after_kill(journal, cut, part_of_next=chance.choice((0, 1, 2, 5)))
+            assert _read(killed, writable=chance.random() < 0.5) in _allowed_after_kill(commits, cut), (seed, cut)
+            allowed = _allowed_after_power_cut(commits, cut)
+            for _ in range(3 if allowed is not None else 0):
+                disk = after_power_cut(journal, cut, chance)
+                assert _read(disk, writable=True) in (allowed or []), (seed, cut)
