@@ -14,6 +14,7 @@ import pytest
 from adyton.manifest.signature import generate_signer
 from adyton.manifest.signed import read_signed
 from adyton.run.identity import runtime_identity
+from tests.unit.run.test_gramine import libpal, script, write
 
 TEMPLATE = """
 libos.entrypoint = "/app"
@@ -169,6 +170,30 @@ def test_explain_measurement_says_what_is_in_it(place: Path) -> None:
     adyton("explain-measurement", "app.manifest", "--measurement", str(signed.measurement))
     refused = adyton("explain-measurement", "app.manifest", "--measurement", "00" * 32, status=73)
     assert "not the manifest of that measurement" in refused.stderr
+
+
+def test_build_for_gramine_prepares_what_run_launches(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a constructed Gramine: prepared, explained area by area, and handed to gramine-direct, exit code and all."""
+    libraries = place / "gramine" / "lib" / "gramine"
+    write(libraries / "libsysdb.so", b"library OS")
+    write(libraries / "sgx" / "libpal.so", libpal())
+    write(libraries / "runtime" / "glibc" / "libc.so.6", b"C library")
+    script(place / "gramine" / "bin" / "gramine-direct", '#!/bin/sh\necho "under gramine: $@"\nexit 4\n')
+    monkeypatch.setenv("PATH", f"{place / 'gramine' / 'bin'}:{os.environ['PATH']}")
+    template = TEMPLATE.replace(', { type = "encrypted", path = "/out", uri = "file:out/" }', "")
+    (place / "app.manifest.template").write_text(template + "adyton.insecure__stdio = true\n")
+    said = adyton("build", "--gramine", "app.manifest.template", "-Dword=x")
+    assert "MRENCLAVE " in said.stdout
+    assert "gramine: sgx.enclave_size = 256M: " in said.stderr
+    explained = json.loads(adyton("explain-measurement", "app.manifest", "--json").stdout)
+    measurements = explained["measurements"]
+    assert measurements["MRENCLAVE (Gramine)"] == measurements["MRENCLAVE computed with the Gramine installed here"]
+    assert any("free" in line for line in explained["sections"]["enclave"])
+    done = adyton("run", "app.manifest", "--tee", "gramine-direct", status=4)
+    assert "under gramine: " in done.stdout
+    assert "nothing is protected" in done.stderr
+    refused = adyton("run", "app.manifest", "--tee", "sgx", status=112)
+    assert "never run on SGX hardware" in refused.stderr
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
