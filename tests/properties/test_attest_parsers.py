@@ -99,10 +99,10 @@ NAMES = sorted(SEEDS)
 
 
 def _survives(parser: Callable[[bytes], object], raw: bytes) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     with contextlib.suppress(Error):
         parser(raw)
-    assert time.perf_counter() - started < SLOW_S
+    assert time.thread_time() - started < SLOW_S
 
 
 EDITS = st.lists(

@@ -6,6 +6,8 @@ names the check that sees it first.
 
 from __future__ import annotations
 
+import contextlib
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -109,6 +111,20 @@ def test_parser_refuses_by_name(scenario: dict[str, int], spoil: Spoil, check: s
     assert caught.value.check == check
     assert caught.value.expected
     assert caught.value.seen
+
+
+def test_parser_allocates_no_more_than_it_was_given() -> None:
+    """A length that claims gigabytes costs nothing."""
+    raws = [_built(scenario, spoil) for _, scenario, spoil, _ in CASES]
+    tracemalloc.start()
+    try:
+        for raw in raws:
+            with contextlib.suppress(MalformedQuote):
+                parse_evidence(raw)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 PASSABLE = {
