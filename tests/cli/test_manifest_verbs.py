@@ -62,6 +62,7 @@ def test_build_makes_a_manifest_that_loads(place: Path) -> None:
     assert str(signed.measurement) in said.stdout
     assert str(signed.mrsigner) in said.stdout
     assert "the measurement does not cover:" in said.stdout
+    assert "owner        owner: adyton-key-server, CA SHA-256 " in said.stdout
     assert "/out" in said.stdout
     assert sorted(path.name for path in (place / "made").iterdir()) == ["app.manifest", "app.sig"]
 

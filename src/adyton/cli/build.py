@@ -39,6 +39,7 @@ def build(
     Relative paths in the template are relative to the current folder, as they will be for `adyton run`.
     """
     from adyton.manifest.cache import HashCache, default_path
+    from adyton.manifest.difference import certificate_name
     from adyton.manifest.final import finish
     from adyton.manifest.measure import workload_measurement
     from adyton.manifest.review import findings, not_covered, runtime_refusals
@@ -108,6 +109,10 @@ def build(
         "trusted_files": len(manifest.trusted_files),
         "trusted_bytes": sum(entry.size_bytes or 0 for entry in manifest.trusted_files),
         "keys": list(manifest.key_names),
+        "owners": {
+            owner.name: f"{owner.server_name}, CA {certificate_name(owner.ca or '')}"
+            for owner in manifest.adyton.owners
+        },
         "warnings": [
             {"danger": finding.danger.name.lower(), "key": finding.key, "what": finding.what, "remedy": finding.remedy}
             for finding in warnings
@@ -136,6 +141,8 @@ def _show(document: dict[str, Any], warnings: tuple[Finding, ...]) -> None:
     say(f"MRSIGNER     {document['mrsigner']}")
     say(f"runtime      {document['runtime']}")
     say(f"keys         {', '.join(document['keys']) or 'none'}")
+    for name, server in document["owners"].items():
+        say(f"owner        {name}: {server}")
     for finding in warnings:
         note(f"warning ({finding.danger.name.lower()}): {finding.key}: {finding.what}; {finding.remedy}")
     for refusal in document["refused_by_the_runtime"]:

@@ -65,12 +65,13 @@ def _shown(value: object) -> str:
     if isinstance(value, str):
         text = f'"{value}"'
         if value.startswith("-----BEGIN CERTIFICATE-----"):
-            return f"certificate {_certificate_name(value)}"
+            return f"certificate {certificate_name(value)}"
         return text if len(text) <= 200 else f"{text[:200]}…"
     return str(value)
 
 
-def _certificate_name(pem: str) -> str:
+def certificate_name(pem: str) -> str:
+    """How a pinned certificate is named to people: by the SHA-256 of its DER form."""
     from hashlib import sha256
 
     from cryptography import x509
