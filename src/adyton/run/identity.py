@@ -44,6 +44,7 @@ LIBRARIES: Final = (
     "libz.so.1",
     "libbz2.so.1.0",
     "liblzma.so.5",
+    "libexpat.so.1",
     "libfuse3.so.3",
 )
 """Shared libraries that these load; one that this machine lacks is no part."""
