@@ -359,9 +359,55 @@ def test_limit_of_open_files_is_the_manifests(folder: Path) -> None:
     assert world.run(folder, world.shell("ulimit -n", fds_limit=77)).out.strip() == "77"
 
 
-def test_staging_beyond_the_budget_is_refused_with_the_remedy(folder: Path) -> None:
-    """A hard budget, stated."""
-    result = world.run(folder, world.shell("exit 0", budget=1 << 20))
+def test_what_exceeds_the_budget_is_served_verified(folder: Path) -> None:
+    """A large trusted file and a large input: served block by block, as whole as when they are staged."""
+    content = os.urandom(3_000_000)
+    (folder / "big").write_bytes(content)
+    world.encrypt(folder, "in/big", content)
+    spec = world.shell(
+        "cat /big /in/big > /out/both; echo x > /big; echo x > /in/big; df /big | grep -c tmpfs",
+        trusted=["big"],
+        mounts=[["chroot", "/big", "file:big"], ["encrypted", "/in", "file:in"], *OUT],
+        read_only=["/in"],
+        budget=7 << 20,
+    )
+    result = world.run(folder, spec)
+    assert "Read-only" in result.err
+    assert result.out == "0\n", result.err
+    assert world.decrypt(folder, "out/both") == content * 2
+    assert result.ended["seconds"]["staged MB"] < 7
+
+
+def test_served_trusted_file_that_changes_is_refused(folder: Path) -> None:
+    """Altered before it is first opened, or between two reads: EIO, and named; never served again."""
+    import subprocess
+
+    (folder / "big").write_bytes(os.urandom(3_000_000))
+    spec = world.shell(
+        "echo ready; read go; cat /big > /dev/null || echo refused; read go; cat /big > /dev/null || echo refused",
+        trusted=["big"],
+        mounts=[["chroot", "/big", "file:big"]],
+        stdin=True,
+        budget=6 << 20,
+    )
+    process = world.start(folder, spec, stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    good = (folder / "big").read_bytes()
+    (folder / "big").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "refused\n"
+    (folder / "big").write_bytes(good)
+    out, err = process.communicate("go\n", timeout=30)
+    assert out == "refused\n"
+    assert "big is not the file that the manifest lists" in err
+
+
+def test_program_itself_beyond_the_budget_is_refused_with_the_remedy(folder: Path) -> None:
+    """The entrypoint runs from memory, or not at all."""
+    result = world.run(folder, world.shell("exit 0", budget=64 << 10))
     assert result.ended["error"] == "MountFailed"
     assert "memory_budget" in result.ended["remedy"]
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from adyton import errors
 from adyton.errors import Error, MountFailed, RunError, SandboxFailed, ScriptFailed
 from adyton.run import host, launcher, namespace, sandbox
+from adyton.run.division import Division, divide
 from adyton.run.log import EncryptedLog
 from adyton.run.plan import EncryptedMount, Plan
 from adyton.values import Key128
@@ -57,6 +58,7 @@ MAX_FIRST_OUTPUT_BYTES: Final = 1024
 
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 _ATTESTATION: Final = "attestation"
+_TRUSTED: Final = "trusted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,7 @@ class _Keeper:
         self._sandbox: sandbox.Sandbox | None = None
         self._files: _FileServer | None = None
         self._staging: Staging | None = None
+        self._division = Division((), (), (), (), 0)
         self._signals = 0
         self._seconds: dict[str, float] = {}
         self._events: dict[str, int] = {}
@@ -295,7 +298,8 @@ class _Keeper:
         with self._phase("prepare"):
             os.mkdir(self._root)
             namespace.mount_memory(self._root, size_bytes=plan.budget_bytes, mode=0o755, huge=True)
-            self._staging = Staging(self._root, plan.staged, jobs=self._jobs)
+            self._division = divide(plan)
+            self._staging = Staging(self._root, self._division.staged_files, jobs=self._jobs)
             self._staging.start()
         with self._phase("keys"):
             delivered = self._obtain()
@@ -333,13 +337,14 @@ class _Keeper:
     # ---------------------------------------------------------------- files
 
     def _served_mounts(self) -> list[EncryptedMount]:
-        return [mount for mount in self._plan.encrypted if not mount.read_only]
+        return [mount for mount in self._plan.encrypted if not mount.read_only] + list(self._division.served_mounts)
 
     def _serve(self, keys: Mapping[str, Key128]) -> _FileServer | None:
         """Start the process that serves what is written, if anything is, and /dev/attestation."""
         mounts = self._served_mounts()
         attest = self._quote is not None or bool(self._plan.key_names)
-        if not mounts and not attest:
+        large = self._division.served_files
+        if not mounts and not attest and not large:
             return None
         place = self._base + "/served"
         os.mkdir(place)
@@ -348,6 +353,7 @@ class _Keeper:
         def make(event: Callable[[str], None], pulse: Pulse) -> dict[str, Tree]:
             from adyton.vfs.attestation import AttestationTree
             from adyton.vfs.encrypted import EncryptedTree
+            from adyton.vfs.trusted import TrustedTree
 
             trees: dict[str, Tree] = {}
             for number, mount in enumerate(mounts):
@@ -355,10 +361,13 @@ class _Keeper:
                     mount.source,
                     keys[mount.key_name],
                     sealed_as=mount.source,
+                    read_only=mount.read_only,
                     power_safe=mount.recovery,
                     event=event,
                     pulse=pulse,
                 )
+            if large:
+                trees[_TRUSTED] = TrustedTree(large, event=event, pulse=pulse)
             if attest:
                 named = {name: keys[name] for name in self._plan.key_names}
                 kind = self._plan.attestation_type
@@ -374,9 +383,8 @@ class _Keeper:
 
     def _stage_inputs(self, keys: Mapping[str, Key128]) -> int:
         staged = 0
-        for mount in self._plan.encrypted:
-            if mount.read_only:
-                staged += stage_encrypted(mount.source, self._root + mount.path, keys[mount.key_name], jobs=self._jobs)
+        for mount in self._division.staged_mounts:
+            staged += stage_encrypted(mount.source, self._root + mount.path, keys[mount.key_name], jobs=self._jobs)
         return staged
 
     def _furnish(self, delivered: Delivered) -> None:
@@ -464,7 +472,12 @@ class _Keeper:
             else:
                 os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
                 Path(target).touch()
-            namespace.bind(source, target)
+            namespace.bind(source, target, read_only=mount.read_only)
+        for number, entry in enumerate(self._division.served_files):
+            for path in entry.targets:
+                os.makedirs(os.path.dirname(self._root + path), 0o755, exist_ok=True)
+                Path(self._root + path).touch()
+                namespace.bind(f"{self._base}/served/{_TRUSTED}/{number}", self._root + path, read_only=True)
 
     # ---------------------------------------------------------------- the program
 
