@@ -27,6 +27,7 @@ CHECKS: Final[tuple[str, ...]] = (
     "adyton.cli.doctor_host:swap",
     "adyton.cli.doctor_host:clock",
     "adyton.cli.doctor_host:collateral",
+    "adyton.cli.doctor_server:owner",
 )
 """`module:function`, each taking a `Machine` and giving `Finding`s; a room adds its checks here."""
 
