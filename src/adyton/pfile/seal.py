@@ -8,6 +8,7 @@ through the C part (`_gcm`), which releases the GIL; where it was not built, `cr
 from __future__ import annotations
 
 import os
+import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from adyton.values import Key128
 
 _ZERO_IV: Final = bytes(12)
+_SLOT: Final = struct.Struct("16s16s")
 
 
 class Engine(Protocol):
@@ -88,19 +90,19 @@ class Fallback:
     def open_nodes(cipher: Buffer, slots: Buffer, plain: Buffer, /) -> int:
         """Open nodes; the first bad one, or -1."""
         source, target, places = memoryview(cipher).cast("B"), memoryview(plain).cast("B"), memoryview(slots).cast("B")
-        count = _count(source, target, places)
-        known = bytes(places)
-        slot = 0
-        for node in range(count):
+        _count(source, target, places)
+        sealed = bytearray(NODE_BYTES + TAG_BYTES)
+        ciphertext, its_tag = memoryview(sealed)[:NODE_BYTES], memoryview(sealed)[NODE_BYTES:]
+        for node, (key, tag) in enumerate(_SLOT.iter_unpack(places)):
             at = NODE_BYTES * node
-            tag, slot_end = slot + KEY_BYTES, slot + SLOT_BYTES
-            sealed = b"".join((source[at : at + NODE_BYTES], known[tag:slot_end]))
+            end = at + NODE_BYTES
+            ciphertext[:] = source[at:end]
+            its_tag[:] = tag
             try:
-                AESGCM(known[slot:tag]).decrypt_into(_ZERO_IV, sealed, None, target[at : at + NODE_BYTES])
+                AESGCM(key).decrypt_into(_ZERO_IV, sealed, None, target[at:end])
             except InvalidTag:
                 target[:] = bytes(target.nbytes)
                 return node
-            slot = slot_end
         return -1
 
 
