@@ -457,3 +457,35 @@ def test_many_outputs_survive_the_end_without_close(folder: Path) -> None:
     assert world.run(folder, world.python(script, mounts=OUT)).status == 0
     assert world.decrypt(folder, "out/m")[50000:50005] == b"dirty"
     assert world.decrypt(folder, "out/49") == b"y" * 5000
+
+
+def test_ordinary_user_runs_it_too(folder: Path) -> None:
+    """Without root: in a user namespace of his own, given a /dev/fuse that he may open."""
+    import json
+    import shutil
+    import subprocess
+    import sys
+
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can become another user here")
+    device = folder / "fuse"
+    subprocess.run(["mknod", "-m", "666", str(device), "c", "10", "229"], check=True)
+    for path in (folder, folder / "out"):
+        path.chmod(0o777)
+    for path in [folder, *folder.parents][:3]:
+        path.chmod(path.stat().st_mode | 0o055)
+    packages = next(path for path in map(Path, sys.path) if path.name == "site-packages")
+    places = [str(world.REPOSITORY / "src"), str(world.REPOSITORY), str(packages)]
+    (folder / "go.py").write_text(
+        f"import sys\nsys.path[:0] = {places!r}\nfrom tests.mount import world\nsys.exit(world.main())\n"
+    )
+    spec = json.dumps(world.shell("id -u; echo hi > /out/a; cat /out/a; touch /usr/x", mounts=OUT))
+    user = "setpriv --reuid 65534 --regid 65534 --clear-groups /usr/bin/python3.11 -B go.py"
+    command = ["unshare", "-m", "sh", "-c", f'mount --bind {device} /dev/fuse && exec {user} "$0"', spec]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if "ModuleNotFoundError" in done.stderr or "No such file" in done.stderr.splitlines()[0]:
+        pytest.skip("the system's Python cannot import what Adyton needs as another user")
+    assert done.stdout == "0\nhi\n", done.stderr
+    assert "Read-only" in done.stderr
+    assert (folder / "out/a").stat().st_uid == 65534
+    assert world.decrypt(folder, "out/a") == b"hi\n"

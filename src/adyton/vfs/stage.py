@@ -311,7 +311,7 @@ def _copy(target: str, entry: StagedFile, buffer: bytearray) -> int:
 def _read_small(source: int, name: str, most: int) -> bytes:
     try:
         content = os.read(source, most + 1)
-        while 0 < len(content) <= most:
+        while 0 < len(content) < most:
             more = os.read(source, most + 1 - len(content))
             if not more:
                 break

@@ -1,0 +1,114 @@
+"""From a manifest to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adyton.errors import MalformedManifest, UsageError
+from adyton.manifest.model import AdytonTable, Manifest, Mount, TrustedFile
+from adyton.run.plan import DEFAULT_LOG, Plan, plan
+from adyton.values import Digest
+
+DIGEST = Digest(bytes(32))
+BASE = Manifest(
+    entrypoint="/bin/app",
+    mounts=(Mount("chroot", "/bin", "file:/host/bin"), Mount("encrypted", "/out", "file:./out/", "k")),
+    trusted_files=(TrustedFile("file:/host/bin/app", DIGEST, 10, True), TrustedFile("file:argv", DIGEST, 10)),
+)
+"""A program, an output; the root mount is the start folder."""
+
+
+def _plan(manifest: Manifest = BASE, content: bytes = b"", **more: Any) -> Plan:
+    return plan(manifest, read_trusted=lambda _: content, **more)
+
+
+def test_plan_says_what_is_staged_served_and_logged() -> None:
+    """Paths inside, stored paths, keys."""
+    made = _plan()
+    assert [(entry.source, entry.targets) for entry in made.staged] == [
+        ("/host/bin/app", ("/bin/app",)),
+        ("argv", ("/argv",)),
+    ]
+    assert [(mount.path, mount.source, mount.read_only) for mount in made.encrypted] == [("/out", "out", False)]
+    assert made.log is not None
+    assert (made.log.source, made.log.key_name) == (DEFAULT_LOG, "k")
+    assert made.key_names == ("k",)
+    assert made.argv == ("/bin/app",)
+    assert made.env == {}
+
+
+def test_entrypoint_that_nothing_shows_is_refused() -> None:
+    """It must be a trusted file at that path."""
+    with pytest.raises(MalformedManifest, match="entrypoint"):
+        _plan(replace(BASE, entrypoint="/bin/other"))
+
+
+def test_relative_entrypoint_is_below_the_start_folder() -> None:
+    """As in Gramine."""
+    assert _plan(replace(BASE, entrypoint="app", start_dir="/bin")).entrypoint == "/bin/app"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trusted_files": (TrustedFile("file:/host/bin/"),)}, "template"),
+        ({"file_check_policy": "allow_all_but_log"}, "allow_all_but_log"),
+        ({"root": Mount("encrypted", "/", "file:.")}, "fs.root"),
+        ({"mounts": (*BASE.mounts, Mount("chroot", "/dev/x", "file:/x"))}, "makes /dev itself"),
+        ({"mounts": (*BASE.mounts, Mount("chroot", "/proc", "file:/proc"))}, "makes /proc itself"),
+        ({"mounts": (*BASE.mounts, Mount("untrusted_shm", "/shm", "dev:/dev/shm"))}, "only under SGX"),
+        ({"adyton": AdytonTable(read_only=("/in",))}, "/in"),
+        ({"mounts": BASE.mounts[:1]}, "nowhere to go"),
+    ],
+)
+def test_what_the_runtime_cannot_honour_is_refused_with_the_reason(change: dict[str, Any], said: str) -> None:
+    """Each says what to write instead."""
+    with pytest.raises(MalformedManifest, match=said) as raised:
+        _plan(replace(BASE, **change))
+    assert raised.value.remedy is not None
+
+
+def test_file_both_allowed_and_trusted_is_not_staged() -> None:
+    """Gramine asks the list of allowed files first, and so does this."""
+    made = _plan(replace(BASE, allowed_files=("file:argv",)))
+    assert [entry.source for entry in made.staged] == ["/host/bin/app"]
+    assert [(entry.source, entry.target) for entry in made.allowed] == [("argv", "/argv")]
+
+
+def test_arguments_come_from_where_the_manifest_says() -> None:
+    """Its own words, a trusted file, the command line; and nothing else."""
+    assert _plan(replace(BASE, argv=("a", "b")), host_args=["x"]).argv == ("a", "b")
+    assert "ignored" in _plan(replace(BASE, argv=("a",)), host_args=["x"]).notes[0]
+    assert _plan(replace(BASE, use_cmdline_argv=True), host_args=["x"]).argv == ("/bin/app", "x")
+    assert _plan(replace(BASE, argv_src_file="file:argv"), b"p\0q r\0").argv == ("p", "q r")
+    with pytest.raises(UsageError, match="takes no arguments"):
+        _plan(host_args=["x"])
+
+
+@pytest.mark.parametrize("content", [b"p", b"", b"p\0q"])
+def test_malformed_argument_file_is_refused(content: bytes) -> None:
+    """Strings that do not end in NUL, or none."""
+    with pytest.raises(MalformedManifest):
+        _plan(replace(BASE, argv_src_file="file:argv"), content)
+
+
+@pytest.mark.parametrize("name", ["argv_src_file", "env_src_file"])
+def test_source_file_that_is_not_trusted_is_refused(name: str) -> None:
+    """Gramine reads it unchecked; here it would be the host's to choose."""
+    change: dict[str, Any] = {name: "file:other"}
+    with pytest.raises(MalformedManifest, match="no trusted file"):
+        _plan(replace(BASE, **change))
+
+
+def test_environment_is_the_manifests_and_what_it_lets_through() -> None:
+    """Passthrough by name, all of the host's only by the insecure name, the manifest's values always win."""
+    host = {"A": "host", "B": "host", "C": "host"}
+    assert _plan(replace(BASE, env={"A": "own"}), host_env=host).env == {"A": "own"}
+    assert _plan(replace(BASE, env_passthrough=("B", "Z")), host_env=host).env == {"B": "host"}
+    assert _plan(replace(BASE, use_host_env=True, env={"A": "own"}), host_env=host).env == {**host, "A": "own"}
+    assert _plan(replace(BASE, env_src_file="file:argv"), b"X=1=2\0", host_env=host).env == {"X": "1=2"}
+    with pytest.raises(MalformedManifest):
+        _plan(replace(BASE, env_src_file="file:argv"), b"X\0")

@@ -1,0 +1,83 @@
+"""The pseudo-files of /dev/attestation."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from adyton.values import Key128
+from adyton.vfs.attestation import AttestationTree
+
+KEY = Key128(bytes(range(16)))
+
+
+def _quote(report_data: bytes) -> bytes:
+    return b"\x03\x00" + bytes(46) + bytes(320) + report_data + bytes(50)
+
+
+def _tree(kind: str = "dcap") -> AttestationTree:
+    return AttestationTree(_quote, {"k": KEY}, kind=kind)
+
+
+def _read(tree: AttestationTree, path: str) -> bytes:
+    buffer = memoryview(bytearray(9000))
+    return bytes(buffer[: tree.read_into(tree.open(path), 0, buffer)])
+
+
+def test_quote_is_over_the_report_data_as_written_last() -> None:
+    """Each write replaces all of it, filled with zeros, and what is beyond 64 bytes is ignored."""
+    tree = _tree()
+    opened = tree.open("user_report_data")
+    tree.write(opened, memoryview(b"x" * 64), 0)
+    assert tree.write(opened, memoryview(b"y" * 70), 0) == 70
+    assert _read(tree, "quote")[368:432] == b"y" * 64
+    tree.write(opened, memoryview(b"z"), 0)
+    assert _read(tree, "quote")[368:432] == b"z" + bytes(63)
+    assert _read(tree, "user_report_data") == b""
+
+
+def test_report_is_432_bytes_around_the_same_report_data() -> None:
+    """Body of the quote, then key id and MAC."""
+    report = _read(_tree(), "report")
+    assert len(report) == 432
+    assert report[:384] == _quote(bytes(64))[48:432]
+
+
+def test_report_of_another_shape_of_quote_is_no_device() -> None:
+    """Only SGX quotes have an SGX report in them."""
+    tree = AttestationTree(lambda data: b"\x04\x00" + data, {}, kind="dcap")
+    with pytest.raises(OSError) as raised:
+        tree.open("report")
+    assert raised.value.errno == errno.ENODEV
+
+
+def test_keys_are_read_and_never_replaced() -> None:
+    """The same key may be written again; another, a short or a long one, is EACCES; unknown names are ENOENT."""
+    tree = _tree()
+    assert _read(tree, "keys/k") == KEY.reveal()
+    opened = tree.open("keys/k")
+    assert tree.write(opened, memoryview(KEY.reveal()), 0) == 16
+    for bad in (bytes(16), bytes(15), KEY.reveal() + b"x"):
+        with pytest.raises(OSError) as raised:
+            tree.write(opened, memoryview(bad), 0)
+        assert raised.value.errno == errno.EACCES
+    with pytest.raises(OSError) as missing:
+        tree.open("keys/other")
+    assert missing.value.errno == errno.ENOENT
+
+
+def test_without_remote_attestation_there_is_no_quote() -> None:
+    """As in Gramine: attestation_type says none, and only the keys are there."""
+    tree = _tree("none")
+    assert sorted(name for name, _ in tree.listing("")) == ["attestation_type", "keys"]
+    assert _read(tree, "attestation_type") == b"none"
+
+
+@pytest.mark.parametrize("name", ["create", "remove", "remove_folder", "make_folder", "rename", "set_mode"])
+def test_nothing_else_can_be_done(name: str) -> None:
+    """No file is made, removed, renamed or changed."""
+    tree = _tree()
+    words = {"create": ("x", 0o644), "make_folder": ("x", 0o755), "rename": ("quote", "x", 0), "set_mode": ("quote", 0)}
+    with pytest.raises(OSError):
+        getattr(tree, name)(*words.get(name, ("quote",)))
