@@ -145,12 +145,14 @@ class Config:
 
 LIMITS: Final[dict[str, int]] = {
     "max_connections": 12_000,
-    "max_active": 256,
-    "max_per_address": 12_000,
+    "max_active": 1024,
+    "max_per_address": 2000,
+    "max_active_per_address": 256,
     "first_byte_timeout_s": 30,
     "handshake_timeout_s": 10,
     "request_timeout_s": 20,
     "idle_timeout_s": 30,
+    "connection_timeout_s": 90,
     "challenge_lifetime_s": 120,
 }
 """The bounds of the key server and their defaults, as `[limits]` of config.toml."""

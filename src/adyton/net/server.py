@@ -57,12 +57,14 @@ class Limits:
     """The bounds of the server; `max_connections` counts all, `max_active` those whose TLS has begun."""
 
     max_connections: int = 12_000
-    max_active: int = 256
-    max_per_address: int = 12_000
+    max_active: int = 1024
+    max_per_address: int = 2000
+    max_active_per_address: int = 256
     first_byte_timeout_s: float = 30
     handshake_timeout_s: float = 10
     request_timeout_s: float = 20
     idle_timeout_s: float = 30
+    connection_timeout_s: float = 90
 
 
 @dataclass(slots=True)
@@ -95,6 +97,7 @@ class Listener:
         self._counters = counters
         self._active = asyncio.Semaphore(limits.max_active)
         self._addresses: Counter[str] = Counter()
+        self._busy: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self._stopping = False
@@ -171,6 +174,11 @@ class Listener:
 
     def begin(self, connection: socket.socket, host: str, peer: str) -> None:
         """A connection has sent its first TLS record: serve it."""
+        if self._busy[host] >= self._limits.max_active_per_address:
+            _reset(connection)
+            self.left(host, "address busy")
+            return
+        self._busy[host] += 1
         task = asyncio.get_running_loop().create_task(self._serve(connection, host, peer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -181,15 +189,24 @@ class Listener:
         return self._limits
 
     async def _serve(self, connection: socket.socket, host: str, peer: str) -> None:
-        how = "served"
+        how = "overloaded"
+        slot = False
         try:
-            async with self._active:
-                self._counters.active += 1
-                try:
-                    how = await self._talk(connection, peer)
-                finally:
-                    self._counters.active -= 1
+            async with asyncio.timeout(self._limits.handshake_timeout_s):
+                slot = await self._active.acquire()
+            self._counters.active += 1
+            how = "too long"
+            async with asyncio.timeout(self._limits.connection_timeout_s):
+                how = await self._talk(connection, peer)
+        except TimeoutError:
+            pass
         finally:
+            if slot:
+                self._counters.active -= 1
+                self._active.release()
+            self._busy[host] -= 1
+            if not self._busy[host]:
+                del self._busy[host]
             connection.close()
             self.left(host, how)
 

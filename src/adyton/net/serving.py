@@ -182,6 +182,8 @@ async def _serve(
         handshake_timeout_s=home.limit("handshake_timeout_s"),
         request_timeout_s=home.limit("request_timeout_s"),
         idle_timeout_s=home.limit("idle_timeout_s"),
+        max_active_per_address=home.limit("max_active_per_address"),
+        connection_timeout_s=home.limit("connection_timeout_s"),
     )
     server = KeyServer(service, limits)
     stop = asyncio.Event()

@@ -713,6 +713,38 @@ def test_server_more_connections_than_allowed_are_turned_away(world: World) -> N
             item.close()
 
 
+def test_server_one_address_cannot_hold_every_place(world: World) -> None:
+    """An address that holds its share of places is turned away, and a busy connection ends after its time."""
+    limits = Limits(max_active_per_address=3, connection_timeout_s=1.5)
+    with running(world, limits=limits) as server:
+        held = [https(world, server.adyton) for _ in range(3)]
+        with pytest.raises((ssl.SSLError, OSError)):
+            https(world, server.adyton)
+        wait_until(lambda: server.server.counters.closed["address busy"] == 1)
+        with contextlib.suppress(ssl.SSLError, OSError):
+            while post(held[0], PATH_CHALLENGE, challenge_request())[0] == 200:
+                time.sleep(0.1)
+        wait_until(lambda: server.server.counters.closed["too long"] == 3)
+        signed = world.program()
+        world.approve(signed)
+        obtain(world, server, signed)
+        for connection in held:
+            connection.close()
+
+
+def test_server_more_than_it_can_serve_at_once_waits_and_is_dropped_in_time(world: World) -> None:
+    """With every place taken a connection waits for one, and is dropped when that takes too long."""
+    limits = Limits(max_active=2, handshake_timeout_s=0.7, connection_timeout_s=30, idle_timeout_s=30)
+    with running(world, limits=limits) as server:
+        held = [https(world, server.adyton) for _ in range(2)]
+        with pytest.raises((ssl.SSLError, OSError)):
+            https(world, server.adyton)
+        assert server.server.counters.closed["overloaded"] == 1
+        held[0].close()
+        https(world, server.adyton).close()
+        held[1].close()
+
+
 def test_server_stops_gracefully_what_is_under_way_is_answered(world: World) -> None:
     """A request that was taken is answered although the server was told to stop."""
     signed = world.program()
