@@ -11,7 +11,7 @@ import pytest
 
 from adyton.attest.report import VerifiedReport
 from adyton.errors import UsageError
-from adyton.keyserver.decide import Denial, Grant, Request, decide
+from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, StoredApproval
 from adyton.keyserver.refusal import safe_reason
 from adyton.keyserver.store import Release, Usage
@@ -279,3 +279,26 @@ def test_decide_other_simulated_root_is_refused_before_any_approval(base: World,
     quote = base.enclave(base.program(), platform=other).quote(BINDING)
     with pytest.raises(BadChain, match="not trusted"):
         Verifier(base.collateral).verify(quote, {base.platform.root_fingerprint}, now())
+
+
+def test_decide_sev_snp_program_is_known_by_guest_and_manifest(base: World) -> None:
+    """SEV-SNP has no register for a workload: guest image and manifest stand for it, and an approval must have both."""
+    signed = base.program()
+    guest = Measurement(b"g" * 48)
+    approval = base.approval(signed.measurement, tees=("snp",), guests=(guest,), manifest_sha256=signed.manifest_sha256)
+    policy = evidence_policy(approval, confidential_machine=True, by_manifest=True)
+    assert (policy.measurements, policy.workloads) == (frozenset({guest}), frozenset())
+    for missing in ({"manifest_sha256": None}, {"guests": ()}):
+        with pytest.raises(UsageError):
+            approval.changed(**missing)
+
+
+def test_decide_further_requirements_refuse_on_their_own(base: World) -> None:
+    """What stands under `evidence` is judged like every other line, and cannot loosen what the approval says."""
+    assert failing(case_of(base, evidence={"min_evaluation_number": 99}).decide()) == ["TCB evaluation data number"]
+    assert isinstance(case_of(base, evidence={"min_evaluation_number": 1}).decide(), Grant)
+    signed = base.program()
+    loosening: dict[str, Any]
+    for loosening in ({"any_program": True}, {"allow_debug": True}, {"require_report_data": False}, {"nosuch": 1}):
+        with pytest.raises(UsageError):
+            base.approval(signed.measurement, evidence=loosening)
