@@ -341,6 +341,8 @@ def parse_certificate(raw: bytes, what: str, known: Known | None = None) -> Cert
     try:
         _ = certificate.extensions, certificate.key, certificate.common_name
         _ = certificate.window, certificate.parsed.signature_algorithm_parameters
+    except MalformedQuote as error:
+        raise _malformed(what, error.seen) from None
     except FOREIGN as error:
         raise _malformed(what, type(error).__name__) from None
     _ = certificate._signed_by
@@ -447,6 +449,8 @@ def parse_crl(raw: bytes, what: str) -> CRL:
             revoked.add(entry.serial_number)
         after = crl.next_update_utc
         _ = crl.signature_algorithm_parameters
+    except MalformedQuote as error:
+        raise _malformed(what, error.seen) from None
     except FOREIGN as error:
         raise _malformed(what, type(error).__name__) from None
     if after is None:
