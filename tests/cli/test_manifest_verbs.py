@@ -108,7 +108,7 @@ def test_build_strict_refuses_what_it_would_warn_of(place: Path) -> None:
         ("missing", 70, ["file:app", "nothing there"]),
         ("signer", 2, ["signing key", "adyton init"]),
         ("template", 70, ["nowhere.template"]),
-        ("output", 114, ["cannot be written"]),
+        ("output", 114, ["app/app.manifest", "File exists"]),
         ("gramine", 112, ["Gramine is not installed"]),
     ],
 )
