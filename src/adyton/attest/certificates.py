@@ -373,6 +373,8 @@ def split_pem(text: str | bytes, what: str, label: str = "CERTIFICATE") -> list[
             blocks.append(binascii.a2b_base64(block, strict_mode=True))
         except (binascii.Error, ValueError):
             raise _malformed(what, "bad base64") from None
+        if binascii.b2a_base64(blocks[-1], newline=False).decode() != block:
+            raise _malformed(what, "base64 that is not in its one form")
         if len(blocks) > MAX_CERTIFICATES or not block:
             raise _malformed(what, f"an empty block, or more than {MAX_CERTIFICATES}")
         at = stop + len(end)

@@ -91,6 +91,8 @@ def test_rsa_signature_with_another_scheme_is_not_accepted() -> None:
         pem(Scenario().root.build()).replace("CERTIFICATE", "X509 CRL"),
         "-----BEGIN CERTIFICATE----------END CERTIFICATE-----",
         pem(Scenario().root.build())[:-30],
+        "-----BEGIN CERTIFICATE-----\nQUJD=\n-----END CERTIFICATE-----\n",
+        "-----BEGIN CERTIFICATE-----\nQR==\n-----END CERTIFICATE-----\n",
         "\u2028" + pem(Scenario().root.build()),
         pem(Scenario().root.build()) * 11,
     ],
