@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -189,8 +194,6 @@ def test_log_of_a_killed_run_is_whole_as_of_its_last_flush(folder: Path) -> None
 
 def test_standard_input_is_empty_unless_the_manifest_says_so(folder: Path) -> None:
     """stdin is not measured, so it is closed by default."""
-    import subprocess
-
     for allowed, expected in ((False, ""), (True, "from the host")):
         process = world.start(folder, world.shell("cat", stdin=allowed), stdin=subprocess.PIPE)
         out, _ = process.communicate("from the host", timeout=30)
@@ -293,9 +296,6 @@ def test_run_leaves_no_file_but_its_outputs(folder: Path) -> None:
 
 def test_interrupt_before_the_program_starts_ends_at_once(folder: Path) -> None:
     """Ctrl-C while keys are asked for: nothing is left, the status says so."""
-    import subprocess
-    import sys
-
     script = (
         "import sys, json, time\n"
         "from tests.mount import world\n"
@@ -380,8 +380,6 @@ def test_what_exceeds_the_budget_is_served_verified(folder: Path) -> None:
 
 def test_served_trusted_file_that_changes_is_refused(folder: Path) -> None:
     """Altered before it is first opened, or between two reads: EIO, and named; never served again."""
-    import subprocess
-
     (folder / "big").write_bytes(os.urandom(3_000_000))
     spec = world.shell(
         "echo ready; read go; cat /big > /dev/null || echo refused; read go; cat /big > /dev/null || echo refused",
@@ -459,21 +457,20 @@ def test_many_outputs_survive_the_end_without_close(folder: Path) -> None:
     assert world.decrypt(folder, "out/49") == b"y" * 5000
 
 
-def test_ordinary_user_runs_it_too(folder: Path) -> None:
+def test_ordinary_user_runs_it_too() -> None:
     """Without root: in a user namespace of his own, given a /dev/fuse that he may open."""
-    import json
-    import shutil
-    import subprocess
-    import sys
-
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("only root can become another user here")
+    with tempfile.TemporaryDirectory() as name:
+        _run_as_nobody(Path(name))
+
+
+def _run_as_nobody(folder: Path) -> None:
+    (folder / "out").mkdir()
     device = folder / "fuse"
     subprocess.run(["mknod", "-m", "666", str(device), "c", "10", "229"], check=True)
     for path in (folder, folder / "out"):
         path.chmod(0o777)
-    for path in [folder, *folder.parents][:3]:
-        path.chmod(path.stat().st_mode | 0o055)
     packages = next(path for path in map(Path, sys.path) if path.name == "site-packages")
     places = [str(world.REPOSITORY / "src"), str(world.REPOSITORY), str(packages)]
     (folder / "go.py").write_text(

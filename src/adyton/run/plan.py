@@ -103,8 +103,8 @@ def plan(
     notes: list[str] = []
     table = MountTable(manifest.all_mounts)
     memory = tuple(place.path for place in table.places if place.mount.type == "tmpfs" and place.path)
-    for place in table.places:
-        _check_place(place)
+    for number, place in enumerate(table.places):
+        _check_place(place, table.places[:number])
     entrypoint = _absolute(manifest.entrypoint, manifest.start_dir)
     staged = _staged(manifest, table)
     allowed = _allowed(manifest, table)
@@ -179,7 +179,16 @@ def _refuse_unsupported(manifest: Manifest) -> None:
         )
 
 
-def _check_place(place: Place) -> None:
+def _check_place(place: Place, earlier: Sequence[Place]) -> None:
+    for other in earlier:
+        if other.mount.type == "encrypted" and below(place.path, other.path) is not None:
+            raise MalformedManifest(
+                f"mount {place.path}: it lies in the encrypted mount {other.path}",
+                check="path of the mount",
+                expected="a path outside encrypted mounts",
+                seen=place.path,
+                remedy="mount it beside the encrypted folder",
+            )
     if place.mount.type == "untrusted_shm":
         raise MalformedManifest(
             f"mount {place.path}: memory shared with the host exists only under SGX",

@@ -60,6 +60,8 @@ def test_relative_entrypoint_is_below_the_start_folder() -> None:
         ({"mounts": (*BASE.mounts, Mount("chroot", "/dev/x", "file:/x"))}, "makes /dev itself"),
         ({"mounts": (*BASE.mounts, Mount("chroot", "/proc", "file:/proc"))}, "makes /proc itself"),
         ({"mounts": (*BASE.mounts, Mount("untrusted_shm", "/shm", "dev:/dev/shm"))}, "only under SGX"),
+        ({"mounts": (*BASE.mounts, Mount("tmpfs", "/out/tmp", None))}, "lies in the encrypted mount"),
+        ({"mounts": (*BASE.mounts, Mount("encrypted", "/out", "file:other", "k"))}, "lies in the encrypted mount"),
         ({"adyton": AdytonTable(read_only=("/in",))}, "/in"),
         ({"mounts": BASE.mounts[:1]}, "nowhere to go"),
     ],
