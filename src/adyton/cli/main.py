@@ -101,7 +101,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(0)
     verb, *rest = args
     if verb not in VERBS:
-        sys.stderr.write(f"adyton: no verb {verb!r}\n\n{_help()}\n")
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        sys.stderr.write(f"adyton: no verb {verb!r}{f'; is it {near[0]}?' if near else ''}\n\n{_help()}\n")
         sys.exit(2)
     if verb != "mount":  # there libfuse listens for them
         _end_in_order()

@@ -21,6 +21,14 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the simulated platform.", metavar="DIR")]
+UsualFolder = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Folder of the simulated platform.  [ADYTON_SIM_PLATFORM, or ~/.adyton-sim]",
+        metavar="DIR",
+        show_default=False,
+    ),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 
 
@@ -45,9 +53,11 @@ def new(
 
 
 @app.command()
-def show(directory: Folder, as_json: AsJSON = False) -> None:
+def show(directory: UsualFolder = None, as_json: AsJSON = False) -> None:
     """Show a platform's root fingerprint, FMSPC and present TCB levels."""
-    _show(directory, as_json=as_json)
+    from adyton.tee.source import platform_directory
+
+    _show(platform_directory(directory), as_json=as_json)
 
 
 def _show(directory: Path, *, as_json: bool) -> None:
@@ -192,13 +202,14 @@ def export(
 
 @app.command()
 def name(
-    directory: Folder,
+    directory: UsualFolder = None,
     tdx: Annotated[bool, typer.Option("--tdx", help="The name for sim-tdx instead of sim.")] = False,
 ) -> None:
-    """Say what a policy calls this platform, for `adyton approve --tee "$(adyton platform name DIR)"`."""
+    """Say what a policy calls this platform, for `adyton approve --tee "$(adyton platform name)"`."""
     from adyton.tee.sim import SimPlatform
+    from adyton.tee.source import platform_directory
 
-    say(f"{'sim-tdx' if tdx else 'sim'}:{SimPlatform.load(directory).root_fingerprint}")
+    say(f"{'sim-tdx' if tdx else 'sim'}:{SimPlatform.load(platform_directory(directory)).root_fingerprint}")
 
 
 @app.command()

@@ -92,6 +92,7 @@ def run(request: Request) -> None:
     """Carry out a request; raises ScriptFailed with the program's exit code where that is not 0."""
     from adyton.cli.output import note, say_json
     from adyton.manifest.signed import read_signed
+    from adyton.run import sandbox
     from adyton.run.identity import runtime_identity
     from adyton.run.launch import launch
     from adyton.run.plan import plan
@@ -105,6 +106,8 @@ def run(request: Request) -> None:
             seen="nothing",
             remedy="name one; `adyton doctor` says what this machine has. --tee sim runs anywhere and protects nothing",
         )
+    if request.tee != "sgx":
+        sandbox.locate()  # it is measured: without it the manifest would seem to be another runtime's
     identity = runtime_identity()
     signed = read_signed(request.manifest, identity.digest)
 
@@ -149,6 +152,8 @@ def run(request: Request) -> None:
     )
     if request.as_json:
         say_json(_document(request, signed.measurement.hex(), ended))
+    if made.log is not None and not ended.exit_code:
+        note(f"adyton: done; what the program printed: adyton decrypt {made.log.source} -o - --key {made.log.key_name}")
     if ended.exit_code:
         raise _failed(ended.exit_code, made.log)
 

@@ -75,6 +75,9 @@ class _Files:
     peak_threads: int = 1
 
 
+_PATIENCE_S: Final = 5
+
+
 def observe(command: Sequence[str], cwd: Path) -> Observation:
     """Run `command` in `cwd` to its end; raises ScriptFailed where it fails, NoDevice where strace is missing."""
     strace = shutil.which("strace")
@@ -128,9 +131,8 @@ def _run(command: Sequence[str], cwd: Path) -> tuple[int, int]:
     process = subprocess.Popen(command, cwd=cwd)
     try:
         _, status, usage = os.wait4(process.pid, 0)
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+    except BaseException:
+        _end(process)
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss * 1024
@@ -144,6 +146,23 @@ def _files_below(folder: Path) -> frozenset[str]:
         if len(found) > _MAX_PROJECT_FILES:
             break
     return frozenset(found)
+
+
+def _end(strace: subprocess.Popen[bytes]) -> None:
+    """End the program that strace watches; strace itself blocks signals, and ends after its program."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            for pid in Path(f"/proc/{strace.pid}/task/{strace.pid}/children").read_text().split():
+                os.kill(int(pid), number)
+        except OSError:
+            pass  # ended meanwhile
+        try:
+            strace.wait(timeout=_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    strace.kill()
+    strace.wait()
 
 
 def read_trace(lines: Iterable[str], cwd: str, existed: frozenset[str] = frozenset()) -> _Files:

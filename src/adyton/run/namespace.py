@@ -15,7 +15,7 @@ from typing import Final
 from adyton.errors import MountFailed, SandboxFailed
 from adyton.vfs import syscalls
 
-_ANCHORS: Final = ("/sys/kernel/security", "/sys/kernel/debug", "/sys/fs/fuse/connections", "/sys/fs/cgroup", "/mnt")
+ANCHORS: Final = ("/sys/kernel/security", "/sys/kernel/debug", "/sys/fs/fuse/connections", "/sys/fs/cgroup", "/mnt")
 """Directories that hold no one's files; in the private view one of them is covered by the run's own."""
 
 _HARD: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV
@@ -42,7 +42,7 @@ def enter() -> str:
             remedy="run as root, or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1,"
             " user.max_user_namespaces>0, kernel.apparmor_restrict_unprivileged_userns=0)",
         ) from error
-    for anchor in _ANCHORS:
+    for anchor in ANCHORS:
         try:
             syscalls.mount("adyton", anchor, "tmpfs", _HARD, "mode=0700,size=1m")
         except OSError:
@@ -51,7 +51,7 @@ def enter() -> str:
     raise SandboxFailed(
         "no directory was found over which to mount private memory",
         check="mount point",
-        expected="one of " + ", ".join(_ANCHORS),
+        expected="one of " + ", ".join(ANCHORS),
         seen="none of them can be mounted over",
         remedy="mount /sys, or make /mnt",
     )

@@ -51,6 +51,11 @@ def _unwatched(_done: int) -> None:
     """Nobody watches."""
 
 
+def _host(fd: int, name: Path | str) -> contextlib.closing[OSFile]:
+    """A descriptor as the host's file, called `name` in errors; the descriptor stays the caller's."""
+    return contextlib.closing(OSFile(os.dup(fd), name=str(name)))
+
+
 def _each_segment(
     segments: int, jobs: int | None, work: Callable[[int, Buffers], int], advance: Advance | None
 ) -> None:
@@ -142,7 +147,7 @@ def encrypt_file(
     """
     embedded = path_bytes(str(target) if path is None else path)
     with whole_or_absent(target, force=force, sync=sync) as part, open_source(source) as fd:
-        return _seal_descriptor(fd, str(source), part, key, embedded, version, jobs, advance)
+        return _seal_descriptor(fd, str(source), part, str(target), key, embedded, version, jobs, advance)
 
 
 def encrypt_stream(
@@ -159,7 +164,7 @@ def encrypt_stream(
     """Seal what comes from a descriptor, a pipe say, until its end; otherwise as `encrypt_file`, with one worker."""
     embedded = path_bytes(str(target) if path is None else path)
     tell = advance or _unwatched
-    with whole_or_absent(target, force=force, sync=sync) as part, contextlib.closing(OSFile(os.dup(part))) as host:
+    with whole_or_absent(target, force=force, sync=sync) as part, _host(part, target) as host:
         inline = memoryview(bytearray(INLINE_BYTES))
         size = _read_up_to(source, inline)
         tell(size)
@@ -205,6 +210,7 @@ def _seal_descriptor(
     source: int,
     name: str,
     part: int,
+    target: str,
     key: Key128,
     embedded: bytes,
     version: int,
@@ -212,7 +218,7 @@ def _seal_descriptor(
     advance: Advance | None,
 ) -> Done:
     size = os.fstat(source).st_size
-    with contextlib.closing(OSFile(os.dup(part))) as host:
+    with _host(part, target) as host:
         inline = bytearray(min(size, INLINE_BYTES))
         _read_exactly(source, 0, memoryview(inline), name)
         segments = tree.tree_nodes(size)
@@ -259,7 +265,7 @@ def decrypt_file(
         ProtectedFile.open(OSFile(source), key, path=path) as file,
         whole_or_absent(target, force=force, sync=sync) as part,
     ):
-        return _open_into(file, part, jobs, advance)
+        return _open_into(file, part, jobs, advance, name=str(target))
 
 
 def decrypt_into(
@@ -285,8 +291,10 @@ def decrypt_into(
             raise
 
 
-def _open_into(file: ProtectedFile, target_fd: int, jobs: int | None, advance: Advance | None) -> Done:
-    with contextlib.closing(OSFile(os.dup(target_fd))) as target:
+def _open_into(
+    file: ProtectedFile, target_fd: int, jobs: int | None, advance: Advance | None, *, name: str | None = None
+) -> Done:
+    with _host(target_fd, name or f"descriptor {target_fd}") as target:
         opener = file.segments()
         inline = file.read_at(0, INLINE_BYTES)
         target.truncate(file.size)
@@ -398,7 +406,7 @@ def rekey_file(
     with (
         ProtectedFile.open(OSFile(source), key, path=path) as file,
         whole_or_absent(target, force=force, sync=sync) as part,
-        contextlib.closing(OSFile(os.dup(part))) as host,
+        _host(part, target) as host,
     ):
         opener = file.segments()
         sealer = SegmentSealer(host, opener.count)
