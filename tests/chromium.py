@@ -93,7 +93,13 @@ class Browser:
 
     def text(self) -> str:
         """What a person reads on the page."""
-        return str(self.ask("document.body.innerText"))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            found = self.ask("document.readyState === 'complete' && document.body ? document.body.innerText : null")
+            if isinstance(found, str) and found:
+                return found
+            time.sleep(0.05)
+        raise RuntimeError("the page shows nothing")
 
     def resize(self, width: int, height: int) -> None:
         """Another window, as of a phone."""
