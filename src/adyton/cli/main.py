@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from adyton import __version__
+from adyton.cli.output import note
 from adyton.errors import Error, ScriptFailed
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
@@ -76,7 +77,7 @@ def report(error: Error, *, as_json: bool) -> None:
         for name, text in error.details().items()
         if name in ("check", "expected", "seen", "remedy") and text not in error.message
     ]
-    sys.stderr.write("\n".join(lines) + "\n")
+    note("\n".join(lines))
 
 
 def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         app = importlib.import_module(VERBS[verb][0]).app
         app(args=rest, prog_name=f"adyton {verb}")
     except ScriptFailed as error:
-        sys.stderr.write(f"adyton: {error.message}\n" + (f"  remedy   {error.remedy}\n" if error.remedy else ""))
+        note(f"adyton: {error.message}" + (f"\n  remedy   {error.remedy}" if error.remedy else ""))
         sys.exit(error.status)
     except Error as error:
         report(error, as_json="--json" in rest)

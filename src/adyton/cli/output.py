@@ -1,14 +1,34 @@
-"""What a verb shows: results on standard output, notes and progress on standard error, or one JSON document."""
+"""What a verb shows: results on standard output, notes and progress on standard error, or one JSON document.
+
+Names and texts in it may be the host's (a file's name, a manifest, a certificate), so nothing that could steer a
+terminal or turn text around is passed through.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+
+_STEERING: Final = (range(0x20), range(0x7F, 0xA0), range(0x200E, 0x2010), range(0x2028, 0x202F), range(0x2066, 0x206A))
+"""C0 and C1 controls; marks, separators and overrides of direction."""
+
+_SHOWN: Final = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for codes in (*_STEERING, range(0xDC80, 0xDD00))
+    for code in codes
+    if chr(code) not in "\t\n"
+}
+
+
+def printable(text: str) -> str:
+    """`text` with every character that could steer a terminal, or that no encoding has, written as an escape."""
+    return text.translate(_SHOWN)
 
 
 class Advance(Protocol):
@@ -19,12 +39,12 @@ class Advance(Protocol):
 
 def say(text: str) -> None:
     """One line of a result, on standard output."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def note(text: str) -> None:
     """One line beside the result, on standard error."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
 
 
 def say_json(document: Mapping[str, Any]) -> None:
