@@ -1,9 +1,9 @@
 """Agreement with dcap-qvl, an independent verifier: on real evidence, on spoilt evidence, on every TCB status.
 
 Where the two differ, the difference is one of those named here: dcap-qvl refuses in verification what is policy here
-(debug, service TDs, unmatched levels, TCB info version 2), and does not look at the root that a quote carries nor at
-bytes behind the quote, which are refused here. It advises a relaunch on any module that is up to date; Intel's library
-and this one only on the newest.
+(debug, service TDs, unmatched levels, TCB info version 2), and does not look at the root that a quote carries, at the
+outer type of its certification data, nor at bytes behind the quote, which are refused here. It advises a relaunch on any
+module that is up to date; Intel's library and this one only on the newest.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ STRICTER_HERE = (
     "parse of the PCK certificate chain",
     "trailing bytes",
     "signature data filled",
+    "outer certification data type",
+    "QE report certification data filled",
+    "length of the QE report certification data",
 )
 STRICTER_ABOUT_COLLATERAL = (
     "parse of the",
