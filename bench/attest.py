@@ -1,8 +1,8 @@
 """Verification of quotes against dcap-qvl and against the bare signatures, all in one run, alternating.
 
-Every figure is processor time, the best of several rounds on one core, and every ratio is between figures of the same run, as other
-work on the machine disturbs all alike. The limit is what no verifier can go below: the two ECDSA P-256 checks that
-each new quote needs (QE report and quote), through the same library, and nothing else.
+Every figure is processor time, the best of several rounds on one core, and every ratio is between figures of the same
+run, as other work on the machine disturbs all alike. The limit is what no verifier can go below: the two ECDSA P-256
+checks that each new quote needs (QE report and quote), through the same library, and nothing else.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Where the two differ, the difference is one of those named here: dcap-qvl refuses in verification what is policy here
 (debug, service TDs, unmatched levels, TCB info version 2), and does not look at the root that a quote carries, at the
-outer type of its certification data, nor at bytes behind the quote, which are refused here. It advises a relaunch on any
-module that is up to date; Intel's library and this one only on the newest.
+outer type of its certification data, nor at bytes behind the quote, which are refused here. It advises a relaunch on
+any module that is up to date; Intel's library and this one only on the newest.
 """
 
 from __future__ import annotations
