@@ -792,6 +792,7 @@ def _serve_files(
     """In the file server: serve until unmounted. Signals of the terminal are not for this process."""
     syscalls.die_with_parent(parent)
     syscalls.name_process("adyton-files")
+    host.lock_memory()
     for number in (*PASSED_ON, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.setsid()
