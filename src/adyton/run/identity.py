@@ -51,6 +51,11 @@ LIBRARIES: Final = (
 
 PROGRAMS: Final = ("bwrap", "fusermount3")
 
+LOADED_BY_ENVIRONMENT: Final = ("LD_PRELOAD", "LD_AUDIT", "OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES")
+"""Variables that name code, or a configuration that names code, to load into this process."""
+
+_IMPORTED: Final = re.compile(r"""\bimport\s+(\w+)|__import__\(['"](\w+)""")
+
 _SKIPPED: Final = frozenset(
     {"__pycache__", "test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "pydoc_data"}
     | {"site-packages", "dist-packages", "distutils", "venv", "idle_test", "unittest"}
@@ -151,7 +156,17 @@ def _mapped() -> dict[str, str]:
 
 def _libraries() -> dict[str, str]:
     triplet = getattr(sys.implementation, "_multiarch", "")
-    folders = (f"/lib/{triplet}", f"/usr/lib/{triplet}", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
+    first = [folder for folder in re.split("[:;]", os.environ.get("LD_LIBRARY_PATH", "")) if folder]
+    folders = (
+        *first,
+        f"/lib/{triplet}",
+        f"/usr/lib/{triplet}",
+        "/lib64",
+        "/usr/lib64",
+        "/lib",
+        "/usr/lib",
+        "/usr/local/lib",
+    )
     mapped = _mapped()
     found = {}
     for name in LIBRARIES:
@@ -175,7 +190,11 @@ def _programs() -> dict[str, str]:
 
 
 def _startup() -> Digest:
-    """The code that Python runs by itself before any program: import lines of .pth files, and the hooks of `site`."""
+    """The code that runs by itself before any program, or in the place of what is measured by name.
+
+    Import lines of .pth files with the modules they name, the hooks of `site`, modules that stand before the standard
+    library's own on `sys.path`, and what the environment has the loader and OpenSSL take in.
+    """
     folder = os.path.dirname(os.path.dirname(_spec_of("cryptography")[0]))
     lines: set[str] = set()
     with os.scandir(folder) as listing:
@@ -184,11 +203,41 @@ def _startup() -> Digest:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             lines |= {line.strip() for line in file if line.startswith(("import ", "import\t"))}
     digest = hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))
+    for name in sorted(
+        {name for line in lines for pair in _IMPORTED.findall(line) for name in pair if name} - sys.stdlib_module_names
+    ):
+        origin = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None)
+        if origin:
+            digest.update(name.encode() + _hash_file(origin))
     for hook in ("sitecustomize", "usercustomize"):
         origin = getattr(sys.modules.get(hook), "__file__", None)
         if origin:
             digest.update(hook.encode() + _hash_file(origin))
+    for shown, path in sorted(_in_the_way()):
+        digest.update(shown.encode("utf-8", "surrogateescape") + _hash_file(path))
+    for name in LOADED_BY_ENVIRONMENT:
+        for word in os.environ.get(name, "").replace(":", " ").split():
+            content = _hash_file(word) if os.path.isfile(word) else hashlib.sha256(os.fsencode(word)).digest()
+            digest.update(name.encode() + content)
     return Digest(digest.digest())
+
+
+def _in_the_way() -> Iterator[tuple[str, str]]:
+    """Modules under names of the standard library in folders that come before it on `sys.path`."""
+    library = os.path.dirname(os.__file__)
+    for folder in sys.path[: sys.path.index(library)] if library in sys.path else sys.path:
+        try:
+            with os.scandir(folder or ".") as listing:
+                children = list(listing)
+        except OSError:
+            continue
+        for child in children:
+            if child.name.partition(".")[0] not in sys.stdlib_module_names:
+                continue
+            if child.is_file() and child.name.endswith((".py", ".pyc", ".so")):
+                yield child.name, child.path
+            elif os.path.isfile(f"{child.path}/__init__.py"):
+                yield from ((f"{child.name}/{shown}", path) for shown, path in _walk(child.path, ""))
 
 
 def _hash_all(paths: Sequence[str]) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,59 @@ def test_identity_changes_with_any_module(copy: Path, name: str) -> None:
     with (copy / "adyton" / name).open("a") as file:
         file.write("\n# changed\n")
     assert of_copy(copy) != before
+
+
+@pytest.mark.parametrize("planted", ["selectors.py", "json/__init__.py", "statistics.pyc"])
+def test_identity_changes_with_a_module_before_the_library(copy: Path, planted: str) -> None:
+    """What stands under a library module's name earlier on the path would run in its place, so it counts."""
+    before = of_copy(copy)
+    path = copy / planted
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    changed = of_copy(copy)
+    assert changed != before
+    if not planted.endswith("pyc"):
+        path.write_bytes(b"# another\n")
+        assert of_copy(copy) not in (before, changed)
+
+
+@pytest.mark.parametrize("name", identity.LOADED_BY_ENVIRONMENT)
+def test_startup_changes_with_what_the_environment_loads(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library or configuration that the environment names counts by its content, wherever it lies."""
+    monkeypatch.delenv(name, raising=False)
+    before = identity._startup()
+    found = []
+    for folder, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "library.so").write_bytes(content)
+        monkeypatch.setenv(name, str(tmp_path / folder / "library.so"))
+        found.append(identity._startup())
+    assert found[0] == found[1] != found[2]
+    assert before not in found
+
+
+def test_libraries_are_those_that_the_loader_would_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that LD_LIBRARY_PATH puts before the system's is the one that counts."""
+    (tmp_path / "libfuse3.so.3").write_bytes(b"planted")
+    monkeypatch.setattr(identity, "_mapped", dict)
+    monkeypatch.setenv("LD_LIBRARY_PATH", f":{tmp_path}")
+    assert identity._libraries()["library libfuse3.so.3"] == str(tmp_path / "libfuse3.so.3")
+
+
+def test_startup_changes_with_a_module_that_a_pth_line_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code behind an import line of a .pth file counts, and not the line alone."""
+    (tmp_path / "cryptography").mkdir()
+    (tmp_path / "x.pth").write_text("import adyton_planted\n")
+    (tmp_path / "adyton_planted.py").write_text("")
+    monkeypatch.setattr(identity, "_spec_of", lambda _name: (str(tmp_path / "cryptography" / "__init__.py"), []))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("adyton_planted")
+    monkeypatch.setitem(sys.modules, "adyton_planted", module)
+    before = identity._startup()
+    (tmp_path / "adyton_planted.py").write_text("# changed\n")
+    assert identity._startup() != before
 
 
 def test_identity_without_a_package_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
