@@ -23,10 +23,12 @@ class Difference:
 
     def __str__(self) -> str:
         if self.before is None:
-            return f"{self.kind} {self.what}: added, {self.after}"
-        if self.after is None:
-            return f"{self.kind} {self.what}: removed, was {self.before}"
-        return f"{self.kind} {self.what}: {self.before} -> {self.after}"
+            text = f"{self.kind} {self.what}: added, {self.after}"
+        elif self.after is None:
+            text = f"{self.kind} {self.what}: removed, was {self.before}"
+        else:
+            text = f"{self.kind} {self.what}: {self.before} -> {self.after}"
+        return text.replace("\n", "\\n")  # one line each, so that no value can pose as a line of its own
 
 
 def differences(before: str, after: str) -> tuple[Difference, ...]:

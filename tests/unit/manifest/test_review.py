@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.manifest.difference import differences
+from adyton.manifest.difference import Difference, differences
 from adyton.manifest.explain import explain_layout, explain_manifest, explain_signature
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import Area, Layout
@@ -212,3 +212,9 @@ def test_explanation_of_signature_and_enclave_is_in_words() -> None:
         "0x1000-0x2000 tcs (thread control, 1 pages): measured with its content",
         "0x10000-0x12000 free (rwx, 2 pages): added, content not measured",
     )
+
+
+def test_difference_with_a_line_break_stays_one_line() -> None:
+    """No value, and no path, can pose as a line of its own."""
+    item = Difference("key", "loader.argv\nfile x", "a", "b\nkey loader.env: same")
+    assert "\n" not in str(item)
