@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 import adyton
 from demo.canary import draw, search
@@ -85,14 +88,20 @@ def tell(example: str, work: Path, **addresses: str) -> Story:
     """Run a story to its end; what it prints comes with a failure."""
     runtime = copy_runtime(work / "runtime")
     folder = work / "story"
-    ended = subprocess.run(
+    shell = subprocess.Popen(
         ["sh", EXAMPLES / example / "run.sh", folder],
         env={**environment(runtime), **addresses},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=LIMIT_S,
-        check=False,
+        start_new_session=True,
     )
-    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
-    return Story(folder, runtime, ended.stdout, ended.stderr)
+    try:
+        out, err = shell.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(shell.pid, signal.SIGKILL)
+        out, err = shell.communicate(timeout=10)
+        pytest.fail(f"{example} took more than {LIMIT_S} s\n{out}\n{err}")
+    assert shell.returncode == 0, f"{out}\n{err}"
+    return Story(folder, runtime, out, err)
