@@ -111,6 +111,22 @@ def test_tree_and_patterns_go_below_the_target(home: Path) -> None:
     assert (home / "there/plain").exists()
 
 
+def test_swapped_files_are_refused_by_name(home: Path) -> None:
+    """Each is whole and under the right key, and yet not what its name says; --check-path takes a renamed one."""
+    for name in ("one", "two"):
+        (home / f"plain-{name}").write_text(name)
+        _well(home, "encrypt", f"plain-{name}", "-o", name, "--key-file", "key")
+    (home / "one").rename(home / "three")
+    (home / "two").rename(home / "one")
+    for target in ("out", "-"):
+        done = _adyton(home, "decrypt", "one", "-o", target, "--key-file", "key")
+        assert done.returncode == WrongPath.exit_code
+        assert b"--check-path two" in done.stderr
+        assert not done.stdout
+    assert not (home / "out").exists()
+    assert _well(home, "decrypt", "three", "-o", "-", "--key-file", "key", "--check-path", "one") == b"one"
+
+
 def test_pipes_on_both_sides(home: Path) -> None:
     """`-` reads standard input and writes standard output."""
     sealed = _well(home, "encrypt", "-", "-o", "-", "--as", "p", "--key-file", "key", stdin=make.pattern(800_000))

@@ -43,6 +43,9 @@ def decrypt(
 ) -> None:
     """Decrypt protected files; nothing stands under the target's name unless all of it was verified.
 
+    A file that was sealed under another name than it has now is refused, as somebody may have swapped two files;
+    --check-path says which path it is to have instead.
+
     To a pipe every block is verified before it is written, but a later block may still be refused: then
     the exit status is the only word of it.
     """
@@ -74,6 +77,8 @@ def _decrypt(step: Step, key: Any, *, path: str | None, jobs: int | None, force:
     from adyton.storage.trees import decrypt_tree
 
     source, to = Path(step.source), Path(step.target)
+    if path is None and not step.is_tree and step.source != STREAM:
+        path = _sealed_path(source, key)
     if step.is_tree:
         tree = decrypt_tree(source, to, key, path=path, jobs=jobs, force=force, advance=advance)
         return summary(step, tree.size, tree.files, tree.resumed)
@@ -87,6 +92,25 @@ def _decrypt(step: Step, key: Any, *, path: str | None, jobs: int | None, force:
         with whole_or_absent(to, force=force) as part, open(part, "wb", closefd=False, buffering=0) as file:
             return summary(step, decrypt_stream(0, _write_all(file), key, path=path, advance=advance).size)
     return summary(step, decrypt_file(source, to, key, path=path, jobs=jobs, force=force, advance=advance).size)
+
+
+def _sealed_path(source: Any, key: Any) -> str:
+    """The path sealed into a file; raises WrongPath where its last part is not the name that the file has now."""
+    from adyton.errors import WrongPath
+    from adyton.pfile.backing import OSFile
+    from adyton.pfile.file import ProtectedFile
+
+    with ProtectedFile.open(OSFile(source), key) as file:
+        sealed = file.path
+    if sealed.rpartition("/")[2] != source.resolve().name and sealed.rpartition("/")[2] != source.name:
+        raise WrongPath(
+            f"{source} was sealed under another name: somebody may have put another file in its place",
+            check="name in the embedded path",
+            expected=source.name,
+            seen=sealed,
+            remedy=f"if you renamed it yourself, say so: --check-path {sealed}",
+        )
+    return sealed
 
 
 def _write_all(file: Any) -> Any:

@@ -100,7 +100,7 @@ def test_tampered_file_is_refused_by_every_entry(tmp_path: Path, fault: str) -> 
     """Each with the same class of error and its exit code; no target appears, no wrong byte is written."""
     change, expected = REFUSED[fault]
     raw = _tampered(change)
-    place, out = tmp_path / "sealed", tmp_path / "out"
+    place, out = tmp_path / "396289", tmp_path / "out"
     place.write_bytes(raw)
     (tmp_path / "key").write_bytes(make.WRAP_KEY)
     (tmp_path / "key").chmod(0o600)
