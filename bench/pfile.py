@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adyton.pfile import seal
@@ -67,7 +67,7 @@ class Limit:
         return nodes * NODE_BYTES / sealed.value, nodes * NODE_BYTES / opened.value
 
 
-def table(title: str, rows: list[tuple[str, ...]]) -> None:
+def table(title: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows, the first of them the heads."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print(f"\n{title}")
@@ -203,9 +203,9 @@ def whole_files(limit: Limit, folder: Path, size: int, rounds: int) -> None:
             theirs, mine = best[f"{peer.name} {what}"], max(best[f"{what} {jobs}"] for jobs in threads)
             rows.append((peer.name, what, gbps(theirs), gbps(mine), f"{mine / theirs:.1f}", peer.goal))
     table("Against other tools, same file", rows)
-    for peer in (Age, GoCryptFS, GraminePfCrypt):
-        if peer.name not in {each.name for each in peers}:
-            print(f"  ({peer.name} is not installed: not compared)")
+    for kind in (Age, GoCryptFS, GraminePfCrypt):
+        if kind.name not in {each.name for each in peers}:
+            print(f"  ({kind.name} is not installed: not compared)")
     source.unlink()
 
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from adyton.values import Digest
@@ -342,10 +343,8 @@ def start(folder: Path, *, small: bool) -> None:
             run = ("run", f"p{number}.manifest", "--tee", "sim", "--sim-platform", "platform", "--key-server", address)
             native = ours = float("inf")
             for _ in range(ROUNDS):
-                native = min(
-                    native, _timed(lambda words=native_words: subprocess.run(words, env=environment, check=True))
-                )
-                ours = min(ours, _timed(lambda words=run: adyton(*words)))
+                native = min(native, _timed(partial(subprocess.run, native_words, env=environment, check=True)))
+                ours = min(ours, _timed(partial(adyton, *run)))
             limit = 0.6 if label == "pass" else 1.5 * native + 0.6
             _say(f"  {label:50} {native:6.2f}     {ours:6.2f}   {ours / native:5.2f}   {limit:.2f} s")
     finally:
