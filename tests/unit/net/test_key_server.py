@@ -31,6 +31,7 @@ from adyton.net.release import (
     PATH_RELEASE,
     PATH_USED,
     EnclaveKey,
+    Payload,
     ReleaseRequest,
     challenge_request,
     make_challenge,
@@ -43,6 +44,7 @@ from adyton.net.tls import client_context, use_certificate
 from adyton.tee.sim import SimPlatform
 from adyton.values import Digest, Nonce
 from tests.owner_world import RUNTIME_PARTS, Running, World, make_world, now, running
+from tests.unit.net.servers import raw_server, saying
 
 KEY = bytes(range(16))
 
@@ -309,6 +311,32 @@ def test_obtain_server_with_another_name_under_the_same_ca_is_refused(world: Wor
     (world.home.path / "server.key").write_bytes(other.key_pem)
     with running(world) as server, pytest.raises(Denied, match="not the key server"):
         obtain(world, server, signed)
+
+
+def test_obtain_answer_with_other_names_than_asked_for_is_refused(
+    world: World, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key under another name than was asked for is not taken, though it was wrapped to this very enclave."""
+    signed = world.program()
+    world.approve(signed)
+    honest = Payload.to_bytes
+
+    def renamed(payload: Payload) -> bytes:
+        return honest(Payload({f"{name}-other": value for name, value in payload.keys.items()}, {}, payload.token))
+
+    monkeypatch.setattr(Payload, "to_bytes", renamed)
+    with pytest.raises(OutOfOrder, match="other keys than were asked for"):
+        obtain(world, server, signed)
+
+
+def test_obtain_over_older_tls_is_refused_by_the_enclave(world: World) -> None:
+    """The enclave speaks TLS 1.3 only, also to a server under the pinned CA that offers less."""
+    signed = world.program()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(world.home.path / "server.crt", world.home.path / "server.key")
+    with raw_server(saying(b""), context) as address, pytest.raises(FetchFailed, match="TLS"):
+        obtain(world, address.removeprefix("https://"), signed)
 
 
 def test_obtain_expired_server_certificate_is_refused(world: World) -> None:
