@@ -146,6 +146,8 @@ def _become_keeper(
                 tell({"interrupted": stop.number})
             except Error as error:
                 tell({"failure": {**error.details(), "status": getattr(error, "status", None)}})
+    except _Interrupted as stop:  # as early as that signals were let in, or a second one
+        tell({"interrupted": stop.number})
     except BaseException as error:
         import traceback
 
