@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +179,34 @@ def test_proposed_manifest_runs_the_program(tmp_path: Path, name: str) -> None:
     found = build(folder, program)
     if name == "sqlite":
         assert {mount.path: (mount.is_input, mount.is_output) for mount in found.data} == {"/work/state": (True, True)}
+    run_proposed(folder)
+    for path, content in program.outputs.items():
+        assert decrypt(folder, f"encrypted/{path}") == content
+        assert not (folder / path).exists()
+
+
+def test_trusted_file_below_tmp_shows_in_the_programs_memory(tmp_path: Path) -> None:
+    """Code that lies below /tmp is there, cannot be written, and /tmp around it is the program's own memory."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    with tempfile.TemporaryDirectory(dir="/tmp") as library:
+        Path(library, "outside.py").write_text("WORD = 'measured'\n")
+        (folder / "main.py").write_text(
+            f"import os, sys\nsys.path.insert(0, {library!r})\nimport outside\n"
+            "open('/tmp/scratch', 'w').write('x')\n"
+            f"try:\n    open({library!r} + '/outside.py', 'a')\n    read_only = False\n"
+            "except OSError:\n    read_only = True\n"
+            "open('out.txt', 'w').write(f'{outside.WORD} {read_only}')\n"
+        )
+        (folder / "in.txt").write_text("")
+        build(folder, Program({}, (), {}))
+        run_proposed(folder)
+    assert decrypt(folder, "encrypted/out.txt") == b"measured True"
+    Path("/tmp/scratch").unlink(missing_ok=True)
+
+
+def run_proposed(folder: Path) -> None:
+    """Run app.manifest without attestation; fails with the program's log if it does not end well."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, "app.manifest"],
         cwd=folder,
@@ -189,6 +218,3 @@ def test_proposed_manifest_runs_the_program(tmp_path: Path, name: str) -> None:
     )
     log = decrypt(folder, "app.log").decode() if (folder / "app.log").exists() else ""
     assert done.returncode == 0, done.stdout + done.stderr + log
-    for path, content in program.outputs.items():
-        assert decrypt(folder, f"encrypted/{path}") == content
-        assert not (folder / path).exists()

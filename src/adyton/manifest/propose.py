@@ -250,8 +250,12 @@ def _data_mounts(
 
 
 def _mounts(trusted: list[str], inside: _Inside) -> list[tuple[str, str]]:
-    """(path, uri) of the mounts that show the trusted files where the program expects them."""
-    tops = {"/" + path.split("/")[1] for path in trusted if inside.below(path) is None}
+    """(path, uri) of the mounts that show the trusted files where the program expects them.
+
+    Below /tmp they are one folder longer: /tmp itself is the program's own memory, in which they are mounted.
+    """
+    outside = [path.split("/") for path in trusted if inside.below(path) is None]
+    tops = {"/".join(parts[: 3 if parts[1] == "tmp" else 2]) for parts in outside}
     return [(top, f"file:{top}") for top in sorted(tops)] + [(WORK, "file:.")]
 
 
@@ -348,8 +352,10 @@ def _template(
             lines.append(f"# {sizing.omp_reason}.")
         lines.append(f"loader.env.{variable} = {_toml(value)}")
     lines += ["", "fs.mounts = [", "  # Of these folders only the trusted files are visible."]
-    lines += [f"  {{ path = {_toml(path)}, uri = {_toml(uri)} }}," for path, uri in mounts]
+    shown = [(f"  {{ path = {_toml(path)}, uri = {_toml(uri)} }},", path.startswith("/tmp/")) for path, uri in mounts]  # noqa: S108 - inside
+    lines += [line for line, in_memory in shown if not in_memory]
     lines.append('  { type = "tmpfs", path = "/tmp" },')
+    lines += [line for line, in_memory in shown if in_memory]
     for mount in data:
         role = "read and written" if mount.is_input and mount.is_output else "read" if mount.is_input else "written"
         uri = f"file:{mount.encrypted}{'/' if mount.is_folder else ''}"

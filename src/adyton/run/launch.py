@@ -415,10 +415,25 @@ class _Keeper:
         for path in plan.memory:
             if path == "/dev/shm":  # noqa: S108 - the sandbox's own, there already
                 continue
-            os.makedirs(self._root + path, 0o755, exist_ok=True)
-            namespace.mount_memory(self._root + path, size_bytes=plan.budget_bytes, mode=0o1777)
+            self._mount_empty_memory(self._root + path)
         for allowed in plan.allowed:
             self._bind_allowed(allowed.source, self._root + allowed.target, is_folder=allowed.is_folder)
+
+    def _mount_empty_memory(self, path: str) -> None:
+        """Mount memory for the program; what was staged below (a later mount in the manifest's order) shows in it."""
+        os.makedirs(path, 0o755, exist_ok=True)
+        covered = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            staged = [(name, os.path.isdir(f"{path}/{name}")) for name in sorted(os.listdir(path))]
+            namespace.mount_memory(path, size_bytes=self._plan.budget_bytes, mode=0o1777)
+            for name, is_folder in staged:
+                if is_folder:
+                    os.mkdir(f"{path}/{name}", 0o755)
+                else:
+                    _write(f"{path}/{name}", b"", 0o444)
+                namespace.bind(f"/proc/self/fd/{covered}/{name}", f"{path}/{name}", read_only=True)
+        finally:
+            os.close(covered)
 
     def _bind_allowed(self, source: str, target: str, *, is_folder: bool) -> None:
         if not os.path.exists(source):
