@@ -89,6 +89,15 @@ def findings(manifest: Manifest) -> tuple[Finding, ...]:
             f"{uri} is read and written unchecked and in clear",
             "list what is read in sgx.trusted_files, and put what is written on an encrypted mount",
         )
+    allowed = tuple(manifest.allowed_files)
+    for entry in manifest.trusted_files:
+        if entry.uri in allowed or entry.uri.startswith(tuple(uri for uri in allowed if uri.endswith("/"))):
+            add(
+                Danger.CONTROLLED,
+                "sgx.trusted_files",
+                f"{entry.uri} is allowed, too, which is looked at first: its hash is never checked",
+                "take it, or the folder that it lies in, out of sgx.allowed_files",
+            )
     trusted = {entry.uri for entry in manifest.trusted_files}
     for key, source in (
         ("loader.argv_src_file", manifest.argv_src_file),

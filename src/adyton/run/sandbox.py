@@ -159,6 +159,7 @@ def start(
             env={"PATH": "/usr/bin:/bin"},
             pass_fds=(options_out, status_in),
             cwd="/",
+            umask=0o022,  # the host's says nothing about what the program makes
             close_fds=True,
         )
     except OSError as error:

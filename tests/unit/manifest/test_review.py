@@ -218,3 +218,11 @@ def test_difference_with_a_line_break_stays_one_line() -> None:
     """No value, and no path, can pose as a line of its own."""
     item = Difference("key", "loader.argv\nfile x", "a", "b\nkey loader.env: same")
     assert "\n" not in str(item)
+
+
+def test_findings_name_a_trusted_file_that_is_allowed_too() -> None:
+    """A hash that is never checked, because a list that is looked at first has the file, is warned of by its name."""
+    lists = "sgx.allowed_files = ['file:d/']\nsgx.trusted_files = ['file:d/a', 'file:b']\n"
+    warned = [finding for finding in findings(parse_manifest(LEAST + lists)) if finding.key == "sgx.trusted_files"]
+    assert [finding.what.split()[0] for finding in warned] == ["file:d/a"]
+    assert warned[0].danger is Danger.CONTROLLED
