@@ -61,6 +61,9 @@ MAX_BATCH: Final = 64
 MAX_NOISE_PER_MINUTE: Final = 120
 """Refusals of requests without genuine evidence that are recorded whole; the rest of a minute's are only counted."""
 
+MAX_SHOWN_BYTES_PER_DAY: Final = 128 << 20
+"""Manifests of refused programs kept in a day; beyond that a refusal is still explained, but nothing is kept."""
+
 MAX_WAITING: Final = 2000
 """Requests that may wait for the decision thread; one more is told to come again."""
 
@@ -117,6 +120,24 @@ class _Noise:
         return self._seen > MAX_NOISE_PER_MINUTE
 
 
+class _Shown:
+    """Bounds what refused programs may leave in the store: a host can make as many of them as it likes."""
+
+    def __init__(self) -> None:
+        self._day = 0
+        self._kept_bytes = 0
+
+    def may_keep(self, size_bytes: int, at_ms: int) -> bool:
+        """Whether so much more may be kept today."""
+        day = at_ms // 86_400_000
+        if day != self._day:
+            self._day, self._kept_bytes = day, 0
+        if self._kept_bytes + size_bytes > MAX_SHOWN_BYTES_PER_DAY:
+            return False
+        self._kept_bytes += size_bytes
+        return True
+
+
 class KeyService:
     """The key server's decisions; thread-safe. `close` waits for what is under way."""
 
@@ -144,6 +165,7 @@ class KeyService:
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._collateral_json: dict[int, tuple[object, bytes]] = {}
         self._noise = _Noise()
+        self._shown = _Shown()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="decisions", daemon=True)
         self._thread.start()
@@ -253,7 +275,8 @@ class KeyService:
             if best is None or len(found) < len(best):
                 best, against = found, f"{stored.approval.app} {stored.approval.version}"
         with self.store.write() as change:
-            change.remember(workload, explanation.manifest, explanation.runtime_parts)
+            if self._shown.may_keep(len(explanation.manifest), now_ms()):
+                change.remember(workload, explanation.manifest, explanation.runtime_parts)
             body = {
                 "denial": explanation.denial,
                 "against": against,

@@ -215,6 +215,19 @@ def test_explain_with_another_manifest_than_was_measured_is_not_believed(world: 
     assert entries(world, "explanation") == []
 
 
+def test_explain_beyond_the_days_bound_keeps_no_manifest(
+    world: World, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that shows one program after another does not fill the disk; it is told what changed all the same."""
+    monkeypatch.setattr("adyton.net.service.MAX_SHOWN_BYTES_PER_DAY", 1)
+    world.approve(world.program())
+    signed = world.program(argument="x.py")
+    details = refused(world, server, signed, runtime_parts=runtime_parts)
+    assert "loader.argv" in details["seen"]
+    with world.store.read() as view:
+        assert view.behind(signed.measurement) is None
+
+
 def test_obtain_unapproved_program_becomes_a_candidate(world: World, server: Running) -> None:
     """What asked from a genuine platform and was refused stands ready for the owner to look at."""
     signed = world.program()
