@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -76,6 +79,8 @@ class _Files:
 
 
 _PATIENCE_S: Final = 5
+_LOOK_MS: Final = 100
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def observe(command: Sequence[str], cwd: Path) -> Observation:
@@ -127,15 +132,46 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
 
 
 def _run(command: Sequence[str], cwd: Path) -> tuple[int, int]:
-    """Exit status and peak memory (bytes, of the largest process) of a command that shares our terminal."""
-    process = subprocess.Popen(command, cwd=cwd)
+    """Exit status and peak memory (bytes, of the largest process) of a command that shares our terminal.
+
+    A signal is taken between two looks at the command, never amid its start, where its process would be lost.
+    """
+    with _held_signals() as taken:
+        process = subprocess.Popen(command, cwd=cwd)
+        ended = os.pidfd_open(process.pid)
+        try:
+            waiting = select.poll()
+            waiting.register(ended, select.POLLIN)
+            while not waiting.poll(_LOOK_MS) and not taken:
+                pass
+            if not taken:
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode, usage.ru_maxrss * 1024
+            _end(process)
+        except BaseException:
+            _end(process)
+            raise
+        finally:
+            os.close(ended)
+    signal.raise_signal(taken[0])
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _held_signals() -> Iterator[list[int]]:
+    """Note the signals that ask for an end instead of acting on them; the first of them is the caller's to raise."""
+    taken: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield taken
+        return
+    heeded = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda seen, _frame: taken.append(seen)) for number in heeded}
     try:
-        _, status, usage = os.wait4(process.pid, 0)
-    except BaseException:
-        _end(process)
-        raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss * 1024
+        yield taken
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _files_below(folder: Path) -> frozenset[str]:
