@@ -131,12 +131,18 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
             process_group=0,
+            preexec_fn=_heed_interrupts,
         )
 
     def files(self, below: str = ".") -> dict[str, bytes]:
         """Every file below a folder of this place, by its path there."""
         root = self.folder / below
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def _heed_interrupts() -> None:
+    """A shell ignores Ctrl-C in what it runs in the background; what is to be interrupted must not inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(process: subprocess.Popen[str]) -> Ended:
