@@ -323,7 +323,7 @@ def start(folder: Path, *, small: bool) -> None:
     (folder / "out").mkdir()
     for number, code in enumerate(programs.values()):
         (folder / f"p{number}.py").write_text(code + "\n")
-        adyton("new", f"p{number}.py", "--key", "k")
+        adyton("new", "--key", "k", f"p{number}.py")
         template = folder / f"p{number}.manifest.template"
         mount = '  { type = "encrypted", path = "/out", uri = "file:out", key_name = "k" },\n  { type = "tmpfs"'
         text = template.read_text().replace('  { type = "tmpfs"', mount, 1).replace('THREADS = "2"', 'THREADS = "1"')

@@ -221,7 +221,7 @@ def test_new_of_a_script_that_fails_passes_its_exit_code(place: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     (place / "job.py").write_text("raise SystemExit(9)\n")
-    adyton("new", "job.py", status=9)
+    assert "stand before SCRIPT" in adyton("new", "job.py", "--key", "k", status=9).stderr
     assert not (place / "job.manifest.template").exists()
     assert "there is no file" in adyton("new", "nothing.py", status=2).stderr
     assert os.environ["ADYTON_HOME"] == str(place / "home")

@@ -14,6 +14,15 @@ from adyton.errors import TargetExists, UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+_OPTIONS = ("--name", "--python", "--key", "--force", "--json", "--tee", "--home", "--sim-platform")
+
+
+def _note_misplaced(arguments: list[str]) -> None:
+    """Say which of the program's arguments look as if they were meant for Adyton."""
+    meant = [text for text in arguments if text.partition("=")[0] in _OPTIONS]
+    if meant:
+        note(f"{', '.join(meant)}: given to the program; options of Adyton stand before SCRIPT")
+
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def new(
@@ -50,6 +59,7 @@ def new(
         command = [str(script.absolute()), *(arguments or [])]
     if not as_json:
         note(f"running {' '.join(command[:2])} once, natively")
+    _note_misplaced(arguments or [])
     cpus = len(os.sched_getaffinity(0))
     seen = observe(command, Path.cwd())
     found = propose(seen, name=name, script=str(script), cpus=cpus, key_name=key, environment=os.environ)

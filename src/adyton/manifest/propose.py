@@ -12,19 +12,20 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import tomli_w
 
+from adyton.errors import UsageError
 from adyton.manifest.host import interpreter_of
 from adyton.manifest.observe import Observation
 from adyton.manifest.schema import format_size
 from adyton.manifest.sizing import Sizing, power_of_two, size_for
 
-WORK: Final = "/work"
+WORK_NAMES: Final = ("/work", "/project", "/program", "/adyton-work")
 STORAGE: Final = "encrypted"
 LOOKED_AT_LIMIT_BYTES: Final = 1 << 20
 
@@ -47,7 +48,9 @@ _HOST_STATE: Final = (
     "/etc/fstab",
 )
 _SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/nix", "/snap")
-_CODE: Final = re.compile(r"\.(py|pyi|so|pyd|sh|js|lua|r|jl)$|\.so\.[0-9.]+$|/__pycache__/[^/]+\.pyc$", re.IGNORECASE)
+_CODE: Final = re.compile(
+    r"\.(py|pyi|so|pyd|sh|js|lua|r|jl)$|\.so\.[0-9.]+$|/__pycache__/[^/]+\.pyc$|\.(egg|dist)-info/", re.IGNORECASE
+)
 _PYC: Final = re.compile(r"^(.*)/__pycache__/([^/]+?)\.([A-Za-z]+-[0-9]+)(?:\.opt-[12])?\.pyc$")
 _SEARCHED: Final = re.compile(r"^(/usr)?/lib(64)?(/[a-z0-9_]+-linux-gnu[a-z0-9]*)?$")
 _ROOTS: Final = re.compile(r"^(.*/lib/python3(?:\.[0-9]+)?)(?:/|$)")
@@ -88,11 +91,11 @@ def propose(
     environment: Mapping[str, str] | None = None,
 ) -> Proposal:
     """Make the proposal; `script` is the program's own file (always trusted), relative to the working folder or not."""
-    inside = _Inside(seen.cwd)
     program = os.path.normpath(os.path.join(seen.cwd, script))
     code, inputs, left_out = _sort_reads(seen, program)
     written = _written(seen, code)
     trusted = _complete(code, seen)
+    inside = _Inside(seen.cwd, (*trusted, *inputs, *written))
     data = _data_mounts(inputs, written, trusted, inside)
     sizing = size_for(seen.peak_bytes, seen.peak_threads, cpus, source="peak of the native run")
     libraries = _library_folders(trusted)
@@ -114,7 +117,7 @@ def propose(
         key_name=key_name,
         sizing=sizing,
         budget=max(budget, 1 << 30),
-        start_dir=WORK,
+        start_dir=inside.work,
     )
     listed = sorted(inside.uri_path(path) for path in trusted)
     return Proposal(
@@ -129,10 +132,23 @@ def propose(
 
 
 class _Inside:
-    """Where the paths of the native run are inside: the working folder is /work, everything else stays."""
+    """Where the paths of the native run are inside: the working folder is `work`, everything else stays.
 
-    def __init__(self, cwd: str) -> None:
+    `work` is the first of WORK_NAMES below which nothing else lies that the program uses, such as its interpreter.
+    """
+
+    def __init__(self, cwd: str, used: Iterable[str]) -> None:
         self._cwd = cwd.rstrip("/")
+        taken = {"/" + path.split("/", 2)[1] for path in used if self.below(path) is None}
+        self.work = next((name for name in WORK_NAMES if name not in taken), "")
+        if not self.work:
+            raise UsageError(
+                "every name that the working folder could have inside is taken by other files of the program",
+                check="top-level folders of the files that the program used",
+                expected=f"one of {', '.join(WORK_NAMES)} free",
+                seen="all in use",
+                remedy="move one of them, or write the template by hand",
+            )
 
     def below(self, path: str) -> str | None:
         """A path relative to the working folder, or None where it is not below it."""
@@ -142,7 +158,7 @@ class _Inside:
 
     def path(self, path: str) -> str:
         rest = self.below(path)
-        return path if rest is None else f"{WORK}/{rest}".rstrip("/")
+        return path if rest is None else f"{self.work}/{rest}".rstrip("/")
 
     def uri_path(self, path: str) -> str:
         rest = self.below(path)
@@ -256,7 +272,7 @@ def _mounts(trusted: list[str], inside: _Inside) -> list[tuple[str, str]]:
     """
     outside = [path.split("/") for path in trusted if inside.below(path) is None]
     tops = {"/".join(parts[: 3 if parts[1] == "tmp" else 2]) for parts in outside}
-    return [(top, f"file:{top}") for top in sorted(tops)] + [(WORK, "file:.")]
+    return [(top, f"file:{top}") for top in sorted(tops)] + [(inside.work, "file:.")]
 
 
 def _library_folders(trusted: list[str]) -> list[str]:
@@ -273,7 +289,7 @@ def _library_folders(trusted: list[str]) -> list[str]:
 
 def _variables(environment: Mapping[str, str], libraries: list[str], sizing: Sizing, inside: _Inside) -> dict[str, str]:
     found = {
-        "HOME": WORK,
+        "HOME": inside.work,
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": str(sizing.omp_threads),

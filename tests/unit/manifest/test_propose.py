@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adyton.errors import UsageError
 from adyton.manifest.final import finish
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.observe import Observation
@@ -37,6 +38,7 @@ def place(tmp_path: Path) -> Path:
         "env/lib/python3.11/site-packages/pkg/__pycache__/plain.cpython-311.pyc": "x",
         "env/pyvenv.cfg": "",
         "elsewhere/corpus.txt": "c",
+        "editable/own.egg-info/entry_points.txt": "e",
     }
     for name, text in files.items():
         path = tmp_path / name
@@ -70,6 +72,7 @@ def observation(place: Path) -> Observation:
                     work / "data/b.csv",
                     work / "state/db.bin",
                     place / "elsewhere/corpus.txt",
+                    place / "editable/own.egg-info/entry_points.txt",
                 ],
             )
         ),
@@ -116,6 +119,7 @@ def test_proposal_trusts_program_text_and_packages(place: Path, proposal: Propos
     ):
         assert f"{packages}/{name}" in proposal.trusted
     assert f"{place}/env/pyvenv.cfg" in proposal.trusted
+    assert f"{place}/editable/own.egg-info/entry_points.txt" in proposal.trusted
     assert "/bin/sh" in proposal.trusted
     assert any("ld-linux" in path for path in proposal.trusted)
     assert not any("helper.cpython" in path or "photo" in path or "/proc" in path for path in proposal.trusted)
@@ -190,6 +194,35 @@ def test_proposal_without_data_prints_in_clear(place: Path) -> None:
     manifest = parse_manifest(found.template)
     assert manifest.adyton.insecure_stdio
     assert "goes to the host in clear" in found.template
+
+
+@pytest.mark.parametrize("taken", [(), ("/work",), ("/work", "/project")])
+def test_proposal_puts_the_project_where_nothing_else_lies(
+    place: Path, monkeypatch: pytest.MonkeyPatch, taken: tuple[str, ...]
+) -> None:
+    """An environment below /work keeps its place: no second mount hides it."""
+    seen = observation(place)
+    others = tuple(f"{name}/env/bin/python" for name in taken)
+    monkeypatch.setattr("adyton.manifest.propose._is_file", lambda path: path in others or Path(path).is_file())
+    monkeypatch.setattr("adyton.manifest.propose.interpreter_of", lambda _path: None)
+    found = propose(
+        replace(seen, executed=(*seen.executed, *others), read=(*seen.read, *others)),
+        name="main",
+        script="main.py",
+        cpus=1,
+    )
+    manifest = parse_manifest(found.template)
+    paths = [mount.path for mount in manifest.mounts]
+    assert len(paths) == len(set(paths))
+    assert manifest.start_dir == ("/work", "/project", "/program")[len(taken)]
+    assert manifest.env["HOME"] == manifest.start_dir
+
+
+def test_proposal_that_finds_no_free_name_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than hide some of the program's files."""
+    monkeypatch.setattr("adyton.manifest.propose.WORK_NAMES", ("/bin", "/" + str(place).split("/")[1]))
+    with pytest.raises(UsageError, match="is taken by other files"):
+        propose(observation(place), name="main", script="main.py", cpus=1)
 
 
 def test_proposal_with_odd_names_still_parses(place: Path) -> None:
