@@ -17,7 +17,7 @@ setup: $(VENV)/.ready
 
 setup-test: $(VENV)/.ready-test
 
-$(VENV)/.ready: pyproject.toml setup.py tools/setup.sh $(wildcard src/adyton/pfile/*.c)
+$(VENV)/.ready: pyproject.toml setup.py tools/setup.sh $(wildcard src/adyton/*/*.[ch])
 	@sh tools/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
@@ -48,4 +48,4 @@ bench: setup
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info src/adyton/pfile/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info src/adyton/*/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -59,6 +59,9 @@ class RecordingDisk:
     def read_into(self, offset: int, target: Buffer, /) -> int:
         return self.memory.read_into(offset, target)
 
+    def will_read(self, offset: int, size: int, /) -> None:
+        """Memory has it here."""
+
     def write_at(self, offset: int, data: Buffer, /) -> None:
         self._note("write", offset, bytes(data))
         self.memory.write_at(offset, data)
@@ -107,6 +110,9 @@ class RecordingLog:
 
     def read_into(self, offset: int, target: Buffer, /) -> int:
         return self._memory.read_into(offset, target)
+
+    def will_read(self, offset: int, size: int, /) -> None:
+        """Memory has it here."""
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
         self._journal.operations.append(Operation("log", "write", offset, bytes(data)))

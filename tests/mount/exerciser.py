@@ -47,7 +47,7 @@ class Model:
         """One operation."""
         name = self.random.choice(list(self.content))
         kinds = ("write", "read", "truncate", "mmap_write", "mmap_read", "append", "reopen", "fsync", "stat", "rename",
-                 "replace", "unlink_open", "read", "write")  # fmt: skip
+                 "replace", "unlink_open", "read", "write", "forget")  # fmt: skip
         kind = self.random.choice(kinds)
         self.history.append(f"{kind} {name}")
         getattr(self, kind)(name)
@@ -66,6 +66,14 @@ class Model:
         """pread at a random place."""
         at, size = self.offset(len(self.content[name])), self.length()
         assert os.pread(self.open[name], size, at) == self.content[name][at : at + size], self.tell(name)
+
+    def forget(self, name: str) -> None:
+        """Have the kernel drop its copy, so that what is read next is opened anew from the host's file."""
+        os.fsync(self.open[name])
+        os.posix_fadvise(self.open[name], 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(self.open[name], 0, 0, self.random.choice((os.POSIX_FADV_RANDOM, os.POSIX_FADV_NORMAL)))
+        for _ in range(3):
+            self.read(name)
 
     def truncate(self, name: str) -> None:
         """Cut or extend."""

@@ -178,7 +178,7 @@ def test_proposed_manifest_runs_the_program(tmp_path: Path, name: str) -> None:
     prepare(folder, name)
     found = build(folder, program)
     if name == "sqlite":
-        assert {mount.path: (mount.is_input, mount.is_output) for mount in found.data} == {"/work/state": (True, True)}
+        assert [(mount.source, mount.is_input, mount.is_output) for mount in found.data] == [("state", True, True)]
     run_proposed(folder)
     for path, content in program.outputs.items():
         assert decrypt(folder, f"encrypted/{path}") == content

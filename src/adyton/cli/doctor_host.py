@@ -23,24 +23,25 @@ _RELEASED: Final = 1_750_000_000
 
 
 def python(machine: Machine) -> Iterator[Finding]:
-    """Interpreter, cryptography, and the compiled part."""
+    """Interpreter, cryptography, and the compiled parts."""
     del machine
     from cryptography.hazmat.backends.openssl import backend
 
     yield Finding("host", "Python", "ok", sys.version.split()[0])
     yield Finding("host", "OpenSSL", "ok", backend.openssl_version_text())
     try:
-        import adyton.pfile._gcm  # noqa: F401
+        import adyton.pfile._gcm
+        import adyton.vfs._reads  # noqa: F401
     except ImportError:
         yield Finding(
             "host",
-            "compiled sealing",
+            "compiled parts",
             "warning",
-            "not built: files are sealed with `cryptography`, several times slower",
+            "not built: files are sealed with `cryptography` and read through Python, several times slower",
             "install a C compiler and OpenSSL's headers (libssl-dev), and install Adyton again",
         )
     else:
-        yield Finding("host", "compiled sealing", "ok", "built")
+        yield Finding("host", "compiled parts", "ok", "built")
 
 
 def fuse(machine: Machine) -> Iterator[Finding]:

@@ -38,6 +38,9 @@ class Backing(Protocol):
     def read_into(self, offset: int, target: Buffer, /) -> int:
         """Fill `target` from `offset`; how many bytes there were, less than asked only at the end."""
 
+    def will_read(self, offset: int, size: int, /) -> None:
+        """These bytes are read next but for others that lead to them: they may be fetched meanwhile."""
+
     def write_at(self, offset: int, data: Buffer, /) -> None:
         """Write all of `data` at `offset`, growing the file where needed."""
 
@@ -169,6 +172,11 @@ class OSFile:
             got += more
         return got
 
+    def will_read(self, offset: int, size: int, /) -> None:
+        """Have the kernel fetch them."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
+
     def write_at(self, offset: int, data: Buffer, /) -> None:
         """Write all of `data`; a short write goes on where it stopped or fails."""
         rest = memoryview(data).cast("B")
@@ -294,6 +302,9 @@ class Memory:
         view[:got] = memoryview(self.content)[offset : offset + got]
         return got
 
+    def will_read(self, offset: int, size: int, /) -> None:
+        """Memory has it here."""
+
     def write_at(self, offset: int, data: Buffer, /) -> None:
         """Copy in; a gap reads as zeros."""
         view = memoryview(data).cast("B")
@@ -364,6 +375,10 @@ class Overlay:
             if got < len(part):
                 break
         return done
+
+    def will_read(self, offset: int, size: int, /) -> None:
+        """Pass it on."""
+        self._below.will_read(offset, size)
 
     def write_at(self, _offset: int, _data: Buffer, /) -> None:
         """Never: it is there to read."""

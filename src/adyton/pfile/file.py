@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
 
 from adyton.errors import Error, IntegrityError, StorageFailed, UsageError
 from adyton.pfile import opening, recovery, seal, tree
@@ -39,6 +39,7 @@ from adyton.pfile.nodes import NodeReader
 from adyton.pfile.paths import path_bytes, path_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -52,6 +53,16 @@ CACHE_BYTES: Final = 16 * 2**20
 _SEGMENTS_AT_ONCE: Final = 32
 
 _Undoing = Literal["nothing", "replay", "cut", "seal again"]
+
+
+class Shortcut(Protocol):
+    """A way to the host's nodes past this class, for readers: open only while they hold all that is to be read."""
+
+    def allow(self, size: int, trees: dict[int, bytearray], fetch: Callable[[int], bytearray], /) -> None:
+        """The host holds `size` bytes of plaintext; `trees` are verified tree nodes of it, `fetch` gives the others."""
+
+    def forbid(self) -> None:
+        """It does not any more."""
 
 
 class ProtectedFile:
@@ -111,6 +122,7 @@ class ProtectedFile:
         self._torn = False  # a flush failed half-way and cannot be undone: the next one mends it
         self._log: Backing | None = None
         self._closed = False
+        self._shortcut: Shortcut | None = None
         self._lock = threading.RLock()
 
     # ---------------------------------------------------------------- opening
@@ -533,6 +545,16 @@ class ProtectedFile:
 
     # ---------------------------------------------------------------- committing
 
+    def use_shortcut(self, shortcut: Shortcut) -> None:
+        """Open `shortcut` whenever nothing waits to be flushed; it must not be used while a method here runs."""
+        with self._lock:
+            self._shortcut = shortcut
+            self._open_shortcut()
+
+    def _open_shortcut(self) -> None:
+        if self._shortcut is not None and not self.dirty and not self._nodes.pinned:
+            self._shortcut.allow(self._size, self._nodes.known, self._nodes.tree)
+
     def flush(self, sync: bool = False) -> None:
         """Commit everything written so far; `sync` returns only once it is durable."""
         with self._lock:
@@ -543,6 +565,7 @@ class ProtectedFile:
             if sync and (self._unsynced or not self._durable):
                 self._sync()
                 self._durable = True
+            self._open_shortcut()
 
     def _commit(self, *, sync: bool, log_anyway: bool = False) -> None:
         """Steps 1 to 5 of a flush, if anything is dirty."""
@@ -719,6 +742,8 @@ class ProtectedFile:
                         self._backing.remove_log()
             finally:
                 self._closed = True
+                if self._shortcut is not None:
+                    self._shortcut.forbid()
                 self._dirty.clear()
                 self._data.clear()
                 self._nodes.forget_from(0)
@@ -744,6 +769,8 @@ class ProtectedFile:
                 expected="writable=True",
                 seen="writable=False",
             )
+        if writing and self._shortcut is not None:
+            self._shortcut.forbid()
         if self._undoing != "nothing":
             self._undo()
 

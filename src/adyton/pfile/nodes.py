@@ -39,6 +39,11 @@ class NodeReader:
         self.pinned: dict[int, bytearray] = {}
         """Tree nodes whose newest content is not on the host, after a write that failed half-way."""
 
+    @property
+    def known(self) -> dict[int, bytearray]:
+        """The tree nodes that were verified and are kept, for who only reads; always the same object."""
+        return self._trees
+
     def tree(self, number: int) -> bytearray:
         """The verified plaintext of tree node `number`, which the caller must not change."""
         plain = self._trees.get(number)
@@ -82,8 +87,11 @@ class NodeReader:
 
     def slots(self, first: int, count: int) -> bytes:
         """The slots of `count` data nodes from `first`, all of one tree node."""
+        number = first // DATA_SLOTS
+        if number not in self._trees:
+            self._backing.will_read(tree.physical_data(first) * NODE_BYTES, count * NODE_BYTES)
         at = tree.data_slot_at(first)
-        return bytes(self.tree(first // DATA_SLOTS)[at : at + SLOT_BYTES * count])
+        return bytes(self.tree(number)[at : at + SLOT_BYTES * count])
 
     def open_run(self, first: int, slots: bytes, target: Buffer) -> None:
         """Read a run of data nodes of one tree node into `target` and open it there; a bad one wipes all of it."""

@@ -60,8 +60,8 @@ _SKIPPED: Final = frozenset(
     {"__pycache__", "test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "pydoc_data"}
     | {"site-packages", "dist-packages", "distutils", "venv", "idle_test", "unittest"}
 )
-_SUFFIXES: Final = (".py", ".so", ".c")
-_TEXTS: Final = (".py", ".c")
+_SUFFIXES: Final = (".py", ".so", ".c", ".h")
+_TEXTS: Final = (".py", ".c", ".h")
 _READ_BYTES: Final = 1 << 18
 
 

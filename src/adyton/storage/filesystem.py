@@ -69,6 +69,9 @@ class ReadOnlyBacking:
             raise storage_failed(error, self._name, "reading") from error
         return got
 
+    def will_read(self, offset: int, size: int, /) -> None:
+        """The file system below fetches as it sees fit."""
+
     def write_at(self, _offset: int, _data: Buffer, /) -> None:
         """Never."""
         raise StorageFailed(f"{self._name} is open for reading only", check="writing", expected="a writable handle")

@@ -22,7 +22,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from adyton.errors import Error, MountFailed, StorageFailed, UsageError
 from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
@@ -30,8 +30,12 @@ from adyton.pfile.file import ProtectedFile
 from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.pulse import Pulse
+from adyton.vfs.reads import shortcut_to
 from adyton.vfs.stage import FIXED_TIME_S
 from adyton.vfs.tree import join
+
+if TYPE_CHECKING:
+    from adyton.vfs._reads import Shortcut
 
 FIXED_TIME_NS: Final = FIXED_TIME_S * 10**9
 _FOLDERS_OPEN: Final = 64
@@ -142,6 +146,7 @@ class OpenFile:
     host: HostFile
     node: Node
     path: str | None
+    shortcut: Shortcut | None
     handles: int = 0
 
 
@@ -391,7 +396,10 @@ class EncryptedTree:
                 known = self._new_node(path, is_folder=False, mode=None, host=found)
         known.size = file.size
         known.root = file.root
-        known.opened = OpenFile(file, host, known, path)
+        shortcut = shortcut_to(host.fileno())
+        if shortcut is not None:
+            file.use_shortcut(shortcut)
+        known.opened = OpenFile(file, host, known, path, shortcut)
         self._open_count += 1
         return known.opened
 

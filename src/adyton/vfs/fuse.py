@@ -1,8 +1,9 @@
 """The FUSE adapter: look up, call, map errors to errno; which file systems there are is `trees`.
 
 One process serves every tree of a run, each under a top-level name; `adyton mount` serves one tree at the top.
-The loop has one thread: the trees need no locks, and a request is short. libfuse 3 is loaded by name and its version
-checked, since mfusepy would silently take libfuse 2, which loses the flags of rename(2).
+The loop has one thread: the trees need no locks, and a request is short. Of mfusepy only the bindings are used, so that
+a read can go past Python (`reads`). libfuse 3 is loaded by name and its version checked, since mfusepy would silently
+take libfuse 2, which loses the flags of rename(2).
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from adyton.errors import Error, MountFailed, StorageFailed
 from adyton.vfs.encrypted import Node
 from adyton.vfs.pulse import Pulse
+from adyton.vfs.reads import quick_reads
+
+if TYPE_CHECKING:
+    from adyton.vfs._reads import Shortcut
 
 LIBRARY: Final = "libfuse3.so.3"
 _FOREVER_S: Final = 86_400.0
@@ -112,29 +119,16 @@ _OPERATIONS: Final = (
 )  # fmt: skip
 
 
-class _Names:
-    """Tells mfusepy which operations there are."""
-
-    use_ns = True
-
-    def __init__(self) -> None:
-        for name in _OPERATIONS:
-            setattr(self, name, True)
-
-
-class Adapter(mfusepy.FUSE):  # type: ignore[misc]
-    """Serves `trees` (top-level name to tree; the single name "" puts one tree at the top) until it is unmounted."""
+class Adapter:
+    """Serves `trees` (top-level name to tree; the single name "" puts one tree at the top)."""
 
     def __init__(
         self,
         trees: Mapping[str, Tree],
-        mountpoint: str,
         *,
         event: Callable[[str], None],
         pulse: Pulse,
-        options: Sequence[str] = (),
         ready: Callable[[], None] = lambda: None,
-        name: str = "adyton",
     ) -> None:
         check_library()
         self._trees = dict(trees)
@@ -143,21 +137,43 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         self._event = event
         self._ready = ready
         self._handles: dict[int, tuple[Tree, Any]] = {}
+        self._shortcuts: dict[int, Shortcut] = {}
         self._folders: dict[int, tuple[Tree, str] | None] = {}
         self._next_handle = 1
         self._refused: dict[int, int] = {}
         self._owner = (os.getuid(), os.getgid())
         self._pulse = pulse
-        pulse.watch(event)
-        flags = dict.fromkeys(options, True)
-        super().__init__(_Names(), mountpoint, foreground=True, nothreads=True, fsname=name, subtype="adyton", **flags)
+
+    def serve(self, mountpoint: str, *, options: Sequence[str], name: str) -> None:
+        """Serve until it is unmounted; raises MountFailed where libfuse could not start or ended badly."""
+        self._pulse.watch(self._event)
+        prototypes = dict(mfusepy.fuse_operations._fields_)
+        called = {name: prototypes[name](partial(self._call, getattr(self, name))) for name in _OPERATIONS}
+        callbacks = mfusepy.fuse_operations(**called)
+        python = ctypes.cast(called["read"], ctypes.c_void_p).value or 0
+        handle_at = mfusepy.fuse_file_info.fh.offset
+        callbacks.read = prototypes["read"](quick_reads(self._shortcuts, python, handle_at, self._pulse))
+        settings = ",".join([f"fsname={name}", "subtype=adyton", *options])
+        words = [os.fsencode(word) for word in ("adyton", "-f", "-s", "-o", settings, mountpoint)]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # libfuse takes only what nobody else has taken
+        argv = (ctypes.c_char_p * len(words))(*words)
+        status = mfusepy.fuse_main_real(len(words), argv, ctypes.pointer(callbacks), ctypes.sizeof(callbacks), None)
+        if status:
+            raise MountFailed(
+                f"FUSE did not start or ended badly (status {status})",
+                check="FUSE mount",
+                expected="a mount that is served until it is unmounted",
+                seen=f"status {status}",
+                remedy="see whether /dev/fuse is there and may be opened, and fuse3 is installed",
+            )
 
     # ---------------------------------------------------------------- edges
 
-    def _wrapper(self, func: Callable[..., int | None], *args: Any, **_: Any) -> int:
-        self._pulse.start(func.__name__)
+    def _call(self, operation: Callable[..., int | None], *args: Any) -> int:
+        self._pulse.start(operation.__name__)
         try:
-            return func(*args) or 0
+            return operation(*args) or 0
         except OSError as error:
             return -(error.errno or errno.EIO)
         except Error as error:
@@ -168,12 +184,12 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
             while trace is not None and trace.tb_next is not None:
                 trace = trace.tb_next
             where = "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})"
-            self._event(f"bug in {func.__name__}: {type(error).__name__}: {error}{where}")
+            self._event(f"bug in {operation.__name__}: {type(error).__name__}: {error}{where}")
             return -errno.EIO
         finally:
             self._pulse.stop()
 
-    def init_fuse_3(self, connection: Any, config: Any) -> None:
+    def init(self, connection: Any, config: Any) -> None:
         """Settle with the kernel how it may cache: everything changes only through this mount."""
         conn, conf = connection.contents, config.contents
         conn.want &= ~(_CAP_SPLICE | _CAP_AUTO_INVAL_DATA | _CAP_READDIRPLUS)
@@ -205,6 +221,9 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         number = self._next_handle
         self._next_handle += 1
         self._handles[number] = (tree, opened)
+        shortcut = getattr(opened, "shortcut", None)
+        if shortcut is not None:
+            self._shortcuts[number] = shortcut
         contents = info.contents
         contents.fh = number
         if tree.direct:
@@ -214,7 +233,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- operations
 
-    def getattr_fuse_3(self, path: bytes | None, buffer: Any, info: Any) -> None:
+    def getattr(self, path: bytes | None, buffer: Any, info: Any) -> None:
         ctypes.memset(buffer, 0, ctypes.sizeof(mfusepy.c_stat))
         attributes = buffer.contents
         attributes.st_uid, attributes.st_gid = self._owner
@@ -265,14 +284,14 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
         tree, rest = self._find(path)
         tree.remove_folder(rest)
 
-    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> None:
+    def rename(self, old: bytes, new: bytes, flags: int) -> None:
         tree, rest = self._find(old)
         other, target = self._find(new)
         if tree is not other:
             raise OSError(errno.EXDEV, target)
         tree.rename(rest, target, flags)
 
-    def chmod_fuse_3(self, path: bytes | None, mode: int, info: Any) -> None:
+    def chmod(self, path: bytes | None, mode: int, info: Any) -> None:
         if path is None:
             tree, opened = self._handle(info)
             tree.set_node_mode(opened, mode & 0o7777)
@@ -280,12 +299,12 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
             tree, rest = self._find(path)
             tree.set_mode(rest, mode & 0o7777)
 
-    def chown_fuse_3(self, _path: bytes | None, uid: int, gid: int, _info: Any) -> None:
+    def chown(self, _path: bytes | None, uid: int, gid: int, _info: Any) -> None:
         nobody = 0xFFFFFFFF
         if uid not in (nobody, self._owner[0]) or gid not in (nobody, self._owner[1]):
             raise OSError(errno.EPERM, "every file belongs to the program")
 
-    def truncate_fuse_3(self, path: bytes | None, length: int, info: Any) -> None:
+    def truncate(self, path: bytes | None, length: int, info: Any) -> None:
         if info:
             tree, opened = self._handle(info)
             tree.resize(opened, length)
@@ -294,7 +313,7 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
             tree, rest = self._find(path)
             tree.truncate(rest, length)
 
-    def utimens_fuse_3(self, path: bytes | None, times: Any, info: Any) -> None:
+    def utimens(self, path: bytes | None, times: Any, info: Any) -> None:
         moments: list[int | None] = []
         for moment in (times.contents.actime, times.contents.modtime) if times else (None, None):
             if moment is None or moment.tv_nsec == _UTIME_NOW:
@@ -363,11 +382,13 @@ class Adapter(mfusepy.FUSE):  # type: ignore[misc]
             tree.sync_folder(rest)
 
     def release(self, _path: bytes | None, info: Any) -> None:
-        tree, opened = self._handles.pop(info.contents.fh)
+        number = info.contents.fh
+        self._shortcuts.pop(number, None)
+        tree, opened = self._handles.pop(number)
         self._refused.pop(id(opened), None)
         tree.release(opened)
 
-    def readdir_fuse_3(self, _path: bytes | None, buffer: Any, fill: Any, _offset: int, info: Any, _flags: int) -> None:
+    def readdir(self, _path: bytes | None, buffer: Any, fill: Any, _offset: int, info: Any, _flags: int) -> None:
         where = self._folders[info.contents.fh]
         found = [(name, stat.S_IFDIR) for name in self._trees] if where is None else where[0].listing(where[1])
         attributes = mfusepy.c_stat()
@@ -392,18 +413,10 @@ def serve(
     name: str = "adyton",
 ) -> None:
     """Serve until unmounted; then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted."""
-    failed = False
+    failed = True
     try:
-        Adapter(trees, mountpoint, event=event, pulse=pulse or Pulse(), options=options, ready=ready, name=name)
-    except RuntimeError as error:
-        failed = True
-        raise MountFailed(
-            f"FUSE did not start or ended badly: {error}",
-            check="FUSE mount",
-            expected="a mount that is served until it is unmounted",
-            seen=str(error),
-            remedy="see whether /dev/fuse is there and may be opened, and fuse3 is installed",
-        ) from error
+        Adapter(trees, event=event, pulse=pulse or Pulse(), ready=ready).serve(mountpoint, options=options, name=name)
+        failed = False
     finally:
         for tree in trees.values():
             try:

@@ -7,6 +7,7 @@ operation ends the file server; the kernel then fails every operation on its mou
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -38,23 +39,25 @@ class Pulse:
     def __init__(self, *, answer_s: float = ANSWER_S, sync_s: float = SYNC_S) -> None:
         self._answer_s = answer_s
         self._sync_s = sync_s
-        self._began = 0.0
         self._limit_s = answer_s
         self._doing = ""
+        self.clock: Final = (ctypes.c_double * 2)()
+        """When the operation began (0: there is none), and whether it is a read of the C part, which writes both."""
 
     def start(self, doing: str) -> None:
         """An operation begins."""
         self._doing = doing
-        self._began = time.monotonic()
+        self.clock[1] = 0
+        self.clock[0] = time.monotonic()
 
     def stop(self) -> None:
         """It has ended."""
-        self._began = 0.0
+        self.clock[0] = 0
 
     def beat(self) -> None:
         """It goes on, and the host has answered just now."""
-        if self._began:
-            self._began = time.monotonic()
+        if self.clock[0]:
+            self.clock[0] = time.monotonic()
 
     @contextmanager
     def syncing(self) -> Iterator[None]:
@@ -69,10 +72,11 @@ class Pulse:
 
     def overdue(self) -> str | None:
         """What has taken too long, and how long; None where nothing has."""
-        began = self._began
+        began = self.clock[0]
         if not began or time.monotonic() - began <= self._limit_s:
             return None
-        return f"the host's storage did not answer for {self._limit_s:.0f} s (operation: {self._doing})"
+        doing = "read" if self.clock[1] else self._doing
+        return f"the host's storage did not answer for {self._limit_s:.0f} s (operation: {doing})"
 
     def watch(self, event: Callable[[str], None]) -> None:
         """Start a thread that ends this process when something is overdue."""

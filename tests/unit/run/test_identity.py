@@ -97,7 +97,16 @@ def test_identity_of_a_copy_elsewhere_is_the_same(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["errors.py", "pfile/_gcm.c", "run/identity.py", "cli/run.py", "manifest/new_module.py"]
+    "name",
+    [
+        "errors.py",
+        "pfile/gcm.c",
+        "pfile/gcm.h",
+        "vfs/_reads.c",
+        "run/identity.py",
+        "cli/run.py",
+        "manifest/new_module.py",
+    ],
 )
 def test_identity_changes_with_any_module(copy: Path, name: str) -> None:
     """One more comment in one file, or one more file, is another runtime."""
