@@ -2,7 +2,7 @@
 
 The IV is zero, so a key seals once.  `seal_nodes` and `seal_metadata` draw keys and nonces from the
 kernel on every call and accept none; sealing the same bytes again gives other keys.  Runs of nodes go
-through the C part (`_gcm`, built with gcm.c), which releases the GIL; where it was not built, `cryptography` does the same.
+through the C part (`_gcm`), which releases the GIL; where it was not built, `cryptography` does the same.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """A folder of protected files, served as ordinary files: names on the host, content and sizes from what verifies.
 
 This module alone decides what of the host's answers is believed. Names of entries are the host's (the format gives
-directories no integrity), with three exceptions within one run: what was seen and then vanishes is an I/O error and
-not "no such file"; what the program removed stays removed; and a file whose last state is remembered is refused in
-any other state. Modes and times are what the program set during the run, else fixed; the host's own are believed
-only where the caller says so (`adyton mount`, on the owner's machine).
+directories no integrity), with these exceptions within one run: what was seen or listed and then vanishes is an I/O
+error and not "no such file"; what the program removed stays removed; a folder that the program made or renamed holds
+what it put there and nothing else; and a file whose last state is remembered is refused in any other state. Modes and
+times are what the program set during the run, else fixed; the host's own are believed only where the caller says so
+(`adyton mount`, on the owner's machine).
 
 No link is ever followed on the host: every name is opened beneath the mount's folder (openat2, RESOLVE_BENEATH,
 RESOLVE_NO_SYMLINKS), so that the host cannot lead a write elsewhere.
@@ -35,6 +36,8 @@ from adyton.vfs.stage import FIXED_TIME_S
 from adyton.vfs.tree import join
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from adyton.vfs._reads import Shortcut
 
 FIXED_TIME_NS: Final = FIXED_TIME_S * 10**9
@@ -70,11 +73,21 @@ class HostFile(OSFile):
     """A host file known by an open folder and a name in it; its recovery log lies in the same folder."""
 
     def __init__(self, fd: int, folder: int, name: str, shown: str, pulse: Pulse) -> None:
-        super().__init__(fd)
         self._pulse = pulse
-        self._name = shown
         self._folder = folder
         self._entry: str | None = name
+        super().__init__(fd, name=shown)
+
+    def read_into(self, offset: int, target: Buffer, /) -> int:
+        """Read; the host has answered."""
+        got = super().read_into(offset, target)
+        self._pulse.beat()
+        return got
+
+    def write_at(self, offset: int, data: Buffer, /) -> None:
+        """Write; the host has answered."""
+        super().write_at(offset, data)
+        self._pulse.beat()
 
     def open_log(self, *, create: bool) -> OSFile | None:
         """The recovery log in the same folder; none for a file that was removed."""
@@ -135,6 +148,8 @@ class Node:
     size: int = -1
     root: bytes = b""
     links: int = 1
+    complete: bool = False
+    """Of a folder: what is not known to be in it is not there, whatever the host shows."""
     opened: OpenFile | None = None
 
 
@@ -191,7 +206,8 @@ class EncryptedTree:
         self._base = base
         self._folders: OrderedDict[str, int] = OrderedDict()
         self._nodes: dict[str, Node] = {}
-        self._names: dict[str, set[str]] = {}
+        self._names: dict[str, dict[str, int]] = {}
+        """By folder, what was seen or listed in it, with its kind (S_IFDIR or S_IFREG)."""
         self._gone: set[str] = set()
         self._hidden: set[str] = set()
         self._open_count = 0
@@ -248,12 +264,30 @@ class EncryptedTree:
         if in_the_way or error.errno in (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENXIO):
             self._event(f"{self._shown}/{path}: the host put a link, a folder, a device or a mount in the way")
             return _os_error(errno.EIO, path)
-        if error.errno == errno.ENOENT and path in self._nodes:
+        if error.errno == errno.ENOENT and self._was_seen(path):
             self._event(f"{self._shown}/{path}: was there in this run and is gone from the host")
             return _os_error(errno.EIO, path)
         return error
 
     # ---------------------------------------------------------------- what is known
+
+    def _was_seen(self, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        return path in self._nodes or name in self._names.get(folder, ())
+
+    def _is_absent(self, path: str) -> bool:
+        """Whether there is nothing at this path, whatever the host shows there."""
+        if path in self._gone:
+            return True
+        folder, _, name = path.rpartition("/")
+        parent = self._nodes.get(folder) if path else None
+        return parent is not None and parent.complete and name not in self._names.get(folder, ())
+
+    def _lose(self, path: str) -> None:
+        """Nothing is at this path any more, and the host cannot put back what was there."""
+        parent = self._nodes.get(path.rpartition("/")[0])
+        if parent is None or not parent.complete:
+            self._gone.add(path)
 
     def _new_node(self, path: str, *, is_folder: bool, mode: int | None, host: os.stat_result | None) -> Node:
         self._inodes += 1
@@ -272,14 +306,14 @@ class EncryptedTree:
         self._nodes[path] = node
         if path:
             folder, _, name = path.rpartition("/")
-            self._names.setdefault(folder, set()).add(name)
+            self._names.setdefault(folder, {})[name] = stat.S_IFDIR if node.is_folder else stat.S_IFREG
 
     def _forget(self, path: str) -> Node | None:
         node = self._nodes.pop(path, None)
         folder, _, name = path.rpartition("/")
         names = self._names.get(folder)
         if names is not None:
-            names.discard(name)
+            names.pop(name, None)
             if not names:
                 del self._names[folder]
         return node
@@ -291,7 +325,7 @@ class EncryptedTree:
             if known.opened is not None:
                 known.size = known.opened.file.size
             return known
-        if path in self._gone:
+        if self._is_absent(path):
             raise _os_error(errno.ENOENT, path)
         if not path and self._single is None:
             return self._new_node("", is_folder=True, mode=None, host=os.fstat(self._base))
@@ -309,11 +343,6 @@ class EncryptedTree:
         self._detach(opened)
         return opened.node
 
-    def is_folder(self, path: str, mode: int) -> bool:
-        """Whether a listed entry is a folder, by what is known or else by the host's mode."""
-        known = self._nodes.get(path)
-        return known.is_folder if known is not None else stat.S_ISDIR(mode)
-
     def listing(self, path: str) -> list[tuple[str, int]]:
         """Names in a folder with the kind of each (S_IFDIR or S_IFREG); recovery logs and removed names are hidden."""
         try:
@@ -326,7 +355,7 @@ class EncryptedTree:
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
-                    if entry.name.endswith(RECOVERY_SUFFIX) or prefix + entry.name in self._gone:
+                    if entry.name.endswith(RECOVERY_SUFFIX) or self._is_absent(prefix + entry.name):
                         continue
                     seen.add(entry.name)
                     known = self._nodes.get(prefix + entry.name)
@@ -334,15 +363,17 @@ class EncryptedTree:
                     found.append((entry.name, stat.S_IFDIR if folder else stat.S_IFREG))
         finally:
             os.close(fd)
-        self._add_vanished(prefix, seen, found)
+        self._add_vanished(path, seen, found)
+        if found and not self._believe_host:
+            self._names.setdefault(path, {}).update(found)
         return found
 
-    def _add_vanished(self, prefix: str, seen: set[str], found: list[tuple[str, int]]) -> None:
+    def _add_vanished(self, path: str, seen: set[str], found: list[tuple[str, int]]) -> None:
         """What is known and no longer listed stays listed, so that opening it says EIO and nobody takes it for gone."""
-        for name in self._names.get(prefix[:-1], set()) - seen:
-            path = prefix + name
-            self._event(f"{self._shown}/{path}: was there in this run and is gone from the host")
-            found.append((name, stat.S_IFDIR if self._nodes[path].is_folder else stat.S_IFREG))
+        for name, kind in self._names.get(path, {}).items():
+            if name not in seen:
+                self._event(f"{self._shown}/{join(path, name)}: was there in this run and is gone from the host")
+                found.append((name, kind))
 
     # ---------------------------------------------------------------- open files
 
@@ -360,7 +391,7 @@ class EncryptedTree:
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         flags |= os.O_RDONLY if self._read_only else os.O_RDWR
         if create:
-            flags |= os.O_CREAT | (0 if path in self._gone else os.O_EXCL)
+            flags |= os.O_CREAT | (0 if self._is_absent(path) else os.O_EXCL)
         try:
             fd = os.open(name, flags, (mode | 0o600) & 0o777, dir_fd=folder)
         except OSError as error:
@@ -418,7 +449,7 @@ class EncryptedTree:
 
     def open(self, path: str, *, truncate: bool = False) -> OpenFile:
         """Open the file at a path; each call is one handle, to be given to `release`."""
-        if path in self._gone:
+        if self._is_absent(path):
             raise _os_error(errno.ENOENT, path)
         opened = self._attach(path)
         if truncate:
@@ -504,9 +535,10 @@ class EncryptedTree:
         try:
             os.mkdir(name, (mode | 0o700) & 0o777, dir_fd=folder)
         except FileExistsError:
-            if path not in self._gone:
+            if not self._is_absent(path):
                 raise
         node = self._new_node(path, is_folder=True, mode=mode, host=None)
+        node.complete = not self._believe_host
         node.mtime_ns = node.atime_ns = time.time_ns()
         self._touch_parent(path)
 
@@ -523,7 +555,7 @@ class EncryptedTree:
         except OSError as error:
             raise self._host_error(error, path) from error
         node = self._forget(path)
-        self._gone.add(path)
+        self._lose(path)
         if node is not None and node.opened is not None:
             node.opened.host.removed()
             node.opened.path = None
@@ -555,7 +587,7 @@ class EncryptedTree:
             raise self._host_error(error, path) from error
         self._forget_folders(path)
         self._forget(path)
-        self._gone.add(path)
+        self._lose(path)
         self._touch_parent(path)
 
     def _clear_leftovers(self, path: str) -> None:
@@ -599,8 +631,8 @@ class EncryptedTree:
         try:
             old_folder, old_name = self._split(old)
             new_folder, new_name = self._split(new)
-            if target is None and new in self._gone and not flags:
-                flags = 0
+            if target is None and self._is_absent(new):
+                flags &= ~syscalls.RENAME_NOREPLACE
             syscalls.rename(old_folder, old_name, new_folder, new_name, flags)
         except OSError as error:
             self._rebind_back(held)
@@ -644,6 +676,7 @@ class EncryptedTree:
             for name, kind in self.listing(folder):
                 path = f"{folder}/{name}"
                 if kind == stat.S_IFDIR:
+                    self.node(path)
                     folders.append(path)
                 else:
                     found.append((path, new + path[len(old) :]))
@@ -686,9 +719,11 @@ class EncryptedTree:
         from_new = self._take(new) if exchange else {}
         self._put(from_old, old, new)
         self._put(from_new, new, old)
+        for node in (*from_old.values(), *from_new.values()):
+            node.complete = node.is_folder and not self._believe_host  # every file below had its new path sealed in
         self._gone = {path for path in self._gone if path != new and not path.startswith((old + "/", new + "/"))}
         if not exchange:
-            self._gone.add(old)
+            self._lose(old)
 
     def _take(self, path: str) -> dict[str, Node]:
         """Take a path and everything known below it out of what is remembered."""
@@ -717,9 +752,13 @@ class EncryptedTree:
         node = self.node(path)
         node.mode = mode & 0o7777
         if path or self._single is not None:
-            folder, name = self._split(path)
             with contextlib.suppress(OSError):
-                os.chmod(name, (mode | (0o700 if node.is_folder else 0o600)) & 0o777, dir_fd=folder)
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (os.O_DIRECTORY if node.is_folder else 0)
+                fd = syscalls.open_beneath(self._base, self._host_path(path), flags)
+                try:
+                    os.fchmod(fd, (mode | (0o700 if node.is_folder else 0o600)) & 0o777)
+                finally:
+                    os.close(fd)
 
     def set_node_mode(self, opened: OpenFile, mode: int) -> None:
         """Remember the mode of an open file that was removed."""
