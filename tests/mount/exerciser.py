@@ -5,7 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import shutil
 from pathlib import Path
+
+from adyton.vfs import syscalls
 
 MAX_BYTES = 700_000
 """Past the second tree node of the format (396 288 bytes), so that every kind of node is crossed."""
@@ -174,3 +177,141 @@ class Model:
         for fd in self.open.values():
             os.close(fd)
         return {name: bytes(content) for name, content in self.content.items()}
+
+
+class Trees:
+    """Folders and small files, moved about as programs do; a host that puts back older files wherever one lay before.
+
+    The model is a dict of paths to contents, None for a folder. What the host puts back must never be seen.
+    """
+
+    def __init__(self, top: Path, store: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.top = top
+        self.store = store
+        self.model: dict[str, bytes | None] = {}
+        self.kept: dict[str, bytes] = {}
+        self.history: list[str] = []
+        self.count = 0
+
+    def step(self) -> None:
+        """One operation of the program or of the host."""
+        kinds = ("make_folder", "write", "write", "write", "rename", "rename", "exchange", "remove", "remove_tree",
+                 "put_back", "put_back", "keep")  # fmt: skip
+        kind = self.random.choice(kinds)
+        self.history.append(kind)
+        try:
+            getattr(self, kind)()
+        except OSError:
+            if not self.retreat():  # nothing of the host's was in the way
+                raise
+
+    def retreat(self) -> bool:
+        """The host takes away what it put there; whether there was anything."""
+        found = False
+        for path in sorted(self.store.rglob("*"), reverse=True):
+            if str(path.relative_to(self.store)) not in self.model:
+                found = True
+                path.rmdir() if path.is_dir() else path.unlink()
+        return found
+
+    def check(self) -> None:
+        """What the program sees is what it made."""
+        seen: dict[str, bytes | None] = {}
+        for folder, folders, files in os.walk(self.top, onerror=self._fail):
+            where = os.path.relpath(folder, self.top)
+            prefix = "" if where == "." else where + "/"
+            seen |= {prefix + name: None for name in folders}
+            seen |= {prefix + name: (self.top / prefix / name).read_bytes() for name in files}
+        assert seen == self.model, self.history[-30:]
+
+    @staticmethod
+    def _fail(error: OSError) -> None:
+        raise error
+
+    def _folders(self) -> list[str]:
+        return ["", *(path for path, content in self.model.items() if content is None)]
+
+    def _new_path(self) -> str:
+        folder = self.random.choice(self._folders())
+        self.count += 1
+        name = self.random.choice(("a", "b", "c", f"n{self.count}"))
+        return f"{folder}/{name}" if folder else name
+
+    def _any(self) -> str | None:
+        return self.random.choice(list(self.model)) if self.model else None
+
+    def make_folder(self) -> None:
+        """mkdir where nothing is."""
+        path = self._new_path()
+        if path not in self.model and path.count("/") < 4:
+            (self.top / path).mkdir()
+            self.model[path] = None
+
+    def write(self) -> None:
+        """Create a file, or write one anew."""
+        path = self._new_path()
+        if self.model.get(path, b"") is not None:
+            content = self.random.randbytes(self.random.choice((0, 10, 4000, 9000)))
+            (self.top / path).write_bytes(content)
+            self.model[path] = content
+
+    def _below(self, path: str) -> list[str]:
+        return [other for other in self.model if other == path or other.startswith(path + "/")]
+
+    def rename(self) -> None:
+        """Rename a file or a folder, over nothing, a file or an empty folder."""
+        old, new = self._any(), self._new_path()
+        if old is None or new == old or new.startswith(old + "/") or old.startswith(new + "/"):
+            return
+        there = new in self.model
+        if there and ((self.model[new] is None) != (self.model[old] is None) or len(self._below(new)) > 1):
+            return
+        os.rename(self.top / old, self.top / new)
+        moved = {new + path[len(old) :]: self.model.pop(path) for path in self._below(old)}
+        self.model |= moved
+
+    def exchange(self) -> None:
+        """RENAME_EXCHANGE of any two."""
+        one, two = self._any(), self._any()
+        if one is None or two is None or one == two or one.startswith(two + "/") or two.startswith(one + "/"):
+            return
+        syscalls.rename(-1, str(self.top / one), -1, str(self.top / two), syscalls.RENAME_EXCHANGE)
+        first = {two + path[len(one) :]: self.model.pop(path) for path in self._below(one)}
+        second = {one + path[len(two) :]: self.model.pop(path) for path in self._below(two)}
+        self.model |= first | second
+
+    def remove(self) -> None:
+        """Unlink a file."""
+        path = self._any()
+        if path is not None and self.model[path] is not None:
+            (self.top / path).unlink()
+            del self.model[path]
+
+    def remove_tree(self) -> None:
+        """Remove a folder with everything in it."""
+        path = self._any()
+        if path is not None and self.model[path] is None and self.random.random() < 0.3:
+            self.retreat()
+            shutil.rmtree(self.top / path)
+            for gone in self._below(path):
+                del self.model[gone]
+
+    def keep(self) -> None:
+        """The host keeps a copy of a file as it is now."""
+        path = self._any()
+        if path is not None and self.model[path] is not None:
+            self.kept[path] = (self.store / path).read_bytes()
+
+    def put_back(self) -> None:
+        """The host puts an older file where the program has none any more, with the folders that led there."""
+        absent = [path for path in self.kept if path not in self.model]
+        if not absent:
+            return
+        path = self.random.choice(absent)
+        place = self.store / path
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(self.kept[path])
+        except (NotADirectoryError, FileExistsError, IsADirectoryError):
+            return

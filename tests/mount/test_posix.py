@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from adyton.vfs import syscalls
-from tests.mount.exerciser import Model
+from tests.mount.exerciser import Model, Trees
 from tests.mount.served import Served
 
 pytestmark = pytest.mark.mount
@@ -37,6 +37,32 @@ def _exercise(served: Served, seed: int, steps: int) -> None:
 def test_random_operations_on_open_files_match_a_model(served: Served, seed: int) -> None:
     """Thousands of random operations give what plain bytes give, and the owner decrypts the same."""
     _exercise(served, seed, 2500)
+
+
+def _exercise_trees(served: Served, seed: int, steps: int) -> None:
+    trees = Trees(served.top, served.store, seed)
+    for number in range(steps):
+        trees.step()
+        if number % 20 == 0:
+            trees.check()
+    trees.check()
+    assert served.unmount() == 0
+    assert "bug" not in served.events()
+    for path, content in trees.model.items():
+        assert content is None or served.decrypted(path) == content
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_moves_of_folders_match_a_model_whatever_the_host_puts_back(served: Served, seed: int) -> None:
+    """Folders made, renamed, exchanged and removed, while the host puts older files back everywhere."""
+    _exercise_trees(served, seed, 600)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_random_moves_of_folders_match_a_model(served: Served) -> None:
+    """The same for long."""
+    _exercise_trees(served, 3, 30_000)
 
 
 @pytest.mark.slow
