@@ -237,12 +237,11 @@ class EncryptedTree:
         if not path:
             return self._base
         fd = self._folders.get(path)
-        if fd is not None:
-            if os.fstat(fd).st_nlink == 0:
-                os.close(self._folders.pop(path))
-                raise self._host_error(_os_error(errno.ENOENT, path), path)
+        if fd is not None and os.fstat(fd).st_nlink > 0:
             self._folders.move_to_end(path)
             return fd
+        if fd is not None:  # the host removed it: what is there now, if anything?
+            os.close(self._folders.pop(path))
         try:
             fd = syscalls.open_beneath(self._base, path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
@@ -537,6 +536,8 @@ class EncryptedTree:
         except FileExistsError:
             if not self._is_absent(path):
                 raise
+            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                raise self._host_error(_os_error(errno.ENOTDIR, path), path) from None
         node = self._new_node(path, is_folder=True, mode=mode, host=None)
         node.complete = not self._believe_host
         node.mtime_ns = node.atime_ns = time.time_ns()
