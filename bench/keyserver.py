@@ -46,7 +46,7 @@ def make_owner(folder: Path) -> None:
     """An owner with a key, a platform with its collateral in her home, and an approved program."""
     from adyton.keyserver.owner import init_home
     from adyton.keyserver.policy import Approval
-    from adyton.keyserver.store import KEY
+    from adyton.keyserver.view import KEY
     from adyton.net.collateral_store import CollateralStore
     from adyton.tee.sim import SimPlatform
     from adyton.values import Measurement

@@ -20,7 +20,8 @@ from adyton.attest.tdx import TDXQuote
 from adyton.errors import FetchFailed
 from adyton.keyserver.owner import Home, audit_private_key, init_home
 from adyton.keyserver.policy import Approval
-from adyton.keyserver.store import KEY, Store
+from adyton.keyserver.store import Store
+from adyton.keyserver.view import KEY
 from adyton.manifest.measure import workload_measurement
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.signature import generate_signer, load_signer, sign

@@ -111,8 +111,8 @@ def make_checkpoint(
 ) -> None:
     """Sign where the record stands now; keep it somewhere else."""
     from adyton.keyserver.audit import sign_checkpoint
+    from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import audit_private_key
-    from adyton.keyserver.store import now_ms
 
     with owner_store(home) as (found, store):
         with store.read() as view:
@@ -136,8 +136,8 @@ def export(
 ) -> None:
     """Write the whole record, with a signed checkpoint at its end, for somebody else to verify."""
     from adyton.keyserver.audit import sign_checkpoint
+    from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import audit_private_key
-    from adyton.keyserver.store import now_ms
 
     beside = output.with_name(f".{output.name}.part")
     count = 0
@@ -167,7 +167,7 @@ def _document(entry: Entry) -> dict[str, Any]:
 
 def summary(entry: Entry) -> str:
     """An entry in one line."""
-    from adyton.keyserver.store import moment
+    from adyton.keyserver.clock import moment
 
     body = json.loads(entry.body)
     if entry.kind == "release":

@@ -74,7 +74,8 @@ def _backup(home: Home, now: datetime) -> Finding:
     import sqlalchemy as sa
 
     from adyton.keyserver import schema
-    from adyton.keyserver.store import make_engine, moment
+    from adyton.keyserver.clock import moment
+    from adyton.keyserver.database import make_engine
 
     remedy = "adyton backup -o FILE, and keep the file and its passphrase or shares elsewhere"
     url = home.store_url()

@@ -36,8 +36,9 @@ def new(
 ) -> None:
     """Make a new key and keep it in the store; nobody gets it until a program is approved for it."""
     from adyton.errors import UsageError
+    from adyton.keyserver.change import MAX_SECRET_BYTES
     from adyton.keyserver.owner import actor
-    from adyton.keyserver.store import KEY, MAX_SECRET_BYTES, SECRET
+    from adyton.keyserver.view import KEY, SECRET
     from adyton.keyserver.wrapping import read_private_file
     from adyton.values import Key128
 
@@ -95,8 +96,8 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write a key to a new file that only you can read."""
+    from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import actor
-    from adyton.keyserver.store import now_ms
     from adyton.keyserver.wrapping import write_private_file
 
     with owner_store(home) as (_, store):
@@ -115,7 +116,7 @@ def rotate(name: Name, home: HomeOption = None, as_json: JSONOption = False) -> 
     Files encrypted under the old version need `adyton rekey` before programs can read them again.
     """
     from adyton.keyserver.owner import actor
-    from adyton.keyserver.store import KEY
+    from adyton.keyserver.view import KEY
     from adyton.values import Key128
 
     with owner_store(home) as (_, store), store.write() as change:

@@ -165,6 +165,6 @@ def try_evidence(
 
 
 def _when(at_ms: int) -> str:
-    from adyton.keyserver.store import moment
+    from adyton.keyserver.clock import moment
 
     return f"{moment(at_ms):%Y-%m-%d %H:%M:%S}"

@@ -31,8 +31,9 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
 from adyton.keyserver import schema
+from adyton.keyserver.clock import now_ms
+from adyton.keyserver.database import make_engine, store_error
 from adyton.keyserver.owner import Config, Home
-from adyton.keyserver.store import make_engine, now_ms, store_error
 from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, read_private_file, write_private_file
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adyton.attest.appraise import Claims
     from adyton.attest.report import VerifiedReport
     from adyton.keyserver.policy import Approval, StoredApproval
-    from adyton.keyserver.store import Usage
+    from adyton.keyserver.view import Usage
     from adyton.values import Digest
 
 _DECIDER: Final = object()

@@ -1,8 +1,9 @@
-"""The names by which keys, secrets, programs and versions are called: short, printable, safe in paths and URLs."""
+"""Names of keys, secrets, programs and versions, and fresh ids: short, printable, safe in paths and URLs."""
 
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Final
 
 from adyton.errors import UsageError
@@ -22,3 +23,8 @@ def check_name(name: str, what: str = "key name") -> str:
             remedy="choose another name",
         )
     return name
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id that both sides can quote, as `d-4f3a…` (80 random bits)."""
+    return f"{prefix}-{secrets.token_hex(10)}"

@@ -408,7 +408,7 @@ def rotate_master_file(home: Home, store: Store) -> None:
     with store.write() as change:
         change.rewrap(new, actor=actor())
     beside.replace(home.path / "master.key")
-    store.master = new
+    store.keyring.master = new
 
 
 def load_key(home: Path, name: str) -> Key128:

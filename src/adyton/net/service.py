@@ -26,11 +26,13 @@ from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
 from adyton.errors import Denied, Error, OutOfOrder, StoreError, Unavailable, UsageError
 from adyton.keyserver.audit import Checkpoint, sign_checkpoint
+from adyton.keyserver.clock import now_ms
 from adyton.keyserver.decide import Denial, Grant, Request, decide
 from adyton.keyserver.difference import MAX_LINES, Difference, manifest_differences, part_differences
+from adyton.keyserver.names import new_id
 from adyton.keyserver.policy import ADYTON, APPROVED, RA_TLS
 from adyton.keyserver.refusal import Reason, evidence_reason, program_of, safe_reason
-from adyton.keyserver.store import KEY, Release, new_id, now_ms
+from adyton.keyserver.view import KEY, Release
 from adyton.manifest.measure import workload_measurement
 from adyton.net.release import (
     TOKEN_BYTES,
@@ -52,7 +54,8 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from adyton.keyserver.store import Store, Transaction
+    from adyton.keyserver.change import Transaction
+    from adyton.keyserver.store import Store
     from adyton.net.verification import Verified, Verifier
 
 log = logging.getLogger("adyton.keyserver")
@@ -175,11 +178,11 @@ class KeyService:
     def challenge(self) -> tuple[Nonce, int]:
         """A fresh challenge and how many seconds it lives."""
         expires = int(self._clock().timestamp()) + self._challenge_lifetime_s
-        return make_challenge(self.store.challenge_key, expires), self._challenge_lifetime_s
+        return make_challenge(self.store.keyring.challenge_key, expires), self._challenge_lifetime_s
 
     def release(self, request: ReleaseRequest, peer: str) -> Future[Answer]:
         """Decide a request of Adyton's own protocol."""
-        check_challenge(self.store.challenge_key, request.nonce, self._clock().timestamp())
+        check_challenge(self.store.keyring.challenge_key, request.nonce, self._clock().timestamp())
         return self._submit(
             Job(
                 protocol=ADYTON,

@@ -14,7 +14,7 @@ from adyton.errors import UsageError
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, StoredApproval
 from adyton.keyserver.refusal import safe_reason
-from adyton.keyserver.store import Release, Usage
+from adyton.keyserver.view import Release, Usage
 from adyton.net.verification import Verifier
 from adyton.tee.sim import SimPlatform
 from adyton.values import Digest, Measurement

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from adyton.errors import AuditError, Denied, StoreError
 from adyton.keyserver import schema
 from adyton.keyserver.backup import back_up, restore
+from adyton.keyserver.clock import now_ms
 from adyton.keyserver.policy import REVOKED
-from adyton.keyserver.store import now_ms
 from adyton.net.client import obtain_keys
 from tests.owner_world import World, make_world, running
 from tests.postgres import postgres, programs

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from adyton.errors import AuditError, OutOfOrder, StorageFailed, StoreError, UnknownKey, UsageError, VersionMismatch
 from adyton.keyserver import schema
 from adyton.keyserver.audit import Checkpoint, Head, sign_checkpoint, verify_checkpoint
+from adyton.keyserver.clock import now_ms
 from adyton.keyserver.owner import (
     Config,
     Home,
@@ -30,7 +31,8 @@ from adyton.keyserver.owner import (
     rotate_master_file,
 )
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
-from adyton.keyserver.store import KEY, SECRET, Release, Store, now_ms
+from adyton.keyserver.store import Store
+from adyton.keyserver.view import KEY, SECRET, Release
 from adyton.keyserver.wrapping import WrappingKey, master_from_command, master_from_passphrase, read_private_file
 from adyton.values import Key128, Measurement
 from tests.owner_world import World, make_world, now, signer_pem

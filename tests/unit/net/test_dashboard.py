@@ -174,7 +174,7 @@ def test_page_escapes_what_others_wrote(client: httpx.Client, world: World) -> N
 
 def world_note(world: World, change: object) -> str:
     """An approval with a remark that would be markup."""
-    from adyton.keyserver.store import Transaction
+    from adyton.keyserver.change import Transaction
 
     assert isinstance(change, Transaction)
     approval = world.approval(world.program().measurement, note="<img src=x onerror=alert(1)>")

@@ -485,7 +485,7 @@ def test_release_challenge_of_another_server_or_too_old_is_refused(world: World,
     alien = make_challenge(b"k" * 32, int(time.time()) + 60)
     status, document = release(world, server, signed, nonce=alien)
     assert (status, document["check"]) == (400, "challenge")
-    old = make_challenge(world.store.challenge_key, int(time.time()) - 1)
+    old = make_challenge(world.store.keyring.challenge_key, int(time.time()) - 1)
     status, document = release(world, server, signed, nonce=old)
     assert (status, document["check"]) == (400, "age of the challenge")
     assert entries(world, "release") == []

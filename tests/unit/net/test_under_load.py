@@ -195,7 +195,7 @@ def test_database_that_cannot_be_written_releases_nothing(world: World) -> None:
     """No audit entry, no key: with the store locked by somebody else, requests fail as *could not check*."""
     import sqlite3
 
-    import adyton.keyserver.store as module
+    import adyton.keyserver.database as module
 
     signed = world.program()
     world.approve(signed)

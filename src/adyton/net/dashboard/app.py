@@ -18,9 +18,9 @@ from starlette.routing import Route
 
 from adyton.attest import explain
 from adyton.errors import Error, UsageError
+from adyton.keyserver.clock import moment, now_ms
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
 from adyton.keyserver.replay import replay
-from adyton.keyserver.store import moment
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.review import not_covered
 from adyton.net.dashboard.sessions import Session, Sessions
@@ -28,7 +28,8 @@ from adyton.values import Measurement
 
 if TYPE_CHECKING:
     from adyton.keyserver.audit import Entry
-    from adyton.keyserver.store import Reader, Store
+    from adyton.keyserver.store import Store
+    from adyton.keyserver.view import Reader
     from adyton.net.collateral_store import CollateralStore
 
 COOKIE: Final = "__Host-adyton"
@@ -139,8 +140,6 @@ class Dashboard:
         return _with_headers(response)
 
     def _note(self, what: str) -> None:
-        from adyton.keyserver.store import now_ms
-
         with self._store.write() as change:
             change.record("dashboard", "", {"what": what}, now_ms())
 

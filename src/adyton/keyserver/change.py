@@ -1,0 +1,414 @@
+"""What can be changed in a store, all of it in one transaction and with its entry in the audit record.
+
+Whoever writes holds one lock (SQLite's write lock; a row lock in PostgreSQL), so that decisions, releases, policy
+changes and their audit entries happen one after the other: a revocation is either before a release, which then does
+not happen, or after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from adyton.errors import OutOfOrder, StoreError, UsageError
+from adyton.keyserver import schema
+from adyton.keyserver.audit import Entry, Head, canonical, entry_hash
+from adyton.keyserver.clock import moment, now_ms
+from adyton.keyserver.names import check_name, new_id
+from adyton.keyserver.policy import APPROVED, REVOKED, Approval, StoredApproval
+from adyton.keyserver.view import KEY, KeyInfo, Reader, Release, Usage
+from adyton.keyserver.wrapping import WrappingKey
+from adyton.values import KEY_BYTES, Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    from adyton.keyserver.keyring import Keyring
+
+MAX_SECRET_BYTES: Final = 64 * 1024
+_FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
+_FORGET_NONCES: Final = sa.delete(schema.nonces).where(schema.nonces.c.expires_at < sa.bindparam("before"))
+_LOCK_HEAD: Final = sa.select(schema.chain).with_for_update()
+_MOVE_HEAD: Final = sa.update(schema.chain).values(
+    seq=sa.bindparam("new_seq"), hash=sa.bindparam("new_hash"), policy_revision=sa.bindparam("new_revision")
+)
+
+
+def _inserts(artifact: sa.Insert) -> dict[str, sa.Insert]:
+    found = {table.name: sa.insert(table) for table in (schema.audit, schema.releases, schema.grants, schema.nonces)}
+    return {**found, "artifacts": artifact}
+
+
+_INSERTS: Final = {
+    "sqlite": _inserts(sqlite.insert(schema.artifacts).on_conflict_do_nothing()),
+    "postgresql": _inserts(postgresql.insert(schema.artifacts).on_conflict_do_nothing()),
+}
+"""By dialect: the statements of everything written at the end; an artifact that is there already stays."""
+
+
+class Cache:
+    """What earlier transactions of this process read and kept, so that the next need not ask the database for it."""
+
+    def __init__(self) -> None:
+        self._approvals: tuple[int, dict[str, list[StoredApproval]]] = (-1, {})
+        self._keys: tuple[int, dict[str, Any]] = (-1, {})
+        self._artifacts: set[bytes] = set()
+
+    def approvals(self, revision: int) -> dict[str, list[StoredApproval]]:
+        """Approvals read earlier at this revision of keys and policies; the caller holds the write lock."""
+        if self._approvals[0] != revision:
+            self._approvals = (revision, {})
+        return self._approvals[1]
+
+    def keys(self, revision: int) -> dict[str, Any]:
+        """Wrapped keys read earlier at this revision; the caller holds the write lock."""
+        if self._keys[0] != revision:
+            self._keys = (revision, {})
+        return self._keys[1]
+
+    def has_artifact(self, sha256: bytes) -> bool:
+        """Whether this artifact was stored earlier by this process."""
+        return sha256 in self._artifacts
+
+    def add_artifacts(self, kept: set[bytes]) -> None:
+        """Note artifacts that a transaction kept; only after it has committed."""
+        if len(self._artifacts) > 1000:
+            self._artifacts.clear()
+        self._artifacts |= kept
+
+
+class Transaction(Reader):
+    """A change of the store: nothing of it counts until its `with` block ends, then all of it does, durably."""
+
+    def __init__(self, connection: sa.Connection, keyring: Keyring, cache: Cache) -> None:
+        super().__init__(connection, keyring)
+        self._cache = cache
+        row = connection.execute(_LOCK_HEAD).one()
+        self._head = Head(row.seq, bytes(row.hash))
+        self._policy_revision = int(row.policy_revision)
+        self._changed_policy = False
+        self._pending: dict[str, list[dict[str, Any]]] = {}
+        self._pending_nonces: set[bytes] = set()
+        self._keys_cache = cache.keys(self._policy_revision)
+        self._approval_cache = cache.approvals(self._policy_revision)
+        self.kept: set[bytes] = set()
+
+    def head(self) -> Head:
+        """Where the audit chain ends, this transaction's own entries included."""
+        return self._head
+
+    def record(self, kind: str, subject: str, body: Mapping[str, Any], at_ms: int) -> Entry:
+        """Append an entry to the audit record."""
+        text = canonical(body)
+        seq = self._head.seq + 1
+        digest = entry_hash(self._head.hash, seq, at_ms, kind, text)
+        self._head = Head(seq, digest)
+        row = {"seq": seq, "at": at_ms, "kind": kind, "subject": subject, "body": text, "hash": digest}
+        self._later("audit", row)
+        return Entry(seq, at_ms, kind, text, digest)
+
+    def entries(
+        self, *, after: int = 0, kind: str | None = None, subject: str | None = None
+    ) -> Generator[Entry, None, None]:
+        """As for a reader, this transaction's own entries included."""
+        self._flush()
+        return super().entries(after=after, kind=kind, subject=subject)
+
+    def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
+        """As for a reader, this transaction's own releases included."""
+        self._flush("releases")
+        return super().usage(approval_id, run, at_ms, counted=counted)
+
+    def reveal(self, name: str, *, version: int | None = None) -> tuple[KeyInfo, bytes]:
+        """As for a reader; the wrapped value is kept between transactions until a key or an approval changes."""
+        if version is not None or self._changed_policy:
+            return super().reveal(name, version=version)
+        row = self._keys_cache.get(name)
+        if row is None:
+            row = self._keys_cache[name] = self._key_row(name, None)
+        return self._opened(row)
+
+    def has_key(self, name: str) -> bool:
+        """As for a reader."""
+        return name in self._keys_cache or super().has_key(name)
+
+    def _later(self, table: str, row: dict[str, Any]) -> None:
+        self._pending.setdefault(table, []).append(row)
+
+    def _flush(self, only: str | None = None) -> None:
+        for table in list(self._pending) if only is None else [only] if only in self._pending else []:
+            rows = self._pending.pop(table)
+            self._connection.execute(_INSERTS[self._connection.dialect.name][table], rows)
+
+    def finish(self) -> None:
+        """Write what is still pending; called once, before the commit."""
+        self._flush()
+        revision = self._policy_revision + (1 if self._changed_policy else 0)
+        values = {"new_seq": self._head.seq, "new_hash": self._head.hash, "new_revision": revision}
+        self._connection.execute(_MOVE_HEAD, values)
+
+    def approvals(self, key: str | None = None) -> list[StoredApproval]:
+        """As for a reader; kept between transactions until a key or an approval changes."""
+        if self._changed_policy:
+            return super().approvals(key)
+        found = self._approval_cache.get(key or "")
+        if found is None:
+            found = self._approval_cache[key or ""] = super().approvals(key)
+        return found
+
+    def add_key(self, name: str, value: bytes, kind: str, *, actor: str, new_version: bool = False) -> KeyInfo:
+        """Store a key or secret under a new name, or (`new_version`) as the newest version of an existing one."""
+        check_name(name)
+        if kind == KEY and len(value) != KEY_BYTES:
+            raise UsageError(f"a key has {KEY_BYTES} bytes, got {len(value)}", check="length of the key")
+        if not 1 <= len(value) <= MAX_SECRET_BYTES:
+            raise UsageError(
+                f"a secret has 1 to {MAX_SECRET_BYTES} bytes, got {len(value)}", check="length of the secret"
+            )
+        rows = self._connection.execute(
+            sa.select(schema.keys.c.version, schema.keys.c.kind).where(schema.keys.c.name == name)
+        ).all()
+        if bool(rows) != new_version:
+            raise UsageError(
+                f"key {name!r} {'exists already' if rows else 'does not exist'}",
+                check="name of the key",
+                expected="a new name" if rows else "an existing key",
+                seen=name,
+                remedy=f"choose another name, or make a new version of it: adyton key rotate {name}"
+                if rows
+                else f"make it with: adyton key new {name}",
+            )
+        if any(row.kind != kind for row in rows):
+            raise UsageError(f"{name!r} is a {rows[0].kind}", check="kind", expected=rows[0].kind, seen=kind)
+        version = 1 + max((row.version for row in rows), default=0)
+        data_key = self._newest_data_key()
+        wrapped = self._data_key(data_key).wrap(value, self._keyring.key_binding(name, version, kind))
+        at = now_ms()
+        self._connection.execute(
+            sa.insert(schema.keys).values(
+                name=name, version=version, kind=kind, data_key=data_key, wrapped=wrapped, created_at=at
+            )
+        )
+        self._changed_policy = True
+        self.record("key-added", name, {"key": name, "version": version, "kind": kind, "actor": actor}, at)
+        return KeyInfo(name, kind, version, moment(at))
+
+    def add_approval(self, approval: Approval, *, actor: str, state: str = APPROVED) -> StoredApproval:
+        """Store a new approval; raises UnknownKey where its key does not exist."""
+        if not self.has_key(approval.key):
+            self.reveal(approval.key)
+        approval_id = new_id("a")
+        document = canonical(approval.to_dict())
+        at = now_ms()
+        self._connection.execute(
+            sa.insert(schema.approvals).values(
+                id=approval_id,
+                key=approval.key,
+                state=state,
+                revision=1,
+                document=document,
+                changed_at=at,
+                mac=self._keyring.policy_mac(approval_id, state, 1, document),
+            )
+        )
+        self._note_change(approval_id, 1, state, approval, actor, at)
+        if approval.measurement is not None:
+            self._connection.execute(
+                sa.delete(schema.candidates).where(
+                    schema.candidates.c.measurement == approval.measurement.raw,
+                    schema.candidates.c.key == approval.key,
+                )
+            )
+        return StoredApproval(approval_id, state, 1, approval, moment(at))
+
+    def change_approval(
+        self, approval_id: str, *, actor: str, state: str | None = None, approval: Approval | None = None
+    ) -> StoredApproval:
+        """Change an approval's state or content; the former revision stays in the history."""
+        before = self.approval(approval_id)
+        after = before.approval if approval is None else approval
+        if after.key != before.approval.key:
+            raise UsageError(
+                "an approval stays with its key", check="key", expected=before.approval.key, seen=after.key
+            )
+        new_state = before.state if state is None else state
+        if before.state == REVOKED and new_state != REVOKED:
+            raise UsageError(
+                f"approval {approval_id} was revoked and stays so",
+                check="state of the approval",
+                expected="pending or approved",
+                seen=REVOKED,
+                remedy="make a new one with adyton approve",
+            )
+        revision = before.revision + 1
+        document = canonical(after.to_dict())
+        at = now_ms()
+        self._connection.execute(
+            sa.update(schema.approvals)
+            .where(schema.approvals.c.id == approval_id)
+            .values(
+                state=new_state,
+                revision=revision,
+                document=document,
+                changed_at=at,
+                mac=self._keyring.policy_mac(approval_id, new_state, revision, document),
+            )
+        )
+        self._note_change(approval_id, revision, new_state, after, actor, at)
+        return StoredApproval(approval_id, new_state, revision, after, moment(at))
+
+    def _note_change(
+        self, approval_id: str, revision: int, state: str, approval: Approval, actor: str, at: int
+    ) -> None:
+        document = canonical(approval.to_dict())
+        self._connection.execute(
+            sa.insert(schema.history).values(
+                approval=approval_id, revision=revision, state=state, document=document, actor=actor[:128], at=at
+            )
+        )
+        self._changed_policy = True
+        body = {
+            "approval": approval_id,
+            "revision": revision,
+            "state": state,
+            "policy": approval.to_dict(),
+            "actor": actor[:128],
+        }
+        self.record("policy", approval_id, body, at)
+
+    def remember(self, measurement: Measurement, manifest: bytes, runtime_parts: Mapping[str, str]) -> None:
+        """Keep what a measurement stands for; whoever calls this has checked that it does."""
+        known = self._connection.execute(
+            sa.select(schema.manifests.c.added_at).where(schema.manifests.c.measurement == measurement.raw)
+        ).one_or_none()
+        if known is None:
+            self._connection.execute(
+                sa.insert(schema.manifests).values(
+                    measurement=measurement.raw,
+                    manifest=manifest,
+                    runtime_parts=canonical(runtime_parts),
+                    added_at=now_ms(),
+                )
+            )
+
+    def add_release(self, release: Release) -> None:
+        """Note that a run has a key."""
+        row = {
+            "id": release.id,
+            "approval": release.approval,
+            "run": release.run,
+            "key": release.key,
+            "key_version": release.key_version,
+            "at": release.at_ms,
+            "lease_until": release.lease_until_ms,
+            "used_at": release.used_at_ms,
+        }
+        self._later("releases", row)
+
+    def use_nonce(self, nonce: bytes, expires_at_ms: int, at_ms: int) -> None:
+        """Use a challenge up; raises OutOfOrder where it was used before."""
+        seen = nonce in self._pending_nonces
+        if seen or self._connection.execute(_FIND_NONCE, {"nonce": nonce}).one_or_none() is not None:
+            raise OutOfOrder(
+                "this challenge was answered before",
+                check="challenge",
+                expected="a challenge that is answered once",
+                seen="its second answer",
+                remedy="ask for a new challenge",
+            )
+        self._pending_nonces.add(nonce)
+        self._later("nonces", {"nonce": nonce, "expires_at": expires_at_ms})
+        if nonce[-1] == 0:
+            self._connection.execute(_FORGET_NONCES, {"before": at_ms - 60_000})
+
+    def add_grant(self, grant_id: str, token_sha256: bytes, at_ms: int) -> None:
+        """Expect an acknowledgement of this grant."""
+        self._later("grants", {"id": grant_id, "token": token_sha256, "at": at_ms, "used_at": None})
+
+    def use_grant(self, grant_id: str, token: bytes, at_ms: int) -> bool:
+        """Note that the enclave acknowledged a grant; False where no such grant awaits this token."""
+        table = schema.grants
+        row = self._connection.execute(sa.select(table).where(table.c.id == grant_id)).one_or_none()
+        if row is None or not hmac.compare_digest(bytes(row.token), hashlib.sha256(token).digest()):
+            return False
+        if row.used_at is None:
+            self._connection.execute(sa.update(table).where(table.c.id == grant_id).values(used_at=at_ms))
+            self.record("used", grant_id, {"grant": grant_id}, at_ms)
+        return True
+
+    def note_candidate(self, measurement: Measurement, tee: str, key: str, denial: str, at_ms: int) -> None:
+        """Note that a program on a genuine platform asked for a key that it is not approved for."""
+        table = schema.candidates
+        where = (table.c.measurement == measurement.raw, table.c.tee == tee, table.c.key == key)
+        done = self._connection.execute(
+            sa.update(table).where(*where).values(last_at=at_ms, requests=table.c.requests + 1, denial=denial)
+        )
+        if done.rowcount == 0:
+            self._connection.execute(
+                sa.insert(table).values(
+                    measurement=measurement.raw,
+                    tee=tee,
+                    key=key,
+                    first_at=at_ms,
+                    last_at=at_ms,
+                    requests=1,
+                    denial=denial,
+                )
+            )
+
+    def keep_artifact(self, kind: str, data: bytes, at_ms: int) -> bytes:
+        """Keep evidence or collateral once, under its SHA-256, which is returned."""
+        sha256 = hashlib.sha256(data).digest()
+        if sha256 not in self.kept and not self._cache.has_artifact(sha256):
+            self._later("artifacts", {"sha256": sha256, "kind": kind, "data": data, "at": at_ms})
+            self.kept.add(sha256)
+        return sha256
+
+    def _newest_data_key(self) -> int:
+        newest = self._connection.execute(sa.select(sa.func.max(schema.data_keys.c.version))).scalar_one()
+        if newest is None:
+            raise StoreError("the store holds no data key", check="data keys of the store")
+        return int(newest)
+
+    def rotate_data_key(self, *, actor: str) -> int:
+        """Make a new data key and wrap every key and secret again under it; returns its version."""
+        version = self._newest_data_key() + 1
+        data_key = WrappingKey.generate()
+        at = now_ms()
+        self._connection.execute(
+            sa.insert(schema.data_keys).values(
+                version=version,
+                wrapped=self._keyring.master.wrap(data_key.reveal(), self._keyring.data_key_binding(version)),
+                created_at=at,
+            )
+        )
+        for row in self._connection.execute(sa.select(schema.keys)).all():
+            bound = self._keyring.key_binding(row.name, row.version, row.kind)
+            value = self._data_key(row.data_key).unwrap(bytes(row.wrapped), bound, f"key {row.name!r}")
+            self._connection.execute(
+                sa.update(schema.keys)
+                .where(schema.keys.c.name == row.name, schema.keys.c.version == row.version)
+                .values(wrapped=data_key.wrap(value, bound), data_key=version)
+            )
+        self._connection.execute(sa.delete(schema.data_keys).where(schema.data_keys.c.version < version))
+        self._changed_policy = True
+        self.record("data-key-rotated", "", {"version": version, "actor": actor}, at)
+        return version
+
+    def rewrap(self, new_master: WrappingKey, *, actor: str) -> None:
+        """Wrap the data keys under another master key; the caller then puts it in the old one's place."""
+        for row in self._connection.execute(sa.select(schema.data_keys)).all():
+            bound = self._keyring.data_key_binding(row.version)
+            raw = self._keyring.master.unwrap(bytes(row.wrapped), bound, f"data key {row.version}")
+            self._connection.execute(
+                sa.update(schema.data_keys)
+                .where(schema.data_keys.c.version == row.version)
+                .values(wrapped=new_master.wrap(raw, bound))
+            )
+        state = self._keyring.state_under(new_master)
+        self._connection.execute(sa.update(schema.meta).where(schema.meta.c.name == "state").values(value=state))
+        self.record("master-key-rotated", "", {"actor": actor}, now_ms())

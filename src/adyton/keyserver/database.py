@@ -1,0 +1,68 @@
+"""Which databases a store can live in, how each is made durable and private, and what is told of their errors."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.pool import QueuePool
+
+from adyton.errors import StoreError
+
+BUSY_TIMEOUT_S: Final = 10
+
+
+def _begin(connection: sa.Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        write = connection.get_execution_options().get("adyton_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
+
+
+def _configure_sqlite(raw: Any, _record: Any) -> None:
+    raw.isolation_level = None
+    cursor = raw.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "trusted_schema=OFF",
+        "secure_delete=ON",
+        f"busy_timeout={BUSY_TIMEOUT_S * 1000}",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def make_engine(url: str) -> sa.Engine:
+    """An engine over `sqlite:///PATH` or `postgresql+psycopg://…`; raises StoreError for anything else."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        parsed = None
+    if parsed is None or parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise StoreError(
+            "this is no database that a store can live in",
+            check="store.url",
+            expected="sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME",
+            seen=url.split(":", 1)[0][:40],
+        )
+    if parsed.get_backend_name() == "sqlite":
+        engine = sa.create_engine(parsed, poolclass=QueuePool, connect_args={"check_same_thread": False})
+        sa.event.listen(engine, "connect", _configure_sqlite)
+    else:
+        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=4)
+    sa.event.listen(engine, "begin", _begin)
+    return engine
+
+
+def store_error(error: sa.exc.SQLAlchemyError) -> StoreError:
+    """What the database said, without the values that a statement carried."""
+    cause = getattr(error, "orig", None)
+    text = str(cause if cause is not None else type(error).__name__).splitlines()[0][:200]
+    return StoreError(
+        f"the database refused: {text}",
+        check="database",
+        expected="a database that can be read and written",
+        seen=text,
+        remedy="check the disk, the permissions and store.url in config.toml; nothing was released",
+    )

@@ -1,0 +1,57 @@
+"""The keys of one open store: what is derived from which, and what each wrapped value is bound to."""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from typing import Final
+
+from adyton.keyserver.wrapping import WrappingKey
+
+_MASTER_CHECK: Final = b"adyton master key check 1"
+_POLICY_MAC: Final = b"adyton policy mac 1"
+_NONCE_MAC: Final = b"adyton challenge 1"
+
+
+class Keyring:
+    """A store's id, its master key and its state key; the state key never changes, so what derives from it lasts."""
+
+    def __init__(self, store_id: bytes, master: WrappingKey, state_key: WrappingKey) -> None:
+        self.store_id = store_id
+        self.master = master
+        """Opens data keys; whoever wraps the store under another one puts that here afterwards."""
+        self.data_keys: dict[int, WrappingKey] = {}
+        """Data keys that were unwrapped before, by version."""
+        self.challenge_key = state_key.derive(_NONCE_MAC)
+        self._state_key = state_key
+        self._policy_key = state_key.derive(_POLICY_MAC)
+
+    @classmethod
+    def generate(cls, store_id: bytes, master: WrappingKey) -> Keyring:
+        """The keyring of a new store, with a fresh state key."""
+        return cls(store_id, master, WrappingKey.generate())
+
+    @classmethod
+    def open(cls, store_id: bytes, master: WrappingKey, wrapped_state: bytes) -> Keyring:
+        """The keyring of an existing store; raises StoreError where the master key is another's."""
+        state = master.unwrap(wrapped_state, _MASTER_CHECK + store_id, "the store")
+        return cls(store_id, master, WrappingKey(state))
+
+    def state_under(self, master: WrappingKey) -> bytes:
+        """The state key, wrapped under `master`: what `open` takes."""
+        return master.wrap(self._state_key.reveal(), _MASTER_CHECK + self.store_id)
+
+    def key_binding(self, name: str, version: int, kind: str) -> bytes:
+        """What a wrapped key or secret is bound to."""
+        store_id = self.store_id.hex().encode()
+        return b"\0".join((b"adyton key 1", store_id, name.encode(), str(version).encode(), kind.encode()))
+
+    def data_key_binding(self, version: int) -> bytes:
+        """What a wrapped data key is bound to."""
+        return b"\0".join((b"adyton data key 1", self.store_id.hex().encode(), str(version).encode()))
+
+    def policy_mac(self, approval_id: str, state: str, revision: int, document: str) -> bytes:
+        """The code that authenticates an approval in the database."""
+        parts = [approval_id.encode(), state.encode(), str(revision).encode(), document.encode()]
+        framed = b"".join(struct.pack(">I", len(part)) + part for part in parts)
+        return hmac.digest(self._policy_key, framed, "sha256")
