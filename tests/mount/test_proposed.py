@@ -159,6 +159,8 @@ def build(folder: Path, program: Program) -> Proposal:
         encrypt(folder, mount)
     for mount in found.data:
         source = folder / mount.source
+        if not source.is_relative_to(folder):
+            raise AssertionError(f"the program used {source}, which is not this test's to take away")
         shutil.rmtree(source) if source.is_dir() else source.unlink(missing_ok=True)
     (folder / "app.manifest").write_bytes(finish(found.template, folder).manifest_bytes)
     return found
