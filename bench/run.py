@@ -27,18 +27,18 @@ PARTS = ("start", "staging", "files", "served", "memory")
 ROUNDS = 3
 
 
-def _say(text: str = "") -> None:
+def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def _timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def _best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
-    return min(_timed(work) for _ in range(rounds))
+    return min(timed(work) for _ in range(rounds))
 
 
 def _entry(path: Path, target: str) -> StagedFile:
@@ -47,14 +47,14 @@ def _entry(path: Path, target: str) -> StagedFile:
 
 
 @contextmanager
-def _memory_folder() -> Iterator[Path]:
+def memory_folder() -> Iterator[Path]:
     """A folder in memory, as staging has it."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         yield Path(name)
 
 
 def _stage(files: list[StagedFile], jobs: int) -> float:
-    with _memory_folder() as root:
+    with memory_folder() as root:
         began = time.perf_counter()
         staging = Staging(str(root), files, jobs=jobs)
         staging.start()
@@ -64,7 +64,7 @@ def _stage(files: list[StagedFile], jobs: int) -> float:
 
 def _hash_and_copy(paths: list[Path], jobs: int) -> float:
     """The limit: the same bytes hashed and written to memory, by as many processes, with nothing else done."""
-    with _memory_folder() as root:
+    with memory_folder() as root:
         began = time.perf_counter()
         children = []
         for number in range(jobs):
@@ -102,9 +102,9 @@ def staging(folder: Path, *, small: bool) -> None:
         limit = min(limit, _hash_and_copy(paths, jobs))
         ours = min(ours, _stage(files, jobs))
     total = count * size / 1e6
-    _say(f"staging {total:.0f} MB, {jobs} workers        MB/s    of the limit   wanted")
-    _say(f"  hash and copy alone (limit)   {total / limit:7.0f}      1.00")
-    _say(f"  adyton                        {total / ours:7.0f}      {limit / ours:.2f}          0.70")
+    say(f"staging {total:.0f} MB, {jobs} workers        MB/s    of the limit   wanted")
+    say(f"  hash and copy alone (limit)   {total / limit:7.0f}      1.00")
+    say(f"  adyton                        {total / ours:7.0f}      {limit / ours:.2f}          0.70")
     for path in paths:
         path.unlink()
 
@@ -123,9 +123,9 @@ def files(folder: Path, *, small: bool) -> None:
     jobs = len(os.sched_getaffinity(0))
     some = _stage(entries[: count // 4], jobs)
     every = _stage(entries, jobs)
-    _say("staging of small files               s     per file   wanted")
-    _say(f"  {count // 4:6d} files                  {some:6.2f}   {some / (count // 4) * 1e6:6.0f} us")
-    _say(f"  {count:6d} files                  {every:6.2f}   {every / count * 1e6:6.0f} us   5 s for 66 788")
+    say("staging of small files               s     per file   wanted")
+    say(f"  {count // 4:6d} files                  {some:6.2f}   {some / (count // 4) * 1e6:6.0f} us")
+    say(f"  {count:6d} files                  {every:6.2f}   {every / count * 1e6:6.0f} us   5 s for 66 788")
     shutil.rmtree(folder / "many")
 
 
@@ -174,24 +174,22 @@ def _round(top: Path, *, small: bool) -> dict[str, float]:
     megabytes, reads, entries = (64, 1000, 200) if small else (1024, 10_000, 1000)
     found: dict[str, float] = {}
     big = top / "big"
-    found["write, MB/s"] = megabytes / _timed(lambda: _write(big, megabytes))
+    found["write, MB/s"] = megabytes / timed(lambda: _write(big, megabytes))
     _drop_caches()
-    found["read cold, MB/s"] = megabytes / _timed(lambda: _read(big))
+    found["read cold, MB/s"] = megabytes / timed(lambda: _read(big))
     _drop_caches()
-    found["random 4 KiB read, us"] = _timed(lambda: _read_randomly(big, reads)) / reads * 1e6
+    found["random 4 KiB read, us"] = timed(lambda: _read_randomly(big, reads)) / reads * 1e6
     big.unlink()
-    found["create, us"] = (
-        _timed(lambda: _each(top, entries, lambda path: path.write_bytes(b"x" * 1000))) / entries * 1e6
-    )
+    found["create, us"] = timed(lambda: _each(top, entries, lambda path: path.write_bytes(b"x" * 1000))) / entries * 1e6
     _drop_caches()
-    found["stat, us"] = _timed(lambda: _each(top, entries, lambda path: path.stat())) / entries * 1e6
-    found["open and read, us"] = _timed(lambda: _each(top, entries, lambda path: path.read_bytes())) / entries * 1e6
-    found["unlink, us"] = _timed(lambda: _each(top, entries, lambda path: path.unlink())) / entries * 1e6
+    found["stat, us"] = timed(lambda: _each(top, entries, lambda path: path.stat())) / entries * 1e6
+    found["open and read, us"] = timed(lambda: _each(top, entries, lambda path: path.read_bytes())) / entries * 1e6
+    found["unlink, us"] = timed(lambda: _each(top, entries, lambda path: path.unlink())) / entries * 1e6
     return found
 
 
 @contextmanager
-def _adyton_mount(folder: Path) -> Iterator[Path]:
+def adyton_mount(folder: Path) -> Iterator[Path]:
     (folder / "enc").mkdir()
     (folder / "top").mkdir()
     (folder / "key").touch(0o600)
@@ -232,27 +230,27 @@ WANTED = {
 def served(folder: Path, *, small: bool) -> None:
     """A mount against gocryptfs on the same backing folder, rounds taken in turn, the best of each."""
     if shutil.which("gocryptfs") is None:
-        _say("served: gocryptfs is not installed, so there is no peer to compare with")
+        say("served: gocryptfs is not installed, so there is no peer to compare with")
         return
     ours: dict[str, float] = {}
     theirs: dict[str, float] = {}
-    with _adyton_mount(folder) as top, _gocryptfs_mount(folder) as other:
+    with adyton_mount(folder) as top, _gocryptfs_mount(folder) as other:
         for _ in range(ROUNDS):
             for best, where in ((theirs, other), (ours, top)):
                 for name, value in _round(where, small=small).items():
                     better = max if "MB/s" in name else min
                     best[name] = better(best.get(name, value), value)
-    _say("served                      gocryptfs    adyton   how many times as fast   wanted")
+    say("served                      gocryptfs    adyton   how many times as fast   wanted")
     for name, value in ours.items():
         ratio = value / theirs[name] if "MB/s" in name else theirs[name] / value
-        _say(f"  {name:24} {theirs[name]:10.0f} {value:9.0f}          {ratio:5.2f}            {WANTED[name]:.1f}")
-    _say("  (gramine-direct, installed or not, is not run here; seen elsewhere: 100-150 MB/s)")
+        say(f"  {name:24} {theirs[name]:10.0f} {value:9.0f}          {ratio:5.2f}            {WANTED[name]:.1f}")
+    say("  (gramine-direct, installed or not, is not run here; seen elsewhere: 100-150 MB/s)")
 
 
 # ---------------------------------------------------------------- memory
 
 
-def _resident_kib(pid: int) -> int:
+def resident_kib(pid: int) -> int:
     text = Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1])
 
@@ -262,9 +260,9 @@ def memory(folder: Path, *, small: bool) -> None:
     count = 100 if small else 1000
     place = folder / "memory"
     place.mkdir()
-    with _adyton_mount(place) as top:
-        pid = _server_of(place / "enc")
-        before = _resident_kib(pid)
+    with adyton_mount(place) as top:
+        pid = server_of(place / "enc")
+        before = resident_kib(pid)
         handles = []
         for number in range(count):
             handle = (top / f"f{number}").open("w+b", buffering=0)
@@ -276,20 +274,20 @@ def memory(folder: Path, *, small: bool) -> None:
         for handle in handles:
             handle.seek(0)
             handle.read(200_000)
-        opened = _resident_kib(pid)
+        opened = resident_kib(pid)
         for handle in handles:
             handle.close()
         _write(top / "big", 64 if small else 1024)
         _drop_caches()
         _read(top / "big")
-        after = _resident_kib(pid)
-    _say("memory of the serving process      MiB    over import   wanted")
-    _say(f"  after import                 {before / 1024:7.1f}")
-    _say(f"  {count:5d} files open, read       {opened / 1024:7.1f}      {(opened - before) / 1024:6.1f}         64")
-    _say(f"  1 GiB written and read       {after / 1024:7.1f}      {(after - before) / 1024:6.1f}         64")
+        after = resident_kib(pid)
+    say("memory of the serving process      MiB    over import   wanted")
+    say(f"  after import                 {before / 1024:7.1f}")
+    say(f"  {count:5d} files open, read       {opened / 1024:7.1f}      {(opened - before) / 1024:6.1f}         64")
+    say(f"  1 GiB written and read       {after / 1024:7.1f}      {(after - before) / 1024:6.1f}         64")
 
 
-def _server_of(source: Path) -> int:
+def server_of(source: Path) -> int:
     wanted = str(source.stat().st_ino)
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
@@ -301,55 +299,87 @@ def _server_of(source: Path) -> int:
 # ---------------------------------------------------------------- whole runs
 
 
-def start(folder: Path, *, small: bool) -> None:
-    """Whole attested runs against the same program run natively."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ADYTON_HOME": str(folder / "home"), "HOME": str(folder)}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path.endswith("src"))
+class World:
+    """An owner, a simulated platform and a running key server in a folder; programs are made and run there."""
 
-    def adyton(*words: str) -> str:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "ADYTON_HOME": str(folder / "home")}
+        self.environment |= {"HOME": str(folder)}
+        self.environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path.endswith("src"))
+        self._server: subprocess.Popen[bytes] | None = None
+        self._address = ""
+
+    def adyton(self, *words: str) -> str:
+        """One verb."""
         command = [sys.executable, "-m", "adyton", *words]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"adyton {' '.join(words)}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    adyton("init")
-    adyton("key", "new", "k")
-    adyton("platform", "new", "platform")
-    name = next(word for word in adyton("platform", "show", "platform").split() if word.startswith("sim:"))
-    adyton("platform", "export", "platform", "-o", "bundle.json")
-    adyton("collateral", "import", "bundle.json", "--root", name.removeprefix("sim:"))
-    programs = {"pass": "pass", **({} if small else {"import torch": "import torch"})}
-    (folder / "out").mkdir()
-    for number, code in enumerate(programs.values()):
-        (folder / f"p{number}.py").write_text(code + "\n")
-        adyton("new", "--key", "k", f"p{number}.py")
-        template = folder / f"p{number}.manifest.template"
+    def __enter__(self) -> World:
+        self.adyton("init")
+        self.adyton("key", "new", "k")
+        self.adyton("platform", "new", "platform")
+        shown = self.adyton("platform", "show", "platform").split()
+        self._tee = next(word for word in shown if word.startswith("sim:"))
+        self.adyton("platform", "export", "platform", "-o", "bundle.json")
+        self.adyton("collateral", "import", "bundle.json", "--root", self._tee.removeprefix("sim:"))
+        ready = self.folder / "ready"
+        words = [sys.executable, "-m", "adyton", "serve", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
+        quiet = subprocess.DEVNULL
+        self._server = subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=quiet, stderr=quiet)
+        while not ready.exists() or not ready.read_text():
+            time.sleep(0.05)
+        self._address = json.loads(ready.read_text())["adyton"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.wait()
+
+    def make(self, script: str) -> None:
+        """From a script to an approved program with an encrypted output folder; the script is run once."""
+        name = script.removesuffix(".py")
+        self.adyton("new", "--key", "k", script)
+        template = self.folder / f"{name}.manifest.template"
+        (self.folder / "out").mkdir(exist_ok=True)
         mount = '  { type = "encrypted", path = "/out", uri = "file:out", key_name = "k" },\n  { type = "tmpfs"'
         text = template.read_text().replace('  { type = "tmpfs"', mount, 1).replace('THREADS = "2"', 'THREADS = "1"')
         template.write_text(text + '\n[adyton.owners.owner]\nca_file = "file:home/ca.crt"\n')
-        adyton("build", template.name)
-        adyton("approve", f"p{number}.manifest", "--key", "k", "--tee", name)
-    words = [sys.executable, "-m", "adyton", "serve", "--listen", "127.0.0.1:0", "--ready-file", "ready"]
-    server = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not (folder / "ready").exists() or not (folder / "ready").read_text():
-            time.sleep(0.05)
-        address = json.loads((folder / "ready").read_text())["adyton"]
-        _say("whole run, attestation and key release included    native s   adyton s   ratio   wanted at most")
+        (self.folder / "encrypted").mkdir(exist_ok=True)
+        self.adyton("build", template.name)
+        self.adyton("approve", f"{name}.manifest", "--key", "k", "--tee", self._tee)
+
+    def run(self, script: str) -> str:
+        """One attested run."""
+        manifest = script.removesuffix(".py") + ".manifest"
+        where = ("--tee", "sim", "--sim-platform", "platform", "--key-server", self._address)
+        return self.adyton("run", manifest, *where)
+
+
+def start(folder: Path, *, small: bool) -> None:
+    """Whole attested runs against the same program run natively."""
+    programs = {"pass": "pass", **({} if small else {"import torch": "import torch"})}
+    with World(folder) as world:
+        for number, code in enumerate(programs.values()):
+            (folder / f"p{number}.py").write_text(code + "\n")
+            world.make(f"p{number}.py")
+        say("whole run, attestation and key release included    native s   adyton s   ratio   wanted at most")
         for number, label in enumerate(programs):
-            script = str(folder / f"p{number}.py")
+            script = f"p{number}.py"
             native_words = [sys.executable, script]
-            run = ("run", f"p{number}.manifest", "--tee", "sim", "--sim-platform", "platform", "--key-server", address)
             native = ours = float("inf")
             for _ in range(ROUNDS):
-                native = min(native, _timed(partial(subprocess.run, native_words, env=environment, check=True)))
-                ours = min(ours, _timed(partial(adyton, *run)))
+                work = partial(subprocess.run, native_words, cwd=folder, env=world.environment, check=True)
+                native = min(native, timed(work))
+                ours = min(ours, timed(partial(world.run, script)))
             limit = 0.6 if label == "pass" else 1.5 * native + 0.6
-            _say(f"  {label:50} {native:6.2f}     {ours:6.2f}   {ours / native:5.2f}   {limit:.2f} s")
-    finally:
-        server.terminate()
-        server.wait()
+            say(f"  {label:50} {native:6.2f}     {ours:6.2f}   {ours / native:5.2f}   {limit:.2f} s")
 
 
 def main(args: list[str]) -> None:
@@ -362,4 +392,4 @@ def main(args: list[str]) -> None:
     for part in chosen.parts or PARTS:
         with tempfile.TemporaryDirectory(dir=chosen.dir) as name:
             globals()[part](Path(name), small=chosen.small)
-        _say()
+        say()
