@@ -244,7 +244,7 @@ def test_program_cannot_see_or_trace_who_holds_the_keys(folder: Path) -> None:
 
 
 def test_key_holders_leave_no_core_and_cannot_be_dumped(folder: Path) -> None:
-    """Keeper and file server are undumpable: their memory files belong to root alone, and their core limit is 0."""
+    """Keeper and file server are undumpable: their memory files belong to root alone, and no core leaves them."""
     process = world.start(folder, world.shell("echo ready; sleep 30", mounts=OUT))
     assert process.stdout is not None
     process.stdout.readline()
@@ -253,7 +253,7 @@ def test_key_holders_leave_no_core_and_cannot_be_dumped(folder: Path) -> None:
         for name in ("adyton-keeper", "adyton-files"):
             limits = Path(f"/proc/{named[name]}/limits").read_text()
             core = next(line for line in limits.splitlines() if "core file" in line)
-            assert core.split()[4:6] == ["0", "0"]
+            assert core.split()[4:6] == ["1", "1"]
         command_lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in named.values()]
         environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in named.values()]
         key = world.KEY.reveal()

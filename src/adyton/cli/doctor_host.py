@@ -195,5 +195,6 @@ def kernel(machine: Machine) -> Iterator[Finding]:
             "core files",
             "note",
             f"piped to {pattern[1:].split()[0] if pattern[1:].split() else '?'}",
-            "protected programs run with core files off; the handler sees none of them",
+            "protected programs run with core files off, but one that sets its own limit to 0 would be handed over:"
+            " refused where the TEE is real (sysctl -w kernel.core_pattern=core)",
         )

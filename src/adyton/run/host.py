@@ -12,12 +12,41 @@ from adyton.errors import SandboxFailed
 from adyton.vfs import syscalls
 
 _SYS: Final = Path("/sys")
+_CORE_BYTES: Final = 1
+"""The limit at which the kernel writes no core file (the least has a page) and starts no handler either (core(5)).
+
+At 0 it would write no file, and yet give the whole memory to a handler that core_pattern names.
+"""
 
 
 def harden_process() -> None:
     """No core files of this process and its children, and no tracing of it by the program it serves."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (_CORE_BYTES, _CORE_BYTES))
     syscalls.set_undumpable()
+
+
+def allow_many_files() -> None:
+    """As many open files as this user may have: a server holds one or two for each that the program has open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_core_pattern(*, simulated: bool, pattern: str | None = None) -> None:
+    """Refuse, but in `sim`, a machine whose kernel gives the memory of crashed programs to a handler.
+
+    A program that lowers its own limit to 0 would have its memory piped (core(5)), and nothing here could prevent it.
+    """
+    if pattern is None:
+        pattern = Path("/proc/sys/kernel/core_pattern").read_text()
+    if simulated or pattern[:1] not in ("|", "@"):
+        return
+    raise SandboxFailed(
+        "the memory of crashed programs goes to a handler of this machine",
+        check="kernel.core_pattern",
+        expected="a file name: core files are then off for protected programs",
+        seen=pattern.strip()[:200],
+        remedy="sysctl -w kernel.core_pattern=core, in the guest's image",
+    )
 
 
 def lock_memory() -> None:

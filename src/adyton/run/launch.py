@@ -514,6 +514,7 @@ class _Keeper:
             start_dir=plan.start_dir,
             env=env,
             network=plan.network,
+            memory_bytes=plan.budget_bytes,
             dev_binds=dev_binds,
         )
         command = [plan.entrypoint, *plan.argv[1:]]

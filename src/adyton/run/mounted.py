@@ -23,7 +23,7 @@ from adyton import errors
 from adyton.errors import Error, MountFailed, WrongPath
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from adyton.pfile.paths import normalise
-from adyton.run.host import harden_process, lock_memory
+from adyton.run.host import allow_many_files, harden_process, lock_memory
 from adyton.values import Key128
 from adyton.vfs import syscalls
 
@@ -106,12 +106,13 @@ def _serve(
 ) -> None:
     from adyton.vfs import fuse
     from adyton.vfs.encrypted import EncryptedTree
-    from adyton.vfs.pulse import Pulse
+    from adyton.vfs.pulse import SYNC_S, Pulse
 
     harden_process()
     lock_memory()
+    allow_many_files()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    pulse = Pulse()
+    pulse = Pulse(answer_s=SYNC_S)  # the owner's own disk, which may have to wake up
     tree = EncryptedTree(
         os.fspath(source), key, sealed_as=stored, read_only=read_only, believe_host=True, event=event, pulse=pulse
     )

@@ -214,7 +214,7 @@ def _absolute(path: str, start_dir: str) -> str:
 
 def _staged(manifest: Manifest, table: MountTable) -> tuple[StagedFile, ...]:
     allowed = [(normalise(uri[5:]), uri.endswith("/")) for uri in manifest.allowed_files]
-    found: list[StagedFile] = []
+    found: dict[tuple[str, ...], StagedFile] = {}
     for entry in manifest.trusted_files:
         if entry.sha256 is None:
             raise UsageError(f"{entry.uri} has no hash")
@@ -223,10 +223,20 @@ def _staged(manifest: Manifest, table: MountTable) -> tuple[StagedFile, ...]:
             continue
         targets = tuple(table.inside(entry.host_path))
         if targets:
-            found.append(
-                StagedFile(entry.host_path, entry.sha256, targets, entry.size_bytes, entry.executable, entry.mtime_s)
+            # a file may be listed twice, by itself and through its folder
+            before = found.setdefault(
+                targets,
+                StagedFile(entry.host_path, entry.sha256, targets, entry.size_bytes, entry.executable, entry.mtime_s),
             )
-    return tuple(found)
+            if before.digest != entry.sha256:
+                raise MalformedManifest(
+                    f"{path} is listed twice, with two contents",
+                    check="sgx.trusted_files",
+                    expected=before.digest.hex(),
+                    seen=entry.sha256.hex(),
+                    remedy="list it once, and build the manifest again",
+                )
+    return tuple(found.values())
 
 
 def _encrypted(manifest: Manifest, table: MountTable) -> tuple[EncryptedMount, ...]:

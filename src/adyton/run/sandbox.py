@@ -45,6 +45,7 @@ def options(
     start_dir: str,
     env: Mapping[str, str],
     network: str,
+    memory_bytes: int,
     dev_binds: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
     """bubblewrap's options; they reach it through a pipe, so that no process list shows them."""
@@ -56,7 +57,7 @@ def options(
     words += ["--bind", root, "/", "--proc", "/proc", "--dev", "/dev"]
     for source, target in dev_binds:
         words += ["--bind", source, target]
-    words += ["--remount-ro", "/dev", "--tmpfs", "/dev/shm"]  # noqa: S108 - the sandbox's own
+    words += ["--remount-ro", "/dev", "--size", str(memory_bytes), "--tmpfs", "/dev/shm"]  # noqa: S108 - the sandbox's own
     words += ["--chdir", start_dir, "--clearenv"]
     for name, value in env.items():
         words += ["--setenv", name, value]
@@ -143,6 +144,15 @@ def start(
     stack_bytes: int,
 ) -> Sandbox:
     """Start a program under bubblewrap; its own environment is empty, so that nothing is loaded into it."""
+    for before, word in zip(("", *words), words, strict=False):
+        if "\0" in word:  # it would end here, and its rest would be an option of its own
+            raise SandboxFailed(
+                "a word for bubblewrap holds a null byte",
+                check=f"what follows {before.split(chr(0))[0]!r}",
+                expected="text without null bytes",
+                seen="a null byte",
+                remedy="if it is a secret for the environment, store it without one, or deliver it as a file",
+            )
     options_out, options_in = os.pipe2(os.O_CLOEXEC)
     status_out, status_in = os.pipe2(os.O_CLOEXEC)
     raw = b"".join(os.fsencode(word) + b"\0" for word in words)

@@ -18,8 +18,11 @@ from typing import Final
 
 from adyton.values import Key128
 from adyton.vfs.encrypted import FIXED_TIME_NS, Node
+from adyton.vfs.pulse import Pulse
 
 REPORT_DATA_BYTES: Final = 64
+QUOTE_S: Final = 120.0
+"""How long the hardware may take for a quote; a quoting enclave that must be fetched for takes tens of seconds."""
 _QUOTE_HEADER_BYTES: Final = 48
 _REPORT_BODY_BYTES: Final = 384
 _SGX_QUOTE_VERSION: Final = b"\x03\x00"
@@ -44,7 +47,9 @@ class AttestationTree:
         *,
         kind: str,
         event: Callable[[str], None] = lambda _text: None,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse or Pulse()
         self._quote = quote
         self._keys = dict(keys)
         self._kind = kind
@@ -103,7 +108,8 @@ class AttestationTree:
     def _evidence(self) -> bytes:
         if self._quote is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "quote")
-        return self._quote(self._report_data)
+        with self._pulse.lasting(QUOTE_S):
+            return self._quote(self._report_data)
 
     def _report(self) -> bytes:
         """An SGX report, 432 bytes, around a quote's report body; key id and MAC are random, as no CPU made it."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 ANSWER_S: Final = 4.0
@@ -59,10 +59,14 @@ class Pulse:
         if self.clock[0]:
             self.clock[0] = time.monotonic()
 
-    @contextmanager
-    def syncing(self) -> Iterator[None]:
+    def syncing(self) -> AbstractContextManager[None]:
         """The host is asked to make something durable."""
-        self._limit_s = self._sync_s
+        return self.lasting(self._sync_s)
+
+    @contextmanager
+    def lasting(self, limit_s: float) -> Iterator[None]:
+        """What comes may take so long."""
+        self._limit_s = limit_s
         self.beat()
         try:
             yield

@@ -27,6 +27,8 @@ FIXED_TIME_S: Final = 315_532_800
 """1980-01-01: the time of everything that has none in the manifest (the earliest that zip files can hold)."""
 
 RECOVERY_SUFFIX: Final = ".gramine.recovery"
+MAX_FOLDERS: Final = 100_000
+"""Of one encrypted input: the host can plant any number of empty ones, and each takes memory."""
 _CHUNK_BYTES: Final = 256 << 10
 _SMALL_BYTES: Final = 1 << 20
 _BATCH_BYTES: Final = 8 << 20
@@ -448,7 +450,12 @@ def _decrypt_folder(base: int, source: str, target: str, key: Key128, jobs: int,
             path = f"{folder}/{name}" if folder else name
             stored = f"{source}/{path}" if source else path
             if stat.S_ISDIR(mode):
-                os.mkdir(f"{target}/{path}", 0o755)
+                if len(made) >= MAX_FOLDERS:
+                    raise _no_input(stored, OSError(errno.EMFILE, f"more than {MAX_FOLDERS} folders"))
+                try:
+                    os.mkdir(f"{target}/{path}", 0o755)
+                except OSError as error:
+                    raise _no_input(stored, error) from error
                 made.append(f"{target}/{path}")
                 folders.append(path)
                 continue

@@ -104,6 +104,9 @@ class TrustedTree:
                 raise StorageFailed(f"{name} cannot be read: {error.strerror}", check="trusted file") from OSError(
                     errno.EIO, os.strerror(errno.EIO)
                 )
+            if not stat.S_ISREG(os.fstat(file.fd).st_mode):
+                file.failed = True
+                raise self._mismatch(file, "no regular file")
         whole = hashlib.sha256()
         chunks = bytearray()
         size = 0

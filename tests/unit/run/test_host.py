@@ -1,14 +1,16 @@
-"""Swap: what counts as closed, what is refused, what is warned of."""
+"""Swap, core files, limits: what is refused, what is warned of."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from adyton.errors import SandboxFailed
-from adyton.run.host import check_swap, unencrypted_swap
+from adyton.run.host import allow_many_files, check_core_pattern, check_swap, harden_process, unencrypted_swap
 
 HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 
@@ -62,3 +64,49 @@ def test_zram_is_closed_unless_a_device_backs_it(tmp_path: Path) -> None:
 def test_swap_that_vanished_counts_as_clear(tmp_path: Path) -> None:
     """What cannot be looked at is not believed."""
     assert unencrypted_swap(_table(str(tmp_path / "gone")), sys=tmp_path) == [str(tmp_path / "gone")]
+
+
+@pytest.mark.parametrize("pattern", ["|/usr/lib/handler %P\n", "@/run/handler.socket\n"])
+def test_handler_of_crashed_programs_is_refused_but_in_sim(pattern: str) -> None:
+    """It would be given their memory."""
+    with pytest.raises(SandboxFailed, match="handler") as raised:
+        check_core_pattern(simulated=False, pattern=pattern)
+    assert raised.value.seen == pattern.strip()
+    check_core_pattern(simulated=True, pattern=pattern)
+    check_core_pattern(simulated=False, pattern="core\n")
+
+
+def test_limit_of_core_files_is_the_one_at_which_nothing_is_dumped_or_piped() -> None:
+    """Not 0: at that the kernel still starts a handler (core(5))."""
+    child = os.fork()
+    if child == 0:
+        harden_process()
+        os._exit(resource.getrlimit(resource.RLIMIT_CORE) != (1, 1))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_server_may_open_as_many_files_as_its_user() -> None:
+    """The soft limit is raised to the hard one."""
+    child = os.fork()
+    if child == 0:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        allow_many_files()
+        os._exit(resource.getrlimit(resource.RLIMIT_NOFILE) != (hard, hard))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_process_that_holds_keys_cannot_be_read_by_its_own_user() -> None:
+    """What lies in /proc of an undumpable process belongs to root, whoever runs it; /proc/PID/mem among it."""
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setresuid(65534, 65534, 65534)
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as after starting a program; changing users alone has cleared it
+        before = os.stat("/proc/self/mem").st_uid
+        harden_process()
+        os.write(tell, f"{before} {os.stat('/proc/self/mem').st_uid}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(told, 100) == b"65534 0"

@@ -46,6 +46,15 @@ def test_entrypoint_that_nothing_shows_is_refused() -> None:
         _plan(replace(BASE, entrypoint="/bin/other"))
 
 
+def test_file_listed_twice_is_staged_once() -> None:
+    """By itself and through its folder, as Gramine's lists may have it; two contents under one path are refused."""
+    twice = replace(BASE, trusted_files=(*BASE.trusted_files, TrustedFile("file:./argv", DIGEST, 10)))
+    assert [entry.targets for entry in _plan(twice).staged] == [("/bin/app",), ("/argv",)]
+    other = replace(twice, trusted_files=(*BASE.trusted_files, TrustedFile("file:./argv", Digest(b"x" * 32), 10)))
+    with pytest.raises(MalformedManifest, match="argv is listed twice"):
+        _plan(other)
+
+
 def test_relative_entrypoint_is_below_the_start_folder() -> None:
     """As in Gramine."""
     assert _plan(replace(BASE, entrypoint="app", start_dir="/bin")).entrypoint == "/bin/app"

@@ -20,7 +20,7 @@ from adyton.vfs.stage import StagedFile
 
 
 def _options(network: str = "none") -> list[str]:
-    return sandbox.options("/r", uid=1, gid=2, start_dir="/", env={"A": "b c"}, network=network)
+    return sandbox.options("/r", uid=1, gid=2, start_dir="/", env={"A": "b c"}, network=network, memory_bytes=1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,24 @@ def test_every_capability_is_dropped() -> None:
     """All of them, whoever starts it."""
     words = _options()
     assert words[words.index("--cap-drop") + 1] == "ALL"
+
+
+def test_shared_memory_is_bounded() -> None:
+    """As every other memory of the program."""
+    words = _options()
+    assert words[words.index("/dev/shm") - 3 : words.index("/dev/shm")] == ["--size", str(1 << 20), "--tmpfs"]
+
+
+@pytest.mark.parametrize("word", ["x\0--share-net", "\0"])
+def test_word_with_a_null_byte_is_refused_before_anything_starts(word: str) -> None:
+    """A secret in the environment cannot become options of the sandbox; the refusal does not show it."""
+    with pytest.raises(SandboxFailed, match="null byte") as raised:
+        sandbox.start(
+            "/nonexistent", [*_options(), "--setenv", "TOKEN", word], ["/x"],
+            stdin=0, stdout=1, stderr=2, fds_limit=100, stack_bytes=1 << 20,
+        )  # fmt: skip
+    assert raised.value.check == "what follows 'TOKEN'"
+    assert "share-net" not in str(raised.value.details())
 
 
 def test_missing_bubblewrap_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

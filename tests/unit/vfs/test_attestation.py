@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import time
 
 import pytest
 
 from adyton.values import Key128
 from adyton.vfs.attestation import AttestationTree
+from adyton.vfs.pulse import Pulse
 
 KEY = Key128(bytes(range(16)))
 
@@ -35,6 +37,22 @@ def test_quote_is_over_the_report_data_as_written_last() -> None:
     tree.write(opened, memoryview(b"z"), 0)
     assert _read(tree, "quote")[368:432] == b"z" + bytes(63)
     assert _read(tree, "user_report_data") == b""
+
+
+def test_quote_may_take_as_long_as_the_hardware_needs() -> None:
+    """Longer than storage may; after it the old limit holds."""
+    pulse = Pulse(answer_s=0.01)
+
+    def slow(report_data: bytes) -> bytes:
+        time.sleep(0.05)
+        assert pulse.overdue() is None
+        return _quote(report_data)
+
+    tree = AttestationTree(slow, {}, kind="dcap", pulse=pulse)
+    pulse.start("open")
+    tree.open("quote")
+    time.sleep(0.05)
+    assert pulse.overdue() is not None
 
 
 def test_report_is_432_bytes_around_the_same_report_data() -> None:

@@ -15,6 +15,7 @@ import pytest
 from adyton.errors import DigestMismatch, IntegrityError, MountFailed, WrongPath
 from adyton.storage.files import encrypt_file
 from adyton.values import Digest, Key128
+from adyton.vfs import stage
 from adyton.vfs.stage import FIXED_TIME_S, StagedFile, Staging, bytecode_source, read_verified, stage_encrypted
 
 KEY = Key128(bytes(range(16)))
@@ -218,6 +219,17 @@ def test_encrypted_folder_is_decrypted_into_place(tmp_path: Path, monkeypatch: p
         assert (tmp_path / "root/data" / name).read_bytes() == content
         assert stat.S_IMODE((tmp_path / "root/data" / name).stat().st_mode) == 0o444
     assert not (tmp_path / "root/data/a.gramine.recovery").exists()
+
+
+@pytest.mark.parametrize("limit", [2, 100])
+def test_planted_folders_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Too many of them, or too deep for a path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "MAX_FOLDERS", limit)
+    deep = "in" + ("/" + "d" * 250) * 15
+    os.makedirs(deep)
+    with pytest.raises(MountFailed, match="encrypted input in/d"):
+        stage_encrypted("in", str(tmp_path / ("x" * 200) / ("y" * 200) / "out"), Key128(bytes(16)), jobs=1)
 
 
 def test_single_encrypted_file_is_decrypted_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
