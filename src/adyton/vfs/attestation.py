@@ -1,9 +1,10 @@
 """/dev/attestation as Gramine has it, so that a program written for Gramine runs unchanged.
 
 `user_report_data` takes up to 64 bytes and fills up with zeros; `quote` and `report` are made when they are opened;
-`keys/NAME` holds the 16 raw bytes of a key that was released to this run. Differences to Gramine: the state is one for
-the whole run and not one per process, and a key cannot be replaced from inside (writing another one is EACCES), since
-the mounts that use it are open already.
+`keys/NAME` holds the 16 raw bytes of a key that was released to this run. The report data is each process's own.
+Differences to Gramine: a process that wrote none has what was written last by any, so that a shell's `echo` and `cat`
+belong together; and a key cannot be replaced from inside (writing another one is EACCES), since the mounts that use it
+are open already.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import errno
 import hmac
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +23,8 @@ from adyton.vfs.encrypted import FIXED_TIME_NS, Node
 from adyton.vfs.pulse import Pulse
 
 REPORT_DATA_BYTES: Final = 64
+MAX_PROCESSES: Final = 4096
+"""Whose report data is kept, the last to write it."""
 QUOTE_S: Final = 120.0
 """How long the hardware may take for a quote; a quoting enclave that must be fetched for takes tens of seconds."""
 _QUOTE_HEADER_BYTES: Final = 48
@@ -48,13 +52,15 @@ class AttestationTree:
         kind: str,
         event: Callable[[str], None] = lambda _text: None,
         pulse: Pulse | None = None,
+        caller: Callable[[], Hashable] = lambda: None,
     ) -> None:
+        self._caller = caller
         self._pulse = pulse or Pulse()
         self._quote = quote
         self._keys = dict(keys)
         self._kind = kind
         self._event = event
-        self._report_data = bytes(REPORT_DATA_BYTES)
+        self._report_data: OrderedDict[Hashable, bytes] = OrderedDict()
         files = {"attestation_type": 0o444}
         if quote is not None and kind != "none":
             files |= {"user_report_data": 0o666, "quote": 0o444, "report": 0o444}
@@ -109,7 +115,11 @@ class AttestationTree:
         if self._quote is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "quote")
         with self._pulse.lasting(QUOTE_S):
-            return self._quote(self._report_data)
+            return self._quote(self._report_data_of_caller())
+
+    def _report_data_of_caller(self) -> bytes:
+        latest = next(reversed(self._report_data.values()), bytes(REPORT_DATA_BYTES))
+        return self._report_data.get(self._caller(), latest)
 
     def _report(self) -> bytes:
         """An SGX report, 432 bytes, around a quote's report body; key id and MAC are random, as no CPU made it."""
@@ -133,7 +143,11 @@ class AttestationTree:
         """Replace the report data, or offer a key that must be the one already there."""
         raw = bytes(data)
         if opened.name == "user_report_data":
-            self._report_data = raw[:REPORT_DATA_BYTES].ljust(REPORT_DATA_BYTES, b"\0")
+            caller = self._caller()
+            self._report_data[caller] = raw[:REPORT_DATA_BYTES].ljust(REPORT_DATA_BYTES, b"\0")
+            self._report_data.move_to_end(caller)
+            if len(self._report_data) > MAX_PROCESSES:
+                self._report_data.popitem(last=False)
             return len(raw)
         if opened.name.startswith("keys/") and hmac.compare_digest(raw, self._keys[opened.name[5:]].reveal()):
             return len(raw)

@@ -73,6 +73,18 @@ def check_library() -> tuple[int, int]:
     return version
 
 
+def calling_process() -> tuple[int, int]:
+    """The process whose request is being served: its id, and when it started, as this process's /proc tells them."""
+    pid = mfusepy.fuse_get_context()[2]
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            group = next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
+        with open(f"/proc/{group}/stat", encoding="ascii", errors="replace") as facts:
+            return group, int(facts.read().rpartition(")")[2].split()[19])
+    except (OSError, StopIteration):  # it has ended, or is of a namespace that cannot be seen from here
+        return pid, 0
+
+
 class Tree(Protocol):
     """What the adapter asks of a file system; paths are relative, "" is its top. Raises OSError or Error."""
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from adyton.values import Key128
-from adyton.vfs.attestation import AttestationTree
+from adyton.vfs.attestation import MAX_PROCESSES, AttestationTree
 from adyton.vfs.pulse import Pulse
 
 KEY = Key128(bytes(range(16)))
@@ -37,6 +37,27 @@ def test_quote_is_over_the_report_data_as_written_last() -> None:
     tree.write(opened, memoryview(b"z"), 0)
     assert _read(tree, "quote")[368:432] == b"z" + bytes(63)
     assert _read(tree, "user_report_data") == b""
+
+
+def test_report_data_is_each_processs_own() -> None:
+    """Workers beside each other do not get each other's; who wrote none has what was written last."""
+    now = [0]
+    tree = AttestationTree(_quote, {}, kind="dcap", caller=lambda: now[0])
+
+    def write_as(process: int, data: bytes) -> None:
+        now[0] = process
+        tree.write(tree.open("user_report_data"), memoryview(data), 0)
+
+    def quoted_by(process: int) -> bytes:
+        now[0] = process
+        return _read(tree, "quote")[368:369]
+
+    write_as(1, b"1")
+    write_as(2, b"2")
+    assert [quoted_by(process) for process in (1, 2, 3)] == [b"1", b"2", b"2"]
+    for process in range(10, 20 + MAX_PROCESSES):
+        write_as(process, b"x")
+    assert len(tree._report_data) == MAX_PROCESSES
 
 
 def test_quote_may_take_as_long_as_the_hardware_needs() -> None:
