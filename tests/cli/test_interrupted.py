@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import tomllib
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import adyton
 from adyton.manifest.signature import parse_sigstruct
 from tests.cli.chain import KEY, NOTES, Chain, Ended, Place, send, until, wait_for
 
@@ -244,3 +246,18 @@ def test_new_interrupted_ends_the_program_that_it_watches(owner: Place) -> None:
         assert ended.status == 128 + number, ended.err
         (owner.folder / "started").unlink()
         assert set(owner.files()) == {"slow.py"}
+
+
+# ---------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize(("raised", "status"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
+def test_signal_that_meets_a_class_being_made_is_an_interruption(tmp_path: Path, raised: str, status: int) -> None:
+    """CPython 3.11 turns what is raised there into a RuntimeError; any import can be the one that the signal meets."""
+    (tmp_path / "typer.py").write_text(
+        f"class D:\n    def __set_name__(self, owner, name):\n        raise {raised}\nclass C:\n    d = D()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(adyton.__file__).parent.parent}"}
+    command = [sys.executable, "-m", "adyton", "inspect", "nothing"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr

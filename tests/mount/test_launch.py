@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from adyton.run import namespace
+from adyton.run.names import HOSTS, host_name, resolv_conf
 from tests.mount import world
 
 pytestmark = pytest.mark.mount
@@ -150,7 +152,8 @@ def test_altered_trusted_file_stops_the_start(folder: Path) -> None:
     spec = world.shell("cat /script", trusted=["script"], mounts=[["chroot", "/script", "file:script"]])
     assert world.run(folder, spec).out == "echo hi"
     from adyton.errors import DigestMismatch
-    from adyton.run.launch import Delivered, launch
+    from adyton.run.keeper import Delivered
+    from adyton.run.launch import launch
     from adyton.run.plan import plan
 
     before = os.getcwd()
@@ -209,6 +212,32 @@ def test_environment_is_the_manifests_alone(folder: Path) -> None:
     finally:
         del os.environ["ADYTON_TEST_LEAK"]
     assert set(result.out.splitlines()) == {"PATH=/usr/bin", "A=b c", "TOKEN=a secret", "PWD=/"}
+
+
+def test_secret_that_would_be_options_of_the_sandbox_is_refused(folder: Path) -> None:
+    """A null byte in it would end the word it stands in: one owner could open the sandbox around another's data."""
+    secrets = [{"name": "token", "env": "TOKEN", "file": None, "owner": None}]
+    spec = world.shell("ls /tmp", secrets=secrets, secret="x\0--ro-bind\0/etc\0/tmp\0--share-net")
+    result = world.run(folder, spec)
+    assert "null byte" in result.ended["message"]
+    assert result.ended["check"] == "what follows 'TOKEN'"
+    assert (result.out, "share-net" in result.err) == ("", False)
+
+
+def test_resolvers_of_the_host_are_made_safe(folder: Path) -> None:
+    """What is not of the right form is left out, /etc/hosts is not the host's, and the name is."""
+    script = "cat /etc/resolv.conf /etc/hosts; cat /proc/sys/kernel/hostname"
+    result = world.run(folder, world.shell(script, domain_names=True))
+    expected = resolv_conf(Path("/etc/resolv.conf").read_bytes()) + HOSTS
+    assert result.out.encode() == expected + host_name(os.uname().nodename).encode() + b"\n"
+    assert world.run(folder, world.shell("cat /proc/sys/kernel/hostname; ls /etc")).out == "adyton\n"
+
+
+def test_memory_for_sharing_is_bounded_like_all_other(folder: Path) -> None:
+    """More than the budget does not fit into /dev/shm."""
+    script = "dd if=/dev/zero of=/dev/shm/x bs=1M count=200 2>/dev/null; ls -s /dev/shm | head -1"
+    result = world.run(folder, world.shell(script, budget=64 << 20))
+    assert int(result.out.split()[1]) <= 64 << 10
 
 
 def test_secret_file_is_in_memory(folder: Path) -> None:
@@ -441,6 +470,19 @@ def test_allowed_file_is_the_hosts_own(folder: Path) -> None:
     )
     assert world.run(folder, spec).out == "host"
     assert (folder / "shared/b").read_text() == "program\n"
+
+
+@pytest.mark.parametrize("below", ["", "/root", "/root/usr", "/served"])
+def test_allowed_file_cannot_lead_into_the_runs_memory(folder: Path, below: str) -> None:
+    """A link that the host puts in its place is refused, wherever in the private memory it leads."""
+    anchor = next(place for place in namespace.ANCHORS if os.path.isdir(place))
+    (folder / "shared").symlink_to(anchor + below)
+    spec = world.shell(
+        "ls /shared", mounts=[*OUT, ["chroot", "/shared", "file:shared"]], allowed=["file:shared/"], trusted=[]
+    )
+    result = world.run(folder, spec)
+    assert "private memory" in result.ended["message"]
+    assert result.out == ""
 
 
 def test_many_outputs_survive_the_end_without_close(folder: Path) -> None:

@@ -28,7 +28,8 @@ RUN = """
 import os, pathlib, sys
 from adyton.errors import Error
 from adyton.manifest.model import parse_manifest
-from adyton.run.launch import Delivered, launch
+from adyton.run.keeper import Delivered
+from adyton.run.launch import launch
 from adyton.run.plan import plan
 from tests.mount.world import KEY
 try:

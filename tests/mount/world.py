@@ -98,6 +98,7 @@ def manifest(spec: dict[str, Any]) -> Manifest:
         uid=spec.get("uid", 0),
         gid=spec.get("gid", 0),
         fds_limit=spec.get("fds_limit", 900),
+        domain_names_from_host=spec.get("domain_names", False),
         sgx=SGXTable(remote_attestation="dcap"),
         adyton=AdytonTable(
             read_only=tuple(spec.get("read_only", [])),
@@ -169,7 +170,8 @@ def decrypt(folder: Path, name: str) -> bytes:
 
 def main() -> int:
     """Carry out the spec in argv."""
-    from adyton.run.launch import Delivered, launch
+    from adyton.run.keeper import Delivered
+    from adyton.run.launch import launch
     from adyton.run.plan import plan
 
     spec = json.loads(sys.argv[1])
@@ -183,7 +185,7 @@ def main() -> int:
 
     try:
         made = plan(manifest(spec), read_trusted=lambda entry: Path(entry.host_path).read_bytes(), host_env=os.environ)
-        secrets = {secret["name"]: b"a secret" for secret in spec.get("secrets", [])}
+        secrets = {secret["name"]: spec.get("secret", "a secret").encode() for secret in spec.get("secrets", [])}
         ended = launch(
             made, lambda: Delivered({"k": KEY}, secrets), simulated=True, quote=quote, note=note, jobs=spec.get("jobs")
         )

@@ -91,6 +91,11 @@ def _end_in_order() -> None:
             signal.signal(number, _unwind)
 
 
+def _interrupted() -> NoReturn:
+    sys.stderr.write("adyton: interrupted\n")
+    sys.exit(INTERRUPTED)
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one verb and exit: 0, the program's own status, or the code of the error's class."""
     args = sys.argv[1:] if argv is None else argv
@@ -119,6 +124,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
         report(error, as_json="--json" in rest)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("adyton: interrupted\n")
-        sys.exit(INTERRUPTED)
+        _interrupted()
+    except RuntimeError as error:  # CPython 3.11 makes it of whatever is raised while a class is made, at an import
+        if isinstance(error.__cause__, SystemExit):
+            sys.exit(error.__cause__.code)
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            _interrupted()
+        raise
     sys.exit(0)

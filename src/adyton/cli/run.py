@@ -16,7 +16,8 @@ from adyton.errors import ScriptFailed, UsageError
 
 if TYPE_CHECKING:
     from adyton.manifest.model import TrustedFile
-    from adyton.run.launch import Delivered, Ended
+    from adyton.run.keeper import Delivered
+    from adyton.run.launch import Ended
     from adyton.run.plan import LogPlan
 
 _WITH_VALUE: Final = {
@@ -129,7 +130,7 @@ def run(request: Request) -> None:
 
     def obtain() -> Delivered:
         from adyton.net.client import obtain_keys
-        from adyton.run.launch import Delivered
+        from adyton.run.keeper import Delivered
 
         if not made.key_names and not made.secrets:
             return Delivered({})

@@ -89,7 +89,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("sys.stack.size", Kind.SIZE, "256K", _M, "the kernel grows stacks; the limit is set to this size or the kernel's default, whichever is larger"),
     Key("sys.brk.max_size", Kind.SIZE, "256K", _S, "the kernel grows the heap"),
     Key("sys.fds.limit", Kind.INTEGER, 900, _E, "RLIMIT_NOFILE", least=3, most=1 << 20),
-    Key("sys.enable_extra_runtime_domain_names_conf", Kind.BOOL, False, _E, "host name and resolv.conf are taken from the host; not measured"),
+    Key("sys.enable_extra_runtime_domain_names_conf", Kind.BOOL, False, _E, "host name and resolv.conf, made safe, are taken from the host; not measured"),
     Key("sys.enable_sigterm_injection", Kind.BOOL, False, _M, "whoever runs `adyton run` may signal it; signals are passed on"),
     Key("sys.disallow_subprocesses", Kind.BOOL, False, _R, "refused where true: Adyton's sandbox does not forbid new processes"),
     Key("sys.insecure__allow_eventfd", Kind.BOOL, False, _M, "eventfd is the kernel's own and not the host's; always there"),

@@ -7,6 +7,7 @@ and takes every capability and the way to new privileges away.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from adyton.errors import SandboxFailed
+from adyton.run.names import DEFAULT_HOST_NAME
 
-HOSTNAME: Final = "adyton"
 LAUNCHER: Final = "/sys/adyton-exec"
 _MAX_STATUS_BYTES: Final = 1 << 16
 
@@ -46,11 +47,12 @@ def options(
     env: Mapping[str, str],
     network: str,
     memory_bytes: int,
+    host_name: str = DEFAULT_HOST_NAME,
     dev_binds: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
     """bubblewrap's options; they reach it through a pipe, so that no process list shows them."""
     words = ["--unshare-user", "--uid", str(uid), "--gid", str(gid), "--disable-userns"]
-    words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", HOSTNAME]
+    words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", host_name]
     if network != "host":
         words.append("--unshare-net")
     words += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
@@ -111,14 +113,16 @@ class Sandbox:
             return None
         return int(children[0]) if children else None
 
-    def signal(self, number: int) -> None:
-        """Pass a signal to the program."""
+    def signal(self, number: int) -> bool:
+        """Pass a signal to the program; False where it is not there yet."""
+        if self.exit_code is not None or self.process.poll() is not None:
+            return True
         target = self.program_pid()
-        if target is not None:
-            try:
-                os.kill(target, number)
-            except ProcessLookupError:
-                return
+        if target is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(target, number)
+        return True
 
     def kill_now(self) -> None:
         """Kill bubblewrap, and with it everything in the sandbox, without waiting."""

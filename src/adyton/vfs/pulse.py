@@ -17,6 +17,9 @@ from typing import Final
 
 ANSWER_S: Final = 4.0
 SYNC_S: Final = 60.0
+START_S: Final = 30.0
+"""Before the program runs nobody but a person waits, and cold storage may have to wake up."""
+
 STALLED_STATUS: Final = 3
 
 

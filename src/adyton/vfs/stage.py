@@ -12,16 +12,19 @@ import hashlib
 import json
 import os
 import selectors
+import signal
 import stat
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from adyton.errors import DigestMismatch, Error, MountFailed
 from adyton.storage.files import decrypt_into
 from adyton.values import Digest, Key128
 from adyton.vfs import syscalls
+from adyton.vfs.pulse import START_S, Pulse
 
 FIXED_TIME_S: Final = 315_532_800
 """1980-01-01: the time of everything that has none in the manifest (the earliest that zip files can hold)."""
@@ -34,6 +37,7 @@ _SMALL_BYTES: Final = 1 << 20
 _BATCH_BYTES: Final = 8 << 20
 _BATCH_FILES: Final = 128
 _LINK_AT_LEAST_BYTES: Final = 64 << 10
+_END_LIMIT_S: Final = 2.0
 _MAX_REPORT_BYTES: Final = 1 << 20
 _SOURCE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _TARGET_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -158,11 +162,14 @@ class Staging:
         )
 
     def abandon(self) -> None:
-        """End the workers, if any are left."""
+        """End the workers, if any are left; one that hangs in stalled storage ends when that lets go of it."""
         for fd, worker in self._workers.items():
             os.close(fd)
-            os.kill(worker, 9)
-            os.waitpid(worker, 0)
+            os.kill(worker, signal.SIGKILL)
+        deadline = time.monotonic() + _END_LIMIT_S
+        for worker in self._workers.values():
+            while not os.waitpid(worker, os.WNOHANG)[0] and time.monotonic() < deadline:
+                time.sleep(0.002)
         self._workers.clear()
 
     def _keep_bytecode_valid(self) -> None:
@@ -253,22 +260,39 @@ def _work(root: str, batches: list[list[StagedFile]], queue: int, report: int) -
     """A worker: take batches until there are none; its only words to the parent are lines of JSON."""
     os.umask(0)
     buffer = bytearray(_CHUNK_BYTES)
+
+    def tell(error: Error) -> None:
+        os.write(report, json.dumps({**error.details(), "seconds": 0}).encode()[:_MAX_REPORT_BYTES] + b"\n")
+
+    pulse = Pulse(answer_s=START_S)
+    pulse.watch(lambda late: tell(_stalled(late)))
     while number := os.read(queue, 4):
         done_bytes = 0
         links: dict[tuple[bytes, int | None, bool], str] = {}
         try:
             for entry in batches[int.from_bytes(number, "little")]:
-                done_bytes += _stage_one(root, entry, links, buffer)
+                pulse.start(entry.source)
+                done_bytes += _stage_one(root, entry, links, buffer, pulse)
+                pulse.stop()
         except Error as error:
-            message: dict[str, Any] = {**error.details(), "seconds": 0}
-            os.write(report, json.dumps(message).encode()[:_MAX_REPORT_BYTES] + b"\n")
+            tell(error)
             return 0
         os.write(report, b'{"done": %d}\n' % done_bytes)
     return 0
 
 
+def _stalled(late: str) -> MountFailed:
+    return MountFailed(
+        late,
+        check="the host's storage",
+        expected="an answer in time",
+        seen="none",
+        remedy="see what is wrong with the disk or share where the trusted files lie",
+    )
+
+
 def _stage_one(
-    root: str, entry: StagedFile, links: dict[tuple[bytes, int | None, bool], str], buffer: bytearray
+    root: str, entry: StagedFile, links: dict[tuple[bytes, int | None, bool], str], buffer: bytearray, pulse: Pulse
 ) -> int:
     identity = (entry.digest.raw, entry.mtime_s, entry.executable)
     first = links.get(identity)
@@ -278,7 +302,7 @@ def _stage_one(
         if first is None:
             first, *rest = targets
             targets = tuple(rest)
-            size = _copy(root + first, entry, buffer)
+            size = _copy(root + first, entry, buffer, pulse)
             if size >= _LINK_AT_LEAST_BYTES:
                 links[identity] = first
         for target in targets:
@@ -288,7 +312,7 @@ def _stage_one(
     return size
 
 
-def _copy(target: str, entry: StagedFile, buffer: bytearray) -> int:
+def _copy(target: str, entry: StagedFile, buffer: bytearray, pulse: Pulse) -> int:
     source = _open_source(entry.source)
     try:
         known = entry.size_bytes
@@ -305,7 +329,7 @@ def _copy(target: str, entry: StagedFile, buffer: bytearray) -> int:
             finally:
                 os.close(out)
             return len(content)
-        return _copy_large(source, target, entry, most, buffer)
+        return _copy_large(source, target, entry, most, buffer, pulse)
     finally:
         os.close(source)
 
@@ -323,7 +347,7 @@ def _read_small(source: int, name: str, most: int) -> bytes:
     return content
 
 
-def _copy_large(source: int, target: str, entry: StagedFile, most: int, buffer: bytearray) -> int:
+def _copy_large(source: int, target: str, entry: StagedFile, most: int, buffer: bytearray, pulse: Pulse) -> int:
     view = memoryview(buffer)
     digest = hashlib.sha256()
     out = os.open(target, _TARGET_FLAGS, 0o600)
@@ -337,6 +361,7 @@ def _copy_large(source: int, target: str, entry: StagedFile, most: int, buffer: 
                 raise _unreadable(entry.source, error) from error
             if got == 0:
                 break
+            pulse.beat()
             if not head:
                 head = bytes(view[:4])
             part = view[:got]
@@ -465,6 +490,8 @@ def _decrypt_folder(base: int, source: str, target: str, key: Key128, jobs: int,
                 fd = syscalls.open_beneath(base, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
             except OSError as error:
                 raise _no_input(stored, error) from error
+            if advance is not None:
+                advance(0)  # the host has answered
             try:
                 done_bytes += _decrypt(fd, stored, f"{target}/{path}", key, jobs, advance)
             finally:

@@ -6,14 +6,15 @@ import json
 import os
 import signal
 
-from adyton.run import launch
+from adyton.run import keeper, launch
 
 
 class _Deaf:
     """In the keeper's place: what it says to a signal, and nothing else."""
 
-    take_signal = staticmethod(lambda number: launch._Keeper.take_signal(_Deaf(), number))  # type: ignore[arg-type]
+    take_signal = staticmethod(lambda number: keeper.Keeper.take_signal(_Deaf(), number))  # type: ignore[arg-type]
     _sandbox = None
+    _starting = False
 
     def run(self) -> dict[str, object]:
         """Never reached."""

@@ -13,8 +13,8 @@ from adyton.cli.run import parse
 from adyton.errors import SandboxFailed
 from adyton.run import launcher, sandbox
 from adyton.run.division import divide
-from adyton.run.launch import elf_interpreter
 from adyton.run.plan import EncryptedMount, Plan
+from adyton.run.root import elf_interpreter
 from adyton.values import Digest
 from adyton.vfs.stage import StagedFile
 

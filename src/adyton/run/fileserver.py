@@ -1,0 +1,198 @@
+"""The process that serves a program's files over FUSE, and the keeper's side of it: its events, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from adyton.errors import Error, MountFailed
+from adyton.run import host
+from adyton.run.plan import EncryptedMount
+from adyton.run.signals import PASSED_ON
+from adyton.values import Key128
+from adyton.vfs import syscalls
+from adyton.vfs.pulse import STALLED_STATUS, Pulse
+from adyton.vfs.stage import StagedFile
+
+if TYPE_CHECKING:
+    from adyton.vfs.fuse import Tree
+
+FLUSH_LIMIT_S: Final = 120.0
+END_LIMIT_S: Final = 2.0
+
+
+ATTESTATION: Final = "attestation"
+TRUSTED: Final = "trusted"
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """What /dev/attestation is made of."""
+
+    quote: Callable[[bytes], bytes] | None
+    keys: Mapping[str, Key128]
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is served, each under a top-level name: encrypted mounts by number, TRUSTED files by number, ATTESTATION."""
+
+    mounts: Sequence[tuple[EncryptedMount, Key128]]
+    files: Sequence[StagedFile]
+    attestation: Attestation | None
+
+    def trees(self, event: Callable[[str], None], pulse: Pulse) -> dict[str, Tree]:
+        """The file systems, made in the process that serves them."""
+        from adyton.vfs.attestation import AttestationTree
+        from adyton.vfs.encrypted import EncryptedTree
+        from adyton.vfs.fuse import calling_process
+        from adyton.vfs.trusted import TrustedTree
+
+        found: dict[str, Tree] = {}
+        for number, (mount, key) in enumerate(self.mounts):
+            found[str(number)] = EncryptedTree(
+                mount.source,
+                key,
+                sealed_as=mount.source,
+                read_only=mount.read_only,
+                power_safe=mount.recovery,
+                event=event,
+                pulse=pulse,
+            )
+        if self.files:
+            found[TRUSTED] = TrustedTree(self.files, event=event, pulse=pulse)
+        if self.attestation is not None:
+            what = self.attestation
+            found[ATTESTATION] = AttestationTree(
+                what.quote, what.keys, kind=what.kind, event=event, pulse=pulse, caller=calling_process
+            )
+        return found
+
+
+class FileServer:
+    """The keeper's side of the process that serves files: its events, its end."""
+
+    def __init__(self, pid: int, events_fd: int) -> None:
+        self._pid = pid
+        self.events_fd = events_fd
+        self._status: int | None = None
+        self._rest = b""
+
+    @classmethod
+    def start(cls, fuse_fd: int, served: Served) -> FileServer:
+        """Fork the server; the mount is up already, and who looks into it waits until the server answers."""
+        events_out, events_in = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.close(events_out)
+                status = _serve(parent, fuse_fd, events_in, served)
+            finally:
+                os._exit(status)
+        os.close(fuse_fd)
+        os.close(events_in)
+        return cls(pid, events_out)
+
+    def read_events(self) -> list[str] | None:
+        """Lines that have come in; None once the server has ended."""
+        data = os.read(self.events_fd, 65_536)
+        if not data:
+            self._await_end()
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
+
+    def _await_end(self) -> None:
+        """Wait for the server to end, but not for ever: on stalled storage even that hangs until the host answers."""
+        deadline = time.monotonic() + END_LIMIT_S
+        while self.status() is None:
+            if time.monotonic() > deadline:
+                self._status = STALLED_STATUS
+            time.sleep(0.005)
+
+    def status(self) -> int | None:
+        """The exit status of the server; None while it runs."""
+        if self._status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+    def failure(self, source: str, error: OSError) -> MountFailed:
+        """Why a mount could not be looked into."""
+        ended = self.status() is not None or error.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
+        told = self.read_events() if ended else None
+        reason = "; ".join(told or ()) or error.strerror or str(error)
+        return MountFailed(
+            f"encrypted mount {source}: {reason}",
+            check="served mount",
+            expected="a folder of protected files, or a protected file under this key and path",
+            seen=reason,
+            remedy="check key, path and files; `adyton inspect` says what a protected file holds",
+        )
+
+    def finish(self, event: Callable[[str], None]) -> Error | None:
+        """After the unmount: hear the last events, wait for the flush; what could not be flushed is the error."""
+        deadline = time.monotonic() + FLUSH_LIMIT_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.events_fd, selectors.EVENT_READ)
+            while time.monotonic() < deadline:
+                if not selector.select(1.0):
+                    continue
+                lines = self.read_events()
+                if lines is None:
+                    break
+                for line in lines:
+                    event(line)
+        os.close(self.events_fd)
+        if self.status() is None:
+            os.kill(self._pid, signal.SIGKILL)
+            self._await_end()
+        if self._status == 0:
+            return None
+        return MountFailed(
+            "the outputs could not be written completely",
+            check="flush of the encrypted mounts",
+            expected="every file flushed and closed",
+            seen=f"file server ended with status {self._status}",
+            remedy="see what the run said before; files are as of their last flush",
+        )
+
+
+def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
+    """In the file server: serve until unmounted. Signals of the terminal are not for this process."""
+    syscalls.die_with_parent(parent)
+    syscalls.name_process("adyton-files")
+    host.lock_memory()
+    for number in (*PASSED_ON, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    os.setsid()
+    host.allow_many_files()
+
+    def event(text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(events, text.replace("\n", " ").encode(errors="replace")[:4000] + b"\n")
+
+    from adyton.vfs import fuse
+
+    try:
+        os.set_inheritable(fuse_fd, True)
+        pulse = Pulse()
+        fuse.serve(served.trees(event, pulse), f"/dev/fd/{fuse_fd}", event=event, pulse=pulse)
+    except Error as error:
+        event(error.message)
+        return error.exit_code
+    except OSError as error:
+        event(f"{error.filename}: {error.strerror}")
+        return 1
+    return 0

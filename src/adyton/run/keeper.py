@@ -1,0 +1,445 @@
+"""The keeper: the one process of a run that holds keys, from its private namespaces to the end of the program.
+
+Its order of phases is the run: memory, staging of trusted files, keys (asked for while those are staged), the file
+server, read-only inputs, the program, and whatever happens, the end of all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from adyton import errors
+from adyton.errors import Error, MountFailed, SandboxFailed
+from adyton.run import host, names, namespace, sandbox
+from adyton.run.division import Division, divide
+from adyton.run.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
+from adyton.run.log import EncryptedLog
+from adyton.run.plan import EncryptedMount, Plan
+from adyton.run.root import Root
+from adyton.run.signals import PASSED_ON
+from adyton.values import Key128
+from adyton.vfs.pulse import ANSWER_S, START_S, SYNC_S, Pulse
+from adyton.vfs.stage import Staging, stage_encrypted
+
+PATIENCE: Final = 3
+"""So many SIGINT or SIGTERM end a program that does not end by itself."""
+
+MAX_EVENTS: Final = 100
+"""So many different events of a run are told; the host can cause any number of them."""
+
+MAX_FIRST_OUTPUT_BYTES: Final = 1024
+RETRY_S: Final = 0.02
+"""How long until a signal is offered again to a program that is just being started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What the key servers released: keys by name, and other secrets by name."""
+
+    keys: Mapping[str, Key128]
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Interrupted(Exception):
+    """A signal arrived before the program was started."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Keeper:
+    """The process that holds the keys: builds the program's world, runs the program in it, takes it down."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        obtain: Callable[[], Delivered],
+        bwrap: str,
+        quote: Callable[[bytes], bytes] | None,
+        jobs: int | None,
+        stdio: tuple[int, int, int],
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._plan = plan
+        self._obtain = obtain
+        self._bwrap = bwrap
+        self._quote = quote
+        self._jobs = jobs or len(os.sched_getaffinity(0))
+        self._stdio = stdio
+        self._tell = tell
+        self._base = ""
+        self._sandbox: sandbox.Sandbox | None = None
+        self._files: FileServer | None = None
+        self._staging: Staging | None = None
+        self._division = Division((), (), (), (), 0)
+        self._starting = False
+        self._pending: list[int] = []
+        self._signals = 0
+        self._pulse = Pulse()
+        self._seconds: dict[str, float] = {}
+        self._events: dict[str, int] = {}
+        self._facts: Mapping[str, Any] = {}
+        self._log: EncryptedLog | None = None
+        self._first_output = b""
+
+    def take_signal(self, number: int) -> None:
+        """Pass a signal on to the program; before it runs, stop; the third request to end is not a request any more."""
+        if self._sandbox is None and not self._starting:
+            raise Interrupted(number)
+        if number in (signal.SIGINT, signal.SIGTERM):
+            self._signals += 1
+            if self._signals >= PATIENCE and self._sandbox is not None:
+                self._sandbox.process.kill()
+                return
+        self._pending.append(number)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Give the program the signals that came for it, once it is there to take them."""
+        while self._pending and self._sandbox is not None:
+            number = self._pending.pop(0)
+            if not self._sandbox.signal(number):
+                self._pending.insert(0, number)
+                return
+
+    def run(self) -> dict[str, Any]:
+        """Everything, in order; whatever happens, nothing stays."""
+        try:
+            self._base = namespace.enter()
+            host.harden_process()
+            host.lock_memory()
+            exit_code = self._run()
+        except BaseException:
+            with contextlib.suppress(Error):
+                self._take_down()
+            raise
+        self._take_down()
+        return {"exit_code": exit_code, "seconds": self._seconds, "events": self._told_events(), "facts": self._facts}
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = round(self._seconds.get(name, 0.0) + time.monotonic() - began, 4)
+
+    @contextlib.contextmanager
+    def _host(self, doing: str, limit_s: float) -> Iterator[None]:
+        """The host's storage is asked for something that this process waits for: it must not wait for ever."""
+        self._pulse.start(doing)
+        try:
+            with self._pulse.lasting(limit_s):
+                yield
+        finally:
+            self._pulse.stop()
+
+    def _stalled(self, text: str) -> None:
+        failure = MountFailed(
+            text,
+            check="the host's storage",
+            expected="an answer in time",
+            seen="none",
+            remedy="see what is wrong with the disk or share where the run's files lie",
+        )
+        self._tell({"failure": {**failure.details(), "status": None}})
+
+    def _run(self) -> int:
+        plan = self._plan
+        with self._phase("prepare"):
+            root = Root(self._base + "/root", plan, private=self._base)
+            os.mkdir(root.path)
+            namespace.mount_memory(root.path, size_bytes=plan.budget_bytes, mode=0o755, huge=True)
+            self._pulse.watch(self._stalled)
+            with self._host("sizes of the inputs", START_S):
+                self._division = divide(plan)
+            self._staging = Staging(root.path, self._division.staged_files, jobs=self._jobs)
+            self._staging.start()
+        with self._phase("keys"):
+            delivered = self._obtain()
+            self._check_delivered(delivered)
+        self._facts = delivered.facts
+        keys = {**plan.insecure_keys, **delivered.keys}
+        with self._phase("serve"):
+            self._files = self._serve(keys)
+        with self._phase("stage"):
+            staged_bytes = self._staging.finish()
+            staged_bytes += self._stage_inputs(root, keys)
+            root.furnish(delivered.secrets)
+            self._mount_served(root)
+            namespace.make_read_only(root.path)
+        self._seconds["staged MB"] = round(staged_bytes / 1e6, 1)
+        if plan.log is not None:
+            with self._host("the log", ANSWER_S):
+                self._log = EncryptedLog(plan.log.source, keys[plan.log.key_name])
+        with self._phase("program"):
+            return self._execute(root, delivered)
+
+    # ---------------------------------------------------------------- keys
+
+    def _check_delivered(self, delivered: Delivered) -> None:
+        missing = [name for name in self._plan.key_names if name not in {**self._plan.insecure_keys, **delivered.keys}]
+        missing += [secret.name for secret in self._plan.secrets if secret.name not in delivered.secrets]
+        if missing:
+            raise errors.UnknownKey(
+                f"no key server released {', '.join(missing)}",
+                check="keys and secrets that the manifest names",
+                expected=", ".join(self._plan.key_names),
+                seen=", ".join(sorted(delivered.keys)) or "none",
+                remedy="have their owner approve this measurement for them (`adyton approve`)",
+            )
+
+    # ---------------------------------------------------------------- files
+
+    def _served_mounts(self) -> list[EncryptedMount]:
+        return [mount for mount in self._plan.encrypted if not mount.read_only] + list(self._division.served_mounts)
+
+    def _serve(self, keys: Mapping[str, Key128]) -> FileServer | None:
+        """Start the process that serves what is written, if anything is, and /dev/attestation."""
+        mounts = self._served_mounts()
+        attest = self._quote is not None or bool(self._plan.key_names)
+        large = self._division.served_files
+        if not mounts and not attest and not large:
+            return None
+        with self._host("encrypted mounts", START_S):
+            for mount in mounts:
+                if not os.path.exists(mount.source or ".") and _may_be_made(mount):
+                    _make_empty(mount, keys[mount.key_name])
+                    self._event(f"{mount.source} did not exist: made as an empty protected file")
+                _check_source(mount)
+        place = self._base + "/served"
+        os.mkdir(place)
+        named = {name: keys[name] for name in self._plan.key_names}
+        return FileServer.start(
+            namespace.mount_fuse(place),
+            Served(
+                mounts=tuple((mount, keys[mount.key_name]) for mount in mounts),
+                files=large,
+                attestation=Attestation(self._quote, named, self._plan.attestation_type) if attest else None,
+            ),
+        )
+
+    def _stage_inputs(self, root: Root, keys: Mapping[str, Key128]) -> int:
+        staged = 0
+        for mount in self._division.staged_mounts:
+            key, target = keys[mount.key_name], root.path + mount.path
+            with self._host(f"encrypted input {mount.source}", START_S):
+                staged += stage_encrypted(
+                    mount.source, target, key, jobs=self._jobs, advance=lambda _done: self._pulse.beat()
+                )
+        return staged
+
+    def _mount_served(self, root: Root) -> None:
+        if self._files is None:
+            return
+        for number, mount in enumerate(self._served_mounts()):
+            source = f"{self._base}/served/{number}"
+            try:
+                os.stat(source)
+            except OSError as error:
+                raise self._files.failure(mount.source, error) from error
+            root.show(source, mount.path, read_only=mount.read_only)
+        for number, entry in enumerate(self._division.served_files):
+            for path in entry.targets:
+                root.show(f"{self._base}/served/{TRUSTED}/{number}", path, read_only=True)
+
+    # ---------------------------------------------------------------- the program
+
+    def _execute(self, root: Root, delivered: Delivered) -> int:
+        plan = self._plan
+        env = dict(plan.env)
+        for secret in plan.secrets:
+            if secret.env is not None:
+                env[secret.env] = os.fsdecode(delivered.secrets[secret.name])
+        dev_binds = []
+        if self._files is not None and os.path.isdir(f"{self._base}/served/{ATTESTATION}"):
+            dev_binds.append((f"{self._base}/served/{ATTESTATION}", "/dev/attestation"))
+        words = sandbox.options(
+            root.path,
+            uid=plan.uid,
+            gid=plan.gid,
+            start_dir=plan.start_dir,
+            env=env,
+            network=plan.network,
+            memory_bytes=plan.budget_bytes,
+            host_name=names.host_name(os.uname().nodename) if plan.domain_names_from_host else names.DEFAULT_HOST_NAME,
+            dev_binds=dev_binds,
+        )
+        command = [plan.entrypoint, *plan.argv[1:]]
+        if os.path.exists(root.path + sandbox.LAUNCHER):
+            command = [sandbox.LAUNCHER, plan.entrypoint, *plan.argv]
+        output_out, output_in = os.pipe2(os.O_CLOEXEC) if self._log is not None else (-1, -1)
+        nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._starting = True  # from here on signals are the program's
+        try:
+            self._sandbox = sandbox.start(
+                self._bwrap,
+                words,
+                command,
+                stdin=self._stdio[0] if plan.stdin_from_host else nothing,
+                stdout=self._stdio[1] if self._log is None else output_in,
+                stderr=self._stdio[2] if self._log is None else output_in,
+                fds_limit=plan.fds_limit,
+                stack_bytes=plan.stack_bytes,
+            )
+        finally:
+            for fd in (nothing, output_in):
+                if fd >= 0:
+                    os.close(fd)
+        self._wait(self._sandbox, output_out)
+        return self._exit_code(self._sandbox)
+
+    def _wait(self, running: sandbox.Sandbox, output: int) -> None:
+        """Until the program has ended: keep its log, hear the file server, end the program if the file server ends."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(running.status_fd, selectors.EVENT_READ)
+            if output >= 0:
+                selector.register(output, selectors.EVENT_READ)
+            if self._files is not None:
+                selector.register(self._files.events_fd, selectors.EVENT_READ)
+            waiting = {running.status_fd, output} - {-1}
+            while waiting:
+                self._deliver()
+                due_s = self._log.due_s if self._log is not None else None
+                for key, _ in selector.select(min(due_s or 1.0, RETRY_S) if self._pending else due_s):
+                    if key.fd == running.status_fd:
+                        more = running.read_status()
+                    elif key.fd == output and self._log is not None:
+                        data = os.read(output, 1 << 18)
+                        with self._host("the log", ANSWER_S):
+                            self._log.append(data)
+                        self._first_output += data[: MAX_FIRST_OUTPUT_BYTES - len(self._first_output)]
+                        more = bool(data)
+                    else:
+                        more = self._files is not None and self._hear(self._files)
+                        if not more:
+                            running.kill_now()
+                    if not more:
+                        selector.unregister(key.fd)
+                        waiting.discard(key.fd)
+                if self._log is not None and self._log.due_s == 0.0:
+                    with self._host("the log", ANSWER_S):
+                        self._log.flush()
+        if output >= 0:
+            os.close(output)
+        running.process.wait()
+
+    def _hear(self, files: FileServer) -> bool:
+        lines = files.read_events()
+        if lines is None:
+            return False
+        for line in lines:
+            self._event(line)
+        return True
+
+    def _event(self, text: str) -> None:
+        """Something that the host did, or failed at, and that the program saw as an I/O error: say it on both sides.
+
+        What happens again and again (a full disk) is said once, and counted.
+        """
+        if text not in self._events and len(self._events) >= MAX_EVENTS:
+            text = "more events than are told one by one"
+        self._events[text] = self._events.get(text, 0) + 1
+        if self._events[text] > 1:
+            return
+        self._tell({"note": text})
+        if self._log is not None:
+            with self._host("the log", ANSWER_S):
+                self._log.append(f"adyton: {text}\n".encode(errors="replace"))
+
+    def _told_events(self) -> list[str]:
+        return [text if count == 1 else f"{text} ({count} times)" for text, count in self._events.items()]
+
+    def _exit_code(self, running: sandbox.Sandbox) -> int:
+        code = running.exit_code
+        if code is not None:
+            return code
+        if self._files is not None and self._files.status() is not None:
+            raise MountFailed(
+                "the process that serves the program's files ended, and the program was ended with it",
+                check="file server",
+                expected="running until the program has ended",
+                seen=f"exit status {self._files.status()}" + (f"; {list(self._events)[-1]}" if self._events else ""),
+                remedy="see what the run said before; outputs are as of their last flush",
+            )
+        status = running.process.returncode
+        if status == -signal.SIGKILL or self._signals >= PATIENCE:
+            return 128 + signal.SIGKILL
+        complaint = _words_of_bubblewrap(self._first_output)
+        raise SandboxFailed(
+            f"the sandbox could not start {self._plan.entrypoint}",
+            check="bubblewrap",
+            expected="the program, running",
+            seen=complaint or f"exit status {status}, without a word about the program",
+            remedy="allow user namespaces (sysctl user.max_user_namespaces > 0, kernel.unprivileged_userns_clone=1,"
+            " kernel.apparmor_restrict_unprivileged_userns=0)"
+            if "namespace" in complaint
+            else "the entrypoint must be an ELF program, or a script with #!",
+        )
+
+    # ---------------------------------------------------------------- the end
+
+    def _take_down(self) -> None:
+        """Whatever was begun: end it, flush it, and say what could not be kept."""
+        for number in PASSED_ON:
+            signal.signal(number, signal.SIG_IGN)
+        failure: Error | None = None
+        if self._staging is not None:
+            self._staging.abandon()
+        if self._sandbox is not None:
+            self._sandbox.kill()
+        began = time.monotonic()
+        if self._base:
+            namespace.detach(self._base)
+        if self._files is not None:
+            failure = self._files.finish(self._event)
+        if self._log is not None:
+            with self._host("the log", SYNC_S):
+                self._log.close()
+            failure = failure or self._log.failure
+        self._seconds["flush"] = round(time.monotonic() - began, 4)
+        if failure is not None:
+            raise failure
+
+
+def _may_be_made(mount: EncryptedMount) -> bool:
+    """Gramine's rule for outputs: a mount may name a file that the program is still to write.
+
+    A folder must be there; a name without a suffix may be meant as one.
+    """
+    source = Path(mount.source)
+    return not mount.is_folder and bool(source.suffix) and source.parent.is_dir()
+
+
+def _make_empty(mount: EncryptedMount, key: Key128) -> None:
+    from adyton.pfile.backing import OSFile
+    from adyton.pfile.file import ProtectedFile
+
+    ProtectedFile.create(OSFile(mount.source, create=True), key, path=mount.source, use_log=False).close()
+
+
+def _check_source(mount: EncryptedMount) -> None:
+    if not os.path.exists(mount.source or "."):
+        raise MountFailed(
+            f"encrypted mount {mount.path}: {mount.source} does not exist on the host",
+            check="folder of the mount",
+            expected=f"a folder (or protected file) at {mount.source}",
+            seen="nothing",
+            remedy=f"mkdir -p {mount.source} in the directory where `adyton run` is started",
+        )
+
+
+def _words_of_bubblewrap(output: bytes) -> str:
+    """What bubblewrap itself says on standard error; used only where there never was a program that could say it."""
+    lines = [line for line in output.splitlines() if line.startswith(b"bwrap: ")]
+    return "; ".join(line.decode(errors="replace") for line in lines)

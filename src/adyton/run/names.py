@@ -1,0 +1,46 @@
+"""What `sys.enable_extra_runtime_domain_names_conf` takes from the host: its name and its resolvers, made safe.
+
+Nothing of it is measured: the host can name any resolver. What is passed on is only what has the form that it should
+have (resolv.conf(5)), as Gramine does; comments, unknown keywords and malformed values are left out.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+
+DEFAULT_HOST_NAME: Final = "adyton"
+HOSTS: Final = b"127.0.0.1 localhost\n::1 localhost\n"
+MAX_LINES: Final = 64
+
+_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*\.?")
+_OPTION: Final = re.compile(r"[a-z0-9-]{1,32}(:[0-9]{1,5})?")
+
+
+def host_name(raw: str) -> str:
+    """The host's name, if it is one of at most 64 characters; else a fixed one."""
+    name = raw.strip()
+    return name if len(name) <= 64 and _NAME.fullmatch(name) else DEFAULT_HOST_NAME
+
+
+def resolv_conf(raw: bytes) -> bytes:
+    """The lines of a resolv.conf that are what they should be."""
+    kept: list[str] = []
+    for line in raw.decode("ascii", "replace").splitlines():
+        keyword, *values = line.split() or [""]
+        if keyword == "nameserver" and len(values) == 1 and _is_address(values[0]):
+            kept.append(f"nameserver {values[0]}")
+        elif keyword in ("search", "domain") and values:
+            kept.append(" ".join([keyword, *(value for value in values if _NAME.fullmatch(value))]))
+        elif keyword == "options" and values:
+            kept.append(" ".join([keyword, *(value for value in values if _OPTION.fullmatch(value))]))
+    return "".join(f"{line}\n" for line in kept[:MAX_LINES] if " " in line).encode()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

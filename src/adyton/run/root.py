@@ -1,0 +1,172 @@
+"""The program's file tree around its staged and served files: what the sandbox needs, and what programs expect."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from adyton.errors import MountFailed
+from adyton.run import launcher, names, namespace, sandbox
+from adyton.run.plan import Plan
+from adyton.vfs.stage import FIXED_TIME_S
+
+
+class Root:
+    """The tree at `path`, in private memory; nothing that leads below `private` is shown as a file of the host."""
+
+    def __init__(self, path: str, plan: Plan, *, private: str) -> None:
+        self.path = path
+        self._plan = plan
+        self._private = private
+
+    def show(self, source: str, path: str, *, read_only: bool) -> None:
+        """Show what is served at `source` as `path` of the program."""
+        target = self.path + path
+        if os.path.isdir(source):
+            os.makedirs(target, 0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+            Path(target).touch()
+        namespace.bind(source, target, read_only=read_only)
+
+    def furnish(self, secrets: Mapping[str, bytes]) -> None:
+        """The directories and small files that the sandbox needs or that programs expect."""
+        plan = self._plan
+        for path in ("/dev", "/proc", "/sys/devices/system/cpu", "/tmp", plan.start_dir):  # noqa: S108
+            os.makedirs(self.path + path, 0o755, exist_ok=True)
+        processors = f"0-{(os.cpu_count() or 1) - 1}\n" if (os.cpu_count() or 1) > 1 else "0\n"
+        for name in ("online", "possible", "present"):
+            _write(f"{self.path}/sys/devices/system/cpu/{name}", processors.encode(), 0o444)
+        self._link_interpreter()
+        if plan.argv[0] != plan.entrypoint:
+            code = launcher.program()
+            if code is not None:
+                _write(self.path + sandbox.LAUNCHER, code, 0o555)
+        for secret in plan.secrets:
+            if secret.file is not None:
+                os.makedirs(os.path.dirname(self.path + secret.file), 0o755, exist_ok=True)
+                _write(self.path + secret.file, secrets[secret.name], 0o444)
+        if plan.domain_names_from_host:
+            self._name_resolvers()
+        for path in plan.memory:
+            if path == "/dev/shm":  # noqa: S108 - the sandbox's own, there already
+                continue
+            self._mount_empty_memory(self.path + path)
+        for allowed in plan.allowed:
+            self._bind_allowed(allowed.source, self.path + allowed.target, is_folder=allowed.is_folder)
+
+    def _mount_empty_memory(self, path: str) -> None:
+        """Mount memory for the program; what was staged below (a later mount in the manifest's order) shows in it."""
+        os.makedirs(path, 0o755, exist_ok=True)
+        covered = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            staged = [(name, os.path.isdir(f"{path}/{name}")) for name in sorted(os.listdir(path))]
+            namespace.mount_memory(path, size_bytes=self._plan.budget_bytes, mode=0o1777)
+            for name, is_folder in staged:
+                if is_folder:
+                    os.mkdir(f"{path}/{name}", 0o755)
+                else:
+                    _write(f"{path}/{name}", b"", 0o444)
+                namespace.bind(f"/proc/self/fd/{covered}/{name}", f"{path}/{name}", read_only=True)
+        finally:
+            os.close(covered)
+
+    def _name_resolvers(self) -> None:
+        """The host's resolv.conf, made safe, in place of whatever was listed there, as in Gramine."""
+        os.makedirs(self.path + "/etc", 0o755, exist_ok=True)
+        with contextlib.suppress(OSError):
+            content = names.resolv_conf(Path("/etc/resolv.conf").read_bytes()[: 1 << 16])
+            Path(self.path + "/etc/resolv.conf").unlink(missing_ok=True)
+            _write(self.path + "/etc/resolv.conf", content, 0o444)
+        if not os.path.lexists(self.path + "/etc/hosts"):
+            _write(self.path + "/etc/hosts", names.HOSTS, 0o444)
+
+    def _bind_allowed(self, source: str, target: str, *, is_folder: bool) -> None:
+        try:
+            fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise MountFailed(
+                f"allowed file {source} cannot be opened: {error.strerror}",
+                check="sgx.allowed_files",
+                expected="a folder" if is_folder else "a file",
+                seen="nothing" if error.errno == errno.ENOENT else error.strerror,
+                remedy="make it before the start",
+            ) from error
+        try:
+            place = os.readlink(f"/proc/self/fd/{fd}")
+            if place == self._private or place.startswith(self._private + "/"):
+                raise MountFailed(
+                    f"allowed file {source} leads into the run's own private memory",
+                    check="sgx.allowed_files",
+                    expected="a file or folder of the host",
+                    seen="a link that the host put there",
+                    remedy="put the file itself in its place",
+                )
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                os.makedirs(target, 0o755, exist_ok=True)
+            else:
+                os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+                Path(target).touch()
+            namespace.bind(f"/proc/self/fd/{fd}", target)
+        finally:
+            os.close(fd)
+
+    def _link_interpreter(self) -> None:
+        """Where the program's ELF interpreter is listed under another path than the program asks for, link it there.
+
+        Gramine finds it by its name in the library path; the kernel looks at the one path that is in the program.
+        """
+        wanted = elf_interpreter(self.path + self._plan.entrypoint)
+        if wanted is None or os.path.lexists(self.path + wanted):
+            return
+        name = wanted.rpartition("/")[2]
+        folders = [folder for folder in self._plan.env.get("LD_LIBRARY_PATH", "").split(":") if folder.startswith("/")]
+        for folder in (*folders, "/lib", "/lib64", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu"):
+            if os.path.isfile(f"{self.path}{folder}/{name}"):
+                os.makedirs(os.path.dirname(self.path + wanted), 0o755, exist_ok=True)
+                os.link(os.path.realpath(f"{self.path}{folder}/{name}"), self.path + wanted)
+                return
+        raise MountFailed(
+            f"{self._plan.entrypoint} needs {wanted}, which no trusted file provides",
+            check="ELF interpreter of the entrypoint",
+            expected=wanted,
+            seen=f"nothing there, and no {name} in the library path",
+            remedy=f'add "file:{wanted}" to sgx.trusted_files and a mount that shows it at {wanted}',
+        )
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        while content:
+            content = content[os.write(fd, content) :]
+        os.fchmod(fd, mode)
+        os.utime(fd, (FIXED_TIME_S, FIXED_TIME_S))
+    finally:
+        os.close(fd)
+
+
+def elf_interpreter(path: str) -> str | None:
+    """The interpreter that a 64-bit little-endian ELF program asks for (PT_INTERP); None for anything else."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return None
+    if head[:6] != b"\x7fELF\x02\x01" or len(head) < 64:
+        return None
+    start = int.from_bytes(head[32:40], "little")
+    size = int.from_bytes(head[54:56], "little")
+    count = int.from_bytes(head[56:58], "little")
+    for at in range(start, start + size * min(count, 128), max(size, 1)):
+        segment = head[at : at + size]
+        if len(segment) >= 40 and segment[:4] == b"\x03\0\0\0":
+            offset = int.from_bytes(segment[8:16], "little")
+            length = int.from_bytes(segment[32:40], "little")
+            if length <= 4096 and offset + length <= len(head):
+                return head[offset : offset + length].rstrip(b"\0").decode(errors="surrogateescape")
+    return None
