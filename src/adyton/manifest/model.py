@@ -445,7 +445,11 @@ def _adyton(value: _Reader) -> AdytonTable:
             raise refuse(f"adyton.secrets.{name}", "must have env or file", expected="exactly one of them", seen=table)
         file = table.get("file")
         if file is not None:
-            _inside(file, f"adyton.secrets.{name}.file")
+            place = f"adyton.secrets.{name}.file"
+            if any(part in ("", ".", "..") for part in _inside(file, place).split("/")[1:]):
+                raise refuse(
+                    place, "is no plain path of a file", expected="an absolute path without . or ..", seen=file
+                )
         secrets.append(Secret(name, table.get("env"), file, table.get("owner")))
     log_uri = value.get("adyton.log.uri")
     log_key_name = value.get("adyton.log.key_name")

@@ -131,7 +131,7 @@ class FileServer:
     def failure(self, source: str, error: OSError) -> MountFailed:
         """Why a mount could not be looked into."""
         ended = self.status() is not None or error.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
-        told = self.read_events() if ended else None
+        told = self.read_events() if ended and self._says_something() else None
         reason = "; ".join(told or ()) or error.strerror or str(error)
         return MountFailed(
             f"encrypted mount {source}: {reason}",
@@ -140,6 +140,12 @@ class FileServer:
             seen=reason,
             remedy="check key, path and files; `adyton inspect` says what a protected file holds",
         )
+
+    def _says_something(self) -> bool:
+        """Whether events, or the end of the server, arrive soon."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.events_fd, selectors.EVENT_READ)
+            return bool(selector.select(END_LIMIT_S))
 
     def finish(self, event: Callable[[str], None]) -> Error | None:
         """After the unmount: hear the last events, wait for the flush; what could not be flushed is the error."""

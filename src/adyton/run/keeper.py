@@ -29,6 +29,9 @@ from adyton.values import Key128
 from adyton.vfs.pulse import ANSWER_S, START_S, SYNC_S, Pulse
 from adyton.vfs.stage import Staging, stage_encrypted
 
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Before the program runs these end the run; the others are kept for the program."""
+
 PATIENCE: Final = 3
 """So many SIGINT or SIGTERM end a program that does not end by itself."""
 
@@ -94,7 +97,7 @@ class Keeper:
 
     def take_signal(self, number: int) -> None:
         """Pass a signal on to the program; before it runs, stop; the third request to end is not a request any more."""
-        if self._sandbox is None and not self._starting:
+        if self._sandbox is None and not self._starting and number in ENDING:
             raise Interrupted(number)
         if number in (signal.SIGINT, signal.SIGTERM):
             self._signals += 1

@@ -108,6 +108,16 @@ def plan(
     entrypoint = _absolute(manifest.entrypoint, manifest.start_dir)
     staged = _staged(manifest, table)
     allowed = _allowed(manifest, table)
+    for place in table.places:
+        for entry in allowed:
+            if place.mount.type == "encrypted" and below(place.path, entry.target) not in (None, ""):
+                raise MalformedManifest(
+                    f"mount {place.path}: it lies in the allowed folder {entry.target}",
+                    check="path of the mount",
+                    expected="a path outside allowed folders, in which its mount point would have to be made",
+                    seen=place.path,
+                    remedy="mount it beside the allowed folder",
+                )
     if table.serving(entrypoint).mount.type == "chroot" and not (
         any(entrypoint in entry.targets for entry in staged)
         or any(below(entrypoint, entry.target) is not None for entry in allowed)
@@ -119,6 +129,9 @@ def plan(
             seen=f"{len(staged)} trusted files, none of them seen at {entrypoint}",
             remedy="add it to sgx.trusted_files, and a mount that shows it there",
         )
+    for secret in manifest.adyton.secrets:
+        if secret.file is not None:
+            _check_secret(secret.file, table, staged, allowed)
     return Plan(
         entrypoint=entrypoint,
         argv=_argv(manifest, entrypoint, host_args, read_trusted, notes),
@@ -206,6 +219,29 @@ def _check_place(place: Place, earlier: Sequence[Place]) -> None:
                 seen=place.path,
                 remedy="leave this mount out",
             )
+
+
+def _check_secret(path: str, table: MountTable, staged: Sequence[StagedFile], allowed: Sequence[AllowedFile]) -> None:
+    """A secret's file must be in the program's memory, and nothing else's place."""
+    serving = table.serving(path)
+    taken = {target for entry in staged for target in entry.targets}
+    if serving.mount.type == "encrypted":
+        problem = f"it would lie in the encrypted mount {serving.path}"
+    elif any(below(path, entry.target) is not None for entry in allowed):
+        problem = "it would lie in an allowed folder, where the host reads it"
+    elif path in taken or any(below(target, path) is not None for target in taken):
+        problem = "a trusted file is there"
+    elif serving.mount.type == "tmpfs" or any(below(path, reserved) is not None for reserved in RESERVED):
+        problem = "what is mounted there would hide it"
+    else:
+        return
+    raise MalformedManifest(
+        f"the secret's file {path} cannot be there: {problem}",
+        check="adyton.secrets",
+        expected="a path of its own, such as /run/secrets/NAME",
+        seen=path,
+        remedy="give it another path",
+    )
 
 
 def _absolute(path: str, start_dir: str) -> str:

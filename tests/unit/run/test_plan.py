@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from adyton.errors import MalformedManifest, UsageError
-from adyton.manifest.model import AdytonTable, Manifest, Mount, TrustedFile
+from adyton.manifest.model import AdytonTable, Manifest, Mount, Secret, TrustedFile
 from adyton.run.plan import DEFAULT_LOG, Plan, plan
 from adyton.values import Digest
 
@@ -53,6 +54,34 @@ def test_file_listed_twice_is_staged_once() -> None:
     other = replace(twice, trusted_files=(*BASE.trusted_files, TrustedFile("file:./argv", Digest(b"x" * 32), 10)))
     with pytest.raises(MalformedManifest, match="argv is listed twice"):
         _plan(other)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/out/token", "encrypted mount /out"),
+        ("/bin/app", "a trusted file is there"),
+        ("/bin", "a trusted file is there"),
+        ("/shared/token", "where the host reads it"),
+        ("/tmp/token", "would hide it"),
+        ("/dev/token", "would hide it"),
+        ("/proc/self/token", "would hide it"),
+    ],
+)
+def test_secret_file_in_the_place_of_something_else_is_refused(path: str, said: str) -> None:
+    """It would overwrite what was verified, be hidden, or be written where the host sees it."""
+    mounts = (*BASE.mounts, Mount("tmpfs", "/tmp", None), Mount("chroot", "/shared", "file:shared"))
+    table = AdytonTable(secrets=(Secret("token", None, path, None),))
+    with pytest.raises(MalformedManifest, match=re.escape(said)):
+        _plan(replace(BASE, mounts=mounts, allowed_files=("file:shared/",), adyton=table))
+    assert _plan(replace(BASE, adyton=replace(table, secrets=(Secret("t", None, "/run/secrets/t", None),)))).secrets
+
+
+def test_encrypted_mount_in_an_allowed_folder_is_refused() -> None:
+    """Its mount point would be made in the host's folder."""
+    mounts = (Mount("chroot", "/shared", "file:shared"), Mount("encrypted", "/shared/out", "file:./out/", "k"))
+    with pytest.raises(MalformedManifest, match="allowed folder /shared"):
+        _plan(replace(BASE, mounts=(*BASE.mounts[:1], *mounts), allowed_files=("file:shared/",)))
 
 
 def test_relative_entrypoint_is_below_the_start_folder() -> None:
