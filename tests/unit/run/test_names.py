@@ -20,7 +20,6 @@ def test_resolv_conf_keeps_what_resolvers_read() -> None:
         b"# a comment", b"nameserver", b"nameserver evil", b"nameserver 1.2.3.4 5.6.7.8", b"sortlist 1.2.3.0",
         b"options", b"search", b"search ../..", b"options $(x)", b"nameserver 1.2.3.4\0", b"\xff\xfe 1",
         b"include /etc/passwd",
-        b"include /etc/passwd",
     ],
 )  # fmt: skip
 def test_resolv_conf_leaves_out_everything_else(line: bytes) -> None:
