@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,12 @@ _HOST_STATE: Final = (
     "/etc/fstab",
 )
 _SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/nix", "/snap")
+_ORDINARY: Final = re.compile(
+    r"_|PATH|HOME|PWD|OLDPWD|SHELL|SHLVL|TERM|COLORTERM|USER|LOGNAME|MAIL|HOSTNAME|LANG|LANGUAGE|LC_\w+|TZ|EDITOR|PAGER"
+    r"|LESS\w*|LS_COLORS|DISPLAY|(DBUS|XDG|SSH|GPG|SUDO|VIRTUAL_ENV|TMUX|WAYLAND|ADYTON)(_\w+)?|PS1|TMPDIR|DEBUGINFOD_URLS"
+    r"|PYTHON(DONTWRITEBYTECODE|UNBUFFERED|WARNINGS)|[^A-Za-z_].*|.*[^A-Za-z0-9_].*"
+)
+"""Variables of a person's session, which say nothing about a program."""
 _CODE: Final = re.compile(
     r"\.(py|pyi|so|pyd|sh|js|lua|r|jl)$|\.so\.[0-9.]+$|/__pycache__/[^/]+\.pyc$|\.(egg|dist)-info/", re.IGNORECASE
 )
@@ -112,6 +119,7 @@ def propose(
         entry=inside.path(entry),
         argv=argv,
         variables=variables,
+        not_taken=sorted(name for name in environment or {} if name not in variables and not _ORDINARY.fullmatch(name)),
         mounts=mounts,
         data=data,
         key_name=key_name,
@@ -335,6 +343,7 @@ def _template(
     entry: str,
     argv: list[str],
     variables: Mapping[str, str],
+    not_taken: list[str],
     mounts: list[tuple[str, str]],
     data: list[DataMount],
     key_name: str,
@@ -367,6 +376,9 @@ def _template(
         if variable == "OMP_NUM_THREADS":
             lines.append(f"# {sizing.omp_reason}.")
         lines.append(f"loader.env.{variable} = {_toml(value)}")
+    if not_taken:
+        told = f"Set in the native run, and not taken over; name here what the program needs: {', '.join(not_taken)}."
+        lines += textwrap.wrap(told, 112, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
     lines += ["", "fs.mounts = [", "  # Of these folders only the trusted files are visible."]
     shown = [(f"  {{ path = {_toml(path)}, uri = {_toml(uri)} }},", path.startswith("/tmp/")) for path, uri in mounts]  # noqa: S108 - inside
     lines += [line for line, in_memory in shown if not in_memory]

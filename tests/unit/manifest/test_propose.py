@@ -245,6 +245,16 @@ def test_proposal_keeps_library_paths(place: Path) -> None:
     assert "SECRET" not in manifest.env
 
 
+def test_proposal_names_the_variables_that_it_leaves_out(place: Path) -> None:
+    """A program may need one; their values are not shown, and a person's session is no news."""
+    environment = {"HF_HOME": "/models", "API_TOKEN": "hunter2", "PATH": "/bin", "SSH_AUTH_SOCK": "/x", "LC_ALL": "C"}
+    found = propose(observation(place), name="main", script="main.py", cpus=1, environment=environment)
+    told = next(line for line in found.template.splitlines() if "not taken over" in line)
+    assert told.endswith("API_TOKEN, HF_HOME.")
+    assert "hunter2" not in found.template
+    assert "not taken over" not in propose(observation(place), name="main", script="main.py", cpus=1).template
+
+
 def test_sizes_grow_with_what_was_seen_and_say_why() -> None:
     """Powers of two, never below the least, with threads for Gramine itself."""
     small, large = (size_for(peak, threads, 4, source="peak") for peak, threads in ((1 << 20, 1), (3 << 30, 20)))
