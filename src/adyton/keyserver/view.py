@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from adyton.keyserver.keyring import Keyring
 
+AWAITED: Final = "awaited"
+USED: Final = "used"
+"""States of a grant."""
 KEY: Final = "key"
 SECRET: Final = "secret"  # noqa: S105 - a kind of entry, not a secret
 _OWN_LEASE: Final = (
@@ -231,6 +235,13 @@ class Reader:
             runs = self._connection.execute(_COUNT_RUNS, {"approval": approval_id}).scalar_one()
             active = self._connection.execute(_COUNT_ACTIVE, {"approval": approval_id, "at": at_ms}).scalar_one()
         return Usage(runs, active, None if own is None else _release(own))
+
+    def grant_state(self, grant_id: str, token: bytes) -> str | None:
+        """Whether a grant awaits its acknowledgement or has it; None where there is none with this token."""
+        row = self._connection.execute(sa.select(schema.grants).where(schema.grants.c.id == grant_id)).one_or_none()
+        if row is None or not hmac.compare_digest(bytes(row.token), hashlib.sha256(token).digest()):
+            return None
+        return AWAITED if row.used_at is None else USED
 
     def releases(self, limit: int = 100) -> list[Release]:
         """The newest releases first."""

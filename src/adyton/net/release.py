@@ -64,6 +64,8 @@ MLKEM_BYTES: Final = 1184
 PUBLIC_KEY_BYTES: Final = MLKEM_BYTES + 32
 TOKEN_BYTES: Final = 32
 PADDED_TO: Final = 256
+NOT_KEPT: Final = "not kept"
+"""In place of a denial's id: it was one of so many that the owner's log only counts it."""
 
 _REPORT_LABEL: Final = b"adyton-release/1 report data\0"
 _HPKE_LABEL: Final = b"adyton-release/1 keys\0"

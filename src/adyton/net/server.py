@@ -21,6 +21,7 @@ import h11
 
 from adyton.errors import Error, OutOfOrder, Unavailable, VersionMismatch
 from adyton.net import ratls
+from adyton.net.failures import Busy, for_far_side
 from adyton.net.release import (
     MAX_EXPLAIN_BYTES,
     MAX_REQUEST_BYTES,
@@ -358,14 +359,19 @@ class KeyServer:
     # --- Gramine's protocol ------------------------------------------------------------------------------------
 
     async def _provision(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
+        """Read the request before anything is decided: who connects and asks for nothing uses up no run."""
         ssl_object = writer.get_extra_info("ssl_object")
         self.counters.requests["ra-tls"] += 1
         async with asyncio.timeout(self.limits.request_timeout_s):
             name = asked_name(ssl_object)
-            answer = await asyncio.wrap_future(self.service.provision(peer_chain(ssl_object), name, peer))
+            try:
+                ratls.check_request(await reader.readexactly(len(ratls.REQUEST)))
+                answer = await asyncio.wrap_future(self.service.provision(peer_chain(ssl_object), name, peer))
+            except Error as error:
+                log.info("not answered", extra={"peer": peer, "reason": error.message})
+                return
             if answer.refusal is not None or answer.payload is None:
                 return
-            ratls.check_request(await reader.readexactly(len(ratls.REQUEST)))
             values = [*answer.payload.keys.values(), *answer.payload.secrets.values()]
             writer.write(ratls.response(values[0]))
             await writer.drain()
@@ -438,8 +444,8 @@ class KeyServer:
             return 200, to_bytes({"status": "stopping" if self._stopping() else "ok"})
         if request.method == b"GET" and path == "/readyz":
             await self._body(connection, reader, writer, 0)
-            problem = await asyncio.to_thread(self.service.not_ready)
-            return (200 if problem is None else 503), to_bytes({"status": problem or "ready"})
+            ready = await asyncio.to_thread(self.service.is_ready)
+            return (200 if ready else 503), to_bytes({"status": "ready" if ready else "not ready"})
         if limit is None:
             return 404, _problem("no such path", PROTOCOL)
         if request.method != b"POST":
@@ -448,8 +454,11 @@ class KeyServer:
         try:
             body = await self._body(connection, reader, writer, limit)
             return await self._answer(path, body, peer)
-        except Error as error:
-            return _status(error), to_bytes({"protocol": PROTOCOL, "status": "error", **error.details()})
+        except (OSError, EOFError):
+            raise
+        except Exception as error:
+            told = for_far_side(error, f"answer {path}")
+            return _status(told), to_bytes({"protocol": PROTOCOL, "status": "error", **told.details()})
 
     def _stopping(self) -> bool:
         return any(listener.stopping for listener in self.listeners)
@@ -493,7 +502,7 @@ class KeyServer:
             if answer.refusal is not None:
                 return 403, answer.refusal.to_bytes()
             if answer.granted is None:
-                raise Unavailable("the key server has no answer")
+                raise Busy("the key server has no answer")
             return 200, answer.granted.to_bytes()
         if path == PATH_USED:
             grant, token = parse_used(body)

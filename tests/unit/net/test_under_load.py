@@ -18,9 +18,9 @@ import pytest
 
 from adyton.errors import Denied, Error
 from adyton.keyserver.policy import REVOKED
+from adyton.net.bounds import MAX_NOISE_PER_MINUTE
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
-from adyton.net.service import MAX_NOISE_PER_MINUTE
 from tests.owner_world import RUNTIME_PARTS, World, combine, make_world, now, running
 
 
