@@ -164,11 +164,11 @@ class World:
             change.remember(signed.measurement, signed.manifest_bytes, parts)
         return stored.id
 
-    def service(self, **changes: Any) -> KeyService:
+    def service(self, *, verifier: Verifier | None = None, **changes: Any) -> KeyService:
         """The key server's decisions over this owner's store."""
         return KeyService(
             self.store,
-            Verifier(self.collateral),
+            verifier or Verifier(self.collateral),
             server_identity(self.home),
             audit_private_key(self.home),
             combine=combine,

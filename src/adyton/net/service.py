@@ -32,6 +32,7 @@ from adyton.net.batches import MAX_WAITING, Batches
 from adyton.net.bounds import Refusals
 from adyton.net.explaining import Explainer
 from adyton.net.failures import Busy, for_far_side
+from adyton.net.fetching import Fetching
 from adyton.net.readiness import Readiness
 from adyton.net.release import (
     NOT_KEPT,
@@ -84,6 +85,9 @@ class Job:
     refusal: Refusal | None = None
     unchecked: Busy | None = None
     """Why it could not be checked, in words for the far side."""
+    parked: bool = False
+    """Whether it waits for collateral to be fetched, beside the queue."""
+    has_waited: bool = False
 
     def reset(self) -> None:
         """Forget what a decision that did not come to its end left here."""
@@ -277,10 +281,10 @@ class KeyService:
         """Verify the evidence of those for whose answer somebody still waits; what is decided then, is recorded."""
         roots = self._accepted_roots()
         for job in batch:
-            if not job.future.done():
+            if not job.future.done() and not job.parked:
                 job.reset()
                 self._verify(job, roots)
-        return [job for job in batch if job.claim()]
+        return [job for job in batch if not job.parked and job.claim()]
 
     def _fail(self, job: Job, error: Exception) -> None:
         if isinstance(error, StoreError | AuditError):
@@ -306,8 +310,25 @@ class KeyService:
             return
         try:
             job.verified = self.verifier.verify(job.evidence, roots, self._clock())
+        except Fetching as error:
+            self._park(job, error)
         except Error as error:
             job.error = error
+
+    def _park(self, job: Job, fetching: Fetching) -> None:
+        """Let a request wait for its collateral, once, while the others are decided."""
+
+        def resume() -> None:
+            job.parked = False
+            if not self._batches.put(job) and job.claim():
+                job.future.set_exception(_overloaded())
+
+        if job.has_waited:
+            job.error = fetching
+            return
+        job.parked = job.has_waited = True
+        if not fetching.when_done(resume):
+            job.parked, job.error = False, fetching
 
     def _record_left_out(self, *, whole: bool = False) -> None:
         """Record how many refusals were counted only, in each minute that is over."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.errors import StorageFailed, UsageError
 from adyton.keyserver.owner import audit_private_key
 from adyton.net.collateral_store import CollateralStore
+from adyton.net.fetching import FetchingCollateral
 from adyton.net.release import ServerIdentity
 from adyton.net.server import KeyServer, Limits
 from adyton.net.service import KeyService
@@ -134,7 +135,7 @@ def run(
             metrics = Metrics()
         service = KeyService(
             store,
-            Verifier(collateral_store),
+            Verifier(FetchingCollateral(collateral_store)),
             server_identity(home),
             audit_private_key(home),
             combine=combine,
