@@ -332,13 +332,14 @@ class KeyService:
 
     def _record_left_out(self, *, whole: bool = False) -> None:
         """Record how many refusals were counted only, in each minute that is over."""
-        sums = self._refusals.sums(None if whole else now_ms())
+        at_ms = int(self._clock().timestamp() * 1000)
+        sums = self._refusals.sums(None if whole else at_ms)
         if not sums:
             return
         try:
             with self.store.write() as change:
                 for left_out in sums:
-                    change.record("noise", "", left_out, now_ms())
+                    change.record("noise", "", left_out, at_ms)
             self._refusals.recorded(sums)
         except Error as error:
             log.warning("could not record what was left out", extra={"reason": error.message})
