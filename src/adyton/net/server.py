@@ -51,6 +51,10 @@ MAX_HELLO_BYTES: Final = 16 * 1024 + 256
 MAX_HEADER_BYTES: Final = 16 * 1024
 READ_BYTES: Final = 64 * 1024
 BACKLOG: Final = 4096
+MAX_EXPLAINING: Final = 4
+"""Explanations that are read or worked on at a time: each is megabytes."""
+
+EXPLAIN_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +341,7 @@ class KeyServer:
         self.limits = limits
         self.counters = Counters()
         self.listeners: list[Listener] = []
+        self._explaining = asyncio.Semaphore(MAX_EXPLAINING)
 
     def listen_adyton(self, host: str, port: int, context: ssl.SSLContext) -> Listener:
         """Serve Adyton's own protocol here."""
@@ -436,7 +441,7 @@ class KeyServer:
         request: h11.Request,
         peer: str,
     ) -> tuple[int, bytes]:
-        path = request.target.decode("ascii", "replace")
+        path, denial = _route(request.target.decode("ascii", "replace"))
         limit = _BODY_LIMITS.get(path)
         if request.method == b"GET" and path == "/healthz":
             self.counters.requests["health"] += 1
@@ -452,6 +457,8 @@ class KeyServer:
             return 405, _problem("POST only", "POST")
         self.counters.requests[path.rpartition("/")[2]] += 1
         try:
+            if path == PATH_EXPLAIN:
+                return await self._explain(denial, lambda: self._body(connection, reader, writer, limit))
             body = await self._body(connection, reader, writer, limit)
             return await self._answer(path, body, peer)
         except (OSError, EOFError):
@@ -504,13 +511,41 @@ class KeyServer:
             if answer.granted is None:
                 raise Busy("the key server has no answer")
             return 200, answer.granted.to_bytes()
-        if path == PATH_USED:
-            grant, token = parse_used(body)
-            found = await asyncio.to_thread(self.service.used, grant, token)
-            return (200 if found else 409), to_bytes({"protocol": PROTOCOL, "status": "noted" if found else "unknown"})
-        explanation = parse_explain(body)
-        told = await asyncio.to_thread(self.service.explain, explanation)
+        grant, token = parse_used(body)
+        found = await asyncio.to_thread(self.service.used, grant, token)
+        return (200 if found else 409), to_bytes({"protocol": PROTOCOL, "status": "noted" if found else "unknown"})
+
+    async def _explain(self, denial: str, read: Callable[[], Awaitable[bytes]]) -> tuple[int, bytes]:
+        """Read and work out an explanation: only of what can be explained, few at a time, beside the other requests."""
+        await asyncio.to_thread(self.service.check_explainable, denial)
+        try:
+            async with asyncio.timeout(EXPLAIN_WAIT_S):
+                await self._explaining.acquire()
+        except TimeoutError:
+            raise Busy(
+                "too many programs are being explained",
+                check="explanations at a time",
+                expected=f"at most {MAX_EXPLAINING}",
+                seen="more",
+                remedy="the refusal stands as it is; start the program again to have it explained",
+            ) from None
+        try:
+            told = await asyncio.to_thread(self._explained, denial, await read())
+        finally:
+            self._explaining.release()
         return 200, to_bytes({"protocol": PROTOCOL, "status": "explained", "changed": told})
+
+    def _explained(self, denial: str, body: bytes) -> list[str]:
+        explanation = parse_explain(body)
+        if explanation.denial != denial:
+            raise OutOfOrder(
+                "this explains another denial than its path says",
+                check="denial id",
+                expected=denial,
+                seen=explanation.denial,
+                remedy="use an Adyton of the same protocol version on both sides",
+            )
+        return self.service.explain(explanation)
 
 
 _BODY_LIMITS: Final = {
@@ -519,6 +554,12 @@ _BODY_LIMITS: Final = {
     PATH_USED: 1024,
     PATH_EXPLAIN: MAX_EXPLAIN_BYTES,
 }
+
+
+def _route(target: str) -> tuple[str, str]:
+    """Path, and the denial's id that stands at its end where it is explained."""
+    head, _, tail = target.rpartition("/")
+    return (head, tail[:40]) if head == PATH_EXPLAIN else (target, "")
 
 
 def _problem(message: str, expected: str) -> bytes:
