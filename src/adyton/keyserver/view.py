@@ -286,12 +286,14 @@ class Reader:
             for row in rows:
                 yield Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash))
 
-    def newest_entries(self, limit: int, *, kinds: Sequence[str] = ()) -> list[Entry]:
-        """The newest audit entries first."""
+    def newest_entries(self, limit: int, *, kinds: Sequence[str] = (), before: int | None = None) -> list[Entry]:
+        """The newest audit entries first, or the newest of those before one."""
         table = schema.audit
         query = sa.select(table).order_by(table.c.seq.desc()).limit(limit)
         if kinds:
             query = query.where(table.c.kind.in_(kinds))
+        if before is not None:
+            query = query.where(table.c.seq < before)
         return [Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash)) for row in self._connection.execute(query)]
 
     def entry(self, seq: int) -> Entry | None:

@@ -41,9 +41,9 @@ def obtain(world: World, where: Running | str, signed: SignedManifest, **changes
     return obtain_keys(signed, source, {"alice": address}, protocol=protocol, timeout_s=10, **changes)
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds, for at most ten seconds."""
-    deadline = time.monotonic() + 10
+def wait_until(holds: Callable[[], bool], *, within_s: float = 20) -> None:
+    """Wait until something holds, for a bounded time."""
+    deadline = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
