@@ -161,8 +161,10 @@ def release_message(
 class Logged(logging.Handler):
     """What the key server logs while the block lasts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *names: str) -> None:
         super().__init__(logging.INFO)
+        self._loggers = [logging.getLogger(name) for name in names or ("adyton.keyserver",)]
+        self._levels = [logger.level for logger in self._loggers]
         self.records: list[dict[str, Any]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -171,14 +173,18 @@ class Logged(logging.Handler):
 
     def __enter__(self) -> Logged:
         """Listen."""
-        logger = logging.getLogger("adyton.keyserver")
-        self._level = logger.level
-        logger.setLevel(logging.INFO)
-        logger.addHandler(self)
+        for logger in self._loggers:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(self)
         return self
 
     def __exit__(self, *_error: object) -> None:
         """Listen no longer."""
-        logger = logging.getLogger("adyton.keyserver")
-        logger.removeHandler(self)
-        logger.setLevel(self._level)
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.removeHandler(self)
+            logger.setLevel(level)
+
+    @property
+    def errors(self) -> list[dict[str, Any]]:
+        """What was logged as an error."""
+        return [record for record in self.records if record["levelno"] >= logging.ERROR]

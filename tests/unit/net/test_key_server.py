@@ -144,6 +144,22 @@ def test_release_retry_of_the_same_run_is_free(world: World, server: Running) ->
     assert document["check"] == "number of runs"
 
 
+def test_release_runs_at_a_time_are_counted_until_their_lease_ends(world: World) -> None:
+    """With one run at a time another waits until the lease ends, while the first may ask again."""
+    signed = world.program()
+    world.approve(signed, max_active=1, lease_s=60)
+    times = [now()]
+    with running(world, service=world.service(clock=lambda: times[0])) as server:
+        first = EnclaveKey()
+        assert release(world, server, signed, key=first)[0] == 200
+        status, document = release(world, server, signed)
+        assert (status, document["check"]) == (403, "runs at a time")
+        assert release(world, server, signed, key=first)[0] == 200
+        times[0] += timedelta(seconds=61)
+        assert release(world, server, signed)[0] == 200
+        assert release(world, server, signed, key=first)[0] == 403
+
+
 def test_release_answer_carries_a_checkpoint_that_verifies(world: World, server: Running) -> None:
     """Every grant says where the audit record stands, signed."""
     from adyton.keyserver.audit import Checkpoint, verify_checkpoint

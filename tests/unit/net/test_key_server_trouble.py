@@ -73,7 +73,7 @@ def test_client_that_leaves_before_the_decision_gets_no_release_and_ends_nothing
             assert obtain(world, server, signed).keys
         assert service.is_ready()
     assert len(entries(world, "release")) == 1
-    assert not [record for record in logged.records if record["levelname"] == "ERROR"]
+    assert logged.errors == []
 
 
 def test_client_that_leaves_during_the_decision_is_recorded_and_ends_nothing(world: World) -> None:
@@ -88,7 +88,7 @@ def test_client_that_leaves_during_the_decision_is_recorded_and_ends_nothing(wor
         wait_until(lambda: len(entries(world, "release")) == 1)
         assert obtain(world, server, signed).keys
     assert len(entries(world, "release")) == 2
-    assert not [record for record in logged.records if record["levelname"] == "ERROR"]
+    assert logged.errors == []
 
 
 def test_batches_survive_whatever_the_work_does() -> None:
