@@ -328,8 +328,11 @@ def test_half_request_is_dropped_in_time_however_it_trickles_in(
     connection.close()
 
 
-def test_half_requests_of_one_address_leave_room_for_the_owner(world: World, page: str) -> None:
+def test_half_requests_of_one_address_leave_room_for_the_owner(
+    world: World, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One address has its share of connections; what it has beyond is dropped, and the owner's page comes."""
+    monkeypatch.setattr(patience, "REQUEST_S", 300)
     held = [half_request(world, page, "127.0.0.2", b"GET / HTT") for _ in range(patience.MAX_PER_ADDRESS)]
     beyond = half_request(world, page, "127.0.0.2", b"")
     with contextlib.suppress(ConnectionError, ssl.SSLError):

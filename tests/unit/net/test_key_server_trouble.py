@@ -12,9 +12,11 @@ from typing import Any, NoReturn
 import pytest
 
 from adyton.errors import AuditError, FetchFailed, StoreError
+from adyton.keyserver.policy import ADYTON
 from adyton.net.batches import Batches
 from adyton.net.release import PATH_RELEASE, PATH_USED, used_message
 from adyton.net.server import Limits
+from adyton.net.service import Answer, Job
 from tests.owner_world import World, make_world, running
 from tests.unit.net.by_hand import (
     Logged,
@@ -89,6 +91,19 @@ def test_client_that_leaves_during_the_decision_is_recorded_and_ends_nothing(wor
         assert obtain(world, server, signed).keys
     assert len(entries(world, "release")) == 2
     assert logged.errors == []
+
+
+def test_job_is_claimed_by_whoever_decides_it_and_never_once_it_is_over() -> None:
+    """A request is decided as long as somebody waits; what was taken back or answered is left alone."""
+    waits, gone, answered = (Job(ADYTON, (), b"", "r", "peer", None) for _ in range(3))
+    assert waits.claim()
+    assert waits.claim()
+    assert not waits.future.cancel()
+    gone.future.cancel()
+    assert not gone.claim()
+    assert not gone.claim()
+    answered.future.set_result(Answer(None))
+    assert not answered.claim()
 
 
 def test_batches_survive_whatever_the_work_does() -> None:
@@ -166,11 +181,14 @@ def test_readyz_recovers_by_itself(world: World, monkeypatch: pytest.MonkeyPatch
     """Nobody sends requests to a server that is not ready, so it finds out itself that it is again."""
     monkeypatch.setattr("adyton.net.readiness.KEPT_S", 0)
     signed = world.program()
-    with running(world) as server, https(world, server.adyton) as connection:
+    limits = Limits(request_timeout_s=8)
+    with running(world, limits=limits) as server, https(world, server.adyton) as connection:
         with broken_store(world, StoreError(SECRET)):
             release(world, server, signed)
             assert get(connection, "/readyz")[0] == 503
         assert get(connection, "/readyz")[0] == 200
+        with world.store.write():
+            assert get(connection, "/readyz")[0] == 200
 
 
 def test_stranger_takes_no_write_lock(world: World) -> None:

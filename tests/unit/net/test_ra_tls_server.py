@@ -89,6 +89,8 @@ def test_ra_tls_failure_inside_closes_the_connection(world: World, server: Runni
         patch.setattr(server.server.service._batches, "put", lambda _job: False)
         assert provision(world, server, *credential(world, signed)) == b""
     assert provision(world, server, *credential(world, signed)) != b""
+    wait_until(lambda: server.server.counters.open == 0)
+    assert server.server.counters.closed == {"served": 2}
 
 
 # --- which key ----------------------------------------------------------------------------------------------------

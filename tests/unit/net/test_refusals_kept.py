@@ -227,6 +227,7 @@ def test_tdx_program_with_replayed_evidence_or_approved_waits_for_nothing(world:
     stolen = world.enclave(signed, tdx=True).quote(bytes(64))
     denial = refusal(world, service, signed, evidence=stolen).denial
     show(world, service, signed, denial)
+    assert candidates(world) == []
     world.approve(signed, tees=(tee,), protocols=("ra-tls",))
     denial = refusal(world, service, signed, tdx=True).denial
     show(world, service, signed, denial)
