@@ -22,8 +22,9 @@ from adyton.keyserver.owner import audit_private_key
 from adyton.net.checkpoints import Checkpoints
 from adyton.net.collateral_store import CollateralStore
 from adyton.net.fetching import FetchingCollateral
+from adyton.net.listener import Limits
 from adyton.net.release import ServerIdentity
-from adyton.net.server import KeyServer, Limits
+from adyton.net.server import KeyServer
 from adyton.net.service import KeyService
 from adyton.net.tls import server_context
 from adyton.net.verification import Verifier

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from adyton.net import ratls
+from adyton.net.listener import Limits
 from adyton.net.release import PATH_CHALLENGE, PATH_RELEASE, PATH_USED, challenge_request
-from adyton.net.server import Limits
 from adyton.net.tls import client_context, use_certificate
 from tests.owner_world import Running, World, make_world, running
 from tests.unit.net.by_hand import Logged, credential, obtain, release_message, wait_until

@@ -26,6 +26,7 @@ from adyton.keyserver.policy import REVOKED
 from adyton.manifest.signed import SignedManifest
 from adyton.net import ratls
 from adyton.net.client import obtain_keys
+from adyton.net.listener import Limits
 from adyton.net.release import (
     PATH_CHALLENGE,
     PATH_RELEASE,
@@ -38,7 +39,6 @@ from adyton.net.release import (
     parse_challenge,
     used_message,
 )
-from adyton.net.server import Limits
 from adyton.net.serving import server_identity
 from adyton.net.tls import client_context, use_certificate
 from adyton.tee.sim import SimPlatform

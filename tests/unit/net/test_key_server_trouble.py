@@ -14,8 +14,8 @@ import pytest
 from adyton.errors import AuditError, FetchFailed, StoreError
 from adyton.keyserver.policy import ADYTON
 from adyton.net.batches import Batches
+from adyton.net.listener import Limits
 from adyton.net.release import PATH_RELEASE, PATH_USED, used_message
-from adyton.net.server import Limits
 from adyton.net.service import Answer, Job
 from tests.owner_world import World, make_world, running
 from tests.unit.net.by_hand import (

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from adyton.attest.ratls import make_certificate
 from adyton.manifest.signed import SignedManifest
 from adyton.net import ratls
-from adyton.net.server import Limits
+from adyton.net.listener import Limits
 from adyton.net.service import KeyService
 from adyton.net.tls import MAX_CLIENT_CHAIN_BYTES, client_context, use_certificate
 from tests.owner_world import Running, World, make_world, now, running

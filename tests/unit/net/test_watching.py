@@ -139,7 +139,7 @@ def test_log_lines_are_json_whoever_writes_them(
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     set_up_logging(json_logs=True)
-    logging.getLogger(name).warning("Invalid HTTP request received.")
+    logging.getLogger(name).error("Invalid HTTP request received.")
     assert json.loads(written.getvalue())["event"] == "Invalid HTTP request received."
 
 
