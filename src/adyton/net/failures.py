@@ -9,8 +9,11 @@ from adyton.errors import Error, OutOfOrder, Unavailable, VersionMismatch
 log = logging.getLogger("adyton.keyserver")
 
 
-class Busy(Unavailable):
-    """The key server cannot answer this now; its text is made for strangers."""
+def busy(message: str, *, check: str, expected: str, seen: str, remedy: str = "try again in a moment") -> Unavailable:
+    """What a stranger is told when the key server cannot answer now."""
+    error = Unavailable(message, check=check, expected=expected, seen=seen, remedy=remedy)
+    error.for_strangers = True
+    return error
 
 
 def for_far_side(error: Exception, doing: str) -> Error:
@@ -19,13 +22,13 @@ def for_far_side(error: Exception, doing: str) -> Error:
     What is wrong with her own message she is told; all else (the database, a file, a defect) is the owner's, and goes
     to the log instead.
     """
-    if isinstance(error, OutOfOrder | VersionMismatch | Busy):
+    if isinstance(error, OutOfOrder | VersionMismatch) or (isinstance(error, Unavailable) and error.for_strangers):
         return error
     if isinstance(error, Error):
         log.error("could not %s", doing, extra={"reason": error.message, **_more(error)})
     else:
         log.error("internal error: could not %s", doing, exc_info=error)
-    return Busy(
+    return busy(
         "the key server could not check this",
         check="key server",
         expected="a key server that works",

@@ -49,11 +49,15 @@ class Fetch:
     ended: bool = False
 
 
-class Fetching(Unavailable):
-    """What is missing is on its way; `when_done` has somebody told when it is here, or cannot be had."""
+class Fetching(Exception):
+    """What is missing is on its way; `when_done` has somebody told when it is here, or cannot be had.
+
+    No refusal and so no `Error`; `error` is what to say where nobody can wait.
+    """
 
     def __init__(self, owner: FetchingCollateral, fetch: Fetch) -> None:
-        super().__init__(
+        super().__init__("the collateral is being fetched")
+        self.error = Unavailable(
             "the collateral for this platform is being fetched",
             check="collateral",
             expected="collateral for this platform",

@@ -16,7 +16,7 @@ import h11
 
 from adyton.errors import Error, OutOfOrder, Unavailable, VersionMismatch
 from adyton.net import ratls
-from adyton.net.failures import Busy, for_far_side
+from adyton.net.failures import busy, for_far_side
 from adyton.net.listener import READ_BYTES, Counters, Limits, Listener
 from adyton.net.release import (
     MAX_EXPLAIN_BYTES,
@@ -225,7 +225,7 @@ class KeyServer:
             if answer.refusal is not None:
                 return 403, answer.refusal.to_bytes()
             if answer.granted is None:
-                raise Busy("the key server has no answer")
+                raise busy("the key server has no answer", check="answer", expected="one", seen="none")
             return 200, answer.granted.to_bytes()
         grant, token = parse_used(body)
         found = await asyncio.to_thread(self.service.used, grant, token)
@@ -238,7 +238,7 @@ class KeyServer:
             async with asyncio.timeout(EXPLAIN_WAIT_S):
                 await self._explaining.acquire()
         except TimeoutError:
-            raise Busy(
+            raise busy(
                 "too many programs are being explained",
                 check="explanations at a time",
                 expected=f"at most {MAX_EXPLAINING}",

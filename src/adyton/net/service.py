@@ -31,7 +31,7 @@ from adyton.keyserver.view import AWAITED, KEY, Release
 from adyton.net.batches import MAX_WAITING, Batches
 from adyton.net.bounds import Refusals
 from adyton.net.explaining import Explainer
-from adyton.net.failures import Busy, for_far_side
+from adyton.net.failures import busy, for_far_side
 from adyton.net.fetching import Fetching
 from adyton.net.readiness import Readiness
 from adyton.net.release import (
@@ -83,7 +83,7 @@ class Job:
     payload: Payload | None = None
     grant_id: str = ""
     refusal: Refusal | None = None
-    unchecked: Busy | None = None
+    unchecked: Unavailable | None = None
     """Why it could not be checked, in words for the far side."""
     parked: bool = False
     """Whether it waits for collateral to be fetched, beside the queue."""
@@ -212,7 +212,7 @@ class KeyService:
 
     def _submit(self, job: Job) -> Future[Answer]:
         if self._closed:
-            raise Busy("the key server is stopping", remedy="try again in a moment")
+            raise busy("the key server is stopping", check="key server", expected="one that serves", seen="its end")
         if not self._batches.put(job):
             raise _overloaded()
         return job.future
@@ -324,11 +324,11 @@ class KeyService:
                 job.future.set_exception(_overloaded())
 
         if job.has_waited:
-            job.error = fetching
+            job.error = fetching.error
             return
         job.parked = job.has_waited = True
         if not fetching.when_done(resume):
-            job.parked, job.error = False, fetching
+            job.parked, job.error = False, fetching.error
 
     def _record_left_out(self, *, whole: bool = False) -> None:
         """Record how many refusals were counted only, in each minute that is over."""
@@ -507,7 +507,7 @@ class KeyService:
         self._deny(change, job, unchecked_reason, {"unchecked": error.details()}, at_ms)
         if job.refusal is not None:
             told = job.refusal
-            job.unchecked = Busy(
+            job.unchecked = busy(
                 told.message, check=told.check, expected=told.expected, seen=told.seen, remedy=told.remedy
             )
 
@@ -592,8 +592,8 @@ def _one_certificate(chain: Sequence[bytes]) -> ratls.RATLSCertificate:
     return ratls.parse_certificate(chain[0])
 
 
-def _overloaded() -> Busy:
-    return Busy(
+def _overloaded() -> Unavailable:
+    return busy(
         "the key server is overloaded",
         check="requests that wait",
         expected=f"at most {MAX_WAITING}",

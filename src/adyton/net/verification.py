@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class CollateralSource(Protocol):
-    """Where collateral comes from; raises Unavailable where there is none for this evidence, Stale where it is old."""
+    """Where collateral comes from.
+
+    Raises Unavailable where there is none for this evidence, Stale where it is old, Fetching where it is on its way.
+    """
 
     def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime, /) -> Collateral:
         """Collateral for this quote's platform."""
@@ -52,7 +55,7 @@ class Verifier:
         self._cache = dcap.Cache()
 
     def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> Verified:
-        """Verify evidence at the time `now`; raises an EvidenceError that names the step, or Unavailable.
+        """Verify evidence at the time `now`; raises an EvidenceError that names the step, Unavailable, or Fetching.
 
         A certificate chain in the evidence is judged first, up to a pinned root: it needs no collateral, and so nobody
         has collateral fetched for a platform that is not trusted anyway.
