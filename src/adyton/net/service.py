@@ -280,11 +280,8 @@ class KeyService:
     def _prepared(self, batch: list[Job]) -> list[Job]:
         """Verify the evidence of those for whose answer somebody still waits; what is decided then, is recorded."""
         roots = self._accepted_roots()
-        for job in batch:
-            if not job.future.done() and not job.parked:
-                job.reset()
-                self._verify(job, roots)
-        return [job for job in batch if not job.parked and job.claim()]
+        verified = [job for job in batch if not (job.future.done() or job.parked) and self._verify(job, roots)]
+        return [job for job in verified if job.claim()]
 
     def _fail(self, job: Job, error: Exception) -> None:
         if isinstance(error, StoreError | AuditError):
@@ -305,30 +302,34 @@ class KeyService:
             job.future.set_exception(for_far_side(error, "answer a request"))
         self._on_decision(outcome, time.monotonic() - job.received_at)
 
-    def _verify(self, job: Job, roots: frozenset[Digest]) -> None:
+    def _verify(self, job: Job, roots: frozenset[Digest]) -> bool:
+        """Verify its evidence; False where it waits for collateral, and comes again."""
+        job.reset()
         if job.error is not None:
-            return
+            return True
         try:
             job.verified = self.verifier.verify(job.evidence, roots, self._clock())
         except Fetching as error:
-            self._park(job, error)
+            return not self._park(job, error)
         except Error as error:
             job.error = error
+        return True
 
-    def _park(self, job: Job, fetching: Fetching) -> None:
-        """Let a request wait for its collateral, once, while the others are decided."""
+    def _park(self, job: Job, fetching: Fetching) -> bool:
+        """Let a request wait for its collateral, once, while the others are decided; False where it cannot."""
 
         def resume() -> None:
             job.parked = False
             if not self._batches.put(job) and job.claim():
                 job.future.set_exception(_overloaded())
 
-        if job.has_waited:
-            job.error = fetching.error
-            return
-        job.parked = job.has_waited = True
-        if not fetching.when_done(resume):
-            job.parked, job.error = False, fetching.error
+        if not job.has_waited:
+            job.parked = job.has_waited = True
+            if fetching.when_done(resume):
+                return True
+            job.parked = False
+        job.error = fetching.error
+        return False
 
     def _record_left_out(self, *, whole: bool = False) -> None:
         """Record how many refusals were counted only, in each minute that is over."""
@@ -341,8 +342,8 @@ class KeyService:
                 for left_out in sums:
                     change.record("noise", "", left_out, at_ms)
             self._refusals.recorded(sums)
-        except Error as error:
-            log.warning("could not record what was left out", extra={"reason": error.message})
+        except Exception as error:
+            log.warning("could not record what was left out", extra={"reason": str(error)[:300]})
 
     def _accepted_roots(self) -> frozenset[Digest]:
         with self.store.read() as view:

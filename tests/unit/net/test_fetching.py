@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
@@ -126,6 +126,23 @@ def test_fetch_that_hangs_holds_up_nobody_else(
     pcs.open.set()
     assert all(future.result(60).payload is not None for future in waiting)
     assert len(pcs.asked) == len(set(pcs.asked))
+
+
+def test_fetch_that_ends_before_anybody_waits_for_it(
+    world: World, service: KeyService, pcs: Service, other: SimPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that is about to wait when the fetch ends is decided with what was fetched, as if it had waited."""
+    approve_on(world, other)
+    when_done = Fetching.when_done
+
+    def late(fetching: Fetching, callback: Callable[[], None]) -> bool:
+        pcs.open.set()
+        wait_until(lambda: fetching._fetch.ended)
+        return when_done(fetching, callback)
+
+    monkeypatch.setattr(Fetching, "when_done", late)
+    assert ask(world, service, other).result(60).payload is not None
+    assert entries(world, "denial") == []
 
 
 def test_client_that_leaves_while_collateral_is_fetched_gets_no_release(
