@@ -26,7 +26,8 @@ from adyton.manifest.measure import workload_measurement
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.signature import generate_signer, load_signer, sign
 from adyton.manifest.signed import SignedManifest, load_signed, signed_attributes
-from adyton.net.server import KeyServer, Limits
+from adyton.net.listener import Limits
+from adyton.net.server import KeyServer
 from adyton.net.service import KeyService
 from adyton.net.serving import server_identity
 from adyton.net.tls import server_context
@@ -164,11 +165,11 @@ class World:
             change.remember(signed.measurement, signed.manifest_bytes, parts)
         return stored.id
 
-    def service(self, **changes: Any) -> KeyService:
+    def service(self, *, verifier: Verifier | None = None, **changes: Any) -> KeyService:
         """The key server's decisions over this owner's store."""
         return KeyService(
             self.store,
-            Verifier(self.collateral),
+            verifier or Verifier(self.collateral),
             server_identity(self.home),
             audit_private_key(self.home),
             combine=combine,

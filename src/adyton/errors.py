@@ -254,6 +254,9 @@ class Unavailable(Error):
 
     exit_code = 110
 
+    for_strangers: bool = False
+    """Whether its text was made for whoever asked over the network; all other text is the owner's."""
+
 
 class FetchFailed(Unavailable):
     """Something that lives elsewhere could not be fetched."""

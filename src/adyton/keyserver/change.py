@@ -8,7 +8,6 @@ not happen, or after it.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -20,7 +19,7 @@ from adyton.keyserver.audit import Entry, Head, canonical, entry_hash
 from adyton.keyserver.clock import moment, now_ms
 from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import APPROVED, REVOKED, Approval, StoredApproval
-from adyton.keyserver.view import KEY, KeyInfo, Reader, Release, Usage
+from adyton.keyserver.view import AWAITED, KEY, KeyInfo, Reader, Release, Usage
 from adyton.keyserver.wrapping import WrappingKey
 from adyton.values import KEY_BYTES, Measurement
 
@@ -30,6 +29,12 @@ if TYPE_CHECKING:
     from adyton.keyserver.keyring import Keyring
 
 MAX_SECRET_BYTES: Final = 64 * 1024
+MAX_CACHED_NAMES: Final = 1000
+"""Names of keys whose approvals are kept in memory; strangers may ask for any name."""
+
+MAX_CANDIDATES: Final = 200
+"""Programs that wait for the owner; beyond that the one that asked longest ago makes room."""
+
 _FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
 _FORGET_NONCES: Final = sa.delete(schema.nonces).where(schema.nonces.c.expires_at < sa.bindparam("before"))
 _LOCK_HEAD: Final = sa.select(schema.chain).with_for_update()
@@ -157,6 +162,8 @@ class Transaction(Reader):
             return super().approvals(key)
         found = self._approval_cache.get(key or "")
         if found is None:
+            if len(self._approval_cache) >= MAX_CACHED_NAMES:
+                self._approval_cache.clear()
             found = self._approval_cache[key or ""] = super().approvals(key)
         return found
 
@@ -217,12 +224,7 @@ class Transaction(Reader):
         )
         self._note_change(approval_id, 1, state, approval, actor, at)
         if approval.measurement is not None:
-            self._connection.execute(
-                sa.delete(schema.candidates).where(
-                    schema.candidates.c.measurement == approval.measurement.raw,
-                    schema.candidates.c.key == approval.key,
-                )
-            )
+            self._forget_candidate(approval.measurement.raw, approval.key)
         return StoredApproval(approval_id, state, 1, approval, moment(at))
 
     def change_approval(
@@ -331,14 +333,12 @@ class Transaction(Reader):
 
     def use_grant(self, grant_id: str, token: bytes, at_ms: int) -> bool:
         """Note that the enclave acknowledged a grant; False where no such grant awaits this token."""
-        table = schema.grants
-        row = self._connection.execute(sa.select(table).where(table.c.id == grant_id)).one_or_none()
-        if row is None or not hmac.compare_digest(bytes(row.token), hashlib.sha256(token).digest()):
-            return False
-        if row.used_at is None:
+        state = self.grant_state(grant_id, token)
+        if state == AWAITED:
+            table = schema.grants
             self._connection.execute(sa.update(table).where(table.c.id == grant_id).values(used_at=at_ms))
             self.record("used", grant_id, {"grant": grant_id}, at_ms)
-        return True
+        return state is not None
 
     def note_candidate(self, measurement: Measurement, tee: str, key: str, denial: str, at_ms: int) -> None:
         """Note that a program on a genuine platform asked for a key that it is not approved for."""
@@ -348,6 +348,7 @@ class Transaction(Reader):
             sa.update(table).where(*where).values(last_at=at_ms, requests=table.c.requests + 1, denial=denial)
         )
         if done.rowcount == 0:
+            self._make_room_for_candidate()
             self._connection.execute(
                 sa.insert(table).values(
                     measurement=measurement.raw,
@@ -359,6 +360,25 @@ class Transaction(Reader):
                     denial=denial,
                 )
             )
+
+    def _make_room_for_candidate(self) -> None:
+        table = schema.candidates
+        oldest = sa.select(table).order_by(table.c.last_at.desc()).offset(MAX_CANDIDATES - 1)
+        for row in self._connection.execute(oldest).all():
+            self._forget_candidate(row.measurement, row.key, row.tee)
+
+    def dismiss_candidate(self, measurement: Measurement, key: str, *, actor: str) -> bool:
+        """Let a program wait no longer; False where it does not. It waits anew when it asks again."""
+        if not self._forget_candidate(measurement.raw, key):
+            return False
+        body = {"measurement": measurement.hex(), "key": key, "actor": actor[:128]}
+        self.record("candidate-dismissed", "", body, now_ms())
+        return True
+
+    def _forget_candidate(self, measurement: bytes, key: str, tee: str | None = None) -> int:
+        table = schema.candidates
+        query = sa.delete(table).where(table.c.measurement == measurement, table.c.key == key)
+        return self._connection.execute(query if tee is None else query.where(table.c.tee == tee)).rowcount
 
     def keep_artifact(self, kind: str, data: bytes, at_ms: int) -> bytes:
         """Keep evidence or collateral once, under its SHA-256, which is returned."""

@@ -34,6 +34,9 @@ _NO_END: Final = datetime(9999, 1, 1, tzinfo=UTC)
 PROGRAM_LINES: Final = frozenset({"workload", "measurement", "signer", "program"})
 """The names under which `appraise` judges which program it is."""
 
+RUNS_LINE: Final = "number of runs"
+ACTIVE_LINE: Final = "runs at a time"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -89,6 +92,12 @@ class Denial:
     key: str
     judged: tuple[Judged, ...]
     knows_key: bool = True
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether an approval would grant it, if its runs were not used up."""
+        limits = {RUNS_LINE, ACTIVE_LINE}
+        return any({line.name for line in judged.failed} <= limits for judged in self.judged)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the owner."""
@@ -206,7 +215,7 @@ def _usage_lines(approval: Approval, usage: Usage) -> list[Check]:
     if approval.max_runs is not None:
         lines.append(
             Check(
-                "number of runs",
+                RUNS_LINE,
                 f"at most {approval.max_runs}",
                 f"{usage.runs} runs had the key, and this is another",
                 free or usage.runs < approval.max_runs,
@@ -216,7 +225,7 @@ def _usage_lines(approval: Approval, usage: Usage) -> list[Check]:
     if approval.max_active is not None:
         lines.append(
             Check(
-                "runs at a time",
+                ACTIVE_LINE,
                 f"at most {approval.max_active}",
                 f"{usage.active} runs hold a lease",
                 free or usage.active < approval.max_active,

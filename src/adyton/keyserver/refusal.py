@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from adyton.keyserver.decide import Denial
 
 MAX_TEXT_CHARACTERS: Final = 600
-_ASK: Final = "ask the owner to look at denial {denial} (adyton audit show {denial})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,13 @@ class Reason:
         }
 
 
+def _ask(denial_id: str | None) -> str:
+    """What to ask the owner; without an id the refusal is one of so many that it was counted only."""
+    if denial_id is None:
+        return "try again in a minute: there were so many refusals in this one that the owner's log only counts this"
+    return f"ask the owner to look at denial {denial_id} (adyton audit show {denial_id})"
+
+
 def _cut(value: object) -> str:
     shown = text(value)
     return shown if len(shown) <= MAX_TEXT_CHARACTERS else shown[: MAX_TEXT_CHARACTERS - 1] + "…"
@@ -54,9 +60,9 @@ def program_of(report: VerifiedReport) -> str:
     return f"measurement {report.measurement}"
 
 
-def safe_reason(denial: Denial, report: VerifiedReport, denial_id: str) -> Reason:
+def safe_reason(denial: Denial, report: VerifiedReport, denial_id: str | None) -> Reason:
     """The far side's text for a request that no approval grants."""
-    ask = _ASK.format(denial=denial_id)
+    ask = _ask(denial_id)
     closest = denial.judged[0] if denial.judged else None
     if closest is None or not closest.is_this_program:
         return Reason(
@@ -95,9 +101,20 @@ def _plural(failed: tuple[Check, ...]) -> str:
     return f"{names[0]} does not hold" if len(names) == 1 else f"{', '.join(names)} do not hold"
 
 
-def evidence_reason(error: Error, denial_id: str) -> Reason:
-    """The far side's text for evidence that was refused, or could not be checked, before any approval was read."""
-    ask = _ASK.format(denial=denial_id)
+def unchecked_reason(denial_id: str | None) -> Reason:
+    """The far side's text where the key server lacks what evidence is checked against; the owner's log says what."""
+    return Reason(
+        "the key server could not check this evidence",
+        "collateral",
+        "current collateral for this platform",
+        "none at the key server",
+        f"try again in a moment; if it persists, {_ask(denial_id)}",
+    )
+
+
+def evidence_reason(error: Error, denial_id: str | None) -> Reason:
+    """The far side's text for evidence that was refused before any approval was read."""
+    ask = _ask(denial_id)
     if isinstance(error, BadChain) and (error.check or "").endswith("pinned"):
         return Reason(
             f"the owner has approved no program on this platform: {error.message}"[:MAX_TEXT_CHARACTERS],

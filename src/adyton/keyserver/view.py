@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from adyton.keyserver.keyring import Keyring
 
+AWAITED: Final = "awaited"
+USED: Final = "used"
+"""States of a grant."""
 KEY: Final = "key"
 SECRET: Final = "secret"  # noqa: S105 - a kind of entry, not a secret
 _OWN_LEASE: Final = (
@@ -232,6 +236,13 @@ class Reader:
             active = self._connection.execute(_COUNT_ACTIVE, {"approval": approval_id, "at": at_ms}).scalar_one()
         return Usage(runs, active, None if own is None else _release(own))
 
+    def grant_state(self, grant_id: str, token: bytes) -> str | None:
+        """Whether a grant awaits its acknowledgement or has it; None where there is none with this token."""
+        row = self._connection.execute(sa.select(schema.grants).where(schema.grants.c.id == grant_id)).one_or_none()
+        if row is None or not hmac.compare_digest(bytes(row.token), hashlib.sha256(token).digest()):
+            return None
+        return AWAITED if row.used_at is None else USED
+
     def releases(self, limit: int = 100) -> list[Release]:
         """The newest releases first."""
         rows = self._connection.execute(sa.select(schema.releases).order_by(schema.releases.c.at.desc()).limit(limit))
@@ -275,12 +286,14 @@ class Reader:
             for row in rows:
                 yield Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash))
 
-    def newest_entries(self, limit: int, *, kinds: Sequence[str] = ()) -> list[Entry]:
-        """The newest audit entries first."""
+    def newest_entries(self, limit: int, *, kinds: Sequence[str] = (), before: int | None = None) -> list[Entry]:
+        """The newest audit entries first, or the newest of those before one."""
         table = schema.audit
         query = sa.select(table).order_by(table.c.seq.desc()).limit(limit)
         if kinds:
             query = query.where(table.c.kind.in_(kinds))
+        if before is not None:
+            query = query.where(table.c.seq < before)
         return [Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash)) for row in self._connection.execute(query)]
 
     def entry(self, seq: int) -> Entry | None:

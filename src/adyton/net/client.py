@@ -269,15 +269,15 @@ class _Conversation:
         """Show the manifest and the runtime's parts, so that the owner's log can say what was changed; best effort."""
         import http.client
 
-        from adyton.net.release import PATH_EXPLAIN, Refusal, explain_message, parse_explained
+        from adyton.net.release import NOT_KEPT, PATH_EXPLAIN, Refusal, explain_message, parse_explained
 
-        if self._runtime_parts is None or not isinstance(refusal, Refusal):
+        if self._runtime_parts is None or not isinstance(refusal, Refusal) or refusal.denial == NOT_KEPT:
             return ()
         if not isinstance(connection, http.client.HTTPConnection):
             return ()
         try:
             message = explain_message(refusal.denial, self._signed.manifest_bytes, self._runtime_parts())
-            return parse_explained(self._post(connection, PATH_EXPLAIN, message))
+            return parse_explained(self._post(connection, f"{PATH_EXPLAIN}/{refusal.denial}", message))
         except Error:
             return ()
 

@@ -157,14 +157,16 @@ class CollateralStore:
 
     # --- what evidence needs
 
-    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral:
+    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime, *, fetch: bool = True) -> Collateral:
         """The collateral for one quote, each document verified and valid at `now`.
+
+        Without `fetch` nobody waits for a source, also where the store is `online`.
 
         Raises FetchFailed where a document is missing, Stale where one has expired (and could not be fetched anew),
         and what `verify_document` raises where one on disk was altered. The same object is returned as long as no
         document changes, so that whoever caches verified collateral by it does.
         """
-        origin = self._origin(quote)
+        origin = self.origin(quote)
         found: dict[tuple[Kind, str], Verified] = {}
         wanted = list(origin.names)
         while wanted:
@@ -172,7 +174,7 @@ class CollateralStore:
             try:
                 verified = self.get(origin.root, kind, subject, now)
             except (Unavailable, Stale) as error:
-                if not self.online:
+                if not (self.online and fetch):
                     raise
                 verified = self._fetch_missing(origin, kind, subject, now, error, quote)
             found[kind, subject] = verified
@@ -184,7 +186,7 @@ class CollateralStore:
                 wanted = [name for name in origin.names if name not in found]
         return self._assembled(found, origin)
 
-    def _origin(self, quote: SGXQuote | TDXQuote) -> Origin:
+    def origin(self, quote: SGXQuote | TDXQuote) -> Origin:
         """Where a quote says it comes from; remembered, since reading the certificates is most of the work."""
         signature = quote.signature
         digest = hashlib.sha256(signature.certification_data).digest()
@@ -239,7 +241,9 @@ class CollateralStore:
         check_current(verified, now)
         return verified
 
-    def for_report(self, report: SNPReport, now: datetime, *, roots: TrustRoots | None = None) -> AMDCollateral:
+    def for_report(
+        self, report: SNPReport, now: datetime, *, roots: TrustRoots | None = None, fetch: bool = True
+    ) -> AMDCollateral:
         """The certificates and CRL for one SEV-SNP report, under the pinned ARK of its product.
 
         The product comes from the report, or (in version 2, which does not say) from what is here. Raises FetchFailed
@@ -253,7 +257,7 @@ class CollateralStore:
                 return self._for_product(report, product, pinned[product], now, vlek=vlek)
             except (Unavailable, Stale, KeyError) as error:
                 last = error if isinstance(error, Error) else last
-                if not self.online:
+                if not (self.online and fetch):
                     continue
                 outcomes = self._fetch_chip(report, product, now, None)
                 if all(outcome.error is None for outcome in outcomes):

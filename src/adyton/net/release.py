@@ -14,7 +14,7 @@ HTTP over TLS 1.3 under the owner's pinned CA; JSON messages; docs/release-proto
                                                      <-   keys wrapped to the public key (HPKE)
                                                           or a safe reason and a denial id
       POST /adyton/v1/used        grant, token       ->   record
-      POST /adyton/v1/explain     after a refusal    ->   what changed, for the owner's log
+      POST /adyton/v1/explain/ID  after a refusal    ->   what changed, for the owner's log
 
 This module is pure; both sides use it.
 """
@@ -53,6 +53,7 @@ PATH_CHALLENGE: Final = "/adyton/v1/challenge"
 PATH_RELEASE: Final = "/adyton/v1/release"
 PATH_USED: Final = "/adyton/v1/used"
 PATH_EXPLAIN: Final = "/adyton/v1/explain"
+"""Followed by `/` and the denial's id, so that what cannot be explained is refused before it is read."""
 
 MAX_EVIDENCE_BYTES: Final = 32 * 1024
 MAX_REQUEST_BYTES: Final = 64 * 1024
@@ -64,6 +65,8 @@ MLKEM_BYTES: Final = 1184
 PUBLIC_KEY_BYTES: Final = MLKEM_BYTES + 32
 TOKEN_BYTES: Final = 32
 PADDED_TO: Final = 256
+NOT_KEPT: Final = "not kept"
+"""In place of a denial's id: it was one of so many that the owner's log only counts it."""
 
 _REPORT_LABEL: Final = b"adyton-release/1 report data\0"
 _HPKE_LABEL: Final = b"adyton-release/1 keys\0"

@@ -8,33 +8,34 @@ answered that the audit record does not hold.
 from __future__ import annotations
 
 import hashlib
-import json
+import hmac
 import logging
-import queue
 import secrets
-import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from adyton.attest import ratls
 from adyton.attest.checks import text
-from adyton.attest.evidence import parse_evidence
 from adyton.attest.sgx import SGXQuote
-from adyton.attest.tdx import TDXQuote, workload_rtmr3
-from adyton.errors import Denied, Error, OutOfOrder, StoreError, Unavailable, UsageError
+from adyton.errors import AuditError, Denied, Error, OutOfOrder, StoreError, Unavailable
 from adyton.keyserver.audit import Checkpoint, sign_checkpoint
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.decide import Denial, Grant, Request, decide
-from adyton.keyserver.difference import MAX_LINES, Difference, manifest_differences, part_differences
 from adyton.keyserver.names import new_id
-from adyton.keyserver.policy import ADYTON, APPROVED, RA_TLS
-from adyton.keyserver.refusal import Reason, evidence_reason, program_of, safe_reason
-from adyton.keyserver.view import KEY, Release
-from adyton.manifest.measure import workload_measurement
+from adyton.keyserver.policy import ADYTON, RA_TLS
+from adyton.keyserver.refusal import Reason, evidence_reason, program_of, safe_reason, unchecked_reason
+from adyton.keyserver.view import AWAITED, KEY, Release
+from adyton.net.batches import MAX_WAITING, Batches
+from adyton.net.bounds import Refusals
+from adyton.net.explaining import Explainer
+from adyton.net.failures import busy, for_far_side
+from adyton.net.fetching import Fetching
+from adyton.net.readiness import Readiness
 from adyton.net.release import (
+    NOT_KEPT,
     TOKEN_BYTES,
     Explanation,
     Granted,
@@ -47,7 +48,7 @@ from adyton.net.release import (
     run_id,
     wrap_to,
 )
-from adyton.values import Digest, Measurement, Nonce
+from adyton.values import Digest, Nonce
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,16 +60,6 @@ if TYPE_CHECKING:
     from adyton.net.verification import Verified, Verifier
 
 log = logging.getLogger("adyton.keyserver")
-
-MAX_BATCH: Final = 64
-MAX_NOISE_PER_MINUTE: Final = 120
-"""Refusals of requests without genuine evidence that are recorded whole; the rest of a minute's are only counted."""
-
-MAX_SHOWN_BYTES_PER_DAY: Final = 128 << 20
-"""Manifests of refused programs kept in a day; beyond that a refusal is still explained, but nothing is kept."""
-
-MAX_WAITING: Final = 2000
-"""Requests that may wait for the decision thread; one more is told to come again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +83,35 @@ class Job:
     payload: Payload | None = None
     grant_id: str = ""
     refusal: Refusal | None = None
+    unchecked: Unavailable | None = None
+    """Why it could not be checked, in words for the far side."""
+    parked: bool = False
+    """Whether it waits for collateral to be fetched, beside the queue."""
+    has_waited: bool = False
+
+    def reset(self) -> None:
+        """Forget what a decision that did not come to its end left here."""
+        self.grants, self.payload, self.grant_id, self.refusal, self.unchecked = (), None, "", None, None
+
+    def claim(self) -> bool:
+        """Whether somebody still waits for the answer; from now on it will be given."""
+        if self.future.done():
+            return False
+        return self.future.running() or self.future.set_running_or_notify_cancel()
+
+    @property
+    def platform(self) -> str | None:
+        """The genuine platform that made its evidence for this very request; None where there is none such.
+
+        Over RA-TLS report data names the certificate's key, and the handshake proved that the client holds it.
+        """
+        if self.verified is None or self.report_data is None:
+            return None
+        report = self.verified.report
+        if not hmac.compare_digest(report.report_data, self.report_data):
+            return None
+        chip = report.platform.get("ppid", report.platform.get("chip_id", ""))
+        return f"{report.root_fingerprint} {text(chip)}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -102,43 +122,6 @@ class Answer:
     granted: Granted | None = None
     payload: Payload | None = None
     grant_id: str = ""
-
-
-class _Noise:
-    """Keeps a flood of worthless requests from filling the disk: beyond a bound they are counted, not kept."""
-
-    def __init__(self) -> None:
-        self._minute = 0
-        self._seen = 0
-
-    def is_too_much(self, change: Transaction, at_ms: int) -> bool:
-        """Whether this one is beyond the bound; a minute that had too many is summed up when it is over."""
-        minute = at_ms // 60_000
-        if minute != self._minute:
-            left_out = self._seen - MAX_NOISE_PER_MINUTE
-            if left_out > 0:
-                change.record("noise", "", {"refused_without_evidence": left_out, "minute": self._minute}, at_ms)
-            self._minute, self._seen = minute, 0
-        self._seen += 1
-        return self._seen > MAX_NOISE_PER_MINUTE
-
-
-class _Shown:
-    """Bounds what refused programs may leave in the store: a host can make as many of them as it likes."""
-
-    def __init__(self) -> None:
-        self._day = 0
-        self._kept_bytes = 0
-
-    def may_keep(self, size_bytes: int, at_ms: int) -> bool:
-        """Whether so much more may be kept today."""
-        day = at_ms // 86_400_000
-        if day != self._day:
-            self._day, self._kept_bytes = day, 0
-        if self._kept_bytes + size_bytes > MAX_SHOWN_BYTES_PER_DAY:
-            return False
-        self._kept_bytes += size_bytes
-        return True
 
 
 class KeyService:
@@ -160,18 +143,16 @@ class KeyService:
         self.identity = identity
         self.verifier = verifier
         self._audit_key = audit_key
-        self._combine = combine
+        self._explainer = Explainer(store, combine)
+        self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
         self._on_decision = on_decision or (lambda _outcome, _seconds: None)
-        self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._collateral_json: dict[int, tuple[object, bytes]] = {}
-        self._noise = _Noise()
-        self._shown = _Shown()
+        self._refusals = Refusals()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="decisions", daemon=True)
-        self._thread.start()
+        self._batches: Batches[Job] = Batches(self._work, self._record_left_out)
 
     # --- what the sockets call ---------------------------------------------------------------------------------
 
@@ -182,7 +163,11 @@ class KeyService:
 
     def release(self, request: ReleaseRequest, peer: str) -> Future[Answer]:
         """Decide a request of Adyton's own protocol."""
-        check_challenge(self.store.keyring.challenge_key, request.nonce, self._clock().timestamp())
+        try:
+            check_challenge(self.store.keyring.challenge_key, request.nonce, self._clock().timestamp())
+        except OutOfOrder as error:
+            log.info("challenge refused", extra={"peer": peer, "check": error.check, "seen": error.seen})
+            raise
         return self._submit(
             Job(
                 protocol=ADYTON,
@@ -227,104 +212,36 @@ class KeyService:
 
     def _submit(self, job: Job) -> Future[Answer]:
         if self._closed:
-            raise Unavailable("the key server is stopping", remedy="try again in a moment")
-        try:
-            self._waiting.put_nowait(job)
-        except queue.Full:
-            raise Unavailable(
-                "the key server is overloaded",
-                check="requests that wait",
-                expected=f"at most {MAX_WAITING}",
-                remedy="try again in a moment",
-            ) from None
+            raise busy("the key server is stopping", check="key server", expected="one that serves", seen="its end")
+        if not self._batches.put(job):
+            raise _overloaded()
         return job.future
 
     def used(self, grant: str, token: bytes) -> bool:
-        """Note that an enclave opened its grant; False where nothing awaits this token."""
+        """Note that an enclave opened its grant; False, and nothing written, where there is none with this token."""
+        with self.store.read() as view:
+            state = view.grant_state(grant, token)
+        if state != AWAITED:
+            return state is not None
         with self.store.write() as change:
             return change.use_grant(grant, token, now_ms())
 
+    def check_explainable(self, denial: str) -> None:
+        """Refuse an explanation of what nobody was refused, before it is read; raises OutOfOrder."""
+        self._explainer.check(denial)
+
     def explain(self, explanation: Explanation) -> list[str]:
-        """Work out what was changed in a program that was refused, for the owner's log; returns the far side's part.
+        """Record what was changed in a program that was refused; returns the far side's part of it."""
+        return self._explainer.explain(explanation)
 
-        Believed only where manifest and runtime parts give the very measurement that the refused evidence carried.
-        """
-        with self.store.read() as view:
-            entries = list(view.entries(kind="denial", subject=explanation.denial))
-            if len(entries) != 1:
-                raise OutOfOrder("no such denial", check="denial id", seen=explanation.denial)
-            if any(view.entries(kind="explanation", subject=explanation.denial)):
-                raise OutOfOrder("this denial is explained already", check="denial id", seen=explanation.denial)
-            denial = json.loads(entries[0].body)
-            workload = self._shown_workload(explanation, denial)
-            approvals = [
-                stored
-                for judged in denial.get("detail", {}).get("approvals", ())
-                for stored in view.approvals()
-                if stored.id == judged["approval"] and stored.state == APPROVED
-            ]
-            behind = [
-                (stored, view.behind(stored.approval.measurement))
-                for stored in approvals
-                if stored.approval.measurement is not None
-            ]
-        best: list[Difference] | None = None
-        against = ""
-        for stored, known in behind:
-            if known is None:
-                continue
-            found = part_differences(known[1], explanation.runtime_parts)
-            found += manifest_differences(known[0], explanation.manifest)
-            if best is None or len(found) < len(best):
-                best, against = found, f"{stored.approval.app} {stored.approval.version}"
-        with self.store.write() as change:
-            if self._shown.may_keep(len(explanation.manifest), now_ms()):
-                change.remember(workload, explanation.manifest, explanation.runtime_parts)
-            body = {
-                "denial": explanation.denial,
-                "against": against,
-                "changed": [line.for_owner() for line in (best or ())[:MAX_LINES]],
-                "more": max(0, len(best or ()) - MAX_LINES),
-            }
-            change.record("explanation", explanation.denial, body, now_ms())
-        shown = [line.for_far_side() for line in (best or ())[:MAX_LINES]]
-        told = [line for line in shown if line is not None]
-        missing = sum(line is None for line in shown)
-        return told + ([f"{missing} entries of the approved program are missing"] if missing else [])
+    def is_ready(self) -> bool:
+        """Whether releases can be made at the moment."""
+        return not self._closed and self._batches.is_alive and not self._batches.is_full and self._readiness.works()
 
-    def _shown_workload(self, explanation: Explanation, denial: dict[str, Any]) -> Measurement:
-        try:
-            parts = {name: Digest.from_hex(value) for name, value in explanation.runtime_parts.items()}
-        except UsageError:
-            raise OutOfOrder("the runtime's parts are no hashes", check="runtime parts") from None
-        workload = workload_measurement(explanation.manifest, self._combine(parts))
-        raw = denial.get("evidence")
-        if raw is None:
-            raise OutOfOrder("that denial had no evidence", check="denial id")
-        with self.store.read() as view:
-            evidence = view.artifact(bytes.fromhex(raw))
-        carried = evidence is not None and _carries(evidence, workload)
-        if not carried or "measurement" not in denial:
-            raise OutOfOrder(
-                "this is not the program whose evidence was refused",
-                check="measurement of what was shown",
-                expected="manifest and runtime parts that give the measurement in the evidence",
-                seen=workload.hex(),
-            )
-        return workload
-
-    def not_ready(self) -> str | None:
-        """Why releases cannot be made at the moment; None where they can."""
-        if self._closed:
-            return "stopping"
-        if self._waiting.qsize() >= MAX_WAITING:
-            return "overloaded"
-        try:
-            with self.store.write():
-                pass
-        except StoreError as error:
-            return error.message
-        return None
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their decision."""
+        return self._batches.waiting
 
     def checkpoint(self) -> Checkpoint:
         """A signed statement of where the audit record stands now."""
@@ -336,60 +253,97 @@ class KeyService:
         """Stop taking requests, finish those that wait, and end the thread."""
         if not self._closed:
             self._closed = True
-            self._waiting.put(None)
-            self._thread.join()
+            self._batches.close()
+            self._record_left_out(whole=True)
 
     # --- the decision thread -----------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        going = True
-        while going:
-            batch: list[Job] = []
-            first = self._waiting.get()
-            if first is None:
-                return
-            batch.append(first)
-            while len(batch) < MAX_BATCH:
-                try:
-                    more = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    going = False
-                    break
-                batch.append(more)
-            self._run(batch)
+    def _work(self, batch: list[Job]) -> None:
+        self._record_left_out()
+        self._run(batch)
 
     def _run(self, batch: list[Job]) -> None:
+        """Decide a batch; where that fails each of its requests alone, so that none can spoil the others'."""
         try:
-            roots = self._accepted_roots()
-            for job in batch:
-                self._verify(job, roots)
-            checkpoint = self._decide_all(batch)
+            wanted = self._prepared(batch)
+            checkpoint = self._decide_all(wanted) if wanted else None
         except Exception as error:
             if len(batch) > 1:
                 for job in batch:
-                    _reset(job)
                     self._run([job])
                 return
-            failure = error if isinstance(error, Error) else _internal(error)
-            batch[0].future.set_exception(failure)
-            self._on_decision("failed", time.monotonic() - batch[0].received_at)
+            self._fail(batch[0], error)
             return
-        for job in batch:
-            try:
-                job.future.set_result(self._answer(job, checkpoint))
-            except Exception as error:
-                job.future.set_exception(error if isinstance(error, Error) else _internal(error))
-            self._on_decision("denied" if job.refusal else "granted", time.monotonic() - job.received_at)
+        for job in wanted:
+            self._hand_out(job, checkpoint)
 
-    def _verify(self, job: Job, roots: frozenset[Digest]) -> None:
+    def _prepared(self, batch: list[Job]) -> list[Job]:
+        """Verify the evidence of those for whose answer somebody still waits; what is decided then, is recorded."""
+        roots = self._accepted_roots()
+        verified = [job for job in batch if not (job.future.done() or job.parked) and self._verify(job, roots)]
+        return [job for job in verified if job.claim()]
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if isinstance(error, StoreError | AuditError):
+            self._readiness.note(works=False)
+        if job.claim():
+            job.future.set_exception(for_far_side(error, "decide a request"))
+            self._on_decision("failed", time.monotonic() - job.received_at)
+
+    def _hand_out(self, job: Job, checkpoint: Checkpoint | None) -> None:
+        outcome = "failed" if job.unchecked else "denied" if job.refusal else "granted"
+        try:
+            if job.unchecked is not None:
+                job.future.set_exception(job.unchecked)
+            else:
+                job.future.set_result(self._answer(job, checkpoint))
+        except Exception as error:
+            outcome = "failed"
+            job.future.set_exception(for_far_side(error, "answer a request"))
+        self._on_decision(outcome, time.monotonic() - job.received_at)
+
+    def _verify(self, job: Job, roots: frozenset[Digest]) -> bool:
+        """Verify its evidence; False where it waits for collateral, and comes again."""
+        job.reset()
         if job.error is not None:
-            return
+            return True
         try:
             job.verified = self.verifier.verify(job.evidence, roots, self._clock())
+        except Fetching as error:
+            return not self._park(job, error)
         except Error as error:
             job.error = error
+        return True
+
+    def _park(self, job: Job, fetching: Fetching) -> bool:
+        """Let a request wait for its collateral, once, while the others are decided; False where it cannot."""
+
+        def resume() -> None:
+            job.parked = False
+            if not self._batches.put(job) and job.claim():
+                job.future.set_exception(_overloaded())
+
+        if not job.has_waited:
+            job.parked = job.has_waited = True
+            if fetching.when_done(resume):
+                return True
+            job.parked = False
+        job.error = fetching.error
+        return False
+
+    def _record_left_out(self, *, whole: bool = False) -> None:
+        """Record how many refusals were counted only, in each minute that is over."""
+        at_ms = int(self._clock().timestamp() * 1000)
+        sums = self._refusals.sums(None if whole else at_ms)
+        if not sums:
+            return
+        try:
+            with self.store.write() as change:
+                for left_out in sums:
+                    change.record("noise", "", left_out, at_ms)
+            self._refusals.recorded(sums)
+        except Exception as error:
+            log.warning("could not record what was left out", extra={"reason": str(error)[:300]})
 
     def _accepted_roots(self) -> frozenset[Digest]:
         with self.store.read() as view:
@@ -407,9 +361,13 @@ class KeyService:
             for job in batch:
                 self._decide(change, job, now, at_ms)
             head = change.head()
+        self._readiness.note(works=True)
         return sign_checkpoint(self._audit_key, self.store.id, head, at_ms)
 
     def _decide(self, change: Transaction, job: Job, now: datetime, at_ms: int) -> None:
+        if isinstance(job.error, Unavailable):
+            self._could_not_check(change, job, job.error, at_ms)
+            return
         if job.error is None and job.nonce is not None:
             expires_ms = 1000 * int.from_bytes(job.nonce.raw[:4], "big")
             try:
@@ -456,29 +414,38 @@ class KeyService:
         )
 
     def _decide_by_measurement(self, change: Transaction, job: Job, now: datetime, at_ms: int) -> None:
-        """Gramine's protocol names no key: give the one that this program may have, or say why the closest is not."""
+        """Gramine's protocol names no key: give the one that this program may have, or say why the closest is not.
+
+        A key whose runs are used up counts as one that it may have: else the last run of one key would hand out
+        another in its place.
+        """
         allowed: list[Grant] = []
+        used_up: list[Denial] = []
         closest: tuple[tuple[bool, int], Denial] | None = None
         for key in sorted({stored.approval.key for stored in change.approvals()}):
             decided = self._judge(change, job, key, now, at_ms)
             if isinstance(decided, Grant):
                 allowed.append(decided)
+            elif decided.is_used_up:
+                used_up.append(decided)
             elif decided.judged:
                 best = decided.judged[0]
                 distance = not best.is_this_program, len(best.failed)
                 if closest is None or distance < closest[0]:
                     closest = distance, decided
-        if len(allowed) == 1:
-            self._grant(change, job, tuple(allowed), at_ms)
-        elif allowed:
+        if len(allowed) + len(used_up) > 1:
             several = Denied(
                 "several keys are approved for this program over ra-tls, and the protocol names none",
                 check="name of the key",
                 expected="one key",
-                seen=f"{len(allowed)} keys",
+                seen=f"{len(allowed) + len(used_up)} keys",
                 remedy=f"connect to KEY.keys.{self.identity.server_name}, or approve one key only for ra-tls",
             )
             self._refuse_evidence(change, job, several, at_ms)
+        elif allowed:
+            self._grant(change, job, tuple(allowed), at_ms)
+        elif used_up:
+            self._refuse(change, job, used_up[0], at_ms)
         else:
             self._refuse(change, job, closest[1] if closest else Denial("(any)", ()), at_ms)
 
@@ -519,34 +486,50 @@ class KeyService:
             change.add_grant(job.grant_id, hashlib.sha256(token).digest(), at_ms)
         body = {"grant": job.grant_id, "keys": listed, **self._facts(change, job, at_ms)}
         change.record("release", job.grant_id, body, at_ms)
+        named = {"keys": ",".join(grant.key for grant in grants), "app": grants[0].approval.approval.app}
+        log.info("released", extra={"grant": job.grant_id, "peer": job.peer, **named})
 
     def _refuse(self, change: Transaction, job: Job, denial: Denial, at_ms: int) -> None:
         if job.verified is None:
             raise StoreError("a request without verified evidence cannot be judged")
-        denial_id = new_id("d")
         report = job.verified.report
-        reason = safe_reason(denial, report, denial_id)
-        self._deny(change, job, denial_id, reason, denial.to_dict(), at_ms)
+        denial_id = self._deny(change, job, lambda known: safe_reason(denial, report, known), denial.to_dict(), at_ms)
         unknown = not any(judged.is_this_program for judged in denial.judged)
-        if unknown and report.rtmrs is None and change.has_key(denial.key):
+        proven = unknown and job.platform is not None and isinstance(report.evidence, SGXQuote)
+        if denial_id is not None and proven and change.has_key(denial.key):
             change.note_candidate(report.measurement, report.tee_with_root, denial.key, denial_id, at_ms)
 
     def _refuse_evidence(self, change: Transaction, job: Job, error: Error, at_ms: int) -> None:
-        denial_id = new_id("d")
-        if job.verified is None and self._noise.is_too_much(change, at_ms):
-            reason = evidence_reason(error, denial_id)
-            told = (reason.message, reason.check, reason.expected, reason.seen, reason.remedy)
-            job.refusal = Refusal(denial_id, *told)
-            return
-        self._deny(change, job, denial_id, evidence_reason(error, denial_id), {"evidence": error.details()}, at_ms)
+        detail = {"evidence": error.details()}
+        self._deny(change, job, lambda known: evidence_reason(error, known), detail, at_ms)
+
+    def _could_not_check(self, change: Transaction, job: Job, error: Unavailable, at_ms: int) -> None:
+        """No verdict; but the owner should know what was missing."""
+        self._deny(change, job, unchecked_reason, {"unchecked": error.details()}, at_ms)
+        if job.refusal is not None:
+            told = job.refusal
+            job.unchecked = busy(
+                told.message, check=told.check, expected=told.expected, seen=told.seen, remedy=told.remedy
+            )
 
     def _deny(
-        self, change: Transaction, job: Job, denial_id: str, reason: Reason, detail: dict[str, Any], at_ms: int
-    ) -> None:
-        body = {"denial": denial_id, "told": reason.to_dict(), "detail": detail, **self._facts(change, job, at_ms)}
-        change.record("denial", denial_id, body, at_ms)
-        job.refusal = Refusal(denial_id, reason.message, reason.check, reason.expected, reason.seen, reason.remedy)
-        log.info("denied", extra={"denial": denial_id, "peer": job.peer, "check": reason.check})
+        self,
+        change: Transaction,
+        job: Job,
+        reason_of: Callable[[str | None], Reason],
+        detail: dict[str, Any],
+        at_ms: int,
+    ) -> str | None:
+        """Refuse, and record it unless there were too many lately; returns its id in the record."""
+        denial_id = new_id("d") if self._refusals.may_keep(job.platform, at_ms) else None
+        reason = reason_of(denial_id)
+        told = (reason.message, reason.check, reason.expected, reason.seen, reason.remedy)
+        job.refusal = Refusal(denial_id or NOT_KEPT, *told)
+        if denial_id is not None:
+            body = {"denial": denial_id, "told": reason.to_dict(), "detail": detail, **self._facts(change, job, at_ms)}
+            change.record("denial", denial_id, body, at_ms)
+            log.info("denied", extra={"denial": denial_id, "peer": job.peer, "check": reason.check})
+        return denial_id
 
     def _facts(self, change: Transaction, job: Job, at_ms: int) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -586,8 +569,8 @@ class KeyService:
             known = self._collateral_json[id(collateral)] = (collateral, collateral.to_json().encode())
         return known[1]
 
-    def _answer(self, job: Job, checkpoint: Checkpoint) -> Answer:
-        if job.refusal is not None or job.payload is None:
+    def _answer(self, job: Job, checkpoint: Checkpoint | None) -> Answer:
+        if job.refusal is not None or job.payload is None or checkpoint is None:
             return Answer(job.refusal)
         if job.protocol == RA_TLS:
             return Answer(None, payload=job.payload, grant_id=job.grant_id)
@@ -610,19 +593,11 @@ def _one_certificate(chain: Sequence[bytes]) -> ratls.RATLSCertificate:
     return ratls.parse_certificate(chain[0])
 
 
-def _carries(raw: bytes, workload: Measurement) -> bool:
-    evidence = parse_evidence(raw)
-    if isinstance(evidence, SGXQuote):
-        return evidence.report.mrenclave == workload.raw
-    if isinstance(evidence, TDXQuote):
-        return evidence.report.rtmrs[3] == workload_rtmr3(workload).raw
-    return False
-
-
-def _reset(job: Job) -> None:
-    job.grants, job.payload, job.grant_id, job.refusal = (), None, "", None
-
-
-def _internal(error: Exception) -> Error:
-    log.exception("internal error while deciding", exc_info=error)
-    return Unavailable("the key server failed at this request", remedy="the owner's log says more")
+def _overloaded() -> Unavailable:
+    return busy(
+        "the key server is overloaded",
+        check="requests that wait",
+        expected=f"at most {MAX_WAITING}",
+        seen="more",
+        remedy="try again in a moment",
+    )

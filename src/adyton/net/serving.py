@@ -15,11 +15,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton import __version__
 from adyton.errors import StorageFailed, UsageError
+from adyton.keyserver.clock import now_ms
 from adyton.keyserver.owner import audit_private_key
+from adyton.net.checkpoints import Checkpoints
 from adyton.net.collateral_store import CollateralStore
+from adyton.net.fetching import FetchingCollateral
+from adyton.net.listener import Limits
 from adyton.net.release import ServerIdentity
-from adyton.net.server import KeyServer, Limits
+from adyton.net.server import KeyServer
 from adyton.net.service import KeyService
 from adyton.net.tls import server_context
 from adyton.net.verification import Verifier
@@ -30,13 +35,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adyton.keyserver.owner import Home
+    from adyton.keyserver.store import Store
     from adyton.net.dashboard.serve import DashboardThread
     from adyton.net.metrics import Metrics
 
 log = logging.getLogger("adyton.keyserver")
 
 GRACE_S: Final = 10
-CHECKPOINT_EVERY_S: Final = 2
 SWITCH_INTERVAL_S: Final = 0.001
 """How long the decision thread may keep the sockets' thread waiting for the interpreter."""
 
@@ -94,13 +99,14 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def set_up_logging(*, json_logs: bool) -> None:
-    """Send the key server's log to standard error."""
+    """Send the key server's log, and that of the libraries that it serves with, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines() if json_logs else TextLines())
-    root = logging.getLogger("adyton")
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    root.propagate = False
+    for name, level in (("adyton", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
 
 
 def server_identity(home: Home) -> ServerIdentity:
@@ -134,7 +140,7 @@ def run(
             metrics = Metrics()
         service = KeyService(
             store,
-            Verifier(collateral_store),
+            Verifier(FetchingCollateral(collateral_store)),
             server_identity(home),
             audit_private_key(home),
             combine=combine,
@@ -145,6 +151,7 @@ def run(
             asyncio.run(_serve(home, service, addresses, ready_file, collateral_store, metrics))
         finally:
             service.close()
+            _note(store, "stopped")
             home.keep_checkpoint(service.checkpoint())
     finally:
         store.close()
@@ -186,6 +193,7 @@ async def _serve(
         connection_timeout_s=home.limit("connection_timeout_s"),
     )
     server = KeyServer(service, limits)
+    checkpoints = Checkpoints(home, service)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -207,14 +215,17 @@ async def _serve(
             dashboard = DashboardThread(home, service.store, collateral, *parse_address(addresses.dashboard))
             found["dashboard"] = _shown(dashboard.address)
         if metrics is not None and addresses.metrics is not None:
-            metrics.watch(server, certificate_end(home))
+            from adyton.net.metrics import Watched
+
+            metrics.watch(Watched(server, certificate_end(home), checkpoints, collateral))
             found["metrics"] = _shown(metrics.listen(*parse_address(addresses.metrics)))
         for name, address in found.items():
             sys.stdout.write(f"listening {name} {address}\n")
         sys.stdout.flush()
         if ready_file is not None:
             _write_ready(ready_file, {**found, "pid": os.getpid()})
-        keeper = asyncio.create_task(_keep_checkpoints(home, service))
+        _note(service.store, "started", listening=found)
+        keeper = asyncio.create_task(checkpoints.run())
         await stop.wait()
         log.info("stopping", extra={"open": server.counters.open})
         keeper.cancel()
@@ -230,14 +241,10 @@ async def _serve(
             ready_file.unlink(missing_ok=True)
 
 
-async def _keep_checkpoints(home: Home, service: KeyService) -> None:
-    last = -1
-    while True:
-        checkpoint = await asyncio.to_thread(service.checkpoint)
-        if checkpoint.seq != last:
-            await asyncio.to_thread(home.keep_checkpoint, checkpoint)
-            last = checkpoint.seq
-        await asyncio.sleep(CHECKPOINT_EVERY_S)
+def _note(store: Store, what: str, **facts: object) -> None:
+    """Record that the server started or stopped."""
+    with store.write() as change:
+        change.record("server", "", {"what": what, "version": __version__, **facts}, now_ms())
 
 
 def _shown(address: tuple[str, int]) -> str:

@@ -30,7 +30,7 @@ _VERIFY_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes
 
 
 def _accept(_store_context: int, _argument: int) -> int:
-    """Let the handshake finish; `net.server` judges the certificate before it reads or sends anything."""
+    """Let the handshake finish; the certificate is judged before anything is answered."""
     return 1
 
 

@@ -12,7 +12,6 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.quote import CertificationType
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
-from adyton.errors import Stale, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class CollateralSource(Protocol):
-    """Where collateral comes from; raises Unavailable where there is none for this evidence, Stale where it is old."""
+    """Where collateral comes from.
+
+    Raises Unavailable where there is none for this evidence, Stale where it is old, Fetching where it is on its way.
+    """
 
     def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime, /) -> Collateral:
         """Collateral for this quote's platform."""
@@ -53,9 +55,10 @@ class Verifier:
         self._cache = dcap.Cache()
 
     def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> Verified:
-        """Verify evidence at the time `now`; raises an EvidenceError that names the step, or Unavailable.
+        """Verify evidence at the time `now`; raises an EvidenceError that names the step, Unavailable, or Fetching.
 
-        Where there is no collateral for a platform whose root is not trusted anyway, the root is what is refused.
+        A certificate chain in the evidence is judged first, up to a pinned root: it needs no collateral, and so nobody
+        has collateral fetched for a platform that is not trusted anyway.
         """
         evidence = parse_evidence(raw)
         roots = TrustRoots().with_sim(sim_roots)
@@ -63,11 +66,13 @@ class Verifier:
         if isinstance(evidence, SNPReport):
             collateral = self._collateral.for_report(evidence, now)
         else:
-            try:
-                collateral = self._collateral.for_quote(evidence, now)
-            except (Unavailable, Stale):
-                signature = evidence.signature
-                if signature.certification_type == CertificationType.PCK_CHAIN:
-                    dcap.check_pck_chain(Checks(), signature.certification_data, roots)
-                raise
+            self._check_chain(evidence, roots)
+            collateral = self._collateral.for_quote(evidence, now)
         return Verified(verify_evidence(evidence, collateral, roots, now, cache=self._cache), collateral)
+
+    def _check_chain(self, quote: SGXQuote | TDXQuote, roots: TrustRoots) -> None:
+        if quote.signature.certification_type != CertificationType.PCK_CHAIN:
+            return
+        key = (quote.signature.certification_data, roots.key)
+        if self._cache.chains.get(key) is None:
+            self._cache.chains.put(key, dcap.check_pck_chain(Checks(), key[0], roots))

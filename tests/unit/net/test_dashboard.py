@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
+import socket
+import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from adyton.errors import Denied
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED
+from adyton.keyserver.view import Release
 from adyton.manifest.signed import SignedManifest
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
+from adyton.net.dashboard import patience
+from adyton.net.dashboard.app import PAGE
 from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.net.dashboard.sessions import MAX_GUESSES, Sessions
+from adyton.values import Measurement
 from tests import chromium
 from tests.owner_world import RUNTIME_PARTS, Running, World, make_world, now, running
 
@@ -46,8 +56,6 @@ def password(world: World) -> str:
 @pytest.fixture
 def client(world: World, page: str) -> Iterator[httpx.Client]:
     """A client that is logged in and trusts the owner's CA."""
-    import ssl
-
     context = ssl.create_default_context(cadata=world.ca_pem)
     with httpx.Client(base_url=page, verify=context) as found:
         assert found.post("/login", data={"password": password(world)}).status_code == 303
@@ -184,6 +192,157 @@ def world_note(world: World, change: object) -> str:
 def test_form_too_long_is_refused(client: httpx.Client) -> None:
     """A form has its bound."""
     assert client.post("/login", data={"password": "x" * 20_000}).status_code == 400
+
+
+def record(world: World, kind: str) -> list[dict[str, Any]]:
+    """The bodies of the audit entries of one kind."""
+    with world.store.read() as view:
+        return [json.loads(entry.body) for entry in view.entries(kind=kind)]
+
+
+def test_login_is_recorded_also_where_it_is_refused(page: str, world: World) -> None:
+    """Who guesses at the password stands in the record, and not for ever."""
+    with httpx.Client(base_url=page, verify=False) as guesser:
+        for _ in range(MAX_GUESSES + 3):
+            guesser.post("/login", data={"password": "wrong"})
+    found = record(world, "dashboard")
+    assert [entry["what"] for entry in found] == ["login refused"] * MAX_GUESSES
+    assert found[0]["peer"] == "127.0.0.1"
+    assert "wrong" not in json.dumps(found)
+
+
+def test_timeline_can_be_paged_to_its_beginning(client: httpx.Client, world: World) -> None:
+    """Every entry can be reached, each once, the newest first."""
+    with world.store.write() as change:
+        for number in range(2 * PAGE):
+            change.record("note", "", {"said": f"note-{number}."}, 1)
+    seen: list[str] = []
+    path = "/timeline"
+    for _ in range(4):
+        text = client.get(path).text
+        seen += re.findall(r"/entries/([0-9]+)", text)
+        older = re.search(r'href="(/timeline[^"]*before=[0-9]+)"', text)
+        if older is None:
+            break
+        path = older[1].replace("&amp;", "&")
+    with world.store.read() as view:
+        assert [int(seq) for seq in seen] == list(range(view.head().seq, 0, -1))
+
+
+@pytest.mark.parametrize("before", ["x", "-1", "9" * 30, "\u0663"])
+def test_timeline_before_what_is_no_number_shows_the_newest(client: httpx.Client, before: str) -> None:
+    """What is no entry's number is left out of account."""
+    assert client.get("/timeline", params={"before": before}).text == client.get("/timeline").text
+
+
+def test_programs_show_how_far_an_approval_is_used(client: httpx.Client, world: World) -> None:
+    """Runs and leases stand beside the bounds that they count against."""
+    signed = world.program()
+    approval = world.approve(signed, max_runs=7, max_active=3)
+    with world.store.write() as change:
+        for number, until in enumerate((1, 1 << 50, 1 << 50)):
+            change.add_release(Release(f"r-{number}", approval, f"run-{number}", "weights", 1, 1, until, None))
+    assert "<dd>3 of 7 runs, 2 of 3 active</dd>" in client.get("/programs").text
+
+
+def wait(world: World, measurement: Measurement) -> None:
+    """Let a program wait for approval."""
+    with world.store.write() as change:
+        change.note_candidate(measurement, world.tee, "weights", "d-1", 1)
+
+
+def test_dismiss_on_the_page(client: httpx.Client, world: World) -> None:
+    """The owner waves a program away that asked; what does not wait cannot be."""
+    measurement = world.program().measurement
+    wait(world, measurement)
+    assert "Dismiss" in client.get(f"/candidates/{measurement}/weights").text
+    fields = {"measurement": measurement.hex(), "key": "weights", "csrf": csrf(client)}
+    assert client.post("/dismiss", data={**fields, "csrf": "x"}).status_code == 403
+    assert client.post("/dismiss", data=fields).status_code == 303
+    assert client.post("/dismiss", data=fields).status_code == 400
+    assert record(world, "candidate-dismissed")[0]["actor"] == "dashboard"
+
+
+def test_tdx_program_that_showed_itself_is_accepted_with_its_guest(client: httpx.Client, world: World) -> None:
+    """What was refused in a TDX guest can be approved here: workload, guest image and manifest, and then it runs."""
+    world.approve(world.program(), tees=(world.tee.replace("sim:", "sim-tdx:"),))
+    signed = world.program(argument="other.py")
+    with running(world) as server:
+        with pytest.raises(Denied):
+            obtain_keys(signed, world.enclave(signed, tdx=True), {"": server.adyton}, runtime_parts=parts)
+        text = client.get(f"/candidates/{signed.measurement}/weights").text
+        assert "loader.argv[1]: approved classify.py, seen other.py" in text
+        guest = re.search(r'name="guest" value="([0-9a-f]{96})"', text)
+        tee = re.search(r"<option>(sim-tdx:[^<]+)</option>", text)
+        assert guest is not None
+        assert tee is not None
+        fields = {"measurement": signed.measurement.hex(), "key": "weights", "csrf": csrf(client)}
+        fields |= {"tee": tee[1], "app": "classify", "version": "v2"}
+        assert client.post("/accept", data={**fields, "guest": "ab" * 48}).status_code == 400
+        assert client.post("/accept", data=fields).status_code == 400
+        assert client.post("/accept", data={**fields, "guest": guest[1]}).status_code == 303
+        with world.store.read() as view:
+            (stored,) = [item for item in view.approvals() if item.approval.version == "v2"]
+        assert [each.hex() for each in stored.approval.guests] == [guest[1]]
+        assert stored.approval.manifest_sha256 == signed.manifest_sha256
+        assert obtain_keys(signed, world.enclave(signed, tdx=True), {"": server.adyton}).keys
+
+
+def half_request(world: World, page: str, source: str, said: bytes) -> ssl.SSLSocket:
+    """A connection from this address that has said this much."""
+    host, _, port = page.removeprefix("https://").rpartition(":")
+    plain = socket.create_connection((host, int(port)), timeout=10, source_address=(source, 0))
+    connection = ssl.create_default_context(cadata=world.ca_pem).wrap_socket(plain, server_hostname=host)
+    connection.sendall(said)
+    return connection
+
+
+HALF = [b"GET / HTTP/1.1\r\nHost: ", b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n"]
+
+
+def test_silent_connection_is_dropped_in_time(world: World, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who says nothing is not waited for."""
+    monkeypatch.setattr(patience, "REQUEST_S", 0.5)
+    connection = half_request(world, page, "127.0.0.1", b"")
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        assert connection.recv(100) == b""
+    connection.close()
+
+
+@pytest.mark.parametrize("said", HALF)
+def test_half_request_is_dropped_in_time_however_it_trickles_in(
+    world: World, page: str, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """A request must be whole in time; each further byte does not begin the time anew."""
+    monkeypatch.setattr(patience, "REQUEST_S", 0.7)
+    connection = half_request(world, page, "127.0.0.1", said)
+
+    def trickle() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            connection.sendall(b"x")
+            time.sleep(0.1)
+
+    with pytest.raises((ConnectionError, ssl.SSLError)):
+        trickle()
+    connection.close()
+
+
+def test_half_requests_of_one_address_leave_room_for_the_owner(
+    world: World, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One address has its share of connections; what it has beyond is dropped, and the owner's page comes."""
+    monkeypatch.setattr(patience, "REQUEST_S", 300)
+    held = [half_request(world, page, "127.0.0.2", b"GET / HTT") for _ in range(patience.MAX_PER_ADDRESS)]
+    beyond = half_request(world, page, "127.0.0.2", b"")
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        assert beyond.recv(100) == b""
+    with httpx.Client(base_url=page, verify=False) as owner:
+        assert owner.post("/login", data={"password": password(world)}).status_code == 303
+        assert owner.get("/").status_code == 200
+        assert owner.get("/programs").status_code == 200
+    for connection in [*held, beyond]:
+        connection.close()
 
 
 def parts() -> dict[str, str]:

@@ -8,7 +8,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,8 @@ from adyton.keyserver.identity import Credential, make_server
 from adyton.keyserver.policy import REVOKED
 from adyton.manifest.signed import SignedManifest
 from adyton.net import ratls
-from adyton.net.client import Released, obtain_keys
+from adyton.net.client import obtain_keys
+from adyton.net.listener import Limits
 from adyton.net.release import (
     PATH_CHALLENGE,
     PATH_RELEASE,
@@ -38,12 +39,23 @@ from adyton.net.release import (
     parse_challenge,
     used_message,
 )
-from adyton.net.server import Limits
 from adyton.net.serving import server_identity
 from adyton.net.tls import client_context, use_certificate
 from adyton.tee.sim import SimPlatform
-from adyton.values import Digest, Nonce
+from adyton.values import Digest
 from tests.owner_world import RUNTIME_PARTS, Running, World, make_world, now, running
+from tests.unit.net.by_hand import (
+    answer,
+    credential,
+    entries,
+    https,
+    key_pem,
+    obtain,
+    post,
+    provision,
+    release,
+    wait_until,
+)
 from tests.unit.net.servers import raw_server, saying
 
 KEY = bytes(range(16))
@@ -63,14 +75,6 @@ def server(world: World) -> Iterator[Running]:
         yield found
 
 
-def obtain(world: World, where: Running | str, signed: SignedManifest, **changes: Any) -> Released:
-    """What `adyton run` does."""
-    protocol = changes.pop("protocol", "adyton")
-    source = changes.pop("source", None) or world.enclave(signed)
-    address = where if isinstance(where, str) else where.adyton if protocol == "adyton" else where.ra_tls
-    return obtain_keys(signed, source, {"alice": address}, protocol=protocol, timeout_s=10, **changes)
-
-
 def refused(world: World, server: Running, signed: SignedManifest, **changes: Any) -> dict[str, str]:
     """The refusal of an attempt that must be refused, in all its parts."""
     with pytest.raises(Denied) as caught:
@@ -78,20 +82,6 @@ def refused(world: World, server: Running, signed: SignedManifest, **changes: An
     details = caught.value.details()
     assert {"check", "expected", "seen", "remedy"} <= set(details)
     return details
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds, for at most ten seconds."""
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def entries(world: World, kind: str) -> list[dict[str, Any]]:
-    """The bodies of the audit entries of one kind."""
-    with world.store.read() as view:
-        return [json.loads(entry.body) for entry in view.entries(kind=kind)]
 
 
 # --- what is released ---------------------------------------------------------------------------------------------
@@ -152,6 +142,22 @@ def test_release_retry_of_the_same_run_is_free(world: World, server: Running) ->
     status, document = release(world, server, signed)
     assert status == 403
     assert document["check"] == "number of runs"
+
+
+def test_release_runs_at_a_time_are_counted_until_their_lease_ends(world: World) -> None:
+    """With one run at a time another waits until the lease ends, while the first may ask again."""
+    signed = world.program()
+    world.approve(signed, max_active=1, lease_s=60)
+    times = [now()]
+    with running(world, service=world.service(clock=lambda: times[0])) as server:
+        first = EnclaveKey()
+        assert release(world, server, signed, key=first)[0] == 200
+        status, document = release(world, server, signed)
+        assert (status, document["check"]) == (403, "runs at a time")
+        assert release(world, server, signed, key=first)[0] == 200
+        times[0] += timedelta(seconds=61)
+        assert release(world, server, signed)[0] == 200
+        assert release(world, server, signed, key=first)[0] == 403
 
 
 def test_release_answer_carries_a_checkpoint_that_verifies(world: World, server: Running) -> None:
@@ -219,7 +225,7 @@ def test_explain_beyond_the_days_bound_keeps_no_manifest(
     world: World, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host that shows one program after another does not fill the disk; it is told what changed all the same."""
-    monkeypatch.setattr("adyton.net.service.MAX_SHOWN_BYTES_PER_DAY", 1)
+    monkeypatch.setattr("adyton.net.bounds.MAX_SHOWN_BYTES_PER_DAY", 1)
     world.approve(world.program())
     signed = world.program(argument="x.py")
     details = refused(world, server, signed, runtime_parts=runtime_parts)
@@ -410,58 +416,6 @@ def test_client_imports_neither_database_nor_web_framework() -> None:
 # --- the messages, by hand ----------------------------------------------------------------------------------------
 
 
-def https(world: World, address: str) -> ssl.SSLSocket:
-    """A TLS connection to the key server."""
-    host, _, port = address.rpartition(":")
-    plain = socket.create_connection((host, int(port)), timeout=10)
-    return client_context(world.ca_pem).wrap_socket(plain, server_hostname="adyton-key-server")
-
-
-def post(connection: ssl.SSLSocket, path: str, body: bytes, *, headers: str = "") -> tuple[int, dict[str, Any]]:
-    """One HTTP request by hand."""
-    head = f"POST {path} HTTP/1.1\r\nHost: adyton-key-server\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-    connection.sendall(head.encode() + body)
-    return answer(connection)
-
-
-def answer(connection: ssl.SSLSocket) -> tuple[int, dict[str, Any]]:
-    """One HTTP response by hand."""
-    raw = b""
-    while b"\r\n\r\n" not in raw:
-        more = connection.recv(65536)
-        if not more:
-            return 0, {}
-        raw += more
-    head, _, body = raw.partition(b"\r\n\r\n")
-    length = next(
-        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
-    )
-    while len(body) < length:
-        body += connection.recv(65536)
-    return int(head.split()[1]), json.loads(body)
-
-
-def release(
-    world: World,
-    server: Running,
-    signed: SignedManifest,
-    *,
-    key: EnclaveKey | None = None,
-    identity: Any = None,
-    nonce: Nonce | None = None,
-    names: tuple[str, ...] = ("weights",),
-) -> tuple[int, dict[str, Any]]:
-    """A whole release by hand, with one thing other than it should be."""
-    key = key or EnclaveKey()
-    with https(world, server.adyton) as connection:
-        _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
-        nonce = nonce or parse_challenge(json.dumps(challenge).encode()).nonce
-        unsigned = ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, names, b"")
-        binding = unsigned.report_data(identity or server_identity(world.home))
-        request = replace(unsigned, evidence=world.enclave(signed).quote(binding))
-        return post(connection, PATH_RELEASE, request.to_bytes())
-
-
 def test_release_challenge_answered_twice_is_refused(world: World, server: Running) -> None:
     """A challenge counts once: a replayed request gets nothing."""
     signed = world.program()
@@ -575,40 +529,6 @@ def test_http_garbage_is_dropped(world: World, server: Running, raw: bytes) -> N
 
 
 # --- TLS ---------------------------------------------------------------------------------------------------------
-
-
-def credential(world: World, signed: SignedManifest, **changes: Any) -> tuple[bytes, bytes]:
-    """An RA-TLS certificate and its key, PEM."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    times = {"not_before": now() - timedelta(hours=1), "not_after": now() + timedelta(hours=1), **changes}
-    der = make_certificate(key, world.enclave(signed).quote, **times)
-    return ssl.DER_cert_to_PEM_cert(der).encode(), key_pem(key)
-
-
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PEM."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def provision(
-    world: World, server: Running, certificate: bytes | None, key: bytes = b"", *, send: bytes = ratls.REQUEST
-) -> bytes:
-    """Gramine's protocol by hand; returns all that the server says after the request."""
-    context = client_context(world.ca_pem)
-    if certificate is not None:
-        use_certificate(context, certificate, key)
-    host, _, port = server.ra_tls.rpartition(":")
-    plain = socket.create_connection((host, int(port)), timeout=10)
-    with context.wrap_socket(plain, server_hostname="adyton-key-server") as connection:
-        connection.sendall(send)
-        found = b""
-        while more := connection.recv(65536):
-            found += more
-            if len(found) >= 57:
-                break
-        return found
 
 
 def test_ra_tls_answer_is_gramines_byte_for_byte(world: World, server: Running) -> None:

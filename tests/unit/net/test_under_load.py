@@ -18,9 +18,10 @@ import pytest
 
 from adyton.errors import Denied, Error
 from adyton.keyserver.policy import REVOKED
+from adyton.net.bounds import MAX_NOISE_PER_MINUTE
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
-from adyton.net.service import MAX_NOISE_PER_MINUTE
+from adyton.net.service import Job
 from tests.owner_world import RUNTIME_PARTS, World, combine, make_world, now, running
 
 
@@ -70,6 +71,40 @@ def test_revoke_while_releasing_nothing_is_released_after_it(world: World) -> No
     assert all(entry["seq"] < at for entry in released)
     assert {entry["grant"] for entry in released} >= set(granted)
     world.store.verify_audit()
+
+
+def test_revoke_between_the_request_and_its_decision_refuses_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that was verified before the revocation and is decided after it gets nothing."""
+    signed = world.program()
+    approval = world.approve(signed)
+    service = world.service()
+    about_to_decide = threading.Event()
+    decide_all = service._decide_all
+
+    def noticed(batch: list[Job]) -> Any:
+        about_to_decide.set()
+        return decide_all(batch)
+
+    outcome: list[str] = []
+
+    def ask(address: str) -> None:
+        try:
+            obtain_keys(signed, world.enclave(signed), {"": address})
+        except Denied as error:
+            outcome.append(error.message)
+
+    with running(world, service=service) as server:
+        assert obtain_keys(signed, world.enclave(signed), {"": server.adyton}).keys
+        monkeypatch.setattr(service, "_decide_all", noticed)
+        thread = threading.Thread(target=ask, args=(server.adyton,))
+        with world.store.write() as change:
+            thread.start()
+            assert about_to_decide.wait(30)
+            change.change_approval(approval, actor="test", state=REVOKED)
+        thread.join(60)
+    assert len(outcome) == 1
+    assert "revoked" in outcome[0]
+    assert len(bodies(world, "release")) == 1
 
 
 def start(world: World) -> tuple[subprocess.Popen[bytes], str]:

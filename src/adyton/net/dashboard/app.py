@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,12 +25,12 @@ from adyton.keyserver.replay import replay
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.review import not_covered
 from adyton.net.dashboard.sessions import Session, Sessions
-from adyton.values import Measurement
+from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
     from adyton.keyserver.audit import Entry
     from adyton.keyserver.store import Store
-    from adyton.keyserver.view import Reader
+    from adyton.keyserver.view import Candidate, Reader
     from adyton.net.collateral_store import CollateralStore
 
 COOKIE: Final = "__Host-adyton"
@@ -92,6 +93,7 @@ class Dashboard:
                 Route("/revoke", guarded(self._revoke, form=True), methods=["POST"]),
                 Route("/candidates/{measurement}/{key}", guarded(self._page("candidate.html", self._candidate))),
                 Route("/accept", guarded(self._accept, form=True), methods=["POST"]),
+                Route("/dismiss", guarded(self._dismiss, form=True), methods=["POST"]),
                 Route("/timeline", guarded(self._page("timeline.html", self._timeline))),
                 Route("/entries/{seq:int}", guarded(self._page("entry.html", self._entry))),
                 Route("/platforms", guarded(self._page("platforms.html", self._platforms))),
@@ -126,9 +128,12 @@ class Dashboard:
         fields = await _form(request)
         blocked = self._sessions.blocked()
         session = self._sessions.log_in(fields.get("password", ""))
+        peer = request.client.host if request.client else ""
         if session is None:
+            if not blocked:
+                await run_in_threadpool(self._note, "login refused", peer)
             return self._render("login.html", None, 429 if blocked else 403, wrong=not blocked, blocked=blocked)
-        await run_in_threadpool(self._note, "login")
+        await run_in_threadpool(self._note, "login", peer)
         response = RedirectResponse("/", 303)
         response.set_cookie(COOKIE, session.token, httponly=True, secure=True, samesite="strict", path="/")
         return _with_headers(response)
@@ -139,9 +144,9 @@ class Dashboard:
         response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="strict")
         return _with_headers(response)
 
-    def _note(self, what: str) -> None:
+    def _note(self, what: str, peer: str) -> None:
         with self._store.write() as change:
-            change.record("dashboard", "", {"what": what}, now_ms())
+            change.record("dashboard", "", {"what": what, "peer": peer}, now_ms())
 
     # --- pages ------------------------------------------------------------------------------------------------------
 
@@ -195,7 +200,9 @@ class Dashboard:
         programs: dict[str, list[Any]] = {}
         for item in found:
             programs.setdefault(item.approval.app, []).append(item)
-        return {"programs": programs, "candidates": view.candidates()}
+        at_ms = now_ms()
+        usage = {item.id: view.usage(item.id, "", at_ms) for item in found if item.state != PENDING}
+        return {"programs": programs, "candidates": view.candidates(), "usage": usage}
 
     def _candidate(self, request: Request, view: Reader) -> dict[str, Any]:
         try:
@@ -220,6 +227,7 @@ class Dashboard:
             "item": found[0],
             "tees": sorted({item.tee for item in found}),
             "known": behind is not None,
+            "guest": _guest(view, found[0]),
             "argv": argv,
             "uncovered": uncovered,
             "explained": explained,
@@ -229,7 +237,11 @@ class Dashboard:
     def _timeline(self, request: Request, view: Reader) -> dict[str, Any]:
         kind = request.query_params.get("kind", "")
         kinds = (kind,) if kind in ("release", "denial", "policy", "used", "explanation") else ()
-        return {"events": [event(entry) for entry in view.newest_entries(PAGE, kinds=kinds)], "kind": kind}
+        written = request.query_params.get("before", "")
+        before = int(written) if written.isascii() and written.isdigit() and len(written) < 19 else None
+        found = view.newest_entries(PAGE + 1, kinds=kinds, before=before)
+        older = found[PAGE - 1].seq if len(found) > PAGE else None
+        return {"events": [event(entry) for entry in found[:PAGE]], "kind": kind, "before": before, "older": older}
 
     def _entry(self, request: Request, view: Reader) -> dict[str, Any]:
         entry = view.entry(request.path_params["seq"])
@@ -313,16 +325,37 @@ class Dashboard:
         await run_in_threadpool(work)
         return _with_headers(RedirectResponse("/programs", 303))
 
+    async def _dismiss(self, request: Request, _session: Session) -> Response:
+        fields: Mapping[str, str] = request.state.form
+
+        def work() -> None:
+            measurement = Measurement.from_hex(fields.get("measurement", ""))
+            with self._store.write() as change:
+                if not change.dismiss_candidate(measurement, fields.get("key", ""), actor=ACTOR):
+                    raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
+
+        await run_in_threadpool(work)
+        return _with_headers(RedirectResponse("/programs", 303))
+
     async def _accept(self, request: Request, _session: Session) -> Response:
         fields: Mapping[str, str] = request.state.form
 
         def work() -> None:
             measurement = Measurement.from_hex(fields.get("measurement", ""))
             with self._store.write() as change:
-                waiting = {(item.measurement, item.tee, item.key) for item in change.candidates()}
+                waiting = {(item.measurement, item.tee, item.key): item for item in change.candidates()}
                 wanted = (measurement, fields.get("tee", ""), fields.get("key", ""))
                 if wanted not in waiting:
                     raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
+                guest = _guest(change, waiting[wanted])
+                if fields.get("guest", "") != ("" if guest is None else guest.hex()):
+                    raise UsageError(
+                        "this program has asked again from another guest image",
+                        check="guest image",
+                        expected=fields.get("guest", ""),
+                        seen="none" if guest is None else guest.hex(),
+                        remedy="look at it again",
+                    )
                 behind = change.behind(measurement)
                 uncovered = not_covered(parse_manifest(behind[0].decode("utf-8"))) if behind else ()
                 approval = Approval(
@@ -331,6 +364,8 @@ class Dashboard:
                     version=fields.get("version", ""),
                     tees=(wanted[1],),
                     measurement=measurement,
+                    guests=() if guest is None else (guest,),
+                    manifest_sha256=Digest(hashlib.sha256(behind[0]).digest()) if behind else None,
                     not_covered=uncovered,
                     note="approved on the dashboard",
                 )
@@ -338,6 +373,15 @@ class Dashboard:
 
         await run_in_threadpool(work)
         return _with_headers(RedirectResponse("/programs", 303))
+
+
+def _guest(view: Reader, item: Candidate) -> Measurement | None:
+    """The guest image from which a program in a confidential machine last asked; None for an enclave."""
+    if not item.tee.startswith(("tdx", "sim-tdx")):
+        return None
+    for entry in view.entries(kind="denial", subject=item.denial):
+        return Measurement.from_hex(json.loads(entry.body)["measurement"])
+    raise UsageError("the refusal of this program is not in the record", remedy="let it ask again")
 
 
 def event(entry: Entry) -> dict[str, Any]:

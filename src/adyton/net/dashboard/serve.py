@@ -15,6 +15,7 @@ import uvicorn
 from adyton.errors import Unavailable
 from adyton.keyserver.wrapping import read_private_file, write_private_file
 from adyton.net.dashboard.app import Dashboard
+from adyton.net.dashboard.patience import PatientProtocol
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from adyton.keyserver.store import Store
     from adyton.net.collateral_store import CollateralStore
 
-MAX_CONCURRENT: Final = 32
+MAX_CONCURRENT: Final = 64
 PASSWORD_FILE: Final = "dashboard.password"  # noqa: S105 - a file's name
 
 
@@ -61,7 +62,7 @@ class DashboardThread:
 def _config(home: Home, application: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         application,
-        http="h11",
+        http=PatientProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -1,0 +1,83 @@
+"""One thread that takes what waits in batches, and that nothing which happens in a batch can end."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("adyton.keyserver")
+
+MAX_BATCH: Final = 64
+MAX_WAITING: Final = 2000
+"""What may wait for the thread; one more is turned away."""
+
+IDLE_S: Final = 5.0
+
+Item = TypeVar("Item")
+
+
+class Batches(Generic[Item]):
+    """A bounded queue and the thread that empties it: `work` gets up to 64 at a time, `idle` is called in between."""
+
+    def __init__(self, work: Callable[[list[Item]], None], idle: Callable[[], None]) -> None:
+        self._work = work
+        self._idle = idle
+        self._waiting: queue.Queue[Item | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._run, name="decisions", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Item) -> bool:
+        """Let it wait its turn; False where too much waits already."""
+        try:
+            self._waiting.put_nowait(item)
+        except queue.Full:
+            return False
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return self._waiting.qsize()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more would be turned away."""
+        return self._waiting.qsize() >= MAX_WAITING
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Finish what waits, and end the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            batch, going = self._next()
+            try:
+                self._work(batch) if batch else self._idle()
+            except Exception:
+                log.exception("internal error between decisions")
+
+    def _next(self) -> tuple[list[Item], bool]:
+        """What waits, and whether more may come; nothing after a while in which nothing came."""
+        batch: list[Item] = []
+        try:
+            item = self._waiting.get(timeout=IDLE_S)
+            while item is not None:
+                batch.append(item)
+                if len(batch) == MAX_BATCH:
+                    return batch, True
+                item = self._waiting.get_nowait()
+        except queue.Empty:
+            return batch, True
+        return batch, False

@@ -1,0 +1,88 @@
+"""Explanations at the running server: few at a time, and nothing is read of what cannot be explained."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adyton.manifest.signed import SignedManifest
+from adyton.net.release import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_message
+from adyton.net.server import MAX_EXPLAINING
+from tests.owner_world import RUNTIME_PARTS, Running, World, make_world, running
+from tests.unit.net.by_hand import answer, entries, https, post, release, wait_until
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """An owner, her store, a platform, an approved program."""
+    with make_world(tmp_path) as found:
+        found.approve(found.program())
+        yield found
+
+
+@pytest.fixture
+def server(world: World) -> Iterator[Running]:
+    """Her key server, running."""
+    with running(world) as found:
+        yield found
+
+
+def denied(world: World, server: Running, signed: SignedManifest) -> str:
+    """The id of a fresh denial of this program."""
+    status, document = release(world, server, signed)
+    assert status == 403
+    return str(document["denial"])
+
+
+def message(signed: SignedManifest, denial: str) -> bytes:
+    """The program's explanation."""
+    return explain_message(denial, signed.manifest_bytes, {name: part.hex() for name, part in RUNTIME_PARTS.items()})
+
+
+def begin(connection: ssl.SSLSocket, denial: str, size: int) -> None:
+    """Announce an explanation without sending it."""
+    head = f"POST {PATH_EXPLAIN}/{denial} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
+    connection.sendall(head.encode())
+
+
+@pytest.mark.parametrize("denial", ["d-nothing", "", "not kept"])
+def test_explain_of_no_denial_is_refused_before_it_is_read(world: World, server: Running, denial: str) -> None:
+    """Megabytes are announced, none of them sent, and the answer is there."""
+    with https(world, server.adyton) as connection:
+        begin(connection, denial.replace(" ", "%20"), MAX_EXPLAIN_BYTES)
+        status, document = answer(connection)
+    assert (status, document["check"]) == (400, "denial id")
+
+
+def test_explain_under_another_id_is_refused(world: World, server: Running) -> None:
+    """The path and the message name the same denial."""
+    signed = world.program(argument="x.py")
+    first, second = denied(world, server, signed), denied(world, server, signed)
+    with https(world, server.adyton) as connection:
+        status, document = post(connection, f"{PATH_EXPLAIN}/{first}", message(signed, second))
+        assert (status, document["check"]) == (400, "denial id")
+        assert entries(world, "explanation") == []
+        assert post(connection, f"{PATH_EXPLAIN}/{first}", message(signed, first))[0] == 200
+
+
+def test_explain_few_at_a_time(world: World, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who announce much and send nothing take the places for explanations, and no other."""
+    monkeypatch.setattr("adyton.net.server.EXPLAIN_WAIT_S", 0.2)
+    signed = world.program(argument="x.py")
+    held = [https(world, server.adyton) for _ in range(MAX_EXPLAINING)]
+    for connection in held:
+        begin(connection, denied(world, server, signed), MAX_EXPLAIN_BYTES)
+    wait_until(server.server._explaining.locked)
+    denial = denied(world, server, signed)
+    with https(world, server.adyton) as connection:
+        status, document = post(connection, f"{PATH_EXPLAIN}/{denial}", message(signed, denial))
+        assert (status, document["check"]) == (503, "explanations at a time")
+    assert release(world, server, world.program())[0] == 200
+    for connection in held:
+        connection.close()
+    wait_until(lambda: not server.server._explaining.locked())
+    with https(world, server.adyton) as connection:
+        assert post(connection, f"{PATH_EXPLAIN}/{denial}", message(signed, denial))[0] == 200
