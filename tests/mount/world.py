@@ -83,7 +83,11 @@ def manifest(spec: dict[str, Any]) -> Manifest:
     files = [
         *files,
         *(
-            TrustedFile(f"file:{name}", Digest(hashlib.sha256(Path(name).read_bytes()).digest()))
+            TrustedFile(
+                f"file:{name}",
+                Digest(hashlib.sha256(Path(name).read_bytes()).digest()),
+                os.stat(name).st_size if spec.get("facts", False) else None,
+            )
             for name in spec.get("trusted", [])
         ),
     ]
