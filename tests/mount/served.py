@@ -63,14 +63,21 @@ class Served:
         subprocess.run(["fusermount3", "-u", "-z", str(self.top)], capture_output=True, check=False)
 
 
-def serve(folder: Path, *, believe_host: bool = False, store: Path | None = None, power_safe: bool = False) -> Served:
-    """Mount `folder/store` at `folder/top` by a process of its own."""
+def serve(
+    folder: Path,
+    *,
+    believe_host: bool = False,
+    store: Path | None = None,
+    power_safe: bool = False,
+    module: str = "tests.mount.served",
+) -> Served:
+    """Mount `folder/store` at `folder/top` by a process of its own, which runs `module`."""
     store = folder / "store" if store is None else store
     top = folder / "top"
     store.mkdir(exist_ok=True)
     top.mkdir(exist_ok=True)
     events = folder / "events"
-    words = [sys.executable, "-m", "tests.mount.served", str(store), str(top), "enc"]
+    words = [sys.executable, "-m", module, str(store), str(top), "enc"]
     words += ["believe"] if believe_host else []
     words += ["power-safe"] if power_safe else []
     with events.open("wb") as out:

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 NODE = 4096
+IN_TIME_S = 5.0
+"""Whatever the host does, the program is told within this."""
+
+
+def forget(path: Path) -> None:
+    """Have the kernel forget what it cached of a file's content."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+def fails(work: Callable[[], object], number: int = errno.EIO) -> None:
+    """The program is told so, in time."""
+    began = time.monotonic()
+    with pytest.raises(OSError) as raised:
+        work()
+    assert raised.value.errno == number, raised.value
+    assert time.monotonic() - began < IN_TIME_S
 
 
 def flip(path: Path, at: int) -> None:

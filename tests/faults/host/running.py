@@ -13,7 +13,7 @@ from typing import Any, Self
 from tests.mount import world
 
 START_S = 30.0
-"""A start may take so long on a busy machine; what the host's faults may take is `test_served.IN_TIME_S`."""
+"""A start may take so long on a busy machine; what the host's faults may take is `attacks.IN_TIME_S`."""
 
 
 class Running:

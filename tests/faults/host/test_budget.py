@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.host.attacks import ATTACKS, NODE, flip
+from tests.faults.host.attacks import ATTACKS, IN_TIME_S, NODE, flip
 from tests.faults.host.running import Running
-from tests.faults.host.test_served import IN_TIME_S
 from tests.mount import world
 
 pytestmark = pytest.mark.mount

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import Error
-from tests.faults.host.attacks import NODE, flip, overwrite
+from tests.faults.host.attacks import IN_TIME_S, NODE, flip, overwrite
 from tests.faults.host.running import START_S, Running
-from tests.faults.host.test_served import IN_TIME_S
 from tests.mount import world
 
 pytestmark = pytest.mark.mount
