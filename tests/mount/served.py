@@ -63,16 +63,28 @@ class Served:
         subprocess.run(["fusermount3", "-u", "-z", str(self.top)], capture_output=True, check=False)
 
 
-def serve(folder: Path, *, believe_host: bool = False, store: Path | None = None, power_safe: bool = False) -> Served:
-    """Mount `folder/store` at `folder/top` by a process of its own."""
+def serve(
+    folder: Path,
+    *,
+    believe_host: bool = False,
+    store: Path | None = None,
+    power_safe: bool = False,
+    sync_s: float | None = None,
+    module: str = "tests.mount.served",
+) -> Served:
+    """Mount `folder/store` at `folder/top` by a process of its own, which runs `module`.
+
+    `sync_s` is how long the host may take for a sync, if not as long as in a run.
+    """
     store = folder / "store" if store is None else store
     top = folder / "top"
     store.mkdir(exist_ok=True)
     top.mkdir(exist_ok=True)
     events = folder / "events"
-    words = [sys.executable, "-m", "tests.mount.served", str(store), str(top), "enc"]
+    words = [sys.executable, "-m", module, str(store), str(top), "enc"]
     words += ["believe"] if believe_host else []
     words += ["power-safe"] if power_safe else []
+    words += [f"sync_s={sync_s}"] if sync_s is not None else []
     with events.open("wb") as out:
         process = subprocess.Popen(words, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT)
     served = Served(store, top, process, events)
@@ -90,14 +102,15 @@ def main() -> None:
     """Serve until unmounted."""
     from adyton.vfs import fuse
     from adyton.vfs.encrypted import EncryptedTree
-    from adyton.vfs.pulse import Pulse
+    from adyton.vfs.pulse import SYNC_S, Pulse
 
     source, target, sealed_as, *more = sys.argv[1:]
 
     def event(text: str) -> None:
         os.write(1, f"{text}\n".encode())
 
-    pulse = Pulse()
+    sync_s = next((float(word.removeprefix("sync_s=")) for word in more if word.startswith("sync_s=")), SYNC_S)
+    pulse = Pulse(sync_s=sync_s)
     tree = EncryptedTree(
         source,
         KEY,

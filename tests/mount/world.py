@@ -80,10 +80,15 @@ def manifest(spec: dict[str, Any]) -> Manifest:
     if not any(mount.path == "/tmp" for mount in mounts):
         mounts.append(Mount("tmpfs", "/tmp", None))
     files = python_files() if python else shell_files()
+    known = {name: Digest(bytes.fromhex(digest)) for name, digest in spec.get("digests", {}).items()}
     files = [
         *files,
         *(
-            TrustedFile(f"file:{name}", Digest(hashlib.sha256(Path(name).read_bytes()).digest()))
+            TrustedFile(
+                f"file:{name}",
+                known.get(name) or Digest(hashlib.sha256(Path(name).read_bytes()).digest()),
+                os.stat(name).st_size if spec.get("facts", False) else None,
+            )
             for name in spec.get("trusted", [])
         ),
     ]

@@ -21,9 +21,13 @@ class EncryptedLog:
 
     def __init__(self, source: str, key: Key128) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        fd = -1
         try:
             fd = os.open(source, flags, 0o600)
+            os.ftruncate(fd, 0)  # refuses a pipe or a device
         except OSError as error:
+            if fd >= 0:
+                os.close(fd)
             raise StorageFailed(
                 f"the log {source} cannot be written: {error.strerror}",
                 check="encrypted log",
@@ -31,7 +35,6 @@ class EncryptedLog:
                 seen=error.strerror,
                 remedy="make its folder, or name another in adyton.log.uri",
             ) from error
-        os.ftruncate(fd, 0)
         backing = OSFile(fd, path=Path(source))
         self._file = ProtectedFile.create(backing, key, path=source, cache_bytes=8 << 20, power_safe=False)
         self._size = 0

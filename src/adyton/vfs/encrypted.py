@@ -44,6 +44,8 @@ FIXED_TIME_NS: Final = FIXED_TIME_S * 10**9
 _FOLDERS_OPEN: Final = 64
 _HIDDEN: Final = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
 """Where libfuse moves a file that is removed while it is open; no program may use such a name."""
+_IN_THE_WAY: Final = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENXIO)
+"""What the host's links, mounts, files and devices in the place of something else lead to."""
 _CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 64 << 10))
 """Cache of one more open file, by how many are open already: 1000 open files stay below 64 MiB."""
 
@@ -96,11 +98,14 @@ class HostFile(OSFile):
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         flags |= (os.O_RDWR | os.O_CREAT) if create else os.O_RDONLY
         try:
-            return OSFile(os.open(self._entry + RECOVERY_SUFFIX, flags, 0o600, dir_fd=self._folder))
+            fd = os.open(self._entry + RECOVERY_SUFFIX, flags, 0o600, dir_fd=self._folder)
+            return OSFile(fd, name=self._name + RECOVERY_SUFFIX)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageFailed(f"the recovery log of {self._name} cannot be opened: {error.strerror}") from error
+            in_the_way = error.errno == errno.EISDIR or error.errno in _IN_THE_WAY
+            cause = _os_error(errno.EIO, self._name) if in_the_way else error
+            raise StorageFailed(f"the recovery log of {self._name} cannot be opened: {error.strerror}") from cause
 
     def sync(self) -> None:
         """Make it durable; an honest disk may take its time for that."""
@@ -260,7 +265,7 @@ class EncryptedTree:
         """What the program is told of a failure of the host: links and lost files are I/O errors, and are named."""
         known = self._nodes.get(path)
         in_the_way = error.errno == errno.EISDIR and known is not None and not known.is_folder
-        if in_the_way or error.errno in (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENXIO):
+        if in_the_way or error.errno in _IN_THE_WAY:
             self._event(f"{self._shown}/{path}: the host put a link, a folder, a device or a mount in the way")
             return _os_error(errno.EIO, path)
         if error.errno == errno.ENOENT and self._was_seen(path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.host.storage import Storage
 from tests.mount.served import Served, serve
 
 
@@ -21,3 +23,17 @@ def served(tmp_path: Path) -> Iterator[Served]:
         yield mounted
     finally:
         mounted.destroy()
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Storage]:
+    """A file system that answers so far, at `below/top`."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("/dev/fuse cannot be opened here")
+    (tmp_path / "below").mkdir()
+    lower = serve(tmp_path / "below", believe_host=True, module="tests.faults.host.below")
+    try:
+        yield Storage(lower)
+    finally:
+        lower.process.send_signal(signal.SIGCONT)
+        lower.destroy()

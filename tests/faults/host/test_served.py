@@ -15,44 +15,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.host.attacks import IN_TIME_S, fails, flip, forget
 from tests.mount.served import REPOSITORY, Served, serve
 
 pytestmark = pytest.mark.mount
 
-IN_TIME_S = 5.0
 CONTENT = os.urandom(450_000)
 OLDER = os.urandom(450_000)
 
 
-def _forget(path: Path) -> None:
-    """Have the kernel forget what it cached of a file's content."""
-    fd = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
-
-
-def _fails(work: Callable[[], object], number: int = errno.EIO) -> None:
-    began = time.monotonic()
-    with pytest.raises(OSError) as raised:
-        work()
-    assert raised.value.errno == number, raised.value
-    assert time.monotonic() - began < IN_TIME_S
-
-
-def _put(served: Served, name: str, content: bytes = CONTENT) -> Path:
+def put(served: Served, name: str, content: bytes = CONTENT) -> Path:
     """A file that the program wrote and closed; the kernel's copy of its content is dropped."""
     path = served.top / name
     path.write_bytes(content)
-    _forget(path)
+    forget(path)
     return path
-
-
-def _flip(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
 
 
 @pytest.mark.parametrize(
@@ -60,9 +37,9 @@ def _flip(path: Path, at: int) -> None:
 )
 def test_flipped_bit_is_an_io_error_that_names_the_node(served: Served, node: int, named: str) -> None:
     """In the metadata, a tree node, a data node: reading there fails, and the log says where."""
-    path = _put(served, "a")
-    _flip(served.store / "a", node * 4096 + 2000)
-    _fails(path.read_bytes)
+    path = put(served, "a")
+    flip(served.store / "a", node * 4096 + 2000)
+    fails(path.read_bytes)
     assert "/a: " in served.events()
     assert named in served.events() or "root of the file" in served.events()
 
@@ -71,15 +48,15 @@ def test_flipped_bit_in_an_open_file_is_an_io_error(tmp_path: Path) -> None:
     """Reads of what was not read before are verified when they happen."""
     first = serve(tmp_path)
     try:
-        _put(first, "a")
+        put(first, "a")
         first.unmount()
         second = serve(tmp_path)
         try:
             with (second.top / "a").open("rb", buffering=0) as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
                 assert file.read(100) == CONTENT[:100]
-                _flip(second.store / "a", 105 * 4096 + 5)
-                _fails(lambda: os.pread(file.fileno(), 1000, 421_000))
+                flip(second.store / "a", 105 * 4096 + 5)
+                fails(lambda: os.pread(file.fileno(), 1000, 421_000))
                 assert os.pread(file.fileno(), 100, 0) == CONTENT[:100]
         finally:
             second.destroy()
@@ -90,39 +67,39 @@ def test_flipped_bit_in_an_open_file_is_an_io_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 4096, 100 * 4096, 99 * 4096 + 1])
 def test_cut_file_is_an_io_error(served: Served, size: int) -> None:
     """To nothing, to its first node, by some nodes, to no whole number of nodes."""
-    path = _put(served, "a")
+    path = put(served, "a")
     os.truncate(served.store / "a", size)
-    _fails(path.read_bytes)
+    fails(path.read_bytes)
     assert served.events()
 
 
 def test_swapped_files_are_refused(served: Served) -> None:
     """Each carries its own path."""
-    one, two = _put(served, "a"), _put(served, "b", OLDER)
+    one, two = put(served, "a"), put(served, "b", OLDER)
     os.rename(served.store / "a", served.store / "x")
     os.rename(served.store / "b", served.store / "a")
     os.rename(served.store / "x", served.store / "b")
-    _fails(one.read_bytes)
-    _fails(two.read_bytes)
+    fails(one.read_bytes)
+    fails(two.read_bytes)
 
 
 def test_older_version_put_back_within_a_run_is_refused(served: Served) -> None:
     """The last root of every closed file is remembered."""
-    path = _put(served, "a", OLDER)
+    path = put(served, "a", OLDER)
     shutil.copy(served.store / "a", served.store.parent / "older")
     path.write_bytes(CONTENT)
-    _forget(path)
+    forget(path)
     shutil.copy(served.store.parent / "older", served.store / "a")
-    _fails(path.read_bytes)
+    fails(path.read_bytes)
     assert "not the version that was expected" in served.events()
 
 
 def test_deleted_file_is_an_io_error_and_never_not_found(served: Served) -> None:
     """What the program knows to be there cannot be made to look as if it were not."""
-    path = _put(served, "a")
+    path = put(served, "a")
     os.unlink(served.store / "a")
-    _fails(path.read_bytes)
-    _fails(lambda: path.open("xb"), errno.EEXIST)
+    fails(path.read_bytes)
+    fails(lambda: path.open("xb"), errno.EEXIST)
     assert "a" in os.listdir(served.top)
     assert "gone from the host" in served.events()
 
@@ -130,20 +107,20 @@ def test_deleted_file_is_an_io_error_and_never_not_found(served: Served) -> None
 def test_deleted_folder_is_an_io_error(served: Served) -> None:
     """With everything in it."""
     (served.top / "d").mkdir()
-    path = _put(served, "d/a")
+    path = put(served, "d/a")
     shutil.rmtree(served.store / "d")
-    _fails(path.read_bytes)
-    _fails(lambda: (served.top / "d/b").write_text("b"))
+    fails(path.read_bytes)
+    fails(lambda: (served.top / "d/b").write_text("b"))
 
 
 def test_removed_file_put_back_by_the_host_stays_removed(served: Served) -> None:
     """And its name can be used again."""
-    path = _put(served, "a", OLDER)
+    path = put(served, "a", OLDER)
     shutil.copy(served.store / "a", served.store.parent / "kept")
     path.unlink()
     shutil.copy(served.store.parent / "kept", served.store / "a")
     assert os.listdir(served.top) == []
-    _fails(path.read_bytes, errno.ENOENT)
+    fails(path.read_bytes, errno.ENOENT)
     path.write_bytes(b"new")
     assert path.read_bytes() == b"new"
     assert served.unmount() == 0
@@ -153,30 +130,30 @@ def test_removed_file_put_back_by_the_host_stays_removed(served: Served) -> None
 def test_folder_put_in_place_of_another_holds_nothing_older(served: Served, tmp_path: Path) -> None:
     """The way checkpoints are written: what lay in the folder that was replaced does not come back with its name."""
     (served.top / "ck").mkdir()
-    _put(served, "ck/shard", OLDER)
+    put(served, "ck/shard", OLDER)
     shutil.copy(served.store / "ck/shard", tmp_path / "kept")
     shutil.rmtree(served.top / "ck")
     (served.top / "ck.tmp").mkdir()
-    _put(served, "ck.tmp/model")
+    put(served, "ck.tmp/model")
     os.rename(served.top / "ck.tmp", served.top / "ck")
     shutil.copy(tmp_path / "kept", served.store / "ck/shard")
     assert os.listdir(served.top / "ck") == ["model"]
-    _fails((served.top / "ck/shard").read_bytes, errno.ENOENT)
+    fails((served.top / "ck/shard").read_bytes, errno.ENOENT)
     assert (served.top / "ck/model").read_bytes() == CONTENT
 
 
 def test_folder_made_again_after_a_rename_holds_nothing_older(served: Served, tmp_path: Path) -> None:
     """What went away with a renamed folder does not come back under the old name."""
     (served.top / "ck.tmp").mkdir()
-    _put(served, "ck.tmp/model", OLDER)
+    put(served, "ck.tmp/model", OLDER)
     shutil.copy(served.store / "ck.tmp/model", tmp_path / "kept")
     os.rename(served.top / "ck.tmp", served.top / "ck")
     (served.store / "ck.tmp").mkdir()
     shutil.copy(tmp_path / "kept", served.store / "ck.tmp/model")
-    _fails(lambda: os.listdir(served.top / "ck.tmp"), errno.ENOENT)
+    fails(lambda: os.listdir(served.top / "ck.tmp"), errno.ENOENT)
     (served.top / "ck.tmp").mkdir()
     assert os.listdir(served.top / "ck.tmp") == []
-    _fails((served.top / "ck.tmp/model").read_bytes, errno.ENOENT)
+    fails((served.top / "ck.tmp/model").read_bytes, errno.ENOENT)
     (served.top / "ck.tmp/model").write_bytes(b"new")
     assert (served.top / "ck.tmp/model").read_bytes() == b"new"
 
@@ -184,20 +161,20 @@ def test_folder_made_again_after_a_rename_holds_nothing_older(served: Served, tm
 def test_removed_file_does_not_come_back_with_its_folder_renamed(served: Served, tmp_path: Path) -> None:
     """Neither under its old name nor under the new one, also where the folder was there before the run."""
     (served.store / "d").mkdir()
-    _put(served, "d/a", OLDER)
+    put(served, "d/a", OLDER)
     shutil.copy(served.store / "d/a", tmp_path / "kept")
     (served.top / "d/a").unlink()
     os.rename(served.top / "d", served.top / "e")
     shutil.copy(tmp_path / "kept", served.store / "e/a")
     assert os.listdir(served.top / "e") == []
-    _fails((served.top / "e/a").read_bytes, errno.ENOENT)
+    fails((served.top / "e/a").read_bytes, errno.ENOENT)
 
 
 def test_file_that_was_only_listed_and_vanishes_is_an_io_error(tmp_path: Path) -> None:
     """Never "no such file", and it stays listed."""
     first = serve(tmp_path)
     try:
-        _put(first, "shard0")
+        put(first, "shard0")
         first.unmount()
     finally:
         first.destroy()
@@ -205,7 +182,7 @@ def test_file_that_was_only_listed_and_vanishes_is_an_io_error(tmp_path: Path) -
     try:
         assert os.listdir(second.top) == ["shard0"]
         os.unlink(second.store / "shard0")
-        _fails((second.top / "shard0").read_bytes)
+        fails((second.top / "shard0").read_bytes)
         assert os.listdir(second.top) == ["shard0"]
         assert "gone from the host" in second.events()
     finally:
@@ -219,7 +196,7 @@ def test_link_in_a_files_place_leads_nowhere(served: Served, tmp_path: Path, wor
     victim.write_bytes(b"victim")
     victim.chmod(0o600)
     before = victim.stat()
-    path = _put(served, "a")
+    path = put(served, "a")
     (served.store / "a").unlink()
     (served.store / "a").symlink_to("../victim")
     calls: dict[str, Callable[[], object]] = {
@@ -253,25 +230,25 @@ def test_extending_a_file_far_is_no_stall(tmp_path: Path) -> None:
 
 def test_renamed_file_is_refused_under_both_names(served: Served) -> None:
     """The old name is lost, the new one is not what was sealed."""
-    path = _put(served, "a")
+    path = put(served, "a")
     os.rename(served.store / "a", served.store / "b")
-    _fails(path.read_bytes)
-    _fails((served.top / "b").read_bytes)
+    fails(path.read_bytes)
+    fails((served.top / "b").read_bytes)
     assert "sealed under another path" in served.events()
 
 
 def test_hard_link_to_another_file_is_refused(served: Served) -> None:
     """Two names for one protected file: the second is not what was sealed."""
-    path = _put(served, "a")
+    path = put(served, "a")
     os.link(served.store / "a", served.store / "b")
-    _fails((served.top / "b").read_bytes)
+    fails((served.top / "b").read_bytes)
     assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "fifo", "device"])
 def test_file_replaced_by_something_else_is_refused_at_once(served: Served, kind: str) -> None:
     """A link (even to the right content), a folder, a pipe that nobody feeds, a device."""
-    path = _put(served, "a")
+    path = put(served, "a")
     host = served.store / "a"
     os.rename(host, served.store.parent / "a")
     if kind == "link":
@@ -285,7 +262,7 @@ def test_file_replaced_by_something_else_is_refused_at_once(served: Served, kind
             os.mknod(host, 0o20666, os.makedev(1, 5))
         except PermissionError:
             pytest.skip("devices cannot be made here")
-    _fails(path.read_bytes)
+    fails(path.read_bytes)
     named = "not a regular file" if kind in ("fifo", "device") else "a link, a folder, a device"
     assert named in served.events()
     assert "bug" not in served.events()
@@ -294,15 +271,15 @@ def test_file_replaced_by_something_else_is_refused_at_once(served: Served, kind
 def test_folder_replaced_by_a_link_leads_nowhere(served: Served, tmp_path: Path) -> None:
     """Nothing is read from or written to where the host's link points."""
     (served.top / "d").mkdir()
-    _put(served, "d/a")
+    put(served, "d/a")
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(served.store / "d", elsewhere)
     (served.top / "e").mkdir()
     shutil.rmtree(served.store / "e")
     (served.store / "e").symlink_to(elsewhere)
-    _fails(lambda: (served.top / "e/new").write_text("new"))
-    _fails(lambda: os.rename(served.top / "d/a", served.top / "e/a"))
-    _fails(lambda: os.listdir(served.top / "e"))
+    fails(lambda: (served.top / "e/new").write_text("new"))
+    fails(lambda: os.rename(served.top / "d/a", served.top / "e/a"))
+    fails(lambda: os.listdir(served.top / "e"))
     assert sorted(os.listdir(elsewhere)) == ["a"]
     assert "a link" in served.events()
 
@@ -311,15 +288,15 @@ def test_planted_file_is_refused(served: Served) -> None:
     """Listed, as names are the host's; but never read."""
     (served.store / "planted").write_bytes(b"not a protected file" * 1000)
     assert os.listdir(served.top) == ["planted"]
-    _fails((served.top / "planted").read_bytes)
+    fails((served.top / "planted").read_bytes)
 
 
 def test_planted_recovery_log_is_harmless(served: Served) -> None:
     """A recovery log made of garbage, or of an older state, does not bring anything back."""
-    path = _put(served, "a", OLDER)
+    path = put(served, "a", OLDER)
     older = (served.store / "a").read_bytes()
     path.write_bytes(CONTENT)
-    _forget(path)
+    forget(path)
     records = b"".join(
         n.to_bytes(8, "little") + older[n * 4096 : n * 4096 + 4096] for n in range(1, len(older) // 4096)
     )
@@ -328,7 +305,7 @@ def test_planted_recovery_log_is_harmless(served: Served) -> None:
     with (served.store / "a").open("r+b") as file:
         file.write(older[:4096])
     time.sleep(0.2)
-    _fails(lambda: _forget(path))
+    fails(lambda: forget(path))
 
 
 def test_stalled_storage_fails_every_operation_in_time(tmp_path: Path) -> None:
@@ -341,7 +318,7 @@ def test_stalled_storage_fails_every_operation_in_time(tmp_path: Path) -> None:
         try:
             path = upper.top / "a"
             path.write_bytes(CONTENT)
-            _forget(path)
+            forget(path)
             lower.process.send_signal(signal.SIGSTOP)
             began = time.monotonic()
             with pytest.raises(OSError):
@@ -367,7 +344,7 @@ def test_full_disk_is_no_space_and_earlier_files_stay_whole(tmp_path: Path) -> N
     try:
         served = serve(tmp_path)
         try:
-            _put(served, "a")
+            put(served, "a")
 
             def fill() -> None:
                 with (served.top / "big").open("wb", buffering=0) as file:
@@ -375,7 +352,7 @@ def test_full_disk_is_no_space_and_earlier_files_stay_whole(tmp_path: Path) -> N
                         file.write(os.urandom(100_000))
                     os.fsync(file.fileno())
 
-            _fails(fill, errno.ENOSPC)
+            fails(fill, errno.ENOSPC)
             assert (served.top / "a").read_bytes() == CONTENT
             os.unlink(served.top / "big")
             (served.top / "c").write_bytes(b"room again")
@@ -393,7 +370,7 @@ def test_older_file_between_two_runs_is_not_noticed_a_stated_limit(tmp_path: Pat
     first = serve(tmp_path)
     try:
         (first.top / "a").write_bytes(b"older")
-        _forget(first.top / "a")
+        forget(first.top / "a")
         shutil.copy(first.store / "a", tmp_path / "kept")
         (first.top / "a").write_bytes(b"newer")
         first.unmount()
