@@ -25,7 +25,7 @@ from adyton.keyserver.wrapping import WrappingKey
 from adyton.values import KEY_BYTES, Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from adyton.keyserver.keyring import Keyring
 
@@ -50,18 +50,32 @@ _INSERTS: Final = {
 """By dialect: the statements of everything written at the end; an artifact that is there already stays."""
 
 
+class Approvals:
+    """All approvals, newest change first, and the same by key: what is kept grows with approvals, not with requests."""
+
+    def __init__(self, every: list[StoredApproval]) -> None:
+        self.every = every
+        self._by_key: dict[str, list[StoredApproval]] = {}
+        for stored in every:
+            self._by_key.setdefault(stored.approval.key, []).append(stored)
+
+    def of(self, key: str | None) -> list[StoredApproval]:
+        """Those of one key, or all of them (None)."""
+        return self.every if key is None else self._by_key.get(key, [])
+
+
 class Cache:
     """What earlier transactions of this process read and kept, so that the next need not ask the database for it."""
 
     def __init__(self) -> None:
-        self._approvals: tuple[int, dict[str, list[StoredApproval]]] = (-1, {})
+        self._approvals: tuple[int, Approvals] | None = None
         self._keys: tuple[int, dict[str, Any]] = (-1, {})
         self._artifacts: set[bytes] = set()
 
-    def approvals(self, revision: int) -> dict[str, list[StoredApproval]]:
-        """Approvals read earlier at this revision of keys and policies; the caller holds the write lock."""
-        if self._approvals[0] != revision:
-            self._approvals = (revision, {})
+    def approvals(self, revision: int, load: Callable[[], list[StoredApproval]]) -> Approvals:
+        """All approvals at this revision of keys and policies; the caller holds the write lock."""
+        if self._approvals is None or self._approvals[0] != revision:
+            self._approvals = (revision, Approvals(load()))
         return self._approvals[1]
 
     def keys(self, revision: int) -> dict[str, Any]:
@@ -94,7 +108,6 @@ class Transaction(Reader):
         self._pending: dict[str, list[dict[str, Any]]] = {}
         self._pending_nonces: set[bytes] = set()
         self._keys_cache = cache.keys(self._policy_revision)
-        self._approval_cache = cache.approvals(self._policy_revision)
         self.kept: set[bytes] = set()
 
     def head(self) -> Head:
@@ -155,10 +168,7 @@ class Transaction(Reader):
         """As for a reader; kept between transactions until a key or an approval changes."""
         if self._changed_policy:
             return super().approvals(key)
-        found = self._approval_cache.get(key or "")
-        if found is None:
-            found = self._approval_cache[key or ""] = super().approvals(key)
-        return found
+        return self._cache.approvals(self._policy_revision, super().approvals).of(key)
 
     def add_key(self, name: str, value: bytes, kind: str, *, actor: str, new_version: bool = False) -> KeyInfo:
         """Store a key or secret under a new name, or (`new_version`) as the newest version of an existing one."""
