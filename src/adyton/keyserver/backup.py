@@ -5,7 +5,7 @@
     FILE (tar)
       header.json    version, id, store id, time, how to get the key: a passphrase, or N of M shares
       content        a protected file (docs/protected-file.md) that holds a tar of
-                       home/…         configuration, certificates, keys, master key, collateral
+                       home/…         configuration, certificates, keys, master key, collateral, a checkpoint
                        store.sqlite   all tables of the store, as of one moment; keys in it stay wrapped
 
 The key of `content` is 16 bytes: derived from a passphrase by scrypt, or drawn and split by Shamir's scheme, so that
@@ -31,9 +31,10 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
 from adyton.keyserver import schema
+from adyton.keyserver.audit import Head, sign_checkpoint
 from adyton.keyserver.clock import now_ms
-from adyton.keyserver.database import make_engine, store_error
-from adyton.keyserver.owner import Config, Home
+from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
+from adyton.keyserver.owner import Config, Home, audit_private_key
 from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, read_private_file, write_private_file
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
@@ -43,6 +44,7 @@ from adyton.values import KEY_BYTES, Key128
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from adyton.keyserver.audit import Checkpoint
     from adyton.keyserver.store import Store
 
 VERSION: Final = 1
@@ -50,8 +52,8 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_SHARES: Final = 255
 PIECE_ROWS: Final = 2000
 _CONTENT_PATH: Final = "/adyton-backup"
-_LEFT_OUT: Final = frozenset({"master.key.new"})
-_STORE_FILES: Final = ("store.db", "store.db-wal", "store.db-shm")
+_LEFT_OUT: Final = ("store.db", "store.db-wal", "store.db-shm", "checkpoint.json")
+"""Files of the home that are as of another moment than the tables; what stands for them is added by itself."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -170,29 +172,48 @@ def back_up(
         shares = split_key(key, backup_id, needed, total)
         header["shares"] = {"needed": needed, "total": total}
     with store.write() as change:
-        change.record("backup", backup_id, {"backup": backup_id, "actor": actor}, now_ms())
-    with tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as name:
+        change.record("backup", backup_id, {"backup": backup_id, "actor": actor[:128]}, now_ms())
+    with (
+        home.alone("making a backup"),  # the tables are read before the files: the master key must be that of both
+        tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as name,
+    ):
         folder = Path(name)
         _copy_tables(store.engine, folder / "store.sqlite")
+        checkpoint = json.dumps(_checkpoint(home, store.id, folder / "store.sqlite").to_dict()).encode()
         sealed = ProtectedFile.create(OSFile(folder / "content", writable=True, create=True), key, path=_CONTENT_PATH)
         with ProtectedStream(sealed) as stream, _buffered_tar(stream) as inner:
             for path in sorted(home.path.rglob("*")):
                 relative = path.relative_to(home.path)
                 hidden = any(part.startswith(".") for part in relative.parts)
-                if path.is_file() and not hidden and relative.name not in (*_STORE_FILES, *_LEFT_OUT):
+                if path.is_file() and not hidden and relative.name not in _LEFT_OUT:
                     inner.add(path, f"home/{relative}", recursive=False)
+            _add_bytes(inner, "home/checkpoint.json", checkpoint)
             inner.add(folder / "store.sqlite", "store.sqlite")
         with tarfile.open(folder / "backup", "w") as outer:
-            raw = json.dumps(header, indent=1).encode()
-            information = tarfile.TarInfo("header.json")
-            information.size = len(raw)
-            outer.addfile(information, io.BytesIO(raw))
+            _add_bytes(outer, "header.json", json.dumps(header, indent=1).encode())
             outer.add(folder / "content", "content")
         with (folder / "backup").open("rb+") as file:
             os.fchmod(file.fileno(), 0o600)
             os.fsync(file.fileno())
         (folder / "backup").replace(target)
     return shares
+
+
+def _add_bytes(archive: tarfile.TarFile, name: str, raw: bytes) -> None:
+    information = tarfile.TarInfo(name)
+    information.size = len(raw)
+    archive.addfile(information, io.BytesIO(raw))
+
+
+def _checkpoint(home: Home, store_id: bytes, path: Path) -> Checkpoint:
+    """A checkpoint of the copy: the key server's own may be newer than it, and a restored store would seem too old."""
+    copy = sa.create_engine(f"sqlite:///{path}")
+    try:
+        with copy.connect() as connection:
+            row = connection.execute(sa.select(schema.chain.c.seq, schema.chain.c.hash)).one()
+    finally:
+        copy.dispose()
+    return sign_checkpoint(audit_private_key(home), store_id, Head(row.seq, bytes(row.hash)), now_ms())
 
 
 def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:
@@ -202,10 +223,9 @@ def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:
 def _copy_tables(engine: sa.Engine, path: Path) -> None:
     """Copy every table, as of one moment, into a new SQLite file."""
     target = sa.create_engine(f"sqlite:///{path}")
-    snapshot = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
     try:
         with (
-            engine.connect().execution_options(**snapshot) as source,
+            engine.connect().execution_options(**AS_OF_ONE_MOMENT[engine.dialect.name]) as source,
             source.begin(),
             target.connect() as sink,
             sink.begin(),

@@ -108,6 +108,7 @@ class Transaction(Reader):
         self._pending: dict[str, list[dict[str, Any]]] = {}
         self._pending_nonces: set[bytes] = set()
         self._keys_cache = cache.keys(self._policy_revision)
+        self._own_data_keys: dict[int, WrappingKey] = {}
         self.kept: set[bytes] = set()
 
     def head(self) -> Head:
@@ -204,7 +205,7 @@ class Transaction(Reader):
             )
         )
         self._changed_policy = True
-        self.record("key-added", name, {"key": name, "version": version, "kind": kind, "actor": actor}, at)
+        self.record("key-added", name, {"key": name, "version": version, "kind": kind, "actor": actor[:128]}, at)
         return KeyInfo(name, kind, version, moment(at))
 
     def add_approval(self, approval: Approval, *, actor: str, state: str = APPROVED) -> StoredApproval:
@@ -378,6 +379,15 @@ class Transaction(Reader):
             self.kept.add(sha256)
         return sha256
 
+    def _data_key(self, version: int) -> WrappingKey:
+        own = self._own_data_keys.get(version)
+        return super()._data_key(version) if own is None else own
+
+    def current_master(self) -> WrappingKey:
+        """The master key that opens the store now, whoever rotated it meanwhile; raises StoreError otherwise."""
+        state = sa.select(schema.meta.c.value).where(schema.meta.c.name == "state")
+        return self._keyring.current_master(bytes(self._connection.execute(state).scalar_one()))
+
     def _newest_data_key(self) -> int:
         newest = self._connection.execute(sa.select(sa.func.max(schema.data_keys.c.version))).scalar_one()
         if newest is None:
@@ -387,15 +397,10 @@ class Transaction(Reader):
     def rotate_data_key(self, *, actor: str) -> int:
         """Make a new data key and wrap every key and secret again under it; returns its version."""
         version = self._newest_data_key() + 1
-        data_key = WrappingKey.generate()
+        data_key = self._own_data_keys[version] = WrappingKey.generate()
+        wrapped = self.current_master().wrap(data_key.reveal(), self._keyring.data_key_binding(version))
         at = now_ms()
-        self._connection.execute(
-            sa.insert(schema.data_keys).values(
-                version=version,
-                wrapped=self._keyring.master.wrap(data_key.reveal(), self._keyring.data_key_binding(version)),
-                created_at=at,
-            )
-        )
+        self._connection.execute(sa.insert(schema.data_keys).values(version=version, wrapped=wrapped, created_at=at))
         for row in self._connection.execute(sa.select(schema.keys)).all():
             bound = self._keyring.key_binding(row.name, row.version, row.kind)
             value = self._data_key(row.data_key).unwrap(bytes(row.wrapped), bound, f"key {row.name!r}")
@@ -406,14 +411,15 @@ class Transaction(Reader):
             )
         self._connection.execute(sa.delete(schema.data_keys).where(schema.data_keys.c.version < version))
         self._changed_policy = True
-        self.record("data-key-rotated", "", {"version": version, "actor": actor}, at)
+        self.record("data-key-rotated", "", {"version": version, "actor": actor[:128]}, at)
         return version
 
     def rewrap(self, new_master: WrappingKey, *, actor: str) -> None:
         """Wrap the data keys under another master key; the caller then puts it in the old one's place."""
+        master = self.current_master()
         for row in self._connection.execute(sa.select(schema.data_keys)).all():
             bound = self._keyring.data_key_binding(row.version)
-            raw = self._keyring.master.unwrap(bytes(row.wrapped), bound, f"data key {row.version}")
+            raw = master.unwrap(bytes(row.wrapped), bound, f"data key {row.version}")
             self._connection.execute(
                 sa.update(schema.data_keys)
                 .where(schema.data_keys.c.version == row.version)
@@ -421,4 +427,4 @@ class Transaction(Reader):
             )
         state = self._keyring.state_under(new_master)
         self._connection.execute(sa.update(schema.meta).where(schema.meta.c.name == "state").values(value=state))
-        self.record("master-key-rotated", "", {"actor": actor}, now_ms())
+        self.record("master-key-rotated", "", {"actor": actor[:128]}, now_ms())

@@ -9,17 +9,21 @@
       audit.crt   audit.key      what signs the audit checkpoints
       signer.pem       RSA-3072, exponent 3: signs manifests (SIGSTRUCT)
       master.key       32 bytes, unless the master key is a passphrase's or a command's
+      master.key.new   while it is rotated: the next one; the one that opens the store is kept
       store.db         keys, policies, audit record (SQLite), unless store.url says another place
       collateral/      what evidence is verified against
 """
 
 from __future__ import annotations
 
+import fcntl
 import getpass
+import hmac
 import json
 import os
 import sys
 import tomllib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,12 +36,13 @@ from adyton.keyserver.wrapping import (
     master_from_file,
     master_from_passphrase,
     read_private_file,
+    rename_private_file,
     replace_private_file,
     write_private_file,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -242,7 +247,41 @@ class Home:
                 seen="no such file",
                 remedy="bring it back from a backup with adyton restore; without it no key is released",
             )
-        return Store.open(url, self.master_key(passphrase))
+        reload = None if self.config.master == "passphrase" else self._masters
+        store = Store.open(url, self.master_key(passphrase), reload)
+        if self._next_master.exists():
+            self._finish_rotation(store)
+        return store
+
+    @property
+    def _next_master(self) -> Path:
+        return self.path / "master.key.new"
+
+    def _masters(self) -> Iterator[WrappingKey]:
+        """The master keys that the home has now: its own, and one that a rotation is about to put in its place."""
+        yield self.master_key()
+        if self.config.master == "file" and self._next_master.exists():
+            yield master_from_file(self._next_master)
+
+    def _finish_rotation(self, store: Store) -> None:
+        """Put the next master key in its place where it is the one that opens the store: a rotation was cut short."""
+        with _locked(self.path) as mine:  # otherwise the rotation is under way, and finishes by itself
+            if mine and self._next_master.exists() and _same(self._next_master, store.keyring.master):
+                rename_private_file(self._next_master, self.path / "master.key")
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Keep other processes from exchanging the home's master key meanwhile; raises StoreError where one does."""
+        with _locked(self.path) as mine:
+            if not mine:
+                raise StoreError(
+                    f"another process has this home to itself: {self.path}",
+                    check=what,
+                    expected="no backup and no rotation of the master key under way",
+                    seen="one",
+                    remedy="wait until it has ended, and try again",
+                )
+            yield
 
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep where the audit record stands outside the store, so that an older copy of it is noticed."""
@@ -391,7 +430,9 @@ def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime |
 def rotate_master_file(home: Home, store: Store) -> None:
     """Make a new master key in the file, wrap the store under it, and forget the old one.
 
-    The new key is written beside the old one first; where this is interrupted, the one that opens the store is kept.
+    The new key is written beside the old one first, then the store is wrapped under it, then it takes the old one's
+    place. Wherever this is cut short, one of the two files opens the store, and opening it finishes the exchange. A key
+    server that runs finds the new key when it next needs one.
     """
     if home.config.master != "file":
         raise UsageError(
@@ -401,14 +442,42 @@ def rotate_master_file(home: Home, store: Store) -> None:
             seen=home.config.master,
             remedy="for a passphrase or a command: adyton backup, and adyton restore with the new one",
         )
+    current, beside = home.path / "master.key", home.path / "master.key.new"
     new = WrappingKey.generate()
-    beside = home.path / "master.key.new"
-    beside.unlink(missing_ok=True)
-    write_private_file(beside, new.reveal())
-    with store.write() as change:
-        change.rewrap(new, actor=actor())
-    beside.replace(home.path / "master.key")
+    with home.alone("rotating the master key"):
+        with store.write() as change:
+            if not _same(current, change.current_master()):
+                raise StoreError(
+                    "master.key is not the key that opens the store",
+                    check="master.key",
+                    expected="the key that the store is wrapped under",
+                    seen="another: it was rotated meanwhile",
+                    remedy="run it again: opening the store finishes a rotation that was cut short",
+                )
+            beside.unlink(missing_ok=True)  # what is there opens nothing: master.key does
+            write_private_file(beside, new.reveal())
+            change.rewrap(new, actor=actor())
+        rename_private_file(beside, current)
     store.keyring.master = new
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether this process alone has the lock of a folder, which it holds until the block ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _same(path: Path, key: WrappingKey) -> bool:
+    return hmac.compare_digest(master_from_file(path).reveal(), key.reveal())
 
 
 def load_key(home: Path, name: str) -> Key128:

@@ -26,7 +26,7 @@ meta: Final = Table(
     Column("name", String(64), primary_key=True),
     Column("value", LargeBinary, nullable=False),
 )
-"""Facts about the store itself: its id, schema version, and the salt and check value of the master key."""
+"""Facts about the store itself: `id`, `schema` (its version), and `state` (the state key under the master key)."""
 
 chain: Final = Table(
     "chain",

@@ -14,7 +14,6 @@ from adyton.keyserver import schema
 from adyton.keyserver.audit import Entry, Head, start_hash
 from adyton.keyserver.clock import moment
 from adyton.keyserver.policy import Approval, StoredApproval
-from adyton.keyserver.wrapping import WrappingKey
 from adyton.values import Key128, Measurement
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.keyserver.keyring import Keyring
+    from adyton.keyserver.wrapping import WrappingKey
 
 KEY: Final = "key"
 SECRET: Final = "secret"  # noqa: S105 - a kind of entry, not a secret
@@ -154,10 +154,7 @@ class Reader:
             ).one_or_none()
             if row is None:
                 raise StoreError(f"data key {version} is missing from the store", check="data keys of the store")
-            raw = self._keyring.master.unwrap(
-                bytes(row.wrapped), self._keyring.data_key_binding(version), f"data key {version}"
-            )
-            cached = self._keyring.data_keys[version] = WrappingKey(raw)
+            cached = self._keyring.data_keys[version] = self._keyring.open_data_key(version, bytes(row.wrapped))
         return cached
 
     def approvals(self, key: str | None = None) -> list[StoredApproval]:
