@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from adyton.keyserver.audit import Entry, Head, canonical, entry_hash
 from adyton.keyserver.clock import moment, now_ms
 from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import APPROVED, REVOKED, Approval, StoredApproval
+from adyton.keyserver.standing import POLICY, Stand
 from adyton.keyserver.view import KEY, KeyInfo, Reader, Release, Usage
 from adyton.keyserver.wrapping import WrappingKey
 from adyton.values import KEY_BYTES, Measurement
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from adyton.keyserver.keyring import Keyring
+    from adyton.keyserver.standing import Standing
 
 MAX_SECRET_BYTES: Final = 64 * 1024
 _FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
@@ -71,6 +74,18 @@ class Cache:
         self._approvals: tuple[int, Approvals] | None = None
         self._keys: tuple[int, dict[str, Any]] = (-1, {})
         self._artifacts: set[bytes] = set()
+        self._head: Head | None = None
+        self._lock = threading.Lock()
+
+    def head(self) -> Head | None:
+        """The newest head of the audit record that this process knows to be committed."""
+        return self._head
+
+    def note_head(self, head: Head) -> None:
+        """Note a head that is committed; an older one than is known, of a thread that was slower, changes nothing."""
+        with self._lock:
+            if self._head is None or head.seq > self._head.seq:
+                self._head = head
 
     def approvals(self, revision: int, load: Callable[[], list[StoredApproval]]) -> Approvals:
         """All approvals at this revision of keys and policies; the caller holds the write lock."""
@@ -98,11 +113,13 @@ class Cache:
 class Transaction(Reader):
     """A change of the store: nothing of it counts until its `with` block ends, then all of it does, durably."""
 
-    def __init__(self, connection: sa.Connection, keyring: Keyring, cache: Cache) -> None:
-        super().__init__(connection, keyring)
+    def __init__(self, connection: sa.Connection, keyring: Keyring, standing: Standing, cache: Cache) -> None:
+        super().__init__(connection, keyring, standing)
         self._cache = cache
         row = connection.execute(_LOCK_HEAD).one()
-        self._head = Head(row.seq, bytes(row.hash))
+        self._head = self._head_before = Head(row.seq, bytes(row.hash))
+        self._own_stands: dict[str, Stand] = {}
+        self._check_not_back(cache.head())
         self._policy_revision = int(row.policy_revision)
         self._changed_policy = False
         self._pending: dict[str, list[dict[str, Any]]] = {}
@@ -110,6 +127,21 @@ class Transaction(Reader):
         self._keys_cache = cache.keys(self._policy_revision)
         self._own_data_keys: dict[int, WrappingKey] = {}
         self.kept: set[bytes] = set()
+
+    def _check_not_back(self, known: Head | None) -> None:
+        """Refuse a record that lacks an entry which this process has seen committed: its database was put back."""
+        if known is None or known == self._head:
+            return
+        there = self.hash_of(known.seq) if known.seq <= self._head.seq else None
+        if there != known.hash:
+            raise StoreError(
+                "the store went back to an earlier state while it was open, or is another one now",
+                check="audit record against what this process wrote or saw of it",
+                expected=f"entry {known.seq} with the hash {known.hash.hex()}",
+                seen=f"the record ends at entry {self._head.seq}" if there is None else f"the hash {there.hex()}",
+                remedy="nothing is released: stop the key server, put the newest store back (adyton restore), and look"
+                " for who wrote to the database",
+            )
 
     def head(self) -> Head:
         """Where the audit chain ends, this transaction's own entries included."""
@@ -272,15 +304,17 @@ class Transaction(Reader):
         self._note_change(approval_id, revision, new_state, after, actor, at)
         return StoredApproval(approval_id, new_state, revision, after, moment(at))
 
+    def _newest(self, approval_id: str) -> Stand | None:
+        own = self._own_stands.get(approval_id)
+        if own is not None:
+            return own
+        self._standing.read_on(self._head_before.seq, self._policy_entries)
+        return self._standing.newest(approval_id, self._head_before.seq)
+
     def _note_change(
         self, approval_id: str, revision: int, state: str, approval: Approval, actor: str, at: int
     ) -> None:
-        document = canonical(approval.to_dict())
-        self._connection.execute(
-            sa.insert(schema.history).values(
-                approval=approval_id, revision=revision, state=state, document=document, actor=actor[:128], at=at
-            )
-        )
+        self._own_stands[approval_id] = Stand.of(revision, state, canonical(approval.to_dict()))
         self._changed_policy = True
         body = {
             "approval": approval_id,
@@ -289,7 +323,7 @@ class Transaction(Reader):
             "policy": approval.to_dict(),
             "actor": actor[:128],
         }
-        self.record("policy", approval_id, body, at)
+        self.record(POLICY, approval_id, body, at)
 
     def remember(self, measurement: Measurement, manifest: bytes, runtime_parts: Mapping[str, str]) -> None:
         """Keep what a measurement stands for; whoever calls this has checked that it does."""

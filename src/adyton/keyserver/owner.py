@@ -300,8 +300,8 @@ class Home:
             raise StoreError(f"{path} is not a checkpoint", check="checkpoint.json") from None
 
     def check_not_older(self, store: Store) -> None:
-        """Refuse a store that is older than, or another than, the last checkpoint kept beside it."""
-        from adyton.keyserver.audit import verify_checkpoint
+        """Refuse a store that is older than, or another than, the last checkpoint kept beside it, now or later."""
+        from adyton.keyserver.audit import Head, verify_checkpoint
 
         kept = self.kept_checkpoint()
         if kept is None:
@@ -318,6 +318,7 @@ class Home:
                 remedy="put the newest store back (adyton restore). Revocations since the copy would be lost; if you"
                 " accept that, remove checkpoint.json",
             )
+        store.expect(Head(kept.seq, kept.hash))
 
     def private(self, name: str) -> bytes:
         """Read one of the home's secret files."""

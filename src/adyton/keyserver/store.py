@@ -19,6 +19,7 @@ from adyton.keyserver.change import Cache, Transaction
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
 from adyton.keyserver.keyring import Keyring
+from adyton.keyserver.standing import Standing
 from adyton.keyserver.view import Reader
 from adyton.keyserver.wrapping import WrappingKey
 
@@ -56,6 +57,7 @@ class Store:
     def __init__(self, engine: sa.Engine, master: WrappingKey, reload: Masters | None = None) -> None:
         self.engine = engine
         self._cache = Cache()
+        self._standing = Standing()
         facts = self._facts()
         version = _known_version(facts["schema"])
         self.id = facts["id"]
@@ -163,7 +165,7 @@ class Store:
         options = AS_OF_ONE_MOMENT[self.engine.dialect.name]
         try:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
-                yield Reader(connection, self.keyring)
+                yield Reader(connection, self.keyring, self._standing)
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
 
@@ -172,27 +174,33 @@ class Store:
         """A change of the store: durable when the block ends, undone when it raises."""
         try:
             with self.engine.connect().execution_options(adyton_write=True) as connection, connection.begin():
-                transaction = Transaction(connection, self.keyring, self._cache)
+                transaction = Transaction(connection, self.keyring, self._standing, self._cache)
                 yield transaction
                 transaction.finish()
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
         self._cache.add_artifacts(transaction.kept)
+        self._cache.note_head(transaction.head())
+
+    def expect(self, head: Head) -> None:
+        """Refuse to write from now on where the record does not contain this head; the caller has seen that it does."""
+        self._cache.note_head(head)
 
     def verify_audit(self, checkpoints: Sequence[Checkpoint] = ()) -> Head:
-        """Verify the whole audit record, and that the chain row agrees with it; raises AuditError."""
+        """Verify the whole audit record, and that its head and all approvals agree with it; raises AuditError."""
         with self.read() as view:
-            claimed = view.head()
+            claimed, recorded = view.head(), Standing()
             with closing(view.entries()) as entries:
-                head = verify_chain(self.id, entries, checkpoints)
-        if head != claimed:
-            raise AuditError(
-                "the audit record does not end where the store says it ends",
-                check="head of the audit record",
-                expected=f"entry {claimed.seq}",
-                seen=f"entry {head.seq}",
-                remedy="entries were removed: restore a backup, and compare with the checkpoints that clients hold",
-            )
+                head = verify_chain(self.id, recorded.noting(entries), checkpoints)
+            if head != claimed:
+                raise AuditError(
+                    "the audit record does not end where the store says it ends",
+                    check="head of the audit record",
+                    expected=f"entry {claimed.seq}",
+                    seen=f"entry {head.seq}",
+                    remedy="entries were removed: restore a backup, and compare with the checkpoints that clients hold",
+                )
+            view.hold_approvals_against(recorded, head.seq)
         return head
 
     def close(self) -> None:

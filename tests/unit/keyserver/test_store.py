@@ -372,11 +372,15 @@ def test_audit_cut_tail_shows_against_a_checkpoint(record: World) -> None:
     record.store.verify_audit()
     with pytest.raises(AuditError, match="was cut"):
         record.store.verify_audit([checkpoint])
-    with record.store.write() as change:
+    with pytest.raises(StoreError, match="went back"), record.store.write() as change:
+        change.record("forged", "", {}, 1)
+    other = record.home.open_store()
+    with other.write() as change:
         for _ in range(5):
             change.record("forged", "", {}, 1)
     with pytest.raises(AuditError, match="not the one that the checkpoint"):
-        record.store.verify_audit([checkpoint])
+        other.verify_audit([checkpoint])
+    other.close()
 
 
 def test_checkpoint_round_trips_and_forged_ones_are_refused(record: World) -> None:
@@ -476,8 +480,9 @@ def test_store_of_an_older_schema_is_migrated(world: World, monkeypatch: pytest.
         connection.exec_driver_sql("ALTER TABLE keys ADD COLUMN remark TEXT")
         done.append(2)
 
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(schema, "MIGRATIONS", {2: step})
+    newer = schema.SCHEMA_VERSION + 1
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", newer)
+    monkeypatch.setattr(schema, "MIGRATIONS", {newer: step})
     for _ in range(2):
         store = world.home.open_store()
         with store.read() as view:
