@@ -43,9 +43,9 @@ def restore(
     def verify(made: Home) -> None:
         store = made.open_store()
         try:
-            counts["entries"] = store.verify_audit().seq
             made.check_not_older(store)
             with store.read() as view:
+                counts["entries"] = view.head().seq
                 keys = view.keys()
                 for key in keys:
                     view.reveal(key.name)

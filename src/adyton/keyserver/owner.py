@@ -300,25 +300,27 @@ class Home:
             raise StoreError(f"{path} is not a checkpoint", check="checkpoint.json") from None
 
     def check_not_older(self, store: Store) -> None:
-        """Refuse a store that is older than, or another than, the last checkpoint kept beside it, now or later."""
-        from adyton.keyserver.audit import Head, verify_checkpoint
+        """Refuse a store that is older than, or another than, the last checkpoint beside it, or that was altered.
+
+        The whole record is verified, so that what the store goes by from now on is what was once written in it.
+        """
+        from adyton.keyserver.audit import verify_checkpoint
 
         kept = self.kept_checkpoint()
-        if kept is None:
-            return
-        verify_checkpoint(kept, audit_public_key(self))
-        with store.read() as view:
-            there = view.hash_of(kept.seq)
-        if kept.store_id != store.id or there != kept.hash:
-            raise StoreError(
-                "this store is not the one that served last: it is older, or another",
-                check="checkpoint.json against the audit record",
-                expected=f"entry {kept.seq} with the hash of the last checkpoint",
-                seen="no such entry" if there is None else "another hash",
-                remedy="put the newest store back (adyton restore). Revocations since the copy would be lost; if you"
-                " accept that, remove checkpoint.json",
-            )
-        store.expect(Head(kept.seq, kept.hash))
+        if kept is not None:
+            verify_checkpoint(kept, audit_public_key(self))
+            with store.read() as view:
+                there = view.hash_of(kept.seq)
+            if kept.store_id != store.id or there != kept.hash:
+                raise StoreError(
+                    "this store is not the one that served last: it is older, or another",
+                    check="checkpoint.json against the audit record",
+                    expected=f"entry {kept.seq} with the hash of the last checkpoint",
+                    seen="no such entry" if there is None else "another hash",
+                    remedy="put the newest store back (adyton restore). Revocations since the copy would be lost; if"
+                    " you accept that, remove checkpoint.json",
+                )
+        store.verify_audit([] if kept is None else [kept])
 
     def private(self, name: str) -> bytes:
         """Read one of the home's secret files."""

@@ -64,6 +64,7 @@ class Standing:
             yield entry
             if entry.kind == POLICY:
                 self._note(entry)
+            self._read_to = entry.seq
 
     def _note(self, entry: Entry) -> None:
         try:

@@ -182,12 +182,11 @@ class Store:
         self._cache.add_artifacts(transaction.kept)
         self._cache.note_head(transaction.head())
 
-    def expect(self, head: Head) -> None:
-        """Refuse to write from now on where the record does not contain this head; the caller has seen that it does."""
-        self._cache.note_head(head)
-
     def verify_audit(self, checkpoints: Sequence[Checkpoint] = ()) -> Head:
-        """Verify the whole audit record, and that its head and all approvals agree with it; raises AuditError."""
+        """Verify the whole audit record, and that its head and all approvals agree with it; raises AuditError.
+
+        From then on nothing that was verified is read again, and a store without it is refused.
+        """
         with self.read() as view:
             claimed, recorded = view.head(), Standing()
             with closing(view.entries()) as entries:
@@ -201,6 +200,8 @@ class Store:
                     remedy="entries were removed: restore a backup, and compare with the checkpoints that clients hold",
                 )
             view.hold_approvals_against(recorded, head.seq)
+        self._standing = recorded
+        self._cache.note_head(head)
         return head
 
     def close(self) -> None:
