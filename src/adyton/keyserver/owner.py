@@ -24,7 +24,7 @@ import os
 import sys
 import tomllib
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 HOME_VARIABLE: Final = "ADYTON_HOME"
 MASTER_KINDS: Final = ("file", "passphrase", "command")
 MAX_CONFIG_BYTES: Final = 64 * 1024
+SALT_BYTES: Final = 16
+MAX_LIMIT: Final = 1_000_000
 
 
 def default_home() -> Path:
@@ -112,12 +114,12 @@ class Config:
         master = document.get("master", {})
         found = cls(
             name=document.get("owner", {}).get("name", ""),
-            server_names=tuple(str(name) for name in document.get("server", {}).get("names", ())),
+            server_names=_texts("server.names", document.get("server", {}).get("names", [])),
             store_url=document.get("store", {}).get("url", ""),
             master=master.get("kind", "file"),
-            master_command=tuple(str(part) for part in master.get("command", ())),
-            master_salt=bytes.fromhex(master.get("salt", "")),
-            limits=dict(document.get("limits", {})),
+            master_command=_texts("master.command", master.get("command", [])),
+            master_salt=_salt(master.get("salt", ""), needed=master.get("kind") == "passphrase"),
+            limits=_limits(document.get("limits", {})),
         )
         if not found.name or not found.server_names or found.master not in MASTER_KINDS:
             raise UsageError(
@@ -148,6 +150,43 @@ class Config:
         return tomli_w.dumps(document)
 
 
+def _texts(entry: str, values: list[object]) -> tuple[str, ...]:
+    if not all(isinstance(value, str) and value for value in values):
+        raise UsageError(
+            f"config.toml: {entry} is ill-typed", check=entry, expected="a list of texts", seen=str(values)[:80]
+        )
+    return tuple(str(value) for value in values)
+
+
+def _salt(written: str, *, needed: bool) -> bytes:
+    try:
+        salt = bytes.fromhex(written)
+    except ValueError:
+        salt = b"?"
+    if len(salt) != SALT_BYTES and (salt or needed):
+        raise UsageError(
+            "config.toml: master.salt is no salt",
+            check="master.salt",
+            expected=f"the {2 * SALT_BYTES} hex digits that adyton init wrote",
+            seen=f"{len(written)} characters",
+            remedy="take it from a backup of config.toml: with another one the passphrase gives another key",
+        )
+    return salt
+
+
+def _limits(written: dict[str, int]) -> dict[str, int]:
+    for name, value in written.items():
+        if not 1 <= value <= MAX_LIMIT:
+            raise UsageError(
+                f"config.toml: limits.{name} is out of range",
+                check=f"limits.{name}",
+                expected=f"1 to {MAX_LIMIT}",
+                seen=value,
+                remedy=f"leave it out for the default, {LIMITS[name]}",
+            )
+    return dict(written)
+
+
 LIMITS: Final[dict[str, int]] = {
     "max_connections": 12_000,
     "max_active": 1024,
@@ -170,7 +209,17 @@ def ask_passphrase(*, confirm: bool) -> bytes:
         if confirm and getpass.getpass("The same again: ") != first:
             raise UsageError("the passphrases differ", check="passphrase", remedy="type it again")
         return first.encode()
-    return sys.stdin.buffer.readline(4096).rstrip(b"\r\n")
+    given = sys.stdin.buffer.readline(4096).rstrip(b"\r\n")
+    if not given:
+        raise UsageError(
+            "no passphrase was given",
+            check="passphrase",
+            expected="a line on standard input",
+            seen="its end",
+            remedy="type it at a terminal, or pipe it in; a service that starts by itself needs a master key of kind"
+            " file or command (docs/keys.md)",
+        )
+    return given
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +417,7 @@ def init_home(
         store_url=store_url,
         master=master,
         master_command=master_command,
-        master_salt=os.urandom(16) if master == "passphrase" else b"",
+        master_salt=os.urandom(SALT_BYTES) if master == "passphrase" else b"",
     )
     home = Home(path, config)
     ca = make_ca(name, moment)
@@ -420,14 +469,30 @@ def audit_public_key(home: Home) -> Ed25519PublicKey:
 
 
 def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime | None = None) -> None:
-    """Make a new key and certificate for the key server under the same CA; manifests stay as they are."""
+    """Make a new key and certificate for the key server under the same CA; manifests stay as they are.
+
+    `names` are its names from now on, kept in config.toml; the first must stay, since manifests pin it.
+    """
     from adyton.keyserver.identity import Credential, make_server
 
+    pinned = home.config.server_names[0]
+    if names and names[0] != pinned:
+        raise UsageError(
+            "the key server's first name cannot change: every manifest pins it",
+            check="--server-name",
+            expected=f"{pinned} first, then any others",
+            seen=", ".join(names),
+            remedy=f"adyton init --renew-server --server-name {pinned} --server-name {names[0]}; a new first name needs"
+            " a new home, and programs that are built and approved again",
+        )
     ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
     made = make_server(ca, names or home.config.server_names, datetime.now(UTC) if now is None else now)
     replace_private_file(home.path / "server.key", made.key_pem)
     replace_private_file(home.path / "server.crt", made.certificate_pem)
     (home.path / "server.crt").chmod(0o644)
+    if names and names != home.config.server_names:
+        changed = replace(home.config, server_names=names)
+        replace_private_file(home.path / "config.toml", changed.to_toml().encode())
 
 
 def rotate_master_file(home: Home, store: Store) -> None:

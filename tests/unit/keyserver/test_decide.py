@@ -19,8 +19,9 @@ from adyton.keyserver.audit import MAX_BODY_BYTES, canonical
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, StoredApproval
 from adyton.keyserver.refusal import safe_reason
+from adyton.keyserver.rehearsal import rehearse
 from adyton.keyserver.view import Release, Usage
-from adyton.net.verification import Verifier
+from adyton.net.verification import Verified, Verifier
 from adyton.tee.sim import SimPlatform
 from adyton.values import Digest, Measurement
 from tests.amd_factory import LAUNCH, REPORT_DATA, SNPScenario
@@ -380,6 +381,29 @@ def test_decide_sev_snp_another_report_is_refused(
     """A genuine report of another guest, for another key, of a debug guest or from within the guest is refused."""
     snp_case.report = snp_reports(**fields)
     assert failing(snp_case.decide()) == [line]
+
+
+def test_rehearse_sev_snp_says_yes_with_the_manifest(base: World, snp_case: Case) -> None:
+    """A dry run of an SEV-SNP report needs the manifest that the program would name, and then can grant."""
+    with base.store.write() as change:
+        change.add_approval(snp_case.stored.approval, actor="test")
+    verified = Verified(snp_case.report, SNPScenario().built().collateral)
+
+    def granted(manifest_sha256: Digest | None) -> bool:
+        (found,) = rehearse(
+            base.store,
+            lambda *_args: verified,
+            b"",
+            key="weights",
+            protocol="adyton",
+            manifest_sha256=manifest_sha256,
+            now=snp_case.now,
+        )
+        return found.granted
+
+    assert granted(snp_case.request.manifest_sha256)
+    assert not granted(Digest(b"m" * 32))
+    assert not granted(None)
 
 
 def test_decide_further_requirements_refuse_on_their_own(base: World) -> None:
