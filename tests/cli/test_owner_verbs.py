@@ -213,6 +213,29 @@ def test_audit_list_show_verify_checkpoint_export(owner: tuple[Run, SimPlatform]
     assert run("audit", "verify", "--checkpoint", "cp.json")[0] == 106
 
 
+def test_audit_prune_and_what_is_said_of_it(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """What was pruned is recorded, shown of its entry, and noted at the export; a bad date is refused."""
+    run, _ = owner
+    store = Home.open(tmp_path / "owner").open_store()
+    with store.write() as change:
+        named = change.keep_artifact("evidence", b"quote", 1000).hex()
+        change.record(
+            "denial", "d-1", {"denial": "d-1", "told": {"message": "no"}, "peer": "p", "evidence": named}, 1000
+        )
+    store.close()
+    assert run("audit", "export", "-o", "whole.jsonl", "--evidence", "whole")[2] == ""
+    for when in ("2999-01-01", "yesterday"):
+        assert run("audit", "prune", "--before", when)[0] == 2
+    status, out, error = run("audit", "prune", "--before", "2020-01-01", "--json")
+    assert status == 0, error
+    assert document(out) == {"removed": 1, "size_bytes": 5}
+    assert "evidence itself: pruned on" in run("audit", "show", "d-1")[1]
+    assert "pruned" in document(run("audit", "show", "d-1", "--json")[1])["entries"][0]["gone"]["evidence"]
+    assert "1 pieces of evidence" in run("audit", "export", "-o", "record.jsonl", "--evidence", "evidence")[2]
+    assert run("audit", "verify")[0] == 0
+    assert "evidence-pruned" in run("audit", "list")[1]
+
+
 def test_backup_and_restore_with_shares(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
     """A split backup, two of three shares, another home: the same keys."""
     run, _ = owner

@@ -51,17 +51,21 @@ def show(
 ) -> None:
     """Show everything that is recorded under an id: what was checked, expected, seen, and what to do."""
     from adyton.errors import UsageError
+    from adyton.keyserver.prune import missing
 
     with owner_store(home) as (_, store), store.read() as view:
         entries = list(view.entries(subject=subject))
+        gone = {entry.seq: missing(view, entry) for entry in entries}
     if not entries:
         raise UsageError(f"nothing is recorded under {subject[:60]!r}", check="id", expected="d-…, g-…, a-… or a key")
     if as_json:
-        say_json({"entries": [_document(entry) for entry in entries]})
+        say_json({"entries": [{**_document(entry), "gone": gone[entry.seq]} for entry in entries]})
         return
     for entry in entries:
         say(summary(entry))
         _show_body(json.loads(entry.body), "  ")
+        for name, why in gone[entry.seq].items():
+            say(f"  {name} itself: {why}")
 
 
 @app.command()
@@ -146,23 +150,63 @@ def export(
     from adyton.keyserver.audit import sign_checkpoint
     from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import audit_private_key
+    from adyton.keyserver.prune import named
 
     beside = output.with_name(f".{output.name}.part")
-    count = 0
+    count, named_there, gone = 0, set[bytes](), 0
     with owner_store(home) as (found, store), store.read() as view, beside.open("w", encoding="utf-8") as stream:
         head = view.head()
         stream.write(json.dumps({"adyton_audit": 1, "store_id": store.id.hex()}) + "\n")
         for entry in view.entries():
             count += 1
             stream.write(json.dumps(_raw(entry)) + "\n")
+            if evidence is not None:
+                named_there.update(named(entry).values())
         last = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
         stream.write(json.dumps({"checkpoint": last.to_dict()}) + "\n")
         if evidence is not None:
             evidence.mkdir(parents=True, exist_ok=True)
             for kind, sha256, data in view.artifacts():
                 (evidence / f"{sha256.hex()}.{kind}").write_bytes(data)
+                named_there.discard(sha256)
+            gone = len(named_there)
     beside.replace(output)
     say(f"{count} entries in {output}")
+    if gone:
+        note(f"{gone} pieces of evidence that the entries name are not there any more: adyton audit show ID says why")
+
+
+@app.command()
+def prune(
+    before: Annotated[str, typer.Option(help="Remove what only older entries name: a date or time, ISO 8601.")],
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Remove evidence and collateral of old decisions to make room; entries stay, and one says that it was done.
+
+    Such decisions cannot be verified again. In SQLite the file keeps its size, and the room in it is used again.
+    """
+    from adyton.errors import UsageError
+    from adyton.keyserver.clock import now_ms
+    from adyton.keyserver.owner import actor
+    from adyton.keyserver.policy import parse_time
+    from adyton.keyserver.prune import prune as prune_evidence
+
+    before_ms = int(parse_time(before, "--before").timestamp() * 1000)
+    if before_ms > now_ms():
+        raise UsageError(
+            "evidence of what has not happened yet cannot be pruned",
+            check="--before",
+            expected="a time in the past",
+            seen=before,
+            remedy="name a date in the past",
+        )
+    with owner_store(home) as (_, store):
+        done = prune_evidence(store, before_ms, actor=actor())
+    if as_json:
+        say_json({"removed": done.count, "size_bytes": done.size_bytes})
+        return
+    say(f"removed {done.count} pieces of evidence and collateral ({done.size_bytes / 1e6:.1f} MB)")
 
 
 def _raw(entry: Entry) -> dict[str, Any]:

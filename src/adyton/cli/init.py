@@ -33,7 +33,7 @@ def init(
         bool,
         typer.Option(
             "--renew-server",
-            help="Only make a new certificate for the key server of an existing home; with --server-name for other names.",
+            help="Only make a new certificate for an existing home's key server; with --server-name for other names.",
         ),
     ] = False,
     as_json: JSONOption = False,

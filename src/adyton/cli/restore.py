@@ -29,6 +29,9 @@ def restore(
         str | None,
         typer.Option(help="Database for the store; '' is SQLite in the home.  [as it was]", show_default=False),
     ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Share the store that the database holds already, as a second key server.")
+    ] = False,
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
@@ -64,6 +67,7 @@ def restore(
         passphrase=passphrase,
         shares=[read_share(path) for path in share or ()],
         store_url=store_url,
+        join=join,
         verify=verify,
     )
     if as_json:
@@ -71,4 +75,5 @@ def restore(
         return
     what = f"{counts['keys']} keys, {counts['approvals']} approvals, {counts['entries']} audit entries"
     say(f"restored {made.path}: {what}")
-    say("stop the key server of the lost home for good before you start this one: two would each count their own runs")
+    if not join:
+        say("stop the key server of the lost home for good before you start this: two would each count their own runs")

@@ -273,10 +273,12 @@ def restore(
     passphrase: Callable[[], bytes] | None,
     shares: Sequence[Share] = (),
     store_url: str | None = None,
+    join: bool = False,
     verify: Callable[[Home], None],
 ) -> Home:
     """Make a home from a backup: unpacked and verified beside it, then renamed into place.
 
+    With `join` the store is not brought back but shared: the database holds it already, for another key server.
     `verify` opens the restored home and raises where something is wrong with it; nothing is left then.
     """
     header = read_header(path)
@@ -305,7 +307,9 @@ def restore(
         config = Config.parse((beside / "home" / "config.toml").read_text(encoding="utf-8"))
         url = config.store_url if store_url is None else store_url
         made = Home(beside / "home", _with_store(config, url))
-        if not url:
+        if join:
+            _check_shared(url, str(header.get("store")))
+        elif not url:
             (beside / "store.sqlite").replace(beside / "home" / "store.db")
         else:
             _load_tables(beside / "store.sqlite", url)
@@ -373,7 +377,12 @@ def _load_tables(path: Path, url: str) -> None:
         ):
             if sa.inspect(sink).has_table("meta"):
                 raise StoreError(
-                    "there is a store in that database already", check="database", expected="none", seen="one"
+                    "there is a store in that database already",
+                    check="database",
+                    expected="no store in it",
+                    seen="one",
+                    remedy="a machine that is to share it: adyton restore --join; otherwise name another database with"
+                    " --store-url",
                 )
             schema.metadata.create_all(sink)
             for table in schema.metadata.sorted_tables:
@@ -383,6 +392,37 @@ def _load_tables(path: Path, url: str) -> None:
     finally:
         source.dispose()
         target.dispose()
+
+
+def _check_shared(url: str, store_id: str) -> None:
+    """Refuse to join a store that no other machine can have, or another one than the backup's."""
+    if not url or sa.make_url(url).get_backend_name() != "postgresql":
+        raise UsageError(
+            "a store in SQLite belongs to one machine",
+            check="--join",
+            expected="a store in PostgreSQL, as postgresql+psycopg://…",
+            seen=url.partition(":")[0] or "SQLite in the home",
+            remedy="leave --join out to bring the store back, or move it to PostgreSQL: adyton restore --store-url",
+        )
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            there = sa.inspect(connection).has_table("meta")
+            query = sa.select(schema.meta.c.value).where(schema.meta.c.name == "id")
+            seen = bytes(connection.execute(query).scalar_one()).hex() if there else "no store"
+    except sa.exc.SQLAlchemyError as error:
+        raise store_error(error) from error
+    finally:
+        engine.dispose()
+    if seen != store_id:
+        raise StoreError(
+            "that database does not hold the store of this backup",
+            check="--join",
+            expected=store_id,
+            seen=seen,
+            remedy="name the database that the other key server uses (--store-url), or leave --join out to bring the"
+            " store back",
+        )
 
 
 def read_share(path: Path) -> Share:

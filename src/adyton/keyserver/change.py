@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from adyton.keyserver.standing import Standing
 
 MAX_SECRET_BYTES: Final = 64 * 1024
+MAX_KNOWN_ARTIFACTS: Final = 1000
+FORGOTTEN_AT_ONCE: Final = 500
 _FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
 _FORGET_NONCES: Final = sa.delete(schema.nonces).where(schema.nonces.c.expires_at < sa.bindparam("before"))
 _LOCK_HEAD: Final = sa.select(schema.chain).with_for_update()
@@ -73,7 +75,7 @@ class Cache:
     def __init__(self) -> None:
         self._approvals: tuple[int, Approvals] | None = None
         self._keys: tuple[int, dict[str, Any]] = (-1, {})
-        self._artifacts: set[bytes] = set()
+        self._artifacts: tuple[int, set[bytes]] = (-1, set())
         self._head: Head | None = None
         self._lock = threading.Lock()
 
@@ -99,15 +101,11 @@ class Cache:
             self._keys = (revision, {})
         return self._keys[1]
 
-    def has_artifact(self, sha256: bytes) -> bool:
-        """Whether this artifact was stored earlier by this process."""
-        return sha256 in self._artifacts
-
-    def add_artifacts(self, kept: set[bytes]) -> None:
-        """Note artifacts that a transaction kept; only after it has committed."""
-        if len(self._artifacts) > 1000:
-            self._artifacts.clear()
-        self._artifacts |= kept
+    def artifacts(self, revision: int) -> set[bytes]:
+        """Artifacts known to be stored at this revision; the caller holds the write lock."""
+        if self._artifacts[0] != revision or len(self._artifacts[1]) > MAX_KNOWN_ARTIFACTS:
+            self._artifacts = (revision, set())
+        return self._artifacts[1]
 
 
 class Transaction(Reader):
@@ -126,7 +124,8 @@ class Transaction(Reader):
         self._pending_nonces: set[bytes] = set()
         self._keys_cache = cache.keys(self._policy_revision)
         self._own_data_keys: dict[int, WrappingKey] = {}
-        self.kept: set[bytes] = set()
+        self._known_artifacts = cache.artifacts(self._policy_revision)
+        self._kept: set[bytes] = set()
 
     def _check_not_back(self, known: Head | None) -> None:
         """Refuse a record that lacks an entry which this process has seen committed: its database was put back."""
@@ -158,11 +157,11 @@ class Transaction(Reader):
         return Entry(seq, at_ms, kind, text, digest)
 
     def entries(
-        self, *, after: int = 0, kind: str | None = None, subject: str | None = None
+        self, *, after: int = 0, kind: str | None = None, subject: str | None = None, since_ms: int | None = None
     ) -> Generator[Entry, None, None]:
         """As for a reader, this transaction's own entries included."""
         self._flush()
-        return super().entries(after=after, kind=kind, subject=subject)
+        return super().entries(after=after, kind=kind, subject=subject, since_ms=since_ms)
 
     def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
         """As for a reader, this transaction's own releases included."""
@@ -408,10 +407,28 @@ class Transaction(Reader):
     def keep_artifact(self, kind: str, data: bytes, at_ms: int) -> bytes:
         """Keep evidence or collateral once, under its SHA-256, which is returned."""
         sha256 = hashlib.sha256(data).digest()
-        if sha256 not in self.kept and not self._cache.has_artifact(sha256):
+        if sha256 not in self._kept and sha256 not in self._known_artifacts:
             self._later("artifacts", {"sha256": sha256, "kind": kind, "data": data, "at": at_ms})
-            self.kept.add(sha256)
+            self._kept.add(sha256)
         return sha256
+
+    def forget_artifacts(self, before_ms: int, needed: set[bytes]) -> tuple[int, int]:
+        """Remove artifacts that were stored before a time, but for those that are needed; how many, and their bytes."""
+        self._flush("artifacts")
+        table = schema.artifacts
+        query = sa.select(table.c.sha256, sa.func.length(table.c.data)).where(table.c.at < before_ms)
+        sizes = {bytes(row[0]): int(row[1]) for row in self._connection.execute(query)}
+        going = [sha256 for sha256 in sizes if sha256 not in needed]
+        for start in range(0, len(going), FORGOTTEN_AT_ONCE):
+            piece = going[start : start + FORGOTTEN_AT_ONCE]
+            self._connection.execute(sa.delete(table).where(table.c.sha256.in_(piece)))
+        self._changed_policy = True  # whoever remembers what is stored reads it again
+        return len(going), sum(sizes[sha256] for sha256 in going)
+
+    def committed(self) -> None:
+        """Note for later transactions what this one wrote; called once, after the commit."""
+        self._known_artifacts |= self._kept
+        self._cache.note_head(self._head)
 
     def _data_key(self, version: int) -> WrappingKey:
         own = self._own_data_keys.get(version)

@@ -179,8 +179,7 @@ class Store:
                 transaction.finish()
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
-        self._cache.add_artifacts(transaction.kept)
-        self._cache.note_head(transaction.head())
+        transaction.committed()
 
     def verify_audit(self, checkpoints: Sequence[Checkpoint] = ()) -> Head:
         """Verify the whole audit record, and that its head and all approvals agree with it; raises AuditError.

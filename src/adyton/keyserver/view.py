@@ -311,9 +311,9 @@ class Reader:
         return None if row is None else (bytes(row.manifest), json.loads(row.runtime_parts))
 
     def entries(
-        self, *, after: int = 0, kind: str | None = None, subject: str | None = None
+        self, *, after: int = 0, kind: str | None = None, subject: str | None = None, since_ms: int | None = None
     ) -> Generator[Entry, None, None]:
-        """Audit entries in order, from the one after `after`."""
+        """Audit entries in order, from the one after `after`; those of a time on, where that is named."""
         table = schema.audit
         query = sa.select(table.c.seq, table.c.at, table.c.kind, table.c.body, table.c.hash).order_by(table.c.seq)
         query = query.where(table.c.seq > after)
@@ -321,6 +321,8 @@ class Reader:
             query = query.where(table.c.kind == kind)
         if subject is not None:
             query = query.where(table.c.subject == subject)
+        if since_ms is not None:
+            query = query.where(table.c.at >= since_ms)
         with self._connection.execute(query, execution_options={"yield_per": 5000}) as rows:
             yield from map(_entry, rows)
 
@@ -361,7 +363,7 @@ class Reader:
         return None if found is None else bytes(found)
 
     def policy_revision(self) -> int:
-        """A number that grows with every change of a key or an approval."""
+        """A number that grows with every change of a key or an approval, and when evidence is pruned."""
         return int(self._connection.execute(sa.select(schema.chain.c.policy_revision)).scalar_one())
 
 
