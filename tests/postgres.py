@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,62 @@ def programs() -> Path | None:
     return next((place for place in places if (place / "initdb").exists()), None)
 
 
+@dataclass
+class Server:
+    """A PostgreSQL that can be killed and started again on the same data."""
+
+    folder: Path
+    where: Path
+    who: dict[str, Any]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Its empty database."""
+        return f"postgresql+psycopg://adyton@/postgres?host={self.folder}"
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        command: list[str | Path] = [self.where / "postgres", "-D", self.folder / "data", "-k", self.folder]
+        command += ["-c", "listen_addresses=", "-c", "max_connections=60"]
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self.who)
+        self.process = process
+        deadline = time.monotonic() + 30
+        while not self._answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "log").read_text()[-1000:])
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        done = subprocess.run(
+            [self.where / "pg_isready", "-q", "-h", self.folder, "-U", "adyton", "-d", "postgres"], check=False
+        )
+        return done.returncode == 0
+
+    def crash(self) -> None:
+        """End all of it at once, without a checkpoint: what was committed is in its log, or lost."""
+        self._end(signal.SIGQUIT)
+
+    def stop(self) -> None:
+        """End it in order."""
+        self._end(signal.SIGINT)
+
+    def _end(self, number: int) -> None:
+        if self.process is None:
+            return
+        self.process.send_signal(number)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+
 @contextmanager
-def postgres() -> Iterator[str]:
-    """Start a server; yields the URL of an empty database."""
+def postgres_server() -> Iterator[Server]:
+    """A server with an empty database, running until the block ends."""
     where = programs()
     if where is None:
         raise RuntimeError("PostgreSQL is not installed")
@@ -36,39 +91,23 @@ def postgres() -> Iterator[str]:
         entry = pwd.getpwnam(name)
         os.chown(folder, entry.pw_uid, entry.pw_gid)
         who = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    data = folder / "data"
-    command: list[str | Path] = [
-        where / "initdb",
-        "-D",
-        data,
-        "-U",
-        "adyton",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C",
-        "-N",
-    ]
+    options = ("-U", "adyton", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
+    command: list[str | Path] = [where / "initdb", "-D", folder / "data", *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
-    command = [where / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "max_connections=60"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **who)
+    server = Server(folder, where, who)
     try:
-        deadline = time.monotonic() + 30
-        while not (folder / ".s.PGSQL.5432").exists():
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((folder / "log").read_text()[-1000:])
-            time.sleep(0.05)
-        yield f"postgresql+psycopg://adyton@/postgres?host={folder}"
+        server.start()
+        yield server
     finally:
-        server.send_signal(2)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Start a server; yields the URL of an empty database."""
+    with postgres_server() as server:
+        yield server.url
 
 
 def _exists(name: str) -> bool:

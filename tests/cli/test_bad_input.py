@@ -372,7 +372,7 @@ def test_full_disk_leaves_no_target(owner: Place, verb: str) -> None:
         ("[sgx]\n", "[sgx\n", MalformedManifest, "line"),
         ("[sgx]\n", "[sgx]\nenclave_sice = 1\n", MalformedManifest, "sgx.enclave_sice"),
         ("max_threads = ", "max_threads = 'many' # ", MalformedManifest, "sgx.max_threads"),
-        ('path = "/work/input"', 'path = "work/input"', ManifestError, "work/input"),
+        ('/input", uri', '/../input", uri', ManifestError, "holds . or .."),
         ('trusted_from = ["file:app.trusted"]', 'trusted_from = ["file:no.trusted"]', ManifestError, "no.trusted"),
         ('network = "none"', 'network = "some"', MalformedManifest, "network"),
         ('key_name = "data"', 'key_name = ""', ManifestError, "key_name"),

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from adyton.cli import main as command_line
+from adyton.keyserver.owner import Home
 from adyton.manifest import signature
 from adyton.manifest.signed import read_signed
 from adyton.net.collateral_store import CollateralStore
@@ -211,6 +213,29 @@ def test_audit_list_show_verify_checkpoint_export(owner: tuple[Run, SimPlatform]
     assert run("audit", "verify", "--checkpoint", "cp.json")[0] == 106
 
 
+def test_audit_prune_and_what_is_said_of_it(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """What was pruned is recorded, shown of its entry, and noted at the export; a bad date is refused."""
+    run, _ = owner
+    store = Home.open(tmp_path / "owner").open_store()
+    with store.write() as change:
+        named = change.keep_artifact("evidence", b"quote", 1000).hex()
+        change.record(
+            "denial", "d-1", {"denial": "d-1", "told": {"message": "no"}, "peer": "p", "evidence": named}, 1000
+        )
+    store.close()
+    assert run("audit", "export", "-o", "whole.jsonl", "--evidence", "whole")[2] == ""
+    for when in ("2999-01-01", "yesterday"):
+        assert run("audit", "prune", "--before", when)[0] == 2
+    status, out, error = run("audit", "prune", "--before", "2020-01-01", "--json")
+    assert status == 0, error
+    assert document(out) == {"removed": 1, "size_bytes": 5}
+    assert "evidence itself: pruned on" in run("audit", "show", "d-1")[1]
+    assert "pruned" in document(run("audit", "show", "d-1", "--json")[1])["entries"][0]["gone"]["evidence"]
+    assert "1 pieces of evidence" in run("audit", "export", "-o", "record.jsonl", "--evidence", "evidence")[2]
+    assert run("audit", "verify")[0] == 0
+    assert "evidence-pruned" in run("audit", "list")[1]
+
+
 def test_backup_and_restore_with_shares(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
     """A split backup, two of three shares, another home: the same keys."""
     run, _ = owner
@@ -241,12 +266,50 @@ def test_backup_with_a_passphrase_file(owner: tuple[Run, SimPlatform], tmp_path:
     assert not (tmp_path / "other").exists()
 
 
+def test_policy_test_compares_the_manifest_that_is_named(owner: tuple[Run, SimPlatform]) -> None:
+    """With --manifest the line about it is judged as the key server would."""
+    run, platform = owner
+    run("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))
+    signed = read_signed(Path("app.manifest"), combine(RUNTIME_PARTS))
+    quote = platform.enclave(measurement=signed.measurement, mrsigner=signed.mrsigner.raw).quote(bytes(64))
+    Path("quote").write_bytes(quote)
+    assert "manifest" not in run("policy", "test", "quote")[1]
+    assert run("policy", "test", "quote", "--manifest", "app.manifest")[0] == 0
+    Path("other.manifest").write_text(Path("app.manifest").read_text() + "\n")
+    status, out, _ = run("policy", "test", "quote", "--manifest", "other.manifest")
+    assert status == 95
+    assert "FAIL manifest" in out
+
+
 def test_init_renew_server(run: Run, tmp_path: Path) -> None:
-    """A new certificate for the server, the CA as it was."""
+    """A new certificate for the server with the names that it now has, the CA as it was."""
     run("init")
-    before = hashlib.sha256((tmp_path / "owner" / "server.crt").read_bytes()).digest()
+    home = tmp_path / "owner"
+    before = hashlib.sha256((home / "server.crt").read_bytes()).digest()
     assert run("init", "--renew-server")[0] == 0
-    assert hashlib.sha256((tmp_path / "owner" / "server.crt").read_bytes()).digest() != before
+    after = hashlib.sha256((home / "server.crt").read_bytes()).digest()
+    assert after != before
+    names = ("adyton-key-server", "keys.example.org", "192.0.2.7")
+    assert run("init", "--renew-server", *(word for name in names for word in ("--server-name", name)))[0] == 0
+    assert Home.open(home).config.server_names == names
+    assert run("init", "--renew-server")[0] == 0
+    certificate = x509.load_pem_x509_certificate((home / "server.crt").read_bytes())
+    alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "keys.example.org" in alternatives.get_values_for_type(x509.DNSName)
+    assert run("key", "list")[0] == 0
+
+
+def test_init_renew_server_keeps_the_name_that_manifests_pin(run: Run, tmp_path: Path) -> None:
+    """Another first name would make every manifest ask for a server that is not there; a bad one is no name."""
+    run("init")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "owner").glob("*.*")}
+    status, _, error = run("init", "--renew-server", "--server-name", "keys.example.org")
+    assert status == 2
+    assert "adyton-key-server" in error
+    for name in ("schlüssel.example", "a b", ""):
+        words = ("--server-name", "adyton-key-server", "--server-name", name)
+        assert run("init", "--renew-server", *words)[0] == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "owner").glob("*.*")} == files
 
 
 def test_serve_without_anything_to_serve_or_with_a_bad_address_is_refused(run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -13,6 +13,8 @@ from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
     from adyton.keyserver.audit import Checkpoint, Entry
+
+MAX_GRANTS_BYTES: Final = 1 << 20
 
 app = typer.Typer(
     add_completion=False,
@@ -49,24 +51,31 @@ def show(
 ) -> None:
     """Show everything that is recorded under an id: what was checked, expected, seen, and what to do."""
     from adyton.errors import UsageError
+    from adyton.keyserver.prune import missing
 
     with owner_store(home) as (_, store), store.read() as view:
         entries = list(view.entries(subject=subject))
+        gone = {entry.seq: missing(view, entry) for entry in entries}
     if not entries:
         raise UsageError(f"nothing is recorded under {subject[:60]!r}", check="id", expected="d-…, g-…, a-… or a key")
     if as_json:
-        say_json({"entries": [_document(entry) for entry in entries]})
+        say_json({"entries": [{**_document(entry), "gone": gone[entry.seq]} for entry in entries]})
         return
     for entry in entries:
         say(summary(entry))
         _show_body(json.loads(entry.body), "  ")
+        for name, why in gone[entry.seq].items():
+            say(f"  {name} itself: {why}")
 
 
 @app.command()
 def verify(
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option(help="A checkpoint to hold the record against (from a grant, or adyton audit checkpoint)."),
+        typer.Option(
+            help="A checkpoint to hold the record against: of adyton audit checkpoint, or what a run was granted"
+            " (adyton run --grants FILE, or its --json)."
+        ),
     ] = None,
     export: Annotated[
         Path | None, typer.Option(help="Verify an export instead of the store (needs audit.crt).", show_default=False)
@@ -79,26 +88,29 @@ def verify(
     from adyton.keyserver.audit import verify_chain, verify_checkpoint
     from adyton.keyserver.owner import audit_public_key
 
-    checkpoints = [_read_checkpoint(path) for path in checkpoint or ()]
+    given = {path: _read_checkpoints(path) for path in checkpoint or ()}
     found = chosen_home(home)
     public = audit_public_key(found)
+
+    def signed_here(store_id: bytes, own: Checkpoint | None) -> list[Checkpoint]:
+        chosen = [item for path, items in given.items() for item in _of_store(path, items, store_id)]
+        for item in (*chosen, *((own,) if own else ())):
+            verify_checkpoint(item, public)
+        return [*chosen, *((own,) if own else ())]
+
     if export is not None:
         store_id, entries, last = _read_export(export)
-        checkpoints.append(last)
-        for item in checkpoints:
-            verify_checkpoint(item, public)
+        checkpoints = signed_here(store_id, last)
         head = verify_chain(store_id, entries, checkpoints)
     else:
-        kept = found.kept_checkpoint()
-        for item in (*checkpoints, *((kept,) if kept else ())):
-            verify_checkpoint(item, public)
         with owner_store(home) as (_, store):
-            head = store.verify_audit([*checkpoints, *((kept,) if kept else ())])
+            checkpoints = signed_here(store.id, found.kept_checkpoint())
+            head = store.verify_audit(checkpoints)
     if as_json:
         say_json({"entries": head.seq, "head": head.hash.hex(), "checkpoints": len(checkpoints)})
         return
     say(f"{head.seq} entries, none altered or missing; head {head.hash.hex()}")
-    if not checkpoints and export is None:
+    if not given and export is None:
         note("hold it against a checkpoint that a client got, too (--checkpoint): a cut tail shows only so")
 
 
@@ -138,23 +150,63 @@ def export(
     from adyton.keyserver.audit import sign_checkpoint
     from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import audit_private_key
+    from adyton.keyserver.prune import named
 
     beside = output.with_name(f".{output.name}.part")
-    count = 0
+    count, named_there, gone = 0, set[bytes](), 0
     with owner_store(home) as (found, store), store.read() as view, beside.open("w", encoding="utf-8") as stream:
         head = view.head()
         stream.write(json.dumps({"adyton_audit": 1, "store_id": store.id.hex()}) + "\n")
         for entry in view.entries():
             count += 1
             stream.write(json.dumps(_raw(entry)) + "\n")
+            if evidence is not None:
+                named_there.update(named(entry).values())
         last = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
         stream.write(json.dumps({"checkpoint": last.to_dict()}) + "\n")
         if evidence is not None:
             evidence.mkdir(parents=True, exist_ok=True)
             for kind, sha256, data in view.artifacts():
                 (evidence / f"{sha256.hex()}.{kind}").write_bytes(data)
+                named_there.discard(sha256)
+            gone = len(named_there)
     beside.replace(output)
     say(f"{count} entries in {output}")
+    if gone:
+        note(f"{gone} pieces of evidence that the entries name are not there any more: adyton audit show ID says why")
+
+
+@app.command()
+def prune(
+    before: Annotated[str, typer.Option(help="Remove what only older entries name: a date or time, ISO 8601.")],
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Remove evidence and collateral of old decisions to make room; entries stay, and one says that it was done.
+
+    Such decisions cannot be verified again. In SQLite the file keeps its size, and the room in it is used again.
+    """
+    from adyton.errors import UsageError
+    from adyton.keyserver.clock import now_ms
+    from adyton.keyserver.owner import actor
+    from adyton.keyserver.policy import parse_time
+    from adyton.keyserver.prune import prune as prune_evidence
+
+    before_ms = int(parse_time(before, "--before").timestamp() * 1000)
+    if before_ms > now_ms():
+        raise UsageError(
+            "evidence of what has not happened yet cannot be pruned",
+            check="--before",
+            expected="a time in the past",
+            seen=before,
+            remedy="name a date in the past",
+        )
+    with owner_store(home) as (_, store):
+        done = prune_evidence(store, before_ms, actor=actor())
+    if as_json:
+        say_json({"removed": done.count, "size_bytes": done.size_bytes})
+        return
+    say(f"removed {done.count} pieces of evidence and collateral ({done.size_bytes / 1e6:.1f} MB)")
 
 
 def _raw(entry: Entry) -> dict[str, Any]:
@@ -201,18 +253,46 @@ def _show_body(value: Any, indent: str) -> None:
                 say(f"{indent}- {inner}")
 
 
-def _read_checkpoint(path: Path) -> Checkpoint:
+def _read_checkpoints(path: Path) -> list[Checkpoint]:
+    """The checkpoint in a file, or those of all grants in what a run wrote."""
     from adyton.errors import AuditError
     from adyton.keyserver.audit import Checkpoint
     from adyton.manifest.signed import read_capped
 
     try:
-        document = json.loads(read_capped(path, 16 * 1024, "checkpoint"))
+        document = json.loads(read_capped(path, MAX_GRANTS_BYTES, "checkpoint"))
     except ValueError:
         document = None
-    if not isinstance(document, dict):
-        raise AuditError(f"{path} is not a checkpoint", check="form of the checkpoint", expected="a JSON object")
-    return Checkpoint.from_dict(document)
+    grants = document.get("grants") if isinstance(document, dict) else None
+    written = [document] if grants is None else grants if isinstance(grants, list) else [None]
+    if grants is not None:
+        written = [grant.get("checkpoint") if isinstance(grant, dict) else None for grant in written]
+    found = [Checkpoint.from_dict(item) for item in written if isinstance(item, dict)]
+    if not found:
+        raise AuditError(
+            f"{path} holds no checkpoint",
+            check="form of the checkpoint",
+            expected="a checkpoint as a JSON object, or what adyton run --grants wrote",
+            seen=f"{len(written)} grants without one" if grants is not None else "something else",
+            remedy="a run with --provisioning ra-tls gets none; use what adyton audit checkpoint wrote",
+        )
+    return found
+
+
+def _of_store(path: Path, items: list[Checkpoint], store_id: bytes) -> list[Checkpoint]:
+    """Those that belong to this store: a run may have had grants of several owners."""
+    from adyton.errors import AuditError
+
+    chosen = [item for item in items if item.store_id == store_id]
+    if not chosen:
+        raise AuditError(
+            f"the checkpoint in {path} belongs to another store",
+            check="store of the checkpoint",
+            expected=store_id.hex(),
+            seen=", ".join(sorted({item.store_id.hex() for item in items})),
+            remedy="take what a run was granted by this key server, or name the home that it belongs to (--home)",
+        )
+    return chosen
 
 
 def _read_export(path: Path) -> tuple[bytes, list[Entry], Checkpoint]:

@@ -30,7 +30,11 @@ def init(
         str, typer.Option(help="Where the store lives, as postgresql+psycopg://…  [HOME/store.db]", show_default=False)
     ] = "",
     renew_server: Annotated[
-        bool, typer.Option("--renew-server", help="Only make a new certificate for the key server of an existing home.")
+        bool,
+        typer.Option(
+            "--renew-server",
+            help="Only make a new certificate for an existing home's key server; with --server-name for other names.",
+        ),
     ] = False,
     as_json: JSONOption = False,
 ) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adyton.cli.output import note, say, say_json
 from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+
+if TYPE_CHECKING:
+    from adyton.values import Digest
 
 app = typer.Typer(
     add_completion=False,
@@ -116,6 +119,13 @@ def try_evidence(
     evidence: Annotated[Path, typer.Argument(help="A quote or report; or a denial's evidence (adyton audit export).")],
     key: Annotated[str | None, typer.Option(help="Only this key.", show_default=False)] = None,
     protocol: Annotated[str, typer.Option(help="Over which protocol.")] = "adyton",
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="The final manifest that the program would name; SEV-SNP knows no program without it.",
+            show_default=False,
+        ),
+    ] = None,
     collateral: Annotated[
         Path | None, typer.Option(help="Collateral to use instead of the home's.", show_default=False)
     ] = None,
@@ -134,9 +144,10 @@ def try_evidence(
     from adyton.net.verification import Verifier
 
     raw = read_capped(evidence, MAX_EVIDENCE_BYTES, "evidence")
+    named = None if manifest is None else manifest_digest(manifest)
     with owner_store(home) as (found, store):
         verifier = Verifier(CollateralStore(collateral or found.collateral_path))
-        results = rehearse(store, verifier.verify, raw, key=key, protocol=protocol)
+        results = rehearse(store, verifier.verify, raw, key=key, protocol=protocol, manifest_sha256=named)
     if as_json:
         say_json({"results": [result.to_dict() for result in results]})
     else:
@@ -162,6 +173,17 @@ def try_evidence(
             seen=first.to_dict()["seen"] if first else "none",
             remedy=first.remedy if first else "adyton approve",
         )
+
+
+def manifest_digest(path: Path) -> Digest:
+    """SHA-256 of a final manifest, as an enclave names it."""
+    import hashlib
+
+    from adyton.manifest.model import MAX_MANIFEST_BYTES
+    from adyton.manifest.signed import read_capped
+    from adyton.values import Digest
+
+    return Digest(hashlib.sha256(read_capped(path, MAX_MANIFEST_BYTES, "manifest")).digest())
 
 
 def _when(at_ms: int) -> str:

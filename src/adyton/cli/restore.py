@@ -29,6 +29,9 @@ def restore(
         str | None,
         typer.Option(help="Database for the store; '' is SQLite in the home.  [as it was]", show_default=False),
     ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Share the store that the database holds already, as a second key server.")
+    ] = False,
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
@@ -43,9 +46,9 @@ def restore(
     def verify(made: Home) -> None:
         store = made.open_store()
         try:
-            counts["entries"] = store.verify_audit().seq
             made.check_not_older(store)
             with store.read() as view:
+                counts["entries"] = view.head().seq
                 keys = view.keys()
                 for key in keys:
                     view.reveal(key.name)
@@ -64,6 +67,7 @@ def restore(
         passphrase=passphrase,
         shares=[read_share(path) for path in share or ()],
         store_url=store_url,
+        join=join,
         verify=verify,
     )
     if as_json:
@@ -71,4 +75,5 @@ def restore(
         return
     what = f"{counts['keys']} keys, {counts['approvals']} approvals, {counts['entries']} audit entries"
     say(f"restored {made.path}: {what}")
-    say("stop the key server of the lost home for good before you start this one: two would each count their own runs")
+    if not join:
+        say("stop the key server of the lost home for good before you start this: two would each count their own runs")

@@ -7,7 +7,7 @@ Typer is imported only for help and for mistakes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +16,7 @@ from adyton.errors import ScriptFailed, UsageError
 
 if TYPE_CHECKING:
     from adyton.manifest.model import TrustedFile
+    from adyton.net.client import GrantInfo
     from adyton.run.keeper import Delivered
     from adyton.run.launch import Ended
     from adyton.run.plan import LogPlan
@@ -25,7 +26,9 @@ _WITH_VALUE: Final = {
     "--key-server": "key_servers",
     "--sim-platform": "sim_platform",
     "--provisioning": "provisioning",
+    "--grants": "grants",
 }
+_PATHS: Final = ("sim_platform", "grants")
 PROVISIONING: Final = ("adyton", "ra-tls")
 _MAX_WORDS_BYTES: Final = 1 << 20
 UNDER_GRAMINE: Final = ("sgx", "gramine-direct")
@@ -40,6 +43,7 @@ class Request:
     key_servers: list[str] = field(default_factory=list)
     sim_platform: Path | None = None
     provisioning: str = "adyton"
+    grants: Path | None = None
     as_json: bool = False
     arguments: list[str] = field(default_factory=list)
 
@@ -63,7 +67,7 @@ def parse(args: Sequence[str]) -> Request | None:
             if name == "key_servers":
                 found[name].append(value)
             else:
-                found[name] = Path(value) if name == "sim_platform" else value
+                found[name] = Path(value) if name in _PATHS else value
         elif word.startswith("-"):
             return None
         else:
@@ -141,9 +145,10 @@ def run(request: Request) -> None:
             protocol=request.provisioning,
             runtime_parts=lambda: {name: digest.hex() for name, digest in identity.parts.items()},
         )
-        grants = [{"owner": grant.owner, "grant": grant.grant, "names": list(grant.names)} for grant in released.grants]
-        return Delivered(released.keys, released.secrets, {"grants": grants})
+        return Delivered(released.keys, released.secrets, {"grants": [_told(grant) for grant in released.grants]})
 
+    if request.grants is not None:
+        _write_grants(request.grants, ())
     ended = launch(
         made,
         obtain,
@@ -151,12 +156,37 @@ def run(request: Request) -> None:
         quote=source.quote,
         note=lambda text: note(f"adyton: {text}"),
     )
+    if request.grants is not None:
+        _write_grants(request.grants, ended.facts.get("grants", ()))
     if request.as_json:
         say_json(_document(request, signed.measurement.hex(), ended))
     if made.log is not None and not ended.exit_code:
         note(f"adyton: done; what the program printed: adyton decrypt {made.log.source} -o - --key {made.log.key_name}")
     if ended.exit_code:
         raise _failed(ended.exit_code, made.log)
+
+
+def _told(grant: GrantInfo) -> dict[str, Any]:
+    """A grant as the report has it; the checkpoint is for its owner, who knows the key that signed it."""
+    told = {"owner": grant.owner, "grant": grant.grant, "names": list(grant.names)}
+    return {**told, "checkpoint": dict(grant.checkpoint)} if grant.checkpoint else told
+
+
+def _write_grants(path: Path, grants: Sequence[Mapping[str, Any]]) -> None:
+    import json
+
+    from adyton.errors import StorageFailed
+
+    try:
+        path.write_text(json.dumps({"grants": list(grants)}, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot write {path}: {error.strerror}",
+            check="--grants",
+            expected="a file that can be written",
+            seen=str(error.strerror),
+            remedy="name another file",
+        ) from error
 
 
 def _failed(status: int, log: LogPlan | None) -> ScriptFailed:
@@ -212,6 +242,8 @@ def _run_under_gramine(request: Request, signed: Any) -> None:
 
     if request.key_servers:
         tell("--key-server is not used here: Gramine connects to the address in the manifest (adyton.owners.*.address)")
+    if request.grants is not None:
+        tell("--grants is not used here: Gramine's protocol has no checkpoints, so nothing is written")
     if request.tee == "sgx":
         ended = gramine.launch(
             request.manifest,

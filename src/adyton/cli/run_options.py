@@ -36,6 +36,13 @@ def run(
     provisioning: Annotated[
         str, typer.Option(help="How to ask for keys: adyton, or ra-tls (Gramine's secret provisioning).")
     ] = "adyton",
+    grants: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the grants here, with the key servers' checkpoints, for `adyton audit verify --checkpoint`.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When the program has ended, say how, as JSON on standard output.")
     ] = False,
@@ -49,4 +56,4 @@ def run(
         raise UsageError(
             "unknown way to ask for keys", check="--provisioning", expected="adyton or ra-tls", seen=provisioning
         )
-    carry_out(Request(manifest, tee, key_server or [], sim_platform, provisioning, as_json, arguments or []))
+    carry_out(Request(manifest, tee, key_server or [], sim_platform, provisioning, grants, as_json, arguments or []))

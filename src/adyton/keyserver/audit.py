@@ -10,7 +10,7 @@
                  "adyton audit checkpoint 1\\0" ‖ store id ‖ u64 seq ‖ hash ‖ u64 at_ms
 
 A changed, reordered, inserted or missing entry breaks the chain. A cut tail leaves a chain that is whole: it shows
-against any checkpoint made later than the cut, and every grant carries one to the client that it was made for.
+against any checkpoint made later than the cut, and every grant of Adyton's own protocol carries one to its client.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def verify_chain(store_id: bytes, entries: Iterable[Entry], checkpoints: Iterabl
                 check="store of the checkpoint",
                 expected=store_id.hex(),
                 seen=checkpoint.store_id.hex(),
-                remedy="take the checkpoint of a grant that this key server made",
+                remedy="take a checkpoint that this key server made",
             )
         wanted.setdefault(checkpoint.seq, set()).add(checkpoint.hash)
         last_checkpoint = max(last_checkpoint, checkpoint.seq)

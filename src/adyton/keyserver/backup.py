@@ -5,7 +5,7 @@
     FILE (tar)
       header.json    version, id, store id, time, how to get the key: a passphrase, or N of M shares
       content        a protected file (docs/protected-file.md) that holds a tar of
-                       home/…         configuration, certificates, keys, master key, collateral
+                       home/…         configuration, certificates, keys, master key, collateral, a checkpoint
                        store.sqlite   all tables of the store, as of one moment; keys in it stay wrapped
 
 The key of `content` is 16 bytes: derived from a passphrase by scrypt, or drawn and split by Shamir's scheme, so that
@@ -31,9 +31,10 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
 from adyton.keyserver import schema
+from adyton.keyserver.audit import Head, sign_checkpoint
 from adyton.keyserver.clock import now_ms
-from adyton.keyserver.database import make_engine, store_error
-from adyton.keyserver.owner import Config, Home
+from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
+from adyton.keyserver.owner import Config, Home, audit_private_key
 from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, read_private_file, write_private_file
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
@@ -43,6 +44,7 @@ from adyton.values import KEY_BYTES, Key128
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from adyton.keyserver.audit import Checkpoint
     from adyton.keyserver.store import Store
 
 VERSION: Final = 1
@@ -50,8 +52,8 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_SHARES: Final = 255
 PIECE_ROWS: Final = 2000
 _CONTENT_PATH: Final = "/adyton-backup"
-_LEFT_OUT: Final = frozenset({"master.key.new"})
-_STORE_FILES: Final = ("store.db", "store.db-wal", "store.db-shm")
+_LEFT_OUT: Final = ("store.db", "store.db-wal", "store.db-shm", "checkpoint.json")
+"""Files of the home that are as of another moment than the tables; what stands for them is added by itself."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -170,29 +172,48 @@ def back_up(
         shares = split_key(key, backup_id, needed, total)
         header["shares"] = {"needed": needed, "total": total}
     with store.write() as change:
-        change.record("backup", backup_id, {"backup": backup_id, "actor": actor}, now_ms())
-    with tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as name:
+        change.record("backup", backup_id, {"backup": backup_id, "actor": actor[:128]}, now_ms())
+    with (
+        home.alone("making a backup"),  # the tables are read before the files: the master key must be that of both
+        tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as name,
+    ):
         folder = Path(name)
         _copy_tables(store.engine, folder / "store.sqlite")
+        checkpoint = json.dumps(_checkpoint(home, store.id, folder / "store.sqlite").to_dict()).encode()
         sealed = ProtectedFile.create(OSFile(folder / "content", writable=True, create=True), key, path=_CONTENT_PATH)
         with ProtectedStream(sealed) as stream, _buffered_tar(stream) as inner:
             for path in sorted(home.path.rglob("*")):
                 relative = path.relative_to(home.path)
                 hidden = any(part.startswith(".") for part in relative.parts)
-                if path.is_file() and not hidden and relative.name not in (*_STORE_FILES, *_LEFT_OUT):
+                if path.is_file() and not hidden and relative.name not in _LEFT_OUT:
                     inner.add(path, f"home/{relative}", recursive=False)
+            _add_bytes(inner, "home/checkpoint.json", checkpoint)
             inner.add(folder / "store.sqlite", "store.sqlite")
         with tarfile.open(folder / "backup", "w") as outer:
-            raw = json.dumps(header, indent=1).encode()
-            information = tarfile.TarInfo("header.json")
-            information.size = len(raw)
-            outer.addfile(information, io.BytesIO(raw))
+            _add_bytes(outer, "header.json", json.dumps(header, indent=1).encode())
             outer.add(folder / "content", "content")
         with (folder / "backup").open("rb+") as file:
             os.fchmod(file.fileno(), 0o600)
             os.fsync(file.fileno())
         (folder / "backup").replace(target)
     return shares
+
+
+def _add_bytes(archive: tarfile.TarFile, name: str, raw: bytes) -> None:
+    information = tarfile.TarInfo(name)
+    information.size = len(raw)
+    archive.addfile(information, io.BytesIO(raw))
+
+
+def _checkpoint(home: Home, store_id: bytes, path: Path) -> Checkpoint:
+    """A checkpoint of the copy: the key server's own may be newer than it, and a restored store would seem too old."""
+    copy = sa.create_engine(f"sqlite:///{path}")
+    try:
+        with copy.connect() as connection:
+            row = connection.execute(sa.select(schema.chain.c.seq, schema.chain.c.hash)).one()
+    finally:
+        copy.dispose()
+    return sign_checkpoint(audit_private_key(home), store_id, Head(row.seq, bytes(row.hash)), now_ms())
 
 
 def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:
@@ -202,10 +223,9 @@ def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:
 def _copy_tables(engine: sa.Engine, path: Path) -> None:
     """Copy every table, as of one moment, into a new SQLite file."""
     target = sa.create_engine(f"sqlite:///{path}")
-    snapshot = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
     try:
         with (
-            engine.connect().execution_options(**snapshot) as source,
+            engine.connect().execution_options(**AS_OF_ONE_MOMENT[engine.dialect.name]) as source,
             source.begin(),
             target.connect() as sink,
             sink.begin(),
@@ -253,10 +273,12 @@ def restore(
     passphrase: Callable[[], bytes] | None,
     shares: Sequence[Share] = (),
     store_url: str | None = None,
+    join: bool = False,
     verify: Callable[[Home], None],
 ) -> Home:
     """Make a home from a backup: unpacked and verified beside it, then renamed into place.
 
+    With `join` the store is not brought back but shared: the database holds it already, for another key server.
     `verify` opens the restored home and raises where something is wrong with it; nothing is left then.
     """
     header = read_header(path)
@@ -285,7 +307,9 @@ def restore(
         config = Config.parse((beside / "home" / "config.toml").read_text(encoding="utf-8"))
         url = config.store_url if store_url is None else store_url
         made = Home(beside / "home", _with_store(config, url))
-        if not url:
+        if join:
+            _check_shared(url, str(header.get("store")))
+        elif not url:
             (beside / "store.sqlite").replace(beside / "home" / "store.db")
         else:
             _load_tables(beside / "store.sqlite", url)
@@ -353,7 +377,12 @@ def _load_tables(path: Path, url: str) -> None:
         ):
             if sa.inspect(sink).has_table("meta"):
                 raise StoreError(
-                    "there is a store in that database already", check="database", expected="none", seen="one"
+                    "there is a store in that database already",
+                    check="database",
+                    expected="no store in it",
+                    seen="one",
+                    remedy="a machine that is to share it: adyton restore --join; otherwise name another database with"
+                    " --store-url",
                 )
             schema.metadata.create_all(sink)
             for table in schema.metadata.sorted_tables:
@@ -363,6 +392,37 @@ def _load_tables(path: Path, url: str) -> None:
     finally:
         source.dispose()
         target.dispose()
+
+
+def _check_shared(url: str, store_id: str) -> None:
+    """Refuse to join a store that no other machine can have, or another one than the backup's."""
+    if not url or sa.make_url(url).get_backend_name() != "postgresql":
+        raise UsageError(
+            "a store in SQLite belongs to one machine",
+            check="--join",
+            expected="a store in PostgreSQL, as postgresql+psycopg://…",
+            seen=url.partition(":")[0] or "SQLite in the home",
+            remedy="leave --join out to bring the store back, or move it to PostgreSQL: adyton restore --store-url",
+        )
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            there = sa.inspect(connection).has_table("meta")
+            query = sa.select(schema.meta.c.value).where(schema.meta.c.name == "id")
+            seen = bytes(connection.execute(query).scalar_one()).hex() if there else "no store"
+    except sa.exc.SQLAlchemyError as error:
+        raise store_error(error) from error
+    finally:
+        engine.dispose()
+    if seen != store_id:
+        raise StoreError(
+            "that database does not hold the store of this backup",
+            check="--join",
+            expected=store_id,
+            seen=seen,
+            remedy="name the database that the other key server uses (--store-url), or leave --join out to bring the"
+            " store back",
+        )
 
 
 def read_share(path: Path) -> Share:

@@ -8,6 +8,7 @@ not happen, or after it.
 from __future__ import annotations
 
 import hashlib
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -19,22 +20,23 @@ from adyton.keyserver.audit import Entry, Head, canonical, entry_hash
 from adyton.keyserver.clock import moment, now_ms
 from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import APPROVED, REVOKED, Approval, StoredApproval
+from adyton.keyserver.standing import POLICY, Stand
 from adyton.keyserver.view import AWAITED, KEY, KeyInfo, Reader, Release, Usage
 from adyton.keyserver.wrapping import WrappingKey
 from adyton.values import KEY_BYTES, Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from adyton.keyserver.keyring import Keyring
+    from adyton.keyserver.standing import Standing
 
 MAX_SECRET_BYTES: Final = 64 * 1024
-MAX_CACHED_NAMES: Final = 1000
-"""Names of keys whose approvals are kept in memory; strangers may ask for any name."""
-
 MAX_CANDIDATES: Final = 200
 """Programs that wait for the owner; beyond that the one that asked longest ago makes room."""
 
+MAX_KNOWN_ARTIFACTS: Final = 1000
+FORGOTTEN_AT_ONCE: Final = 500
 _FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
 _FORGET_NONCES: Final = sa.delete(schema.nonces).where(schema.nonces.c.expires_at < sa.bindparam("before"))
 _LOCK_HEAD: Final = sa.select(schema.chain).with_for_update()
@@ -55,18 +57,44 @@ _INSERTS: Final = {
 """By dialect: the statements of everything written at the end; an artifact that is there already stays."""
 
 
+class Approvals:
+    """All approvals, newest change first, and the same by key: what is kept grows with approvals, not with requests."""
+
+    def __init__(self, every: list[StoredApproval]) -> None:
+        self.every = every
+        self._by_key: dict[str, list[StoredApproval]] = {}
+        for stored in every:
+            self._by_key.setdefault(stored.approval.key, []).append(stored)
+
+    def of(self, key: str | None) -> list[StoredApproval]:
+        """Those of one key, or all of them (None)."""
+        return self.every if key is None else self._by_key.get(key, [])
+
+
 class Cache:
     """What earlier transactions of this process read and kept, so that the next need not ask the database for it."""
 
     def __init__(self) -> None:
-        self._approvals: tuple[int, dict[str, list[StoredApproval]]] = (-1, {})
+        self._approvals: tuple[int, Approvals] | None = None
         self._keys: tuple[int, dict[str, Any]] = (-1, {})
-        self._artifacts: set[bytes] = set()
+        self._artifacts: tuple[int, set[bytes]] = (-1, set())
+        self._head: Head | None = None
+        self._lock = threading.Lock()
 
-    def approvals(self, revision: int) -> dict[str, list[StoredApproval]]:
-        """Approvals read earlier at this revision of keys and policies; the caller holds the write lock."""
-        if self._approvals[0] != revision:
-            self._approvals = (revision, {})
+    def head(self) -> Head | None:
+        """The newest head of the audit record that this process knows to be committed."""
+        return self._head
+
+    def note_head(self, head: Head) -> None:
+        """Note a head that is committed; an older one than is known, of a thread that was slower, changes nothing."""
+        with self._lock:
+            if self._head is None or head.seq > self._head.seq:
+                self._head = head
+
+    def approvals(self, revision: int, load: Callable[[], list[StoredApproval]]) -> Approvals:
+        """All approvals at this revision of keys and policies; the caller holds the write lock."""
+        if self._approvals is None or self._approvals[0] != revision:
+            self._approvals = (revision, Approvals(load()))
         return self._approvals[1]
 
     def keys(self, revision: int) -> dict[str, Any]:
@@ -75,32 +103,46 @@ class Cache:
             self._keys = (revision, {})
         return self._keys[1]
 
-    def has_artifact(self, sha256: bytes) -> bool:
-        """Whether this artifact was stored earlier by this process."""
-        return sha256 in self._artifacts
-
-    def add_artifacts(self, kept: set[bytes]) -> None:
-        """Note artifacts that a transaction kept; only after it has committed."""
-        if len(self._artifacts) > 1000:
-            self._artifacts.clear()
-        self._artifacts |= kept
+    def artifacts(self, revision: int) -> set[bytes]:
+        """Artifacts known to be stored at this revision; the caller holds the write lock."""
+        if self._artifacts[0] != revision or len(self._artifacts[1]) > MAX_KNOWN_ARTIFACTS:
+            self._artifacts = (revision, set())
+        return self._artifacts[1]
 
 
 class Transaction(Reader):
     """A change of the store: nothing of it counts until its `with` block ends, then all of it does, durably."""
 
-    def __init__(self, connection: sa.Connection, keyring: Keyring, cache: Cache) -> None:
-        super().__init__(connection, keyring)
+    def __init__(self, connection: sa.Connection, keyring: Keyring, standing: Standing, cache: Cache) -> None:
+        super().__init__(connection, keyring, standing)
         self._cache = cache
         row = connection.execute(_LOCK_HEAD).one()
-        self._head = Head(row.seq, bytes(row.hash))
+        self._head = self._head_before = Head(row.seq, bytes(row.hash))
+        self._own_stands: dict[str, Stand] = {}
+        self._check_not_back(cache.head())
         self._policy_revision = int(row.policy_revision)
         self._changed_policy = False
         self._pending: dict[str, list[dict[str, Any]]] = {}
         self._pending_nonces: set[bytes] = set()
         self._keys_cache = cache.keys(self._policy_revision)
-        self._approval_cache = cache.approvals(self._policy_revision)
-        self.kept: set[bytes] = set()
+        self._own_data_keys: dict[int, WrappingKey] = {}
+        self._known_artifacts = cache.artifacts(self._policy_revision)
+        self._kept: set[bytes] = set()
+
+    def _check_not_back(self, known: Head | None) -> None:
+        """Refuse a record that lacks an entry which this process has seen committed: its database was put back."""
+        if known is None or known == self._head:
+            return
+        there = self.hash_of(known.seq) if known.seq <= self._head.seq else None
+        if there != known.hash:
+            raise StoreError(
+                "the store went back to an earlier state while it was open, or is another one now",
+                check="audit record against what this process wrote or saw of it",
+                expected=f"entry {known.seq} with the hash {known.hash.hex()}",
+                seen=f"the record ends at entry {self._head.seq}" if there is None else f"the hash {there.hex()}",
+                remedy="nothing is released: stop the key server, put the newest store back (adyton restore), and look"
+                " for who wrote to the database",
+            )
 
     def head(self) -> Head:
         """Where the audit chain ends, this transaction's own entries included."""
@@ -117,11 +159,11 @@ class Transaction(Reader):
         return Entry(seq, at_ms, kind, text, digest)
 
     def entries(
-        self, *, after: int = 0, kind: str | None = None, subject: str | None = None
+        self, *, after: int = 0, kind: str | None = None, subject: str | None = None, since_ms: int | None = None
     ) -> Generator[Entry, None, None]:
         """As for a reader, this transaction's own entries included."""
         self._flush()
-        return super().entries(after=after, kind=kind, subject=subject)
+        return super().entries(after=after, kind=kind, subject=subject, since_ms=since_ms)
 
     def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
         """As for a reader, this transaction's own releases included."""
@@ -160,12 +202,7 @@ class Transaction(Reader):
         """As for a reader; kept between transactions until a key or an approval changes."""
         if self._changed_policy:
             return super().approvals(key)
-        found = self._approval_cache.get(key or "")
-        if found is None:
-            if len(self._approval_cache) >= MAX_CACHED_NAMES:
-                self._approval_cache.clear()
-            found = self._approval_cache[key or ""] = super().approvals(key)
-        return found
+        return self._cache.approvals(self._policy_revision, super().approvals).of(key)
 
     def add_key(self, name: str, value: bytes, kind: str, *, actor: str, new_version: bool = False) -> KeyInfo:
         """Store a key or secret under a new name, or (`new_version`) as the newest version of an existing one."""
@@ -201,7 +238,7 @@ class Transaction(Reader):
             )
         )
         self._changed_policy = True
-        self.record("key-added", name, {"key": name, "version": version, "kind": kind, "actor": actor}, at)
+        self.record("key-added", name, {"key": name, "version": version, "kind": kind, "actor": actor[:128]}, at)
         return KeyInfo(name, kind, version, moment(at))
 
     def add_approval(self, approval: Approval, *, actor: str, state: str = APPROVED) -> StoredApproval:
@@ -263,15 +300,17 @@ class Transaction(Reader):
         self._note_change(approval_id, revision, new_state, after, actor, at)
         return StoredApproval(approval_id, new_state, revision, after, moment(at))
 
+    def _newest(self, approval_id: str) -> Stand | None:
+        own = self._own_stands.get(approval_id)
+        if own is not None:
+            return own
+        self._standing.read_on(self._head_before.seq, self._policy_entries)
+        return self._standing.newest(approval_id, self._head_before.seq)
+
     def _note_change(
         self, approval_id: str, revision: int, state: str, approval: Approval, actor: str, at: int
     ) -> None:
-        document = canonical(approval.to_dict())
-        self._connection.execute(
-            sa.insert(schema.history).values(
-                approval=approval_id, revision=revision, state=state, document=document, actor=actor[:128], at=at
-            )
-        )
+        self._own_stands[approval_id] = Stand.of(revision, state, canonical(approval.to_dict()))
         self._changed_policy = True
         body = {
             "approval": approval_id,
@@ -280,7 +319,7 @@ class Transaction(Reader):
             "policy": approval.to_dict(),
             "actor": actor[:128],
         }
-        self.record("policy", approval_id, body, at)
+        self.record(POLICY, approval_id, body, at)
 
     def remember(self, measurement: Measurement, manifest: bytes, runtime_parts: Mapping[str, str]) -> None:
         """Keep what a measurement stands for; whoever calls this has checked that it does."""
@@ -383,10 +422,37 @@ class Transaction(Reader):
     def keep_artifact(self, kind: str, data: bytes, at_ms: int) -> bytes:
         """Keep evidence or collateral once, under its SHA-256, which is returned."""
         sha256 = hashlib.sha256(data).digest()
-        if sha256 not in self.kept and not self._cache.has_artifact(sha256):
+        if sha256 not in self._kept and sha256 not in self._known_artifacts:
             self._later("artifacts", {"sha256": sha256, "kind": kind, "data": data, "at": at_ms})
-            self.kept.add(sha256)
+            self._kept.add(sha256)
         return sha256
+
+    def forget_artifacts(self, before_ms: int, needed: set[bytes]) -> tuple[int, int]:
+        """Remove artifacts that were stored before a time, but for those that are needed; how many, and their bytes."""
+        self._flush("artifacts")
+        table = schema.artifacts
+        query = sa.select(table.c.sha256, sa.func.length(table.c.data)).where(table.c.at < before_ms)
+        sizes = {bytes(row[0]): int(row[1]) for row in self._connection.execute(query)}
+        going = [sha256 for sha256 in sizes if sha256 not in needed]
+        for start in range(0, len(going), FORGOTTEN_AT_ONCE):
+            piece = going[start : start + FORGOTTEN_AT_ONCE]
+            self._connection.execute(sa.delete(table).where(table.c.sha256.in_(piece)))
+        self._changed_policy = True  # whoever remembers what is stored reads it again
+        return len(going), sum(sizes[sha256] for sha256 in going)
+
+    def committed(self) -> None:
+        """Note for later transactions what this one wrote; called once, after the commit."""
+        self._known_artifacts |= self._kept
+        self._cache.note_head(self._head)
+
+    def _data_key(self, version: int) -> WrappingKey:
+        own = self._own_data_keys.get(version)
+        return super()._data_key(version) if own is None else own
+
+    def current_master(self) -> WrappingKey:
+        """The master key that opens the store now, whoever rotated it meanwhile; raises StoreError otherwise."""
+        state = sa.select(schema.meta.c.value).where(schema.meta.c.name == "state")
+        return self._keyring.current_master(bytes(self._connection.execute(state).scalar_one()))
 
     def _newest_data_key(self) -> int:
         newest = self._connection.execute(sa.select(sa.func.max(schema.data_keys.c.version))).scalar_one()
@@ -397,15 +463,10 @@ class Transaction(Reader):
     def rotate_data_key(self, *, actor: str) -> int:
         """Make a new data key and wrap every key and secret again under it; returns its version."""
         version = self._newest_data_key() + 1
-        data_key = WrappingKey.generate()
+        data_key = self._own_data_keys[version] = WrappingKey.generate()
+        wrapped = self.current_master().wrap(data_key.reveal(), self._keyring.data_key_binding(version))
         at = now_ms()
-        self._connection.execute(
-            sa.insert(schema.data_keys).values(
-                version=version,
-                wrapped=self._keyring.master.wrap(data_key.reveal(), self._keyring.data_key_binding(version)),
-                created_at=at,
-            )
-        )
+        self._connection.execute(sa.insert(schema.data_keys).values(version=version, wrapped=wrapped, created_at=at))
         for row in self._connection.execute(sa.select(schema.keys)).all():
             bound = self._keyring.key_binding(row.name, row.version, row.kind)
             value = self._data_key(row.data_key).unwrap(bytes(row.wrapped), bound, f"key {row.name!r}")
@@ -416,14 +477,15 @@ class Transaction(Reader):
             )
         self._connection.execute(sa.delete(schema.data_keys).where(schema.data_keys.c.version < version))
         self._changed_policy = True
-        self.record("data-key-rotated", "", {"version": version, "actor": actor}, at)
+        self.record("data-key-rotated", "", {"version": version, "actor": actor[:128]}, at)
         return version
 
     def rewrap(self, new_master: WrappingKey, *, actor: str) -> None:
         """Wrap the data keys under another master key; the caller then puts it in the old one's place."""
+        master = self.current_master()
         for row in self._connection.execute(sa.select(schema.data_keys)).all():
             bound = self._keyring.data_key_binding(row.version)
-            raw = self._keyring.master.unwrap(bytes(row.wrapped), bound, f"data key {row.version}")
+            raw = master.unwrap(bytes(row.wrapped), bound, f"data key {row.version}")
             self._connection.execute(
                 sa.update(schema.data_keys)
                 .where(schema.data_keys.c.version == row.version)
@@ -431,4 +493,4 @@ class Transaction(Reader):
             )
         state = self._keyring.state_under(new_master)
         self._connection.execute(sa.update(schema.meta).where(schema.meta.c.name == "state").values(value=state))
-        self.record("master-key-rotated", "", {"actor": actor}, now_ms())
+        self.record("master-key-rotated", "", {"actor": actor[:128]}, now_ms())

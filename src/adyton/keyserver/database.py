@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
 from adyton.errors import StoreError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 BUSY_TIMEOUT_S: Final = 10
+
+AS_OF_ONE_MOMENT: Final[Mapping[str, dict[str, Any]]] = {
+    "sqlite": {},
+    "postgresql": {"isolation_level": "REPEATABLE READ"},
+}
+"""By dialect: the execution options of a connection that reads everything as it was when it began.
+
+SQLite's transactions do so by themselves; in PostgreSQL each statement of a plain one sees what others committed before
+it, so that a record and its head, read one after the other, would seem to disagree.
+"""
 
 
 def _begin(connection: sa.Connection) -> None:

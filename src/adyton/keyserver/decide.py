@@ -17,7 +17,7 @@ from adyton.attest.snp import SNPReport
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
 from adyton.errors import AppraisalFailed, UsageError
-from adyton.keyserver.policy import APPROVED
+from adyton.keyserver.policy import APPROVED, REVOKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 _DECIDER: Final = object()
 _NO_END: Final = datetime(9999, 1, 1, tzinfo=UTC)
+
+MAX_LISTED: Final = 20
+"""Approvals that a refusal lists, the closest first; the others are counted."""
+
+MAX_LINES: Final = 10
+MAX_TEXT_CHARACTERS: Final = 300
+"""What a refusal lists of an approval: so many failed lines, so much of each text; all of it fits an audit entry."""
 
 PROGRAM_LINES: Final = frozenset({"workload", "measurement", "signer", "program"})
 """The names under which `appraise` judges which program it is."""
@@ -84,6 +91,20 @@ class Judged:
         """Whether the approval is for the program that asked."""
         return all(line.ok for line in self.lines if line.name in PROGRAM_LINES)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: which approval, and the lines of it that failed, each text cut to a bound."""
+        return {
+            "approval": self.approval.id,
+            "revision": self.approval.revision,
+            "state": self.approval.state,
+            "app": self.approval.approval.app,
+            "version": self.approval.approval.version,
+            "failed": [
+                {name: _cut(value) if isinstance(value, str) else value for name, value in line.to_dict().items()}
+                for line in self.failed[:MAX_LINES]
+            ],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Denial:
@@ -100,21 +121,14 @@ class Denial:
         return any({line.name for line in judged.failed} <= limits for judged in self.judged)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, for the owner."""
-        return {
-            "key": self.key,
-            "approvals": [
-                {
-                    "approval": judged.approval.id,
-                    "revision": judged.approval.revision,
-                    "state": judged.approval.state,
-                    "app": judged.approval.approval.app,
-                    "version": judged.approval.approval.version,
-                    "failed": [line.to_dict() for line in judged.failed],
-                }
-                for judged in self.judged
-            ],
-        }
+        """As JSON, for the owner: the closest approvals with what failed in each, and how many there were besides.
+
+        Bounded, whatever the policy: a refusal always fits the record. Revoked approvals of other programs are counted
+        only: nobody asks why those did not help.
+        """
+        told = [item for item in self.judged if item.is_this_program or item.approval.state != REVOKED]
+        listed = [item.to_dict() for item in told[:MAX_LISTED]]
+        return {"key": self.key, "approvals": listed, "more": len(self.judged) - len(listed)}
 
 
 def decide(
@@ -271,6 +285,10 @@ def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manife
         allow_debug=approval.allow_debug,
         require_report_data=True,
     )
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= MAX_TEXT_CHARACTERS else value[: MAX_TEXT_CHARACTERS - 1] + "…"
 
 
 def shown(check: Check) -> tuple[str, str]:

@@ -6,6 +6,7 @@ The CA key is EC P-384; the server's EC P-256, since every handshake signs with 
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -26,6 +27,7 @@ KEY_LABEL: Final = "keys"
 
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 825
+_DNS_NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_][A-Za-z0-9._-]{0,250}", re.ASCII)
 _BACKDATE: Final = timedelta(hours=1)
 
 
@@ -69,13 +71,25 @@ def make_server(ca: Credential, names: Sequence[str], now: datetime) -> Credenti
         try:
             alternatives.append(x509.IPAddress(ipaddress.ip_address(name)))
         except ValueError:
-            alternatives.append(x509.DNSName(name))
+            alternatives.append(_dns_name(name))
     builder = (
         _issued(ca, f"{names[0]}", key.public_key(), now, SERVER_DAYS)
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     )
     return _sign(builder, ca, key)
+
+
+def _dns_name(name: str) -> x509.DNSName:
+    if not _DNS_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} is no name of a server",
+            check="server name",
+            expected="an IP address, or a DNS name of the characters a-z A-Z 0-9 . - _",
+            seen=repr(name[:80]),
+            remedy="write an international name in its ASCII form (xn--…)",
+        )
+    return x509.DNSName(name)
 
 
 def make_audit(ca: Credential, owner: str, now: datetime) -> Credential:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hmac
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from adyton.errors import StoreError
 from adyton.keyserver.wrapping import WrappingKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Masters = Callable[[], Iterable[WrappingKey]]
 
 _MASTER_CHECK: Final = b"adyton master key check 1"
 _POLICY_MAC: Final = b"adyton policy mac 1"
@@ -16,15 +22,18 @@ _NONCE_MAC: Final = b"adyton challenge 1"
 class Keyring:
     """A store's id, its master key and its state key; the state key never changes, so what derives from it lasts."""
 
-    def __init__(self, store_id: bytes, master: WrappingKey, state_key: WrappingKey) -> None:
+    def __init__(
+        self, store_id: bytes, master: WrappingKey, state_key: WrappingKey, reload: Masters | None = None
+    ) -> None:
         self.store_id = store_id
         self.master = master
         """Opens data keys; whoever wraps the store under another one puts that here afterwards."""
         self.data_keys: dict[int, WrappingKey] = {}
-        """Data keys that were unwrapped before, by version."""
+        """Data keys that were unwrapped before, by version; only such as are committed."""
         self.challenge_key = state_key.derive(_NONCE_MAC)
         self._state_key = state_key
         self._policy_key = state_key.derive(_POLICY_MAC)
+        self._reload = reload
 
     @classmethod
     def generate(cls, store_id: bytes, master: WrappingKey) -> Keyring:
@@ -32,10 +41,26 @@ class Keyring:
         return cls(store_id, master, WrappingKey.generate())
 
     @classmethod
-    def open(cls, store_id: bytes, master: WrappingKey, wrapped_state: bytes) -> Keyring:
-        """The keyring of an existing store; raises StoreError where the master key is another's."""
-        state = master.unwrap(wrapped_state, _MASTER_CHECK + store_id, "the store")
-        return cls(store_id, master, WrappingKey(state))
+    def open(cls, store_id: bytes, master: WrappingKey, wrapped_state: bytes, reload: Masters | None = None) -> Keyring:
+        """The keyring of an existing store; raises StoreError where the master key is another's.
+
+        `reload` gives the master keys that may have taken this one's place, the likeliest first: they are tried
+        where this one does not open something (any more), so that a rotation reaches whoever serves already.
+        """
+        opened, state = _first(master, reload, wrapped_state, _MASTER_CHECK + store_id, "the store")
+        return cls(store_id, opened, WrappingKey(state), reload)
+
+    def current_master(self, wrapped_state: bytes) -> WrappingKey:
+        """The master key that opens the store as it is now; raises StoreError where this process has none."""
+        bound = _MASTER_CHECK + self.store_id
+        self.master, _ = _first(self.master, self._reload, wrapped_state, bound, "the store")
+        return self.master
+
+    def open_data_key(self, version: int, wrapped: bytes) -> WrappingKey:
+        """A data key of the store."""
+        bound = self.data_key_binding(version)
+        self.master, raw = _first(self.master, self._reload, wrapped, bound, f"data key {version}")
+        return WrappingKey(raw)
 
     def state_under(self, master: WrappingKey) -> bytes:
         """The state key, wrapped under `master`: what `open` takes."""
@@ -55,3 +80,18 @@ class Keyring:
         parts = [approval_id.encode(), state.encode(), str(revision).encode(), document.encode()]
         framed = b"".join(struct.pack(">I", len(part)) + part for part in parts)
         return hmac.digest(self._policy_key, framed, "sha256")
+
+
+def _first(
+    master: WrappingKey, reload: Masters | None, wrapped: bytes, bound_to: bytes, what: str
+) -> tuple[WrappingKey, bytes]:
+    """The first of the master keys that opens `wrapped`, with what was in it."""
+    try:
+        return master, master.unwrap(wrapped, bound_to, what)
+    except StoreError:
+        for other in reload() if reload is not None else ():
+            try:
+                return other, other.unwrap(wrapped, bound_to, what)
+            except StoreError:
+                continue
+        raise

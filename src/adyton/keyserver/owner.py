@@ -9,18 +9,22 @@
       audit.crt   audit.key      what signs the audit checkpoints
       signer.pem       RSA-3072, exponent 3: signs manifests (SIGSTRUCT)
       master.key       32 bytes, unless the master key is a passphrase's or a command's
+      master.key.new   while it is rotated: the next one; the one that opens the store is kept
       store.db         keys, policies, audit record (SQLite), unless store.url says another place
       collateral/      what evidence is verified against
 """
 
 from __future__ import annotations
 
+import fcntl
 import getpass
+import hmac
 import json
 import os
 import sys
 import tomllib
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,12 +36,13 @@ from adyton.keyserver.wrapping import (
     master_from_file,
     master_from_passphrase,
     read_private_file,
+    rename_private_file,
     replace_private_file,
     write_private_file,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -48,6 +53,8 @@ if TYPE_CHECKING:
 HOME_VARIABLE: Final = "ADYTON_HOME"
 MASTER_KINDS: Final = ("file", "passphrase", "command")
 MAX_CONFIG_BYTES: Final = 64 * 1024
+SALT_BYTES: Final = 16
+MAX_LIMIT: Final = 1_000_000
 
 
 def default_home() -> Path:
@@ -107,12 +114,12 @@ class Config:
         master = document.get("master", {})
         found = cls(
             name=document.get("owner", {}).get("name", ""),
-            server_names=tuple(str(name) for name in document.get("server", {}).get("names", ())),
+            server_names=_texts("server.names", document.get("server", {}).get("names", [])),
             store_url=document.get("store", {}).get("url", ""),
             master=master.get("kind", "file"),
-            master_command=tuple(str(part) for part in master.get("command", ())),
-            master_salt=bytes.fromhex(master.get("salt", "")),
-            limits=dict(document.get("limits", {})),
+            master_command=_texts("master.command", master.get("command", [])),
+            master_salt=_salt(master.get("salt", ""), needed=master.get("kind") == "passphrase"),
+            limits=_limits(document.get("limits", {})),
         )
         if not found.name or not found.server_names or found.master not in MASTER_KINDS:
             raise UsageError(
@@ -143,6 +150,43 @@ class Config:
         return tomli_w.dumps(document)
 
 
+def _texts(entry: str, values: list[object]) -> tuple[str, ...]:
+    if not all(isinstance(value, str) and value for value in values):
+        raise UsageError(
+            f"config.toml: {entry} is ill-typed", check=entry, expected="a list of texts", seen=str(values)[:80]
+        )
+    return tuple(str(value) for value in values)
+
+
+def _salt(written: str, *, needed: bool) -> bytes:
+    try:
+        salt = bytes.fromhex(written)
+    except ValueError:
+        salt = b"?"
+    if len(salt) != SALT_BYTES and (salt or needed):
+        raise UsageError(
+            "config.toml: master.salt is no salt",
+            check="master.salt",
+            expected=f"the {2 * SALT_BYTES} hex digits that adyton init wrote",
+            seen=f"{len(written)} characters",
+            remedy="take it from a backup of config.toml: with another one the passphrase gives another key",
+        )
+    return salt
+
+
+def _limits(written: dict[str, int]) -> dict[str, int]:
+    for name, value in written.items():
+        if not 1 <= value <= MAX_LIMIT:
+            raise UsageError(
+                f"config.toml: limits.{name} is out of range",
+                check=f"limits.{name}",
+                expected=f"1 to {MAX_LIMIT}",
+                seen=value,
+                remedy=f"leave it out for the default, {LIMITS[name]}",
+            )
+    return dict(written)
+
+
 LIMITS: Final[dict[str, int]] = {
     "max_connections": 12_000,
     "max_active": 1024,
@@ -165,7 +209,17 @@ def ask_passphrase(*, confirm: bool) -> bytes:
         if confirm and getpass.getpass("The same again: ") != first:
             raise UsageError("the passphrases differ", check="passphrase", remedy="type it again")
         return first.encode()
-    return sys.stdin.buffer.readline(4096).rstrip(b"\r\n")
+    given = sys.stdin.buffer.readline(4096).rstrip(b"\r\n")
+    if not given:
+        raise UsageError(
+            "no passphrase was given",
+            check="passphrase",
+            expected="a line on standard input",
+            seen="its end",
+            remedy="type it at a terminal, or pipe it in; a service that starts by itself needs a master key of kind"
+            " file or command (docs/keys.md)",
+        )
+    return given
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +296,41 @@ class Home:
                 seen="no such file",
                 remedy="bring it back from a backup with adyton restore; without it no key is released",
             )
-        return Store.open(url, self.master_key(passphrase))
+        reload = None if self.config.master == "passphrase" else self._masters
+        store = Store.open(url, self.master_key(passphrase), reload)
+        if self._next_master.exists():
+            self._finish_rotation(store)
+        return store
+
+    @property
+    def _next_master(self) -> Path:
+        return self.path / "master.key.new"
+
+    def _masters(self) -> Iterator[WrappingKey]:
+        """The master keys that the home has now: its own, and one that a rotation is about to put in its place."""
+        yield self.master_key()
+        if self.config.master == "file" and self._next_master.exists():
+            yield master_from_file(self._next_master)
+
+    def _finish_rotation(self, store: Store) -> None:
+        """Put the next master key in its place where it is the one that opens the store: a rotation was cut short."""
+        with _locked(self.path) as mine:  # otherwise the rotation is under way, and finishes by itself
+            if mine and self._next_master.exists() and _same(self._next_master, store.keyring.master):
+                rename_private_file(self._next_master, self.path / "master.key")
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Keep other processes from exchanging the home's master key meanwhile; raises StoreError where one does."""
+        with _locked(self.path) as mine:
+            if not mine:
+                raise StoreError(
+                    f"another process has this home to itself: {self.path}",
+                    check=what,
+                    expected="no backup and no rotation of the master key under way",
+                    seen="one",
+                    remedy="wait until it has ended, and try again",
+                )
+            yield
 
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep where the audit record stands outside the store, so that an older copy of it is noticed."""
@@ -261,24 +349,27 @@ class Home:
             raise StoreError(f"{path} is not a checkpoint", check="checkpoint.json") from None
 
     def check_not_older(self, store: Store) -> None:
-        """Refuse a store that is older than, or another than, the last checkpoint kept beside it."""
+        """Refuse a store that is older than, or another than, the last checkpoint beside it, or that was altered.
+
+        The whole record is verified, so that what the store goes by from now on is what was once written in it.
+        """
         from adyton.keyserver.audit import verify_checkpoint
 
         kept = self.kept_checkpoint()
-        if kept is None:
-            return
-        verify_checkpoint(kept, audit_public_key(self))
-        with store.read() as view:
-            there = view.hash_of(kept.seq)
-        if kept.store_id != store.id or there != kept.hash:
-            raise StoreError(
-                "this store is not the one that served last: it is older, or another",
-                check="checkpoint.json against the audit record",
-                expected=f"entry {kept.seq} with the hash of the last checkpoint",
-                seen="no such entry" if there is None else "another hash",
-                remedy="put the newest store back (adyton restore). Revocations since the copy would be lost; if you"
-                " accept that, remove checkpoint.json",
-            )
+        if kept is not None:
+            verify_checkpoint(kept, audit_public_key(self))
+            with store.read() as view:
+                there = view.hash_of(kept.seq)
+            if kept.store_id != store.id or there != kept.hash:
+                raise StoreError(
+                    "this store is not the one that served last: it is older, or another",
+                    check="checkpoint.json against the audit record",
+                    expected=f"entry {kept.seq} with the hash of the last checkpoint",
+                    seen="no such entry" if there is None else "another hash",
+                    remedy="put the newest store back (adyton restore). Revocations since the copy would be lost; if"
+                    " you accept that, remove checkpoint.json",
+                )
+        store.verify_audit([] if kept is None else [kept])
 
     def private(self, name: str) -> bytes:
         """Read one of the home's secret files."""
@@ -326,7 +417,7 @@ def init_home(
         store_url=store_url,
         master=master,
         master_command=master_command,
-        master_salt=os.urandom(16) if master == "passphrase" else b"",
+        master_salt=os.urandom(SALT_BYTES) if master == "passphrase" else b"",
     )
     home = Home(path, config)
     ca = make_ca(name, moment)
@@ -378,20 +469,38 @@ def audit_public_key(home: Home) -> Ed25519PublicKey:
 
 
 def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime | None = None) -> None:
-    """Make a new key and certificate for the key server under the same CA; manifests stay as they are."""
+    """Make a new key and certificate for the key server under the same CA; manifests stay as they are.
+
+    `names` are its names from now on, kept in config.toml; the first must stay, since manifests pin it.
+    """
     from adyton.keyserver.identity import Credential, make_server
 
+    pinned = home.config.server_names[0]
+    if names and names[0] != pinned:
+        raise UsageError(
+            "the key server's first name cannot change: every manifest pins it",
+            check="--server-name",
+            expected=f"{pinned} first, then any others",
+            seen=", ".join(names),
+            remedy=f"adyton init --renew-server --server-name {pinned} --server-name {names[0]}; a new first name needs"
+            " a new home, and programs that are built and approved again",
+        )
     ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
     made = make_server(ca, names or home.config.server_names, datetime.now(UTC) if now is None else now)
     replace_private_file(home.path / "server.key", made.key_pem)
     replace_private_file(home.path / "server.crt", made.certificate_pem)
     (home.path / "server.crt").chmod(0o644)
+    if names and names != home.config.server_names:
+        changed = replace(home.config, server_names=names)
+        replace_private_file(home.path / "config.toml", changed.to_toml().encode())
 
 
 def rotate_master_file(home: Home, store: Store) -> None:
     """Make a new master key in the file, wrap the store under it, and forget the old one.
 
-    The new key is written beside the old one first; where this is interrupted, the one that opens the store is kept.
+    The new key is written beside the old one first, then the store is wrapped under it, then it takes the old one's
+    place. Wherever this is cut short, one of the two files opens the store, and opening it finishes the exchange. A key
+    server that runs finds the new key when it next needs one.
     """
     if home.config.master != "file":
         raise UsageError(
@@ -401,14 +510,42 @@ def rotate_master_file(home: Home, store: Store) -> None:
             seen=home.config.master,
             remedy="for a passphrase or a command: adyton backup, and adyton restore with the new one",
         )
+    current, beside = home.path / "master.key", home.path / "master.key.new"
     new = WrappingKey.generate()
-    beside = home.path / "master.key.new"
-    beside.unlink(missing_ok=True)
-    write_private_file(beside, new.reveal())
-    with store.write() as change:
-        change.rewrap(new, actor=actor())
-    beside.replace(home.path / "master.key")
+    with home.alone("rotating the master key"):
+        with store.write() as change:
+            if not _same(current, change.current_master()):
+                raise StoreError(
+                    "master.key is not the key that opens the store",
+                    check="master.key",
+                    expected="the key that the store is wrapped under",
+                    seen="another: it was rotated meanwhile",
+                    remedy="run it again: opening the store finishes a rotation that was cut short",
+                )
+            beside.unlink(missing_ok=True)  # what is there opens nothing: master.key does
+            write_private_file(beside, new.reveal())
+            change.rewrap(new, actor=actor())
+        rename_private_file(beside, current)
     store.keyring.master = new
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether this process alone has the lock of a folder, which it holds until the block ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _same(path: Path, key: WrappingKey) -> bool:
+    return hmac.compare_digest(master_from_file(path).reveal(), key.reveal())
 
 
 def load_key(home: Path, name: str) -> Key128:

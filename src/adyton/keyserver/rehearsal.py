@@ -49,9 +49,13 @@ def rehearse(
     *,
     key: str | None,
     protocol: str,
+    manifest_sha256: Digest | None = None,
     now: datetime | None = None,
 ) -> list[Rehearsed]:
-    """Verify evidence and judge it by the approvals of one key or of all, without recording anything."""
+    """Verify evidence and judge it by the approvals of one key or of all, without recording anything.
+
+    `manifest_sha256` is the manifest that the enclave would name; under SEV-SNP no program is known without it.
+    """
     moment = datetime.now(UTC) if now is None else now
     at_ms = int(moment.timestamp() * 1000)
     found: list[Rehearsed] = []
@@ -62,7 +66,13 @@ def rehearse(
         }
         report: VerifiedReport = verify(evidence, roots, moment).report
         for name in sorted({item.approval.key for item in approvals} if key is None else {key}):
-            request = Request(key=name, run="", protocol=protocol, report_data=report.report_data)
+            request = Request(
+                key=name,
+                run="",
+                protocol=protocol,
+                report_data=report.report_data,
+                manifest_sha256=manifest_sha256,
+            )
             decided = decide(request, report, approvals, lambda item: view.usage(item.id, "", at_ms), moment)
             if isinstance(decided, Grant):
                 found.append(Rehearsed(name, True, (Judged(decided.approval, decided.claims.checks),)))

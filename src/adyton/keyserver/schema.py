@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 metadata: Final = MetaData()
 
@@ -26,7 +26,7 @@ meta: Final = Table(
     Column("name", String(64), primary_key=True),
     Column("value", LargeBinary, nullable=False),
 )
-"""Facts about the store itself: its id, schema version, and the salt and check value of the master key."""
+"""Facts about the store itself: `id`, `schema` (its version), and `state` (the state key under the master key)."""
 
 chain: Final = Table(
     "chain",
@@ -67,17 +67,6 @@ approvals: Final = Table(
     Column("document", Text, nullable=False),
     Column("changed_at", BigInteger, nullable=False),
     Column("mac", LargeBinary(32), nullable=False),
-)
-
-history: Final = Table(
-    "history",
-    metadata,
-    Column("approval", String(32), ForeignKey("approvals.id"), primary_key=True),
-    Column("revision", Integer, primary_key=True),
-    Column("state", String(16), nullable=False),
-    Column("document", Text, nullable=False),
-    Column("actor", String(128), nullable=False),
-    Column("at", BigInteger, nullable=False),
 )
 
 manifests: Final = Table(
@@ -159,5 +148,11 @@ artifacts: Final = Table(
 )
 """Evidence and collateral of past decisions, so that they can be verified again; named by the audit entries."""
 
-MIGRATIONS: Final[Mapping[int, Callable[[Connection], None]]] = {}
+
+def _read_history_from_the_record(connection: Connection) -> None:
+    """The history of approvals stands in the audit record, which nobody can change unnoticed."""
+    connection.exec_driver_sql("DROP TABLE IF EXISTS history")
+
+
+MIGRATIONS: Final[Mapping[int, Callable[[Connection], None]]] = {2: _read_history_from_the_record}
 """Schema version -> the step that makes it from the one before, run in one transaction with all others."""

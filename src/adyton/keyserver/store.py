@@ -17,40 +17,67 @@ from adyton.keyserver import schema
 from adyton.keyserver.audit import STORE_ID_BYTES, Checkpoint, Head, start_hash, verify_chain
 from adyton.keyserver.change import Cache, Transaction
 from adyton.keyserver.clock import now_ms
-from adyton.keyserver.database import make_engine, store_error
+from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
 from adyton.keyserver.keyring import Keyring
+from adyton.keyserver.standing import Standing
 from adyton.keyserver.view import Reader
 from adyton.keyserver.wrapping import WrappingKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from adyton.keyserver.keyring import Masters
+
+
+def _known_version(written: bytes) -> int:
+    version = int(written)
+    if version > schema.SCHEMA_VERSION:
+        raise VersionMismatch(
+            f"this store was made by a newer Adyton (schema {version})",
+            check="schema of the store",
+            expected=f"at most {schema.SCHEMA_VERSION}",
+            seen=version,
+            remedy="upgrade Adyton on this machine",
+        )
+    return version
+
+
+@contextmanager
+def _disposed_if_it_fails(engine: sa.Engine) -> Iterator[sa.Engine]:
+    try:
+        yield engine
+    except BaseException:
+        engine.dispose()
+        raise
+
 
 class Store:
     """An open store: `read()` and `write()` are its two doors."""
 
-    def __init__(self, engine: sa.Engine, master: WrappingKey) -> None:
+    def __init__(self, engine: sa.Engine, master: WrappingKey, reload: Masters | None = None) -> None:
         self.engine = engine
         self._cache = Cache()
+        self._standing = Standing()
         facts = self._facts()
-        version = int(facts["schema"])
-        if version > schema.SCHEMA_VERSION:
-            raise VersionMismatch(
-                f"this store was made by a newer Adyton (schema {version})",
-                check="schema of the store",
-                expected=f"at most {schema.SCHEMA_VERSION}",
-                seen=version,
-                remedy="upgrade Adyton on this machine",
-            )
+        version = _known_version(facts["schema"])
         self.id = facts["id"]
-        self.keyring = Keyring.open(self.id, master, facts["state"])
+        self.keyring = Keyring.open(self.id, master, facts["state"], reload)
         if version < schema.SCHEMA_VERSION:
-            self._migrate(version)
+            self._migrate()
 
     @classmethod
     def create(cls, url: str, master: WrappingKey, *, actor: str) -> Store:
         """Make the tables of a new store; raises StoreError where there is one already."""
-        engine = make_engine(url)
+        with _disposed_if_it_fails(make_engine(url)) as engine:
+            cls._make_tables(engine, master)
+            store = cls(engine, master)
+            with store.write() as change:
+                body = {"actor": actor[:128], "schema": schema.SCHEMA_VERSION}
+                change.record("store-created", "", body, now_ms())
+            return store
+
+    @staticmethod
+    def _make_tables(engine: sa.Engine, master: WrappingKey) -> None:
         store_id = secrets.token_bytes(STORE_ID_BYTES)
         keyring = Keyring.generate(store_id, master)
         data_key = WrappingKey.generate()
@@ -85,15 +112,15 @@ class Store:
                 )
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
-        store = cls(engine, master)
-        with store.write() as change:
-            change.record("store-created", "", {"actor": actor, "schema": schema.SCHEMA_VERSION}, now_ms())
-        return store
 
     @classmethod
-    def open(cls, url: str, master: WrappingKey) -> Store:
-        """Open an existing store; raises StoreError where there is none, or the master key is another's."""
-        return cls(make_engine(url), master)
+    def open(cls, url: str, master: WrappingKey, reload: Masters | None = None) -> Store:
+        """Open an existing store; raises StoreError where there is none, or the master key is another's.
+
+        `reload` gives the master keys to try where this one does not open something, as after a rotation elsewhere.
+        """
+        with _disposed_if_it_fails(make_engine(url)) as engine:
+            return cls(engine, master, reload)
 
     def _facts(self) -> dict[str, bytes]:
         try:
@@ -120,8 +147,10 @@ class Store:
             )
         return facts
 
-    def _migrate(self, version: int) -> None:
+    def _migrate(self) -> None:
         with self.engine.connect().execution_options(adyton_write=True) as connection, connection.begin():
+            stands = sa.select(schema.meta.c.value).where(schema.meta.c.name == "schema").with_for_update()
+            version = _known_version(bytes(connection.execute(stands).scalar_one()))  # another may have migrated it
             for step in range(version + 1, schema.SCHEMA_VERSION + 1):
                 schema.MIGRATIONS[step](connection)
             connection.execute(
@@ -132,10 +161,11 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A consistent view of the store."""
+        """A view of the store as of one moment, whoever writes meanwhile."""
+        options = AS_OF_ONE_MOMENT[self.engine.dialect.name]
         try:
-            with self.engine.connect() as connection, connection.begin():
-                yield Reader(connection, self.keyring)
+            with self.engine.connect().execution_options(**options) as connection, connection.begin():
+                yield Reader(connection, self.keyring, self._standing)
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
 
@@ -144,27 +174,33 @@ class Store:
         """A change of the store: durable when the block ends, undone when it raises."""
         try:
             with self.engine.connect().execution_options(adyton_write=True) as connection, connection.begin():
-                transaction = Transaction(connection, self.keyring, self._cache)
+                transaction = Transaction(connection, self.keyring, self._standing, self._cache)
                 yield transaction
                 transaction.finish()
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
-        self._cache.add_artifacts(transaction.kept)
+        transaction.committed()
 
     def verify_audit(self, checkpoints: Sequence[Checkpoint] = ()) -> Head:
-        """Verify the whole audit record, and that the chain row agrees with it; raises AuditError."""
+        """Verify the whole audit record, and that its head and all approvals agree with it; raises AuditError.
+
+        From then on nothing that was verified is read again, and a store without it is refused.
+        """
         with self.read() as view:
-            claimed = view.head()
+            claimed, recorded = view.head(), Standing()
             with closing(view.entries()) as entries:
-                head = verify_chain(self.id, entries, checkpoints)
-        if head != claimed:
-            raise AuditError(
-                "the audit record does not end where the store says it ends",
-                check="head of the audit record",
-                expected=f"entry {claimed.seq}",
-                seen=f"entry {head.seq}",
-                remedy="entries were removed: restore a backup, and compare with the checkpoints that clients hold",
-            )
+                head = verify_chain(self.id, recorded.noting(entries), checkpoints)
+            if head != claimed:
+                raise AuditError(
+                    "the audit record does not end where the store says it ends",
+                    check="head of the audit record",
+                    expected=f"entry {claimed.seq}",
+                    seen=f"entry {head.seq}",
+                    remedy="entries were removed: restore a backup, and compare with the checkpoints that clients hold",
+                )
+            view.hold_approvals_against(recorded, head.seq)
+        self._standing = recorded
+        self._cache.note_head(head)
         return head
 
     def close(self) -> None:

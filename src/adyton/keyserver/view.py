@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from adyton.errors import StoreError, UnknownKey, UsageError
+from adyton.errors import AuditError, StoreError, UnknownKey, UsageError
 from adyton.keyserver import schema
 from adyton.keyserver.audit import Entry, Head, start_hash
 from adyton.keyserver.clock import moment
 from adyton.keyserver.policy import Approval, StoredApproval
-from adyton.keyserver.wrapping import WrappingKey
+from adyton.keyserver.standing import POLICY, Stand
 from adyton.values import Key128, Measurement
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.keyserver.keyring import Keyring
+    from adyton.keyserver.standing import Standing
+    from adyton.keyserver.wrapping import WrappingKey
 
 AWAITED: Final = "awaited"
 USED: Final = "used"
@@ -94,11 +96,13 @@ class Candidate:
 
 
 class Reader:
-    """A consistent view of the store, for as long as its `with` block lasts."""
+    """A view of the store as of one moment, for as long as its `with` block lasts."""
 
-    def __init__(self, connection: sa.Connection, keyring: Keyring) -> None:
+    def __init__(self, connection: sa.Connection, keyring: Keyring, standing: Standing) -> None:
         self._connection = connection
         self._keyring = keyring
+        self._standing = standing
+        self._ends_at: int | None = None
 
     def head(self) -> Head:
         """Where the audit chain ends."""
@@ -158,18 +162,18 @@ class Reader:
             ).one_or_none()
             if row is None:
                 raise StoreError(f"data key {version} is missing from the store", check="data keys of the store")
-            raw = self._keyring.master.unwrap(
-                bytes(row.wrapped), self._keyring.data_key_binding(version), f"data key {version}"
-            )
-            cached = self._keyring.data_keys[version] = WrappingKey(raw)
+            cached = self._keyring.data_keys[version] = self._keyring.open_data_key(version, bytes(row.wrapped))
         return cached
 
     def approvals(self, key: str | None = None) -> list[StoredApproval]:
-        """All approvals, or those of one key, newest change first; each authenticated, raises StoreError otherwise."""
+        """All approvals, or those of one key, newest change first.
+
+        Each is authenticated, and is what the audit record says that it is; raises StoreError otherwise.
+        """
         query = sa.select(schema.approvals).order_by(schema.approvals.c.changed_at.desc(), schema.approvals.c.id)
         if key is not None:
             query = query.where(schema.approvals.c.key == key)
-        return [self._stored(row) for row in self._connection.execute(query)]
+        return [self._stored(row) for row in self._connection.execute(query).all()]
 
     def approval(self, approval_id: str) -> StoredApproval:
         """One approval by its id; raises UsageError where there is none."""
@@ -186,6 +190,23 @@ class Reader:
         return self._stored(row)
 
     def _stored(self, row: Any) -> StoredApproval:
+        self._authenticate(row)
+        there, recorded = Stand.of(row.revision, row.state, row.document), self._newest(row.id)
+        if there != recorded:
+            raise StoreError(
+                f"approval {row.id} is not as it was left: an older one was put back",
+                check=f"newest revision of approval {row.id}",
+                expected=f"what the audit record says: {recorded or 'no such approval'}",
+                seen=there,
+                remedy="nothing is released on it: restore the newest backup (adyton restore), and look for who wrote"
+                " to the database",
+            )
+        approval = Approval.from_dict(json.loads(row.document))
+        if approval.key != row.key:
+            raise StoreError(f"approval {row.id} is filed under another key", check="key of the approval")
+        return StoredApproval(row.id, row.state, row.revision, approval, moment(row.changed_at))
+
+    def _authenticate(self, row: Any) -> None:
         mac = self._keyring.policy_mac(row.id, row.state, row.revision, row.document)
         if not hmac.compare_digest(mac, bytes(row.mac)):
             raise StoreError(
@@ -193,37 +214,66 @@ class Reader:
                 check=f"authentication code of approval {row.id}",
                 expected="the code made under the store's own key",
                 seen="another code",
-                remedy="nothing is released on it: revoke and approve again, and look for who wrote to the database",
+                remedy="nothing is released on it: restore the newest backup (adyton restore), and look for who wrote"
+                " to the database",
             )
-        approval = Approval.from_dict(json.loads(row.document))
-        if approval.key != row.key:
-            raise StoreError(f"approval {row.id} is filed under another key", check="key of the approval")
-        return StoredApproval(row.id, row.state, row.revision, approval, moment(row.changed_at))
+
+    def _newest(self, approval_id: str) -> Stand | None:
+        """How an approval stands by the audit record as this view sees it."""
+        if self._ends_at is None:
+            self._ends_at = self.head().seq
+        self._standing.read_on(self._ends_at, self._policy_entries)
+        return self._standing.newest(approval_id, self._ends_at)
+
+    def _policy_entries(self, after: int, to: int) -> Iterator[Entry]:
+        table = schema.audit
+        query = sa.select(table).where(table.c.kind == POLICY, table.c.seq > after, table.c.seq <= to)
+        return map(_entry, self._connection.execute(query.order_by(table.c.seq)))
+
+    def hold_approvals_against(self, recorded: Standing, to: int) -> None:
+        """Compare every approval with a record that was verified up to entry `to`; raises AuditError."""
+        rows = self._connection.execute(sa.select(schema.approvals)).all()
+        there = {row.id: Stand.of(row.revision, row.state, row.document) for row in rows}
+        for approval_id in sorted(there.keys() | recorded.approvals()):
+            by_record, by_row = recorded.newest(approval_id, to), there.get(approval_id)
+            if by_record != by_row:
+                raise AuditError(
+                    f"approval {approval_id} is not what the audit record says",
+                    check=f"approval {approval_id} against its newest entry",
+                    expected=by_record or "no such approval",
+                    seen=by_row or "no such approval",
+                    remedy="something other than Adyton wrote to the database: restore the newest backup (adyton"
+                    " restore); what was released since is in the record",
+                )
+        for row in rows:
+            self._authenticate(row)
 
     def revision(self, approval_id: str, revision: int) -> Approval | None:
-        """An approval as it was at one of its revisions."""
-        found = self._connection.execute(
-            sa.select(schema.history.c.document).where(
-                schema.history.c.approval == approval_id, schema.history.c.revision == revision
-            )
-        ).scalar_one_or_none()
-        return None if found is None else Approval.from_dict(json.loads(found))
+        """An approval as it was at one of its revisions, by the audit record."""
+        found = (json.loads(entry.body) for entry in self.entries(kind=POLICY, subject=approval_id))
+        return next(
+            (
+                Approval.from_dict(body["policy"])
+                for body in found
+                if (body["approval"], body["revision"]) == (approval_id, revision)
+            ),
+            None,
+        )
 
     def history(self, approval_id: str | None = None) -> list[dict[str, Any]]:
-        """Every revision of every approval (or of one): who changed it, when, and to what; oldest first."""
-        query = sa.select(schema.history).order_by(schema.history.c.at, schema.history.c.revision)
-        if approval_id is not None:
-            query = query.where(schema.history.c.approval == approval_id)
+        """Every revision of every approval (or of one) by the audit record: who changed it, when, and to what."""
+        found = [(entry.at_ms, json.loads(entry.body)) for entry in self.entries(kind=POLICY)]
         return [
             {
-                "approval": row.approval,
-                "revision": row.revision,
-                "state": row.state,
-                "actor": row.actor,
-                "at_ms": row.at,
-                "policy": json.loads(row.document),
+                "approval": body["approval"],
+                "revision": body["revision"],
+                "state": body["state"],
+                "actor": body["actor"],
+                "at_ms": at_ms,
+                "policy": body["policy"],
             }
-            for row in self._connection.execute(query)
+            for at_ms, body in found
+            if approval_id in (None, body["approval"])
         ]
 
     def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
@@ -272,9 +322,9 @@ class Reader:
         return None if row is None else (bytes(row.manifest), json.loads(row.runtime_parts))
 
     def entries(
-        self, *, after: int = 0, kind: str | None = None, subject: str | None = None
+        self, *, after: int = 0, kind: str | None = None, subject: str | None = None, since_ms: int | None = None
     ) -> Generator[Entry, None, None]:
-        """Audit entries in order, from the one after `after`."""
+        """Audit entries in order, from the one after `after`; those of a time on, where that is named."""
         table = schema.audit
         query = sa.select(table.c.seq, table.c.at, table.c.kind, table.c.body, table.c.hash).order_by(table.c.seq)
         query = query.where(table.c.seq > after)
@@ -282,9 +332,10 @@ class Reader:
             query = query.where(table.c.kind == kind)
         if subject is not None:
             query = query.where(table.c.subject == subject)
+        if since_ms is not None:
+            query = query.where(table.c.at >= since_ms)
         with self._connection.execute(query, execution_options={"yield_per": 5000}) as rows:
-            for row in rows:
-                yield Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash))
+            yield from map(_entry, rows)
 
     def newest_entries(self, limit: int, *, kinds: Sequence[str] = (), before: int | None = None) -> list[Entry]:
         """The newest audit entries first, or the newest of those before one."""
@@ -294,13 +345,13 @@ class Reader:
             query = query.where(table.c.kind.in_(kinds))
         if before is not None:
             query = query.where(table.c.seq < before)
-        return [Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash)) for row in self._connection.execute(query)]
+        return [_entry(row) for row in self._connection.execute(query)]
 
     def entry(self, seq: int) -> Entry | None:
         """One audit entry by its number."""
         table = schema.audit
         row = self._connection.execute(sa.select(table).where(table.c.seq == seq)).one_or_none()
-        return None if row is None else Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash))
+        return None if row is None else _entry(row)
 
     def artifact(self, sha256: bytes) -> bytes | None:
         """Evidence or collateral of a past decision."""
@@ -325,8 +376,12 @@ class Reader:
         return None if found is None else bytes(found)
 
     def policy_revision(self) -> int:
-        """A number that grows with every change of a key or an approval."""
+        """A number that grows with every change of a key or an approval, and when evidence is pruned."""
         return int(self._connection.execute(sa.select(schema.chain.c.policy_revision)).scalar_one())
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(row.seq, row.at, row.kind, row.body, bytes(row.hash))
 
 
 def _release(row: Any) -> Release:

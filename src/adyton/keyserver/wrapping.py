@@ -4,8 +4,9 @@
 
     master key (32 bytes: a file, a passphrase through scrypt, or what a command prints)
       └─ AES-256-GCM ─> data key, version 1, 2, … (32 random bytes each, kept wrapped in the store)
-           ├─ AES-256-GCM ─> each key and secret, bound to its name, version and kind
-           └─ HKDF ────────> the key that authenticates policies
+           └─ AES-256-GCM ─> each key and secret, bound to its name, version and kind
+      └─ AES-256-GCM ─> state key (32 random bytes, kept wrapped in the store, never changed)
+           └─ HKDF ────────> the keys that authenticate policies and challenges
 
 A wrapped value is `nonce (12) ‖ ciphertext ‖ tag (16)`; what it belongs to is the associated data, so a
 wrapped key that was copied over another one does not open.
@@ -76,7 +77,8 @@ class WrappingKey:
                 check=f"authentication tag of {what}",
                 expected="the tag made under the store's own key",
                 seen="another key, or altered bytes",
-                remedy="use the master key this store was made with, or restore a backup (adyton restore)",
+                remedy="use the store's own master key (after a rotation the new one, on every machine that shares the"
+                " store), or restore a backup (adyton restore)",
             ) from None
 
     def derive(self, label: bytes) -> bytes:
@@ -125,33 +127,72 @@ def read_private_file(path: Path, what: str, *, limit: int = MAX_SECRET_FILE_BYT
 
 
 def write_private_file(path: Path, raw: bytes) -> None:
-    """Write a file of mode 0600 that appears under its name whole or not at all, and never replaces another."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    """Write a file of mode 0600 that appears under its name whole or not at all, and never replaces another.
+
+    When this returns, the file and its name outlast a power cut.
+    """
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        _write_new(path, raw)
+        sync_folder(path.parent)
     except OSError as error:
-        raise StorageFailed(
-            f"cannot write {path}: {error.strerror}",
-            check="writing a new file",
-            expected="a path that does not exist yet, in a folder that can be written",
-            seen=str(error.strerror),
-            remedy="choose another path, or remove what is there if it is not needed",
-        ) from error
+        raise _not_written(path, error) from error
+
+
+def _write_new(path: Path, raw: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: OSError) -> StorageFailed:
+    return StorageFailed(
+        f"cannot write {path}: {error.strerror}",
+        check="writing a new file",
+        expected="a path that does not exist yet, in a folder that can be written",
+        seen=str(error.strerror),
+        remedy="choose another path, or remove what is there if it is not needed",
+    )
 
 
 def replace_private_file(path: Path, raw: bytes) -> None:
-    """Put new content in an existing private file's place, whole or not at all."""
+    """Put new content in an existing private file's place, whole or not at all; durable when this returns."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    write_private_file(beside, raw)
-    beside.replace(path)
+    try:
+        _write_new(beside, raw)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    rename_private_file(beside, path)
+
+
+def rename_private_file(path: Path, to: Path) -> None:
+    """Put a private file in another's place, or under a new name in the same folder; durable when this returns."""
+    try:
+        path.replace(to)
+        sync_folder(to.parent)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot put {path.name} in the place of {to}: {error.strerror}",
+            check="renaming a file",
+            expected="a folder that can be written",
+            seen=str(error.strerror),
+            remedy=f"nothing is lost: it is still in {path}; mend the folder and try again",
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a power cut; raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def master_from_file(path: Path) -> WrappingKey:

@@ -24,7 +24,7 @@ from adyton.errors import AuditError, Denied, Error, OutOfOrder, StoreError, Una
 from adyton.keyserver.audit import Checkpoint, sign_checkpoint
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.decide import Denial, Grant, Request, decide
-from adyton.keyserver.names import new_id
+from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import ADYTON, RA_TLS
 from adyton.keyserver.refusal import Reason, evidence_reason, program_of, safe_reason, unchecked_reason
 from adyton.keyserver.view import AWAITED, KEY, Release
@@ -207,7 +207,7 @@ class KeyService:
     def _named_key(self, server_name: str | None) -> tuple[str, ...]:
         suffix = f".keys.{self.identity.server_name}"
         if server_name and server_name.endswith(suffix):
-            return (server_name.removesuffix(suffix),)
+            return (check_name(server_name.removesuffix(suffix)),)
         return ()
 
     def _submit(self, job: Job) -> Future[Answer]:

@@ -21,7 +21,9 @@ At 0 it would write no file, and yet give the whole memory to a handler that cor
 
 def harden_process() -> None:
     """No core files of this process and its children, and no tracing of it by the program it serves."""
-    resource.setrlimit(resource.RLIMIT_CORE, (_CORE_BYTES, _CORE_BYTES))
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if hard == 0 else _CORE_BYTES  # who started this process may have left no more than 0
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
     syscalls.set_undumpable()
 
 

@@ -7,8 +7,11 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, UsageError
+from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
+from adyton.keyserver import backup as backup_module
+from adyton.keyserver import schema
 from adyton.keyserver.backup import (
     back_up,
     join_key,
@@ -18,7 +21,8 @@ from adyton.keyserver.backup import (
     restore,
     split_key,
 )
-from adyton.keyserver.owner import Home
+from adyton.keyserver.clock import now_ms
+from adyton.keyserver.owner import Home, rotate_master_file
 from adyton.values import Key128
 from tests.owner_world import World
 
@@ -53,6 +57,12 @@ def contents(home: Home) -> dict[str, object]:
         store.close()
 
 
+def files_of(home: Home) -> dict[str, bytes]:
+    """The files of a home that are the same in a backup."""
+    other = ("store.db", "store.db-wal", "store.db-shm", "checkpoint.json")
+    return {path.name: path.read_bytes() for path in home.path.glob("*.*") if path.name not in other}
+
+
 def test_restore_on_another_machine_brings_everything_back(world: World, tmp_path: Path) -> None:
     """Keys, policies with their history, audit record, certificates and configuration, from one file."""
     world.approve(world.program())
@@ -60,14 +70,68 @@ def test_restore_on_another_machine_brings_everything_back(world: World, tmp_pat
     backup = tmp_path / "backup"
     assert back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test") == []
     before = contents(world.home)
-    files = {path.name: path.read_bytes() for path in world.home.path.glob("*.*") if not path.name.startswith("store")}
+    files = files_of(world.home)
     made = restore(backup, tmp_path / "other" / "home", passphrase=lambda: PASSPHRASE, verify=whole)
     assert contents(made) == before
-    restored = {path.name: path.read_bytes() for path in made.path.glob("*.*") if not path.name.startswith("store")}
-    assert restored == files
+    assert files_of(made) == files
     assert (made.path / "collateral" / "note.json").read_text() == "{}"
     assert (made.path / "master.key").stat().st_mode & 0o777 == 0o600
     assert "backup" in world.kinds()
+
+
+def test_backup_while_serving_restores(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written while a backup is made belongs to the next one, and does not make this one seem too old."""
+    service = world.service()
+    copy_tables = backup_module._copy_tables
+
+    def copy(engine: sa.Engine, path: Path) -> None:
+        copy_tables(engine, path)
+        with world.store.write() as change:
+            change.record("note", "", {"number": 1}, now_ms())
+        world.home.keep_checkpoint(service.checkpoint())
+
+    monkeypatch.setattr(backup_module, "_copy_tables", copy)
+    world.home.keep_checkpoint(service.checkpoint())
+    back_up(world.home, world.store, tmp_path / "backup", passphrase=PASSPHRASE, split=None, actor="test")
+    service.close()
+    made = restore(tmp_path / "backup", tmp_path / "new", passphrase=lambda: PASSPHRASE, verify=whole)
+    kept = made.kept_checkpoint()
+    assert kept is not None
+    with world.store.read() as view:
+        assert kept.hash == view.hash_of(kept.seq)
+        assert view.head().seq == kept.seq + 1
+
+
+def test_restore_of_an_older_store_than_the_backups_checkpoint_is_refused(world: World, tmp_path: Path) -> None:
+    """The checkpoint in a backup is that of its own store: another store's tables do not pass beside it."""
+    back_up(world.home, world.store, tmp_path / "backup", passphrase=PASSPHRASE, split=None, actor="test")
+
+    def cut(home: Home) -> None:
+        store = home.open_store()
+        with store.engine.connect() as connection, connection.begin():
+            connection.execute(sa.delete(schema.audit).where(schema.audit.c.seq > 2))
+        try:
+            home.check_not_older(store)
+        finally:
+            store.close()
+
+    with pytest.raises(StoreError, match="older"):
+        restore(tmp_path / "backup", tmp_path / "new", passphrase=lambda: PASSPHRASE, verify=cut)
+
+
+def test_backup_and_rotation_of_the_master_key_exclude_each_other(world: World, tmp_path: Path) -> None:
+    """A backup made across a rotation would hold tables under one master key and the file of another."""
+    with world.home.alone("test"):
+        with pytest.raises(StoreError, match="to itself"):
+            back_up(world.home, world.store, tmp_path / "b", passphrase=PASSPHRASE, split=None, actor="test")
+        before = (world.home.path / "master.key").read_bytes()
+        with pytest.raises(StoreError, match="to itself"):
+            rotate_master_file(world.home, world.store)
+    assert (world.home.path / "master.key").read_bytes() == before
+    assert not (tmp_path / "b").exists()
+    rotate_master_file(world.home, world.store)
+    back_up(world.home, world.store, tmp_path / "b", passphrase=PASSPHRASE, split=None, actor="test")
+    restore(tmp_path / "b", tmp_path / "new", passphrase=lambda: PASSPHRASE, verify=whole)
 
 
 def test_backup_says_nothing_of_its_content(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -9,15 +10,21 @@ from typing import Any
 
 import pytest
 
+from adyton.attest.assess import verify_evidence
+from adyton.attest.evidence import parse_evidence
 from adyton.attest.report import VerifiedReport
+from adyton.attest.roots import TrustRoots
 from adyton.errors import UsageError
+from adyton.keyserver.audit import MAX_BODY_BYTES, canonical
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, StoredApproval
 from adyton.keyserver.refusal import safe_reason
+from adyton.keyserver.rehearsal import rehearse
 from adyton.keyserver.view import Release, Usage
-from adyton.net.verification import Verifier
+from adyton.net.verification import Verified, Verifier
 from adyton.tee.sim import SimPlatform
 from adyton.values import Digest, Measurement
+from tests.amd_factory import LAUNCH, REPORT_DATA, SNPScenario
 from tests.owner_world import FixedCollateral, World, make_world, now
 
 BINDING = bytes(range(64))
@@ -293,6 +300,112 @@ def test_decide_sev_snp_program_is_known_by_guest_and_manifest(base: World) -> N
             approval.changed(**missing)
 
 
+@pytest.fixture(scope="module")
+def snp_reports() -> Callable[..., VerifiedReport]:
+    """Verified SEV-SNP reports, with some fields changed."""
+    collateral = SNPScenario().built().collateral
+
+    def report(**fields: bytes | int) -> VerifiedReport:
+        scenario = SNPScenario()
+        scenario.fields |= fields
+        roots = TrustRoots(amd={"Milan": Digest(hashlib.sha256(collateral.ark).digest())})
+        return verify_evidence(parse_evidence(scenario.report()), collateral, roots, scenario.now)
+
+    return report
+
+
+@pytest.fixture
+def snp_case(base: World, snp_reports: Callable[..., VerifiedReport]) -> Case:
+    """A request from an SEV-SNP guest that is granted, unless a test changes one thing."""
+    lowest = {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219}
+    case = case_of(
+        base,
+        report=snp_reports(),
+        tees=("snp",),
+        guests=(Measurement(LAUNCH),),
+        manifest_sha256=base.program().manifest_sha256,
+        evidence={"min_tcb": {"Milan": lowest}},
+    )
+    case.now = SNPScenario().now
+    case.request = replace(case.request, report_data=REPORT_DATA)
+    return case
+
+
+def test_decide_sev_snp_grants_guest_and_manifest(snp_case: Case) -> None:
+    """The case that all others change in one thing: known guest, known manifest, bound report."""
+    decided = snp_case.decide()
+    assert isinstance(decided, Grant)
+    assert decided.claims.bound
+
+
+def test_decide_sev_snp_workload_measurement_plays_no_part(snp_case: Case) -> None:
+    """No register of an SEV-SNP report holds a workload: what identifies the program is the manifest."""
+    _approval(measurement=Measurement(b"x" * 48))(snp_case)
+    assert isinstance(snp_case.decide(), Grant)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        pytest.param(_approval(guests=(Measurement(b"g" * 48),)), "measurement", id="another-guest"),
+        pytest.param(_approval(manifest_sha256=Digest(b"m" * 32)), "manifest", id="another-manifest"),
+        pytest.param(_request(manifest_sha256=Digest(b"m" * 32)), "manifest", id="another-manifest-asked"),
+        pytest.param(_request(manifest_sha256=None), "manifest", id="no-manifest-named"),
+        pytest.param(_approval(tees=("tdx",)), "TEE", id="another-tee"),
+        pytest.param(_request(report_data=bytes(64)), "report data", id="binding"),
+        pytest.param(_request(report_data=None), "report data", id="no-binding"),
+        pytest.param(_approval(evidence={}), "minimum TCB", id="no-minimum"),
+        pytest.param(_state(REVOKED), "approval", id="revoked"),
+    ],
+)
+def test_decide_sev_snp_one_line_differs_it_alone_refuses(
+    snp_case: Case, change: Callable[[Case], None], line: str
+) -> None:
+    """Under SEV-SNP guest image and manifest are the whole identity of the program: each alone refuses."""
+    change(snp_case)
+    assert failing(snp_case.decide()) == [line]
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"measurement": b"h" * 48}, "measurement"),
+        ({"report_data": b"r" * 64}, "report data"),
+        ({"policy": 0x30000 | 1 << 19}, "debug"),
+        ({"vmpl": 3}, "privilege level (VMPL)"),
+    ],
+)
+def test_decide_sev_snp_another_report_is_refused(
+    snp_case: Case, snp_reports: Callable[..., VerifiedReport], fields: dict[str, bytes | int], line: str
+) -> None:
+    """A genuine report of another guest, for another key, of a debug guest or from within the guest is refused."""
+    snp_case.report = snp_reports(**fields)
+    assert failing(snp_case.decide()) == [line]
+
+
+def test_rehearse_sev_snp_says_yes_with_the_manifest(base: World, snp_case: Case) -> None:
+    """A dry run of an SEV-SNP report needs the manifest that the program would name, and then can grant."""
+    with base.store.write() as change:
+        change.add_approval(snp_case.stored.approval, actor="test")
+    verified = Verified(snp_case.report, SNPScenario().built().collateral)
+
+    def granted(manifest_sha256: Digest | None) -> bool:
+        (found,) = rehearse(
+            base.store,
+            lambda *_args: verified,
+            b"",
+            key="weights",
+            protocol="adyton",
+            manifest_sha256=manifest_sha256,
+            now=snp_case.now,
+        )
+        return found.granted
+
+    assert granted(snp_case.request.manifest_sha256)
+    assert not granted(Digest(b"m" * 32))
+    assert not granted(None)
+
+
 def test_decide_further_requirements_refuse_on_their_own(base: World) -> None:
     """What stands under `evidence` is judged like every other line, and cannot loosen what the approval says."""
     assert failing(case_of(base, evidence={"min_evaluation_number": 99}).decide()) == ["TCB evaluation data number"]
@@ -302,3 +415,32 @@ def test_decide_further_requirements_refuse_on_their_own(base: World) -> None:
     for loosening in ({"any_program": True}, {"allow_debug": True}, {"require_report_data": False}, {"nosuch": 1}):
         with pytest.raises(UsageError):
             base.approval(signed.measurement, evidence=loosening)
+
+
+@pytest.mark.parametrize("width", [1, 400])
+def test_denial_of_any_number_of_approvals_fits_the_record(base: World, width: int) -> None:
+    """The closest approvals are listed, all others counted, and each text is cut: a refusal is always recorded."""
+    case = case_of(base)
+    tees = tuple(f"sim:{number:064x}" for number in range(width))
+    states = (APPROVED, REVOKED, PENDING)
+    stored = [
+        StoredApproval(
+            f"a-{number}",
+            states[number % 3],
+            1,
+            base.approval(Measurement(number.to_bytes(32, "big")), tees=tees, version=f"v{number}"),
+            now(),
+        )
+        for number in range(900)
+    ]
+    near = replace(case.stored, id="a-near", state=REVOKED)
+    denial = decide(case.request, case.report, [*stored, near], lambda _id: NOTHING_USED, now())
+    assert isinstance(denial, Denial)
+    told = denial.to_dict()
+    assert len(told["approvals"]) == 20
+    assert told["more"] == 881
+    assert told["approvals"][0]["approval"] == "a-near"
+    assert [item["state"] for item in told["approvals"]].count(REVOKED) == 1
+    assert len(canonical({"detail": told})) < MAX_BODY_BYTES // 2
+    texts = [str(value) for item in told["approvals"] for line in item["failed"] for value in line.values()]
+    assert (max(map(len, texts)) == 300) is (width > 1)

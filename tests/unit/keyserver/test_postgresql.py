@@ -112,6 +112,33 @@ def test_writers_in_two_stores_keep_one_chain(world: World) -> None:
     world.store.verify_audit()
 
 
+def test_audit_verify_while_another_writes_raises_no_alarm(world: World) -> None:
+    """The record is read as of one moment: what is appended between two of its statements is not seen."""
+    other = world.home.open_store()
+    with world.store.read() as view:
+        head = view.head()
+        with other.write() as change:
+            change.record("note", "", {}, now_ms())
+        assert view.head() == head
+        assert [entry.seq for entry in view.entries()][-1] == head.seq
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            with other.write() as change:
+                change.record("note", "", {}, now_ms())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        heads = [world.store.verify_audit().seq for _ in range(10)]
+    finally:
+        stop.set()
+        writer.join()
+        other.close()
+    assert heads == sorted(heads)
+
+
 def test_tampering_in_postgresql_is_detected(world: World) -> None:
     """The chain and the policies' authentication hold whatever the database."""
     world.approve(world.program())

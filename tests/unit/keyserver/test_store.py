@@ -23,6 +23,7 @@ from adyton.keyserver.clock import now_ms
 from adyton.keyserver.owner import (
     Config,
     Home,
+    ask_passphrase,
     audit_private_key,
     audit_public_key,
     init_home,
@@ -372,11 +373,15 @@ def test_audit_cut_tail_shows_against_a_checkpoint(record: World) -> None:
     record.store.verify_audit()
     with pytest.raises(AuditError, match="was cut"):
         record.store.verify_audit([checkpoint])
-    with record.store.write() as change:
+    with pytest.raises(StoreError, match="went back"), record.store.write() as change:
+        change.record("forged", "", {}, 1)
+    other = record.home.open_store()
+    with other.write() as change:
         for _ in range(5):
             change.record("forged", "", {}, 1)
     with pytest.raises(AuditError, match="not the one that the checkpoint"):
-        record.store.verify_audit([checkpoint])
+        other.verify_audit([checkpoint])
+    other.close()
 
 
 def test_checkpoint_round_trips_and_forged_ones_are_refused(record: World) -> None:
@@ -476,8 +481,9 @@ def test_store_of_an_older_schema_is_migrated(world: World, monkeypatch: pytest.
         connection.exec_driver_sql("ALTER TABLE keys ADD COLUMN remark TEXT")
         done.append(2)
 
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(schema, "MIGRATIONS", {2: step})
+    newer = schema.SCHEMA_VERSION + 1
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", newer)
+    monkeypatch.setattr(schema, "MIGRATIONS", {newer: step})
     for _ in range(2):
         store = world.home.open_store()
         with store.read() as view:
@@ -493,6 +499,39 @@ def test_config_unknown_or_ill_typed_entries_are_refused() -> None:
     for wrong in ("[owner]\nnam = 'x'", "[limits]\nmax_active = 'x'", "[nosuch]\n", "x = 1", "[", "[owner]\nname='a'"):
         with pytest.raises(UsageError):
             Config.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("entry", "check"),
+    [
+        ("[limits]\nmax_active = -1", "limits.max_active"),
+        ("[limits]\nrequest_timeout_s = 0", "limits.request_timeout_s"),
+        ("[limits]\nmax_connections = 1000001", "limits.max_connections"),
+        ("[master]\nkind = 'passphrase'\nsalt = 'no hex'", "master.salt"),
+        ("[master]\nkind = 'passphrase'\nsalt = 'abcd'", "master.salt"),
+        ("[master]\nkind = 'passphrase'", "master.salt"),
+        ("[master]\nkind = 'command'\ncommand = ['cat', 7]", "master.command"),
+    ],
+)
+def test_config_value_that_cannot_be_meant_is_refused(entry: str, check: str) -> None:
+    """A bound of nothing, or a salt that is none, is refused by name, with what is expected."""
+    names = "[owner]\nname = 'a'\n[server]\nnames = ['x']\n"
+    Config.parse(names)
+    with pytest.raises(UsageError) as caught:
+        Config.parse(f"{names}{entry}\n")
+    assert caught.value.check == check
+    assert caught.value.expected
+    with pytest.raises(UsageError, match=r"server\.names"):
+        Config.parse("[owner]\nname = 'a'\n[server]\nnames = [1]\n")
+
+
+def test_passphrase_that_nobody_can_type_is_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service has no standard input: it says what to use instead."""
+    with Path(os.devnull).open() as nothing, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdin", nothing)
+        with pytest.raises(UsageError, match="no passphrase was given") as caught:
+            ask_passphrase(confirm=False)
+    assert "file or command" in str(caught.value.remedy)
 
 
 def test_master_key_from_passphrase_file_and_command(tmp_path: Path) -> None:

@@ -191,17 +191,6 @@ def test_dismissed_candidate_waits_no_longer_and_that_is_recorded(world: World) 
     assert (entry["key"], entry["actor"]) == ("weights", "alice")
 
 
-def test_names_that_strangers_ask_for_fill_no_memory(
-    world: World, service: KeyService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Approvals are remembered for a bounded number of names."""
-    monkeypatch.setattr(change_module, "MAX_CACHED_NAMES", 4)
-    for number in range(9):
-        refusal(world, service, world.program(), name=f"n{number}")
-    with world.store.write() as change:
-        assert len(change._approval_cache) <= 5
-
-
 def show(world: World, service: KeyService, signed: SignedManifest, denial: str) -> list[str]:
     """The refused program shows itself."""
     parts = {name: digest.hex() for name, digest in RUNTIME_PARTS.items()}

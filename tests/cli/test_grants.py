@@ -1,0 +1,96 @@
+"""What a run was granted, as its user keeps it: with it a record whose tail was cut does not pass as whole."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adyton.errors import AuditError, StorageFailed
+from tests.cli.chain import Chain, Place
+
+pytestmark = pytest.mark.mount
+
+
+def copy_of_the_home(owner: Place, name: str) -> Path:
+    """The owner's home as it is now, restored beside; without the checkpoint that her server keeps."""
+    passphrase = owner.folder / "passphrase"
+    if not passphrase.exists():
+        passphrase.touch(0o600)
+        passphrase.write_text("correct horse battery\n")
+    for words in (
+        ("backup", "-o", f"{name}.backup", "--passphrase-file", "passphrase"),
+        ("restore", f"{name}.backup", "--home", name, "--passphrase-file", "passphrase"),
+    ):
+        ended = owner.adyton(*words)
+        assert ended.status == 0, ended.err
+    (owner.folder / name / "checkpoint.json").unlink()
+    return owner.folder / name
+
+
+def cut(home: Path, before: str) -> None:
+    """Remove the tail of the record from the first entry about `before` on, and let the head agree."""
+    with sqlite3.connect(home / "store.db") as connection:
+        (last,) = connection.execute("SELECT min(seq) - 1 FROM audit WHERE subject = ?", (before,)).fetchone()
+        connection.execute("DELETE FROM audit WHERE seq > ?", (last,))
+        connection.execute("UPDATE chain SET seq = ?, hash = (SELECT hash FROM audit WHERE seq = ?)", (last, last))
+    connection.close()
+
+
+def test_run_keeps_the_checkpoint_that_shows_a_cut_record(chain: Chain, cloud: Place, owner: Place) -> None:
+    """A run writes its grants; the owner's record passes with them, and not once the release was cut from it."""
+    words = cloud.words_to_run("exit", "3")
+    ended = cloud.adyton("run", "--grants", "grants.json", "--json", *words[1:])
+    assert ended.status == 3
+    written: dict[str, Any] = json.loads((cloud.folder / "grants.json").read_text())
+    assert json.loads(ended.out)["grants"] == written["grants"]
+    (grant,) = written["grants"]
+    kept = cloud.folder / "grants.json"
+
+    home = copy_of_the_home(owner, "copy")
+    verify = ("audit", "verify", "--home", home)
+    whole = owner.adyton(*verify, "--checkpoint", kept, "--json")
+    assert whole.status == 0, whole.err
+    assert json.loads(whole.out)["checkpoints"] == 1
+    report = cloud.folder / "report.json"
+    report.write_text(ended.out)
+    assert owner.adyton(*verify, "--checkpoint", report).status == 0
+
+    cut(home, grant["grant"])
+    alone = owner.adyton(*verify)
+    assert alone.status == 0, "a tail that was cut leaves a whole chain"
+    assert "a cut tail shows only so" in alone.err
+    owner.adyton(*verify, "--checkpoint", kept).refused(AuditError.exit_code, "was cut")
+
+    forged = cloud.folder / "forged.json"
+    seq = grant["checkpoint"]["seq"]
+    forged.write_text(json.dumps({"grants": [{**grant, "checkpoint": {**grant["checkpoint"], "seq": seq - 1}}]}))
+    owner.adyton(*verify, "--checkpoint", forged).refused(AuditError.exit_code, "not signed by this owner")
+
+
+def test_verify_with_what_holds_no_checkpoint_of_this_store_is_refused(chain: Chain, owner: Place) -> None:
+    """A file that says nothing about this record is not taken for a record that passed."""
+    point = {"store_id": "00" * 16, "seq": 1, "hash": "00" * 32, "at_ms": 1, "signature": "00" * 64}
+    for document, words in (
+        ({"grants": [{"owner": "alice", "grant": "g-1", "checkpoint": point}]}, "another store"),
+        (point, "another store"),
+        ({"grants": [{"owner": "alice", "grant": "", "names": ["k"]}]}, "no checkpoint"),
+        ({"grants": []}, "no checkpoint"),
+        ({"grants": 5}, "no checkpoint"),
+        ([point], "no checkpoint"),
+        ({"grants": [{"checkpoint": {**point, "seq": -1}}]}, "not a checkpoint"),
+    ):
+        (owner.folder / "kept.json").write_text(json.dumps(document))
+        ended = owner.adyton("audit", "verify", "--checkpoint", "kept.json")
+        assert (ended.status, words in ended.err) == (AuditError.exit_code, True), (document, ended.err)
+
+
+def test_run_whose_grants_cannot_be_written_does_not_start(cloud: Place) -> None:
+    """A mistyped path is noticed before anything runs."""
+    words = cloud.words_to_run("exit", "0")
+    ended = cloud.adyton("run", "--grants", "no/such/folder/grants.json", *words[1:])
+    ended.refused(StorageFailed.exit_code, "grants.json")
+    assert cloud.files("encrypted/output") == {}
