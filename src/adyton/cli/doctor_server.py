@@ -83,10 +83,12 @@ def _backup(home: Home, now: datetime) -> Finding:
         return Finding("server", "store", "missing", "there is none", "bring it back: adyton restore")
     try:
         engine = make_engine(url)
-        with engine.connect() as connection:
-            query = sa.select(sa.func.max(schema.audit.c.at)).where(schema.audit.c.kind == "backup")
-            last = connection.execute(query).scalar_one_or_none()
-        engine.dispose()
+        try:
+            with engine.connect() as connection:
+                query = sa.select(sa.func.max(schema.audit.c.at)).where(schema.audit.c.kind == "backup")
+                last = connection.execute(query).scalar_one_or_none()
+        finally:
+            engine.dispose()
     except (sa.exc.SQLAlchemyError, Error) as error:
         return Finding("server", "store", "warning", f"cannot be read: {type(error).__name__}", "adyton restore")
     if last is None:
