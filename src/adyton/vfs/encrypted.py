@@ -155,6 +155,8 @@ class Node:
     links: int = 1
     complete: bool = False
     """Of a folder: what is not known to be in it is not there, whatever the host shows."""
+    lost_to: int = 0
+    """Of a file that was closed with more than the host had room for: the size that the kernel goes on to believe."""
     opened: OpenFile | None = None
 
 
@@ -429,9 +431,11 @@ class EncryptedTree:
             )
             if known is None:
                 known = self._new_node(path, is_folder=False, mode=None, host=found)
+        if known.size > file.size:
+            known.lost_to = known.size
         known.size = file.size
         known.root = file.root
-        shortcut = shortcut_to(host.fileno())
+        shortcut = None if known.lost_to > file.size else shortcut_to(host.fileno())
         if shortcut is not None:
             file.use_shortcut(shortcut)
         known.opened = OpenFile(file, host, known, path, shortcut)
@@ -459,6 +463,7 @@ class EncryptedTree:
         if truncate:
             self._writable(path)
             opened.file.truncate(0)
+            opened.node.lost_to = 0
             opened.node.mtime_ns = time.time_ns()
         opened.handles += 1
         return opened
@@ -481,6 +486,7 @@ class EncryptedTree:
 
     def read_into(self, opened: OpenFile, offset: int, target: memoryview) -> int:
         """Fill `target`; fewer bytes only at the end of the file."""
+        self._refuse_lost(opened, offset + len(target))
         return opened.file.read_into(offset, target)
 
     def handle_node(self, opened: OpenFile) -> Node:
@@ -491,23 +497,35 @@ class EncryptedTree:
     def write(self, opened: OpenFile, data: memoryview, offset: int) -> int:
         """Write all of `data`."""
         self._writable(opened.path or "")
+        self._refuse_lost(opened, offset)
         opened.file.write_at(offset, data)
         opened.node.mtime_ns = time.time_ns()
         return len(data)
+
+    def _refuse_lost(self, opened: OpenFile, offset: int) -> None:
+        """What the kernel counts to a file and the host had no room for reads as an error, and not as zeros."""
+        if opened.file.size < min(offset, opened.node.lost_to):
+            raise _os_error(errno.EIO, opened.path or "")
 
     def truncate(self, path: str, size: int) -> None:
         """Cut or extend a file by its path."""
         self._writable(path)
         opened = self.open(path)
+        before = opened.file.size
         try:
             self.resize(opened, size)
         finally:
-            self.release(opened)
+            try:
+                self.release(opened)
+            except Error:
+                opened.node.size = before  # the kernel is told, and does not count what was to be added
+                raise
 
     def resize(self, opened: OpenFile, size: int) -> None:
         """Cut or extend an open file."""
         self._writable(opened.path or "")
         opened.file.truncate(size)
+        opened.node.lost_to = 0
         opened.node.mtime_ns = time.time_ns()
 
     def flush(self, opened: OpenFile, *, sync: bool) -> None:

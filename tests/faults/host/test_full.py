@@ -109,6 +109,32 @@ def test_full_disk_is_told_and_what_was_flushed_stays_whole(small: Served, what:
         assert small.decrypted("new") == b"something"
 
 
+def _append(path: Path) -> None:
+    with path.open("ab", buffering=0) as file:
+        file.write(OTHER)
+        os.fsync(file.fileno())
+
+
+def test_append_that_found_no_room_leaves_no_zeros_behind_the_end(small: Served) -> None:
+    """The program was told at fsync and at close; what is missing is an error until it cuts the file, never zeros."""
+    _fill(small.store)
+    fails(lambda: _append(small.top / "a"), errno.ENOSPC)
+    forget(small.top / "a")  # which is answered after the file was closed
+    (small.store / "filler").unlink()
+    with (small.top / "a").open("rb", buffering=0) as file:
+        assert file.read(400_000) == CONTENT[:400_000]
+        assert CONTENT[400_000:].startswith(os.pread(file.fileno(), 100_000, 400_000))
+        for offset in (len(CONTENT) - 10, len(CONTENT), 600_000):
+            fails(lambda at=offset: os.pread(file.fileno(), 100_000, at))  # type: ignore[misc]
+    fails(lambda: _append(small.top / "a"))
+    os.truncate(small.top / "a", len(CONTENT))
+    assert (small.top / "a").read_bytes() == CONTENT
+    _append(small.top / "a")
+    assert (small.top / "a").read_bytes() == CONTENT + OTHER
+    assert small.unmount() == 0
+    assert small.decrypted("a") == CONTENT + OTHER
+
+
 def test_disk_that_stays_full_ends_cleanly_with_the_last_flush(small: Served) -> None:
     """A file left open with what found no room: the end says so, and the file is as of its last flush."""
     with (small.top / "a").open("r+b", buffering=0) as file:
