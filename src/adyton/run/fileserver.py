@@ -18,7 +18,7 @@ from adyton.run.plan import EncryptedMount
 from adyton.run.signals import PASSED_ON
 from adyton.values import Key128
 from adyton.vfs import syscalls
-from adyton.vfs.pulse import STALLED_STATUS, Pulse
+from adyton.vfs.pulse import STALLED_STATUS, START_S, Pulse
 from adyton.vfs.stage import StagedFile
 
 if TYPE_CHECKING:
@@ -141,6 +141,11 @@ class FileServer:
             remedy="check key, path and files; `adyton inspect` says what a protected file holds",
         )
 
+    def kill_now(self) -> None:
+        """End the server without waiting for it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
     def _says_something(self) -> bool:
         """Whether events, or the end of the server, arrive soon."""
         with selectors.DefaultSelector() as selector:
@@ -194,7 +199,12 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
     try:
         os.set_inheritable(fuse_fd, True)
         pulse = Pulse()
-        fuse.serve(served.trees(event, pulse), f"/dev/fd/{fuse_fd}", event=event, pulse=pulse)
+        pulse.watch(event)
+        pulse.start("opening the mounts")
+        with pulse.lasting(START_S):
+            trees = served.trees(event, pulse)
+        pulse.stop()
+        fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, pulse=pulse)
     except Error as error:
         event(error.message)
         return error.exit_code

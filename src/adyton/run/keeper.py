@@ -26,7 +26,7 @@ from adyton.run.plan import EncryptedMount, Plan
 from adyton.run.root import Root
 from adyton.run.signals import PASSED_ON
 from adyton.values import Key128
-from adyton.vfs.pulse import ANSWER_S, START_S, SYNC_S, Pulse
+from adyton.vfs.pulse import ANSWER_S, START_S, Pulse
 from adyton.vfs.stage import Staging, stage_encrypted
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -89,6 +89,7 @@ class Keeper:
         self._pending: list[int] = []
         self._signals = 0
         self._pulse = Pulse()
+        self._log_name = "" if plan.log is None else f"the log {plan.log.source}"
         self._seconds: dict[str, float] = {}
         self._events: dict[str, int] = {}
         self._facts: Mapping[str, Any] = {}
@@ -156,6 +157,11 @@ class Keeper:
             remedy="see what is wrong with the disk or share where the run's files lie",
         )
         self._tell({"failure": {**failure.details(), "status": None}})
+        # this process may not be able to end before the storage answers, and what it started is not to wait for that
+        if self._sandbox is not None:
+            self._sandbox.kill_now()
+        if self._files is not None:
+            self._files.kill_now()
 
     def _run(self) -> int:
         plan = self._plan
@@ -183,7 +189,7 @@ class Keeper:
             namespace.make_read_only(root.path)
         self._seconds["staged MB"] = round(staged_bytes / 1e6, 1)
         if plan.log is not None:
-            with self._host("the log", ANSWER_S):
+            with self._host(self._log_name, ANSWER_S):
                 self._log = EncryptedLog(plan.log.source, keys[plan.log.key_name])
         with self._phase("program"):
             return self._execute(root, delivered)
@@ -319,7 +325,7 @@ class Keeper:
                         more = running.read_status()
                     elif key.fd == output and self._log is not None:
                         data = os.read(output, 1 << 18)
-                        with self._host("the log", ANSWER_S):
+                        with self._host(self._log_name, ANSWER_S):
                             self._log.append(data)
                         self._first_output += data[: MAX_FIRST_OUTPUT_BYTES - len(self._first_output)]
                         more = bool(data)
@@ -331,7 +337,7 @@ class Keeper:
                         selector.unregister(key.fd)
                         waiting.discard(key.fd)
                 if self._log is not None and self._log.due_s == 0.0:
-                    with self._host("the log", ANSWER_S):
+                    with self._host(self._log_name, ANSWER_S):
                         self._log.flush()
         if output >= 0:
             os.close(output)
@@ -357,7 +363,7 @@ class Keeper:
             return
         self._tell({"note": text})
         if self._log is not None:
-            with self._host("the log", ANSWER_S):
+            with self._host(self._log_name, ANSWER_S):
                 self._log.append(f"adyton: {text}\n".encode(errors="replace"))
 
     def _told_events(self) -> list[str]:
@@ -407,7 +413,7 @@ class Keeper:
         if self._files is not None:
             failure = self._files.finish(self._event)
         if self._log is not None:
-            with self._host("the log", SYNC_S):
+            with self._host(self._log_name, ANSWER_S):
                 self._log.close()
             failure = failure or self._log.failure
         self._seconds["flush"] = round(time.monotonic() - began, 4)

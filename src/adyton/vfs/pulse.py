@@ -17,7 +17,7 @@ from typing import Final
 
 ANSWER_S: Final = 4.0
 SYNC_S: Final = 60.0
-START_S: Final = 30.0
+START_S: Final = 10.0
 """Before the program runs nobody but a person waits, and cold storage may have to wake up."""
 
 STALLED_STATUS: Final = 3
@@ -44,6 +44,7 @@ class Pulse:
         self._sync_s = sync_s
         self._limit_s = answer_s
         self._doing = ""
+        self._watched = False
         self.clock: Final = (ctypes.c_double * 2)()
         """When the operation began (0: there is none), and whether it is a read of the C part, which writes both."""
 
@@ -86,11 +87,14 @@ class Pulse:
         return f"the host's storage did not answer for {self._limit_s:.0f} s (operation: {doing})"
 
     def watch(self, event: Callable[[str], None]) -> None:
-        """Start a thread that ends this process when something is overdue."""
+        """Start a thread that ends this process when something is overdue; once is enough."""
+        if self._watched:
+            return
+        self._watched = True
 
         def run() -> None:
             while True:
-                time.sleep(self._answer_s / 8)
+                time.sleep(self._answer_s / 32)
                 late = self.overdue()
                 if late is not None:
                     event(late)

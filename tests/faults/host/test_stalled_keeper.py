@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from adyton.vfs.pulse import START_S as BEFORE_S
 from tests.faults.host.running import START_S, Running
 from tests.faults.host.storage import END_S, Storage
 from tests.mount import world
@@ -22,7 +23,7 @@ def _stalled_start(folder: Path, storage: Storage, spec: dict[str, object]) -> w
     storage.stall()
     try:
         with Running(folder, spec) as run:
-            return run.end(END_S)
+            return run.end(BEFORE_S + END_S)
     finally:
         storage.go_on()
 
