@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adyton.errors import AuditError, StorageFailed
+from adyton.errors import AuditError, StorageFailed, TargetExists
 from tests.cli.chain import Chain, Place
 
 pytestmark = pytest.mark.mount
@@ -94,3 +94,16 @@ def test_run_whose_grants_cannot_be_written_does_not_start(cloud: Place) -> None
     ended = cloud.adyton("run", "--grants", "no/such/folder/grants.json", *words[1:])
     ended.refused(StorageFailed.exit_code, "grants.json")
     assert cloud.files("encrypted/output") == {}
+
+
+def test_run_keeps_an_older_grants_file_and_leaves_none_where_it_gets_none(cloud: Place) -> None:
+    """What proves a record cut is not written over, and a refused run writes nothing that looks like grants."""
+    words = cloud.words_to_run("exit", "0")
+    (cloud.folder / "older.json").write_text("older")
+    ended = cloud.adyton("run", "--grants", "older.json", *words[1:])
+    ended.refused(TargetExists.exit_code, "older.json")
+    assert (cloud.folder / "older.json").read_text() == "older"
+    nowhere = cloud.words_to_run("exit", "0", server="127.0.0.1:1")
+    ended = cloud.adyton("run", "--grants", "new.json", *nowhere[1:])
+    assert ended.status != 0
+    assert not (cloud.folder / "new.json").exists()

@@ -530,3 +530,11 @@ def _run_as_nobody(folder: Path) -> None:
     assert "Read-only" in done.stderr
     assert (folder / "out/a").stat().st_uid == 65534
     assert world.decrypt(folder, "out/a") == b"hi\n"
+
+
+def test_output_folder_that_is_missing_costs_no_release(folder: Path) -> None:
+    """It is noticed before a key is asked for, so that no run is counted and no lease taken."""
+    result = world.run(folder, world.shell("exit 0", mounts=[["encrypted", "/out", "file:nowhere/"]]))
+    assert "nowhere" in result.ended["message"]
+    assert "OBTAINED" not in result.err
+    assert "OBTAINED" in world.run(folder, world.shell("exit 0", mounts=OUT)).err

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import IntegrityError, MountFailed, WrongPath
+from adyton.run.mounted import unmount
 
 pytestmark = pytest.mark.mount
 
@@ -145,3 +146,12 @@ def test_read_only_mount_changes_nothing(folder: Path) -> None:
     with pytest.raises(OSError):
         (folder / "top/b").write_text("other")
     assert (folder / "top/a").read_text() == "hello"
+
+
+@pytest.mark.parametrize("name", ["folder", "nothing"])
+def test_umount_of_what_is_not_mounted_says_so(tmp_path: Path, name: str) -> None:
+    """Rather than to close what is open in it."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(MountFailed, match="nothing is mounted") as raised:
+        unmount(tmp_path / name)
+    assert raised.value.remedy is None

@@ -191,9 +191,13 @@ def main() -> int:
     try:
         made = plan(manifest(spec), read_trusted=lambda entry: Path(entry.host_path).read_bytes(), host_env=os.environ)
         secrets = {secret["name"]: spec.get("secret", "a secret").encode() for secret in spec.get("secrets", [])}
-        ended = launch(
-            made, lambda: Delivered({"k": KEY}, secrets), simulated=True, quote=quote, note=note, jobs=spec.get("jobs")
-        )
+
+        def obtain() -> Delivered:
+            sys.stderr.write("OBTAINED\n")
+            sys.stderr.flush()
+            return Delivered({"k": KEY}, secrets)
+
+        ended = launch(made, obtain, simulated=True, quote=quote, note=note, jobs=spec.get("jobs"))
     except Error as error:
         sys.stderr.write(f"ENDED {json.dumps({**error.details(), 'code': error.exit_code})}\n")
         return getattr(error, "status", error.exit_code)

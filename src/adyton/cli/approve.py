@@ -57,7 +57,11 @@ def approve(
         int | None, typer.Option(help="How many runs may ever have the key.", show_default=False)
     ] = None,
     max_active: Annotated[
-        int | None, typer.Option(help="How many runs may hold a lease at a time.", show_default=False)
+        int | None,
+        typer.Option(
+            help="How many may hold a lease at a time; it outlives its run.",
+            show_default=False,
+        ),
     ] = None,
     lease_s: Annotated[
         int | None, typer.Option("--lease", help="Length of a lease in seconds.", show_default=False)

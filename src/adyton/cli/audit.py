@@ -110,6 +110,8 @@ def verify(
         say_json({"entries": head.seq, "head": head.hash.hex(), "checkpoints": len(checkpoints)})
         return
     say(f"{head.seq} entries, none altered or missing; head {head.hash.hex()}")
+    for item in checkpoints:
+        say(f"held against a checkpoint at entry {item.seq}")
     if not given and export is None:
         note("hold it against a checkpoint that a client got, too (--checkpoint): a cut tail shows only so")
 
@@ -274,7 +276,7 @@ def _read_checkpoints(path: Path) -> list[Checkpoint]:
             check="form of the checkpoint",
             expected="a checkpoint as a JSON object, or what adyton run --grants wrote",
             seen=f"{len(written)} grants without one" if grants is not None else "something else",
-            remedy="a run with --provisioning ra-tls gets none; use what adyton audit checkpoint wrote",
+            remedy="a run that was refused, or over ra-tls, gets none; use what adyton audit checkpoint wrote",
         )
     return found
 

@@ -7,7 +7,8 @@ Typer is imported only for help and for mistakes.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -147,17 +148,15 @@ def run(request: Request) -> None:
         )
         return Delivered(released.keys, released.secrets, {"grants": [_told(grant) for grant in released.grants]})
 
-    if request.grants is not None:
-        _write_grants(request.grants, ())
-    ended = launch(
-        made,
-        obtain,
-        simulated=request.tee in ("sim", "sim-tdx"),
-        quote=source.quote,
-        note=lambda text: note(f"adyton: {text}"),
-    )
-    if request.grants is not None:
-        _write_grants(request.grants, ended.facts.get("grants", ()))
+    with _grants_file(request.grants) as keep:
+        ended = launch(
+            made,
+            obtain,
+            simulated=request.tee in ("sim", "sim-tdx"),
+            quote=source.quote,
+            note=lambda text: note(f"adyton: {text}"),
+        )
+        keep(ended.facts.get("grants", ()))
     if request.as_json:
         say_json(_document(request, signed.measurement.hex(), ended))
     if made.log is not None and not ended.exit_code:
@@ -172,13 +171,26 @@ def _told(grant: GrantInfo) -> dict[str, Any]:
     return {**told, "checkpoint": dict(grant.checkpoint)} if grant.checkpoint else told
 
 
-def _write_grants(path: Path, grants: Sequence[Mapping[str, Any]]) -> None:
+@contextmanager
+def _grants_file(path: Path | None) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+    """A new file for the grants, made before any key is asked for; a run that gets none leaves none."""
+    if path is None:
+        yield lambda _grants: None
+        return
     import json
 
-    from adyton.errors import StorageFailed
+    from adyton.errors import StorageFailed, TargetExists
 
     try:
-        path.write_text(json.dumps({"grants": list(grants)}, indent=2) + "\n", encoding="utf-8")
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise TargetExists(
+            f"{path} exists already",
+            check="--grants",
+            expected="no such file: an older one may be what proves a record cut",
+            seen=str(path),
+            remedy="name another file",
+        ) from None
     except OSError as error:
         raise StorageFailed(
             f"cannot write {path}: {error.strerror}",
@@ -187,6 +199,12 @@ def _write_grants(path: Path, grants: Sequence[Mapping[str, Any]]) -> None:
             seen=str(error.strerror),
             remedy="name another file",
         ) from error
+    with file:
+        try:
+            yield lambda grants: json.dump({"grants": list(grants)}, file, indent=2) if grants else None
+        finally:
+            if file.tell() == 0:
+                path.unlink(missing_ok=True)
 
 
 def _failed(status: int, log: LogPlan | None) -> ScriptFailed:

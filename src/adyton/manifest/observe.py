@@ -114,7 +114,7 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
             raise ScriptFailed(
                 f"{Path(command[-1] if len(command) == 1 else command[1]).name} failed natively with status {status}",
                 status=status,
-                remedy="make the program run natively first; nothing was written",
+                remedy="make the program run natively first; no manifest was written",
             )
         with trace.open(encoding="ascii", errors="surrogateescape") as lines:
             found = read_trace(lines, str(cwd), existed)

@@ -172,6 +172,9 @@ class Keeper:
             self._pulse.watch(self._stalled)
             with self._host("sizes of the inputs", START_S):
                 self._division = divide(plan)
+                for mount in self._served_mounts():  # before a key is asked for, and a run counted
+                    if not _may_be_made(mount):
+                        _check_source(mount)
             self._staging = Staging(root.path, self._division.staged_files, jobs=self._jobs)
             self._staging.start()
         with self._phase("keys"):

@@ -201,6 +201,13 @@ def unmount(target: Path) -> None:
         try:
             syscalls.unmount(os.fspath(target))
         except OSError as error:
+            if not os.path.ismount(target):
+                raise MountFailed(
+                    f"nothing is mounted at {target}",
+                    check="unmount",
+                    expected="the folder that `adyton mount` was given",
+                    seen="an ordinary folder" if target.is_dir() else "no folder",
+                ) from error
             raise MountFailed(
                 f"{target} cannot be unmounted: {done.stderr.strip() or error.strerror}",
                 check="unmount",

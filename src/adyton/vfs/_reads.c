@@ -24,6 +24,7 @@
 
 #define INLINE_BYTES 3072 /* the plaintext in node 0; layout.py, and a test that compares */
 #define DATA_SLOTS 96
+#define MOST_BYTES ((Py_ssize_t)1 << 60)
 #define MOST_NODES 258 /* of one read: 1 MiB that begins and ends within a node */
 
 #define IN_ORDER_FROM (64 * 1024)  /* bytes of a read that may belong to a file that is read in order */
@@ -75,16 +76,24 @@ static int64_t place_of(int64_t data)
 static PyObject *tree_node(Shortcut *file, int64_t number, int64_t data, int64_t count)
 {
     PyObject *tree = NULL, *key = PyLong_FromLongLong(number);
-    if (key != NULL) {
+    if (key != NULL && file->allowed) {
         tree = PyDict_GetItemWithError(file->trees, key);
         Py_XINCREF(tree);
         if (tree == NULL && !PyErr_Occurred()) {
-            /* the kernel may fetch the data nodes while the tree node that leads to them is read */
-            posix_fadvise(file->fd, place_of(data), count * NODE, POSIX_FADV_WILLNEED);
-            tree = PyObject_CallOneArg(file->fetch, key);
+            PyObject *fetch = Py_NewRef(file->fetch);
+            int fd = file->fd;
+            /* the kernel may fetch the data nodes while the tree node that leads to them is read; a host that stalls
+               here must not keep the lock from the thread that notices */
+            Py_BEGIN_ALLOW_THREADS
+            posix_fadvise(fd, place_of(data), count * NODE, POSIX_FADV_WILLNEED);
+            Py_END_ALLOW_THREADS
+            tree = PyObject_CallOneArg(fetch, key);
+            Py_DECREF(fetch);
+            if (!file->allowed)
+                Py_CLEAR(tree);
         }
-        Py_DECREF(key);
     }
+    Py_XDECREF(key);
     PyErr_Clear(); /* Python reads again, and says what is wrong */
     if (tree != NULL && (!PyByteArray_CheckExact(tree) || PyByteArray_GET_SIZE(tree) != NODE))
         Py_CLEAR(tree);
@@ -266,7 +275,7 @@ static PyObject *shortcut_allow(Shortcut *self, PyObject *args)
     Py_INCREF(fetch);
     Py_XSETREF(self->fetch, fetch);
     self->size = size;
-    self->allowed = 1;
+    self->allowed = size <= MOST_BYTES; /* beyond it, which no disk holds, a place could overflow */
     Py_RETURN_NONE;
 }
 

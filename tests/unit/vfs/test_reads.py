@@ -199,6 +199,44 @@ def test_cut_file_is_pythons_to_refuse(path: Path) -> None:
     reader.file.close()
 
 
+def test_file_forbidden_while_a_tree_node_is_fetched_is_pythons(path: Path) -> None:
+    """Whatever was found until then."""
+    reader = Reader(path)
+    shortcut = reads.shortcut_to(reader.host.fileno())
+    assert shortcut is not None
+
+    def fetch(number: int) -> bytearray:
+        shortcut.forbid()
+        return reader.file._nodes.tree(number)
+
+    _reads.install(
+        {7: shortcut}, ctypes.cast(reader.python, ctypes.c_void_p).value or 0, 8, reader.pulse.clock, reader.pipe
+    )
+    shortcut.allow(SIZE, {}, fetch)
+    assert reader.read(300_000, 200_000) is None
+    reader.file.close()
+
+
+def test_size_that_no_file_has_is_pythons(path: Path) -> None:
+    """No place of a node is computed from it."""
+    reader = Reader(path)
+    shortcut = reads.shortcut_to(reader.host.fileno())
+    assert shortcut is not None
+    asked: list[int] = []
+    _reads.install(
+        {7: shortcut}, ctypes.cast(reader.python, ctypes.c_void_p).value or 0, 8, reader.pulse.clock, reader.pipe
+    )
+
+    def fetch(number: int) -> bytearray:
+        asked.append(number)
+        raise KeyError(number)
+
+    shortcut.allow((1 << 63) - 1, {}, fetch)
+    assert reader.read((1 << 62), 4096) is None
+    assert asked == []
+    reader.file.close()
+
+
 def test_program_that_reads_in_order_is_fetched_for(reader: Reader) -> None:
     """The host's file is asked for in steps ahead of it, and never past the end; small reads ask for nothing."""
     reader.read(5000, 4096)
