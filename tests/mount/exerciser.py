@@ -212,7 +212,7 @@ class Trees:
         for path in sorted(self.store.rglob("*"), reverse=True):
             if str(path.relative_to(self.store)) not in self.model:
                 found = True
-                path.rmdir() if path.is_dir() else path.unlink()
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)  # a recovery log may end by itself
         return found
 
     def check(self) -> None:
