@@ -28,16 +28,9 @@ from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.net.dashboard.sessions import MAX_GUESSES, Sessions
 from adyton.values import Measurement
 from tests import chromium
-from tests.owner_world import RUNTIME_PARTS, Running, World, make_world, now, running
+from tests.owner_world import RUNTIME_PARTS, Running, World, now, running
 
 COOKIE = "__Host-adyton"
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An owner, her store, a platform."""
-    with make_world(tmp_path) as found:
-        yield found
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from adyton.manifest.signed import SignedManifest
 from adyton.net.release import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_message
 from adyton.net.server import MAX_EXPLAINING
-from tests.owner_world import RUNTIME_PARTS, Running, World, make_world, running
+from tests.owner_world import RUNTIME_PARTS, Running, World, make_world
 from tests.unit.net.by_hand import answer, entries, https, post, release, wait_until
 
 
@@ -20,13 +20,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     """An owner, her store, a platform, an approved program."""
     with make_world(tmp_path) as found:
         found.approve(found.program())
-        yield found
-
-
-@pytest.fixture
-def server(world: World) -> Iterator[Running]:
-    """Her key server, running."""
-    with running(world) as found:
         yield found
 
 

@@ -26,15 +26,8 @@ from adyton.net.service import Answer, KeyService
 from adyton.net.verification import Verifier
 from adyton.tee.sim import SimPlatform
 from adyton.values import Measurement
-from tests.owner_world import World, make_world, now
+from tests.owner_world import World, now
 from tests.unit.net.by_hand import Logged, entries, wait_until
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An owner, her store, a platform."""
-    with make_world(tmp_path) as found:
-        yield found
 
 
 class Service:

@@ -8,8 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -17,17 +16,10 @@ from adyton.net import ratls
 from adyton.net.listener import Limits
 from adyton.net.release import PATH_CHALLENGE, PATH_RELEASE, PATH_USED, challenge_request
 from adyton.net.tls import client_context, use_certificate
-from tests.owner_world import Running, World, make_world, running
+from tests.owner_world import Running, World, running
 from tests.unit.net.by_hand import Logged, credential, obtain, release_message, wait_until
 
 ROUNDS = 120
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An owner, her store, a platform."""
-    with make_world(tmp_path) as found:
-        yield found
 
 
 def hello(world: World, name: str) -> bytes:

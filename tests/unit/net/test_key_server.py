@@ -8,7 +8,6 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -59,20 +58,6 @@ from tests.unit.net.by_hand import (
 from tests.unit.net.servers import raw_server, saying
 
 KEY = bytes(range(16))
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An owner, her store, a platform."""
-    with make_world(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def server(world: World) -> Iterator[Running]:
-    """Her key server, running."""
-    with running(world) as found:
-        yield found
 
 
 def refused(world: World, server: Running, signed: SignedManifest, **changes: Any) -> dict[str, str]:

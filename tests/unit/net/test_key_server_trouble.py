@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -17,7 +16,7 @@ from adyton.net.batches import Batches
 from adyton.net.listener import Limits
 from adyton.net.release import PATH_RELEASE, PATH_USED, used_message
 from adyton.net.service import Answer, Job
-from tests.owner_world import World, make_world, running
+from tests.owner_world import World, running
 from tests.unit.net.by_hand import (
     Logged,
     answer,
@@ -32,13 +31,6 @@ from tests.unit.net.by_hand import (
 )
 
 SECRET = "database at /home/alice/store.db is locked"
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An owner, her store, a platform."""
-    with make_world(tmp_path) as found:
-        yield found
 
 
 class Gate:

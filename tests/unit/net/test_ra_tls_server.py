@@ -6,9 +6,7 @@ import base64
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -20,24 +18,10 @@ from adyton.net import ratls
 from adyton.net.listener import Limits
 from adyton.net.service import KeyService
 from adyton.net.tls import MAX_CLIENT_CHAIN_BYTES, client_context, use_certificate
-from tests.owner_world import Running, World, make_world, now, running
+from tests.owner_world import Running, World, now, running
 from tests.unit.net.by_hand import credential, entries, https, obtain, provision, wait_until
 
 OTHER = b"o" * 16
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An owner, her store, a platform."""
-    with make_world(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def server(world: World) -> Iterator[Running]:
-    """Her key server, running."""
-    with running(world) as found:
-        yield found
 
 
 def connect(world: World, address: str, pair: tuple[bytes, bytes]) -> ssl.SSLSocket:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,7 @@ from adyton.net.bounds import MAX_NOISE_PER_MINUTE
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
 from adyton.net.service import Job
-from tests.owner_world import RUNTIME_PARTS, World, combine, make_world, now, running
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An owner, her store, a platform."""
-    with make_world(tmp_path) as found:
-        yield found
+from tests.owner_world import RUNTIME_PARTS, World, combine, now, running
 
 
 def bodies(world: World, kind: str) -> list[dict[str, Any]]:

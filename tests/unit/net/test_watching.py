@@ -10,7 +10,6 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -22,15 +21,8 @@ from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
 from adyton.net.metrics import Metrics, Watched
 from adyton.net.serving import certificate_end, set_up_logging
-from tests.owner_world import World, make_world, now, running
+from tests.owner_world import World, now, running
 from tests.unit.net.by_hand import Logged, entries, wait_until
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An owner, her store, a platform."""
-    with make_world(tmp_path) as found:
-        yield found
 
 
 def values(address: tuple[str, int]) -> dict[str, float]:
