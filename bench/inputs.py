@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +23,7 @@ from adyton.storage.files import encrypt_file
 from adyton.values import Key128
 from adyton.vfs.stage import stage_encrypted
 from bench.pfile import Limit
-from bench.run import ROUNDS, World, adyton_mount, resident_kib, say, server_of, timed
-
-PARTS = ("load", "sparse", "inference")
+from bench.run import ROUNDS, World, adyton_mount, measure, resident_kib, say, server_of, timed
 
 _LOAD = """
 import sys, time
@@ -191,12 +187,4 @@ def inference(folder: Path, *, small: bool) -> None:
 
 def main(args: list[str]) -> None:
     """Measure what was asked for, or everything."""
-    parser = argparse.ArgumentParser(prog="python -m bench inputs", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; default: everything")
-    parser.add_argument("--small", action="store_true", help="small sizes, for a look")
-    parser.add_argument("--dir", type=Path, help="where the files lie; default: a temporary folder")
-    chosen = parser.parse_args(args)
-    for part in chosen.parts or PARTS:
-        with tempfile.TemporaryDirectory(dir=chosen.dir) as name:
-            globals()[part](Path(name), small=chosen.small)
-        say()
+    measure("inputs", __doc__, {"load": load, "sparse": sparse, "inference": inference}, args)

@@ -15,16 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from adyton.values import Digest
 from adyton.vfs.stage import StagedFile, Staging
 
-PARTS = ("start", "staging", "files", "served", "memory")
 ROUNDS = 3
+
+
+class Part(Protocol):
+    """One measurement, made in a folder of its own."""
+
+    def __call__(self, folder: Path, *, small: bool) -> None: ...
 
 
 def say(text: str = "") -> None:
@@ -382,14 +388,20 @@ def start(folder: Path, *, small: bool) -> None:
             say(f"  {label:50} {native:6.2f}     {ours:6.2f}   {ours / native:5.2f}   {limit:.2f} s")
 
 
-def main(args: list[str]) -> None:
-    """Measure what was asked for, or everything."""
-    parser = argparse.ArgumentParser(prog="python -m bench run", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; default: everything")
+def measure(room: str, about: str | None, parts: Mapping[str, Part], args: list[str]) -> None:
+    """Measure the parts that were asked for, or all, each in a folder of its own."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench {room}", description=about)
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure; default: everything")
     parser.add_argument("--small", action="store_true", help="small sizes, for a look")
     parser.add_argument("--dir", type=Path, help="where the backing folders lie; default: a temporary folder")
     chosen = parser.parse_args(args)
-    for part in chosen.parts or PARTS:
-        with tempfile.TemporaryDirectory(dir=chosen.dir) as name:
-            globals()[part](Path(name), small=chosen.small)
+    for name in chosen.parts or parts:
+        with tempfile.TemporaryDirectory(dir=chosen.dir) as folder:
+            parts[name](Path(folder), small=chosen.small)
         say()
+
+
+def main(args: list[str]) -> None:
+    """Measure what was asked for, or everything."""
+    parts = {"start": start, "staging": staging, "files": files, "served": served, "memory": memory}
+    measure("run", __doc__, parts, args)
