@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -155,3 +156,15 @@ def test_umount_of_what_is_not_mounted_says_so(tmp_path: Path, name: str) -> Non
     with pytest.raises(MountFailed, match="nothing is mounted") as raised:
         unmount(tmp_path / name)
     assert raised.value.remedy is None
+
+
+def test_mount_holds_more_files_than_a_shells_soft_limit(folder: Path) -> None:
+    """Each open file takes two descriptors of the server."""
+    command = 'ulimit -Sn 64; exec "$@"'
+    mount = [sys.executable, "-m", "adyton", "mount", "enc", "top", "--key-file", "key"]
+    subprocess.run(["sh", "-c", command, "sh", *mount], cwd=folder, check=True, timeout=60)
+    with contextlib.ExitStack() as opened:
+        for number in range(100):
+            opened.enter_context((folder / "top" / str(number)).open("wb")).write(b"x")
+    assert _adyton(folder, "umount", "top").returncode == 0
+    assert len(list((folder / "enc").iterdir())) == 100

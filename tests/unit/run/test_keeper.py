@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+from types import SimpleNamespace
+from typing import Any
 
-from adyton.run import keeper, launch
+import pytest
+
+from adyton.errors import SandboxFailed
+from adyton.run import host, keeper, launch
 
 
 class _Deaf:
@@ -35,3 +40,54 @@ def test_signal_that_waits_while_the_keeper_starts_is_an_interruption() -> None:
         told = json.loads(pipe.read())
     os.waitpid(child, 0)
     assert told == {"interrupted": signal.SIGTERM}
+
+
+class _Sandbox:
+    """A sandbox whose program is there from some moment on."""
+
+    def __init__(self) -> None:
+        self.is_there = False
+        self.got: list[int] = []
+
+    def signal(self, number: int) -> bool:
+        """As a Sandbox."""
+        if self.is_there:
+            self.got.append(number)
+        return self.is_there
+
+
+def _keeper() -> keeper.Keeper:
+    plan: Any = SimpleNamespace(log=None)
+    return keeper.Keeper(plan, lambda: keeper.Delivered({}), "bwrap", None, 1, (0, 1, 2), lambda _message: None)
+
+
+def test_signals_for_a_program_that_is_not_there_yet_are_kept_for_it() -> None:
+    """In their order; only those that end something end the start, and none once the program is being started."""
+    waiting: Any = _keeper()
+    waiting.take_signal(signal.SIGUSR1)
+    with pytest.raises(keeper.Interrupted):
+        waiting.take_signal(signal.SIGTERM)
+    waiting._starting = True
+    waiting.take_signal(signal.SIGTERM)
+    waiting._sandbox = running = _Sandbox()
+    waiting.take_signal(signal.SIGCONT)
+    assert running.got == []
+    running.is_there = True
+    waiting._deliver()
+    waiting._deliver()
+    assert running.got == [signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT]
+
+
+def test_launch_looks_at_the_core_pattern_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it was told of the TEE; nothing was started yet."""
+    seen: list[bool] = []
+
+    def refuse(*, simulated: bool) -> None:
+        seen.append(simulated)
+        raise SandboxFailed("handler")
+
+    monkeypatch.setattr(host, "check_core_pattern", refuse)
+    nothing: Any = None
+    with pytest.raises(SandboxFailed, match="handler"):
+        launch.launch(nothing, nothing, simulated=False)
+    assert seen == [False]
