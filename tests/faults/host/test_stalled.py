@@ -90,7 +90,8 @@ def test_stall_during_an_operation_is_an_error_in_time_and_loses_no_file(
         storage.go_on()
         upper.destroy()
     if operation != "unlink" or (storage.top / "a").exists():
-        assert upper.decrypted("a") == CONTENT
+        # what was under way may be done once the storage answers: one whole state or the other
+        assert upper.decrypted("a") in (CONTENT, CONTENT[:5] if operation == "truncate" else CONTENT)
 
 
 def test_slow_sync_is_waited_for(tmp_path: Path, storage: Storage) -> None:
