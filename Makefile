@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long lint types docs bench clean setup setup-test
+.PHONY: demo test test-long lint types docs bench lock clean setup setup-test
 .DEFAULT_GOAL := help
 
 help:
@@ -17,7 +17,7 @@ setup: $(VENV)/.ready
 
 setup-test: $(VENV)/.ready-test
 
-$(VENV)/.ready: pyproject.toml setup.py tools/setup.sh $(wildcard src/adyton/*/*.[ch])
+$(VENV)/.ready: pyproject.toml setup.py tools/setup.sh $(wildcard requirements/*.txt) $(wildcard src/adyton/*/*.[ch])
 	@sh tools/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
@@ -46,6 +46,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+lock:
+	@sh tools/lock.sh "$(PYTHON)" $(LOCK_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info src/adyton/*/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

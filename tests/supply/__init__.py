@@ -1,0 +1,1 @@
+"""What Adyton is installed from, and what it is given out as."""
