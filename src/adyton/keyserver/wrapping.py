@@ -9,14 +9,17 @@
            └─ HKDF ────────> the keys that authenticate policies and challenges
 
 A wrapped value is `nonce (12) ‖ ciphertext ‖ tag (16)`; what it belongs to is the associated data, so a
-wrapped key that was copied over another one does not open.
+wrapped key that was copied over another one does not open. The nonce is an HMAC, under 32 random bytes, over all that
+is wrapped: a virtual machine that was cloned or restored may draw these bytes twice, and has another nonce even so.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 import stat
+import struct
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -64,7 +67,8 @@ class WrappingKey:
 
     def wrap(self, secret: bytes, bound_to: bytes) -> bytes:
         """Encrypt `secret` so that it opens only under this key and for `bound_to`."""
-        nonce = secrets.token_bytes(NONCE_BYTES)
+        content = struct.pack("<Q", len(bound_to)) + bound_to + secret
+        nonce = hmac.digest(secrets.token_bytes(SECRET_BYTES), content, "sha256")[:NONCE_BYTES]
         return nonce + AESGCM(self._raw).encrypt(nonce, secret, bound_to)
 
     def unwrap(self, wrapped: bytes, bound_to: bytes, what: str) -> bytes:

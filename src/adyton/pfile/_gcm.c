@@ -91,7 +91,7 @@ static PyObject *open_nodes(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef methods[] = {
     {"seal_nodes", seal_nodes, METH_VARARGS,
      "seal_nodes(plain, cipher, slots)\n\n"
-     "Seal len(plain) // 4096 nodes, each under a new key from the kernel; key and tag go to its 32-byte slot."},
+     "Seal len(plain) // 4096 nodes, each under a new key; key and tag go to its 32-byte slot."},
     {"open_nodes", open_nodes, METH_VARARGS,
      "open_nodes(cipher, slots, plain) -> int\n\n"
      "Open nodes; -1, or the index of the first node whose tag is wrong, and then `plain` is wiped whole."},

@@ -1,18 +1,23 @@
 """Sealing and opening: the only place where keys of nodes are drawn, and the only user of AES-GCM in this room.
 
-The IV is zero, so a key seals once.  `seal_nodes` and `seal_metadata` draw keys and nonces from the
-kernel on every call and accept none; sealing the same bytes again gives other keys.  Runs of nodes go
-through the C part (`_gcm`), which releases the GIL; where it was not built, `cryptography` does the same.
+The IV is zero, so a key seals once.  `seal_nodes` and `seal_metadata` draw from the kernel on every call and
+accept no key; sealing the same bytes again gives other keys.  What was drawn goes into a key together with
+bytes of the processor, or with the plaintext (gcm.c says how): a virtual machine that is cloned or restored may
+draw the same bytes again for another content.  Runs of nodes go through the C part (`_gcm`), which releases the
+GIL; where it was not built, `cryptography` does the same.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES128
 
 from adyton.pfile.keys import metadata_key
 from adyton.pfile.layout import (
@@ -30,7 +35,8 @@ if TYPE_CHECKING:
 
     from adyton.values import Key128
 
-_ZERO_IV: Final = bytes(12)
+_IV_BYTES: Final = 12
+_ZERO_IV: Final = bytes(_IV_BYTES)
 _SLOT: Final = struct.Struct("16s16s")
 
 
@@ -54,17 +60,28 @@ def _count(source: memoryview, target: memoryview, slots: memoryview) -> int:
     return count
 
 
+def _derive_keys(source: memoryview) -> bytes:
+    """A key for each node, of its plaintext, its place in the run and 32 bytes from the kernel, one after another."""
+    drawn = os.urandom(2 * KEY_BYTES)
+    mac = AESGCM(drawn[:KEY_BYTES])
+    tags = bytearray()
+    for node in range(source.nbytes // NODE_BYTES):
+        place = node.to_bytes(_IV_BYTES, "little")
+        tags += mac.encrypt(place, b"", source[NODE_BYTES * node : NODE_BYTES * (node + 1)])
+    return Cipher(AES128(drawn[KEY_BYTES:]), modes.ECB()).encryptor().update(tags)  # noqa: S305  a block cipher alone
+
+
 class Fallback:
-    """The same as the C part, over `cryptography`; it holds the GIL between nodes."""
+    """The same as the C part where the processor gives it nothing; it holds the GIL between nodes."""
 
     @staticmethod
     def seal_nodes(plain: Buffer, cipher: Buffer, slots: Buffer, /) -> None:
-        """Seal nodes, each under a new key from the kernel."""
+        """Seal nodes, each under a new key."""
         source, target, places = memoryview(plain).cast("B"), memoryview(cipher).cast("B"), memoryview(slots).cast("B")
         count = _count(source, target, places)
         if count == 0:
             return
-        keys = os.urandom(KEY_BYTES * count)
+        keys = _derive_keys(source)
         tags = bytearray()
         # the tag of a node goes behind it, where the next node's ciphertext then overwrites it; not so in the
         # last node, and nowhere if the plaintext stands there
@@ -132,10 +149,10 @@ def open_nodes(cipher: Buffer, slots: Buffer, plain: Buffer) -> int:
 
 
 def seal_metadata(wrap_key: Key128, version: int, metadata: bytes) -> Envelope:
-    """Seal the 3884 bytes of a `Metadata` under a new nonce from the kernel."""
+    """Seal the 3884 bytes of a `Metadata` under a new nonce: their HMAC under 32 bytes from the kernel."""
     if len(metadata) != SEALED_BYTES:
         raise ValueError(f"the sealed part has {SEALED_BYTES} bytes, got {len(metadata)}")
-    nonce = os.urandom(NONCE_BYTES)
+    nonce = hmac.digest(os.urandom(NONCE_BYTES), metadata, "sha256")
     sealed = AESGCM(metadata_key(wrap_key, nonce)).encrypt(_ZERO_IV, metadata, None)
     return Envelope(version, nonce, sealed[SEALED_BYTES:], 0, sealed[:SEALED_BYTES])
 
