@@ -170,3 +170,34 @@ def test_core_files_piped_to_a_handler_are_told(tmp_path: Path) -> None:
     (folder / "core_pattern").write_text("|/usr/lib/systemd/systemd-coredump %P\n")
     findings = list(doctor_host.kernel(Machine(tmp_path)))
     assert "systemd-coredump" in findings[1].seen
+
+
+IN_A_GUEST = "vendor_id : AuthenticAMD\nflags : fpu hypervisor\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "files", "state", "words"),
+    [
+        ("flags : fpu\n", {}, "ok", "no virtual machine"),
+        (IN_A_GUEST, {"bus/platform/drivers/vmgenid/VMGENCTR:00": ""}, "ok", "VMGENCTR:00"),
+        (IN_A_GUEST, {"bus/acpi/drivers/vmgenid/QEMUVGID:00": ""}, "ok", "QEMUVGID:00"),
+        (IN_A_GUEST, {"bus/platform/drivers/vmgenid/bind": ""}, "note", "hypervisor would not tell"),
+        (IN_A_GUEST, {"bus/acpi/devices/QEMUVGID:00/modalias": "acpi:QEMUVGID:VM_GEN_COUNTER:"}, "warning", "repeat"),
+        (IN_A_GUEST, {"bus/acpi/devices/PNP0303:00/modalias": "acpi:PNP0303:"}, "note", "hypervisor would not tell"),
+        (IN_A_GUEST, {}, "note", "hypervisor would not tell"),
+    ],
+)
+def test_clones_are_noticed_where_the_driver_has_its_device(
+    tmp_path: Path, cpuinfo: str, files: dict[str, str], state: str, words: str
+) -> None:
+    """By the kernels before and after 6.10; a driver without a device, or a device without a driver, is not enough."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(cpuinfo)
+    for name, content in files.items():
+        (tmp_path / "sys" / name).parent.mkdir(parents=True)
+        (tmp_path / "sys" / name).write_text(content)
+    (found,) = doctor_host.clones(Machine(tmp_path))
+    assert found.state == state
+    assert words in found.seen
+    assert (found.remedy is None) == (state == "ok")
+    assert ("modprobe" in (found.remedy or "")) == (state == "warning")

@@ -26,6 +26,7 @@ CHECKS: Final[tuple[str, ...]] = (
     "adyton.cli.doctor_host:memory",
     "adyton.cli.doctor_host:swap",
     "adyton.cli.doctor_host:clock",
+    "adyton.cli.doctor_host:clones",
     "adyton.cli.doctor_host:collateral",
     "adyton.cli.doctor_server:owner",
 )

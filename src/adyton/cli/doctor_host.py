@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _TRIAL_S: Final = 10.0
 _TIME_ERROR: Final = 5
 _TIMEX_BYTES: Final = 512
+_DRIVER_FILES: Final = frozenset({"bind", "module", "uevent", "unbind"})
+_GENERATION_DEVICES: Final = ("VM_GEN_COUNTER", "VMGENCTR")
+"""Names by which ACPI offers a machine's generation, as drivers/virt/vmgenid.c of Linux takes them."""
 _RELEASED: Final = 1_750_000_000
 """Seconds since 1970 before which no Adyton existed: an earlier clock is wrong."""
 
@@ -142,6 +145,40 @@ def _synchronised() -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     state = int(libc.adjtimex(buffer))
     return 0 <= state != _TIME_ERROR
+
+
+def clones(machine: Machine) -> Iterator[Finding]:
+    """Whether the kernel draws anew when this virtual machine was cloned or restored (Linux 5.18, VMGENID)."""
+    name = "cloned or restored machine"
+    if "hypervisor" not in machine.cpu_flags():
+        yield Finding("host", name, "ok", "this is no virtual machine")
+        return
+    bound = [
+        device
+        for bus in ("platform", "acpi")
+        for device in machine.names(f"/sys/bus/{bus}/drivers/vmgenid")
+        if device not in _DRIVER_FILES
+    ]
+    if bound:
+        yield Finding(
+            "host", name, "ok", f"the kernel draws new random bytes when the hypervisor tells it ({bound[0]})"
+        )
+        return
+    offered = any(
+        word in machine.text(f"/sys/bus/acpi/devices/{device}/modalias").upper()
+        for device in machine.names("/sys/bus/acpi/devices")
+        for word in _GENERATION_DEVICES
+    )
+    yield Finding(
+        "host",
+        name,
+        "warning" if offered else "note",
+        "the kernel will not notice; the random bytes of a clone may repeat for a minute"
+        + ("" if offered else ", and the hypervisor would not tell"),
+        ("modprobe vmgenid; " if offered else "")
+        + "restart adyton serve and adyton run after cloning or restoring this machine (files and stored keys are"
+        " sealed so that repeated bytes do no harm)",
+    )
 
 
 def collateral(machine: Machine) -> Iterator[Finding]:

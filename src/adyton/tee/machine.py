@@ -49,6 +49,13 @@ class Machine:
         except OSError:
             return ""
 
+    def names(self, folder: str) -> tuple[str, ...]:
+        """What lies in a folder, in order; nothing where there is none."""
+        try:
+            return tuple(sorted(child.name for child in self._at(folder).iterdir()))
+        except OSError:
+            return ()
+
     def program(self, name: str) -> str | None:
         """Where a program lies."""
         return shutil.which(name, path=self.path)
