@@ -5,12 +5,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long lint types docs bench lock clean setup setup-test
+.PHONY: demo test test-long lint types docs bench lock dist sbom release clean setup setup-test
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole workflow on this machine, and what is refused"
 	@echo "make test    all tests   (make test-long: the long ones too)"
+	@echo "make dist | sbom | lock | release KEY=...    what is given out: docs/releasing.md"
 	@echo "make lint | types | docs | bench | clean"
 
 setup: $(VENV)/.ready
@@ -49,6 +50,16 @@ bench: setup
 
 lock:
 	@sh tools/lock.sh "$(PYTHON)" $(LOCK_ARGS)
+
+dist: setup
+	@$(BIN)/python tools/dist.py $(DIST_ARGS)
+
+sbom: setup
+	@$(BIN)/python tools/sbom.py $(SBOM_ARGS)
+
+# KEY: an SSH key of yours, in a file or (its public half) in an agent; see docs/releasing.md.
+release: setup
+	@sh tools/release.sh "$(KEY)" "$(BIN)/python"
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info src/adyton/*/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

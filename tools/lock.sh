@@ -43,9 +43,11 @@ echo "$torch" >"$work/torch.in"
 keep torch.txt
 compile --no-deps "$@" "$work/torch.in" -o "$work/torch.txt"
 
+sed '/^ /d; s/ *\\$//' "$work/lock.txt" >"$work/constraints.txt"
+compile --no-config -c "$work/constraints.txt" pyproject.toml -o "$work/run.txt"
+
 # What the CUDA build needs beyond lock.txt.
 keep cuda.txt
-sed '/^ /d; s/ *\\$//' "$work/lock.txt" >"$work/constraints.txt"
 known=$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' "$work/constraints.txt")
 (cd "$work" && compile --no-config -c constraints.txt $known --no-emit-package torch "$@" torch.in -o cuda.txt)
 
@@ -53,6 +55,10 @@ known=$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' "$work/constraints
     heading "All that Adyton, its demo, tests and documentation need, but PyTorch."
     finish lock.txt
 } >requirements/lock.txt
+{
+    heading "The part of lock.txt that Adyton itself needs to run."
+    finish run.txt
+} >requirements/run.txt
 {
     heading "PyTorch alone, as the package index has it; torch-cpu.txt comes first."
     finish torch.txt

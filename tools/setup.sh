@@ -5,7 +5,7 @@ python=$1 venv=$2 purpose=${3:-}
 # fuse3 and bubblewrap run protected programs; gcc and OpenSSL's headers build the C part; strace serves `adyton new`.
 packages="fuse3 libfuse3-3 bubblewrap gcc libc6-dev libssl-dev python3-dev python3-venv strace make"
 # Tests drive a real browser, a real PostgreSQL, and other people's programs inside mounts.
-[ "$purpose" != test ] || packages="$packages chromium chromium-driver postgresql fio git sqlite3 pup iproute2"
+[ "$purpose" != test ] || packages="$packages chromium chromium-driver postgresql fio git sqlite3 pup iproute2 openssh-client"
 missing=
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"

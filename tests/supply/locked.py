@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FOLDER: Final = REPOSITORY / "requirements"
-FILES: Final = ("lock.txt", "torch.txt", "torch-cpu.txt", "cuda.txt")
+FILES: Final = ("lock.txt", "run.txt", "torch.txt", "torch-cpu.txt", "cuda.txt")
 PYTHONS: Final = ("3.11.2", "3.12.0", "3.13.5")
 
 

@@ -76,6 +76,18 @@ def test_lock_is_closed(python: str) -> None:
     assert looked_at > 60
 
 
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_runs_is_a_part_of_the_lock(python: str) -> None:
+    """run.txt has the very lines of lock.txt, of what Adyton's own dependencies need and nothing else."""
+    whole, runs = for_python(python, "lock.txt"), for_python(python, "run.txt")
+    assert {name: (row.version, row.hashes) for name, row in runs.items()}.items() <= {
+        name: (row.version, row.hashes) for name, row in whole.items()
+    }.items()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert {canonicalize_name(Requirement(line).name) for line in project["dependencies"]} <= set(runs)
+    assert not {"pytest", "ruff", "mkdocs", "numpy", "setuptools"} & set(runs)
+
+
 def test_torch_is_one_version_everywhere() -> None:
     """pyproject.toml, both locks, and what `make lock` is told of it."""
     (torch,) = (row for row in asked_for() if row.name == "torch")
@@ -94,7 +106,9 @@ def test_setup_installs_nothing_without_hashes() -> None:
         assert "--no-deps" in call
         assert "--require-hashes --only-binary :all:" in call or call.endswith("--no-build-isolation -e .")
     used = set(re.findall(r"\blocked (\S+?);?(?=\s)", text))
-    assert used == {f"requirements/{file}" for file in FILES} | {"examples/search-private/requirements.txt"}
+    assert used == {f"requirements/{file}" for file in FILES if file != "run.txt"} | {
+        "examples/search-private/requirements.txt"
+    }
 
 
 def test_locked_package_with_another_content_is_refused(tmp_path: Path) -> None:
