@@ -1,7 +1,7 @@
 """The tar inside a backup: which files it may hold, and unpacking it without trusting it.
 
 `tarfile.TarFile.extractall` is not used: its filters came with Python 3.11.4, and they let through more than a backup
-holds. A backup holds regular files with two kinds of names; nothing else is written, and nothing outside of the folder::
+holds. A backup holds regular files with two kinds of names. Nothing else is written, and that below one folder::
 
     store.sqlite
     home/NAME[/NAME…]     NAME: at most 255 bytes, no control character, no dot or space at the beginning
@@ -59,8 +59,8 @@ def check_member(member: tarfile.TarInfo, seen: set[str]) -> None:
         raise FileFormatError(
             f"the backup holds {problem}",
             check="files of the backup",
-            expected=f"store.sqlite, and at most {MAX_FILES} regular files below home/, {MAX_HOME_FILE_BYTES} bytes each",
-            seen=f"{problem}: {ascii(member.name[:200])}",
+            expected=f"{STORE}, and at most {MAX_FILES} regular files below home/ of {MAX_HOME_FILE_BYTES} bytes",
+            seen=f"{problem}: {member.name[:200]!a}",
             remedy="restoring: take a backup that adyton backup made. Backing up: move this file out of the home",
         )
 
