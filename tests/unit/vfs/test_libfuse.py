@@ -24,7 +24,8 @@ OFFSETS = {
 SHOW = """
 import json, mfusepy as m
 fields = {m.fuse_file_info: ["fh"], m.fuse_conn_info: ["capable", "want", "max_background"],
-          m.fuse_config: ["entry_timeout", "negative_timeout", "attr_timeout", "use_ino", "kernel_cache", "nullpath_ok"]}
+          m.fuse_config: ["entry_timeout", "negative_timeout", "attr_timeout", "use_ino", "kernel_cache",
+                          "nullpath_ok"]}
 info = m.fuse_file_info(direct_io=1, keep_cache=1)
 print(json.dumps([{name: getattr(kind, name).offset for kind, names in fields.items() for name in names},
                   list(bytes(info)[4:8]), m.fuse_operations.read.offset, m.fuse_operations.lseek.offset]))
