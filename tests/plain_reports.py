@@ -33,9 +33,13 @@ def pytest_runtest_makereport(
         if call.excinfo is None:
             raise
         text = f"{_plainly(call.excinfo.value)}\n(shown plainly, since the interpreter could not parse: {fault})"
-        keywords = dict.fromkeys(item.keywords, 1)
         return pytest.TestReport(
-            *(item.nodeid, item.location, keywords, "failed", text, call.when),
+            nodeid=item.nodeid,
+            location=item.location,
+            keywords=dict.fromkeys(item.keywords, 1),
+            outcome="failed",
+            longrepr=text,
+            when=call.when,  # type: ignore[arg-type]  # never "collect" here
             duration=call.duration,
             start=call.start,
             stop=call.stop,

@@ -11,7 +11,8 @@ import pytest
 
 from tests.machine import REPOSITORY
 
-REENTERED = """
+REENTERED = (
+    """
 import ast, contextlib, gc
 
 busy = []
@@ -30,7 +31,9 @@ def test_shown_while_garbage_is_collected():
 
 def test_after_it():
     gc.callbacks.clear()
-""" + "values = [(1, 2), (3, 4)]\n" * 200
+"""
+    + "values = [(1, 2), (3, 4)]\n" * 200
+)
 
 BROKEN = """
 import ast, pytest

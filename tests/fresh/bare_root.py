@@ -26,6 +26,7 @@ CHECKOUT: Final = "/srv/adyton"
 FIRST_STEPS: Final = "apt-get install -y -qq git make ca-certificates >/dev/null && make demo && make test"
 """What the README tells somebody with a bare machine to do."""
 
+_NEEDED_BYTES: Final = 20 << 30
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty", "fuse")
 _HOST_SETTINGS: Final = (
     *("/etc/resolv.conf", "/etc/hosts"),
@@ -42,14 +43,17 @@ def default_folder() -> Path:
     return Path(os.environ.get("ADYTON_ROOTS", "/var/tmp/adyton-roots"))
 
 
-def missing() -> str | None:
+def missing(folder: Path) -> str | None:
     """Why no root can be made here, in words; None where one can."""
     if os.geteuid() != 0:
         return "only root can make a bare Debian in a folder"
     if shutil.which("debootstrap") is None:
         return "debootstrap is not installed (apt-get install debootstrap)"
     if not Path("/dev/fuse").exists():
-        return "this machine has no /dev/fuse"
+        return "this machine has no /dev/fuse: modprobe fuse"
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < _NEEDED_BYTES:
+        return f"{folder} has less than {_NEEDED_BYTES >> 30} GiB free (ADYTON_ROOTS names another folder)"
     return None
 
 
@@ -96,7 +100,6 @@ class BareRoot:
 
 def make(suite: str, folder: Path) -> BareRoot:
     """A fresh root; what debootstrap fetched is kept in `folder`, so that the next one takes seconds."""
-    folder.mkdir(parents=True, exist_ok=True)
     kept, path = folder / f"{suite}.tar", folder / suite
     if path.exists():
         shutil.rmtree(path)
@@ -170,7 +173,7 @@ def _copy_checkout(root: Path) -> None:
 
 def main() -> int:
     """Make the root that the first argument names, and run the second, or the README's first steps, in it."""
-    reason = missing()
+    reason = missing(default_folder())
     if reason is not None:
         sys.stderr.write(f"{reason}\n")
         return 2
