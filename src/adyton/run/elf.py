@@ -92,15 +92,16 @@ def _read(fd: int, folder: str) -> Linked:
     )
 
 
-def libraries(roots: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) -> dict[str, str]:
     """Every library that these files bring into a process, directly or through others, and `names` with theirs.
 
-    Returns name -> path without links. Where this process has mapped a library of that name already, that is the one
-    that the loader takes, wherever it lies. A name that nothing on this machine answers to is left out, as is a root
-    that is no ELF file.
+    Returns name -> path without links. `here` means into this process: with its LD_LIBRARY_PATH, and where it has
+    mapped a library of that name already, that is the one that the loader takes, wherever it lies. Otherwise into a
+    program with an empty environment. A name that nothing on this machine answers to is left out, as is a root that is
+    no ELF file.
     """
     reader = cache(read)
-    loader = _Loader(reader)
+    loader = _Loader(reader, here=here)
     found: dict[str, str] = {}
     seen: set[str] = set()
 
@@ -132,15 +133,16 @@ def libraries(roots: Iterable[str], names: Iterable[str]) -> dict[str, str]:
 class _Loader:
     """Where the dynamic loader finds a library."""
 
-    def __init__(self, reader: Callable[[str], Linked | None]) -> None:
+    def __init__(self, reader: Callable[[str], Linked | None], *, here: bool) -> None:
         self._read = reader
         self._mapped = {
             (linked.soname if linked and linked.soname else path.rpartition("/")[2]): path
-            for path in mapped()
+            for path in (mapped() if here else ())
             for linked in (reader(path),)
         }
         self._cache = _cached(*_stamp("/etc/ld.so.cache"))
-        self._ahead = tuple(folder for folder in re.split("[:;]", os.environ.get("LD_LIBRARY_PATH", "")) if folder)
+        ahead = os.environ.get("LD_LIBRARY_PATH", "") if here else ""
+        self._ahead = tuple(folder for folder in re.split("[:;]", ahead) if folder)
         self._default = _default_folders()
 
     def locate(self, name: str, machine: int | None, rpath: Iterable[str], runpath: Iterable[str]) -> str | None:

@@ -98,9 +98,9 @@ def measured_files() -> dict[str, list[tuple[str, str]]]:
     files = {name: sorted(_walk(folder, "")) for name, folder in folders.items()}
     for name in PACKAGES:
         files[f"package {name}"] = sorted(_package(name))
-    single = {"python interpreter": os.path.realpath(sys.executable), **_programs()}
     modules = [path for members in files.values() for shown, path in members if _is_loaded(shown, path)]
-    single |= _libraries([*single.values(), *modules])
+    interpreter, programs = os.path.realpath(sys.executable), _programs()
+    single = {"python interpreter": interpreter, **programs, **_libraries([interpreter, *modules], programs.values())}
     return {**files, **{name: [("", path)] for name, path in single.items()}}
 
 
@@ -152,10 +152,14 @@ def _is_loaded(shown: str, path: str) -> bool:
     return path.endswith(".so") and not shown.rpartition("/")[2].startswith(_NOT_IMPORTED)
 
 
-def _libraries(roots: Iterable[str]) -> dict[str, str]:
-    """Every shared library that comes with these files, and those that are loaded by name."""
-    found = elf.libraries(roots, (*LOADED_BY_NAME, *_name_services()))
-    return {f"library {name}": path for name, path in found.items()}
+def _libraries(roots: Iterable[str], programs: Iterable[str]) -> dict[str, str]:
+    """Every shared library that comes into this process or into one of the programs, which get no environment."""
+    ours = elf.libraries(roots, (*LOADED_BY_NAME, *_name_services()))
+    theirs = elf.libraries(programs, (), here=False)
+    found = {f"library {name}": path for name, path in ours.items()}
+    for name, path in theirs.items():
+        found[f"library {name}" if ours.get(name, path) == path else f"library {name} of programs"] = path
+    return found
 
 
 def _name_services() -> list[str]:
