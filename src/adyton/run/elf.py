@@ -95,10 +95,10 @@ def _read(fd: int, folder: str) -> Linked:
 def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) -> dict[str, str]:
     """Every library that these files bring into a process, directly or through others, and `names` with theirs.
 
-    Returns name -> path without links. `here` means into this process: with its LD_LIBRARY_PATH, and where it has
-    mapped a library of that name already, that is the one that the loader takes, wherever it lies. Otherwise into a
-    program with an empty environment. A name that nothing on this machine answers to is left out, as is a root that is
-    no ELF file.
+    Returns name -> path without links, and LEVEL/name for each variant that the loader may take on a newer processor.
+    `here` means into this process: with its LD_LIBRARY_PATH, and where it has mapped a library of that name already,
+    that is the one that the loader takes, wherever it lies. Otherwise into a program with an empty environment.
+    A name that nothing on this machine answers to is left out, as is a root that is no ELF file.
     """
     reader = cache(read)
     loader = _Loader(reader, here=here)
@@ -118,6 +118,9 @@ def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) 
                 take(name, loader.locate(name, linked.machine, rpath, linked.runpath), rpath)
 
     def take(name: str, path: str | None, rpath: tuple[str, ...]) -> None:
+        for level, variant in loader.variants(name):
+            found[f"{level}/{name}"] = os.path.realpath(variant)
+            follow(found[f"{level}/{name}"], rpath)
         if path is not None and os.path.exists(path):
             found[name] = os.path.realpath(path)
             follow(found[name], rpath)
@@ -144,6 +147,13 @@ class _Loader:
         ahead = os.environ.get("LD_LIBRARY_PATH", "") if here else ""
         self._ahead = tuple(folder for folder in re.split("[:;]", ahead) if folder)
         self._default = _default_folders()
+        holders = [f"{folder}/glibc-hwcaps" for folder in (*self._ahead, *self._default)]
+        self._levels = [
+            (level, f"{holder}/{level}")
+            for holder in holders
+            if os.path.isdir(holder)
+            for level in sorted(os.listdir(holder))
+        ]
 
     def locate(self, name: str, machine: int | None, rpath: Iterable[str], runpath: Iterable[str]) -> str | None:
         """The path of a library; None where there is none. `machine` None takes a library of any processor."""
@@ -159,6 +169,12 @@ class _Loader:
                 if machine is None or (linked is not None and linked.machine == machine):
                     return path
         return None
+
+    def variants(self, name: str) -> Iterator[tuple[str, str]]:
+        """The same library for newer processors (glibc-hwcaps): the level and the path of each that is there."""
+        for level, folder in self._levels:
+            if os.path.isfile(f"{folder}/{name}"):
+                yield level, f"{folder}/{name}"
 
 
 def mapped() -> Iterator[str]:

@@ -67,6 +67,21 @@ def test_library_that_is_mapped_already_is_the_one_that_counts(tmp_path: Path) -
     assert done.stdout.strip() == str(tmp_path / "libplanted.so")
 
 
+@NO_COMPILER
+def test_variants_for_newer_processors_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of them runs depends on the processor, so each is listed, and what it needs."""
+    library(tmp_path, "libinner.so")
+    library(tmp_path, "libouter.so")
+    newer = tmp_path / "glibc-hwcaps/x86-64-v9"
+    newer.mkdir(parents=True)
+    library(newer, "libouter.so", "-L../..", "-linner")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    found = elf.libraries([], ["libouter.so"])
+    assert found["libouter.so"] == str(tmp_path / "libouter.so")
+    assert found["x86-64-v9/libouter.so"] == str(newer / "libouter.so")
+    assert found["libinner.so"] == str(tmp_path / "libinner.so")
+
+
 def test_file_that_is_no_elf_asks_for_nothing(tmp_path: Path) -> None:
     """Text, an empty file, a cut program, and one with impossible tables: no library, and no exception."""
     raw = Path(os.path.realpath("/bin/sh")).read_bytes()
