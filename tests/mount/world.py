@@ -17,14 +17,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from adyton.attest.report_data import ProgramEvidence
 from adyton.errors import Error
 from adyton.manifest.model import AdytonTable, Manifest, Mount, Secret, SGXTable, TrustedFile
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.storage.files import encrypt_file
-from adyton.values import Digest, Key128
+from adyton.values import Digest, Key128, Measurement
 
 KEY = Key128(bytes(range(16)))
+WORKLOAD = Measurement(bytes(range(32)))
 REPOSITORY = Path(__file__).parent.parent.parent
 TOOLS = ("cat", "ls", "sleep", "id", "mv", "rm", "dd", "touch", "mkdir", "ln", "head", "grep", "readlink", "df", "env")
 
@@ -188,6 +190,8 @@ def main() -> int:
     def quote(report_data: bytes) -> bytes:
         return b"\x03\x00" + bytes(46) + bytes(320) + report_data + bytes(100)
 
+    evidence = ProgramEvidence(quote, WORKLOAD, raw=spec.get("raw", False))
+
     try:
         made = plan(manifest(spec), read_trusted=lambda entry: Path(entry.host_path).read_bytes(), host_env=os.environ)
         secrets = {secret["name"]: spec.get("secret", "a secret").encode() for secret in spec.get("secrets", [])}
@@ -197,7 +201,7 @@ def main() -> int:
             sys.stderr.flush()
             return Delivered({"k": KEY}, secrets)
 
-        ended = launch(made, obtain, simulated=True, quote=quote, note=note, jobs=spec.get("jobs"))
+        ended = launch(made, obtain, simulated=True, evidence=evidence, note=note, jobs=spec.get("jobs"))
     except Error as error:
         sys.stderr.write(f"ENDED {json.dumps({**error.details(), 'code': error.exit_code})}\n")
         return getattr(error, "status", error.exit_code)
