@@ -26,6 +26,7 @@ from adyton.net.dashboard import patience
 from adyton.net.dashboard.app import PAGE
 from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.net.dashboard.sessions import MAX_GUESSES, Sessions
+from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Measurement
 from tests import chromium
 from tests.owner_world import RUNTIME_PARTS, Running, World, now, running
@@ -276,7 +277,8 @@ def test_tdx_program_that_showed_itself_is_accepted_with_its_guest(client: httpx
         assert client.post("/accept", data={**fields, "guest": guest[1]}).status_code == 303
         with world.store.read() as view:
             (stored,) = [item for item in view.approvals() if item.approval.version == "v2"]
-        assert [each.hex() for each in stored.approval.guests] == [guest[1]]
+        assert stored.approval.guest_images == (simulated_guest(),)
+        assert simulated_guest().mrtd.hex() == guest[1]
         assert stored.approval.manifest_sha256 == signed.manifest_sha256
         assert obtain_keys(signed, world.enclave(signed, tdx=True), {"": server.adyton}).keys
 
