@@ -38,7 +38,7 @@ def ask(world: World, service: KeyService, signed: SignedManifest, **registers: 
     nonce, _ = service.challenge()
     request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), b"")
     honest = world.enclave(signed, tdx=True)
-    hostile = SimEnclave(honest._machine, honest._key, honest._body.replace(**registers))  # type: ignore[arg-type]
+    hostile = SimEnclave(honest._machine, honest._key, honest._body.replace(**registers))
     quote = hostile.quote(request.report_data(server_identity(world.home)))
     return service.release(replace(request, evidence=quote), "host").result(60)
 
