@@ -33,7 +33,7 @@ from adyton.net.serving import server_identity
 from adyton.net.tls import server_context
 from adyton.net.verification import Verifier
 from adyton.tee.sim import SimPlatform
-from adyton.tee.sim_machine import SimEnclave
+from adyton.tee.sim_machine import SimEnclave, simulated_guest
 from adyton.values import Digest, Measurement
 
 RUNTIME_PARTS: Mapping[str, Digest] = {
@@ -155,6 +155,8 @@ class World:
             "measurement": measurement,
             **changes,
         }
+        if any(tee.startswith("sim-tdx:") for tee in values["tees"]):
+            values.setdefault("guest_images", (simulated_guest(),))
         return Approval(**values)
 
     def approve(self, signed: SignedManifest, **changes: Any) -> str:

@@ -12,12 +12,15 @@ import pytest
 from cryptography import x509
 
 from adyton.cli import main as command_line
+from adyton.keyserver import change as change_module
 from adyton.keyserver.owner import Home
+from adyton.keyserver.policy import Approval
 from adyton.manifest import signature
 from adyton.manifest.signed import read_signed
 from adyton.net.collateral_store import CollateralStore
 from adyton.run import identity
 from adyton.tee.sim import SimPlatform
+from adyton.tee.sim_machine import simulated_guest
 from tests.owner_world import RUNTIME_PARTS, combine, now, signer_pem
 
 ROOT = "sim:" + "0" * 64
@@ -154,6 +157,119 @@ def test_approve_what_cannot_be_meant_is_refused(owner: tuple[Run, SimPlatform],
     run, _ = owner
     assert run("approve", "app.manifest", *words)[0] == status
     assert document(run("policy", "show", "--json")[1])["approvals"] == []
+
+
+REGISTERS = ("--rtmr0", "a1" * 48, "--rtmr1", "b2" * 48, "--rtmr2", "c3" * 48)
+MRTD = ("--guest", "d4" * 48)
+
+
+@pytest.mark.parametrize(
+    ("tee", "words", "seen"),
+    [
+        ("tdx", (), "none"),
+        ("tdx", MRTD, "the firmware only"),
+        ("tdx", (*MRTD, *REGISTERS[:2]), "--guest, --rtmr0"),
+        ("tdx", (*MRTD, *REGISTERS[2:]), "--guest, --rtmr1, --rtmr2"),
+        ("tdx", REGISTERS, "--rtmr0, --rtmr1, --rtmr2"),
+        ("tdx", (*MRTD, *MRTD, *REGISTERS), "--guest, --guest"),
+        ("snp", (), "none"),
+        ("snp", MRTD, "a launch digest of the firmware"),
+        ("snp", (*MRTD, *REGISTERS), "a launch digest of the firmware"),
+        (ROOT.replace("sim", "sim-tdx"), MRTD, "the firmware only"),
+    ],
+)
+def test_approve_guest_that_is_not_pinned_whole_is_refused(
+    owner: tuple[Run, SimPlatform], tee: str, words: tuple[str, ...], seen: str
+) -> None:
+    """Under one firmware a host boots any kernel: check, expected, seen and remedy say so, and nothing is stored."""
+    run, _ = owner
+    status, _, error = run("approve", "app.manifest", "--key", "weights", "--tee", tee, *words)
+    assert status == 2
+    shown = " ".join(error.split())
+    for part in ("guest image", seen, "a later version of Adyton"):
+        assert part in shown
+    assert document(run("policy", "show", "--json")[1])["approvals"] == []
+
+
+def test_approve_guest_that_is_pinned_whole(owner: tuple[Run, SimPlatform]) -> None:
+    """All four registers of a TDX guest; a simulated domain boots the simulated guest; an enclave has none."""
+    run, platform = owner
+    status, out, error = run("approve", "app.manifest", "--key", "weights", "--tee", "tdx", *MRTD, *REGISTERS)
+    assert status == 0, error
+    assert "MRTD d4d4" in out
+    sim_tdx = tee_of(platform).replace("sim:", "sim-tdx:")
+    assert run("approve", "app.manifest", "--key", "weights", "--tee", sim_tdx)[0] == 0
+    assert run("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform), *MRTD)[0] == 2
+    found = document(run("policy", "show", "--json")[1])["approvals"]
+    images = {item["tees"][0]: item["guest_images"] for item in found}
+    assert images["tdx"] == [
+        {"tee": "tdx", "mrtd": "d4" * 48, "rtmr0": "a1" * 48, "rtmr1": "b2" * 48, "rtmr2": "c3" * 48}
+    ]
+    assert images[sim_tdx] == [simulated_guest().to_dict()]
+    assert all(item["gaps"] == [] for item in found)
+
+
+def test_sim_tdx_goes_the_whole_way_and_an_older_approval_says_why_not(
+    owner: tuple[Run, SimPlatform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evidence of a simulated domain is released; an approval of an older Adyton, which pins its MRTD, is not."""
+    run, platform = owner
+    signed = read_signed(Path("app.manifest"), combine(RUNTIME_PARTS))
+    quote = platform.enclave(measurement=signed.measurement, shape="tdx").quote(bytes(64))
+    Path("quote").write_bytes(quote)
+    home = Home.open(Path("owner"))
+    CollateralStore(home.collateral_path).import_bundle(platform.collateral(now(), tee="tdx").to_json().encode(), now())
+    sim_tdx = tee_of(platform).replace("sim:", "sim-tdx:")
+    old = Approval(
+        key="weights",
+        app="app",
+        version="v0",
+        tees=(sim_tdx,),
+        measurement=signed.measurement,
+        guests=(simulated_guest().mrtd,),
+        manifest_sha256=signed.manifest_sha256,
+    )
+    store = home.open_store()
+    with monkeypatch.context() as older, store.write() as change:
+        older.setattr(change_module, "check_sound", lambda _approval: None)
+        change.add_approval(old, actor="test")
+    store.close()
+    status, out, error = run("policy", "test", "quote")
+    assert status == 95, error
+    assert "FAIL guest image" in out
+    assert "pinned whole" in error
+    shown = run("policy", "show")[1]
+    assert f"releases nothing under {sim_tdx}: guest image" in shown
+    assert "the firmware only" in shown
+    assert run("approve", "app.manifest", "--key", "weights", "--tee", sim_tdx)[0] == 0
+    status, out, error = run("policy", "test", "quote")
+    assert status == 0, error
+
+
+def test_raw_report_data_is_warned_of_and_kept_to_sim(owner: tuple[Run, SimPlatform]) -> None:
+    """Build says what it is and who refuses it; approve shows it and refuses it for a confidential machine."""
+    run, platform = owner
+    template = Path("app.manifest.template")
+    template.write_text(template.read_text() + "\n[adyton]\ninsecure__raw_report_data = true\n")
+    status, _, error = run("build", template, "--no-cache")
+    assert status == 0, error
+    assert "warning (weakened): adyton.insecure__raw_report_data" in error
+    for tee in ("sim-tdx", "tdx", "snp"):
+        assert f"warning: {tee} refuses adyton.insecure__raw_report_data" in error
+    refused = document(run("build", template, "--no-cache", "--json")[1])["refused_by_tees"]
+    assert {item["tee"] for item in refused} == {"sim-tdx", "tdx", "snp"}
+    assert run("build", template, "--no-cache", "--strict")[0] != 0
+    for words in (["tdx", *MRTD, *REGISTERS], ["snp"], [tee_of(platform).replace("sim:", "sim-tdx:")]):
+        status, _, error = run("approve", "app.manifest", "--key", "weights", "--tee", *words)
+        assert status == 71
+        assert "insecure__raw_report_data" in error
+    for tee in ("tdx", "snp", "sim-tdx"):
+        assert run("run", "app.manifest", "--tee", tee, "--key-server", "127.0.0.1:1")[0] == 71
+    status, out, error = run("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))
+    assert status == 0, error
+    assert "its own 64 bytes" in out
+    (approval,) = document(run("policy", "show", "--json")[1])["approvals"]
+    assert approval["raw_report_data"] is True
 
 
 def test_policy_test_names_the_line_that_stands_in_the_way(owner: tuple[Run, SimPlatform]) -> None:

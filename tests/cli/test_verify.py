@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest import ratls
+from adyton.attest.report_data import ProgramEvidence
 from adyton.attest.token import verify_token
 from adyton.errors import AppraisalFailed, BadChain, FetchFailed, MalformedQuote, Stale, StorageFailed
 from adyton.net.collateral_store import CollateralStore
@@ -95,6 +96,45 @@ def test_verify_with_unmet_policy_exits_with_its_code(simulated: tuple[Path, Pat
     other = run(quote, "--collateral", collateral, "--at", AT, "--policy", policy, "--report-data", "00" * 64, "--json")
     failed = [check["name"] for check in _json(other)["checks"] if not check["ok"]]
     assert failed == ["measurement", "report data"]
+
+
+def test_verify_what_a_program_asked_for(tmp_path: Path) -> None:
+    """Named by its data and its workload, which the policy can name, too; other data or another workload is refused."""
+    platform = SimPlatform.create(tmp_path / "platform")
+    workload = Measurement(bytes(range(32)))
+    source = platform.enclave(measurement=workload)
+    (tmp_path / "quote").write_bytes(ProgramEvidence(source.quote, workload).over(b"hello"))
+    (tmp_path / "collateral.json").write_text(platform.collateral().to_json())
+    policy = tmp_path / "policy.json"
+    rules = {"tees": [f"sim:{platform.root_fingerprint}"], "workloads": [workload.hex()]}
+    policy.write_text(json.dumps(rules))
+
+    def judged(*words: str) -> tuple[int, list[str]]:
+        common = ("--collateral", tmp_path / "collateral.json", "--policy", policy, "--json")
+        done = run(tmp_path / "quote", *common, *words)
+        if done.returncode == 2:
+            return 2, [done.stderr]
+        return done.returncode, [check["name"] for check in _json(done)["checks"] if not check["ok"]]
+
+    data = b"hello".hex()
+    assert judged("--program-data", data) == (0, [])
+    assert judged("--program-data", data.ljust(128, "0"), "--workload", workload.hex()) == (0, [])
+    refused = (AppraisalFailed.exit_code, ["report data"])
+    assert judged("--program-data", b"hullo".hex()) == refused
+    assert judged("--program-data", data, "--workload", "11" * 32) == refused
+    assert judged("--report-data", data.ljust(128, "0")) == refused
+    for wrong in (
+        ("--program-data", data, "--report-data", "00" * 64),
+        ("--workload", workload.hex()),
+        ("--program-data", "xy"),
+        ("--program-data", "68 65"),
+        ("--program-data", "00" * 65),
+        ("--program-data", data, "--workload", "11" * 48),
+    ):
+        assert judged(*wrong)[0] == 2, wrong
+    policy.write_text(json.dumps(rules | {"workloads": [workload.hex(), "11" * 32]}))
+    assert judged("--program-data", data)[0] == 2
+    assert judged("--program-data", data, "--workload", workload.hex()) == (0, [])
 
 
 def test_verify_at_another_time_is_stale(simulated: tuple[Path, Path, Path]) -> None:

@@ -34,7 +34,7 @@ from adyton.run.plan import plan
 from tests.mount.world import KEY
 try:
     made = plan(parse_manifest(pathlib.Path(sys.argv[1]).read_text()), read_trusted=lambda entry: b"")
-    ended = launch(made, lambda: Delivered({"k": KEY}, {}), simulated=True, quote=lambda data: b"", note=print)
+    ended = launch(made, lambda: Delivered({"k": KEY}, {}), simulated=True, note=print)
 except Error as error:
     print(error.details())
     sys.exit(getattr(error, "status", 1))

@@ -17,15 +17,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from adyton.attest.report_data import ProgramEvidence
 from adyton.errors import Error
 from adyton.manifest.model import AdytonTable, Manifest, Mount, Secret, SGXTable, TrustedFile
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.storage.files import encrypt_file
-from adyton.values import Digest, Key128
+from adyton.values import Digest, Key128, Measurement
 from tests import machine
 
 KEY = Key128(bytes(range(16)))
+WORKLOAD = Measurement(bytes(range(32)))
 REPOSITORY = Path(__file__).parent.parent.parent
 TOOLS = ("cat", "ls", "sleep", "id", "mv", "rm", "dd", "touch", "mkdir", "ln", "head", "grep", "readlink", "df", "env")
 
@@ -174,6 +176,15 @@ def decrypt(folder: Path, name: str) -> bytes:
         return file.read_at(0, file.size)
 
 
+def snp_report(report_data: bytes) -> bytes:
+    """What the test AMD's chip signs for the guest that runs here."""
+    from tests.amd_factory import SNPScenario
+
+    scenario = SNPScenario()
+    scenario.fields["report_data"] = report_data
+    return scenario.report()
+
+
 def main() -> int:
     """Carry out the spec in argv."""
     from adyton.run.keeper import Delivered
@@ -187,7 +198,11 @@ def main() -> int:
         sys.stderr.flush()
 
     def quote(report_data: bytes) -> bytes:
+        if spec.get("snp", False):
+            return snp_report(report_data)
         return b"\x03\x00" + bytes(46) + bytes(320) + report_data + bytes(100)
+
+    evidence = ProgramEvidence(quote, WORKLOAD, raw=spec.get("raw", False))
 
     try:
         made = plan(manifest(spec), read_trusted=lambda entry: Path(entry.host_path).read_bytes(), host_env=os.environ)
@@ -198,7 +213,7 @@ def main() -> int:
             sys.stderr.flush()
             return Delivered({"k": KEY}, secrets)
 
-        ended = launch(made, obtain, simulated=True, quote=quote, note=note, jobs=spec.get("jobs"))
+        ended = launch(made, obtain, simulated=True, evidence=evidence, note=note, jobs=spec.get("jobs"))
     except Error as error:
         sys.stderr.write(f"ENDED {json.dumps({**error.details(), 'code': error.exit_code})}\n")
         return getattr(error, "status", error.exit_code)

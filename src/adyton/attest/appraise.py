@@ -381,7 +381,8 @@ def _judge_binding(to: _Judgement, report: VerifiedReport, policy: Policy, repor
         hmac.compare_digest(report.report_data, report_data),
         expected=report_data,
         seen=report.report_data,
-        remedy="this evidence was made for another key, nonce or session: refuse it, and ask for a new one",
+        remedy="this evidence was made for another key, nonce or session: refuse it, and ask for a new one (what a"
+        " program asked for itself is compared with --program-data)",
     )
 
 

@@ -13,6 +13,7 @@ from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from adyton.attest.guest import Guest
     from adyton.manifest.signed import SignedManifest
     from adyton.values import Measurement
 
@@ -44,7 +45,14 @@ def approve(
     ] = None,
     guest: Annotated[
         list[str] | None,
-        typer.Option(help="Guest image (MRTD or launch measurement) for tdx and snp.", show_default=False),
+        typer.Option(help="tdx: the guest's MRTD, together with the three following.", show_default=False),
+    ] = None,
+    rtmr0: Annotated[
+        str | None, typer.Option(help="tdx: the guest's RTMR0 (settings, ACPI tables).", show_default=False)
+    ] = None,
+    rtmr1: Annotated[str | None, typer.Option(help="tdx: the guest's RTMR1 (kernel).", show_default=False)] = None,
+    rtmr2: Annotated[
+        str | None, typer.Option(help="tdx: the guest's RTMR2 (command line, initrd).", show_default=False)
     ] = None,
     by_signer: Annotated[
         bool, typer.Option("--by-signer", help="Approve every version of this signer's product, from this SVN on.")
@@ -79,20 +87,24 @@ def approve(
 
     The measurement covers the manifest (with every trusted file's hash) and the Adyton that runs it: the one installed
     here. Nothing else ever gets the key. For sgx it is the MRENCLAVE of what `adyton build --gramine` prepared.
+
+    A tdx guest is pinned whole: --guest, --rtmr0, --rtmr1 and --rtmr2. Nothing can be approved for snp yet.
     """
     import tomllib
 
     from adyton.keyserver.owner import actor
     from adyton.keyserver.policy import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
-    from adyton.manifest.review import not_covered
+    from adyton.manifest.review import check_tee, not_covered
     from adyton.manifest.signed import read_capped, read_signed
     from adyton.run.identity import runtime_identity
-    from adyton.values import Measurement
 
     runtime = runtime_identity()
     signed = read_signed(manifest, runtime.digest)
     under_gramine = "sgx" in tee
     measurement = _mrenclave(manifest, signed, tee, protocol) if under_gramine else signed.measurement
+    for name in tee:
+        check_tee(signed.manifest, name)
+    images = _guest_images(tee, guest or [], {"rtmr0": rtmr0, "rtmr1": rtmr1, "rtmr2": rtmr2})
     uncovered = tuple(not_covered(signed.manifest))
     advisories: dict[str, datetime | None] = {}
     for written in advisory or ():
@@ -112,13 +124,14 @@ def approve(
                 version=label,
                 tees=tuple(dict.fromkeys(tee)),
                 measurement=None if by_signer else measurement,
-                guests=tuple(Measurement.from_hex(text) for text in guest or ()),
+                guest_images=images,
                 mrsigner=signed.mrsigner if by_signer else None,
                 isv_prod_id=signed.manifest.sgx.isv_prod_id if by_signer else None,
                 min_isv_svn=signed.manifest.sgx.isv_svn if by_signer else None,
                 tcb_statuses=tuple(tcb or ("UpToDate",)),
                 advisories=advisories,
                 allow_debug=debug,
+                raw_report_data=signed.manifest.adyton.raw_report_data,
                 protocols=tuple(dict.fromkeys(protocol or ("adyton",))),
                 expires_at=None if expires is None else parse_time(expires, "--expires"),
                 max_runs=max_runs,
@@ -145,12 +158,58 @@ def approve(
     for item in made:
         say(f"{item.state} {item.id}: {program} {label} may have key {item.approval.key!r}")
     say(f"  {made[0].approval.identity()}")
+    for image in made[0].approval.guest_images:
+        say(f"  guest image ({image.kind}): {image}")
     say(f"  on {', '.join(made[0].approval.tees)}; TCB {', '.join(made[0].approval.tcb_statuses)}")
     if any(item.startswith("sim") for item in made[0].approval.tees):
         note("  a simulated platform protects nothing from whoever runs it")
     say("what the measurement does not cover:")
     for line in uncovered:
         say(f"  - {line}")
+
+
+def _guest_images(tees: list[str], mrtds: list[str], registers: dict[str, str | None]) -> tuple[Guest, ...]:
+    """The guest that a confidential machine must have booted; a simulated one boots the simulated guest."""
+    from adyton.attest.guest import TDXGuest, confidential_kind
+    from adyton.errors import UsageError
+    from adyton.keyserver.gaps import EXPECTED, GUEST_LINE, REMEDY
+    from adyton.tee.sim_machine import simulated_guest
+    from adyton.values import Measurement
+
+    kinds = {confidential_kind(tee) for tee in tees} - {None}
+    given = ["--guest"] * len(mrtds) + [f"--{name}" for name, value in registers.items() if value is not None]
+    if not kinds and given:
+        raise UsageError(
+            f"{given[0]} is for confidential machines",
+            check="--tee",
+            expected="tdx",
+            seen=", ".join(tees)[:160],
+            remedy=f"leave {', '.join(given)} out",
+        )
+    if "snp" in kinds:
+        raise UsageError(
+            "a launch digest alone says nothing of the kernel, the initrd and the command line",
+            check=GUEST_LINE,
+            expected=EXPECTED["snp"],
+            seen=f"{', '.join(given)}: a launch digest of the firmware, as far as Adyton can tell" if given else "none",
+            remedy=REMEDY["snp"],
+        )
+    if not kinds:
+        return ()
+    if not given and "tdx" not in tees:
+        return (simulated_guest(),)
+    values = {name: value for name, value in registers.items() if value is not None}
+    if len(mrtds) != 1 or len(values) != len(registers):
+        firmware_only = " (MRTD: the firmware only; a host boots another kernel under it)"
+        raise UsageError(
+            "this leaves a part of the guest open",
+            check=GUEST_LINE,
+            expected=EXPECTED["tdx"],
+            seen=(", ".join(given) + (firmware_only if set(given) == {"--guest"} else "")) or "none",
+            remedy=REMEDY["tdx"],
+        )
+    image = {name: Measurement.from_hex(value) for name, value in {"mrtd": mrtds[0], **values}.items()}
+    return (TDXGuest(**image),)
 
 
 def _mrenclave(manifest: Path, signed: SignedManifest, tees: list[str], protocols: list[str] | None) -> Measurement:

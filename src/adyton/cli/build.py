@@ -42,11 +42,12 @@ def build(
     from adyton.manifest.difference import certificate_name
     from adyton.manifest.final import finish
     from adyton.manifest.measure import workload_measurement
-    from adyton.manifest.review import findings, not_covered, runtime_refusals
+    from adyton.manifest.review import findings, not_covered, runtime_refusals, tee_refusals
     from adyton.manifest.signature import MAX_PEM_BYTES, load_signer, sign
     from adyton.manifest.signed import decode, read_capped, signed_attributes
     from adyton.manifest.template import parse_definitions, render
     from adyton.run.identity import runtime_identity
+    from adyton.tee.source import TEES
 
     home = home or Path.home() / ".adyton"
     name = name_of(template)
@@ -118,6 +119,11 @@ def build(
             for finding in warnings
         ],
         "refused_by_the_runtime": [{"key": key_name, "reason": reason} for key_name, reason in refusals],
+        "refused_by_tees": [
+            {"tee": tee, "key": key_name, "reason": reason}
+            for tee in TEES
+            for key_name, reason in tee_refusals(manifest, tee)
+        ],
         "not_covered": list(not_covered(manifest)),
     }
     if prepared is not None:
@@ -147,6 +153,8 @@ def _show(document: dict[str, Any], warnings: tuple[Finding, ...]) -> None:
         note(f"warning ({finding.danger.name.lower()}): {finding.key}: {finding.what}; {finding.remedy}")
     for refusal in document["refused_by_the_runtime"]:
         note(f"warning: Adyton's runtime refuses {refusal['key']}: {refusal['reason']} (only under sgx)")
+    for refusal in document["refused_by_tees"]:
+        note(f"warning: {refusal['tee']} refuses {refusal['key']}: {refusal['reason']}")
     if "gramine" in document:
         say(f"MRENCLAVE    {document['gramine']['mrenclave']}  (--tee sgx, under Gramine)")
         for line in document["gramine"]["notes"]:

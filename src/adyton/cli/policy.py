@@ -30,14 +30,23 @@ def show(
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Show every approval: program, version, platform, conditions, state."""
+    """Show every approval: program, version, platform, conditions, state, and what keeps it from releasing anything."""
+    from adyton.keyserver.gaps import gaps
+    from adyton.keyserver.policy import REVOKED
+
     with owner_store(home) as (_, store), store.read() as view:
         found = view.approvals(key)
         revisions = view.history() if history else []
     if as_json:
         document: dict[str, Any] = {
             "approvals": [
-                {"id": item.id, "state": item.state, "revision": item.revision, **item.approval.to_dict()}
+                {
+                    "id": item.id,
+                    "state": item.state,
+                    "revision": item.revision,
+                    "gaps": [{"tee": tee, **gap.to_dict()} for tee, gap in gaps(item.approval)],
+                    **item.approval.to_dict(),
+                }
                 for item in found
             ]
         }
@@ -61,6 +70,12 @@ def show(
             "debug TEEs allowed" if approval.allow_debug else "",
         ]
         say(f"    {', '.join(limit for limit in limits if limit)}")
+        for guest in approval.guest_images:
+            say(f"    guest image ({guest.kind}): {guest}")
+        for tee, gap in gaps(approval) if item.state != REVOKED else ():
+            line = gap.to_dict()
+            say(f"    releases nothing under {tee}: {line['name']}: expected {line['expected']}, seen {line['seen']}")
+            say(f"      {gap.remedy}")
         for advisory, until in approval.advisories.items():
             say(f"    accepts {advisory}{f' until {until:%Y-%m-%d}' if until else ''}")
     for revision in revisions:

@@ -97,8 +97,10 @@ app: Final = _App()
 def run(request: Request) -> None:
     """Carry out a request; raises ScriptFailed with the program's exit code where that is not 0."""
     from adyton.cli.output import note, say_json
+    from adyton.manifest.review import check_tee
     from adyton.manifest.signed import read_signed
     from adyton.run import sandbox
+    from adyton.run.evidence import program_evidence
     from adyton.run.identity import runtime_identity
     from adyton.run.launch import launch
     from adyton.run.plan import plan
@@ -125,6 +127,7 @@ def run(request: Request) -> None:
     if request.tee in UNDER_GRAMINE:
         _run_under_gramine(request, signed)
         return
+    check_tee(signed.manifest, request.tee)
     source = _open_source(request, signed)
     notice = source.notice
     if notice is not None:
@@ -153,7 +156,7 @@ def run(request: Request) -> None:
             made,
             obtain,
             simulated=request.tee in ("sim", "sim-tdx"),
-            quote=source.quote,
+            evidence=program_evidence(source, signed.manifest, signed.measurement),
             note=lambda text: note(f"adyton: {text}"),
         )
         keep(ended.facts.get("grants", ()))

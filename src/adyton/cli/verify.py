@@ -46,6 +46,18 @@ def verify(
     report_data: Annotated[
         str | None, typer.Option(help="What the evidence must be bound to: 128 hex digits.", metavar="HEX")
     ] = None,
+    program_data: Annotated[
+        str | None,
+        typer.Option(help="Or what a program wrote to user_report_data: up to 128 hex digits.", metavar="HEX"),
+    ] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose --program-data: the workload measurement.  [the policy's only one]",
+            metavar="HEX",
+            show_default=False,
+        ),
+    ] = None,
     token: Annotated[Path | None, typer.Option(help="Write a signed EAR-style token here.")] = None,
     token_key: Annotated[Path | None, typer.Option(help="PEM private key that signs the token.")] = None,
     home: Annotated[Path | None, typer.Option(help="The owner's folder.", envvar="ADYTON_HOME")] = None,
@@ -65,13 +77,16 @@ def verify(
     try:
         now = _time(at)
         rules = _policy(policy)
-        wanted = _report_data(report_data)
+        wanted = _report_data(report_data, program_data, workload, rules)
         raw = _read(evidence, 1 << 20, "evidence")
         parsed, bound = _evidence(raw)
         if bound is not None:
             if wanted is not None and wanted != bound:
                 raise _usage(
-                    "an RA-TLS certificate says itself what its quote is bound to", "--report-data", "none", ""
+                    "an RA-TLS certificate says itself what its quote is bound to",
+                    "--report-data" if program_data is None else "--program-data",
+                    "none",
+                    "",
                 )
             wanted = bound
         found = _choose(parsed, collateral or [], home, now)
@@ -134,20 +149,36 @@ def _time(at: str | None) -> datetime:
     return found.astimezone(UTC)
 
 
-def _report_data(text: str | None) -> bytes | None:
-    if text is None:
-        return None
+def _report_data(text: str | None, program_data: str | None, workload: str | None, rules: Policy) -> bytes | None:
+    """The 64 bytes to compare with: as given, or those of what a program asked for; None where nothing was given."""
+    from adyton.attest.report_data import program_report_data
+    from adyton.values import Measurement
+
+    if program_data is None:
+        if workload is not None:
+            raise _usage("--workload says whose --program-data it is", "--workload", "--program-data, too", "alone")
+        return None if text is None else _bytes(text, "--report-data", 64, "128 hex digits (append zeros to a hash)")
+    if text is not None:
+        raise _usage("--report-data and --program-data exclude each other", "--program-data", "one of them", "both")
+    named = [Measurement.from_hex(workload)] if workload is not None else sorted(rules.workloads, key=str)
+    if len(named) != 1:
+        raise _usage(
+            "a program's report data names its workload",
+            "--workload",
+            "the workload measurement (adyton build prints it), or a policy that names exactly one in `workloads`",
+            f"{len(named)} workloads",
+        )
+    return program_report_data(named[0], _bytes(program_data, "--program-data", None, "up to 128 hex digits"))
+
+
+def _bytes(text: str, option: str, size: int | None, expected: str) -> bytes:
+    """The bytes that an option gives in hex: `size` of them, or up to 64."""
     try:
         raw = bytes.fromhex(text)
     except ValueError:
-        raw = b""
-    if len(raw) != 64 or len(text) != 128:
-        raise _usage(
-            "report data has 64 bytes",
-            "--report-data",
-            "128 hex digits (append zeros to a hash)",
-            f"{len(text)} characters",
-        )
+        raw = bytes(65)
+    if len(text) != 2 * len(raw) or len(raw) > 64 or size not in (None, len(raw)):
+        raise _usage(f"{option} takes {expected}", option, expected, f"{len(text)} characters")
     return raw
 
 

@@ -18,6 +18,7 @@ from adyton.errors import OutOfOrder, StoreError, UsageError
 from adyton.keyserver import schema
 from adyton.keyserver.audit import Entry, Head, canonical, entry_hash
 from adyton.keyserver.clock import moment, now_ms
+from adyton.keyserver.gaps import check_sound
 from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import APPROVED, REVOKED, Approval, StoredApproval
 from adyton.keyserver.standing import POLICY, Stand
@@ -242,7 +243,8 @@ class Transaction(Reader):
         return KeyInfo(name, kind, version, moment(at))
 
     def add_approval(self, approval: Approval, *, actor: str, state: str = APPROVED) -> StoredApproval:
-        """Store a new approval; raises UnknownKey where its key does not exist."""
+        """Store a new approval; raises UnknownKey where its key does not exist, UsageError where it has a gap."""
+        check_sound(approval)
         if not self.has_key(approval.key):
             self.reveal(approval.key)
         approval_id = new_id("a")
@@ -267,7 +269,10 @@ class Transaction(Reader):
     def change_approval(
         self, approval_id: str, *, actor: str, state: str | None = None, approval: Approval | None = None
     ) -> StoredApproval:
-        """Change an approval's state or content; the former revision stays in the history."""
+        """Change an approval's state or content; the former revision stays in the history.
+
+        One with a gap (`keyserver.gaps`) can only be revoked.
+        """
         before = self.approval(approval_id)
         after = before.approval if approval is None else approval
         if after.key != before.approval.key:
@@ -283,6 +288,8 @@ class Transaction(Reader):
                 seen=REVOKED,
                 remedy="make a new one with adyton approve",
             )
+        if new_state != REVOKED:
+            check_sound(after)
         revision = before.revision + 1
         document = canonical(after.to_dict())
         at = now_ms()

@@ -17,6 +17,7 @@ from adyton.attest.snp import SNPReport
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
 from adyton.errors import AppraisalFailed, UsageError
+from adyton.keyserver import gaps
 from adyton.keyserver.policy import APPROVED, REVOKED
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def decide(
         if stored.approval.key != request.key:
             continue
         lines, claims = _own_lines(request, stored, now, by_manifest=isinstance(report.evidence, SNPReport)), None
+        if report.tee_with_root in stored.approval.tees:  # else the line TEE refuses
+            lines += gaps.lines(stored.approval, report.tee_with_root)
         policy = evidence_policy(
             stored.approval,
             confidential_machine=isinstance(report.evidence, TDXQuote | SNPReport),
@@ -261,8 +264,10 @@ def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manife
 
     In a confidential machine (TDX, SEV-SNP) the measurement is the guest image's, and the workload stands elsewhere:
     in TDX's RTMR3; SEV-SNP has no register for it, so there the guest, which is known, vouches for the manifest's hash
-    in the report data (`by_manifest`).
+    in the report data (`by_manifest`). Each guest image is an alternative: registers of two are never mixed.
     """
+    kind = ("snp" if by_manifest else "tdx") if confidential_machine else None
+    images = tuple(guest.policy() for guest in approval.guest_images if guest.kind == kind)
     exemptions = tuple(
         Exemption(name=name, until=until or _NO_END, owner="owner", reason="accepted in the approval")
         for name, until in approval.advisories.items()
@@ -280,7 +285,8 @@ def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manife
         statuses=frozenset(TCBStatus(status) for status in approval.tcb_statuses),
         exemptions=exemptions,
         workloads=workloads,
-        measurements=frozenset(approval.guests) if confidential_machine else frozenset(),
+        measurements=frozenset(approval.guests) if confidential_machine and not images else frozenset(),
+        any_of=images,
         signers=signers,
         allow_debug=approval.allow_debug,
         require_report_data=True,

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from adyton.attest.guest import Guest, SNPGuest, TDXGuest, parse_guest
 from adyton.attest.policy import Policy as EvidencePolicy
 from adyton.errors import StoreError, UsageError
 from adyton.keyserver.names import check_name
@@ -77,8 +78,10 @@ class Approval:
     """One line of an owner's policy: this program, so proven, may have this key.
 
     The program is named either by `measurement`, or by `mrsigner` with `isv_prod_id` and `min_isv_svn`.
-    `guests` are the guest images (MRTD, or SEV-SNP's launch measurement) that a confidential machine may have started
-    from; `tdx` and `snp` need one, or the machine's host could put another Adyton in this one's place.
+    `guest_images` are the guests, each pinned whole, that a confidential machine may have booted; without one nothing
+    is released there, since the machine's host could put another Adyton in this one's place (`keyserver.gaps`).
+    `guests` (MRTD, or SEV-SNP's launch measurement) is how older approvals named them: it pins the firmware only.
+    `raw_report_data` says that the manifest has `adyton.insecure__raw_report_data`.
     `advisories` maps an accepted advisory to the time until which it is accepted (None: without end).
     `evidence` holds further requirements on the platform, by the names of `attest.policy.Policy`: age of collateral,
     SEV-SNP's lowest versions (`min_tcb`), registers and attributes of a confidential machine, and the like.
@@ -92,12 +95,14 @@ class Approval:
     tees: tuple[str, ...]
     measurement: Measurement | None = None
     guests: tuple[Measurement, ...] = ()
+    guest_images: tuple[Guest, ...] = ()
     mrsigner: Digest | None = None
     isv_prod_id: int | None = None
     min_isv_svn: int | None = None
     tcb_statuses: tuple[str, ...] = ("UpToDate",)
     advisories: Mapping[str, datetime | None] = field(default_factory=lambda: MappingProxyType({}))
     allow_debug: bool = False
+    raw_report_data: bool = False
     protocols: tuple[str, ...] = (ADYTON,)
     expires_at: datetime | None = None
     max_runs: int | None = None
@@ -146,13 +151,22 @@ class Approval:
                 seen=f"measurement {self.measurement}, manifest {self.manifest_sha256}",
                 remedy="approve by measurement (adyton approve MANIFEST without --by-signer)",
             )
-        if {"tdx", "snp"} & set(self.tees) and not self.guests:
+        if {"tdx", "snp"} & set(self.tees) and not (self.guests or self.guest_images):
             raise UsageError(
                 "a confidential machine is approved by its guest image",
-                check="guest image (--guest)",
-                expected="the measurement of the guest image (MRTD, or SEV-SNP's launch measurement)",
+                check="guest image",
+                expected="a guest that is pinned whole",
                 seen="none",
-                remedy="without it the host could start another guest, with another Adyton in it",
+                remedy="approve it with adyton approve: without a guest image the host could start another guest, with"
+                " another Adyton in it",
+            )
+        twice = sorted({"rtmr0", "rtmr1", "rtmr2"} & set(self.evidence))
+        if self.guest_images and twice:
+            raise UsageError(
+                f"{', '.join(twice)} cannot stand under evidence where the guest image names them",
+                check="evidence",
+                expected="registers of the guest in its image only",
+                seen=", ".join(twice),
             )
         for name, number, top in (
             ("isv_prod_id", self.isv_prod_id, 0xFFFF),
@@ -193,14 +207,14 @@ class Approval:
         found: dict[str, Any] = {}
         for spec in fields(self):
             value = getattr(self, spec.name)
-            if value is None or value == () or value == "":
+            if value is None or value == () or value == "" or (spec.name == "raw_report_data" and not value):
                 continue
             if isinstance(value, Measurement | Digest):
                 value = value.hex()
             elif isinstance(value, datetime):
                 value = _time_text(value)
             elif isinstance(value, tuple):
-                value = [entry.hex() if isinstance(entry, Measurement) else entry for entry in value]
+                value = [_plain(entry) for entry in value]
             elif spec.name == "evidence":
                 if not value:
                     continue
@@ -250,7 +264,7 @@ def _read_entry(name: str, value: object) -> object:
         return _expect(name, value, int)
     if name == "evidence":
         return _expect(name, value, dict)
-    if name == "allow_debug":
+    if name in ("allow_debug", "raw_report_data"):
         return _expect(name, value, bool)
     if name in _LISTS:
         _expect(name, value, list)
@@ -258,6 +272,9 @@ def _read_entry(name: str, value: object) -> object:
     if name == "guests":
         _expect(name, value, list)
         return tuple(Measurement.from_hex(_expect(name, entry, str)) for entry in value)  # type: ignore[attr-defined]
+    if name == "guest_images":
+        _expect(name, value, list)
+        return tuple(parse_guest(entry) for entry in value)  # type: ignore[attr-defined]
     if name == "measurement":
         return Measurement.from_hex(_expect(name, value, str))
     if name in ("mrsigner", "manifest_sha256"):
@@ -269,6 +286,12 @@ def _read_entry(name: str, value: object) -> object:
         _expect(name, advisory, str): parse_time(_expect(name, until, str), name) if until else None
         for advisory, until in value.items()  # type: ignore[attr-defined]
     }
+
+
+def _plain(entry: object) -> object:
+    if isinstance(entry, TDXGuest | SNPGuest):
+        return entry.to_dict()
+    return entry.hex() if isinstance(entry, Measurement) else entry
 
 
 def _expect(name: str, value: object, kind: type[T]) -> T:

@@ -93,6 +93,7 @@ class AdytonTable:
     network: str = "none"
     insecure_stdio: bool = False
     insecure_stdin: bool = False
+    raw_report_data: bool = False
     log_uri: str | None = None
     log_key_name: str | None = None
     owners: tuple[Owner, ...] = ()
@@ -459,6 +460,7 @@ def _adyton(value: _Reader) -> AdytonTable:
         network=value.get("adyton.network"),
         insecure_stdio=value.get("adyton.insecure__stdio"),
         insecure_stdin=value.get("adyton.insecure__stdin"),
+        raw_report_data=value.get("adyton.insecure__raw_report_data"),
         log_uri=_file_uri(log_uri, "adyton.log.uri"),
         log_key_name=None if log_key_name is None else _key_name(log_key_name, "adyton.log.key_name"),
         owners=tuple(owners),

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
+from adyton.errors import MalformedManifest
 from adyton.manifest.model import Manifest
+
+RAW_REPORT_DATA: Final = "adyton.insecure__raw_report_data"
+RAW_REPORT_DATA_TEES: Final = frozenset({"sim", "sgx", "gramine-direct"})
+"""Where a manifest with that key runs and may have keys: a simulated enclave, and where Gramine makes the quotes."""
 
 
 class Danger(IntEnum):
@@ -133,6 +139,14 @@ def findings(manifest: Manifest) -> tuple[Finding, ...]:
             "the host writes standard input",
             "read an encrypted file instead",
         )
+    if manifest.adyton.raw_report_data:
+        add(
+            Danger.WEAKENED,
+            RAW_REPORT_DATA,
+            "whoever takes the program over has evidence over any bytes: it can ask for this program's keys again as"
+            " Adyton does, and speak RA-TLS in its name",
+            "leave it out, unless Gramine's own RA-TLS library runs in the program; only sim and sgx take it",
+        )
     if manifest.domain_names_from_host:
         add(
             Danger.WEAKENED,
@@ -182,12 +196,34 @@ def not_covered(manifest: Manifest) -> tuple[str, ...]:
         found.append("whatever comes over the network")
     if manifest.domain_names_from_host:
         found.append("host name and name servers")
+    if manifest.adyton.raw_report_data:
+        found.append("what the program asks evidence over: its own 64 bytes, which Adyton's protocols would take")
     found += [f"the secret {secret.name}: delivered by the key server" for secret in manifest.adyton.secrets]
     found.append("the clock, the number of processors, scheduling, and when the program is stopped: the host's")
     found.append(
         "the kernel under the program (in tdx and snp the guest image's measurement says it; in sim nothing does)"
     )
     return tuple(found)
+
+
+def tee_refusals(manifest: Manifest, tee: str) -> tuple[tuple[str, str], ...]:
+    """Keys (with the reason) for which this manifest neither runs nor has keys on a TEE, as policies name TEEs."""
+    if manifest.adyton.raw_report_data and tee.partition(":")[0] not in RAW_REPORT_DATA_TEES:
+        return ((RAW_REPORT_DATA, "evidence over bytes of the program's choice could be taken for the runtime's own"),)
+    return ()
+
+
+def check_tee(manifest: Manifest, tee: str) -> None:
+    """Raise MalformedManifest where `tee_refusals` has any."""
+    for key, reason in tee_refusals(manifest, tee):
+        name = tee.partition(":")[0]
+        raise MalformedManifest(
+            f"a manifest with {key} is refused under {name}: {reason}",
+            check=f"manifest key {key}",
+            expected=f"false, unless under {', '.join(sorted(RAW_REPORT_DATA_TEES))}",
+            seen=f"true, under {name}",
+            remedy="leave it out and build again; Adyton's own RA-TLS (--provisioning ra-tls) does not need it",
+        )
 
 
 def runtime_refusals(manifest: Manifest) -> tuple[tuple[str, str], ...]:

@@ -41,6 +41,7 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
+from adyton.attest.report_data import RELEASE, framed
 from adyton.errors import OutOfOrder, VersionMismatch
 from adyton.net.wire import b64, binary, malformed, members, number, parse_object, text, to_bytes
 from adyton.values import Digest, Nonce
@@ -68,7 +69,6 @@ PADDED_TO: Final = 256
 NOT_KEPT: Final = "not kept"
 """In place of a denial's id: it was one of so many that the owner's log only counts it."""
 
-_REPORT_LABEL: Final = b"adyton-release/1 report data\0"
 _HPKE_LABEL: Final = b"adyton-release/1 keys\0"
 _RUN_LABEL: Final = b"adyton-release/1 run\0"
 _CHALLENGE_LABEL: Final = b"adyton-release/1 challenge\0"
@@ -86,23 +86,19 @@ class ServerIdentity:
     server_name: str
 
 
-def _framed(*parts: bytes) -> bytes:
-    return b"".join(struct.pack(">I", len(part)) + part for part in parts)
-
-
 def report_data(
     *, nonce: Nonce, public_key: bytes, manifest_sha256: Digest, server: ServerIdentity, names: tuple[str, ...]
 ) -> bytes:
     """The 64 bytes that the evidence must carry: SHA-512 over the label and six length-prefixed fields."""
-    fields = _framed(
+    fields = framed(
         nonce.raw,
         public_key,
         manifest_sha256.raw,
         server.ca_sha256.raw,
         server.server_name.encode(),
-        _framed(*(name.encode() for name in names)),
+        framed(*(name.encode() for name in names)),
     )
-    return hashlib.sha512(_REPORT_LABEL + fields).digest()
+    return hashlib.sha512(RELEASE + fields).digest()
 
 
 def run_id(public_key: bytes) -> str:

@@ -22,6 +22,7 @@ from adyton.vfs.pulse import STALLED_STATUS, START_S, Pulse
 from adyton.vfs.stage import StagedFile
 
 if TYPE_CHECKING:
+    from adyton.attest.report_data import ProgramEvidence
     from adyton.vfs.fuse import Tree
 
 FLUSH_LIMIT_S: Final = 120.0
@@ -36,7 +37,7 @@ TRUSTED: Final = "trusted"
 class Attestation:
     """What /dev/attestation is made of."""
 
-    quote: Callable[[bytes], bytes] | None
+    evidence: ProgramEvidence | None
     keys: Mapping[str, Key128]
     kind: str
 
@@ -72,7 +73,7 @@ class Served:
         if self.attestation is not None:
             what = self.attestation
             found[ATTESTATION] = AttestationTree(
-                what.quote, what.keys, kind=what.kind, event=event, pulse=pulse, caller=calling_process
+                what.evidence, what.keys, kind=what.kind, event=event, pulse=pulse, caller=calling_process
             )
         return found
 

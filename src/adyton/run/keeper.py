@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton import errors
 from adyton.errors import Error, MountFailed, SandboxFailed
@@ -28,6 +28,9 @@ from adyton.run.signals import PASSED_ON
 from adyton.values import Key128
 from adyton.vfs.pulse import ANSWER_S, START_S, Pulse
 from adyton.vfs.stage import Staging, stage_encrypted
+
+if TYPE_CHECKING:
+    from adyton.attest.report_data import ProgramEvidence
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Before the program runs these end the run; the others are kept for the program."""
@@ -68,7 +71,7 @@ class Keeper:
         plan: Plan,
         obtain: Callable[[], Delivered],
         bwrap: str,
-        quote: Callable[[bytes], bytes] | None,
+        evidence: ProgramEvidence | None,
         jobs: int | None,
         stdio: tuple[int, int, int],
         tell: Callable[[dict[str, Any]], None],
@@ -76,7 +79,7 @@ class Keeper:
         self._plan = plan
         self._obtain = obtain
         self._bwrap = bwrap
-        self._quote = quote
+        self._evidence = evidence
         self._jobs = jobs or len(os.sched_getaffinity(0))
         self._stdio = stdio
         self._tell = tell
@@ -219,7 +222,7 @@ class Keeper:
     def _serve(self, keys: Mapping[str, Key128]) -> FileServer | None:
         """Start the process that serves what is written, if anything is, and /dev/attestation."""
         mounts = self._served_mounts()
-        attest = self._quote is not None or bool(self._plan.key_names)
+        attest = self._evidence is not None or bool(self._plan.key_names)
         large = self._division.served_files
         if not mounts and not attest and not large:
             return None
@@ -237,7 +240,7 @@ class Keeper:
             Served(
                 mounts=tuple((mount, keys[mount.key_name]) for mount in mounts),
                 files=large,
-                attestation=Attestation(self._quote, named, self._plan.attestation_type) if attest else None,
+                attestation=Attestation(self._evidence, named, self._plan.attestation_type) if attest else None,
             ),
         )
 

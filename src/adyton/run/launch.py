@@ -21,7 +21,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from adyton import errors
 from adyton.errors import Error, RunError, ScriptFailed
@@ -30,6 +30,9 @@ from adyton.run.keeper import Delivered, Interrupted, Keeper
 from adyton.run.plan import Plan
 from adyton.run.signals import PASSED_ON, pass_on
 from adyton.vfs import syscalls
+
+if TYPE_CHECKING:
+    from adyton.attest.report_data import ProgramEvidence
 
 END_LIMIT_S: Final = 2.0
 _MAX_MESSAGE_BYTES: Final = 1 << 20
@@ -50,13 +53,14 @@ def launch(
     obtain: Callable[[], Delivered],
     *,
     simulated: bool,
-    quote: Callable[[bytes], bytes] | None = None,
+    evidence: ProgramEvidence | None = None,
     note: Callable[[str], None] = lambda _text: None,
     jobs: int | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
 ) -> Ended:
     """Run a plan to its end; raises Error where it could not start or its outputs could not be kept.
 
+    `evidence` is what the program gets from /dev/attestation; without it there are no quotes.
     `obtain` is called in the keeper, beside the staging of trusted files, and its keys never leave the keeper.
     Call it from the main thread: a run is bound to the thread that started it.
     """
@@ -70,7 +74,9 @@ def launch(
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     keeper = os.fork()
     if keeper == 0:
-        _become_keeper(parent, report_in, blocked, lambda tell: Keeper(plan, obtain, bwrap, quote, jobs, stdio, tell))
+        _become_keeper(
+            parent, report_in, blocked, lambda tell: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, tell)
+        )
     os.close(report_in)
     with pass_on(lambda number: os.kill(keeper, number)):
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

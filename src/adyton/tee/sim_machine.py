@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    from adyton.attest.guest import TDXGuest
     from adyton.values import Measurement
 
 Shape = Literal["sgx", "tdx"]
@@ -297,6 +298,15 @@ def enclave_body(
 def guest_register(name: str) -> bytes:
     """The 48 bytes that stand for a part of the simulated guest (TDX module, MRTD, RTMR0 to RTMR2)."""
     return hashlib.sha384(f"Adyton simulated guest, {name}".encode()).digest()
+
+
+def simulated_guest() -> TDXGuest:
+    """The one guest that every simulated trust domain boots."""
+    from adyton.attest.guest import TDXGuest
+    from adyton.values import Measurement
+
+    registers = {name.lower(): Measurement(guest_register(name)) for name in ("MRTD", "RTMR0", "RTMR1", "RTMR2")}
+    return TDXGuest(**registers)
 
 
 def td_body(machine: Facts, measurement: Measurement, *, debug: bool) -> TDReport:

@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from adyton.attest.report_data import REPORT_DATA_BYTES
 from adyton.errors import UsageError
 
 if TYPE_CHECKING:
     from adyton.values import Measurement
 
-REPORT_DATA_BYTES: Final = 64
 TEES: Final = ("sgx", "tdx", "snp", "sim", "sim-tdx")
 PLATFORM_VARIABLE: Final = "ADYTON_SIM_PLATFORM"
 DEFAULT_PLATFORM: Final = "~/.adyton-sim"

@@ -1,10 +1,11 @@
 """/dev/attestation as Gramine has it, so that a program written for Gramine runs unchanged.
 
 `user_report_data` takes up to 64 bytes and fills up with zeros; `quote` and `report` are made when they are opened;
-`keys/NAME` holds the 16 raw bytes of a key that was released to this run. The report data is each process's own.
-Differences to Gramine: a process that wrote none has what was written last by any, so that a shell's `echo` and `cat`
-belong together; and a key cannot be replaced from inside (writing another one is EACCES), since the mounts that use it
-are open already.
+`keys/NAME` holds the 16 raw bytes of a key that was released to this run. What was written is each process's own.
+Differences to Gramine: evidence is over a hash of what was written (`attest.report_data`), so that a program cannot ask
+for evidence that Adyton's own protocols would take; a process that wrote nothing has what was written last by any, so
+that a shell's `echo` and `cat` belong together; and a key cannot be replaced from inside (writing another one is
+EACCES), since the mounts that use it are open already.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from adyton.attest.report_data import REPORT_DATA_BYTES, ProgramEvidence
 from adyton.values import Key128
 from adyton.vfs.encrypted import FIXED_TIME_NS, Node
 from adyton.vfs.pulse import Pulse
 
-REPORT_DATA_BYTES: Final = 64
 MAX_PROCESSES: Final = 4096
-"""Whose report data is kept, the last to write it."""
+"""Whose data is kept, the last to write it."""
 QUOTE_S: Final = 120.0
 """How long the hardware may take for a quote; a quoting enclave that must be fetched for takes tens of seconds."""
 _QUOTE_HEADER_BYTES: Final = 48
@@ -40,13 +41,13 @@ class _Opened:
 
 
 class AttestationTree:
-    """The pseudo-files; `quote` turns 64 bytes into evidence."""
+    """The pseudo-files; `evidence` is what the program gets for the bytes that it wrote."""
 
     direct: Final = True
 
     def __init__(
         self,
-        quote: Callable[[bytes], bytes] | None,
+        evidence: ProgramEvidence | None,
         keys: Mapping[str, Key128],
         *,
         kind: str,
@@ -56,13 +57,13 @@ class AttestationTree:
     ) -> None:
         self._caller = caller
         self._pulse = pulse or Pulse()
-        self._quote = quote
+        self._source = evidence
         self._keys = dict(keys)
         self._kind = kind
         self._event = event
-        self._report_data: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._user_data: OrderedDict[Hashable, bytes] = OrderedDict()
         files = {"attestation_type": 0o444}
-        if quote is not None and kind != "none":
+        if evidence is not None and kind != "none":
             files |= {"user_report_data": 0o666, "quote": 0o444, "report": 0o444}
         self._nodes: dict[str, Node] = {}
         for path in ("", "keys"):
@@ -112,14 +113,14 @@ class AttestationTree:
         return _Opened(path, content, path)
 
     def _evidence(self) -> bytes:
-        if self._quote is None:
+        if self._source is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "quote")
         with self._pulse.lasting(QUOTE_S):
-            return self._quote(self._report_data_of_caller())
+            return self._source.over(self._user_data_of_caller())
 
-    def _report_data_of_caller(self) -> bytes:
-        latest = next(reversed(self._report_data.values()), bytes(REPORT_DATA_BYTES))
-        return self._report_data.get(self._caller(), latest)
+    def _user_data_of_caller(self) -> bytes:
+        latest = next(reversed(self._user_data.values()), bytes(REPORT_DATA_BYTES))
+        return self._user_data.get(self._caller(), latest)
 
     def _report(self) -> bytes:
         """An SGX report, 432 bytes, around a quote's report body; key id and MAC are random, as no CPU made it."""
@@ -140,14 +141,14 @@ class AttestationTree:
         return len(part)
 
     def write(self, opened: _Opened, data: memoryview, offset: int) -> int:  # noqa: ARG002 - Gramine ignores offsets too
-        """Replace the report data, or offer a key that must be the one already there."""
+        """Replace what evidence is asked over, or offer a key that must be the one already there."""
         raw = bytes(data)
         if opened.name == "user_report_data":
             caller = self._caller()
-            self._report_data[caller] = raw[:REPORT_DATA_BYTES].ljust(REPORT_DATA_BYTES, b"\0")
-            self._report_data.move_to_end(caller)
-            if len(self._report_data) > MAX_PROCESSES:
-                self._report_data.popitem(last=False)
+            self._user_data[caller] = raw[:REPORT_DATA_BYTES].ljust(REPORT_DATA_BYTES, b"\0")
+            self._user_data.move_to_end(caller)
+            if len(self._user_data) > MAX_PROCESSES:
+                self._user_data.popitem(last=False)
             return len(raw)
         if opened.name.startswith("keys/") and hmac.compare_digest(raw, self._keys[opened.name[5:]].reveal()):
             return len(raw)

@@ -12,17 +12,19 @@ import pytest
 
 from adyton.attest.assess import verify_evidence
 from adyton.attest.evidence import parse_evidence
+from adyton.attest.guest import MUST_COVER, SNPGuest, TDXGuest
 from adyton.attest.report import VerifiedReport
 from adyton.attest.roots import TrustRoots
 from adyton.errors import UsageError
 from adyton.keyserver.audit import MAX_BODY_BYTES, canonical
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
-from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, StoredApproval
+from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval, StoredApproval
 from adyton.keyserver.refusal import safe_reason
 from adyton.keyserver.rehearsal import rehearse
 from adyton.keyserver.view import Release, Usage
 from adyton.net.verification import Verified, Verifier
 from adyton.tee.sim import SimPlatform
+from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Digest, Measurement
 from tests.amd_factory import LAUNCH, REPORT_DATA, SNPScenario
 from tests.owner_world import FixedCollateral, World, make_world, now
@@ -86,6 +88,10 @@ def test_decide_everything_fits_grants(base: World) -> None:
     assert decided.key == "weights"
     assert decided.renews is None
     assert decided.claims.bound
+
+
+def _launched(digest: bytes) -> SNPGuest:
+    return SNPGuest(launch_digest=Measurement(digest), launch_digest_covers=MUST_COVER)
 
 
 OTHER_SIGNER = Digest(b"\x07" * 32)
@@ -206,18 +212,63 @@ def test_decide_revoked_platform_is_never_accepted(base: World) -> None:
             base.approval(signed.measurement, tcb_statuses=(status,))
 
 
-def test_decide_confidential_machine_needs_its_guest_image(base: World) -> None:
-    """A TDX-shaped report is granted by workload and guest image together; another image alone refuses."""
-    signed = base.program()
-    quote = base.enclave(signed, tdx=True).quote(BINDING)
-    report = Verifier(base.collateral).verify(quote, {base.platform.root_fingerprint}, now()).report
+@pytest.fixture(scope="module")
+def domain(base: World) -> VerifiedReport:
+    """A verified report of the usual program in a simulated trust domain."""
+    quote = base.enclave(base.program(), tdx=True).quote(BINDING)
+    return Verifier(base.collateral).verify(quote, {base.platform.root_fingerprint}, now()).report
+
+
+def _guest(**changes: bytes) -> TDXGuest:
+    return replace(simulated_guest(), **{name: Measurement(value) for name, value in changes.items()})
+
+
+def test_decide_confidential_machine_needs_its_guest_image(base: World, domain: VerifiedReport) -> None:
+    """A TDX-shaped report is granted by workload and guest image together, and each register alone refuses."""
     tee = f"sim-tdx:{base.platform.root_fingerprint}"
-    granted = case_of(base, report=report, tees=(tee,), guests=(report.measurement,))
-    assert isinstance(granted.decide(), Grant)
-    other = case_of(base, report=report, tees=(tee,), guests=(Measurement(bytes(48)),))
-    assert failing(other.decide()) == ["measurement"]
+    assert isinstance(case_of(base, report=domain, tees=(tee,)).decide(), Grant)
+    for name, line in (("mrtd", "measurement"), ("rtmr0", "RTMR0"), ("rtmr1", "RTMR1"), ("rtmr2", "RTMR2")):
+        other = case_of(base, report=domain, tees=(tee,), guest_images=(_guest(**{name: b"g" * 48}),))
+        assert failing(other.decide()) == [line]
     with pytest.raises(UsageError, match="guest image"):
-        base.approval(signed.measurement, tees=("tdx",))
+        base.approval(base.program().measurement, tees=("tdx",))
+
+
+def test_decide_registers_of_two_guest_images_are_never_mixed(base: World, domain: VerifiedReport) -> None:
+    """One image's kernel with another's command line is neither image."""
+    tee = f"sim-tdx:{base.platform.root_fingerprint}"
+    halves = (_guest(rtmr1=b"a" * 48), _guest(rtmr2=b"b" * 48))
+    assert failing(case_of(base, report=domain, tees=(tee,), guest_images=halves).decide()) in (["RTMR1"], ["RTMR2"])
+    whole = (*halves, simulated_guest())
+    assert isinstance(case_of(base, report=domain, tees=(tee,), guest_images=whole).decide(), Grant)
+
+
+@pytest.mark.parametrize("old", ["measured", "another", "none"])
+def test_decide_approval_that_pins_the_firmware_only_releases_nothing(
+    base: World, domain: VerifiedReport, old: str
+) -> None:
+    """Approvals made before guest images were pinned whole: loaded, and refused with the reason and the remedy."""
+    tee = f"sim-tdx:{base.platform.root_fingerprint}"
+    guests = {"measured": (domain.measurement,), "another": (Measurement(b"g" * 48),), "none": ()}[old]
+    case = case_of(base, report=domain, tees=(tee,), guest_images=(), guests=guests)
+    case.stored = replace(case.stored, approval=Approval.from_dict(case.stored.approval.to_dict()))
+    decided = case.decide()
+    assert failing(decided) == ["guest image", *(["measurement"] if old == "another" else [])]
+    assert isinstance(decided, Denial)
+    line = decided.judged[0].failed[0]
+    assert "RTMR1" in str(line.expected)
+    assert ("firmware only" in str(line.seen)) is (old != "none")
+    assert "--rtmr1" in str(line.remedy)
+    told = safe_reason(decided, domain, "d-1")
+    assert told.check == ("guest image" if old != "another" else "measurement of the program")
+
+
+def test_decide_raw_report_data_has_keys_on_sim_only(base: World, domain: VerifiedReport) -> None:
+    """A manifest whose program signs what it likes: released in the simulated enclave, in no trust domain."""
+    assert isinstance(case_of(base, raw_report_data=True).decide(), Grant)
+    tee = f"sim-tdx:{base.platform.root_fingerprint}"
+    case = case_of(base, report=domain, tees=(tee,), raw_report_data=True)
+    assert failing(case.decide()) == ["report data of the program"]
 
 
 def test_decide_run_with_a_lease_asks_again_for_free(base: World) -> None:
@@ -291,11 +342,13 @@ def test_decide_other_simulated_root_is_refused_before_any_approval(base: World,
 def test_decide_sev_snp_program_is_known_by_guest_and_manifest(base: World) -> None:
     """SEV-SNP has no register for a workload: guest image and manifest stand for it, and an approval must have both."""
     signed = base.program()
-    guest = Measurement(b"g" * 48)
-    approval = base.approval(signed.measurement, tees=("snp",), guests=(guest,), manifest_sha256=signed.manifest_sha256)
-    policy = evidence_policy(approval, confidential_machine=True, by_manifest=True)
-    assert (policy.measurements, policy.workloads) == (frozenset({guest}), frozenset())
-    for missing in ({"manifest_sha256": None}, {"guests": ()}):
+    image = _launched(b"g" * 48)
+    approval = base.approval(
+        signed.measurement, tees=("snp",), guest_images=(image,), manifest_sha256=signed.manifest_sha256
+    )
+    (policy,) = evidence_policy(approval, confidential_machine=True, by_manifest=True).alternatives()
+    assert (policy.measurements, policy.workloads) == (frozenset({image.launch_digest}), frozenset())
+    for missing in ({"manifest_sha256": None}, {"guest_images": ()}):
         with pytest.raises(UsageError):
             approval.changed(**missing)
 
@@ -322,7 +375,7 @@ def snp_case(base: World, snp_reports: Callable[..., VerifiedReport]) -> Case:
         base,
         report=snp_reports(),
         tees=("snp",),
-        guests=(Measurement(LAUNCH),),
+        guest_images=(_launched(LAUNCH),),
         manifest_sha256=base.program().manifest_sha256,
         evidence={"min_tcb": {"Milan": lowest}},
     )
@@ -347,7 +400,12 @@ def test_decide_sev_snp_workload_measurement_plays_no_part(snp_case: Case) -> No
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        pytest.param(_approval(guests=(Measurement(b"g" * 48),)), "measurement", id="another-guest"),
+        pytest.param(_approval(guest_images=(_launched(b"g" * 48),)), "measurement", id="another-guest"),
+        pytest.param(_approval(guest_images=(), guests=(Measurement(LAUNCH),)), "guest image", id="firmware-only"),
+        pytest.param(
+            _approval(guest_images=(simulated_guest(),), guests=(Measurement(LAUNCH),)), "guest image", id="tdx-guest"
+        ),
+        pytest.param(_approval(raw_report_data=True), "report data of the program", id="raw-report-data"),
         pytest.param(_approval(manifest_sha256=Digest(b"m" * 32)), "manifest", id="another-manifest"),
         pytest.param(_request(manifest_sha256=Digest(b"m" * 32)), "manifest", id="another-manifest-asked"),
         pytest.param(_request(manifest_sha256=None), "manifest", id="no-manifest-named"),

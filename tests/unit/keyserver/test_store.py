@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.errors import AuditError, OutOfOrder, StorageFailed, StoreError, UnknownKey, UsageError, VersionMismatch
 from adyton.keyserver import schema
 from adyton.keyserver.audit import Checkpoint, Head, sign_checkpoint, verify_checkpoint
@@ -35,6 +36,7 @@ from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
 from adyton.keyserver.store import Store
 from adyton.keyserver.view import KEY, SECRET, Release
 from adyton.keyserver.wrapping import WrappingKey, master_from_command, master_from_passphrase, read_private_file
+from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Key128, Measurement
 from tests.owner_world import World, make_world, now, signer_pem
 
@@ -207,6 +209,11 @@ def test_approval_round_trips_and_refuses_unknown_entries(world: World) -> None:
         max_active=2,
         lease_s=60,
         guests=(Measurement(bytes(48)),),
+        guest_images=(
+            simulated_guest(),
+            SNPGuest(launch_digest=Measurement(b"l" * 48), launch_digest_covers=MUST_COVER),
+        ),
+        raw_report_data=True,
         not_covered=("the clock",),
         note="because",
         tcb_statuses=("UpToDate", "SWHardeningNeeded"),
@@ -214,7 +221,16 @@ def test_approval_round_trips_and_refuses_unknown_entries(world: World) -> None:
     )
     assert Approval.from_dict(json.loads(json.dumps(approval.to_dict()))) == approval
     wrong: dict[str, Any]
-    for wrong in ({"max_run": 1}, {"max_runs": "1"}, {"max_runs": True}, {"tees": "sgx"}, {"advisories": []}):
+    for wrong in (
+        {"max_run": 1},
+        {"max_runs": "1"},
+        {"max_runs": True},
+        {"tees": "sgx"},
+        {"advisories": []},
+        {"raw_report_data": 1},
+        {"guest_images": [{}]},
+        {"guest_images": {}},
+    ):
         with pytest.raises(UsageError):
             Approval.from_dict({**approval.to_dict(), **wrong})
     with pytest.raises(UsageError, match="missing"):

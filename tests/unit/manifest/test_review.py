@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from adyton.errors import MalformedManifest
 from adyton.manifest.difference import Difference, differences
 from adyton.manifest.explain import explain_layout, explain_manifest, explain_signature
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import Area, Layout
-from adyton.manifest.review import Danger, findings, not_covered, runtime_refusals
+from adyton.manifest.review import Danger, check_tee, findings, not_covered, runtime_refusals, tee_refusals
 from adyton.manifest.signature import Attributes, generate_signer, load_signer, sign
 from adyton.values import Measurement
 
@@ -44,6 +45,7 @@ CAUSES = {
         Danger.WEAKENED,
     ),
     "sgx.insecure__rpc_thread_num = 1": ("sgx.insecure__rpc_thread_num", Danger.WEAKENED),
+    "adyton.insecure__raw_report_data = true": ("adyton.insecure__raw_report_data", Danger.WEAKENED),
     "loader.log_level = 'debug'": ("loader.log_level", Danger.WEAKENED),
 }
 
@@ -83,14 +85,32 @@ def test_what_is_not_covered_is_said_in_words() -> None:
         + "loader.insecure__use_cmdline_argv = true\nloader.insecure__use_host_env = true\n"
         + "loader.env.X = { passthrough = true }\nsgx.allowed_files = ['file:x']\nadyton.insecure__stdin = true\n"
         + "adyton.network = 'host'\nsys.enable_extra_runtime_domain_names_conf = true\nadyton.secrets.s.env = 'S'\n"
-        + "sgx.file_check_policy = 'allow_all_but_log'\n"
+        + "sgx.file_check_policy = 'allow_all_but_log'\nadyton.insecure__raw_report_data = true\n"
     )
     text = "\n".join(not_covered(open_wide))
     for part in ("/d ", "file:x", "allow_all_but_log", "arguments", "environment:", "X:", "input", "network"):
         assert part in text
-    for part in ("name servers", "secret s", "clock", "kernel"):
+    for part in ("64 bytes", "name servers", "secret s", "clock", "kernel"):
         assert part in text
     assert len(not_covered(parse_manifest(LEAST))) == 2
+
+
+@pytest.mark.parametrize("value", ["'true'", "1", "'yes'"])
+def test_raw_report_data_is_a_boolean_and_nothing_else(value: str) -> None:
+    """What is not true or false is refused, not taken for either."""
+    with pytest.raises(MalformedManifest):
+        parse_manifest(LEAST + f"adyton.insecure__raw_report_data = {value}")
+
+
+def test_raw_report_data_is_for_sim_and_sgx() -> None:
+    """Whatever TEE there will be: only those that are named take it."""
+    raw, closed = parse_manifest(LEAST + "adyton.insecure__raw_report_data = true"), parse_manifest(LEAST)
+    for tee in ("sim", "sim:" + "0" * 64, "sgx", "gramine-direct"):
+        assert tee_refusals(raw, tee) == ()
+    for tee in ("sim-tdx", "sim-tdx:" + "0" * 64, "tdx", "snp", "tpm", "sim-tpm:" + "0" * 64):
+        assert tee_refusals(closed, tee) == ()
+        with pytest.raises(MalformedManifest, match="insecure__raw_report_data is refused under"):
+            check_tee(raw, tee)
 
 
 REFUSED = {

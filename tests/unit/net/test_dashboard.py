@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from adyton.errors import Denied
+from adyton.keyserver import change as change_module
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED
 from adyton.keyserver.view import Release
 from adyton.manifest.signed import SignedManifest
@@ -26,6 +27,7 @@ from adyton.net.dashboard import patience
 from adyton.net.dashboard.app import PAGE
 from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.net.dashboard.sessions import MAX_GUESSES, Sessions
+from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Measurement
 from tests import chromium
 from tests.owner_world import RUNTIME_PARTS, Running, World, now, running
@@ -276,9 +278,38 @@ def test_tdx_program_that_showed_itself_is_accepted_with_its_guest(client: httpx
         assert client.post("/accept", data={**fields, "guest": guest[1]}).status_code == 303
         with world.store.read() as view:
             (stored,) = [item for item in view.approvals() if item.approval.version == "v2"]
-        assert [each.hex() for each in stored.approval.guests] == [guest[1]]
+        assert stored.approval.guest_images == (simulated_guest(),)
+        assert simulated_guest().mrtd.hex() == guest[1]
         assert stored.approval.manifest_sha256 == signed.manifest_sha256
         assert obtain_keys(signed, world.enclave(signed, tdx=True), {"": server.adyton}).keys
+
+
+def test_tdx_program_is_not_accepted_by_what_its_host_showed(client: httpx.Client, world: World) -> None:
+    """A real trust domain's registers are the host's choice: the page says so, and accepts nothing."""
+    measurement = world.program().measurement
+    with world.store.write() as change:
+        change.note_candidate(measurement, "tdx", "weights", "d-1", 1)
+        change.record("denial", "d-1", {"measurement": "ab" * 48}, 1)
+    assert "pins nothing" in client.get(f"/candidates/{measurement}/weights").text
+    fields = {"measurement": measurement.hex(), "key": "weights", "csrf": csrf(client), "guest": "ab" * 48}
+    refused = client.post("/accept", data={**fields, "tee": "tdx", "app": "classify", "version": "v2"})
+    assert refused.status_code == 400
+    assert "guest image" in refused.text
+    with world.store.read() as view:
+        assert view.approvals() == []
+
+
+def test_approval_that_pins_the_firmware_only_is_shown_as_such(
+    client: httpx.Client, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An approval of an earlier Adyton: it releases nothing, and the page says why and what to do."""
+    with monkeypatch.context() as older, world.store.write() as change:
+        older.setattr(change_module, "check_sound", lambda _approval: None)
+        guests = (Measurement(b"g" * 48),)
+        change.add_approval(world.approval(world.program().measurement, tees=("tdx",), guests=guests), actor="test")
+    text = client.get("/programs").text
+    assert "Releases nothing under tdx: guest image" in text
+    assert "--rtmr1" in text
 
 
 def half_request(world: World, page: str, source: str, said: bytes) -> ssl.SSLSocket:

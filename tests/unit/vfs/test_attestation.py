@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
 
 import pytest
 
-from adyton.values import Key128
+from adyton.attest.report_data import ProgramEvidence, program_report_data
+from adyton.values import Key128, Measurement
 from adyton.vfs.attestation import MAX_PROCESSES, AttestationTree
 from adyton.vfs.pulse import Pulse
 
 KEY = Key128(bytes(range(16)))
+WORKLOAD = Measurement(bytes(range(32)))
 
 
 def _quote(report_data: bytes) -> bytes:
     return b"\x03\x00" + bytes(46) + bytes(320) + report_data + bytes(50)
 
 
+def _evidence(quote: Callable[[bytes], bytes] = _quote) -> ProgramEvidence:
+    return ProgramEvidence(quote, WORKLOAD)
+
+
 def _tree(kind: str = "dcap") -> AttestationTree:
-    return AttestationTree(_quote, {"k": KEY}, kind=kind)
+    return AttestationTree(_evidence(), {"k": KEY}, kind=kind)
 
 
 def _read(tree: AttestationTree, path: str) -> bytes:
@@ -27,22 +34,22 @@ def _read(tree: AttestationTree, path: str) -> bytes:
     return bytes(buffer[: tree.read_into(tree.open(path), 0, buffer)])
 
 
-def test_quote_is_over_the_report_data_as_written_last() -> None:
-    """Each write replaces all of it, filled with zeros, and what is beyond 64 bytes is ignored."""
+def test_quote_is_over_the_data_as_written_last() -> None:
+    """Each write replaces all of it, filled with zeros, and what is beyond 64 bytes is ignored; all of it hashed."""
     tree = _tree()
     opened = tree.open("user_report_data")
     tree.write(opened, memoryview(b"x" * 64), 0)
     assert tree.write(opened, memoryview(b"y" * 70), 0) == 70
-    assert _read(tree, "quote")[368:432] == b"y" * 64
+    assert _read(tree, "quote")[368:432] == program_report_data(WORKLOAD, b"y" * 64)
     tree.write(opened, memoryview(b"z"), 0)
-    assert _read(tree, "quote")[368:432] == b"z" + bytes(63)
+    assert _read(tree, "quote")[368:432] == program_report_data(WORKLOAD, b"z")
     assert _read(tree, "user_report_data") == b""
 
 
 def test_report_data_is_each_processs_own() -> None:
     """Workers beside each other do not get each other's; who wrote none has what was written last."""
     now = [0]
-    tree = AttestationTree(_quote, {}, kind="dcap", caller=lambda: now[0])
+    tree = AttestationTree(_evidence(), {}, kind="dcap", caller=lambda: now[0])
 
     def write_as(process: int, data: bytes) -> None:
         now[0] = process
@@ -50,14 +57,15 @@ def test_report_data_is_each_processs_own() -> None:
 
     def quoted_by(process: int) -> bytes:
         now[0] = process
-        return _read(tree, "quote")[368:369]
+        return _read(tree, "quote")[368:432]
 
     write_as(1, b"1")
     write_as(2, b"2")
-    assert [quoted_by(process) for process in (1, 2, 3)] == [b"1", b"2", b"2"]
+    wanted = [program_report_data(WORKLOAD, data) for data in (b"1", b"2", b"2")]
+    assert [quoted_by(process) for process in (1, 2, 3)] == wanted
     for process in range(10, 20 + MAX_PROCESSES):
         write_as(process, b"x")
-    assert len(tree._report_data) == MAX_PROCESSES
+    assert len(tree._user_data) == MAX_PROCESSES
 
 
 def test_quote_may_take_as_long_as_the_hardware_needs() -> None:
@@ -69,7 +77,7 @@ def test_quote_may_take_as_long_as_the_hardware_needs() -> None:
         assert pulse.overdue() is None
         return _quote(report_data)
 
-    tree = AttestationTree(slow, {}, kind="dcap", pulse=pulse)
+    tree = AttestationTree(_evidence(slow), {}, kind="dcap", pulse=pulse)
     pulse.start("open")
     tree.open("quote")
     time.sleep(0.05)
@@ -80,12 +88,12 @@ def test_report_is_432_bytes_around_the_same_report_data() -> None:
     """Body of the quote, then key id and MAC."""
     report = _read(_tree(), "report")
     assert len(report) == 432
-    assert report[:384] == _quote(bytes(64))[48:432]
+    assert report[:384] == _quote(program_report_data(WORKLOAD, b""))[48:432]
 
 
 def test_report_of_another_shape_of_quote_is_no_device() -> None:
     """Only SGX quotes have an SGX report in them."""
-    tree = AttestationTree(lambda data: b"\x04\x00" + data, {}, kind="dcap")
+    tree = AttestationTree(_evidence(lambda data: b"\x04\x00" + data), {}, kind="dcap")
     with pytest.raises(OSError) as raised:
         tree.open("report")
     assert raised.value.errno == errno.ENODEV

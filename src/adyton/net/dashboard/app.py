@@ -20,11 +20,13 @@ from starlette.routing import Route
 from adyton.attest import explain
 from adyton.errors import Error, UsageError
 from adyton.keyserver.clock import moment, now_ms
+from adyton.keyserver.gaps import gaps
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
 from adyton.keyserver.replay import replay
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.review import not_covered
 from adyton.net.dashboard.sessions import Session, Sessions
+from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
@@ -202,7 +204,8 @@ class Dashboard:
             programs.setdefault(item.approval.app, []).append(item)
         at_ms = now_ms()
         usage = {item.id: view.usage(item.id, "", at_ms) for item in found if item.state != PENDING}
-        return {"programs": programs, "candidates": view.candidates(), "usage": usage}
+        found_gaps = {item.id: gaps(item.approval) for item in found if item.state != REVOKED}
+        return {"programs": programs, "candidates": view.candidates(), "usage": usage, "gaps": found_gaps}
 
     def _candidate(self, request: Request, view: Reader) -> dict[str, Any]:
         try:
@@ -357,14 +360,16 @@ class Dashboard:
                         remedy="look at it again",
                     )
                 behind = change.behind(measurement)
-                uncovered = not_covered(parse_manifest(behind[0].decode("utf-8"))) if behind else ()
+                manifest = parse_manifest(behind[0].decode("utf-8")) if behind else None
+                uncovered = () if manifest is None else not_covered(manifest)
                 approval = Approval(
                     key=wanted[2],
                     app=fields.get("app", ""),
                     version=fields.get("version", ""),
                     tees=(wanted[1],),
                     measurement=measurement,
-                    guests=() if guest is None else (guest,),
+                    guest_images=(simulated_guest(),) if wanted[1].startswith("sim-tdx") else (),
+                    raw_report_data=manifest is not None and manifest.adyton.raw_report_data,
                     manifest_sha256=Digest(hashlib.sha256(behind[0]).digest()) if behind else None,
                     not_covered=uncovered,
                     note="approved on the dashboard",

@@ -1,0 +1,146 @@
+"""A confidential machine's guest, pinned whole: firmware, kernel, initrd, command line, and what the host adds to them.
+
+The firmware's measurement alone pins nothing else: a host boots another kernel under it, and that kernel says what it
+likes. So a guest that leaves any part open cannot be expressed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from adyton.attest.policy import Policy
+from adyton.errors import UsageError
+from adyton.values import Measurement
+
+REGISTER_BYTES: Final = 48
+MUST_COVER: Final = ("cmdline", "initrd", "kernel")
+"""What SEV-SNP's launch digest must cover besides the firmware, sorted."""
+
+
+def confidential_kind(tee: str) -> str | None:
+    """`tdx` or `snp` for a TEE that is a confidential machine, as policies name TEEs; None for an enclave."""
+    name = tee.partition(":")[0].removeprefix("sim-")
+    return name if name in ("tdx", "snp") else None
+
+
+def _refused(check: str, expected: str, seen: str) -> UsageError:
+    return UsageError(
+        f"this does not pin a guest: {check}: expected {expected}, seen {seen}",
+        check=check,
+        expected=expected,
+        seen=seen,
+        remedy="take every value from the guest image that you built or checked, none from evidence that a host showed",
+    )
+
+
+def _check_register(name: str, value: Measurement) -> None:
+    if len(value.raw) != REGISTER_BYTES:
+        raise _refused(name, f"{2 * REGISTER_BYTES} hex digits", f"{2 * len(value.raw)} hex digits")
+    if not any(value.raw):
+        raise _refused(name, "a register that something was measured into", "zeros: the firmware measured nothing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TDXGuest:
+    """A TDX guest: firmware (MRTD), its settings and ACPI tables (RTMR0), kernel (RTMR1), command line, initrd (RTMR2).
+
+    RTMR3 is not part of it: it holds the workload.
+    """
+
+    kind: ClassVar[str] = "tdx"
+    mrtd: Measurement
+    rtmr0: Measurement
+    rtmr1: Measurement
+    rtmr2: Measurement
+
+    def __post_init__(self) -> None:
+        for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2"):
+            _check_register(name, getattr(self, name))
+
+    def policy(self) -> Policy:
+        """What evidence must show, as one alternative of a policy."""
+        return Policy(
+            measurements=frozenset({self.mrtd}),
+            rtmr0=frozenset({self.rtmr0.raw}),
+            rtmr1=frozenset({self.rtmr1.raw}),
+            rtmr2=frozenset({self.rtmr2.raw}),
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return {
+            "tee": self.kind,
+            "mrtd": self.mrtd.hex(),
+            "rtmr0": self.rtmr0.hex(),
+            "rtmr1": self.rtmr1.hex(),
+            "rtmr2": self.rtmr2.hex(),
+        }
+
+    def __str__(self) -> str:
+        return f"MRTD {self.mrtd}, RTMR0 {self.rtmr0}, RTMR1 {self.rtmr1}, RTMR2 {self.rtmr2}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SNPGuest:
+    """A SEV-SNP guest: a launch digest, and the statement that it covers kernel, initrd and command line."""
+
+    kind: ClassVar[str] = "snp"
+    launch_digest: Measurement
+    launch_digest_covers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_register("launch_digest", self.launch_digest)
+        if self.launch_digest_covers != MUST_COVER:
+            raise _refused(
+                "launch_digest_covers", ", ".join(MUST_COVER), ", ".join(self.launch_digest_covers) or "none"
+            )
+
+    def policy(self) -> Policy:
+        """What evidence must show, as one alternative of a policy."""
+        return Policy(measurements=frozenset({self.launch_digest}))
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return {
+            "tee": self.kind,
+            "launch_digest": self.launch_digest.hex(),
+            "launch_digest_covers": list(self.launch_digest_covers),
+        }
+
+    def __str__(self) -> str:
+        return f"launch digest {self.launch_digest}, which covers {', '.join(self.launch_digest_covers)}"
+
+
+Guest = TDXGuest | SNPGuest
+
+_MEMBERS: Final[Mapping[str, frozenset[str]]] = {
+    "tdx": frozenset({"tee", "mrtd", "rtmr0", "rtmr1", "rtmr2"}),
+    "snp": frozenset({"tee", "launch_digest", "launch_digest_covers"}),
+}
+
+
+def parse_guest(document: object) -> Guest:
+    """Read what `to_dict` made; members that are unknown, missing or ill-typed are refused; raises UsageError."""
+    if not isinstance(document, dict):
+        raise _refused("guest image", "a table", type(document).__name__)
+    kind = document.get("tee")
+    if not isinstance(kind, str) or kind not in _MEMBERS:
+        raise _refused("tee of a guest image", "tdx or snp", str(kind)[:40])
+    if set(document) != _MEMBERS[kind]:
+        raise _refused("members of a guest image", ", ".join(sorted(_MEMBERS[kind])), ", ".join(sorted(document))[:160])
+    registers = {name: _register(document, name) for name in sorted(_MEMBERS[kind] - {"tee", "launch_digest_covers"})}
+    if kind == "tdx":
+        return TDXGuest(**registers)
+    covers = document["launch_digest_covers"]
+    if not isinstance(covers, list) or not all(isinstance(part, str) for part in covers):
+        raise _refused("launch_digest_covers", "a list of texts", type(covers).__name__)
+    return SNPGuest(launch_digest=registers["launch_digest"], launch_digest_covers=tuple(covers))
+
+
+def _register(document: Mapping[str, object], name: str) -> Measurement:
+    value = document[name]
+    if not isinstance(value, str):
+        raise _refused(name, f"{2 * REGISTER_BYTES} hex digits", type(value).__name__)
+    return Measurement.from_hex(value)

@@ -1,0 +1,1 @@
+"""What a program that was taken over tries."""
