@@ -91,8 +91,8 @@ def _hostile(numbers: dict[str, int]) -> Callable[[], None]:
         os.setpriority(os.PRIO_PROCESS, 0, 7)
         libc.syscall(numbers["ioprio_set"], 1, 0, IDLE_IO)
         libc.syscall(numbers["set_mempolicy"], 4, None, 0)  # MPOL_LOCAL
-        for name, value in (("oom_score_adj", "500"), ("coredump_filter", "0x7f")):
-            Path(f"/proc/self/{name}").write_text(value)
+        for name, text in (("oom_score_adj", "500"), ("coredump_filter", "0x7f")):
+            Path(f"/proc/self/{name}").write_text(text)
         os.umask(0o777)
         os.set_inheritable(os.open("/etc/passwd", os.O_RDONLY), True)
         for option, value in ((29, 10**9), (41, 1), (67, 1), (1, 15)):  # slack, large pages, merging, parent's death

@@ -137,7 +137,7 @@ def _users(pid: int) -> dict[str, set[int]]:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root's runs have another user to take")
 def test_kernel_never_knows_the_program_as_its_root(folder: Path) -> None:
     """Root's run: bubblewrap and the program have a number that nobody has, another in each run, and no groups."""
-    numbers = []
+    numbers: list[int] = []
     for name in ("one", "two"):
         (folder / name / "out").mkdir(parents=True)
         process = world.start(folder / name, world.shell("id -u; sleep 60", mounts=OUT))
