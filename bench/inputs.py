@@ -21,6 +21,7 @@ from adyton.pfile.paths import path_bytes
 from adyton.run import namespace
 from adyton.storage.files import encrypt_file
 from adyton.values import Key128
+from adyton.vfs.owner import Owner
 from adyton.vfs.stage import stage_encrypted
 from bench.pfile import Limit
 from bench.run import ROUNDS, World, adyton_mount, measure, resident_kib, say, server_of, timed
@@ -65,7 +66,7 @@ def _memory(folder: Path, size: int) -> Iterator[Path]:
     """Memory as a run has it: a file system of its own, with large pages; needs root."""
     place = folder / "memory"
     place.mkdir(exist_ok=True)
-    namespace.mount_memory(str(place), size_bytes=size, mode=0o755, huge=True)
+    namespace.mount_memory(str(place), size_bytes=size, mode=0o755, owner=Owner.caller(), huge=True)
     try:
         yield place
     finally:

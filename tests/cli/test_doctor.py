@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from adyton.cli import doctor, doctor_host
+from adyton.errors import SandboxFailed
 from adyton.tee.machine import Machine
 from adyton.values import Finding
+from adyton.vfs.owner import Owner
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +88,13 @@ def fake_bwrap(folder: Path, status: int, words: str) -> Machine:
     return Machine(folder, str(folder))
 
 
+@pytest.fixture
+def own_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial runs as this user, who may read the test's folder."""
+    monkeypatch.setattr("adyton.run.unprivileged.owner", Owner.caller)
+
+
+@pytest.mark.usefixtures("own_user")
 def test_sandbox_that_cannot_start_is_missing_with_its_reason(tmp_path: Path) -> None:
     """User namespaces are tried, and what bubblewrap says is shown."""
     findings = list(doctor_host.sandbox(fake_bwrap(tmp_path, 1, "No permissions to create new namespace")))
@@ -94,8 +103,37 @@ def test_sandbox_that_cannot_start_is_missing_with_its_reason(tmp_path: Path) ->
     assert "user namespaces" in str(findings[1].remedy)
 
 
-def test_sandbox_that_starts_is_ok(tmp_path: Path) -> None:
-    """A trial that ends with 0 is enough."""
+@pytest.mark.usefixtures("own_user")
+def test_apparmor_that_keeps_namespaces_from_programs_is_named(tmp_path: Path) -> None:
+    """Ubuntu's switch, where the trial fails; not where a profile lets it pass."""
+    switch = tmp_path / "proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+    switch.parent.mkdir(parents=True)
+    switch.write_text("1\n")
+    findings = list(doctor_host.sandbox(fake_bwrap(tmp_path, 1, "setting up uid map: Permission denied")))
+    assert "AppArmor" in str(findings[1].remedy)
+    switch.write_text("0\n")
+    findings = list(doctor_host.sandbox(fake_bwrap(tmp_path, 1, "setting up uid map: Permission denied")))
+    assert "AppArmor" not in str(findings[1].remedy)
+
+
+@pytest.mark.usefixtures("own_user")
+def test_sandbox_whose_keeper_gets_no_view_of_its_own_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bubblewrap may have a profile that lets it, and Python none."""
+
+    def refuse() -> str:
+        raise SandboxFailed("no private namespace could be made: Permission denied")
+
+    monkeypatch.setattr("adyton.run.namespace.enter", refuse)
+    findings = list(doctor_host.sandbox(fake_bwrap(tmp_path, 0, "")))
+    assert (findings[1].state, "no private namespace" in findings[1].seen) == ("missing", True)
+
+
+@pytest.mark.usefixtures("own_user")
+def test_sandbox_that_starts_is_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that ends with 0 is enough, and a private view."""
+    monkeypatch.setattr("adyton.run.namespace.enter", str)
     assert [row.state for row in doctor_host.sandbox(fake_bwrap(tmp_path, 0, ""))] == ["ok", "ok"]
 
 
@@ -106,6 +144,7 @@ def test_sandbox_without_bubblewrap_is_missing(tmp_path: Path) -> None:
     assert "apt-get install bubblewrap" in str(findings[0].remedy)
 
 
+@pytest.mark.usefixtures("own_user")
 def test_sandbox_trial_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bwrap that never ends is a finding."""
 

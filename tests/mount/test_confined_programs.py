@@ -19,6 +19,7 @@ import pytest
 
 from demo.canary import draw, search
 from tests import machine
+from tests.mount.java_class import copying_class
 from tests.mount.test_proposed import Program, build, run_proposed
 from tests.mount.world import decrypt
 
@@ -58,6 +59,41 @@ os.makedirs("out", exist_ok=True)
 sys.exit(pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--basetemp=out/tmp", "test_it.py"]))
 """
 
+_PROCESSES = """
+import multiprocessing as m, os, threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import shared_memory
+
+def part(n):
+    text = open("secret.txt").read()
+    return text[n * 1000 : n * 1000 + 1000]
+
+def put(queue, n):
+    queue.put((n, part(n)))
+
+if __name__ == "__main__":
+    whole = open("secret.txt").read()
+    for method in ("fork", "spawn", "forkserver"):
+        context = m.get_context(method)
+        queue, done = context.Queue(), context.Semaphore(0)
+        children = [context.Process(target=put, args=(queue, n)) for n in range(4)]
+        for child in children:
+            child.start()
+        assert "".join(text for _, text in sorted(queue.get() for _ in children)) == whole
+        for child in children:
+            child.join()
+            assert child.exitcode == 0
+        with ProcessPoolExecutor(2, mp_context=context) as pool:
+            assert "".join(pool.map(part, range(4))) == whole
+    block = shared_memory.SharedMemory(create=True, size=4000)
+    block.buf[:4000] = whole.encode()
+    child = m.get_context("fork").Process(target=lambda: open("out.txt", "wb").write(bytes(block.buf[:4000])))
+    child.start()
+    child.join()
+    block.close()
+    block.unlink()
+"""
+
 _TEST_IT = """
 import pytest
 @pytest.mark.parametrize("n", range(5))
@@ -94,6 +130,7 @@ class Confined:
     needs: str
     files: tuple[tuple[str, str], ...] = ()
     is_python: bool = False
+    command: str = "/bin/sh"
 
 
 PROGRAMS = {
@@ -102,6 +139,8 @@ PROGRAMS = {
     "fio": Confined(("-c", _FIO.format(engine="psync")), "out.txt", "fio"),
     "fio-mmap": Confined(("-c", _FIO.format(engine="mmap")), "out.txt", "fio"),
     "static-go": Confined(("-c", "pup -f secret.txt 'text{}' > out.txt"), "out.txt", "pup"),
+    "java": Confined(("-Xmx64m", "-Xshare:auto", "-cp", ".", "Copy"), "out.txt", "java", command="java"),
+    "multiprocessing": Confined((), "out.txt", "", (("main.py", _PROCESSES),), is_python=True),
     "pytest": Confined(
         (), "out/tmp/test_file_1_0/x", "", (("main.py", _PYTEST), ("test_it.py", _TEST_IT)), is_python=True
     ),
@@ -163,7 +202,9 @@ def test_program_runs_confined_and_leaves_nothing_in_clear(
     for made in ("db",) if name == "sqlite3" else ():
         (folder / made).mkdir()
     began = time.time()
-    command = None if program.is_python else "/bin/sh"
+    if name == "java":
+        (folder / "Copy.class").write_bytes(copying_class("Copy", "secret.txt", "out.txt"))
+    command = None if program.is_python else os.path.realpath(shutil.which(program.command) or program.command)
     rehearsal = tmp_path / "rehearsal"
     shutil.copytree(folder, rehearsal)
     subprocess.run([command or sys.executable, *(program.words or ("main.py",))], cwd=rehearsal, check=True)

@@ -59,7 +59,7 @@ def shell_files() -> list[TrustedFile]:
 def python_files() -> list[TrustedFile]:
     """Debian's own Python with what a small script imports."""
     program = machine.SYSTEM_PYTHON
-    script = "import sys, os, json, time, socket, mmap, ctypes"
+    script = "import sys, os, json, time, socket, mmap, ctypes, resource"
     script += ", multiprocessing.queues, multiprocessing.synchronize, multiprocessing.popen_fork"
     script += "\nfor m in list(sys.modules.values()):\n f = getattr(m, '__file__', None)\n if f: print(f)"
     shown = subprocess.run([program, "-I", "-S", "-c", script], capture_output=True, text=True, check=True).stdout

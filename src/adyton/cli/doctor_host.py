@@ -9,6 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
+from adyton.errors import SandboxFailed
 from adyton.tee.machine import Machine
 from adyton.values import Finding
 
@@ -76,36 +77,91 @@ def fuse(machine: Machine) -> Iterator[Finding]:
 
 
 def sandbox(machine: Machine) -> Iterator[Finding]:
-    """bubblewrap and user namespaces: tried, since too many switches decide."""
+    """bubblewrap and user namespaces: tried as a run has them, since too many switches decide."""
     program = machine.program("bwrap")
     if program is None:
         yield Finding("host", "bubblewrap", "missing", "no bwrap in PATH", "apt-get install bubblewrap")
         return
     try:
         version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_TRIAL_S, check=True)
-        tried = subprocess.run(
-            [program, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "true"],
-            capture_output=True,
-            text=True,
-            timeout=_TRIAL_S,
-            check=False,
-        )
+        tried = _try_bubblewrap(program)
+    except SandboxFailed as error:  # no filter for this processor, or no user for the program
+        yield Finding("host", "namespaces", "missing", error.message, error.remedy)
+        return
     except (OSError, subprocess.SubprocessError) as error:
         yield Finding("host", "bubblewrap", "missing", str(error)[:200], "apt-get install --reinstall bubblewrap")
         return
     yield Finding("host", "bubblewrap", "ok", version.stdout.strip() or program)
-    if tried.returncode == 0:
+    complaint = ""
+    if tried.returncode:
+        complaint = tried.stderr.strip()[:200] or f"bwrap ended with {tried.returncode}"
+    complaint = complaint or _private_view()
+    if not complaint:
         who = "as root" if os.geteuid() == 0 else "as an ordinary user"
         yield Finding("host", "namespaces", "ok", f"a sandbox starts {who}")
-    else:
-        yield Finding(
-            "host",
-            "namespaces",
-            "missing",
-            tried.stderr.strip()[:200] or f"bwrap ended with {tried.returncode}",
-            "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 "
-            "kernel.apparmor_restrict_unprivileged_userns=0; in a container: --security-opt seccomp=unconfined",
+        return
+    yield Finding("host", "namespaces", "missing", complaint, _allow_namespaces(machine))
+
+
+def _try_bubblewrap(program: str) -> subprocess.CompletedProcess[str]:
+    """Start `true` as a run starts a program: as the user that it has, with a /proc of its own, and filtered."""
+    from adyton.run import callfilter, unprivileged
+    from adyton.vfs.owner import Owner
+
+    owner = unprivileged.owner()
+    other = owner != Owner.caller()
+    out, into = os.pipe2(os.O_CLOEXEC)
+    try:
+        with os.fdopen(into, "wb") as pipe:
+            pipe.write(callfilter.program(os.uname().machine))
+        words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--seccomp", str(out)]
+        return subprocess.run(
+            [program, *words, "--ro-bind", "/", "/", "--proc", "/proc", "true"],
+            capture_output=True,
+            text=True,
+            timeout=_TRIAL_S,
+            check=False,
+            pass_fds=(out,),
+            cwd="/",
+            user=owner.uid if other else None,
+            group=owner.gid if other else None,
+            extra_groups=() if other else None,
         )
+    finally:
+        os.close(out)
+
+
+def _private_view() -> str:
+    """What keeps this process from a private view of mounts, as a run's keeper has it; empty where nothing does."""
+    from adyton.run import namespace
+
+    out, into = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            namespace.enter()
+        except SandboxFailed as error:
+            os.write(into, error.message.encode()[:200])
+        finally:
+            os._exit(0)
+    os.close(into)
+    with os.fdopen(out, "rb") as pipe:
+        told = pipe.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    return told
+
+
+def _allow_namespaces(machine: Machine) -> str:
+    """What is in the way, as far as the machine's switches tell, and how to take it away."""
+    if machine.text("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1":
+        return (
+            "AppArmor keeps user namespaces from programs without a profile, as on Ubuntu since 23.10:"
+            " sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+    return (
+        "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 "
+        "kernel.apparmor_restrict_unprivileged_userns=0; in a container: --security-opt seccomp=unconfined"
+    )
 
 
 def swap(machine: Machine) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from adyton.run.plan import EncryptedMount
 from adyton.run.signals import PASSED_ON
 from adyton.values import Key128
 from adyton.vfs import syscalls
+from adyton.vfs.owner import Owner
 from adyton.vfs.pulse import STALLED_STATUS, START_S, Pulse
 from adyton.vfs.stage import StagedFile
 
@@ -44,8 +45,13 @@ class Attestation:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served, each under a top-level name: encrypted mounts by number, TRUSTED files by number, ATTESTATION."""
+    """What is served, each under a top-level name: encrypted mounts by number, TRUSTED files by number, ATTESTATION.
 
+    `owner` is the program's; `umask` is that of whoever started the run, for what is made on the host.
+    """
+
+    owner: Owner
+    umask: int
     mounts: Sequence[tuple[EncryptedMount, Key128]]
     files: Sequence[StagedFile]
     attestation: Attestation | None
@@ -189,6 +195,7 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
     for number in (*PASSED_ON, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.setsid()
+    os.umask(served.umask)
     host.allow_many_files()
 
     def event(text: str) -> None:
@@ -205,7 +212,7 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
         with pulse.lasting(START_S):
             trees = served.trees(event, pulse)
         pulse.stop()
-        fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, pulse=pulse)
+        fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, pulse=pulse, owner=served.owner)
     except Error as error:
         event(error.message)
         return error.exit_code

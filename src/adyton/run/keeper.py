@@ -10,6 +10,7 @@ import contextlib
 import os
 import selectors
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton import errors
 from adyton.errors import Error, MountFailed, SandboxFailed
-from adyton.run import host, names, namespace, sandbox
+from adyton.run import callfilter, host, names, namespace, proc, sandbox, unprivileged
 from adyton.run.division import Division, divide
 from adyton.run.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
 from adyton.run.log import EncryptedLog
@@ -26,6 +27,7 @@ from adyton.run.plan import EncryptedMount, Plan
 from adyton.run.root import Root
 from adyton.run.signals import PASSED_ON
 from adyton.values import Key128
+from adyton.vfs.owner import Owner
 from adyton.vfs.pulse import ANSWER_S, START_S, Pulse
 from adyton.vfs.stage import Staging, stage_encrypted
 
@@ -74,6 +76,7 @@ class Keeper:
         evidence: ProgramEvidence | None,
         jobs: int | None,
         stdio: tuple[int, int, int],
+        umask: int,
         tell: Callable[[dict[str, Any]], None],
     ) -> None:
         self._plan = plan
@@ -82,6 +85,8 @@ class Keeper:
         self._evidence = evidence
         self._jobs = jobs or len(os.sched_getaffinity(0))
         self._stdio = stdio
+        self._umask = umask
+        self._owner = Owner.caller()
         self._tell = tell
         self._base = ""
         self._sandbox: sandbox.Sandbox | None = None
@@ -123,6 +128,7 @@ class Keeper:
         """Everything, in order; whatever happens, nothing stays."""
         try:
             self._base = namespace.enter()
+            self._owner = unprivileged.owner()
             host.harden_process()
             host.lock_memory()
             exit_code = self._run()
@@ -169,16 +175,16 @@ class Keeper:
     def _run(self) -> int:
         plan = self._plan
         with self._phase("prepare"):
-            root = Root(self._base + "/root", plan, private=self._base)
+            root = Root(self._base + "/root", plan, private=self._base, owner=self._owner, note=self._event)
             os.mkdir(root.path)
-            namespace.mount_memory(root.path, size_bytes=plan.budget_bytes, mode=0o755, huge=True)
+            namespace.mount_memory(root.path, size_bytes=plan.budget_bytes, mode=0o755, owner=self._owner, huge=True)
             self._pulse.watch(self._stalled)
             with self._host("sizes of the inputs", START_S):
                 self._division = divide(plan)
                 for mount in self._served_mounts():  # before a key is asked for, and a run counted
                     if not _may_be_made(mount):
                         _check_source(mount)
-            self._staging = Staging(root.path, self._division.staged_files, jobs=self._jobs)
+            self._staging = Staging(root.path, self._division.staged_files, jobs=self._jobs, owner=self._owner)
             self._staging.start()
         with self._phase("keys"):
             delivered = self._obtain()
@@ -238,6 +244,8 @@ class Keeper:
         return FileServer.start(
             namespace.mount_fuse(place),
             Served(
+                owner=self._owner,
+                umask=self._umask,
                 mounts=tuple((mount, keys[mount.key_name]) for mount in mounts),
                 files=large,
                 attestation=Attestation(self._evidence, named, self._plan.attestation_type) if attest else None,
@@ -250,7 +258,12 @@ class Keeper:
             key, target = keys[mount.key_name], root.path + mount.path
             with self._host(f"encrypted input {mount.source}", START_S):
                 staged += stage_encrypted(
-                    mount.source, target, key, jobs=self._jobs, advance=lambda _done: self._pulse.beat()
+                    mount.source,
+                    target,
+                    key,
+                    jobs=self._jobs,
+                    owner=self._owner,
+                    advance=lambda _done: self._pulse.beat(),
                 )
         return staged
 
@@ -289,21 +302,29 @@ class Keeper:
             memory_bytes=plan.budget_bytes,
             host_name=names.host_name(os.uname().nodename) if plan.domain_names_from_host else names.DEFAULT_HOST_NAME,
             dev_binds=dev_binds,
+            proc=proc.options(proc.Covers.make(self._base)),
         )
         command = [plan.entrypoint, *plan.argv[1:]]
         if os.path.exists(root.path + sandbox.LAUNCHER):
             command = [sandbox.LAUNCHER, plan.entrypoint, *plan.argv]
         output_out, output_in = os.pipe2(os.O_CLOEXEC) if self._log is not None else (-1, -1)
         nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        stdin = self._stdio[0] if plan.stdin_from_host else nothing
+        stdout, stderr = self._stdio[1:] if self._log is None else (output_in, output_in)
+        for fd in {stdin, stdout, stderr}:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                self._owner.give(fd)  # so that the program may open /dev/stdout
         self._starting = True  # from here on signals are the program's
         try:
             self._sandbox = sandbox.start(
                 self._bwrap,
                 words,
                 command,
-                stdin=self._stdio[0] if plan.stdin_from_host else nothing,
-                stdout=self._stdio[1] if self._log is None else output_in,
-                stderr=self._stdio[2] if self._log is None else output_in,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                owner=self._owner,
+                call_filter=callfilter.program(os.uname().machine),
                 fds_limit=plan.fds_limit,
                 stack_bytes=plan.stack_bytes,
             )

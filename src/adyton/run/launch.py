@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from adyton import errors
 from adyton.errors import Error, RunError, ScriptFailed
-from adyton.run import host, sandbox
+from adyton.run import host, inherited, sandbox
 from adyton.run.keeper import Delivered, Interrupted, Keeper
 from adyton.run.plan import Plan
 from adyton.run.signals import PASSED_ON, pass_on
@@ -70,12 +70,13 @@ def launch(
     if warning is not None:
         note(warning)
     report_out, report_in = os.pipe2(os.O_CLOEXEC)
+    inherited.heed_signals([signal.SIGCHLD])  # ignored, it would take the keeper's exit status away
     parent = os.getpid()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     keeper = os.fork()
     if keeper == 0:
         _become_keeper(
-            parent, report_in, blocked, lambda tell: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, tell)
+            parent, report_in, lambda tell, umask: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, umask, tell)
         )
     os.close(report_in)
     with pass_on(lambda number: os.kill(keeper, number)):
@@ -92,8 +93,7 @@ def launch(
 def _become_keeper(
     parent: int,
     report: int,
-    mask: set[signal.Signals] | set[int],
-    make: Callable[[Callable[[dict[str, Any]], None]], Keeper],
+    make: Callable[[Callable[[dict[str, Any]], None], int], Keeper],
 ) -> NoReturn:
     """In the child: run the keeper, tell the parent how it ended, and never return into the caller's code."""
 
@@ -109,9 +109,11 @@ def _become_keeper(
         syscalls.name_process("adyton-keeper")
         with contextlib.suppress(PermissionError):
             os.setsid()
-        keeper = make(tell)
+        inherited.heed_signals()
+        umask = inherited.reset()
+        keeper = make(tell, umask)
         with pass_on(keeper.take_signal):
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             try:
                 tell({"ended": keeper.run()})
                 status = 0

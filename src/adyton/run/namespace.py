@@ -7,13 +7,17 @@ whatever happens, not even a directory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from adyton.errors import MountFailed, SandboxFailed
 from adyton.vfs import syscalls
+from adyton.vfs.owner import Owner
 
 ANCHORS: Final = ("/sys/kernel/security", "/sys/kernel/debug", "/sys/fs/fuse/connections", "/sys/fs/cgroup", "/mnt")
 """Directories that hold no one's files; in the private view one of them is covered by the run's own."""
@@ -44,7 +48,8 @@ def enter() -> str:
         ) from error
     for anchor in ANCHORS:
         try:
-            syscalls.mount("adyton", anchor, "tmpfs", _HARD, "mode=0700,size=1m")
+            # 0711: who sees this view at all is a process of the run, and the program's root is reached through it
+            syscalls.mount("adyton", anchor, "tmpfs", _HARD, "mode=0711,size=1m")
         except OSError:
             continue
         return anchor
@@ -57,9 +62,9 @@ def enter() -> str:
     )
 
 
-def mount_memory(path: str, *, size_bytes: int, mode: int, huge: bool = False) -> None:
+def mount_memory(path: str, *, size_bytes: int, mode: int, owner: Owner, huge: bool = False) -> None:
     """Mount private memory (tmpfs) of at most so many bytes; large pages where wanted and the kernel has them."""
-    options = f"mode={mode:o},size={size_bytes},nr_inodes=0"
+    options = f"mode={mode:o},uid={owner.uid},gid={owner.gid},size={size_bytes},nr_inodes=0"
     try:
         if huge:
             try:
@@ -87,6 +92,7 @@ def mount_fuse(path: str) -> int:
             " a container needs --device /dev/fuse",
         ) from error
     options = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    options += ",allow_other"  # the program may be another user than this process; modes decide, and who sees the view
     try:
         syscalls.mount("adyton", path, "fuse", _HARD, options)
     except OSError as error:
@@ -104,6 +110,56 @@ def bind(source: str, target: str, *, read_only: bool = False) -> None:
             syscalls.mount("none", target, None, flags | _HARD)
     except OSError as error:
         raise _failed(f"{source}, bound", target, error) from error
+
+
+def bind_as(source: int, target: str, owner: Owner) -> bool:
+    """Show a file or folder of the host's at a second place; what this process's user owns is there the owner's.
+
+    False where its file system cannot do that: it is shown as it is, and the owner may what others may.
+    """
+    caller = Owner.caller()
+    if owner != caller:
+        try:
+            with _translation(caller, owner) as translation:
+                syscalls.mount_mapped(source, target, translation)
+        except OSError:
+            bind(f"/proc/self/fd/{source}", target)
+            return False
+        return True
+    bind(f"/proc/self/fd/{source}", target)
+    return True
+
+
+@contextlib.contextmanager
+def _translation(caller: Owner, owner: Owner) -> Iterator[int]:
+    """A user namespace that has the caller's numbers as the owner's, and all below as they are; raises OSError."""
+    ready_out, ready_in = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
+    holder = os.fork()
+    if holder == 0:
+        try:
+            syscalls.die_with_parent(parent)
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.write(ready_in, b"!")
+            signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        os.close(ready_in)
+        if not os.read(ready_out, 1):
+            raise OSError(errno.EPERM, "no user namespace could be made")
+        for name, mine, theirs in (("uid_map", caller.uid, owner.uid), ("gid_map", caller.gid, owner.gid)):
+            below = f"{mine + 1} {mine + 1} {theirs - mine - 1}\n" if theirs - mine > 1 else ""
+            Path(f"/proc/{holder}/{name}").write_text(f"{mine} {theirs} 1\n{below}")
+        namespace = os.open(f"/proc/{holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready_out)
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+    try:
+        yield namespace
+    finally:
+        os.close(namespace)
 
 
 def make_read_only(path: str) -> None:

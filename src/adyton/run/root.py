@@ -6,20 +6,23 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from adyton.errors import MountFailed
 from adyton.run import launcher, names, namespace, sandbox
 from adyton.run.plan import Plan
+from adyton.vfs.owner import Owner
 from adyton.vfs.stage import FIXED_TIME_S
 
 
 class Root:
     """The tree at `path`, in private memory; nothing that leads below `private` is shown as a file of the host."""
 
-    def __init__(self, path: str, plan: Plan, *, private: str) -> None:
+    def __init__(self, path: str, plan: Plan, *, private: str, owner: Owner, note: Callable[[str], None]) -> None:
         self.path = path
+        self._owner = owner
+        self._note = note
         self._plan = plan
         self._private = private
 
@@ -27,9 +30,9 @@ class Root:
         """Show what is served at `source` as `path` of the program."""
         target = self.path + path
         if os.path.isdir(source):
-            os.makedirs(target, 0o755, exist_ok=True)
+            self._owner.make_folders(target)
         else:
-            os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+            self._owner.make_folders(os.path.dirname(target))
             Path(target).touch()
         namespace.bind(source, target, read_only=read_only)
 
@@ -37,19 +40,19 @@ class Root:
         """The directories and small files that the sandbox needs or that programs expect."""
         plan = self._plan
         for path in ("/dev", "/proc", "/sys/devices/system/cpu", "/tmp", plan.start_dir):  # noqa: S108
-            os.makedirs(self.path + path, 0o755, exist_ok=True)
+            self._owner.make_folders(self.path + path)
         processors = f"0-{(os.cpu_count() or 1) - 1}\n" if (os.cpu_count() or 1) > 1 else "0\n"
         for name in ("online", "possible", "present"):
-            _write(f"{self.path}/sys/devices/system/cpu/{name}", processors.encode(), 0o444)
+            _write(f"{self.path}/sys/devices/system/cpu/{name}", processors.encode(), 0o444, self._owner)
         self._link_interpreter()
         if plan.argv[0] != plan.entrypoint:
             code = launcher.program()
             if code is not None:
-                _write(self.path + sandbox.LAUNCHER, code, 0o555)
+                _write(self.path + sandbox.LAUNCHER, code, 0o555, self._owner)
         for secret in plan.secrets:
             if secret.file is not None:
-                os.makedirs(os.path.dirname(self.path + secret.file), 0o755, exist_ok=True)
-                _write(self.path + secret.file, secrets[secret.name], 0o444)
+                self._owner.make_folders(os.path.dirname(self.path + secret.file))
+                _write(self.path + secret.file, secrets[secret.name], 0o444, self._owner)
         if plan.domain_names_from_host:
             self._name_resolvers()
         for path in plan.memory:
@@ -61,29 +64,29 @@ class Root:
 
     def _mount_empty_memory(self, path: str) -> None:
         """Mount memory for the program; what was staged below (a later mount in the manifest's order) shows in it."""
-        os.makedirs(path, 0o755, exist_ok=True)
+        self._owner.make_folders(path)
         covered = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             staged = [(name, os.path.isdir(f"{path}/{name}")) for name in sorted(os.listdir(path))]
-            namespace.mount_memory(path, size_bytes=self._plan.budget_bytes, mode=0o1777)
+            namespace.mount_memory(path, size_bytes=self._plan.budget_bytes, mode=0o1777, owner=self._owner)
             for name, is_folder in staged:
                 if is_folder:
-                    os.mkdir(f"{path}/{name}", 0o755)
+                    self._owner.make_folder(f"{path}/{name}")
                 else:
-                    _write(f"{path}/{name}", b"", 0o444)
+                    _write(f"{path}/{name}", b"", 0o444, self._owner)
                 namespace.bind(f"/proc/self/fd/{covered}/{name}", f"{path}/{name}", read_only=True)
         finally:
             os.close(covered)
 
     def _name_resolvers(self) -> None:
         """The host's resolv.conf, made safe, in place of whatever was listed there, as in Gramine."""
-        os.makedirs(self.path + "/etc", 0o755, exist_ok=True)
+        self._owner.make_folders(self.path + "/etc")
         with contextlib.suppress(OSError):
             content = names.resolv_conf(Path("/etc/resolv.conf").read_bytes()[: 1 << 16])
             Path(self.path + "/etc/resolv.conf").unlink(missing_ok=True)
-            _write(self.path + "/etc/resolv.conf", content, 0o444)
+            _write(self.path + "/etc/resolv.conf", content, 0o444, self._owner)
         if not os.path.lexists(self.path + "/etc/hosts"):
-            _write(self.path + "/etc/hosts", names.HOSTS, 0o444)
+            _write(self.path + "/etc/hosts", names.HOSTS, 0o444, self._owner)
 
     def _bind_allowed(self, source: str, target: str, *, is_folder: bool) -> None:
         try:
@@ -107,11 +110,15 @@ class Root:
                     remedy="put the file itself in its place",
                 )
             if stat.S_ISDIR(os.fstat(fd).st_mode):
-                os.makedirs(target, 0o755, exist_ok=True)
+                self._owner.make_folders(target)
             else:
-                os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+                self._owner.make_folders(os.path.dirname(target))
                 Path(target).touch()
-            namespace.bind(f"/proc/self/fd/{fd}", target)
+            if not namespace.bind_as(fd, target, self._owner):
+                self._note(
+                    f"allowed file {source}: its file system cannot show it as the program's own; the program may do"
+                    " with it what every user of this machine may"
+                )
         finally:
             os.close(fd)
 
@@ -127,7 +134,7 @@ class Root:
         folders = [folder for folder in self._plan.env.get("LD_LIBRARY_PATH", "").split(":") if folder.startswith("/")]
         for folder in (*folders, "/lib", "/lib64", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu"):
             if os.path.isfile(f"{self.path}{folder}/{name}"):
-                os.makedirs(os.path.dirname(self.path + wanted), 0o755, exist_ok=True)
+                self._owner.make_folders(os.path.dirname(self.path + wanted))
                 os.link(os.path.realpath(f"{self.path}{folder}/{name}"), self.path + wanted)
                 return
         raise MountFailed(
@@ -139,11 +146,12 @@ class Root:
         )
 
 
-def _write(path: str, content: bytes, mode: int) -> None:
+def _write(path: str, content: bytes, mode: int, owner: Owner) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         while content:
             content = content[os.write(fd, content) :]
+        owner.give(fd)
         os.fchmod(fd, mode)
         os.utime(fd, (FIXED_TIME_S, FIXED_TIME_S))
     finally:

@@ -2,7 +2,7 @@
 
 The program's root is the tree that `launch` built, and nothing of the host's. bubblewrap adds new user, mount, PID,
 IPC, UTS and cgroup namespaces, a network namespace unless the manifest says `host`, its own /proc and a minimal /dev,
-and takes every capability and the way to new privileges away.
+takes every capability and the way to new privileges away, and filters the program's system calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from adyton.errors import SandboxFailed
+from adyton.run import inherited
 from adyton.run.names import DEFAULT_HOST_NAME
+from adyton.vfs.owner import Owner
 
 LAUNCHER: Final = "/sys/adyton-exec"
 _MAX_STATUS_BYTES: Final = 1 << 16
@@ -49,14 +50,15 @@ def options(
     memory_bytes: int,
     host_name: str = DEFAULT_HOST_NAME,
     dev_binds: Sequence[tuple[str, str]] = (),
+    proc: Sequence[str] = (),
 ) -> list[str]:
     """bubblewrap's options; they reach it through a pipe, so that no process list shows them."""
     words = ["--unshare-user", "--uid", str(uid), "--gid", str(gid), "--disable-userns"]
     words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", host_name]
     if network != "host":
         words.append("--unshare-net")
-    words += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    words += ["--bind", root, "/", "--proc", "/proc", "--dev", "/dev"]
+    words += ["--new-session", "--cap-drop", "ALL"]
+    words += ["--bind", root, "/", "--proc", "/proc", *proc, "--dev", "/dev"]
     for source, target in dev_binds:
         words += ["--bind", source, target]
     words += ["--remount-ro", "/dev", "--size", str(memory_bytes), "--tmpfs", "/dev/shm"]  # noqa: S108 - the sandbox's own
@@ -144,10 +146,15 @@ def start(
     stdin: int,
     stdout: int,
     stderr: int,
+    owner: Owner,
+    call_filter: bytes,
     fds_limit: int,
     stack_bytes: int,
 ) -> Sandbox:
-    """Start a program under bubblewrap; its own environment is empty, so that nothing is loaded into it."""
+    """Start a program under bubblewrap, both as `owner`, the program under a filter of system calls.
+
+    bubblewrap's own environment is empty, so that nothing is loaded into it.
+    """
     for before, word in zip(("", *words), words, strict=False):
         if "\0" in word:  # it would end here, and its rest would be an option of its own
             raise SandboxFailed(
@@ -159,47 +166,40 @@ def start(
             )
     options_out, options_in = os.pipe2(os.O_CLOEXEC)
     status_out, status_in = os.pipe2(os.O_CLOEXEC)
+    filter_out, filter_in = os.pipe2(os.O_CLOEXEC)
     raw = b"".join(os.fsencode(word) + b"\0" for word in words)
-    arguments = [bwrap, "--args", str(options_out), "--json-status-fd", str(status_in), "--", *command]
-    saved = [(kind, resource.getrlimit(kind)) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK)]
+    arguments = [bwrap, "--die-with-parent", "--args", str(options_out), "--json-status-fd", str(status_in)]
+    arguments += ["--seccomp", str(filter_out), "--", *command]
+    other = owner != Owner.caller()
     try:
-        _lower(resource.RLIMIT_NOFILE, fds_limit)
-        _raise(resource.RLIMIT_STACK, stack_bytes)
-        process = subprocess.Popen(
-            arguments,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env={"PATH": "/usr/bin:/bin"},
-            pass_fds=(options_out, status_in),
-            cwd="/",
-            umask=0o022,  # the host's says nothing about what the program makes
-            close_fds=True,
-        )
+        with inherited.limits(fds=fds_limit, stack_bytes=stack_bytes):
+            process = subprocess.Popen(
+                arguments,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env={"PATH": "/usr/bin:/bin"},
+                pass_fds=(options_out, status_in, filter_out),
+                user=owner.uid if other else None,
+                group=owner.gid if other else None,
+                extra_groups=() if other else None,
+                cwd="/",
+                umask=inherited.UMASK,
+                close_fds=True,
+            )
     except OSError as error:
         raise SandboxFailed(
             f"bubblewrap did not start: {error.strerror}", check="bwrap", seen=error.strerror
         ) from error
     finally:
-        for kind, limits in saved:
-            resource.setrlimit(kind, limits)
-        os.close(options_out)
-        os.close(status_in)
+        for fd in (options_out, status_in, filter_out):
+            os.close(fd)
+    running = Sandbox(process, status_out)
     try:
-        with os.fdopen(options_in, "wb") as pipe:
-            pipe.write(raw)
-    except BrokenPipeError:
-        pass
-    return Sandbox(process, status_out)
-
-
-def _lower(kind: int, wanted: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(kind, (most, hard))
-
-
-def _raise(kind: int, wanted: int) -> None:
-    soft, hard = resource.getrlimit(kind)
-    if soft != resource.RLIM_INFINITY and wanted > soft:
-        resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+        for fd, data in ((options_in, raw), (filter_in, call_filter)):
+            with contextlib.suppress(BrokenPipeError), open(fd, "wb") as pipe:
+                pipe.write(data)
+    except BaseException:
+        running.kill()  # it would take the end of its options for the whole of them
+        raise
+    return running

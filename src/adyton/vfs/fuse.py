@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from adyton.errors import Error, MountFailed, StorageFailed
 from adyton.vfs import libfuse
 from adyton.vfs.encrypted import Node
+from adyton.vfs.owner import Owner
 from adyton.vfs.pulse import Pulse
 from adyton.vfs.reads import quick_reads
 
@@ -110,6 +111,7 @@ class Adapter:
         event: Callable[[str], None],
         pulse: Pulse,
         ready: Callable[[], None] = lambda: None,
+        owner: Owner | None = None,
     ) -> None:
         self._trees = dict(trees)
         self._top = self._trees.get("")
@@ -121,7 +123,7 @@ class Adapter:
         self._folders: dict[int, tuple[Tree, str] | None] = {}
         self._next_handle = 1
         self._refused: dict[int, int] = {}
-        self._owner = (os.getuid(), os.getgid())
+        self._owner = owner or Owner.caller()
         self._pulse = pulse
 
     def serve(self, mountpoint: str, *, options: Sequence[str], name: str) -> None:
@@ -216,7 +218,7 @@ class Adapter:
     def getattr(self, path: bytes | None, buffer: Any, info: Any) -> None:
         ctypes.memset(buffer, 0, ctypes.sizeof(mfusepy.c_stat))
         attributes = buffer.contents
-        attributes.st_uid, attributes.st_gid = self._owner
+        attributes.st_uid, attributes.st_gid = self._owner.uid, self._owner.gid
         if path == b"/" and self._top is None:
             attributes.st_mode, attributes.st_nlink, attributes.st_ino = stat.S_IFDIR | 0o755, 2, 1
             return
@@ -281,7 +283,7 @@ class Adapter:
 
     def chown(self, _path: bytes | None, uid: int, gid: int, _info: Any) -> None:
         nobody = 0xFFFFFFFF
-        if uid not in (nobody, self._owner[0]) or gid not in (nobody, self._owner[1]):
+        if uid not in (nobody, self._owner.uid) or gid not in (nobody, self._owner.gid):
             raise OSError(errno.EPERM, "every file belongs to the program")
 
     def truncate(self, path: bytes | None, length: int, info: Any) -> None:
@@ -391,11 +393,16 @@ def serve(
     options: Sequence[str] = (),
     ready: Callable[[], None] = lambda: None,
     name: str = "adyton",
+    owner: Owner | None = None,
 ) -> None:
-    """Serve until unmounted; then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted."""
+    """Serve until unmounted; then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted.
+
+    `owner` is whose every file is said to be; by default this process's.
+    """
     failed = True
     try:
-        Adapter(trees, event=event, pulse=pulse or Pulse(), ready=ready).serve(mountpoint, options=options, name=name)
+        adapter = Adapter(trees, event=event, pulse=pulse or Pulse(), ready=ready, owner=owner)
+        adapter.serve(mountpoint, options=options, name=name)
         failed = False
     finally:
         for tree in trees.values():

@@ -24,6 +24,7 @@ from adyton.errors import DigestMismatch, Error, MountFailed
 from adyton.storage.files import decrypt_into
 from adyton.values import Digest, Key128
 from adyton.vfs import syscalls
+from adyton.vfs.owner import Owner
 from adyton.vfs.pulse import START_S, Pulse
 
 FIXED_TIME_S: Final = 315_532_800
@@ -80,8 +81,9 @@ def read_verified(source: str, digest: Digest, *, most_bytes: int) -> bytes:
 class Staging:
     """Trusted files on their way into a memory file system at `root`; `start`, then `finish` (or `abandon`)."""
 
-    def __init__(self, root: str, files: Sequence[StagedFile], *, jobs: int) -> None:
+    def __init__(self, root: str, files: Sequence[StagedFile], *, jobs: int, owner: Owner | None = None) -> None:
         self._root = root
+        self._owner = owner or Owner.caller()
         self._files = files
         self._jobs = max(1, jobs)
         self._workers: dict[int, int] = {}
@@ -89,7 +91,9 @@ class Staging:
 
     def start(self) -> None:
         """Make the folders and fork the workers; returns while they work."""
-        self._folders = _make_folders(self._root, (target for entry in self._files for target in entry.targets))
+        self._folders = _make_folders(
+            self._root, (target for entry in self._files for target in entry.targets), self._owner
+        )
         batches = _batches(self._files)
         if not batches:
             return
@@ -106,7 +110,7 @@ class Staging:
                     os.close(report_out)
                     syscalls.die_with_parent(parent)
                     syscalls.name_process("adyton-stage")
-                    status = _work(self._root, batches, queue_out, report_in)
+                    status = _work(self._root, self._owner, batches, queue_out, report_in)
                 finally:
                     os._exit(status)
             os.close(report_in)
@@ -200,7 +204,7 @@ def bytecode_source(path: str) -> str | None:
     return f"{folder.removesuffix('/__pycache__')}/{module}.py" if dot else None
 
 
-def _make_folders(root: str, targets: Iterable[str]) -> list[str]:
+def _make_folders(root: str, targets: Iterable[str], owner: Owner) -> list[str]:
     """Make every folder above the targets; returns them, parents first."""
     made: dict[str, None] = {}
     for target in targets:
@@ -213,7 +217,7 @@ def _make_folders(root: str, targets: Iterable[str]) -> list[str]:
             made[path] = None
     for path in made:
         try:
-            os.mkdir(root + path, 0o755)
+            owner.make_folder(root + path)
         except FileExistsError:
             if not os.path.isdir(root + path):
                 raise MountFailed(f"{path} is to be a folder and a file at once", check="paths inside") from None
@@ -256,7 +260,7 @@ def _feed(queue: int, count: int) -> None:
         os.close(queue)
 
 
-def _work(root: str, batches: list[list[StagedFile]], queue: int, report: int) -> int:
+def _work(root: str, owner: Owner, batches: list[list[StagedFile]], queue: int, report: int) -> int:
     """A worker: take batches until there are none; its only words to the parent are lines of JSON."""
     os.umask(0)
     buffer = bytearray(_CHUNK_BYTES)
@@ -272,7 +276,7 @@ def _work(root: str, batches: list[list[StagedFile]], queue: int, report: int) -
         try:
             for entry in batches[int.from_bytes(number, "little")]:
                 pulse.start(entry.source)
-                done_bytes += _stage_one(root, entry, links, buffer, pulse)
+                done_bytes += _stage_one(root, owner, entry, links, buffer, pulse)
                 pulse.stop()
         except Error as error:
             tell(error)
@@ -292,7 +296,12 @@ def _stalled(late: str) -> MountFailed:
 
 
 def _stage_one(
-    root: str, entry: StagedFile, links: dict[tuple[bytes, int | None, bool], str], buffer: bytearray, pulse: Pulse
+    root: str,
+    owner: Owner,
+    entry: StagedFile,
+    links: dict[tuple[bytes, int | None, bool], str],
+    buffer: bytearray,
+    pulse: Pulse,
 ) -> int:
     identity = (entry.digest.raw, entry.mtime_s, entry.executable)
     first = links.get(identity)
@@ -302,7 +311,7 @@ def _stage_one(
         if first is None:
             first, *rest = targets
             targets = tuple(rest)
-            size = _copy(root + first, entry, buffer, pulse)
+            size = _copy(root + first, owner, entry, buffer, pulse)
             if size >= _LINK_AT_LEAST_BYTES:
                 links[identity] = first
         for target in targets:
@@ -312,7 +321,7 @@ def _stage_one(
     return size
 
 
-def _copy(target: str, entry: StagedFile, buffer: bytearray, pulse: Pulse) -> int:
+def _copy(target: str, owner: Owner, entry: StagedFile, buffer: bytearray, pulse: Pulse) -> int:
     source = _open_source(entry.source)
     try:
         known = entry.size_bytes
@@ -325,11 +334,12 @@ def _copy(target: str, entry: StagedFile, buffer: bytearray, pulse: Pulse) -> in
             try:
                 if content and os.write(out, content) != len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                owner.give(out)
                 _set_time(out, entry)
             finally:
                 os.close(out)
             return len(content)
-        return _copy_large(source, target, entry, most, buffer, pulse)
+        return _copy_large(source, target, owner, entry, most, buffer, pulse)
     finally:
         os.close(source)
 
@@ -347,7 +357,9 @@ def _read_small(source: int, name: str, most: int) -> bytes:
     return content
 
 
-def _copy_large(source: int, target: str, entry: StagedFile, most: int, buffer: bytearray, pulse: Pulse) -> int:
+def _copy_large(
+    source: int, target: str, owner: Owner, entry: StagedFile, most: int, buffer: bytearray, pulse: Pulse
+) -> int:
     view = memoryview(buffer)
     digest = hashlib.sha256()
     out = os.open(target, _TARGET_FLAGS, 0o600)
@@ -370,6 +382,7 @@ def _copy_large(source: int, target: str, entry: StagedFile, most: int, buffer: 
             while part:
                 part = part[os.write(out, part) :]
         _check(entry.source, entry.digest, digest.digest())
+        owner.give(out)
         os.fchmod(out, _mode(entry, head))
         _set_time(out, entry)
     finally:
@@ -444,29 +457,33 @@ def _error_from(message: dict[str, str]) -> Error:
     )
 
 
-def stage_encrypted(source: str, target: str, key: Key128, *, jobs: int, advance: Advance | None = None) -> int:
+def stage_encrypted(
+    source: str, target: str, key: Key128, *, jobs: int, owner: Owner | None = None, advance: Advance | None = None
+) -> int:
     """Decrypt a protected file, or every one below a folder, to `target` in private memory; returns the bytes.
 
     `source` is the mount's normalised host path: the paths sealed into the files must be it, or below it.
     Raises what the format raises, with the file's name; links and special files are refused.
     """
+    owner = owner or Owner.caller()
     try:
         base = os.open(source or ".", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _no_input(source, error) from error
     try:
         if stat.S_ISREG(os.fstat(base).st_mode):
-            _make_parents(target)
-            return _decrypt(base, source, target, key, jobs, advance)
-        return _decrypt_folder(base, source, target, key, jobs, advance)
+            owner.make_folders(os.path.dirname(target))
+            return _decrypt(base, source, target, key, jobs, owner, advance)
+        return _decrypt_folder(base, source, target, key, jobs, owner, advance)
     finally:
         os.close(base)
 
 
-def _decrypt_folder(base: int, source: str, target: str, key: Key128, jobs: int, advance: Advance | None) -> int:
+def _decrypt_folder(
+    base: int, source: str, target: str, key: Key128, jobs: int, owner: Owner, advance: Advance | None
+) -> int:
     done_bytes = 0
-    _make_parents(target)
-    os.makedirs(target, 0o755, exist_ok=True)
+    owner.make_folders(target)
     folders = [""]
     made = [target]
     while folders:
@@ -478,7 +495,7 @@ def _decrypt_folder(base: int, source: str, target: str, key: Key128, jobs: int,
                 if len(made) >= MAX_FOLDERS:
                     raise _no_input(stored, OSError(errno.EMFILE, f"more than {MAX_FOLDERS} folders"))
                 try:
-                    os.mkdir(f"{target}/{path}", 0o755)
+                    owner.make_folder(f"{target}/{path}")
                 except OSError as error:
                     raise _no_input(stored, error) from error
                 made.append(f"{target}/{path}")
@@ -493,7 +510,7 @@ def _decrypt_folder(base: int, source: str, target: str, key: Key128, jobs: int,
             if advance is not None:
                 advance(0)  # the host has answered
             try:
-                done_bytes += _decrypt(fd, stored, f"{target}/{path}", key, jobs, advance)
+                done_bytes += _decrypt(fd, stored, f"{target}/{path}", key, jobs, owner, advance)
             finally:
                 os.close(fd)
     for folder in reversed(made):
@@ -513,11 +530,9 @@ def _listing(base: int, folder: str, source: str) -> list[tuple[str, int]]:
         raise _no_input(f"{source}/{folder}", error) from error
 
 
-def _make_parents(target: str) -> None:
-    os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
-
-
-def _decrypt(source: int, stored: str, target: str, key: Key128, jobs: int, advance: Advance | None) -> int:
+def _decrypt(
+    source: int, stored: str, target: str, key: Key128, jobs: int, owner: Owner, advance: Advance | None
+) -> int:
     if not stat.S_ISREG(os.fstat(source).st_mode):
         raise _no_input(stored, OSError(errno.EINVAL, "not a regular file"))
     try:
@@ -526,6 +541,7 @@ def _decrypt(source: int, stored: str, target: str, key: Key128, jobs: int, adva
         raise _unstageable(stored, error) from error
     try:
         size = decrypt_into(source, out, key, path=stored, jobs=jobs, advance=advance)
+        owner.give(out)
         os.fchmod(out, 0o444)
         os.utime(out, (FIXED_TIME_S, FIXED_TIME_S))
     except OSError as error:

@@ -7,8 +7,9 @@ linux/mount.h, linux/prctl.h). `openat2` has number 437 on every architecture.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-from typing import Final
+from typing import Any, Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -31,6 +32,27 @@ RENAME_EXCHANGE: Final = 2
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15
+_PR_SET_TSC: Final = 26
+_PR_SET_SECUREBITS: Final = 28
+_PR_SET_TIMERSLACK: Final = 29
+_PR_SET_THP_DISABLE: Final = 41
+_PR_CAP_AMBIENT: Final = 47
+_PR_SET_MEMORY_MERGE: Final = 67
+_PR_TSC_ENABLE: Final = 1
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+# by machine: ioprio_set, set_mempolicy, keyctl
+_NUMBERED: Final = {"x86_64": (251, 238, 250), "aarch64": (30, 237, 219)}
+_IOPRIO_WHO_PROCESS: Final = 1
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+
+MOUNT_ATTR_IDMAP: Final = 0x00100000
+_ALL_BELOW: Final = 0x1000 | 0x8000  # AT_EMPTY_PATH, AT_RECURSIVE
+_OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_SYS_OPEN_TREE: Final = 428
+_SYS_MOVE_MOUNT: Final = 429
+_SYS_MOUNT_SETATTR: Final = 442
 
 _SYS_OPENAT2: Final = 437
 RESOLVE_NO_XDEV: Final = 0x01
@@ -41,6 +63,15 @@ RESOLVE_BENEATH: Final = 0x08
 _MCL_CURRENT: Final = 1
 _MCL_FUTURE: Final = 2
 _MCL_ONFAULT: Final = 4
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
 
 
 class _OpenHow(ctypes.Structure):
@@ -131,3 +162,69 @@ def rename(old_directory: int, old: str, new_directory: int, new: str, flags: in
         ),
         old,
     )
+
+
+def mount_mapped(source: int, target: str, namespace: int) -> None:
+    """Show the file or folder of a descriptor at `target`, its owners translated by a user namespace (Linux 5.12).
+
+    What is mounted below is shown, too.
+
+    Raises OSError (EINVAL, EPERM) for a file system that cannot do this.
+    """
+    tree = _syscall("open_tree", _SYS_OPEN_TREE, source, b"", _OPEN_TREE_CLONE | _ALL_BELOW | os.O_CLOEXEC)
+    try:
+        wanted = _MountAttributes(MOUNT_ATTR_IDMAP, 0, 0, namespace)
+        size = ctypes.c_size_t(ctypes.sizeof(wanted))
+        _syscall("mount_setattr", _SYS_MOUNT_SETATTR, tree, b"", _ALL_BELOW, ctypes.byref(wanted), size)
+        _syscall("move_mount", _SYS_MOVE_MOUNT, tree, b"", -1, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(tree)
+
+
+def plain_personality() -> None:
+    """Linux as it is: addresses drawn at random, no memory executable that does not say so (personality(2))."""
+    _checked(_libc.personality(ctypes.c_ulong(0)), "personality")
+
+
+def plain_io_priority() -> None:
+    """The priority of input and output that follows from the process's own."""
+    _syscall("ioprio_set", _numbered(0), _IOPRIO_WHO_PROCESS, 0, 0)
+
+
+def plain_memory_policy() -> None:
+    """Memory from the nearest node."""
+    _syscall("set_mempolicy", _numbered(1), 0, None, 0)
+
+
+def plain_memory() -> None:
+    """Large pages as the machine has them, pages never merged with another process's, the cycle counter readable."""
+    for option, value in ((_PR_SET_THP_DISABLE, 0), (_PR_SET_MEMORY_MERGE, 0), (_PR_SET_TSC, _PR_TSC_ENABLE)):
+        _libc.prctl(option, value, 0, 0, 0)  # EINVAL where the kernel or the processor has no such thing
+
+
+def set_timer_slack(nanoseconds: int) -> None:
+    """How late a timer of this process may be."""
+    _checked(_libc.prctl(_PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0), "prctl(PR_SET_TIMERSLACK)")
+
+
+def no_ambient_capabilities() -> None:
+    """No capability passes on to what this process starts as another user; the kernel's usual rules for user 0."""
+    _libc.prctl(_PR_SET_SECUREBITS, 0, 0, 0, 0)  # EPERM without a privilege: bubblewrap then refuses what it was left
+    _checked(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT)")
+
+
+def join_new_keyring() -> None:
+    """A session keyring of its own, with none of the starter's keys."""
+    _syscall("keyctl", _numbered(2), _KEYCTL_JOIN_SESSION_KEYRING, None)
+
+
+def _numbered(position: int) -> int:
+    numbers = _NUMBERED.get(os.uname().machine)
+    if numbers is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), os.uname().machine)
+    return numbers[position]
+
+
+def _syscall(name: str, number: int, *arguments: Any) -> int:
+    words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
+    return _checked(_libc.syscall(ctypes.c_long(number), *words), name)

@@ -34,7 +34,7 @@ def test_signal_that_waits_while_the_keeper_starts_is_an_interruption() -> None:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         os.kill(os.getpid(), signal.SIGTERM)
-        launch._become_keeper(parent, report_in, set(), lambda _tell: _Deaf())  # type: ignore[arg-type, return-value]
+        launch._become_keeper(parent, report_in, lambda _tell, _umask: _Deaf())  # type: ignore[arg-type, return-value]
     os.close(report_in)
     with os.fdopen(report_out, "rb") as pipe:
         told = json.loads(pipe.read())
@@ -58,7 +58,7 @@ class _Sandbox:
 
 def _keeper() -> keeper.Keeper:
     plan: Any = SimpleNamespace(log=None)
-    return keeper.Keeper(plan, lambda: keeper.Delivered({}), "bwrap", None, 1, (0, 1, 2), lambda _message: None)
+    return keeper.Keeper(plan, lambda: keeper.Delivered({}), "bwrap", None, 1, (0, 1, 2), 0o22, lambda _message: None)
 
 
 def test_signals_for_a_program_that_is_not_there_yet_are_kept_for_it() -> None:

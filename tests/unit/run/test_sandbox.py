@@ -16,6 +16,7 @@ from adyton.run.division import divide
 from adyton.run.plan import EncryptedMount, Plan
 from adyton.run.root import elf_interpreter
 from adyton.values import Digest
+from adyton.vfs.owner import Owner
 from adyton.vfs.stage import StagedFile
 
 
@@ -26,7 +27,7 @@ def _options(network: str = "none") -> list[str]:
 @pytest.mark.parametrize(
     "word",
     ["--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net",
-     "--die-with-parent", "--new-session", "--clearenv"],
+     "--new-session", "--clearenv"],
 )  # fmt: skip
 def test_sandbox_always_asks_for_its_namespaces(word: str) -> None:
     """None of them depends on anything but, for the network, the manifest."""
@@ -52,7 +53,7 @@ def test_word_with_a_null_byte_is_refused_before_anything_starts(word: str) -> N
     with pytest.raises(SandboxFailed, match="null byte") as raised:
         sandbox.start(
             "/nonexistent", [*_options(), "--setenv", "TOKEN", word], ["/x"],
-            stdin=0, stdout=1, stderr=2, fds_limit=100, stack_bytes=1 << 20,
+            stdin=0, stdout=1, stderr=2, owner=Owner.caller(), call_filter=b"", fds_limit=100, stack_bytes=1 << 20,
         )  # fmt: skip
     assert raised.value.check == "what follows 'TOKEN'"
     assert "share-net" not in str(raised.value.details())
