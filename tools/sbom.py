@@ -106,8 +106,7 @@ def system_components() -> list[Component]:
     """C parts, interpreter, libraries and programs that the runtime identity measures, each by its own bytes."""
     package = Path(adyton.__file__).parent
     files = {f"C part {path.relative_to(package).as_posix()}": path for path in sorted(package.glob("*/*.so"))}
-    files |= {"python interpreter": Path(os.path.realpath(sys.executable))}
-    files |= {name: Path(path) for name, path in {**identity._libraries(), **identity._programs()}.items()}
+    files |= {name: Path(path) for name, path in identity.system_files().items()}
     components = []
     for name, path in sorted(files.items()):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
