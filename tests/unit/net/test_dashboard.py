@@ -289,7 +289,8 @@ def test_tdx_program_is_not_accepted_by_what_its_host_showed(client: httpx.Clien
     measurement = world.program().measurement
     with world.store.write() as change:
         change.note_candidate(measurement, "tdx", "weights", "d-1", 1)
-        change.record("denial", "d-1", {"measurement": "ab" * 48}, 1)
+        told = {"names": ["weights"], "told": {"message": "no"}, "peer": "x", "tee": "tdx", "measurement": "ab" * 48}
+        change.record("denial", "d-1", told, 1)
     assert "pins nothing" in client.get(f"/candidates/{measurement}/weights").text
     fields = {"measurement": measurement.hex(), "key": "weights", "csrf": csrf(client), "guest": "ab" * 48}
     refused = client.post("/accept", data={**fields, "tee": "tdx", "app": "classify", "version": "v2"})
