@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all the set-up on a fresh Debian machine (root or sudo).
 
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null && { command -v $$p; break; }; done)
+# The system's own Python comes first: set-up installs what belongs to it (headers, venv), and fresh machines have no other.
+PYTHON ?= $(shell for p in /usr/bin/python3 python3.11 python3.12 python3.13 python3; do \
+    "$$p" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && { command -v "$$p"; break; }; done)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.plain_reports"]
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     # Started in the background of a script, where the shell ignores Ctrl-C: what the tests start must not inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,5 +22,5 @@ def shared_vectors() -> Path:
     """The folder of vectors made by real tools and hardware; skipped by name where it is not beside the repository."""
     folder = REPOSITORY.parent / "shared" / "vectors"
     if not folder.is_dir():
-        pytest.skip(f"shared vectors are absent: {folder.name} is not beside the repository")
+        pytest.skip("recordings of real tools and hardware are not in the repository: ../shared/vectors is missing")
     return folder

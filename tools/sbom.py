@@ -104,10 +104,9 @@ def _python(name: str, packages: dict[str, tuple[str, list[str]]]) -> str:
 
 def system_components() -> list[Component]:
     """C parts, interpreter, libraries and programs that the runtime identity measures, each by its own bytes."""
-    package = Path(adyton.__file__).parent
-    files = {f"C part {path.relative_to(package).as_posix()}": path for path in sorted(package.glob("*/*.so"))}
-    files |= {"python interpreter": Path(os.path.realpath(sys.executable))}
-    files |= {name: Path(path) for name, path in {**identity._libraries(), **identity._programs()}.items()}
+    measured = identity.measured_files()
+    files = {name: Path(path) for name, members in measured.items() for shown, path in members if not shown}
+    files |= {f"C part {shown}": Path(path) for shown, path in measured["adyton"] if shown.endswith(".so")}
     components = []
     for name, path in sorted(files.items()):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -30,6 +30,7 @@ from adyton.errors import (
     UnknownKey,
     UsageError,
 )
+from tests import machine
 from tests.cli.chain import KEY, NOTES, Chain, Place, adopting_orphans, nothing_left
 
 pytestmark = pytest.mark.mount
@@ -63,6 +64,7 @@ def test_run_without_bubblewrap_says_what_to_install(cloud: Place) -> None:
 @pytest.fixture
 def ordinary(chain: Chain) -> Iterator[Place]:
     """A fresh cloud of an ordinary user, outside of pytest's folders, which are root's alone."""
+    machine.need_open_checkout()
     folder = Path(tempfile.mkdtemp(prefix="adyton-ordinary-"))
     try:
         place = chain.cloud(folder / "cloud")

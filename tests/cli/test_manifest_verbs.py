@@ -130,7 +130,7 @@ def test_build_that_cannot_be_says_why(place: Path, change: str, status: int, wo
     else:
         arguments.append("--gramine")
         if shutil.which("gramine-direct"):
-            pytest.skip("Gramine is installed here")
+            pytest.skip("this refusal is for machines without Gramine, and it is installed here")
     said = adyton(*arguments, status=status)
     for word in words:
         assert word in said.stderr
@@ -197,7 +197,7 @@ def test_build_for_gramine_prepares_what_run_launches(place: Path, monkeypatch: 
     assert "never run on SGX hardware" in refused.stderr
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed (apt-get install strace)")
 def test_new_writes_a_template_that_builds(place: Path) -> None:
     """One native run, a short template and a list; built, it names only what the run used."""
     (place / "job.py").write_text("import sys, json; json.dump(open(sys.argv[1]).read(), open('answer.json', 'w'))\n")
@@ -219,7 +219,7 @@ def test_new_writes_a_template_that_builds(place: Path) -> None:
 def test_new_of_a_script_that_fails_passes_its_exit_code(place: Path) -> None:
     """A program that does not run natively is not proposed."""
     if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
+        pytest.skip("strace is not installed (apt-get install strace)")
     (place / "job.py").write_text("raise SystemExit(9)\n")
     assert "stand before SCRIPT" in adyton("new", "job.py", "--key", "k", status=9).stderr
     assert not (place / "job.manifest.template").exists()

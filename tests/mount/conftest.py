@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import machine
 from tests.mount.served import Served, serve
 
 
 @pytest.fixture(autouse=True)
 def fuse_device() -> None:
     """Skip by name where this machine cannot mount FUSE at all."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("/dev/fuse cannot be opened here")
+    machine.need_fuse()
 
 
 @pytest.fixture

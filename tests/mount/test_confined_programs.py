@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 
 from demo.canary import draw, search
+from tests import machine
 from tests.mount.test_proposed import Program, build, run_proposed
 from tests.mount.world import decrypt
 
 pytestmark = [
     pytest.mark.mount,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed (apt-get install strace)"),
 ]
 
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
@@ -145,8 +146,8 @@ def test_program_runs_confined_and_leaves_nothing_in_clear(
     """Its output is right, and the secret shows nowhere, though the same search finds it in the plain run."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no settings of whoever runs the tests
     program = PROGRAMS[name]
-    if program.needs and shutil.which(program.needs) is None:
-        pytest.skip(f"{program.needs} is not installed")
+    if program.needs:
+        machine.need_program(program.needs)
     if name == "torch":
         pytest.importorskip("torch")
     if name == "static-go":

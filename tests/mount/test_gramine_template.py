@@ -12,18 +12,22 @@ import pytest
 from adyton.manifest.final import finish
 from adyton.manifest.host import Gramine, multiarch_libdir
 from adyton.manifest.template import host_globals, render
+from tests import machine
 from tests.mount.test_proposed import RUN
 from tests.mount.world import REPOSITORY, decrypt, encrypt
 
-PYTHON = "/usr/bin/python3.11"
+PYTHON = machine.SYSTEM_PYTHON
+LIBRARY = f"/usr/lib/{Path(PYTHON).name}"
 
 pytestmark = [
     pytest.mark.mount,
-    pytest.mark.skipif(not Path(PYTHON).exists(), reason=f"{PYTHON} is not installed"),
+    pytest.mark.skipif(
+        not Path(LIBRARY, "os.py").exists(), reason="the distribution's Python is missing (apt-get install python3)"
+    ),
 ]
 
 TEMPLATE = """
-libos.entrypoint = "/usr/bin/python3.11"
+libos.entrypoint = "{{ python }}"
 loader.argv = ["python3", "/app.py"]
 loader.env.LD_LIBRARY_PATH = "/lib:{{ arch_libdir }}:/usr{{ arch_libdir }}"
 fs.mounts = [
@@ -38,9 +42,9 @@ sgx.enclave_size = "1G"
 sgx.max_threads = 16
 sgx.remote_attestation = "dcap"
 sgx.trusted_files = [
-  "file:app.py", "file:/usr/bin/python3.11", "file:{{ gramine.runtimedir() }}/",
-  {% for lib in ldd("/usr/bin/python3.11") %}"file:{{ lib }}", {% endfor %}
-  "file:/usr/lib/python3.11/",
+  "file:app.py", "file:{{ python }}", "file:{{ gramine.runtimedir() }}/",
+  {% for lib in ldd(python) %}"file:{{ lib }}", {% endfor %}
+  "file:{{ library }}/",
 ]
 """
 
@@ -56,7 +60,8 @@ def test_template_of_a_gramine_user_runs_unchanged(tmp_path: Path) -> None:
     )
     encrypt(tmp_path, "enc/in.txt", b"secret")
     here = {**host_globals(), "gramine": Gramine(None)}
-    text = render(TEMPLATE, {"arch_libdir": str(multiarch_libdir())}, host=here)
+    variables = {"arch_libdir": str(multiarch_libdir()), "python": PYTHON, "library": LIBRARY}
+    text = render(TEMPLATE, variables, host=here)
     (tmp_path / "app.manifest").write_bytes(finish(text, tmp_path).manifest_bytes)
     done = subprocess.run(
         [sys.executable, "-c", RUN, "app.manifest"],

@@ -8,7 +8,6 @@ import random
 import stat
 import subprocess
 import sys
-from ctypes import CDLL
 from pathlib import Path
 
 import pytest
@@ -257,11 +256,3 @@ def test_fallocate_falls_back_or_says_so(served: Served) -> None:
     with (served.top / "a").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 10_000)
     assert os.stat(served.top / "a").st_size == 10_000
-
-
-def test_library_that_serves_is_libfuse_3() -> None:
-    """mfusepy over libfuse 2 would lose rename flags; the version is checked, not hoped for."""
-    from adyton.vfs import fuse
-
-    assert fuse.check_library()[0] == 3
-    assert CDLL(fuse.LIBRARY).fuse_version() >= 30

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import machine
 from tests.mount.served import Served, serve
 
 pytestmark = pytest.mark.mount
@@ -92,8 +93,7 @@ def test_sqlite_survives_the_killed_file_server(tmp_path: Path) -> None:
 
 def test_git_clones_and_commits_in_the_mount(served: Served, tmp_path: Path) -> None:
     """git init, commit, clone, gc and fsck."""
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed")
+    machine.need_program("git")
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
     for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
         environment[name] = "a@example.org"
@@ -147,8 +147,7 @@ def test_pytest_runs_in_the_mount(served: Served) -> None:
 
 def test_fio_verifies_random_writes(served: Served) -> None:
     """fio writes at random places, several jobs at once, and verifies what it reads back."""
-    if shutil.which("fio") is None:
-        pytest.skip("fio is not installed")
+    machine.need_program("fio")
     command = [
         "fio",
         "--verify_state_save=0",

@@ -21,7 +21,7 @@ from tests.mount.world import KEY, REPOSITORY, decrypt
 
 pytestmark = [
     pytest.mark.mount,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed (apt-get install strace)"),
 ]
 
 RUN = """
@@ -173,7 +173,7 @@ def test_proposed_manifest_runs_the_program(tmp_path: Path, name: str) -> None:
     """The same outputs as natively, encrypted; the project's plaintext is gone before the run and stays away."""
     program = PROGRAMS[name]
     if program.needs is not None and importlib.util.find_spec(program.needs) is None:
-        pytest.skip(f"{program.needs} is not installed")
+        pytest.skip(f"the Python package {program.needs} is not installed (make setup-test)")
     folder = tmp_path / "project"
     for path, text in program.files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

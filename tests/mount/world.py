@@ -23,6 +23,7 @@ from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.storage.files import encrypt_file
 from adyton.values import Digest, Key128
+from tests import machine
 
 KEY = Key128(bytes(range(16)))
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -55,7 +56,7 @@ def shell_files() -> list[TrustedFile]:
 @cache
 def python_files() -> list[TrustedFile]:
     """Debian's own Python with what a small script imports."""
-    program = "/usr/bin/python3.11"
+    program = machine.SYSTEM_PYTHON
     script = "import sys, os, json, time, socket, mmap, ctypes"
     script += ", multiprocessing.queues, multiprocessing.synchronize, multiprocessing.popen_fork"
     script += "\nfor m in list(sys.modules.values()):\n f = getattr(m, '__file__', None)\n if f: print(f)"
@@ -64,7 +65,7 @@ def python_files() -> list[TrustedFile]:
     for line in shown.splitlines():
         files[line] = None
         files.update(dict.fromkeys(_libraries(line) if line.endswith(".so") else ()))
-    encodings = Path("/usr/lib/python3.11/encodings")
+    encodings = next(Path(path).parent for path in files if path.endswith("/encodings/__init__.py"))
     files.update(dict.fromkeys(str(path) for path in encodings.glob("*.py")))
     return [_trusted(path) for path in files]
 
@@ -93,7 +94,7 @@ def manifest(spec: dict[str, Any]) -> Manifest:
         ),
     ]
     return Manifest(
-        entrypoint="/usr/bin/python3.11" if python else os.path.realpath("/bin/sh"),
+        entrypoint=machine.SYSTEM_PYTHON if python else os.path.realpath("/bin/sh"),
         argv=tuple(spec["argv"]),
         env=spec.get("env", {"PATH": "/usr/bin", "PYTHONHOME": "/usr"}),
         mounts=tuple(mounts),

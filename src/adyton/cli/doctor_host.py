@@ -64,14 +64,15 @@ def fuse(machine: Machine) -> Iterator[Finding]:
     from adyton.errors import Error
 
     try:
-        from adyton.vfs.fuse import check_library
+        from adyton.vfs import libfuse
 
-        version = check_library()
+        bindings = libfuse.load()
     except (Error, OSError, ImportError) as error:
-        seen, remedy = str(error)[:200], getattr(error, "remedy", None) or "apt-get install libfuse3-3"
+        seen, remedy = str(error)[:200], getattr(error, "remedy", None) or "apt-get install fuse3"
         yield Finding("host", "libfuse3", "missing", seen, remedy)
     else:
-        yield Finding("host", "libfuse3", "ok", ".".join(map(str, version)))
+        version = ".".join(map(str, libfuse.bound_version(bindings)))
+        yield Finding("host", "libfuse3", "ok", f"{version} ({libfuse.bound_name(bindings)})")
 
 
 def sandbox(machine: Machine) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
 from adyton.keyserver import schema
+from adyton.keyserver.archive import STORE, pack, unpack
 from adyton.keyserver.audit import Head, sign_checkpoint
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
@@ -182,13 +183,14 @@ def back_up(
         checkpoint = json.dumps(_checkpoint(home, store.id, folder / "store.sqlite").to_dict()).encode()
         sealed = ProtectedFile.create(OSFile(folder / "content", writable=True, create=True), key, path=_CONTENT_PATH)
         with ProtectedStream(sealed) as stream, _buffered_tar(stream) as inner:
+            packed: set[str] = set()
             for path in sorted(home.path.rglob("*")):
                 relative = path.relative_to(home.path)
                 hidden = any(part.startswith(".") for part in relative.parts)
                 if path.is_file() and not hidden and relative.name not in _LEFT_OUT:
-                    inner.add(path, f"home/{relative}", recursive=False)
+                    pack(inner, f"home/{relative}", path, packed)
             _add_bytes(inner, "home/checkpoint.json", checkpoint)
-            inner.add(folder / "store.sqlite", "store.sqlite")
+            pack(inner, STORE, folder / "store.sqlite", packed)
         with tarfile.open(folder / "backup", "w") as outer:
             _add_bytes(outer, "header.json", json.dumps(header, indent=1).encode())
             outer.add(folder / "content", "content")
@@ -217,7 +219,8 @@ def _checkpoint(home: Home, store_id: bytes, path: Path) -> Checkpoint:
 
 
 def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:
-    return tarfile.open(fileobj=stream, mode="w|", bufsize=1 << 20)
+    """A tar of contents only: a file that is a link is written as the file that it leads to."""
+    return tarfile.open(fileobj=stream, mode="w|", bufsize=1 << 20, dereference=True)
 
 
 def _copy_tables(engine: sa.Engine, path: Path) -> None:
@@ -350,7 +353,7 @@ def _unpack(path: Path, folder: Path, key: Key128) -> None:
                 shutil.copyfileobj(file, sink, 1 << 20)
         sealed = ProtectedFile.open(OSFile(folder / "content"), key, path=_CONTENT_PATH, recover=False)
         with ProtectedStream(sealed) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as inner:
-            inner.extractall(folder, filter="data")
+            unpack(inner, folder)
     except IntegrityError as error:
         raise IntegrityError(
             "the backup does not open: the passphrase or the shares are wrong, or it was altered",
@@ -362,8 +365,6 @@ def _unpack(path: Path, folder: Path, key: Key128) -> None:
     except tarfile.TarError:
         raise cut from None
     (folder / "content").unlink()
-    for item in (folder / "home").rglob("*"):
-        item.chmod(0o700 if item.is_dir() else 0o600)
 
 
 def _load_tables(path: Path, url: str) -> None:

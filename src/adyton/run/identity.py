@@ -1,8 +1,9 @@
 """The identity of the runtime that enforces a manifest: what the simulated hardware measures besides the manifest.
 
 A hash over what Adyton's own process runs: its modules and C part, the Python interpreter with the standard library,
-the packages Adyton runs on, the C library, libfuse, bubblewrap. Two installations of the same versions built for the
-same machine type have the same identity wherever they lie; one changed byte in any of them changes it.
+the packages Adyton runs on, bubblewrap, and every shared library that comes into a process with one of these.
+Two installations of the same versions built for the same machine type have the same identity wherever they lie; one
+changed byte in any of them changes it.
 
 Sources are hashed, not cached bytecode, which CPython makes anew where a source's time or size changes: whoever can
 plant bytecode with a forged time can as well change this module. A runtime cannot vouch for itself; where the machine's
@@ -20,40 +21,37 @@ import shutil
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from adyton.errors import NoDevice
+from adyton.run import elf
 from adyton.values import Digest
+from adyton.vfs import libfuse
 
 LABEL: Final = b"adyton runtime identity v1\0\0\0\0\0\0"
 
 PACKAGES: Final = ("cryptography", "_cffi_backend", "mfusepy", "OpenSSL")
 """Import names of the packages whose code runs beside a protected program; a test holds this list complete."""
 
-LIBRARIES: Final = (
-    "ld-linux-x86-64.so.2",
-    "libc.so.6",
-    "libm.so.6",
-    "libgcc_s.so.1",
-    "libcrypto.so.3",
-    "libssl.so.3",
-    "libffi.so.8",
-    "libz.so.1",
-    "libbz2.so.1.0",
-    "liblzma.so.5",
-    "libexpat.so.1",
-    "libfuse3.so.3",
-)
-"""Shared libraries that these load; one that this machine lacks is no part."""
+LOADED_BY_NAME: Final = (*libfuse.VERSIONS, "libgcc_s.so.1")
+"""Libraries that no ELF file asks for, and that are loaded when they are needed: whichever libfuse is there, and what
+the C library takes to end a thread."""
+
+_NAME_SERVICES: Final = frozenset({"hosts", "passwd", "group"})
+"""Databases of nsswitch.conf whose services the C library loads as libnss_SERVICE.so.2."""
+
+_NOT_IMPORTED: Final = ("_tkinter", "_curses", "readline", "_dbm", "_gdbm", "_sqlite3", "_crypt", "nis")
+"""How modules of the standard library begin that no run imports: their libraries do not count."""
 
 PROGRAMS: Final = ("bwrap", "fusermount3")
 
 LOADED_BY_ENVIRONMENT: Final = ("LD_PRELOAD", "LD_AUDIT", "OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES")
 """Variables that name code, or a configuration that names code, to load into this process."""
 
+_PRELOAD: Final = "/etc/ld.so.preload"
 _IMPORTED: Final = re.compile(r"""\bimport\s+(\w+)|__import__\(['"](\w+)""")
 
 _SKIPPED: Final = frozenset(
@@ -75,28 +73,35 @@ class RuntimeIdentity:
 
 def runtime_identity() -> RuntimeIdentity:
     """Hash the runtime that executes this call, afresh each time; raises NoDevice where a part is missing."""
-    import adyton
-
-    folders = {"adyton": os.path.dirname(adyton.__file__), "python standard library": os.path.dirname(os.__file__)}
-    files: dict[str, list[tuple[str, str]]] = {name: sorted(_walk(folder, "")) for name, folder in folders.items()}
-    for name in PACKAGES:
-        files[f"package {name}"] = sorted(_package(name))
-    single = {"python interpreter": os.path.realpath(sys.executable), **_libraries(), **_programs()}
-    for name, path in single.items():
-        files[name] = [("", path)]
-    listed = [(name, shown, path) for name, members in files.items() for shown, path in members]
-    hashed = _hash_all([path for _, _, path in listed])
+    files = measured_files()
+    listed = [path for members in files.values() for _, path in members]
+    hashed = iter(_hash_all(listed))
     parts: dict[str, Digest] = {}
-    at = 0
     for name, members in files.items():
         digest = hashlib.sha256()
         for shown, _ in members:
             encoded = shown.encode("utf-8", "surrogateescape")
-            digest.update(struct.pack("<I", len(encoded)) + encoded + hashed[at])
-            at += 1
+            digest.update(struct.pack("<I", len(encoded)) + encoded + next(hashed))
         parts[name] = Digest(digest.digest())
     parts["python start-up"] = _startup()
     return RuntimeIdentity(combine(parts), MappingProxyType(parts))
+
+
+def measured_files() -> dict[str, list[tuple[str, str]]]:
+    """The files that are hashed: part name -> (name below the part's folder, path), in the order of names.
+
+    Raises NoDevice where a package is missing.
+    """
+    import adyton
+
+    folders = {"adyton": os.path.dirname(adyton.__file__), "python standard library": os.path.dirname(os.__file__)}
+    files = {name: sorted(_walk(folder, "")) for name, folder in folders.items()}
+    for name in PACKAGES:
+        files[f"package {name}"] = sorted(_package(name))
+    modules = [path for members in files.values() for shown, path in members if _is_loaded(shown, path)]
+    interpreter, programs = os.path.realpath(sys.executable), _programs()
+    single = {"python interpreter": interpreter, **programs, **_libraries([interpreter, *modules], programs.values())}
+    return {**files, **{name: [("", path)] for name, path in single.items()}}
 
 
 def combine(parts: Mapping[str, Digest]) -> Digest:
@@ -143,41 +148,30 @@ def _package(name: str) -> list[tuple[str, str]]:
     return [member for folder in folders for member in _walk(folder, "")]
 
 
-def _mapped() -> dict[str, str]:
-    """Shared libraries that this process has mapped, by their file name up to the version of their interface."""
-    found: dict[str, str] = {}
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        for line in maps:
-            path = line[73:].rstrip("\n")
-            if path.startswith("/") and ".so" in path:
-                found[path.rpartition("/")[2]] = path
+def _is_loaded(shown: str, path: str) -> bool:
+    return path.endswith(".so") and not shown.rpartition("/")[2].startswith(_NOT_IMPORTED)
+
+
+def _libraries(roots: Iterable[str], programs: Iterable[str]) -> dict[str, str]:
+    """Every shared library that comes into this process or into one of the programs, which get no environment."""
+    ours = elf.libraries(roots, (*LOADED_BY_NAME, *_name_services()))
+    theirs = elf.libraries(programs, (), here=False)
+    found = {f"library {name}": path for name, path in ours.items()}
+    for name, path in theirs.items():
+        found[f"library {name}" if ours.get(name, path) == path else f"library {name} of programs"] = path
     return found
 
 
-def _libraries() -> dict[str, str]:
-    triplet = getattr(sys.implementation, "_multiarch", "")
-    first = [folder for folder in re.split("[:;]", os.environ.get("LD_LIBRARY_PATH", "")) if folder]
-    folders = (
-        *first,
-        f"/lib/{triplet}",
-        f"/usr/lib/{triplet}",
-        "/lib64",
-        "/usr/lib64",
-        "/lib",
-        "/usr/lib",
-        "/usr/local/lib",
-    )
-    mapped = _mapped()
-    found = {}
-    for name in LIBRARIES:
-        places = [mapped[name]] if name in mapped else []
-        places += [f"{folder}/{name}" for folder in folders]
-        path = next((place for place in places if os.path.exists(place)), None)
-        if path is not None:
-            found[f"library {name}"] = os.path.realpath(path)
-    shared = re.compile(rf"libpython{sys.version_info.major}\.{sys.version_info.minor}\.so[.0-9]*")
-    libpython = next((path for name, path in mapped.items() if shared.fullmatch(name)), None)
-    return found if libpython is None else {**found, "library libpython": libpython}
+def _name_services() -> list[str]:
+    try:
+        with open("/etc/nsswitch.conf", encoding="utf-8", errors="replace") as file:
+            lines = [line.partition("#")[0].partition(":") for line in file]
+    except OSError:
+        return []
+    services = {
+        word for name, _, rest in lines if name.strip() in _NAME_SERVICES for word in re.findall(r"[\w-]+", rest)
+    }
+    return [f"libnss_{service}.so.2" for service in sorted(services)]
 
 
 def _programs() -> dict[str, str]:
@@ -215,6 +209,11 @@ def _startup() -> Digest:
             digest.update(hook.encode() + _hash_file(origin))
     for shown, path in sorted(_in_the_way()):
         digest.update(shown.encode("utf-8", "surrogateescape") + _hash_file(path))
+    if os.path.isfile(_PRELOAD):  # the loader takes the libraries that it names into every program
+        with open(_PRELOAD, encoding="utf-8", errors="surrogateescape") as file:
+            preloaded = file.read(1 << 16).replace(":", " ").split()
+        for word in preloaded:
+            digest.update(b"ld.so.preload" + (_hash_file(word) if os.path.isfile(word) else os.fsencode(word)))
     for name in LOADED_BY_ENVIRONMENT:
         for word in os.environ.get(name, "").replace(":", " ").split():
             content = _hash_file(word) if os.path.isfile(word) else hashlib.sha256(os.fsencode(word)).digest()

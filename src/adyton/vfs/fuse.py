@@ -2,8 +2,7 @@
 
 One process serves every tree of a run, each under a top-level name; `adyton mount` serves one tree at the top.
 The loop has one thread: the trees need no locks, and a request is short. Of mfusepy only the bindings are used, so that
-a read can go past Python (`reads`). libfuse 3 is loaded by name and its version checked, since mfusepy would silently
-take libfuse 2, which loses the flags of rename(2).
+a read can go past Python (`reads`). Which libfuse serves is `libfuse`'s choice.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from adyton.errors import Error, MountFailed, StorageFailed
+from adyton.vfs import libfuse
 from adyton.vfs.encrypted import Node
 from adyton.vfs.pulse import Pulse
 from adyton.vfs.reads import quick_reads
@@ -26,7 +26,6 @@ from adyton.vfs.reads import quick_reads
 if TYPE_CHECKING:
     from adyton.vfs._reads import Shortcut
 
-LIBRARY: Final = "libfuse3.so.3"
 _FOREVER_S: Final = 86_400.0
 _ASK_AGAIN_S: Final = 1.0
 """How long the kernel believes attributes. It asks for them, by the open file, before a write; that is the one moment
@@ -40,37 +39,7 @@ _UNKNOWN_INODE: Final = 0xFFFFFFFF
 _UTIME_NOW: Final = (1 << 30) - 1
 _UTIME_OMIT: Final = (1 << 30) - 2
 
-_saved = os.environ.get("FUSE_LIBRARY_PATH")
-os.environ["FUSE_LIBRARY_PATH"] = LIBRARY
-try:
-    import mfusepy
-except (OSError, AttributeError) as _error:
-    raise MountFailed(
-        f"{LIBRARY} cannot be loaded: {_error}",
-        check="FUSE library",
-        expected=f"{LIBRARY} (libfuse 3)",
-        seen=str(_error),
-        remedy="install libfuse3-3 (Debian: apt install libfuse3-3 fuse3)",
-    ) from _error
-finally:
-    if _saved is None:
-        del os.environ["FUSE_LIBRARY_PATH"]
-    else:
-        os.environ["FUSE_LIBRARY_PATH"] = _saved
-
-
-def check_library() -> tuple[int, int]:
-    """The loaded libfuse's version; raises MountFailed unless it is 3."""
-    version = (mfusepy.fuse_version_major, mfusepy.fuse_version_minor)
-    if version[0] != 3:
-        raise MountFailed(
-            "mfusepy loaded libfuse 2, which loses the flags of rename",
-            check="FUSE library",
-            expected="libfuse 3",
-            seen=".".join(map(str, version)),
-            remedy="install libfuse3-3, and import adyton.vfs.fuse before anything else imports mfusepy",
-        )
-    return version
+mfusepy = libfuse.load()
 
 
 def calling_process() -> tuple[int, int]:
@@ -142,7 +111,6 @@ class Adapter:
         pulse: Pulse,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        check_library()
         self._trees = dict(trees)
         self._top = self._trees.get("")
         self._numbers = {id(tree): number for number, tree in enumerate(self._trees.values())}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import machine
 from tests.faults.host.storage import Storage
 from tests.mount.served import Served, serve
 
@@ -16,8 +16,7 @@ from tests.mount.served import Served, serve
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     """An empty encrypted folder, mounted as `adyton run` mounts it."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("/dev/fuse cannot be opened here")
+    machine.need_fuse()
     mounted = serve(tmp_path)
     try:
         yield mounted
@@ -28,8 +27,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[Storage]:
     """A file system that answers so far, at `below/top`."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("/dev/fuse cannot be opened here")
+    machine.need_fuse()
     (tmp_path / "below").mkdir()
     lower = serve(tmp_path / "below", believe_host=True, module="tests.faults.host.below")
     try:

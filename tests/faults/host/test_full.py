@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import Error
+from tests import machine
 from tests.faults.host.attacks import IN_TIME_S, fails, forget
 from tests.faults.host.running import START_S, Running
 from tests.mount import world
@@ -30,7 +31,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     store = tmp_path / "store"
     store.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(store)], check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
+        pytest.skip(machine.NO_MOUNTS)
     try:
         yield store
     finally:

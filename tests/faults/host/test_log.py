@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import Error
+from tests import machine
 from tests.faults.host.attacks import IN_TIME_S, NODE, flip, overwrite
 from tests.faults.host.running import START_S, Running
 from tests.mount import world
@@ -153,7 +154,7 @@ def test_something_else_in_the_place_of_the_log_stops_the_start(tmp_path: Path, 
     try:
         AT_THE_START[kind](tmp_path / "app.log")
     except PermissionError:
-        pytest.skip("devices cannot be made here")
+        pytest.skip(machine.NO_DEVICES)
     mounts = [["encrypted", "/out", "file:out"]]
     began = time.monotonic()
     result = world.run(tmp_path, world.shell("echo x > /out/x", mounts=mounts, stdio=False, log="file:app.log"))

@@ -13,6 +13,7 @@ import pytest
 
 from adyton.errors import Error
 from adyton.pfile.recovery import MAX_RECORDS, RECORD_BYTES
+from tests import machine
 from tests.faults.host.attacks import IN_TIME_S, flip, forget
 from tests.mount.served import Served, serve
 
@@ -36,8 +37,7 @@ def crashing(tmp_path: Path) -> Iterator[Served]:
 
     Beside the folder lie copies of two recovery logs: `log-of-b`, and `log-of-first`, which leads from SECOND to FIRST.
     """
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("/dev/fuse cannot be opened here")
+    machine.need_fuse()
     served = serve(tmp_path, module="tests.faults.host.crashing")
     try:
         for name, before, content in (("b", FIRST, OTHER), ("a", FIRST, SECOND)):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import machine
 from tests.faults.host.attacks import IN_TIME_S, fails, flip, forget
 from tests.mount.served import REPOSITORY, Served, serve
 
@@ -261,7 +262,7 @@ def test_file_replaced_by_something_else_is_refused_at_once(served: Served, kind
         try:
             os.mknod(host, 0o20666, os.makedev(1, 5))
         except PermissionError:
-            pytest.skip("devices cannot be made here")
+            pytest.skip(machine.NO_DEVICES)
     fails(path.read_bytes)
     named = "not a regular file" if kind in ("fifo", "device") else "a link, a folder, a device"
     assert named in served.events()
@@ -340,7 +341,7 @@ def test_full_disk_is_no_space_and_earlier_files_stay_whole(tmp_path: Path) -> N
     store = tmp_path / "store"
     store.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(store)], check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
+        pytest.skip(machine.NO_MOUNTS)
     try:
         served = serve(tmp_path)
         try:

@@ -83,7 +83,9 @@ def test_trace_that_is_cut_or_foreign_is_no_error() -> None:
     assert not any((found.reads, found.writes, found.looks))
 
 
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+needs_strace = pytest.mark.skipif(
+    shutil.which("strace") is None, reason="strace is not installed (apt-get install strace)"
+)
 
 
 @needs_strace

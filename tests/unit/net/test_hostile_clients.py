@@ -142,7 +142,7 @@ def test_hostile_clients_at_random_harm_nobody(world: World, seed: int) -> None:
     world.store.verify_audit()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed (apt-get install openssl)")
 @pytest.mark.parametrize("command", [b"K\n", b"R\n"], ids=["key update", "renegotiation"])
 def test_tls_endless_key_updates_end_in_time(world: World, command: bytes) -> None:
     """Key updates are no request: who sends nothing else is dropped, and others are served meanwhile."""

@@ -252,7 +252,7 @@ def test_ten_thousand_idle_connections_harm_nobody(world: World) -> None:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 12_000:
-        pytest.skip("the limit on open files is too low here")
+        pytest.skip(f"this user may open {hard} files, and the test opens 12000: raise the limit (ulimit -Hn)")
     with_collateral(world)
     signed = world.program()
     world.approve(signed)

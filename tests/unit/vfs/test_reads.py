@@ -19,7 +19,10 @@ from adyton.vfs import reads
 from adyton.vfs.pulse import Pulse
 
 if not reads.NATIVE:
-    pytest.skip("the C part was not built", allow_module_level=True)
+    pytest.skip(
+        "the C parts were not built: apt-get install gcc libssl-dev python3-dev, then make clean setup",
+        allow_module_level=True,
+    )
 
 from adyton.vfs import _reads
 

@@ -1,0 +1,221 @@
+"""Which shared libraries come into a process with an ELF file: read from the files, as the dynamic loader does.
+
+ELF-64, little-endian (gABI, "Dynamic Section"); the search follows ld.so(8): DT_RPATH where there is no DT_RUNPATH,
+LD_LIBRARY_PATH, DT_RUNPATH, /etc/ld.so.cache, the default folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Final
+
+_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT: Final = struct.Struct("<IIQQQQQQ")
+_DYNAMIC: Final = struct.Struct("<QQ")
+_LOAD, _DYNAMIC_SEGMENT, _INTERPRETER = 1, 2, 3
+_NEEDED, _STRING_TABLE, _STRING_BYTES, _SONAME, _RPATH, _RUNPATH = 1, 5, 10, 14, 15, 29
+_MAX_SEGMENTS: Final = 1024
+_MAX_TABLE_BYTES: Final = 16 << 20
+
+_CACHE_MAGIC: Final = b"glibc-ld.so.cache1.1"
+_CACHE_HEADER: Final = struct.Struct("<20sII20x")
+_CACHE_ENTRY: Final = struct.Struct("<iIIIQ")
+_MAX_CACHE_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """An ELF file's own library name, and what it asks the loader for: interpreter, libraries, folders to look in."""
+
+    machine: int
+    soname: str | None
+    interpreter: str | None
+    needed: tuple[str, ...]
+    rpath: tuple[str, ...]
+    runpath: tuple[str, ...]
+
+
+def read(path: str) -> Linked | None:
+    """What the file at `path` asks for; None where it is no ELF file of this kind, or is damaged. Raises OSError."""
+    with open(path, "rb") as file:
+        try:
+            return _read(file.fileno(), os.path.dirname(os.path.realpath(path)))
+        except (struct.error, ValueError):
+            return None
+
+
+def _read(fd: int, folder: str) -> Linked:
+    start = os.pread(fd, _HEADER.size, 0)
+    identification, _, machine, _, _, offset, _, _, _, size, count, *_ = _HEADER.unpack(start)
+    if identification[:6] != b"\x7fELF\x02\x01" or size != _SEGMENT.size or count > _MAX_SEGMENTS:
+        raise ValueError
+    segments = list(_SEGMENT.iter_unpack(os.pread(fd, size * count, offset)))
+    loads = [segment for segment in segments if segment[0] == _LOAD]
+
+    def content(kind: int) -> bytes | None:
+        found = next((segment for segment in segments if segment[0] == kind), None)
+        if found is None or found[5] > _MAX_TABLE_BYTES:
+            return None
+        return os.pread(fd, found[5], found[2])
+
+    interpreter = content(_INTERPRETER)
+    table = content(_DYNAMIC_SEGMENT) or b""
+    entries = list(_DYNAMIC.iter_unpack(table[: len(table) - len(table) % _DYNAMIC.size]))
+    values = dict(reversed(entries))
+    address, length = values.get(_STRING_TABLE, 0), values.get(_STRING_BYTES, 0)
+    strings = b""
+    for _, _, at, start_address, _, in_file, _, _ in loads:
+        if start_address <= address < start_address + in_file and length <= _MAX_TABLE_BYTES:
+            strings = os.pread(fd, length, at + address - start_address)
+
+    def text(at: int) -> str:
+        return os.fsdecode(strings[at : strings.index(b"\0", at)])
+
+    def folders(kind: int) -> tuple[str, ...]:
+        found = text(values[kind]) if kind in values else ""
+        return tuple(
+            part.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", folder) for part in found.split(":") if part
+        )
+
+    return Linked(
+        machine,
+        text(values[_SONAME]) if _SONAME in values else None,
+        None if interpreter is None else os.fsdecode(interpreter.rstrip(b"\0")),
+        tuple(text(value) for kind, value in entries if kind == _NEEDED),
+        () if _RUNPATH in values else folders(_RPATH),
+        folders(_RUNPATH),
+    )
+
+
+def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) -> dict[str, str]:
+    """Every library that these files bring into a process, directly or through others, and `names` with theirs.
+
+    Returns name -> path without links, and LEVEL/name for each variant that the loader may take on a newer processor.
+    `here` means into this process: with its LD_LIBRARY_PATH, and where it has mapped a library of that name already,
+    that is the one that the loader takes, wherever it lies. Otherwise into a program with an empty environment.
+    A name that nothing on this machine answers to is left out, as is a root that is no ELF file.
+    """
+    reader = cache(read)
+    loader = _Loader(reader, here=here)
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+
+    def follow(path: str, inherited: tuple[str, ...]) -> None:
+        linked = None if path in seen else reader(path)
+        seen.add(path)
+        if linked is None:
+            return
+        if linked.interpreter is not None:
+            take(linked.interpreter.rpartition("/")[2], linked.interpreter, ())
+        rpath = (*linked.rpath, *inherited)
+        for name in linked.needed:
+            if name not in found:
+                take(name, loader.locate(name, linked.machine, rpath, linked.runpath), rpath)
+
+    def take(name: str, path: str | None, rpath: tuple[str, ...]) -> None:
+        for level, variant in loader.variants(name):
+            found[f"{level}/{name}"] = os.path.realpath(variant)
+            follow(found[f"{level}/{name}"], rpath)
+        if path is not None and os.path.exists(path):
+            found[name] = os.path.realpath(path)
+            follow(found[name], rpath)
+
+    for root in roots:
+        follow(root, ())
+    for name in names:
+        if name not in found:
+            take(name, loader.locate(name, None, (), ()), ())
+    return found
+
+
+class _Loader:
+    """Where the dynamic loader finds a library."""
+
+    def __init__(self, reader: Callable[[str], Linked | None], *, here: bool) -> None:
+        self._read = reader
+        self._mapped = {
+            (linked.soname if linked and linked.soname else path.rpartition("/")[2]): path
+            for path in (mapped() if here else ())
+            for linked in (reader(path),)
+        }
+        self._cache = _cached(*_stamp("/etc/ld.so.cache"))
+        ahead = os.environ.get("LD_LIBRARY_PATH", "") if here else ""
+        self._ahead = tuple(folder for folder in re.split("[:;]", ahead) if folder)
+        self._default = _default_folders()
+        holders = [f"{folder}/glibc-hwcaps" for folder in (*self._ahead, *self._default)]
+        self._levels = [
+            (level, f"{holder}/{level}")
+            for holder in holders
+            if os.path.isdir(holder)
+            for level in sorted(os.listdir(holder))
+        ]
+
+    def locate(self, name: str, machine: int | None, rpath: Iterable[str], runpath: Iterable[str]) -> str | None:
+        """The path of a library; None where there is none. `machine` None takes a library of any processor."""
+        if "/" in name:
+            return name
+        if name in self._mapped:
+            return self._mapped[name]
+        cached = [self._cache[name]] if name in self._cache else []
+        named = [f"{folder}/{name}" for folder in (*rpath, *self._ahead, *runpath)]
+        for path in (*named, *cached, *(f"{folder}/{name}" for folder in self._default)):
+            if os.path.isfile(path):
+                linked = self._read(path)
+                if machine is None or (linked is not None and linked.machine == machine):
+                    return path
+        return None
+
+    def variants(self, name: str) -> Iterator[tuple[str, str]]:
+        """The same library for newer processors (glibc-hwcaps): the level and the path of each that is there."""
+        for level, folder in self._levels:
+            if os.path.isfile(f"{folder}/{name}"):
+                yield level, f"{folder}/{name}"
+
+
+def mapped() -> Iterator[str]:
+    """The shared libraries that this process has mapped and that are still in their place."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        paths = dict.fromkeys(line[73:].rstrip("\n") for line in maps)
+    for path in paths:
+        if path.startswith("/") and ".so" in path and os.path.isfile(path):
+            yield path
+
+
+def _default_folders() -> tuple[str, ...]:
+    triplet = f"{os.uname().machine}-linux-gnu"
+    return (f"/lib/{triplet}", f"/usr/lib/{triplet}", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path, 0, 0
+    return path, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=1)
+def _cached(path: str, changed_ns: int, size: int) -> dict[str, str]:
+    """The loader's cache, name -> path: ldconfig's own file (glibc's sysdeps/generic/dl-cache.h); {} where none is."""
+    del changed_ns
+    if not 0 < size <= _MAX_CACHE_BYTES:
+        return {}
+    with open(path, "rb") as file:
+        raw = file.read(_MAX_CACHE_BYTES)
+    if len(raw) < _CACHE_HEADER.size:
+        return {}
+    magic, count, _ = _CACHE_HEADER.unpack_from(raw)
+    if magic != _CACHE_MAGIC or len(raw) < _CACHE_HEADER.size + count * _CACHE_ENTRY.size:
+        return {}
+    found: dict[str, str] = {}
+    for at in range(count):
+        _, key, value, _, capabilities = _CACHE_ENTRY.unpack_from(raw, _CACHE_HEADER.size + at * _CACHE_ENTRY.size)
+        if capabilities == 0:
+            name, place = (os.fsdecode(raw[part : raw.find(b"\0", part)]) for part in (key, value))
+            found.setdefault(name, place)
+    return found
