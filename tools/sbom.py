@@ -55,7 +55,7 @@ def locked(installed: dict[str, importlib.metadata.Distribution]) -> dict[str, t
 
 def asked_by(distribution: importlib.metadata.Distribution, extras: frozenset[str] = frozenset()) -> set[str]:
     """The canonical names of what a distribution needs here, with these extras."""
-    names = set()
+    names: set[str] = set()
     for line in distribution.requires or ():
         wanted = Requirement(line)
         if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in extras | {""}):
@@ -91,7 +91,8 @@ def python_components(
         if name in installed:
             needs = asked_by(installed[name]) & set(packages)
             edges.append({"ref": component["bom-ref"], "dependsOn": sorted(_python(each, packages) for each in needs)})
-            text = installed[name].metadata.get("License-Expression")
+            metadata = installed[name].metadata
+            text = metadata["License-Expression"] if "License-Expression" in metadata else None
             if text:
                 component["licenses"] = [{"expression": text}]
         components.append(component)
