@@ -91,9 +91,7 @@ def python_components(
         if name in installed:
             needs = asked_by(installed[name]) & set(packages)
             edges.append({"ref": component["bom-ref"], "dependsOn": sorted(_python(each, packages) for each in needs)})
-            metadata = installed[name].metadata
-            text = metadata["License-Expression"] if "License-Expression" in metadata else None
-            if text:
+            for text in installed[name].metadata.get_all("License-Expression") or ():
                 component["licenses"] = [{"expression": text}]
         components.append(component)
     return components, edges
