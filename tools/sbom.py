@@ -55,7 +55,7 @@ def locked(installed: dict[str, importlib.metadata.Distribution]) -> dict[str, t
 
 def asked_by(distribution: importlib.metadata.Distribution, extras: frozenset[str] = frozenset()) -> set[str]:
     """The canonical names of what a distribution needs here, with these extras."""
-    names = set()
+    names: set[str] = set()
     for line in distribution.requires or ():
         wanted = Requirement(line)
         if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in extras | {""}):
@@ -91,8 +91,7 @@ def python_components(
         if name in installed:
             needs = asked_by(installed[name]) & set(packages)
             edges.append({"ref": component["bom-ref"], "dependsOn": sorted(_python(each, packages) for each in needs)})
-            text = installed[name].metadata.get("License-Expression")
-            if text:
+            for text in installed[name].metadata.get_all("License-Expression") or ():
                 component["licenses"] = [{"expression": text}]
         components.append(component)
     return components, edges
@@ -104,9 +103,9 @@ def _python(name: str, packages: dict[str, tuple[str, list[str]]]) -> str:
 
 def system_components() -> list[Component]:
     """C parts, interpreter, libraries and programs that the runtime identity measures, each by its own bytes."""
-    package = Path(adyton.__file__).parent
-    files = {f"C part {path.relative_to(package).as_posix()}": path for path in sorted(package.glob("*/*.so"))}
-    files |= {name: Path(path) for name, path in identity.system_files().items()}
+    measured = identity.measured_files()
+    files = {name: Path(path) for name, members in measured.items() for shown, path in members if not shown}
+    files |= {f"C part {shown}": Path(path) for shown, path in measured["adyton"] if shown.endswith(".so")}
     components = []
     for name, path in sorted(files.items()):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -147,7 +147,12 @@ def test_locks_and_set_up_name_no_place_to_download_from() -> None:
 def test_system_packages_are_recorded() -> None:
     """Each package that set-up installs from Debian is in the record of what this was tested with, and no other."""
     text = SETUP.read_text()
-    named = {word for line in re.findall(r'packages="([^"]*)"', text) for word in line.split() if "$" not in word}
+    named = {
+        word
+        for line in re.findall(r'(?:packages|for_tests)="([^"]*)"', text)
+        for word in line.split()
+        if "$" not in word
+    }
     lines = (FOLDER / "debian-12.txt").read_text().splitlines()
     recorded = dict(line.split() for line in lines if not line.startswith("#"))
     assert named <= set(recorded)

@@ -61,7 +61,6 @@ _SKIPPED: Final = frozenset(
 _SUFFIXES: Final = (".py", ".so", ".c", ".h")
 _TEXTS: Final = (".py", ".c", ".h")
 _READ_BYTES: Final = 1 << 18
-_SINGLE: Final = ("python interpreter", "program ", "library ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +99,9 @@ def measured_files() -> dict[str, list[tuple[str, str]]]:
     for name in PACKAGES:
         files[f"package {name}"] = sorted(_package(name))
     modules = [path for members in files.values() for shown, path in members if _is_loaded(shown, path)]
-    return {**files, **{name: [("", path)] for name, path in _single_files(modules).items()}}
-
-
-def system_files() -> dict[str, str]:
-    """The parts that are one file each: interpreter, programs, shared libraries; part name -> path."""
-    return {name: members[0][1] for name, members in measured_files().items() if name.startswith(_SINGLE)}
-
-
-def _single_files(modules: Iterable[str]) -> dict[str, str]:
     interpreter, programs = os.path.realpath(sys.executable), _programs()
-    return {"python interpreter": interpreter, **programs, **_libraries([interpreter, *modules], programs.values())}
+    single = {"python interpreter": interpreter, **programs, **_libraries([interpreter, *modules], programs.values())}
+    return {**files, **{name: [("", path)] for name, path in single.items()}}
 
 
 def combine(parts: Mapping[str, Digest]) -> Digest:
