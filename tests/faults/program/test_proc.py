@@ -212,3 +212,24 @@ def test_file_mode_mask_of_the_starter_closes_nothing_to_the_program(folder: Pat
     assert lines[2].startswith("drwxr-xr-x")
     assert (folder / "out/a").stat().st_mode & 0o077 & mask == 0
     assert world.decrypt(folder, "out/a") == b"a\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root shows files as another's")
+def test_allowed_file_that_cannot_be_shown_as_the_programs_own_is_said(folder: Path) -> None:
+    """A file system without ID-mapped mounts, as /proc: the program may what others may, and the run says so."""
+    spec = world.shell(
+        "cat /version", mounts=[["chroot", "/version", "file:/proc/version"]], allowed=["file:/proc/version"]
+    )
+    result = world.run(folder, spec)
+    assert result.out == Path("/proc/version").read_text()
+    assert "NOTE allowed file /proc/version: its file system cannot show it as the program's own" in result.err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's runs have another user to take")
+def test_program_of_another_user_opens_its_output_anew(folder: Path) -> None:
+    """/dev/stdout and /dev/stderr, where they are pipes: the log's, or the starter's."""
+    spec = world.shell("echo out > /dev/stdout; echo err > /dev/stderr", mounts=OUT)
+    result = world.run(folder, spec)
+    assert (result.status, result.out, "err\n" in result.err) == (0, "out\n", True)
+    result = world.run(folder, {**spec, "stdio": False, "log": "file:app.log"})
+    assert world.decrypt(folder, "app.log") == b"out\nerr\n", result.err
