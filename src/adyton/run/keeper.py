@@ -87,6 +87,7 @@ class Keeper:
         self._stdio = stdio
         self._umask = umask
         self._owner = Owner.caller()
+        self._call_filter = b""
         self._tell = tell
         self._base = ""
         self._sandbox: sandbox.Sandbox | None = None
@@ -127,6 +128,7 @@ class Keeper:
     def run(self) -> dict[str, Any]:
         """Everything, in order; whatever happens, nothing stays."""
         try:
+            self._call_filter = callfilter.program(os.uname().machine)
             self._base = namespace.enter()
             self._owner = unprivileged.owner()
             host.harden_process()
@@ -324,7 +326,7 @@ class Keeper:
                 stdout=stdout,
                 stderr=stderr,
                 owner=self._owner,
-                call_filter=callfilter.program(os.uname().machine),
+                call_filter=self._call_filter,
                 fds_limit=plan.fds_limit,
                 stack_bytes=plan.stack_bytes,
             )

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import platform
 from pathlib import Path
 
 import pytest
 
 from adyton.run.calls import NUMBERS
-from tests.mount import world
+from tests.faults.program.inside import report
 
 pytestmark = [
     pytest.mark.mount,
@@ -51,21 +50,8 @@ N = json.loads(%r)
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where `adyton run` is started: an empty output folder and nothing else."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("/dev/fuse cannot be opened here")
-    (tmp_path / "out").mkdir()
-    return tmp_path
-
-
 def _inside(folder: Path, script: str) -> dict[str, object]:
-    spec = world.python(_TRY % json.dumps(dict(NUMBER)) + script, mounts=[["encrypted", "/out", "file:out"]])
-    result = world.run(folder, spec)
-    assert result.status == 0, result.err
-    told: dict[str, object] = json.loads(result.out)
-    return told
+    return report(folder, _TRY % json.dumps(dict(NUMBER)) + script)
 
 
 def test_forbidden_calls_are_refused(folder: Path) -> None:

@@ -5,7 +5,6 @@ No test writes to a file of the machine's /proc: it opens for writing, writes no
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -13,27 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.program.inside import OUT, report
 from tests.mount import world
 
 pytestmark = pytest.mark.mount
-
-OUT = [["encrypted", "/out", "file:out"]]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where `adyton run` is started: an empty output folder and nothing else."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("/dev/fuse cannot be opened here")
-    (tmp_path / "out").mkdir()
-    return tmp_path
-
-
-def _inside(folder: Path, script: str) -> dict[str, object]:
-    result = world.run(folder, world.python("import errno, json, os\n" + script, mounts=OUT))
-    assert result.status == 0, result.err
-    told: dict[str, object] = json.loads(result.out)
-    return told
 
 
 _WRITABLE = """
@@ -60,7 +42,7 @@ def test_nothing_of_the_machines_proc_opens_for_writing(folder: Path) -> None:
     """Every file of it but the program's own processes; core_pattern, whose writer owns the machine, among them."""
     script = _WRITABLE + "core = writable('/proc/sys/kernel/core_pattern')\n"
     script += "print(json.dumps({'tried': tried, 'opened': opened, 'core': core}))"
-    told = _inside(folder, script)
+    told = report(folder, script)
     assert told["opened"] == []
     assert told["core"] in ("EACCES", "EROFS")
     assert isinstance(told["tried"], int)
@@ -76,7 +58,7 @@ def test_what_tells_the_kernel_something_is_mounted_read_only(folder: Path) -> N
         "    mounts[words[4]] = words[5].split(',')\n"
         "print(json.dumps({name: flags for name, flags in mounts.items() if name.startswith('/proc')}))"
     )
-    mounts = _inside(folder, script)
+    mounts = report(folder, script)
     here = [name for name in ("sys", "sysrq-trigger", "irq", "bus", "fs") if os.path.exists(f"/proc/{name}")]
     assert "sys" in here
     for name in here:
@@ -97,7 +79,7 @@ def test_what_tells_of_the_machine_is_empty(folder: Path) -> None:
         "    elif os.path.exists(path): found[name] = list(open(path, 'rb').read(10))\n"
         "print(json.dumps(found))"
     )
-    found = _inside(folder, script)
+    found = report(folder, script)
     assert {name for name in names if os.path.exists(f"/proc/{name}")} == set(found)
     assert all(content == [] for content in found.values()), found
 
@@ -111,7 +93,7 @@ def test_own_processes_can_be_told_things(folder: Path) -> None:
         "    found[name] = open(f'/proc/self/{name}').read().strip()\n"
         "print(json.dumps(found))"
     )
-    assert _inside(folder, script) == {"oom_score_adj": "7", "coredump_filter": "00000001", "comm": "renamed"}
+    assert report(folder, script) == {"oom_score_adj": "7", "coredump_filter": "00000001", "comm": "renamed"}
 
 
 def _below(pid: int) -> list[int]:
@@ -212,3 +194,24 @@ def test_file_mode_mask_of_the_starter_closes_nothing_to_the_program(folder: Pat
     assert lines[2].startswith("drwxr-xr-x")
     assert (folder / "out/a").stat().st_mode & 0o077 & mask == 0
     assert world.decrypt(folder, "out/a") == b"a\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root shows files as another's")
+def test_allowed_file_that_cannot_be_shown_as_the_programs_own_is_said(folder: Path) -> None:
+    """A file system without ID-mapped mounts, as /proc: the program may what others may, and the run says so."""
+    spec = world.shell(
+        "cat /version", mounts=[["chroot", "/version", "file:/proc/version"]], allowed=["file:/proc/version"]
+    )
+    result = world.run(folder, spec)
+    assert result.out == Path("/proc/version").read_text()
+    assert "NOTE allowed file /proc/version: its file system cannot show it as the program's own" in result.err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's runs have another user to take")
+def test_program_of_another_user_opens_its_output_anew(folder: Path) -> None:
+    """/dev/stdout and /dev/stderr, where they are pipes: the log's, or the starter's."""
+    spec = world.shell("echo out > /dev/stdout; echo err > /dev/stderr", mounts=OUT)
+    result = world.run(folder, spec)
+    assert (result.status, result.out, "err\n" in result.err) == (0, "out\n", True)
+    result = world.run(folder, {**spec, "stdio": False, "log": "file:app.log"})
+    assert world.decrypt(folder, "app.log") == b"out\nerr\n", result.err
