@@ -127,6 +127,7 @@ def make_checkpoint(
     from adyton.keyserver.audit import sign_checkpoint
     from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import audit_private_key
+    from adyton.storage.target import write_whole
 
     with owner_store(home) as (found, store):
         with store.read() as view:
@@ -135,7 +136,7 @@ def make_checkpoint(
     if output is None:
         say_json(made.to_dict())
     else:
-        output.write_text(json.dumps(made.to_dict()) + "\n", encoding="utf-8")
+        write_whole(output, json.dumps(made.to_dict()).encode() + b"\n")
         say(f"checkpoint of entry {made.seq} in {output}")
 
 
@@ -153,10 +154,15 @@ def export(
     from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import audit_private_key
     from adyton.keyserver.prune import named
+    from adyton.storage.target import whole_or_absent, write_whole
 
-    beside = output.with_name(f".{output.name}.part")
     count, named_there, gone = 0, set[bytes](), 0
-    with owner_store(home) as (found, store), store.read() as view, beside.open("w", encoding="utf-8") as stream:
+    with (
+        owner_store(home) as (found, store),
+        store.read() as view,
+        whole_or_absent(output, force=True, sync=False, mode=0o666) as fd,
+        open(fd, "w", encoding="utf-8", closefd=False) as stream,
+    ):
         head = view.head()
         stream.write(json.dumps({"adyton_audit": 1, "store_id": store.id.hex()}) + "\n")
         for entry in view.entries():
@@ -169,10 +175,9 @@ def export(
         if evidence is not None:
             evidence.mkdir(parents=True, exist_ok=True)
             for kind, sha256, data in view.artifacts():
-                (evidence / f"{sha256.hex()}.{kind}").write_bytes(data)
+                write_whole(evidence / f"{sha256.hex()}.{kind}", data)
                 named_there.discard(sha256)
             gone = len(named_there)
-    beside.replace(output)
     say(f"{count} entries in {output}")
     if gone:
         note(f"{gone} pieces of evidence that the entries name are not there any more: adyton audit show ID says why")

@@ -64,6 +64,7 @@ def build(
     from adyton.manifest.signed import decode, read_capped, signed_attributes
     from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
     from adyton.run.identity import runtime_identity
+    from adyton.storage.target import write_whole
 
     home = home or Path.home() / ".adyton"
     name = name_of(template)
@@ -114,9 +115,9 @@ def build(
     if gramine:
         from adyton.run.gramine import installed, prepare
 
-        prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_beside)
-    write_beside(paths[0], built.manifest_bytes)
-    write_beside(paths[1], sigstruct.to_bytes())
+        prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_whole)
+    write_whole(paths[0], built.manifest_bytes)
+    write_whole(paths[1], sigstruct.to_bytes())
     refusals = runtime_refusals(manifest)
     document: dict[str, Any] = {
         "manifest": str(paths[0]),
@@ -182,16 +183,3 @@ def name_of(template: Path) -> str:
     if not name:
         raise UsageError(f"{template} has no name before its suffix", expected="NAME.manifest.template")
     return name
-
-
-def write_beside(path: Path, raw: bytes) -> None:
-    """Write a whole file and put it in its place at the end: never half a file under the real name."""
-    from adyton.pfile.backing import storage_failed
-    from adyton.storage.target import whole_or_absent
-
-    with whole_or_absent(path, force=True, sync=False, mode=0o666) as fd:
-        try:
-            with open(fd, "wb", closefd=False) as file:
-                file.write(raw)
-        except OSError as error:
-            raise storage_failed(error, str(path), "writing") from error

@@ -451,24 +451,17 @@ def _is_of(leaf: Certificate, report: SNPReport) -> bool:
 
 
 def _write_token(assessment: Assessment, path: Path, key_path: Path) -> None:
-    import os
 
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     from adyton import __version__
     from adyton.attest import explain
     from adyton.attest.token import sign_token
-    from adyton.errors import StorageFailed
+    from adyton.storage.target import write_whole
 
     try:
         key = load_pem_private_key(_read(key_path, 1 << 16, "token key"), None)
     except (ValueError, TypeError):
         raise _usage("the token key is no PEM private key without a password", "--token-key", "PEM", "") from None
     text = sign_token(explain.ear_claims(assessment, verifier=f"adyton {__version__}"), key)
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_text(text + "\n", encoding="ascii")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StorageFailed(f"cannot write the token {path}: {os.strerror(error.errno or 0)}") from None
+    write_whole(path, text.encode("ascii") + b"\n")
