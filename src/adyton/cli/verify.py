@@ -168,22 +168,15 @@ def _read(path: Path, limit: int, what: str) -> bytes:
 
 def _policy(path: Path | None) -> Policy:
     """The policy of a TOML or JSON file; an empty one, which accepts nothing, without a file."""
-    import json
-    import tomllib
-
     from adyton.attest.policy import Policy
+    from adyton.errors import UsageError
+    from adyton.untrusted import parse_json_object, parse_toml
 
     if path is None:
         return Policy()
     raw = _read(path, _MAX_POLICY_BYTES, "policy")
-    try:
-        text = raw.decode("utf-8")
-        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _usage(
-            f"the policy {path} does not parse: {error}", "policy", "TOML or JSON", type(error).__name__
-        ) from None
-    return Policy.from_dict(document)
+    parse = parse_json_object if raw.lstrip().startswith(b"{") else parse_toml
+    return Policy.from_dict(parse(raw, what=f"policy {path}", refuse=UsageError))
 
 
 def _evidence(raw: bytes) -> tuple[Evidence, bytes | None]:
@@ -268,17 +261,13 @@ def _take(raw: bytes, path: Path, found: _Found) -> None:
 
 def _take_json(raw: bytes, path: Path, found: _Found) -> None:
     """Collateral, Intel's or AMD's; a bundle; or a single document of the store."""
-    import json
-
     from adyton.attest.certificates import split_pem
     from adyton.attest.collateral import AMDCollateral, Collateral
     from adyton.errors import MalformedQuote
     from adyton.net.documents import Document, parse_bundle
+    from adyton.untrusted import parse_json_object
 
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise MalformedQuote(f"the collateral {path} is not JSON", check="parse of the collateral") from None
+    document = parse_json_object(raw, what=f"collateral {path}", refuse=MalformedQuote)
     if "amd_leaf" in document:
         found.amd.append(AMDCollateral.from_dict(document))
         return
