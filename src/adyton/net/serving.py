@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import ssl
 import sys
@@ -60,7 +61,7 @@ class Addresses:
 def parse_address(written: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT` or `[IPv6]:PORT`; raises UsageError."""
     host, colon, port = written.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise UsageError("this is no address", check="listening address", expected="HOST:PORT", seen=written[:100])
     return host.strip("[]"), int(port)
 
