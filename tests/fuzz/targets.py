@@ -322,7 +322,9 @@ def targets() -> dict[str, Target]:
         "manifest-signature": Target(parse_sigstruct, (bytes(SIGSTRUCT_BYTES),), (f"{m}.signature.parse_sigstruct",)),
         "manifest-library": Target(parse_pal, (elf.ljust(4096, b"\0"),), (f"{m}.mrenclave.parse_pal",)),
         "manifest-trace": Target(
-            _text(lambda text: read_trace(text.splitlines(), "/w")), (trace,), (f"{m}.observe.read_trace",)
+            lambda raw: read_trace(raw.decode("ascii", "surrogateescape").splitlines(), "/w"),
+            (trace,),
+            (f"{m}.observe.read_trace",),
         ),
         "policy": Target(_policy, (POLICY.encode(), b'{"tees": ["sgx"]}'), ("adyton.attest.policy.Policy.from_dict",)),
         "approval": Target(

@@ -25,7 +25,7 @@ from typing import Final
 from adyton.errors import NoDevice, ScriptFailed, UsageError
 
 _CALLS: Final = "%file,chdir,fchdir,clone,clone3,fork,vfork"
-_MAX_LINE_CHARS: Final = 1 << 16
+_MAX_LINE_CHARS: Final = 40_000  # two paths of 4,096 bytes, every byte an escape, and the rest
 _MAX_PROJECT_FILES: Final = 500_000
 
 _LINE: Final = re.compile(r"^([0-9]{1,10}) +(.*)$")

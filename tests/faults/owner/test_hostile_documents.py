@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from adyton.errors import AuditError, Error, StoreError, UsageError
 from adyton.keyserver.audit import Entry, Head, canonical, entry_hash, sign_checkpoint, start_hash, verify_chain
 from adyton.keyserver.backup import parse_header
+from adyton.keyserver.difference import manifest_differences
 from adyton.keyserver.export import checkpoints_of, read_export
 from adyton.keyserver.owner import Config
 from tests.unit.test_untrusted import LONG
@@ -259,6 +260,16 @@ def test_every_verb_refuses_400_kb_of_a_stranger_in_seconds(text: str, tmp_path:
         assert "Traceback" not in done.stderr, (name, done.stderr[-400:])
         assert done.returncode not in (0, 1), (name, done.stdout[:200])
         assert len(done.stderr) < 4000, (name, len(done.stderr))
+
+
+def test_names_in_a_comparison_do_not_multiply() -> None:
+    """An entry's own name stands before each of its values: 200 KB of name and 10,000 values were 2 GB of text."""
+    text = 'a = [{ uri = "' + "u" * (LONG // 2) + '", ' + ", ".join(f"b{n} = 1" for n in range(10_000)) + " }]"
+    found = manifest_differences(b"", text.encode())
+    assert len(found) == 10_001
+    assert max(len(line.what) for line in found) < 100
+    short = manifest_differences(b"", b'a = [{ uri = "file:x", b = 1 }]')
+    assert [line.what for line in short] == ["a[file:x].b", "a[file:x].uri"]
 
 
 def test_checkpoint_of_the_home_is_refused_and_no_more(tmp_path: Path) -> None:
