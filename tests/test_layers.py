@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "src" / "adyton"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "values": {"errors"},
+    "untrusted": {"errors"},
 }
-_GROUND = {"errors", "values"}
+_GROUND = {"errors", "values", "untrusted"}
 MAY_IMPORT["pfile"] = _GROUND
 MAY_IMPORT["attest"] = _GROUND
 MAY_IMPORT["manifest"] = _GROUND

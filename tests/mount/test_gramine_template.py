@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from adyton.manifest.final import finish
-from adyton.manifest.host import Gramine, multiarch_libdir
-from adyton.manifest.template import host_globals, render
+from adyton.manifest.host import host_facts, multiarch_libdir
+from adyton.manifest.template import render
 from tests import machine
 from tests.mount.test_proposed import RUN
 from tests.mount.world import REPOSITORY, decrypt, encrypt
@@ -59,9 +59,9 @@ def test_template_of_a_gramine_user_runs_unchanged(tmp_path: Path) -> None:
         "json.dump([text, kind, sorted(os.listdir('/data'))], open('/data/out.json', 'w'))\n"
     )
     encrypt(tmp_path, "enc/in.txt", b"secret")
-    here = {**host_globals(), "gramine": Gramine(None)}
+    here = host_facts(None, programs=[PYTHON])
     variables = {"arch_libdir": str(multiarch_libdir()), "python": PYTHON, "library": LIBRARY}
-    text = render(TEMPLATE, variables, host=here)
+    text = render(TEMPLATE, variables, facts=here)
     (tmp_path / "app.manifest").write_bytes(finish(text, tmp_path).manifest_bytes)
     done = subprocess.run(
         [sys.executable, "-c", RUN, "app.manifest"],

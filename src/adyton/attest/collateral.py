@@ -14,6 +14,7 @@ from typing import Self
 from adyton.attest.certificates import parse_certificate, split_pem
 from adyton.attest.layout import MAX_CRL_BYTES, MAX_JSON_BYTES
 from adyton.errors import MalformedQuote
+from adyton.untrusted import parse_json_object
 
 _HEX = ("tcb_info_signature", "qe_identity_signature", "pck_crl", "root_ca_crl")
 _OPTIONAL = "pck_certificate_chain"
@@ -29,15 +30,7 @@ def _malformed(what: str) -> MalformedQuote:
 
 
 def _load(text: str) -> dict[str, object]:
-    if len(text) > 4 * MAX_CRL_BYTES:
-        raise _malformed(f"{len(text)} characters")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise _malformed("not JSON") from None
-    if not isinstance(document, dict):
-        raise _malformed("no JSON object")
-    return document
+    return parse_json_object(text, what="collateral", refuse=MalformedQuote, limit_bytes=4 * MAX_CRL_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

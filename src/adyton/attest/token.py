@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 from adyton.errors import BadChain, MalformedQuote, UsageError
+from adyton.untrusted import parse_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,11 +89,8 @@ def verify_token(token: str, key: PublicKeyTypes) -> dict[str, Any]:
     if len(token) > MAX_TOKEN_BYTES or re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII) is None:
         raise MalformedQuote("the token is not three base64url parts", check="token encoding")
     head, body, signature = token.split(".")
-    try:
-        header, claims = json.loads(_decode(head)), json.loads(_decode(body))
-    except (ValueError, RecursionError):
-        raise MalformedQuote("the token is not JSON", check="token encoding") from None
-    if not isinstance(header, dict) or not isinstance(claims, dict) or header.get("alg") != _algorithm(key):
+    header, claims = (parse_json_object(_decode(part), what="token", refuse=MalformedQuote) for part in (head, body))
+    if header.get("alg") != _algorithm(key):
         raise MalformedQuote(
             "the token is of another algorithm than the key", check="token algorithm", expected=_algorithm(key)
         )

@@ -90,13 +90,13 @@ def approve(
 
     A tdx guest is pinned whole: --guest, --rtmr0, --rtmr1 and --rtmr2. Nothing can be approved for snp yet.
     """
-    import tomllib
-
+    from adyton.errors import UsageError
     from adyton.keyserver.owner import actor
     from adyton.keyserver.policy import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
     from adyton.manifest.review import check_tee, not_covered
     from adyton.manifest.signed import read_capped, read_signed
     from adyton.run.identity import runtime_identity
+    from adyton.untrusted import parse_toml
 
     runtime = runtime_identity()
     signed = read_signed(manifest, runtime.digest)
@@ -110,7 +110,11 @@ def approve(
     for written in advisory or ():
         name, equals, until = written.partition("=")
         advisories[name] = parse_time(until, f"end of {name}") if equals else None
-    further = tomllib.loads(read_capped(require, 256 * 1024, "requirements").decode()) if require else {}
+    further = (
+        parse_toml(read_capped(require, 256 * 1024, "requirements"), what=f"requirements {require}", refuse=UsageError)
+        if require
+        else {}
+    )
     program = app_name or manifest.name.removesuffix(".manifest")
     made = []
     with owner_store(home) as (_, store), store.write() as change:

@@ -13,6 +13,7 @@ from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
     from adyton.keyserver.audit import Checkpoint, Entry
+    from adyton.keyserver.export import Export
 
 MAX_GRANTS_BYTES: Final = 1 << 20
 
@@ -99,9 +100,9 @@ def verify(
         return [*chosen, *((own,) if own else ())]
 
     if export is not None:
-        store_id, entries, last = _read_export(export)
-        checkpoints = signed_here(store_id, last)
-        head = verify_chain(store_id, entries, checkpoints)
+        record = _read_export(export)
+        checkpoints = signed_here(record.store_id, record.checkpoint)
+        head = verify_chain(record.store_id, record.entries, checkpoints)
     else:
         with owner_store(home) as (_, store):
             checkpoints = signed_here(store.id, found.kept_checkpoint())
@@ -127,6 +128,7 @@ def make_checkpoint(
     from adyton.keyserver.audit import sign_checkpoint
     from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import audit_private_key
+    from adyton.storage.target import write_whole
 
     with owner_store(home) as (found, store):
         with store.read() as view:
@@ -135,7 +137,7 @@ def make_checkpoint(
     if output is None:
         say_json(made.to_dict())
     else:
-        output.write_text(json.dumps(made.to_dict()) + "\n", encoding="utf-8")
+        write_whole(output, json.dumps(made.to_dict()).encode() + b"\n")
         say(f"checkpoint of entry {made.seq} in {output}")
 
 
@@ -153,10 +155,15 @@ def export(
     from adyton.keyserver.clock import now_ms
     from adyton.keyserver.owner import audit_private_key
     from adyton.keyserver.prune import named
+    from adyton.storage.target import whole_or_absent, write_whole
 
-    beside = output.with_name(f".{output.name}.part")
     count, named_there, gone = 0, set[bytes](), 0
-    with owner_store(home) as (found, store), store.read() as view, beside.open("w", encoding="utf-8") as stream:
+    with (
+        owner_store(home) as (found, store),
+        store.read() as view,
+        whole_or_absent(output, force=True, sync=False, mode=0o666) as fd,
+        open(fd, "w", encoding="utf-8", closefd=False) as stream,
+    ):
         head = view.head()
         stream.write(json.dumps({"adyton_audit": 1, "store_id": store.id.hex()}) + "\n")
         for entry in view.entries():
@@ -169,10 +176,9 @@ def export(
         if evidence is not None:
             evidence.mkdir(parents=True, exist_ok=True)
             for kind, sha256, data in view.artifacts():
-                (evidence / f"{sha256.hex()}.{kind}").write_bytes(data)
+                write_whole(evidence / f"{sha256.hex()}.{kind}", data)
                 named_there.discard(sha256)
             gone = len(named_there)
-    beside.replace(output)
     say(f"{count} entries in {output}")
     if gone:
         note(f"{gone} pieces of evidence that the entries name are not there any more: adyton audit show ID says why")
@@ -257,28 +263,10 @@ def _show_body(value: Any, indent: str) -> None:
 
 def _read_checkpoints(path: Path) -> list[Checkpoint]:
     """The checkpoint in a file, or those of all grants in what a run wrote."""
-    from adyton.errors import AuditError
-    from adyton.keyserver.audit import Checkpoint
+    from adyton.keyserver.export import checkpoints_of
     from adyton.manifest.signed import read_capped
 
-    try:
-        document = json.loads(read_capped(path, MAX_GRANTS_BYTES, "checkpoint"))
-    except ValueError:
-        document = None
-    grants = document.get("grants") if isinstance(document, dict) else None
-    written = [document] if grants is None else grants if isinstance(grants, list) else [None]
-    if grants is not None:
-        written = [grant.get("checkpoint") if isinstance(grant, dict) else None for grant in written]
-    found = [Checkpoint.from_dict(item) for item in written if isinstance(item, dict)]
-    if not found:
-        raise AuditError(
-            f"{path} holds no checkpoint",
-            check="form of the checkpoint",
-            expected="a checkpoint as a JSON object, or what adyton run --grants wrote",
-            seen=f"{len(written)} grants without one" if grants is not None else "something else",
-            remedy="a run that was refused, or over ra-tls, gets none; use what adyton audit checkpoint wrote",
-        )
-    return found
+    return checkpoints_of(read_capped(path, MAX_GRANTS_BYTES, "checkpoint"), str(path))
 
 
 def _of_store(path: Path, items: list[Checkpoint], store_id: bytes) -> list[Checkpoint]:
@@ -297,28 +285,14 @@ def _of_store(path: Path, items: list[Checkpoint], store_id: bytes) -> list[Chec
     return chosen
 
 
-def _read_export(path: Path) -> tuple[bytes, list[Entry], Checkpoint]:
+def _read_export(path: Path) -> Export:
     from adyton.errors import AuditError
-    from adyton.keyserver.audit import Checkpoint, Entry
+    from adyton.keyserver.export import read_export
 
-    entries: list[Entry] = []
-    last: Checkpoint | None = None
-    store_id = b""
     try:
-        with path.open(encoding="utf-8") as stream:
-            head = json.loads(stream.readline(1024))
-            store_id = bytes.fromhex(head["store_id"])
-            for line in stream:
-                document = json.loads(line)
-                if "checkpoint" in document:
-                    last = Checkpoint.from_dict(document["checkpoint"])
-                    break
-                digest = bytes.fromhex(document["hash"])
-                entries.append(Entry(document["seq"], document["at_ms"], document["kind"], document["body"], digest))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AuditError(f"{path} is no export of an audit record", check="form of the export", seen=error) from None
-    if last is None:
+        with path.open("rb") as file:
+            return read_export(file)
+    except OSError as error:
         raise AuditError(
-            "the export was cut: it has no checkpoint at its end", check="end of the export", expected="a checkpoint"
-        )
-    return store_id, entries, last
+            f"{path} cannot be read: {error.strerror}", check="export", expected="a readable file", seen=error.strerror
+        ) from None

@@ -23,6 +23,22 @@ def build(
     define: Annotated[
         list[str] | None, typer.Option("-D", "--define", metavar="NAME=VALUE", help="A variable of the template.")
     ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME", help="An environment variable that the template may read: env.NAME."),
+    ] = None,
+    program: Annotated[
+        list[str] | None,
+        typer.Option("--program", metavar="PATH", help="A program whose libraries the template may list: ldd(PATH)."),
+    ] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--python",
+            metavar="PATH",
+            help="A Python that the template may ask about: python.get_sys_path(PATH), which runs it, and ldd(PATH).",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for NAME.manifest and NAME.sig.")] = Path(),
     home: Annotated[
         Path | None, typer.Option(envvar="ADYTON_HOME", help="The owner's home: signing key and CA.  [~/.adyton]")
@@ -41,12 +57,14 @@ def build(
     from adyton.manifest.cache import HashCache, default_path
     from adyton.manifest.difference import certificate_name
     from adyton.manifest.final import finish
+    from adyton.manifest.host import find_gramine, host_facts
     from adyton.manifest.measure import workload_measurement
     from adyton.manifest.review import findings, not_covered, runtime_refusals, tee_refusals
     from adyton.manifest.signature import MAX_PEM_BYTES, load_signer, sign
     from adyton.manifest.signed import decode, read_capped, signed_attributes
-    from adyton.manifest.template import parse_definitions, render
+    from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
     from adyton.run.identity import runtime_identity
+    from adyton.storage.target import write_whole
     from adyton.tee.source import TEES
 
     home = home or Path.home() / ".adyton"
@@ -62,9 +80,10 @@ def build(
         )
     key = load_signer(read_capped(signer, MAX_PEM_BYTES, "signing key"))
     text = render(
-        decode(read_capped(template, 16 << 20, "template")),
+        decode(read_capped(template, MAX_TEMPLATE_BYTES, "template")),
         parse_definitions(define or []),
-        environment=os.environ,
+        environment=named_environment(env or [], os.environ),
+        facts=host_facts(find_gramine(), programs=program or (), interpreters=python or ()),
         name=template.name,
     )
     cache = HashCache.none() if no_cache else HashCache.load(default_path())
@@ -97,9 +116,9 @@ def build(
     if gramine:
         from adyton.run.gramine import installed, prepare
 
-        prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_beside)
-    write_beside(paths[0], built.manifest_bytes)
-    write_beside(paths[1], sigstruct.to_bytes())
+        prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_whole)
+    write_whole(paths[0], built.manifest_bytes)
+    write_whole(paths[1], sigstruct.to_bytes())
     refusals = runtime_refusals(manifest)
     document: dict[str, Any] = {
         "manifest": str(paths[0]),
@@ -172,16 +191,3 @@ def name_of(template: Path) -> str:
     if not name:
         raise UsageError(f"{template} has no name before its suffix", expected="NAME.manifest.template")
     return name
-
-
-def write_beside(path: Path, raw: bytes) -> None:
-    """Write a whole file and put it in its place at the end: never half a file under the real name."""
-    from adyton.pfile.backing import storage_failed
-    from adyton.storage.target import whole_or_absent
-
-    with whole_or_absent(path, force=True, sync=False, mode=0o666) as fd:
-        try:
-            with open(fd, "wb", closefd=False) as file:
-                file.write(raw)
-        except OSError as error:
-            raise storage_failed(error, str(path), "writing") from error

@@ -93,21 +93,17 @@ def set_entry(
     home: HomeOption = None,
 ) -> None:
     """Change entries of an approval; it counts from the next request on, and the former revision is kept."""
-    import json
-
     from adyton.errors import UsageError
     from adyton.keyserver.owner import actor
     from adyton.keyserver.policy import Approval
+    from adyton.untrusted import parse_json
 
     changes: dict[str, Any] = {}
     for written in change:
         name, equals, value = written.partition("=")
-        try:
-            changes[name] = json.loads(value)
-        except ValueError:
-            equals = ""
         if not equals:
             raise UsageError(f"not a change: {written!r}", check="policy set", expected="NAME=JSON", seen=written[:80])
+        changes[name] = parse_json(value, what=f"change {written!r}", refuse=UsageError)
     with owner_store(home) as (_, store), store.write() as transaction:
         before = transaction.approval(approval)
         document = {**before.approval.to_dict(), **changes}

@@ -83,9 +83,15 @@ def plan(sources: Iterable[str], target: str) -> list[Step]:
             Path(target).mkdir(parents=True)
         except OSError as error:
             raise StorageFailed(f"making {target} failed: {error.strerror}", check="-o") from error
-    return [
+    steps = [
         Step(source, f"{target.rstrip('/') or '/'}/{name}", name) for source, name in zip(found, names, strict=True)
     ]
+    from adyton.storage.target import check_no_link
+
+    for step in steps:
+        if step.is_tree:
+            check_no_link(Path(step.target))
+    return steps
 
 
 def plain_bytes(step: Step, *, follow_links: bool = False) -> int | None:

@@ -199,22 +199,15 @@ def _read(path: Path, limit: int, what: str) -> bytes:
 
 def _policy(path: Path | None) -> Policy:
     """The policy of a TOML or JSON file; an empty one, which accepts nothing, without a file."""
-    import json
-    import tomllib
-
     from adyton.attest.policy import Policy
+    from adyton.errors import UsageError
+    from adyton.untrusted import parse_json_object, parse_toml
 
     if path is None:
         return Policy()
     raw = _read(path, _MAX_POLICY_BYTES, "policy")
-    try:
-        text = raw.decode("utf-8")
-        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _usage(
-            f"the policy {path} does not parse: {error}", "policy", "TOML or JSON", type(error).__name__
-        ) from None
-    return Policy.from_dict(document)
+    parse = parse_json_object if raw.lstrip().startswith(b"{") else parse_toml
+    return Policy.from_dict(parse(raw, what=f"policy {path}", refuse=UsageError))
 
 
 def _evidence(raw: bytes) -> tuple[Evidence, bytes | None]:
@@ -299,17 +292,13 @@ def _take(raw: bytes, path: Path, found: _Found) -> None:
 
 def _take_json(raw: bytes, path: Path, found: _Found) -> None:
     """Collateral, Intel's or AMD's; a bundle; or a single document of the store."""
-    import json
-
     from adyton.attest.certificates import split_pem
     from adyton.attest.collateral import AMDCollateral, Collateral
     from adyton.errors import MalformedQuote
     from adyton.net.documents import Document, parse_bundle
+    from adyton.untrusted import parse_json_object
 
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise MalformedQuote(f"the collateral {path} is not JSON", check="parse of the collateral") from None
+    document = parse_json_object(raw, what=f"collateral {path}", refuse=MalformedQuote)
     if "amd_leaf" in document:
         found.amd.append(AMDCollateral.from_dict(document))
         return
@@ -482,24 +471,17 @@ def _is_of(leaf: Certificate, report: SNPReport) -> bool:
 
 
 def _write_token(assessment: Assessment, path: Path, key_path: Path) -> None:
-    import os
 
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     from adyton import __version__
     from adyton.attest import explain
     from adyton.attest.token import sign_token
-    from adyton.errors import StorageFailed
+    from adyton.storage.target import write_whole
 
     try:
         key = load_pem_private_key(_read(key_path, 1 << 16, "token key"), None)
     except (ValueError, TypeError):
         raise _usage("the token key is no PEM private key without a password", "--token-key", "PEM", "") from None
     text = sign_token(explain.ear_claims(assessment, verifier=f"adyton {__version__}"), key)
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_text(text + "\n", encoding="ascii")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StorageFailed(f"cannot write the token {path}: {os.strerror(error.errno or 0)}") from None
+    write_whole(path, text.encode("ascii") + b"\n")

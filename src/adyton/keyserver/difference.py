@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_LINES: Final = 40
 MAX_VALUE_CHARACTERS: Final = 160
+MAX_LABEL_CHARACTERS: Final = 512
+"""What an entry of a list is called by; it stands in the name of everything below the entry."""
 _BY_NAME: Final = ("uri", "path", "name")
 
 
@@ -72,7 +74,10 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _flatten(f"{name}.{key}" if name else str(key), inner)
     elif isinstance(value, list):
         for position, inner in enumerate(value):
-            label = next((inner[key] for key in _BY_NAME if isinstance(inner, dict) and key in inner), position)
+            named = (inner.get(key) for key in _BY_NAME) if isinstance(inner, dict) else ()
+            label = next(
+                (text for text in named if isinstance(text, str) and len(text) <= MAX_LABEL_CHARACTERS), position
+            )
             yield from _flatten(f"{name}[{label}]", inner)
     else:
         shown = str(value)

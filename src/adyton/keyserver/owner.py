@@ -22,7 +22,6 @@ import hmac
 import json
 import os
 import sys
-import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -40,6 +39,7 @@ from adyton.keyserver.wrapping import (
     replace_private_file,
     write_private_file,
 )
+from adyton.untrusted import parse_json_object, parse_toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,10 +86,7 @@ class Config:
     @classmethod
     def parse(cls, text: str) -> Config:
         """Parse the text of config.toml; raises UsageError."""
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"config.toml does not parse: {error}", check="config.toml") from None
+        document = parse_toml(text, what="config.toml", refuse=UsageError)
         known: dict[str, dict[str, type]] = {
             "owner": {"name": str},
             "server": {"names": list},
@@ -343,10 +340,8 @@ class Home:
         path = self.path / "checkpoint.json"
         if not path.exists():
             return None
-        try:
-            return Checkpoint.from_dict(json.loads(read_private_file(path, "checkpoint")))
-        except ValueError:
-            raise StoreError(f"{path} is not a checkpoint", check="checkpoint.json") from None
+        raw = read_private_file(path, "checkpoint")
+        return Checkpoint.from_dict(parse_json_object(raw, what="checkpoint.json", refuse=StoreError))
 
     def check_not_older(self, store: Store) -> None:
         """Refuse a store that is older than, or another than, the last checkpoint beside it, or that was altered.

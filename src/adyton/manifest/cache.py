@@ -58,7 +58,7 @@ class HashCache:
                 document = json.loads(path.read_bytes())
                 if document["format"] == _FORMAT and isinstance(document["hashes"], dict):
                     known = document["hashes"]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             known = {}
         return cls(path, known)
 

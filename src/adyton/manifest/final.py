@@ -18,7 +18,7 @@ from adyton.manifest.document import parse_document, write_document
 from adyton.manifest.host import c_library_files, multiarch_libdir, runtime_stand_in
 from adyton.manifest.model import Manifest, TrustedFile, manifest_from
 from adyton.manifest.schema import refuse
-from adyton.manifest.signed import decode, read_capped
+from adyton.manifest.signed import decode, read_named
 from adyton.manifest.trusted import expand
 
 MAX_CA_BYTES: Final = 64 << 10
@@ -81,7 +81,7 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
             uri = owner.pop("ca_file")
             if not uri.startswith("file:"):
                 raise refuse(f"adyton.owners.{name}.ca_file", "unsupported URI", expected='"file:…"', seen=uri)
-            raw = read_capped(base_dir / uri[5:], MAX_CA_BYTES, f"CA certificate of owner {name}")
+            raw = read_named(base_dir / uri[5:], MAX_CA_BYTES, f"CA certificate of owner {name}")
             owner["ca"] = raw.decode("ascii", errors="replace")
         if "ca" not in owner:
             raise refuse(f"adyton.owners.{name}", "names no CA", expected="ca_file or ca", seen=sorted(owner))
@@ -97,7 +97,7 @@ def _listed(document: dict[str, Any], base_dir: Path) -> list[TrustedFile]:
     """The trusted files of the lists that the template names, in their order."""
     found = []
     for uri in document["adyton"].pop("trusted_from", []):
-        raw = read_capped(base_dir / uri[5:], MAX_LIST_BYTES, "list of trusted files")
+        raw = read_named(base_dir / uri[5:], MAX_LIST_BYTES, "list of trusted files")
         for line in decode(raw).splitlines():
             path = line.strip()
             if path and not path.startswith("#"):

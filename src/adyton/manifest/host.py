@@ -1,7 +1,12 @@
-"""What a template may ask of the machine that renders it: Gramine's `gramine` and `python` objects, and `ldd`."""
+"""What a template may know of the machine that renders it: texts, looked up before rendering begins.
+
+A template gets `gramine`, `python` and `ldd` as Gramine has them (`rendering` makes them of these texts). About a
+program it learns something only where the command line names it: a program is looked at, and an interpreter is run.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -9,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,12 +42,20 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-def ldd(*paths: object) -> list[str]:
-    """Absolute paths of the shared libraries that these need, each once, sorted; the loader is not among them."""
-    found: set[str] = set()
-    for path in paths:
-        found |= {match[1] for line in _run("ldd", str(path)).splitlines() if (match := _LDD_LINKED.match(line))}
-    return sorted(found)
+def libraries_of(program: str) -> list[str]:
+    """Absolute paths of the shared libraries that a program needs, each once, sorted; the loader is not among them.
+
+    This machine's own loader is asked, and maps the program without running any of it (ldd(1) promises no such thing).
+    """
+    loader = interpreter_of(Path(sys.executable).resolve()) or str(multiarch_libdir() / "ld-linux-x86-64.so.2")
+    lines = _run(loader, "--list", str(Path(program).absolute())).splitlines()
+    return sorted({match[1] for line in lines if (match := _LDD_LINKED.match(line))})
+
+
+def sys_path_of(interpreter: str) -> list[tuple[str, bool]]:
+    """The entries of an interpreter's sys.path, and whether each exists. Runs it."""
+    text = _run(interpreter, "-c", "import sys; print('\\n'.join(sys.path))")
+    return [(line, Path(line).exists()) for line in text.splitlines() if line]
 
 
 def interpreter_of(path: Path) -> str | None:
@@ -152,86 +165,71 @@ def c_library_files(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.iterdir() if _C_LIBRARY.fullmatch(path.name) and path.is_file())
 
 
-class _RuntimeDir:
-    """`gramine.runtimedir`: callable with the libc's name, and usable as a path itself."""
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything that a template may learn of this machine, as plain data."""
 
-    def __init__(self, gramine: Gramine) -> None:
-        self._gramine = gramine
+    gramine: Mapping[str, Mapping[str, object]]
+    """`runtime`: folder by C library; `paths`: what only an installed Gramine has; `constants`: numbers by name."""
+    python: Mapping[str, object]
+    """`paths`, `variables`, `implementation`: of the Python that runs Adyton; `distlib`."""
+    libraries: Mapping[str, Sequence[str]]
+    """What `ldd` says of each program that the command line names."""
+    sys_paths: Mapping[str, Sequence[tuple[str, bool]]]
+    """What `python.get_sys_path` says of each interpreter that the command line names."""
 
-    def __call__(self, libc: str = "glibc") -> Path:
-        return self._gramine.runtime_of(libc)
+    def to_dict(self) -> dict[str, object]:
+        """As JSON data."""
+        return {
+            "gramine": self.gramine,
+            "python": self.python,
+            "libraries": self.libraries,
+            "sys_paths": self.sys_paths,
+        }
 
-    def __str__(self) -> str:
-        return str(self())
 
-    def __truediv__(self, name: str) -> Path:
-        return self() / name
+def host_facts(
+    installation: Installation | None, *, programs: Sequence[str] = (), interpreters: Sequence[str] = ()
+) -> Facts:
+    """Look up what templates may know; raises ManifestError where a named program cannot be looked at.
 
-
-class Gramine:
-    """The `gramine` object of templates.
-
-    Where Gramine is installed its folders are named. Where it is not, the same templates still render: the runtime
-    folder is then this machine's own C library folder, which Adyton's runtime uses in its place.
+    Where Gramine is not installed, templates still render: the runtime folder is then this machine's own C library
+    folder, which Adyton's runtime uses in its place.
     """
-
-    def __init__(self, installation: Installation | None) -> None:
-        self._installation = installation
-
-    @property
-    def runtimedir(self) -> _RuntimeDir:
-        """Folder of the C library that the program gets."""
-        return _RuntimeDir(self)
-
-    def runtime_of(self, libc: str) -> Path:
-        """Folder of Gramine's `glibc` or `musl`, or this machine's own C library where Gramine is absent."""
-        if libc not in ("glibc", "musl"):
-            raise ManifestError(f"gramine.runtimedir: no C library {libc!r}", expected="glibc or musl", seen=libc)
-        return runtime_stand_in() if self._installation is None else self._installation.runtime(libc)
-
-    @property
-    def libos(self) -> Path:
-        """Path of Gramine's library OS."""
-        return self._installed("libos").libos
-
-    @property
-    def pkglibdir(self) -> Path:
-        """Folder of Gramine's libraries."""
-        return self._installed("pkglibdir").libraries
-
-    def _installed(self, name: str) -> Installation:
-        if self._installation is None:
-            raise ManifestError(
-                f"the template uses gramine.{name}, and Gramine is not installed here",
-                check="template",
-                remedy="leave loader.entrypoint out: Adyton fills it in when it renders for Gramine",
-            )
-        return self._installation
-
-    def __getattr__(self, name: str) -> object:
-        if name.isupper() and self._installation is not None and name in self._installation.constants:
-            return self._installation.constants[name]
-        raise AttributeError(name)
+    found = {name: str(Path(shutil.which(name) or name)) for name in interpreters}
+    libraries = {name: libraries_of(name) for name in programs}
+    for name, path in found.items():
+        with contextlib.suppress(ManifestError):  # a script that starts an interpreter has none
+            libraries.setdefault(name, libraries_of(path))
+    return Facts(
+        gramine=_gramine_facts(installation),
+        python=_python_facts(),
+        libraries=libraries,
+        sys_paths={name: sys_path_of(path) for name, path in found.items()},
+    )
 
 
-class Python:
-    """The `python` object of templates: the paths of the Python that runs Adyton."""
+def _gramine_facts(installation: Installation | None) -> dict[str, dict[str, object]]:
+    if installation is None:
+        stand_in = str(runtime_stand_in())
+        return {"runtime": {"glibc": stand_in, "musl": stand_in}, "paths": {}, "constants": {}}
+    return {
+        "runtime": {libc: str(installation.runtime(libc)) for libc in ("glibc", "musl")},
+        "paths": {"libos": str(installation.libos), "pkglibdir": str(installation.libraries)},
+        "constants": dict(installation.constants),
+    }
 
-    implementation = sys.implementation
-    get_path = staticmethod(sysconfig.get_path)
-    get_paths = staticmethod(sysconfig.get_paths)
-    get_config_var = staticmethod(sysconfig.get_config_var)
 
+def _python_facts() -> dict[str, object]:
+    variables = {
+        name: value
+        for name, value in sysconfig.get_config_vars().items()
+        if isinstance(value, str | int) and name != "userbase"  # where this person's home is
+    }
     stdlib = Path(sysconfig.get_path("stdlib"))
-    platstdlib = Path(sysconfig.get_path("platstdlib"))
-    purelib = Path(sysconfig.get_path("purelib"))
-    distlib = Path(sysconfig.get_path("stdlib")).parent / f"python{sys.version_info.major}" / "dist-packages"
-    ext_suffix = sysconfig.get_config_var("EXT_SUFFIX")
-
-    @staticmethod
-    def get_sys_path(interpreter: object, include_nonexisting: bool = False) -> Iterator[Path]:
-        """The entries of that interpreter's sys.path, existing ones only unless told otherwise."""
-        text = _run(str(interpreter), "-c", "import sys; print('\\n'.join(sys.path))")
-        for line in text.splitlines():
-            if line and (include_nonexisting or Path(line).exists()):
-                yield Path(line)
+    return {
+        "paths": sysconfig.get_paths(),
+        "variables": variables,
+        "distlib": str(stdlib.parent / f"python{sys.version_info.major}" / "dist-packages"),
+        "implementation": {"name": sys.implementation.name, "cache_tag": sys.implementation.cache_tag},
+    }

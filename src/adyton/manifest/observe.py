@@ -25,13 +25,13 @@ from typing import Final
 from adyton.errors import NoDevice, ScriptFailed, UsageError
 
 _CALLS: Final = "%file,chdir,fchdir,clone,clone3,fork,vfork"
-_MAX_LINE_CHARS: Final = 1 << 16
+_MAX_LINE_CHARS: Final = 40_000  # two paths of 4,096 bytes, every byte an escape, and the rest
 _MAX_PROJECT_FILES: Final = 500_000
 
-_LINE: Final = re.compile(r"^(\d+) +(.*)$")
+_LINE: Final = re.compile(r"^([0-9]{1,10}) +(.*)$")
 _UNFINISHED: Final = re.compile(r"^(.*) <unfinished \.\.\.>$")
 _RESUMED: Final = re.compile(r"^<\.\.\. \w+ resumed>(.*)$")
-_CALL: Final = re.compile(r"^(\w+)\((.*)\) += (-?\d+)(?:<(.*)>)?(?: .*)?$")
+_CALL: Final = re.compile(r"^(\w+)\((.*)\) += (-?[0-9]{1,20})(?:<(.*)>)?(?: .*)?$")
 _PATH: Final = re.compile(r'(?:(AT_FDCWD|\d+)<((?:[^>\\]|\\.)*)>(?:\(deleted\))?, )?"((?:[^"\\]|\\.)*)"(\.\.\.)?')
 _FLAGS: Final = re.compile(r"\bO_[A-Z_|]+")
 _ESCAPE: Final = re.compile(rb"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import socket
 import ssl
 import time
@@ -176,7 +177,7 @@ def _address_of(owner: Owner, servers: Mapping[str, str]) -> tuple[str, int]:
             seen=", ".join(f"{name}={where}" if name else where for name, where in servers.items()) or "none",
         )
     host, colon, port = written.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise UsageError("this is no address", check="--key-server", expected="HOST:PORT", seen=written[:100])
     return host.strip("[]"), int(port)
 

@@ -67,6 +67,7 @@ from adyton.net.documents import (
 from adyton.net.fetch import HTTPFetcher
 from adyton.net.kds import AMD_KDS, KDSClient
 from adyton.net.pcs import INTEL_PCS, PCSClient, root_of
+from adyton.untrusted import parse_json
 from adyton.values import Digest
 
 if TYPE_CHECKING:
@@ -760,15 +761,10 @@ def _read_json(path: Path, default: Any, limit: int = _STATE_BYTES) -> Any:
     except OSError as error:
         raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
     try:
-        return json.loads(raw if len(raw) <= limit else b"")
-    except (ValueError, RecursionError):
-        raise StorageFailed(
-            f"{path} does not parse",
-            check="file of the collateral store",
-            expected=f"JSON of at most {limit} bytes",
-            seen="something else",
-            remedy="remove it and fetch the collateral again",
-        ) from None
+        return parse_json(raw, what=f"file {path}", refuse=StorageFailed, limit_bytes=limit)
+    except StorageFailed as error:
+        error.remedy = "remove it and fetch the collateral again"
+        raise
 
 
 def _write_json(path: Path, data: object) -> None:

@@ -15,7 +15,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from adyton.attest import amd, dcap
 from adyton.attest.certificates import ecdsa_is_valid, parse_certificate, parse_chain, parse_crl, split_pem
@@ -29,6 +29,7 @@ from adyton.attest.sgx import SGXQuote
 from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
 from adyton.errors import BadChain, EvidenceError, FetchFailed, MalformedQuote, Stale
+from adyton.untrusted import parse_json_object
 from adyton.values import Digest
 
 if TYPE_CHECKING:
@@ -467,14 +468,7 @@ def last_certificate(chain: str) -> str:
 
 def parse_bundle(raw: bytes) -> tuple[Document, ...]:
     """Read a bundle, or one collateral file in the shape of QuoteCollateralV3; raises MalformedQuote."""
-    if len(raw) > MAX_BUNDLE_BYTES:
-        raise _malformed("bundle", f"{len(raw)} bytes")
-    try:
-        data: Any = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise _malformed("bundle", "not JSON") from None
-    if not isinstance(data, dict):
-        raise _malformed("bundle", "no JSON object")
+    data = parse_json_object(raw, what="bundle", refuse=MalformedQuote, limit_bytes=MAX_BUNDLE_BYTES)
     if data.get("format") != BUNDLE_FORMAT:
         if "format" in data:
             raise _malformed("bundle", f"the format {str(data['format'])[:60]!r}")

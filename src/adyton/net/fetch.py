@@ -63,7 +63,7 @@ def retry_after_s(response: Response, now: datetime | None = None) -> float | No
         return min(float(text[:9]), MAX_RETRY_AFTER_S)
     try:
         moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

@@ -6,7 +6,6 @@ do. Source: Intel SGX and TDX Provisioning Certification Service, API version 4;
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from adyton.attest.quote import CertificationType, parse_ppid_certification
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 from adyton.net.documents import Channel, Document, last_certificate, pck_request
 from adyton.net.fetch import Fetcher, HTTPFetcher, Response, retry_after_s
+from adyton.untrusted import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -167,10 +167,7 @@ class PCSClient:
     def fmspcs(self) -> tuple[bytes, ...]:
         """Every FMSPC that the service knows."""
         response = self._get("/sgx/certification/v4/fmspcs", {"platform": "all"}, "list of FMSPCs", MAX_JSON_BYTES)
-        try:
-            rows = json.loads(response.body)
-        except (ValueError, RecursionError):
-            rows = None
+        rows = parse_json(response.body, what="list of FMSPCs", refuse=MalformedQuote)
         texts = [row.get("fmspc") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else [None]
         found = [text for text in texts if isinstance(text, str) and re.fullmatch(r"[0-9A-Fa-f]{12}", text)]
         if not isinstance(rows, list) or len(found) != len(rows):

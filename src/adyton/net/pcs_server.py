@@ -85,7 +85,7 @@ def _choose_data(platform: SimPlatform, query: Mapping[str, str]) -> None:
     if update not in (None, "early", "standard"):
         raise _Refusal(400, "update is early or standard")
     if number is not None:
-        if not number.isascii() or not number.isdigit():
+        if not re.fullmatch("[0-9]{1,9}", number):
             raise _Refusal(400, "tcbEvaluationDataNumber is no number")
         present = platform.publication().evaluation_number
         if int(number) > present:
@@ -328,7 +328,7 @@ def parse_listen(text: str) -> tuple[str, int]:
     """`HOST:PORT` (an IPv6 host in brackets) as a pair; raises UsageError."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 65535:
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise UsageError(f"no address to listen at: {text!r}", check="--listen", expected="HOST:PORT", seen=text[:100])
     return host, int(port)
 

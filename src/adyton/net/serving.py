@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import ssl
 import sys
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton import __version__
-from adyton.errors import StorageFailed, UsageError
+from adyton.errors import UsageError
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.owner import audit_private_key
 from adyton.net.checkpoints import Checkpoints
@@ -28,6 +29,7 @@ from adyton.net.server import KeyServer
 from adyton.net.service import KeyService
 from adyton.net.tls import server_context
 from adyton.net.verification import Verifier
+from adyton.storage.target import write_whole
 from adyton.values import Digest
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class Addresses:
 def parse_address(written: str) -> tuple[str, int]:
     """Host and port of `HOST:PORT` or `[IPv6]:PORT`; raises UsageError."""
     host, colon, port = written.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise UsageError("this is no address", check="listening address", expected="HOST:PORT", seen=written[:100])
     return host.strip("[]"), int(port)
 
@@ -253,9 +255,4 @@ def _shown(address: tuple[str, int]) -> str:
 
 
 def _write_ready(path: Path, document: Mapping[str, object]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(document) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise StorageFailed(f"cannot write {path}: {error.strerror}", check="--ready-file") from error
+    write_whole(path, json.dumps(document).encode() + b"\n")

@@ -8,12 +8,13 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from adyton.errors import StorageFailed, TargetExists
+from adyton.errors import StorageFailed, TargetExists, UsageError
 from adyton.pfile.backing import storage_failed, sync_directory
 
 PART_SUFFIX: Final = ".adyton-part"
@@ -25,6 +26,18 @@ def check_absent(target: Path) -> None:
     """Raise TargetExists if something is there, a dangling link too."""
     if os.path.lexists(target):
         raise _exists(target)
+
+
+def check_no_link(folder: Path) -> None:
+    """Raise UsageError where a folder that is written to is a link: what lies below would be somewhere else."""
+    if folder.is_symlink():
+        raise UsageError(
+            f"{folder} is a link, and what is written below it would land in {folder.readlink()}",
+            check="folders of the target",
+            expected="folders, no links",
+            seen="a link",
+            remedy="remove it, or choose another target",
+        )
 
 
 def _exists(target: Path) -> TargetExists:
@@ -95,6 +108,16 @@ def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int =
         raise
 
 
+def write_whole(target: Path, raw: bytes, *, mode: int = 0o666) -> None:
+    """Write a small file in one step; what has the name, a link too, is replaced and never written through."""
+    with whole_or_absent(target, force=True, sync=False, mode=mode) as fd:
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(raw)
+        except OSError as error:
+            raise storage_failed(error, str(target), "writing") from error
+
+
 def _open_nameless(folder: Path, mode: int) -> int | None:
     """A file that has no name yet, so that the kernel drops it when this process is killed; None where there are none.
 
@@ -144,6 +167,11 @@ def _put_in_place(part: Path, target: Path, *, force: bool) -> None:
         else:
             part.unlink()
             return
-    if target.is_dir() and not target.is_symlink():
+    kind = target.lstat().st_mode if os.path.lexists(target) else stat.S_IFREG
+    if stat.S_ISDIR(kind):
         raise StorageFailed(f"{target} is a directory", check="target", expected="a file", seen="a directory")
+    if not stat.S_ISREG(kind) and not stat.S_ISLNK(kind):
+        raise StorageFailed(
+            f"{target} is a device, a pipe or a socket", check="target", expected="a file", seen="something else"
+        )
     part.replace(target)

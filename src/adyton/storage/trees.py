@@ -33,7 +33,7 @@ from adyton.storage.files import (
     source_identity,
     verify_file,
 )
-from adyton.storage.target import check_absent, is_part, sync_file_system, whole_or_absent
+from adyton.storage.target import check_absent, check_no_link, is_part, sync_file_system, whole_or_absent
 
 if TYPE_CHECKING:
     from adyton.values import Key128
@@ -251,6 +251,8 @@ def _run(
         )
     try:
         task.target.mkdir(parents=True, exist_ok=True)
+        for directory in directories:
+            check_no_link(task.target / directory)
         journal = _Journal(task.target, key, what)
         try:
             if not journal.resumed and not force and not task.in_place:
@@ -258,6 +260,7 @@ def _run(
                     check_absent(task.target / entry.below)
             for directory in directories:
                 (task.target / directory).mkdir(exist_ok=True)
+                check_no_link(task.target / directory)
             _remove_parts(task.target, directories)
             _make_all(task, entries, jobs or default_jobs(), journal, advance)
         except BaseException:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
 from adyton.tee.sim_files import decrypt_ppid, key_bytes, load_key, read_file, write_file
 from adyton.tee.sim_machine import QE_KEYS, Facts, Shape, SimEnclave, enclave_body, td_body
+from adyton.untrusted import parse_json_object
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
@@ -121,11 +122,7 @@ class SimPlatform:
     def machine(self) -> Facts:
         """The machine's public facts; raises NoDevice where there are none, UsageError where they are damaged."""
         path = self.directory / "machine" / "machine.json"
-        try:
-            data = json.loads(read_file(path))
-        except (ValueError, RecursionError):
-            data = None
-        return Facts.from_dict(data if isinstance(data, dict) else {})
+        return Facts.from_dict(parse_json_object(read_file(path), what=f"file {path}", refuse=UsageError))
 
     @cached_property
     def root_der(self) -> bytes:
@@ -184,11 +181,8 @@ class SimPlatform:
         """The vendor's present publication, as it lies on disk now."""
         from adyton.tee.sim_vendor import Publication
 
-        try:
-            data = json.loads(read_file(self.directory / "vendor" / "publication.json"))
-        except ValueError:
-            data = {}
-        return Publication.from_dict(data)
+        path = self.directory / "vendor" / "publication.json"
+        return Publication.from_dict(parse_json_object(read_file(path), what=f"file {path}", refuse=UsageError))
 
     def _vendor_certificate(self, name: str) -> x509.Certificate:
         from cryptography.x509 import load_pem_x509_certificate

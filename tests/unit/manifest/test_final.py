@@ -9,9 +9,9 @@ import pytest
 
 from adyton.errors import MalformedManifest, ManifestError
 from adyton.manifest.final import finish
-from adyton.manifest.host import Gramine, multiarch_libdir
+from adyton.manifest.host import host_facts, multiarch_libdir
 from adyton.manifest.model import parse_manifest
-from adyton.manifest.template import host_globals, render
+from adyton.manifest.template import render
 
 CA = (Path(__file__).parent.parent / "run" / "owner-ca.pem").read_text()
 TEMPLATE = """
@@ -156,9 +156,9 @@ sgx.trusted_files = ["file:app", "file:{{ gramine.runtimedir() }}/" more]
 
 def test_runtime_folder_of_gramine_becomes_the_c_library(place: Path) -> None:
     """A Gramine user's template, without Gramine: the plain folder everywhere, of its files the C library alone."""
-    here = {**host_globals(), "gramine": Gramine(None)}
+    here = host_facts(None)
     folder = str(multiarch_libdir())
-    built = finish(render(RUNTIME.replace("more", ""), host=here), place).manifest
+    built = finish(render(RUNTIME.replace("more", ""), facts=here), place).manifest
     names = {Path(entry.host_path).name for entry in built.trusted_files}
     assert built.mounts[0].uri == f"file:{folder}"
     assert built.env["LD_LIBRARY_PATH"] == folder
@@ -178,13 +178,13 @@ def test_library_folder_listed_by_its_own_name_is_taken_whole(tmp_path: Path, mo
     (tmp_path / "app").write_text("app")
     for module in ("host", "final"):
         monkeypatch.setattr(f"adyton.manifest.{module}.multiarch_libdir", lambda: folder)
-    here = {**host_globals(), "gramine": Gramine(None)}
+    here = host_facts(None)
 
     def of(more: str) -> list[str]:
-        built = finish(render(RUNTIME.replace("more", more), host=here), tmp_path)
+        built = finish(render(RUNTIME.replace("more", more), facts=here), tmp_path)
         return [Path(entry.host_path).name for entry in built.manifest.trusted_files]
 
     assert of("") == ["app", "libc.so.6"]
     assert of(f', "file:{folder}/"') == ["app", "libc.so.6", "libother.so.1"]
     text = RUNTIME.replace('"file:{{ gramine.runtimedir() }}/" more', f'"file:{folder}/"')
-    assert len(finish(render(text, host=here), tmp_path).manifest.trusted_files) == 3
+    assert len(finish(render(text, facts=here), tmp_path).manifest.trusted_files) == 3

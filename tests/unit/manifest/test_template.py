@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import MalformedManifest, ManifestError, UsageError
-from adyton.manifest.host import Gramine, Installation, Python, interpreter_of, ldd, runtime_stand_in
-from adyton.manifest.template import host_globals, parse_definitions, render
+from adyton.manifest.host import Installation, host_facts, interpreter_of, libraries_of, runtime_stand_in
+from adyton.manifest.template import parse_definitions, render
 
 
 def test_definitions_are_read_as_gramine_reads_them() -> None:
@@ -64,27 +64,46 @@ def test_template_knows_the_python_that_runs_it() -> None:
     assert render("{{ python.stdlib }}") == sysconfig.get_path("stdlib")
     assert render("{{ python.purelib }}") == sysconfig.get_path("purelib")
     assert render("{{ python.ext_suffix }}") == sysconfig.get_config_var("EXT_SUFFIX")
-    assert Python.distlib.parts[-2:] == ("python3", "dist-packages")
-    paths = render("{% for p in python.get_sys_path(exe) %}{{ p }}\n{% endfor %}", {"exe": sys.executable})
+    assert render("{{ python.distlib }}").endswith("/python3/dist-packages")
+    assert render("{{ python.get_path('scripts') }}") == sysconfig.get_path("scripts")
+    assert render("{{ python.implementation.cache_tag }}") == sys.implementation.cache_tag
+    facts = host_facts(None, interpreters=[sys.executable])
+    text = "{% for p in python.get_sys_path(exe) %}{{ p }}\n{% endfor %}"
+    paths = render(text, {"exe": sys.executable}, facts=facts)
     assert sysconfig.get_path("stdlib") in paths.splitlines()
     assert all(Path(path).exists() for path in paths.splitlines())
 
 
 def test_ldd_lists_libraries_once_sorted_and_absolute() -> None:
-    """What a program links, without the loader and the vdso."""
-    found = ldd("/bin/sh", "/bin/sh")
+    """What a program links, without the loader and the vdso, for programs that the command line names."""
+    found = libraries_of("/bin/sh")
     assert found == sorted(set(found))
     assert any(path.endswith("/libc.so.6") for path in found)
     assert all(path.startswith("/") and "ld-linux" not in path for path in found)
+    facts = host_facts(None, programs=["/bin/sh", "/bin/ls"])
+    text = "{% for p in ldd('/bin/sh', '/bin/ls', '/bin/sh') %}{{ p }} {% endfor %}"
+    assert render(text, facts=facts).split() == sorted({*found, *libraries_of("/bin/ls")})
 
 
 def test_ldd_of_something_else_is_an_error(tmp_path: Path) -> None:
-    """A file that is no program says so."""
+    """A file that is no program says so, where it is named."""
     (tmp_path / "x").write_text("text")
-    with pytest.raises(ManifestError, match="ldd"):
-        ldd(tmp_path / "x")
-    with pytest.raises(ManifestError, match="ldd"):
-        render("{{ ldd(path) }}", {"path": str(tmp_path / "nothing")})
+    for path in (tmp_path / "x", tmp_path / "nothing"):
+        with pytest.raises(ManifestError, match="--list"):
+            host_facts(None, programs=[str(path)])
+
+
+def test_interpreter_that_is_a_script_is_asked_for_its_path_alone(tmp_path: Path) -> None:
+    """Such as pyenv's: it has no libraries, and get_sys_path works; one that fails is an error."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    facts = host_facts(None, interpreters=[str(script)])
+    assert facts.sys_paths[str(script)]
+    assert not facts.libraries
+    script.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(ManifestError, match="failed"):
+        host_facts(None, interpreters=[str(script)])
 
 
 def test_interpreter_of_programs_is_read() -> None:
@@ -95,27 +114,27 @@ def test_interpreter_of_programs_is_read() -> None:
 
 def test_gramine_object_without_gramine_names_the_machines_own_c_library() -> None:
     """A Gramine user's template renders where Gramine is not installed; what cannot be is said."""
-    here = {**host_globals(), "gramine": Gramine(None)}
+    here = host_facts(None)
     libraries = runtime_stand_in()
     text = "{{ gramine.runtimedir() }} {{ gramine.runtimedir }} {{ gramine.runtimedir / 'x' }}"
-    assert render(text, host=here) == f"{libraries} {libraries} {libraries}/x"
+    assert render(text, facts=here) == f"{libraries} {libraries} {libraries}/x"
     with pytest.raises(ManifestError, match="not installed"):
-        render("{{ gramine.libos }}", host=here)
+        render("{{ gramine.libos }}", facts=here)
     with pytest.raises(ManifestError, match="no C library"):
-        render("{{ gramine.runtimedir('bionic') }}", host=here)
-    with pytest.raises(MalformedManifest):
-        render("{{ gramine.PAGESIZE }}", host=here)
+        render("{{ gramine.runtimedir('bionic') }}", facts=here)
+    with pytest.raises(MalformedManifest, match="no attribute"):
+        render("{{ gramine.PAGESIZE }}", facts=here)
 
 
 def test_gramine_object_of_an_installation_names_its_folders() -> None:
     """Folders and constants of the Gramine that is installed."""
     installation = Installation(Path("/o/bin"), Path("/o/lib/gramine"), (1, 8), {"PAGESIZE": 4096})
-    here = {"gramine": Gramine(installation)}
-    assert render("{{ gramine.runtimedir('musl') }}", host=here) == "/o/lib/gramine/runtime/musl"
+    here = host_facts(installation)
+    assert render("{{ gramine.runtimedir('musl') }}", facts=here) == "/o/lib/gramine/runtime/musl"
     assert (
-        render("{{ gramine.libos }} {{ gramine.pkglibdir }}", host=here) == "/o/lib/gramine/libsysdb.so /o/lib/gramine"
+        render("{{ gramine.libos }} {{ gramine.pkglibdir }}", facts=here) == "/o/lib/gramine/libsysdb.so /o/lib/gramine"
     )
-    assert render("{{ gramine.PAGESIZE }}", host=here) == "4096"
+    assert render("{{ gramine.PAGESIZE }}", facts=here) == "4096"
 
 
 def test_rendering_leaves_jinja_out_of_a_run() -> None:

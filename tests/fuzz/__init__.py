@@ -1,0 +1,1 @@
+"""Every parser against mutated input: values or refusals of ours, in bounded processor time."""

@@ -1,0 +1,405 @@
+"""Every parser of Adyton that a stranger's bytes reach, with good inputs for it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import io
+import json
+import resource
+import struct
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton.attest.amd import parse_chip_certificate
+from adyton.attest.certificates import parse_certificate, parse_chain
+from adyton.attest.collateral import Collateral
+from adyton.attest.policy import Policy
+from adyton.attest.quote import parse_ppid_certification
+from adyton.attest.snp import TCBVersion
+from adyton.keyserver.audit import Checkpoint
+from adyton.keyserver.backup import parse_header, parse_share, split_key
+from adyton.keyserver.export import checkpoints_of, read_export
+from adyton.keyserver.owner import Config
+from adyton.keyserver.policy import Approval, parse_time
+from adyton.manifest.difference import differences
+from adyton.manifest.document import parse_document
+from adyton.manifest.explain import explain_manifest
+from adyton.manifest.host import host_facts
+from adyton.manifest.model import parse_manifest
+from adyton.manifest.mrenclave import parse_pal
+from adyton.manifest.observe import read_trace
+from adyton.manifest.review import findings, not_covered, runtime_refusals
+from adyton.manifest.schema import parse_size
+from adyton.manifest.signature import SIGSTRUCT_BYTES, parse_sigstruct
+from adyton.manifest.signed import decode
+from adyton.manifest.template import render
+from adyton.net.documents import Document, build_bundle, documents_of, parse_bundle, verify_document
+from adyton.net.fetch import Response, retry_after_s
+from adyton.pfile.backing import Memory
+from adyton.pfile.file import ProtectedFile
+from adyton.pfile.layout import Metadata, parse_envelope
+from adyton.pfile.recovery import parse_log
+from adyton.tee.sim import SimPlatform
+from adyton.tee.sim_machine import Facts
+from adyton.tee.sim_vendor import Publication
+from adyton.untrusted import parse_json, parse_json_object, parse_toml
+from adyton.values import Key128
+from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
+from tests.fuzz.harness import Target
+from tests.properties.test_attest_parsers import SEEDS as ATTEST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEY: Final = Key128(bytes(range(16)))
+
+MANIFEST: Final = """
+libos.entrypoint = "/app"
+loader.argv = ["app", "x"]
+loader.env.A = "1"
+loader.env.B = { passthrough = true }
+fs.mounts = [
+  { path = "/lib", uri = "file:/usr/lib" },
+  { type = "encrypted", path = "/in", uri = "file:in", key_name = "model" },
+  { type = "tmpfs", path = "/tmp" },
+]
+sgx.enclave_size = "1G"
+sgx.max_threads = 4
+sgx.debug = true
+sgx.allowed_files = ["file:a"]
+adyton.network = "none"
+adyton.memory_budget = "4G"
+adyton.insecure__stdio = true
+adyton.secrets = [{ name = "s", env = "S" }]
+adyton.keys.model = "maker"
+adyton.files = "3 4x 5@7"
+[adyton.owners.maker]
+ca = "-----BEGIN CERTIFICATE-----\\nAAAA\\n-----END CERTIFICATE-----\\n"
+server_name = "keys.example"
+[[sgx.trusted_files]]
+uri = "file:app"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+
+[[sgx.trusted_files]]
+uri = "file:b"
+sha256 = "1111111111111111111111111111111111111111111111111111111111111111"
+
+[[sgx.trusted_files]]
+uri = "file:c"
+sha256 = "2222222222222222222222222222222222222222222222222222222222222222"
+
+"""
+TEMPLATE: Final = (
+    "{% for n in range(3) %}{{ n }}{% endfor %}",
+    "{% macro f(a, b=1) %}{{ a ~ b }}{% endmacro %}{{ f('x') }}{{ env.get('A', '0') }}",
+    "{{ gramine.runtimedir() / 'a' }} {{ python.stdlib.parent }} {{ ['a', 'b'] | join(',') }} {{ a | default('x') }}",
+    "{% set n = namespace(x=1) %}{% if n.x == 1 and 'a' in 'abc' %}{{ 'x' * 3 }}{% else %}{% endif %}{# c #}",
+    "{{ python.get_paths() | dictsort }} {{ {'a': [1, 2]} | tojson }} {{ '%s' | format('a') }} {{ 'a' | upper }}",
+    "{% raw %}{{ x }}{% endraw %}{{ cycler('a', 'b').next() }}{{ joiner(',')() }}",
+)
+CONFIG: Final = """
+[owner]
+name = "owner"
+[server]
+names = ["keys.example"]
+[store]
+url = ""
+[master]
+kind = "passphrase"
+salt = "00112233445566778899aabbccddeeff"
+command = []
+[limits]
+"""
+POLICY: Final = """
+tees = ["sgx", "tdx"]
+[[exemptions]]
+name = "TEST-SA-1"
+owner = "a"
+until = "2026-01-01"
+"""
+APPROVAL: Final = {
+    "key": "weights",
+    "app": "app",
+    "version": "1",
+    "tees": ["sgx"],
+    "measurement": "0" * 64,
+    "tcb_statuses": ["UpToDate"],
+    "advisories": {"INTEL-SA-1": "2030-01-01T00:00:00Z"},
+    "max_runs": 3,
+    "expires_at": "2030-01-01T00:00:00Z",
+    "evidence": {},
+    "not_covered": ["network"],
+    "protocols": ["adyton-release"],
+}
+
+
+def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda raw: parse(raw.decode("utf-8", "replace"))
+
+
+def _manifest(raw: bytes) -> None:
+    text = decode(raw)
+    manifest = parse_manifest(text)
+    findings(manifest)
+    runtime_refusals(manifest)
+    not_covered(manifest)
+    explain_manifest(manifest)
+    differences(text, MANIFEST)
+
+
+def _policy(raw: bytes) -> None:
+    parse = parse_json_object if raw.lstrip().startswith(b"{") else parse_toml
+    Policy.from_dict(parse(raw, what="policy"))
+
+
+def _documents(raw: bytes) -> None:
+    for document in parse_bundle(raw):
+        verify_document(document)
+
+
+def _protected(raw: bytes) -> None:
+    host = Memory(raw)
+    with ProtectedFile.open(host, KEY) as file:
+        for offset in range(0, min(file.size, 1 << 20), 4096):
+            file.read_at(offset, 4096)
+
+
+def _log(raw: bytes) -> None:
+    parse_log(Memory(raw))
+
+
+def _response(raw: bytes) -> None:
+    text = raw.decode("utf-8", "replace")
+    retry_after_s(Response("https://x.invalid/", 503, {"retry-after": text}, b""), datetime(2026, 1, 1, tzinfo=UTC))
+
+
+FACTS: Final = host_facts(None)
+
+
+def _template(raw: bytes) -> None:
+    render(decode(raw), {"a": "1", "b": True}, environment={"A": "1"}, facts=FACTS, cpu_s=2)
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.thread_time() + used.ru_utime + used.ru_stime
+
+
+def _sealed() -> tuple[bytes, ...]:
+    found = []
+    for size in (0, 100, 9000):
+        host = Memory()
+        with ProtectedFile.create(host, KEY, path="a") as file:
+            file.write_at(0, bytes(size))
+        found.append(bytes(host.content))
+    return tuple(found)
+
+
+def _shares() -> tuple[bytes, ...]:
+    return tuple(share.to_text().encode() for share in split_key(KEY, "0" * 12, 2, 3))
+
+
+@functools.cache
+def _platform() -> tuple[dict[str, Any], dict[str, Any], tuple[bytes, ...], bytes]:
+    """Files of a simulated platform: machine, publication, collateral as single documents, as a bundle."""
+    with tempfile.TemporaryDirectory() as folder:
+        platform = SimPlatform.create(Path(folder) / "platform")
+        now = datetime.now(UTC).replace(microsecond=0)
+        documents = documents_of(platform.collateral(now), "https://x.invalid/", now)
+        single = tuple(json.dumps(document.to_dict()).encode() for document in documents)
+        return platform.machine.to_dict(), platform.publication().to_dict(), single, build_bundle(documents)
+
+
+def _net() -> dict[str, Target]:
+    """Every `parse_…(raw)` of the release protocols' modules, each with every message that there is as its seeds."""
+    modules = [
+        importlib.import_module(f"adyton.net.{name}")
+        for name in ("wire", "release", "explanation", "grants", "ratls")
+        if importlib.util.find_spec(f"adyton.net.{name}") is not None
+    ]
+    names = {name: value for module in modules for name, value in vars(module).items()}
+    from adyton.values import Digest, Nonce
+
+    key = names["EnclaveKey"]()
+    request = names["ReleaseRequest"](Nonce(b"n" * 32), key.public_bytes, Digest(b"m" * 32), ("a",), b"evidence")
+    checkpoint = Checkpoint(STORE, 1, bytes(32), 1, bytes(64)).to_dict()
+    seeds = (
+        b'{"protocol": "adyton-release/1"}',
+        b'{"protocol": "adyton-release/2"}',
+        request.to_bytes(),
+        names["ChallengeAnswer"](Nonce(b"x" * 32), 60).to_bytes(),
+        names["Refusal"]("d-1", "m", "c", "e", "s", "r").to_bytes(),
+        names["Payload"]({"k": b"k" * 16}, {"s": b"secret"}, b"t" * 32).to_bytes(),
+        names["explain_message"]("d-1", MANIFEST.encode(), {"adyton": "ab" * 32}),
+        json.dumps({"protocol": "adyton-release/1", "grant": "g", "lease_s": 1, "checkpoint": checkpoint}).encode(),
+        names["RESPONSE"] + struct.pack(">I", 16),
+        key.public_bytes,
+    )
+    found: dict[str, Target] = {}
+    for module in modules:
+        for name, function in vars(module).items():
+            if not name.startswith("parse_") or getattr(function, "__module__", "") != module.__name__:
+                continue
+            first, *more = inspect.signature(function).parameters
+            if first == "raw" and name == "parse_object":
+                target = _with_limit(function)
+            elif first == "raw" and not more:
+                target = function
+            else:
+                continue  # takes what another parser made
+            found[f"net-{name.removeprefix('parse_')}"] = Target(target, seeds, (f"{module.__name__}.{name}",))
+    return found
+
+
+def _with_limit(function: Callable[[bytes, int], object]) -> Callable[[bytes], object]:
+    return lambda raw: function(raw, 1 << 20)
+
+
+def targets() -> dict[str, Target]:
+    """All of them, by name."""
+    trace = b'1 openat(AT_FDCWD</w>, "a", O_RDONLY|O_CLOEXEC) = 3</w/a>\n1 execve("/bin/sh", ["sh"], 0x1 /* 2 */) = 0'
+    elf = b"\x7fELF\x02\x01" + bytes(18) + struct.pack("<QQ", 1, 64) + bytes(14) + struct.pack("<HH", 56, 1)
+    elf += struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 100, 4096, 4096)
+    header = json.dumps(HEADER).encode()
+    block = bytearray(512)
+    block[:11], block[124:136], block[156:157] = b"header.json", b"%011o\0" % len(header), b"0"
+    checkpoint = json.dumps(Checkpoint(STORE, 1, bytes(32), 1, bytes(64)).to_dict()).encode()
+    m, k = "adyton.manifest", "adyton.keyserver"
+    return {
+        **{
+            f"attest-{name}": Target(parse, (raw,), ATTEST_COVERS.get(name, ()))
+            for name, (parse, raw) in ATTEST.items()
+        },
+        **_net(),
+        "toml": Target(
+            lambda raw: parse_toml(raw, what="text"),
+            (MANIFEST.encode(), POLICY.encode(), CONFIG.encode()),
+            ("adyton.untrusted.parse_toml",),
+        ),
+        "json": Target(
+            lambda raw: parse_json(raw, what="text"),
+            (header, checkpoint, json.dumps(APPROVAL).encode()),
+            ("adyton.untrusted.parse_json",),
+        ),
+        "json-object": Target(
+            lambda raw: parse_json_object(raw, what="text"), (header,), ("adyton.untrusted.parse_json_object",)
+        ),
+        "attest-chip": Target(
+            lambda raw: parse_chip_certificate(parse_certificate(raw, "VCEK")),
+            (ATTEST["chip-certificate"][1],),
+            (f"{_A}.amd.parse_chip_certificate",),
+        ),
+        "attest-chain": Target(
+            lambda raw: parse_chain(raw, ("leaf", "root"), "chain"),
+            (ATTEST["pem"][1],),
+            (f"{_A}.certificates.parse_chain",),
+        ),
+        "attest-collateral-json": Target(
+            _text(Collateral.from_json), (ATTEST["collateral"][1],), (f"{_A}.collateral.Collateral.from_json",)
+        ),
+        "attest-ppid": Target(
+            lambda raw: parse_ppid_certification(raw[0] % 3 + 1 if raw else 1, raw[1:]),
+            (bytes(37), b"\1" + bytes(276), b"\2" + bytes(404)),
+            (f"{_A}.quote.parse_ppid_certification",),
+        ),
+        "attest-snp-tcb": Target(
+            lambda raw: [TCBVersion.parse(raw[:8].ljust(8, b"\0"), turin=turin) for turin in (False, True)],
+            (bytes(range(8)),),
+            (f"{_A}.snp.TCBVersion.parse",),
+        ),
+        "manifest": Target(_manifest, (MANIFEST.encode(),), (f"{m}.model.parse_manifest",)),
+        "manifest-document": Target(_text(parse_document), (MANIFEST.encode(),), (f"{m}.document.parse_document",)),
+        "manifest-template": Target(
+            _template, tuple(map(str.encode, TEMPLATE)), (f"{m}.template.render",), _children_s
+        ),
+        "manifest-size": Target(_text(parse_size), (b"4G", b"0x10K"), (f"{m}.schema.parse_size",)),
+        "manifest-signature": Target(parse_sigstruct, (bytes(SIGSTRUCT_BYTES),), (f"{m}.signature.parse_sigstruct",)),
+        "manifest-library": Target(parse_pal, (elf.ljust(4096, b"\0"),), (f"{m}.mrenclave.parse_pal",)),
+        "manifest-trace": Target(
+            lambda raw: read_trace(raw.decode("ascii", "surrogateescape").splitlines(), "/w"),
+            (trace,),
+            (f"{m}.observe.read_trace",),
+        ),
+        "policy": Target(_policy, (POLICY.encode(), b'{"tees": ["sgx"]}'), ("adyton.attest.policy.Policy.from_dict",)),
+        "approval": Target(
+            lambda raw: Approval.from_dict(parse_json_object(raw, what="approval")),
+            (json.dumps(APPROVAL).encode(),),
+            (f"{k}.policy.Approval.from_dict",),
+        ),
+        "approval-time": Target(
+            _text(lambda text: parse_time(text, "time")),
+            (b"2030-01-01T00:00:00Z", b"2030-01-01"),
+            (f"{k}.policy.parse_time",),
+        ),
+        "config": Target(_text(Config.parse), (CONFIG.encode(),), (f"{k}.owner.Config.parse",)),
+        "export": Target(
+            lambda raw: read_export(io.BytesIO(raw)), (_export(_entries(2), 2),), (f"{k}.export.read_export",)
+        ),
+        "checkpoint": Target(
+            lambda raw: checkpoints_of(raw, "checkpoint"),
+            (checkpoint, b'{"grants": [{"checkpoint": ' + checkpoint + b"}]}"),
+            (f"{k}.export.checkpoints_of", f"{k}.audit.Checkpoint.from_dict"),
+        ),
+        "backup-header": Target(parse_header, (bytes(block) + header,), (f"{k}.backup.parse_header",)),
+        "recovery-share": Target(
+            _text(parse_share),
+            _shares,
+            (f"{k}.backup.parse_share",),
+        ),
+        "collateral-bundle": Target(_documents, lambda: (_platform()[3],), ("adyton.net.documents.parse_bundle",)),
+        "collateral-document": Target(
+            lambda raw: verify_document(Document.from_dict(parse_json(raw, what="document"))),
+            lambda: _platform()[2],
+            ("adyton.net.documents.Document.from_dict",),
+        ),
+        "http-retry-after": Target(_response, (b"120", b"Wed, 21 Oct 2026 07:28:00 GMT"), ()),
+        "sim-machine": Target(
+            lambda raw: Facts.from_dict(parse_json_object(raw, what="machine")),
+            lambda: (json.dumps(_platform()[0]).encode(),),
+            ("adyton.tee.sim_machine.Facts.from_dict", "adyton.tee.sim_machine.CertifiedQE.from_dict"),
+        ),
+        "sim-publication": Target(
+            lambda raw: Publication.from_dict(parse_json_object(raw, what="publication")),
+            lambda: (json.dumps(_platform()[1]).encode(),),
+            ("adyton.tee.sim_vendor.Publication.from_dict",),
+        ),
+        "protected-file": Target(_protected, _sealed, ("adyton.pfile.opening.read_envelope",)),
+        "protected-header": Target(
+            lambda raw: parse_envelope(raw[:4096].ljust(4096, b"\0")), _sealed, ("adyton.pfile.layout.parse_envelope",)
+        ),
+        "protected-metadata": Target(
+            lambda raw: Metadata.parse(raw[:METADATA_BYTES].ljust(METADATA_BYTES, b"\0")),
+            (Metadata(b"a", 100, bytes(32), bytes(100)).to_bytes(),),
+            ("adyton.pfile.layout.Metadata.parse",),
+        ),
+        "recovery-log": Target(_log, _sealed, ("adyton.pfile.recovery.parse_log",)),
+    }
+
+
+METADATA_BYTES: Final = len(Metadata(b"a", 0, bytes(32), b"").to_bytes())
+_A: Final = "adyton.attest"
+ATTEST_COVERS: Final[dict[str, tuple[str, ...]]] = {
+    "evidence-v3": (f"{_A}.evidence.parse_evidence",),
+    "sgx": (f"{_A}.sgx.parse_quote",),
+    "tdx-v4": (f"{_A}.tdx.parse_quote",),
+    "snp": (f"{_A}.snp.parse_report",),
+    "certificate": (f"{_A}.certificates.parse_certificate",),
+    "crl": (f"{_A}.certificates.parse_crl",),
+    "sgx-extension": (f"{_A}.pck.parse_sgx_extension",),
+    "tcb-info": (f"{_A}.tcbinfo.parse_tcb_info",),
+    "qe-identity": (f"{_A}.tcbinfo.parse_enclave_identity",),
+    "collateral": (
+        f"{_A}.collateral.parse_collateral",
+        f"{_A}.collateral.Collateral.from_dict",
+    ),
+    "amd-collateral": (f"{_A}.collateral.AMDCollateral.from_dict",),
+    "ratls-certificate": (f"{_A}.ratls.parse_certificate",),
+    "ratls-evidence": (f"{_A}.ratls.parse_evidence_extension",),
+    "ratls-claims": (f"{_A}.ratls.parse_claims",),
+}
