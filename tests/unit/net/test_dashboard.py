@@ -18,7 +18,6 @@ import pytest
 
 from adyton.errors import Denied
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED
-from adyton.keyserver.view import Release
 from adyton.manifest.signed import SignedManifest
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
@@ -234,14 +233,15 @@ def test_programs_show_how_far_an_approval_is_used(client: httpx.Client, world: 
     approval = world.approve(signed, max_runs=7, max_active=3)
     with world.store.write() as change:
         for number, until in enumerate((1, 1 << 50, 1 << 50)):
-            change.add_release(Release(f"r-{number}", approval, f"run-{number}", "weights", 1, 1, until, None))
+            item = {"approval": approval, "release": f"r-{number}", "renewed": False, "lease_until_ms": until}
+            body = {"grant": f"g-{number}", "run": f"run-{number}", "keys": [{**item, "key": "weights"}]}
+            change.record("release", f"g-{number}", body, 0)
     assert "<dd>3 of 7 runs, 2 of 3 active</dd>" in client.get("/programs").text
 
 
 def wait(world: World, measurement: Measurement) -> None:
     """Let a program wait for approval."""
-    with world.store.write() as change:
-        change.note_candidate(measurement, world.tee, "weights", "d-1", 1)
+    world.let_wait(measurement)
 
 
 def test_dismiss_on_the_page(client: httpx.Client, world: World) -> None:
