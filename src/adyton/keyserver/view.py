@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,7 +46,9 @@ MAC_BYTES: Final = 32
 SEGMENTS_KEPT: Final = 8
 """Verified stretches of the record that a view keeps, so that neighbours need not be read twice."""
 
-ARTIFACT_KINDS: Final = frozenset({"evidence", "collateral"})
+ARTIFACT_KIND: Final = re.compile(r"[a-z]{1,32}")
+"""What a kind of evidence may be called: files are named after it."""
+
 _COLUMNS: Final = (
     schema.audit.c.seq,
     schema.audit.c.at,
@@ -497,11 +500,11 @@ class Reader:
         with self._connection.execute(sa.select(schema.artifacts), execution_options={"yield_per": 100}) as rows:
             for row in rows:
                 sha256 = bytes(row.sha256)
-                if row.kind not in ARTIFACT_KINDS:
+                if not ARTIFACT_KIND.fullmatch(row.kind):
                     raise StoreError(
                         f"a piece of evidence is of an unknown kind: {sha256.hex()}",
                         check="kind of evidence",
-                        expected=", ".join(sorted(ARTIFACT_KINDS)),
+                        expected="evidence or collateral",
                         seen=repr(row.kind)[:80],
                         remedy=_LOOK_FOR_WRITER,
                     )
