@@ -244,6 +244,9 @@ class Store:
         """Read a change of keys or approvals back: a database that dropped it would go on with what was before it."""
         with self._view(Ledger(self.id)) as (view, _, _):
             transaction.check_kept(view)
+        with self.read() as view:
+            view.approvals()
+            view.keys()
 
     def verify_audit(self, checkpoints: Sequence[Checkpoint] = ()) -> Head:
         """Verify the whole audit record, and that its head, all approvals and keys agree with it; raises AuditError.
@@ -258,6 +261,7 @@ class Store:
             view.begin(known, kept)
             view.hold_approvals_against_record()
             view.hold_keys_against_record()
+            view.kept_facts()
         self._ledger = recorded
         return head
 

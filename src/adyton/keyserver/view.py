@@ -143,12 +143,16 @@ class Reader:
 
     def _resume(self) -> None:
         """Take what an earlier process wrote down of the record, where this one has read nothing yet."""
-        if self._ledger.head.seq:
-            return
+        facts = None if self._ledger.head.seq else self.kept_facts()
+        if facts is not None:
+            self._ledger.resume(json.loads(facts))
+
+    def kept_facts(self) -> bytes | None:
+        """What a process wrote down of the record (JSON), authenticated; None where none has; raises AuditError."""
         query = sa.select(schema.meta.c.value).where(schema.meta.c.name == FACTS)
         found = self._connection.execute(query).scalar_one_or_none()
         if found is None:
-            return
+            return None
         mac, raw = bytes(found[:MAC_BYTES]), bytes(found[MAC_BYTES:])
         if not hmac.compare_digest(self._keyring.facts_mac(raw), mac):
             raise AuditError(
@@ -158,7 +162,7 @@ class Reader:
                 seen="another code",
                 remedy=_LOOK_FOR_WRITER,
             )
-        self._ledger.resume(json.loads(raw))
+        return raw
 
     def load(self, after: int, to: int) -> Generator[Entry, None, None]:
         """The entries after one number and up to another as they lie in the database, not verified."""
