@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
@@ -22,7 +24,7 @@ from tests.faults.database.writer import (
 from tests.owner_world import World, running
 
 
-def newest(writer: Writer) -> dict[str, object]:
+def newest(writer: Writer) -> dict[str, Any]:
     """The last entry of the record."""
     return max(writer.rows(schema.audit), key=lambda row: row["seq"])
 
@@ -185,7 +187,7 @@ def test_record_written_anew_without_the_revocation(world: World, writer: Writer
         revoke(world, approval)
         last = newest(writer)
         (previous,) = (row for row in writer.rows(schema.audit) if row["seq"] == last["seq"] - 1)
-        forged = entry_hash(bytes(previous["hash"]), int(str(last["seq"])), 1, "note", "{}")
+        forged = entry_hash(bytes(previous["hash"]), last["seq"], 1, "note", "{}")
         writer.put_back(before, "approvals")
         writer.run(
             sa.update(schema.audit)
@@ -205,7 +207,7 @@ def test_entries_deleted(world: World, writer: Writer, last: bool) -> None:
     with running(world) as server:
         release(world, server, signed)
         revoke(world, approval)
-        seq = int(str(newest(writer)["seq"]))
+        seq = newest(writer)["seq"]
         writer.run(sa.delete(schema.audit).where(schema.audit.c.seq == (seq if last else 2)))
         if last:
             releases_nothing(world, server, signed)
