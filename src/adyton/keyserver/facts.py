@@ -45,6 +45,8 @@ _SUBJECTS: Final[Mapping[str, str]] = {
     DENIAL: "denial",
     EXPLANATION: "denial",
     USED: "grant",
+    "key-exported": "key",
+    "backup": "backup",
 }
 _LEASES_KEPT: Final = 10_000
 

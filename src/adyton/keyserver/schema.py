@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Column, ForeignKey, Index, MetaData, Table
+
+from adyton.keyserver.columns import LongText, Number, Octets, SmallNumber, Words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,8 +27,8 @@ metadata: Final = MetaData()
 meta: Final = Table(
     "meta",
     metadata,
-    Column("name", String(64), primary_key=True),
-    Column("value", LargeBinary, nullable=False),
+    Column("name", Words(64), primary_key=True),
+    Column("value", Octets, nullable=False),
 )
 """Facts about the store itself: `id`, `schema` (its version), `state` (the state key under the master key), and `facts`
 (what the record says up to some entry, authenticated: who opens the store reads on from there)."""
@@ -34,71 +36,71 @@ meta: Final = Table(
 chain: Final = Table(
     "chain",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("seq", BigInteger, nullable=False),
-    Column("hash", LargeBinary(32), nullable=False),
-    Column("mac", LargeBinary(32), nullable=False),
+    Column("id", SmallNumber, primary_key=True),
+    Column("seq", Number, nullable=False),
+    Column("hash", Octets(32), nullable=False),
+    Column("mac", Octets(32), nullable=False),
 )
 """One row: the head of the audit chain, authenticated; who writes holds its lock."""
 
 data_keys: Final = Table(
     "data_keys",
     metadata,
-    Column("version", Integer, primary_key=True),
-    Column("wrapped", LargeBinary, nullable=False),
-    Column("created_at", BigInteger, nullable=False),
+    Column("version", SmallNumber, primary_key=True),
+    Column("wrapped", Octets, nullable=False),
+    Column("created_at", Number, nullable=False),
 )
 
 keys: Final = Table(
     "keys",
     metadata,
-    Column("name", String(64), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("data_key", Integer, ForeignKey("data_keys.version"), nullable=False),
-    Column("wrapped", LargeBinary, nullable=False),
-    Column("created_at", BigInteger, nullable=False),
+    Column("name", Words(64), primary_key=True),
+    Column("version", SmallNumber, primary_key=True),
+    Column("kind", Words(16), nullable=False),
+    Column("data_key", SmallNumber, ForeignKey("data_keys.version"), nullable=False),
+    Column("wrapped", Octets, nullable=False),
+    Column("created_at", Number, nullable=False),
 )
 
 approvals: Final = Table(
     "approvals",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("key", String(64), nullable=False, index=True),
-    Column("state", String(16), nullable=False),
-    Column("revision", Integer, nullable=False),
-    Column("document", Text, nullable=False),
-    Column("changed_at", BigInteger, nullable=False),
-    Column("mac", LargeBinary(32), nullable=False),
+    Column("id", Words(32), primary_key=True),
+    Column("key", Words(64), nullable=False, index=True),
+    Column("state", Words(16), nullable=False),
+    Column("revision", SmallNumber, nullable=False),
+    Column("document", LongText, nullable=False),
+    Column("changed_at", Number, nullable=False),
+    Column("mac", Octets(32), nullable=False),
 )
 
 manifests: Final = Table(
     "manifests",
     metadata,
-    Column("measurement", LargeBinary(48), primary_key=True),
-    Column("manifest", LargeBinary, nullable=False),
-    Column("runtime_parts", Text, nullable=False),
-    Column("added_at", BigInteger, nullable=False),
+    Column("measurement", Octets(48), primary_key=True),
+    Column("manifest", Octets, nullable=False),
+    Column("runtime_parts", LongText, nullable=False),
+    Column("added_at", Number, nullable=False),
 )
 """What stands behind a measurement, so that a refusal can say what changed."""
 
 nonces: Final = Table(
     "nonces",
     metadata,
-    Column("nonce", LargeBinary(32), primary_key=True),
-    Column("expires_at", BigInteger, nullable=False, index=True),
+    Column("nonce", Octets(32), primary_key=True),
+    Column("expires_at", Number, nullable=False, index=True),
 )
 """Challenges that were answered, until they expire on their own."""
 
 audit: Final = Table(
     "audit",
     metadata,
-    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
-    Column("at", BigInteger, nullable=False),
-    Column("kind", String(32), nullable=False),
-    Column("subject", String(64), nullable=False, index=True),
-    Column("body", Text, nullable=False),
-    Column("hash", LargeBinary(32), nullable=False),
+    Column("seq", Number().with_variant(SmallNumber(), "sqlite"), primary_key=True, autoincrement=False),
+    Column("at", Number, nullable=False),
+    Column("kind", Words(32), nullable=False),
+    Column("subject", Words(64), nullable=False, index=True),
+    Column("body", LongText, nullable=False),
+    Column("hash", Octets(32), nullable=False),
     Index("audit_kind", "kind", "seq"),
 )
 """The audit record; `subject` repeats the id in the body by which an entry is looked up (it is not hashed).
@@ -108,10 +110,10 @@ Approvals' newest revisions, versions of keys, runs and leases, and who waits ar
 artifacts: Final = Table(
     "artifacts",
     metadata,
-    Column("sha256", LargeBinary(32), primary_key=True),
-    Column("kind", String(32), nullable=False),
-    Column("data", LargeBinary, nullable=False),
-    Column("at", BigInteger, nullable=False),
+    Column("sha256", Octets(32), primary_key=True),
+    Column("kind", Words(32), nullable=False),
+    Column("data", Octets, nullable=False),
+    Column("at", Number, nullable=False),
 )
 """Evidence and collateral of past decisions, so that they can be verified again; named by the audit entries."""
 

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 
 
 def _known_version(written: bytes) -> int:
-    version = int(written)
+    version = int(written) if written.isdigit() and len(written) < 10 else 0
+    if version < 1:
+        raise StoreError(
+            "the store does not say which version it has",
+            check="schema of the store",
+            expected=f"1 to {schema.SCHEMA_VERSION}",
+            seen=repr(written[:20]),
+            remedy="restore a backup (adyton restore)",
+        )
     if version > schema.SCHEMA_VERSION:
         raise VersionMismatch(
             f"this store was made by a newer Adyton (schema {version})",

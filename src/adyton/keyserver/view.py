@@ -251,7 +251,13 @@ class Reader:
                 sa.select(schema.data_keys.c.wrapped).where(schema.data_keys.c.version == version)
             ).one_or_none()
             if row is None:
-                raise StoreError(f"data key {version} is missing from the store", check="data keys of the store")
+                raise StoreError(
+                    f"data key {version} is missing from the store",
+                    check="data keys of the store",
+                    expected=f"data key {version}",
+                    seen="no such row",
+                    remedy=_LOOK_FOR_WRITER,
+                )
             cached = self._keyring.data_keys[version] = self._keyring.open_data_key(version, bytes(row.wrapped))
         return cached
 
@@ -417,7 +423,10 @@ class Reader:
         if since_ms is not None:
             query = query.where(table.c.at >= since_ms)
         for seq in self._connection.execute(query.order_by(table.c.seq)).scalars().all():
-            yield self._whole(seq)
+            entry = self._whole(seq)
+            if subject is not None and subject_of(entry.kind, entry.body) not in (None, subject):
+                raise _filed_elsewhere(entry, subject)
+            yield entry
 
     def _every(self, after: int, kind: str | None, since_ms: int | None) -> Generator[Entry, None, None]:
         found: Iterable[Entry]
@@ -565,14 +574,18 @@ class Reader:
         with self._connection.execute(query, execution_options={"yield_per": 5000}) as rows:
             for row in rows:
                 subject = subject_of(row.kind, row.body)
-                if subject is not None and subject != row.subject:
-                    raise AuditError(
-                        f"audit entry {row.seq} is filed under another id",
-                        check=f"id of audit entry {row.seq}",
-                        expected=subject,
-                        seen=row.subject[:80],
-                        remedy="something other than Adyton wrote to the database: restore the newest backup",
-                    )
+                if subject not in (None, row.subject):
+                    raise _filed_elsewhere(_entry(row), row.subject)
+
+
+def _filed_elsewhere(entry: Entry, where: str) -> AuditError:
+    return AuditError(
+        f"audit entry {entry.seq} is filed under another id",
+        check=f"id of audit entry {entry.seq}",
+        expected=subject_of(entry.kind, entry.body),
+        seen=where[:80],
+        remedy="something other than Adyton wrote to the database: restore the newest backup (adyton restore)",
+    )
 
 
 def _key_not_as_recorded(name: str, what: str, *, missing: bool) -> StoreError:

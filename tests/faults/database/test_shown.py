@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ from adyton.net.collateral_store import CollateralStore
 from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.values import Measurement
 from tests.faults.database.writer import Writer, is_named, list_approvals, opened, release, verify
-from tests.owner_world import RUNTIME_PARTS, World, running
+from tests.owner_world import RUNTIME_PARTS, World, make_world, running
 
 HARMLESS = Measurement(b"h" * 32)
 
@@ -164,6 +165,58 @@ def test_entry_filed_under_another_id(world: World, writer: Writer) -> None:
         release(world, server, signed)
     writer.run(sa.update(schema.audit).where(schema.audit.c.kind == "release").values(subject="elsewhere"))
     is_named(lambda: verify(world), "filed under another id")
+
+
+def test_refusal_of_another_program_filed_under_this_ones_id(world: World, writer: Writer) -> None:
+    """The guest image that is approved is that of the refusal itself, not of one that was put in its place."""
+    with world.store.write() as change:
+        for denial in ("d-1", "d-2"):
+            change.record(DENIAL, denial, {"denial": denial}, 1)
+    writer.run(sa.update(schema.audit).where(schema.audit.c.subject == "d-1").values(subject="d-2"))
+
+    def find() -> None:
+        with opened(world) as store, store.read() as view:
+            list(view.entries(kind=DENIAL, subject="d-2"))
+
+    is_named(find, "filed under another id", "d-1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE chain SET seq = 'x'",
+        "UPDATE chain SET hash = 1000000000000",
+        "UPDATE chain SET mac = 'text'",
+        "UPDATE audit SET body = X'00' WHERE seq = 2",
+        "UPDATE audit SET at = 'x' WHERE seq = 2",
+        "UPDATE audit SET hash = 'x' WHERE seq = 2",
+        "UPDATE approvals SET document = X'00'",
+        "UPDATE approvals SET revision = 'one'",
+        "UPDATE keys SET wrapped = 'text'",
+        "UPDATE keys SET data_key = 'x'",
+        "UPDATE manifests SET runtime_parts = X'00'",
+        "UPDATE manifests SET manifest = 'text'",
+        "UPDATE meta SET value = 'x' WHERE name = 'schema'",
+        "UPDATE meta SET value = X'78' WHERE name = 'schema'",
+        "UPDATE meta SET value = 5 WHERE name = 'state'",
+        "UPDATE meta SET value = X'00' WHERE name = 'id'",
+        "INSERT INTO meta VALUES ('facts', X'00')",
+        "INSERT INTO artifacts VALUES (X'00', 'evidence', 'text', 1)",
+        "INSERT INTO artifacts VALUES (X'00', X'00', X'00', 1)",
+        "INSERT INTO chain VALUES (2, 1, X'00', X'00')",
+        "DELETE FROM chain",
+        "DELETE FROM meta",
+        "DELETE FROM data_keys",
+    ],
+)
+def test_value_of_another_kind_is_a_refusal(tmp_path: Path, change: str) -> None:
+    """SQLite takes a text where a number should stand: that is refused in words, and ends no thread."""
+    with make_world(tmp_path) as world:
+        signed = world.program()
+        world.approve(signed)
+        with Writer(world.home.store_url()) as writer:
+            writer.sql("PRAGMA foreign_keys = OFF", change)
+        is_named(lambda: verify(world))
 
 
 def test_history_of_approvals_is_whole(world: World, writer: Writer) -> None:

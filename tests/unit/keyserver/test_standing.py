@@ -67,7 +67,7 @@ def test_older_row_of_an_approval_put_back_releases_nothing(world: World) -> Non
         behind_its_back(world, put_back(approval, before))
         with pytest.raises(Denied, match="revoked"):
             obtain_keys(signed, world.enclave(signed), {"": server.adyton})
-        with world.store.write() as change:
+        with pytest.raises(StoreError, match="put back"), world.store.write() as change:
             change.add_key("other", b"o" * 16, KEY, actor="test")  # approvals are read anew
         with pytest.raises(Unavailable, match="could not check"):  # why is for the owner alone
             obtain_keys(signed, world.enclave(signed), {"": server.adyton})
