@@ -37,7 +37,8 @@ MAX_SECRET_BYTES: Final = 64 * 1024
 FACTS_EVERY: Final = 10_000
 """After so many entries what the record says is written down anew, so that whoever opens the store reads few."""
 
-MAX_KNOWN_NONCES: Final = 20_000
+KNOWN_NONCES: Final = 20_000
+"""Above so many, challenges that have expired are forgotten."""
 MAX_KNOWN_ARTIFACTS: Final = 1000
 FORGOTTEN_AT_ONCE: Final = 500
 _FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
@@ -86,6 +87,7 @@ class Cache:
         self._keys: tuple[int, dict[str, Any]] = (-1, {})
         self._artifacts: tuple[int, set[bytes]] = (-1, set())
         self._nonces: dict[bytes, int] = {}
+        self._forget_above = KNOWN_NONCES
 
     def approvals(self, changed_at: int, load: Callable[[], list[StoredApproval]]) -> Approvals:
         """All approvals since this entry."""
@@ -112,8 +114,9 @@ class Cache:
     def note_nonces(self, nonces: Mapping[bytes, int], at_ms: int) -> None:
         """Note challenges that are used up, by when they expire."""
         self._nonces.update(nonces)
-        if len(self._nonces) > MAX_KNOWN_NONCES:
+        if len(self._nonces) > self._forget_above:
             self._nonces = {nonce: expires for nonce, expires in self._nonces.items() if expires >= at_ms - 60_000}
+            self._forget_above = KNOWN_NONCES + 2 * len(self._nonces)
 
 
 class Transaction(Reader):

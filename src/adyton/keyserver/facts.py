@@ -61,8 +61,10 @@ def subject_of(kind: str, body: str) -> str | None:
     name = _SUBJECTS.get(kind)
     if name is None:
         return None
-    found = json.loads(body).get(name)
-    return found if isinstance(found, str) else None
+    try:
+        return str(json.loads(body)[name])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""  # no entry of this kind is like that
 
 
 @dataclass(frozen=True, slots=True)

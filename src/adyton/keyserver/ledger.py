@@ -83,11 +83,11 @@ class Ledger:
                 state = copy.deepcopy(self._state)
                 for entry in new:
                     state.take(entry)
-                self._check_end(state.head, head)
+                check_end(state.head, head)
                 self._state = state
                 return
             entries = list(new)
-            self._check_end(Head(entries[-1].seq, entries[-1].hash) if entries else there, head)
+            check_end(Head(entries[-1].seq, entries[-1].hash) if entries else there, head)
             self._take(entries)
 
     def _take(self, entries: Iterable[Entry]) -> None:
@@ -127,18 +127,6 @@ class Ledger:
                 expected="the entry that was verified before",
                 seen=f"the hash {head.hash.hex()}",
                 remedy="another history was put in this one's place: restore the newest backup (adyton restore)",
-            )
-
-    @staticmethod
-    def _check_end(last: Head, head: Head) -> None:
-        if last != head:
-            raise AuditError(
-                "the audit record does not end where the store says it ends",
-                check="head of the audit record",
-                expected=f"entry {head.seq} with the hash {head.hash.hex()}",
-                seen=f"entry {last.seq} with the hash {last.hash.hex()}",
-                remedy="entries were removed or altered: restore a backup, and compare with the checkpoints that"
-                " clients hold",
             )
 
     # --- what the record says ---------------------------------------------------------------------------------------
@@ -231,3 +219,16 @@ class Ledger:
         with self._lock:
             if state.head.seq > self._state.head.seq:
                 self._state, self.kept_to = state, state.head.seq
+
+
+def check_end(last: Head, head: Head) -> None:
+    """Refuse a record whose last verified entry is not the head that the store names; raises AuditError."""
+    if last != head:
+        raise AuditError(
+            "the audit record does not end where the store says it ends",
+            check="head of the audit record",
+            expected=f"entry {head.seq} with the hash {head.hash.hex()}",
+            seen=f"entry {last.seq} with the hash {last.hash.hex()}",
+            remedy="entries were removed or altered: restore a backup, and compare with the checkpoints that clients"
+            " hold",
+        )

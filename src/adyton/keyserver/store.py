@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from adyton.errors import AuditError, StoreError, VersionMismatch
+from adyton.errors import StoreError, VersionMismatch
 from adyton.keyserver import schema
 from adyton.keyserver.audit import STORE_ID_BYTES, Checkpoint, Entry, Head, start_hash, verify_chain
 from adyton.keyserver.change import Cache, Transaction
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
 from adyton.keyserver.keyring import Keyring
-from adyton.keyserver.ledger import Ledger
+from adyton.keyserver.ledger import Ledger, check_end
 from adyton.keyserver.view import Reader
 from adyton.keyserver.wrapping import WrappingKey
 
@@ -203,7 +203,7 @@ class Store:
         rows = connection.execute(sa.select(table).order_by(table.c.seq), execution_options={"yield_per": 5000})
         entries = (Entry(item.seq, item.at, item.kind, item.body, bytes(item.hash)) for item in rows)
         head = verify_chain(self.id, entries, [] if kept is None else [kept])
-        _check_head(Head(row.seq, bytes(row.hash)), head)
+        check_end(head, Head(row.seq, bytes(row.hash)))
         return head
 
     @contextmanager
@@ -265,7 +265,7 @@ class Store:
         with self._view(recorded) as (view, known, kept):
             with closing(view.load(0, view.head().seq)) as entries:
                 head = verify_chain(self.id, recorded.noting(entries), checkpoints)
-            _check_head(view.head(), head)
+            check_end(head, view.head())
             view.begin(known, kept)
             view.hold_approvals_against_record()
             view.hold_keys_against_record()
@@ -285,14 +285,3 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
-
-
-def _check_head(claimed: Head, found: Head) -> None:
-    if found != claimed:
-        raise AuditError(
-            "the audit record does not end where the store says it ends",
-            check="head of the audit record",
-            expected=f"entry {claimed.seq}",
-            seen=f"entry {found.seq}",
-            remedy="entries were removed: restore a backup, and compare with the checkpoints that clients hold",
-        )

@@ -603,7 +603,7 @@ def measured(measurement: Measurement, manifest: bytes, written_parts: str) -> t
     try:
         parts = {str(name): str(value) for name, value in json.loads(written_parts).items()}
         found = workload_measurement(manifest, combine({name: Digest.from_hex(text) for name, text in parts.items()}))
-    except (ValueError, AttributeError, Error):
+    except (ValueError, AttributeError, RecursionError, Error):
         found = None
     if found != measurement:
         raise StoreError(

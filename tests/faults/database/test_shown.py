@@ -84,6 +84,7 @@ def test_harmless_manifest_for_a_program_that_waits(world: World, writer: Writer
         {"manifest": harmless.manifest_bytes},
         {"runtime_parts": canonical({**parts(), "adyton": "00" * 32})},
         {"runtime_parts": "[]"},
+        {"runtime_parts": "[" * 100_000},
         {"runtime_parts": canonical({"adyton": "zz"})},
     ):
         writer.run(sa.update(schema.manifests).where(where).values(**{**true, **values}))
