@@ -306,25 +306,30 @@ def audit_record(folder: Path, count: int) -> None:
     import sqlalchemy as sa
 
     from adyton.keyserver import schema
-    from adyton.keyserver.audit import canonical, entry_hash
+    from adyton.keyserver.audit import Head, canonical, entry_hash
     from adyton.keyserver.owner import Home
 
     store = Home.open(folder / "owner").open_store()
     with store.read() as view:
         head = view.head()
-    body = canonical({"grant": "g-" + "0" * 20, "keys": [{"key": "weights", "app": "job"}], "platform": "x" * 600})
+    item = {"key": "weights", "app": "job", "approval": "a-0", "renewed": False, "lease_until_ms": 2}
     previous, rows, seq = head.hash, [], head.seq
     with store.engine.connect().execution_options(adyton_write=True) as connection, connection.begin():
         for _ in range(count):
             seq += 1
+            keys = [{**item, "release": f"r-{seq:020}"}]
+            body = canonical({"grant": f"g-{seq:020}", "keys": keys, "run": f"{seq:032x}", "platform": "x" * 600})
             previous = entry_hash(previous, seq, 1, "release", body)
-            rows.append({"seq": seq, "at": 1, "kind": "release", "subject": "", "body": body, "hash": previous})
+            rows.append(
+                {"seq": seq, "at": 1, "kind": "release", "subject": f"g-{seq:020}", "body": body, "hash": previous}
+            )
             if len(rows) == 10_000:
                 connection.execute(sa.insert(schema.audit), rows)
                 rows = []
         if rows:
             connection.execute(sa.insert(schema.audit), rows)
-        connection.execute(sa.update(schema.chain).values(seq=seq, hash=previous))
+        mac = store.keyring.head_mac(Head(seq, previous))
+        connection.execute(sa.update(schema.chain).values(seq=seq, hash=previous, mac=mac))
     begin = time.monotonic()
     store.verify_audit()
     took = time.monotonic() - begin
@@ -335,6 +340,14 @@ def audit_record(folder: Path, count: int) -> None:
             hashlib.sha256(piece).digest()
     floor = time.monotonic() - begin
     print(f"audit record: {seq} entries verified in {took:.1f} s; hashing as many bytes alone {floor:.1f} s")
+    with store.write() as change:  # writes down what the record says, for whoever opens the store next
+        change.record("note", "", {}, 1)
+    store.close()
+    begin = time.monotonic()
+    store = Home.open(folder / "owner").open_store()
+    with store.read() as view:
+        view.approvals()
+    print(f"a verb that opens this store has its approvals after {time.monotonic() - begin:.2f} s")
     store.close()
 
 

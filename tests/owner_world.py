@@ -18,11 +18,12 @@ from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import SNPReport
 from adyton.attest.tdx import TDXQuote
 from adyton.errors import FetchFailed
+from adyton.keyserver.facts import DENIAL, WAITS, waiting
 from adyton.keyserver.owner import Home, audit_private_key, init_home
 from adyton.keyserver.policy import Approval
 from adyton.keyserver.store import Store
 from adyton.keyserver.view import KEY
-from adyton.manifest.measure import workload_measurement
+from adyton.manifest.measure import combine, workload_measurement
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.signature import generate_signer, load_signer, sign
 from adyton.manifest.signed import SignedManifest, load_signed, signed_attributes
@@ -40,12 +41,6 @@ RUNTIME_PARTS: Mapping[str, Digest] = {
     "adyton": Digest(hashlib.sha256(b"this Adyton").digest()),
     "python": Digest(hashlib.sha256(b"this Python").digest()),
 }
-
-
-def combine(parts: Mapping[str, Digest]) -> Digest:
-    """A stand-in for the runtime's identity (`run.identity.combine`), of the same nature."""
-    joined = b"".join(name.encode() + parts[name].raw for name in sorted(parts))
-    return Digest(hashlib.sha256(b"test runtime" + joined).digest())
 
 
 @cache
@@ -177,6 +172,13 @@ class World:
             combine=combine,
             **changes,
         )
+
+    def let_wait(self, measurement: Measurement, *, denial: str = "d-1", at_ms: int = 1, tee: str = "") -> None:
+        """Let a program wait for approval, as one that asked and was refused does."""
+        tee = tee or self.tee
+        body = {"denial": denial, "told": {"message": "not approved"}, "peer": "p", "names": ["weights"], "tee": tee}
+        with self.store.write() as change:
+            change.record(DENIAL, denial, {**body, WAITS: waiting(measurement, tee, "weights")}, at_ms)
 
     def kinds(self) -> list[str]:
         """The kinds of all audit entries, in order."""

@@ -16,12 +16,13 @@ from adyton.keyserver import change as change_module
 from adyton.keyserver.owner import Home
 from adyton.keyserver.policy import Approval
 from adyton.manifest import signature
+from adyton.manifest.measure import combine
 from adyton.manifest.signed import read_signed
 from adyton.net.collateral_store import CollateralStore
 from adyton.run import identity
 from adyton.tee.sim import SimPlatform
 from adyton.tee.sim_machine import simulated_guest
-from tests.owner_world import RUNTIME_PARTS, combine, now, signer_pem
+from tests.owner_world import RUNTIME_PARTS, now, signer_pem
 
 ROOT = "sim:" + "0" * 64
 Run = Callable[..., tuple[int, str, str]]

@@ -23,10 +23,11 @@ from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
 from adyton.keyserver.audit import Checkpoint
-from adyton.keyserver.backup import parse_header, parse_share, split_key
+from adyton.keyserver.backup import parse_header
 from adyton.keyserver.export import checkpoints_of, read_export
 from adyton.keyserver.owner import Config
 from adyton.keyserver.policy import Approval, parse_time
+from adyton.keyserver.shares import parse_share, split_key
 from adyton.manifest.difference import differences
 from adyton.manifest.document import parse_document
 from adyton.manifest.explain import explain_manifest
@@ -350,7 +351,7 @@ def targets() -> dict[str, Target]:
         "recovery-share": Target(
             _text(parse_share),
             _shares,
-            (f"{k}.backup.parse_share",),
+            (f"{k}.shares.parse_share",),
         ),
         "collateral-bundle": Target(_documents, lambda: (_platform()[3],), ("adyton.net.documents.parse_bundle",)),
         "collateral-document": Target(

@@ -107,6 +107,7 @@ def verify(
         with owner_store(home) as (_, store):
             checkpoints = signed_here(store.id, found.kept_checkpoint())
             head = store.verify_audit(checkpoints)
+            store.verify_rest()
     if as_json:
         say_json({"entries": head.seq, "head": head.hash.hex(), "checkpoints": len(checkpoints)})
         return

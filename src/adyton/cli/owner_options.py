@@ -34,4 +34,7 @@ def owner_store(home: Path | None) -> Iterator[tuple[Home, Store]]:
     try:
         yield found, store
     finally:
-        store.close()
+        try:
+            found.keep_head_of(store)  # outside the database: who writes to it cannot take back what was done here
+        finally:
+            store.close()

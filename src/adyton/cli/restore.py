@@ -36,9 +36,9 @@ def restore(
     as_json: JSONOption = False,
 ) -> None:
     """Make a home from BACKUP, on this machine or another; verified whole before it is put in place."""
-    from adyton.keyserver.backup import read_share
     from adyton.keyserver.backup import restore as restore_home
     from adyton.keyserver.owner import ask_passphrase, default_home
+    from adyton.keyserver.shares import read_share
     from adyton.keyserver.wrapping import read_private_file
 
     counts: dict[str, int] = {}

@@ -54,7 +54,7 @@ def serve(
         )
     if log_format not in ("text", "json"):
         raise UsageError("unknown log format", check="--log-format", expected="text or json", seen=log_format)
-    from adyton.run.identity import combine
+    from adyton.manifest.measure import combine
 
     run(
         chosen_home(home),

@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidSignature
 from adyton.errors import AuditError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -155,6 +155,35 @@ def verify_checkpoint(checkpoint: Checkpoint, key: Ed25519PublicKey) -> None:
         ) from None
 
 
+def linked(start: Head, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The same entries, each once it is shown to follow the one before it, and the first to follow `start`.
+
+    Raises AuditError at the first entry that was altered, is missing, or is out of place.
+    """
+    previous, seq = start.hash, start.seq
+    for entry in entries:
+        if entry.seq != seq + 1:
+            raise AuditError(
+                f"audit entry {seq + 1} is missing",
+                check="sequence of the audit record",
+                expected=f"entry {seq + 1}",
+                seen=f"entry {entry.seq}",
+                remedy="the record was altered: compare with a backup and with the checkpoints that clients hold",
+            )
+        seq += 1
+        digest = entry_hash(previous, seq, entry.at_ms, entry.kind, entry.body)
+        if digest != entry.hash:
+            raise AuditError(
+                f"audit entry {seq} was altered, or the one before it was",
+                check=f"hash of audit entry {seq}",
+                expected=digest.hex(),
+                seen=entry.hash.hex(),
+                remedy="the record was altered: compare with a backup and with the checkpoints that clients hold",
+            )
+        previous = digest
+        yield entry
+
+
 def verify_chain(store_id: bytes, entries: Iterable[Entry], checkpoints: Iterable[Checkpoint] = ()) -> Head:
     """Verify a whole record from its first entry, and that it contains every checkpoint; returns where it ends.
 
@@ -175,30 +204,13 @@ def verify_chain(store_id: bytes, entries: Iterable[Entry], checkpoints: Iterabl
             )
         wanted.setdefault(checkpoint.seq, set()).add(checkpoint.hash)
         last_checkpoint = max(last_checkpoint, checkpoint.seq)
-    previous, seq = start_hash(store_id), 0
-    _check_against(wanted.get(0, set()), 0, previous)
-    for entry in entries:
-        if entry.seq != seq + 1:
-            raise AuditError(
-                f"audit entry {seq + 1} is missing",
-                check="sequence of the audit record",
-                expected=f"entry {seq + 1}",
-                seen=f"entry {entry.seq}",
-                remedy="the record was altered: compare with a backup and with the checkpoints that clients hold",
-            )
-        seq += 1
-        digest = entry_hash(previous, seq, entry.at_ms, entry.kind, entry.body)
-        if digest != entry.hash:
-            raise AuditError(
-                f"audit entry {seq} was altered, or the one before it was",
-                check=f"hash of audit entry {seq}",
-                expected=digest.hex(),
-                seen=entry.hash.hex(),
-                remedy="the record was altered: compare with a backup and with the checkpoints that clients hold",
-            )
-        if seq in wanted:
-            _check_against(wanted[seq], seq, digest)
-        previous = digest
+    head = Head(0, start_hash(store_id))
+    _check_against(wanted.get(0, set()), 0, head.hash)
+    for entry in linked(head, entries):
+        head = Head(entry.seq, entry.hash)
+        if entry.seq in wanted:
+            _check_against(wanted[entry.seq], entry.seq, entry.hash)
+    seq = head.seq
     if last_checkpoint > seq:
         raise AuditError(
             f"the audit record was cut: it ends at entry {seq}, and a checkpoint names entry {last_checkpoint}",
@@ -207,7 +219,7 @@ def verify_chain(store_id: bytes, entries: Iterable[Entry], checkpoints: Iterabl
             seen=f"{seq} entries",
             remedy="entries were removed, or an older copy of the store was put back: restore the newest one",
         )
-    return Head(seq, previous)
+    return head
 
 
 def _check_against(wanted: set[bytes], seq: int, digest: bytes) -> None:

@@ -9,12 +9,11 @@
                        store.sqlite   all tables of the store, as of one moment; keys in it stay wrapped
 
 The key of `content` is 16 bytes: derived from a passphrase by scrypt, or drawn and split by Shamir's scheme, so that
-any N of M shares give it back and fewer say nothing about it.
+any N of M shares give it back and fewer say nothing about it (`keyserver.shares`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -23,21 +22,24 @@ import secrets
 import shutil
 import tarfile
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
+from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError, VersionMismatch
 from adyton.keyserver import schema
 from adyton.keyserver.archive import STORE, pack, unpack
-from adyton.keyserver.audit import STORE_ID_BYTES, Head, sign_checkpoint
+from adyton.keyserver.audit import STORE_ID_BYTES, sign_checkpoint
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
+from adyton.keyserver.ledger import Ledger
 from adyton.keyserver.owner import Config, Home, audit_private_key
-from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, read_private_file, write_private_file
+from adyton.keyserver.sealed import Part
+from adyton.keyserver.shares import MAX_SHARES, Share, check_shares, join_key, listed, split_key
+from adyton.keyserver.view import Reader
+from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, write_private_file
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.stream import ProtectedStream
@@ -52,91 +54,11 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 64 * 1024
-MAX_SHARES: Final = 255
 _TAR_BLOCK_BYTES: Final = 512
 PIECE_ROWS: Final = 2000
 _CONTENT_PATH: Final = "/adyton-backup"
 _LEFT_OUT: Final = ("store.db", "store.db-wal", "store.db-shm", "checkpoint.json")
 """Files of the home that are as of another moment than the tables; what stands for them is added by itself."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Share:
-    """One of M shares of a backup's key; any N of them open it."""
-
-    backup: str
-    number: int
-    needed: int
-    total: int
-    raw: bytes
-
-    def to_text(self) -> str:
-        """The share as a person keeps it: four lines, the last two to be typed."""
-        value = self.raw.hex()
-        grouped = " ".join(value[at : at + 8] for at in range(0, len(value), 8))
-        return (
-            f"adyton recovery share 1\nbackup {self.backup}\nshare {self.number} of {self.total}, any {self.needed}"
-            f" open it\n{grouped}\ncheck {self._check()}\n"
-        )
-
-    def _check(self) -> str:
-        text = f"{self.backup}|{self.number}|{self.needed}|{self.total}|{self.raw.hex()}"
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def parse_share(text: str) -> Share:
-    """Parse what `Share.to_text` made; raises UsageError, also for a mistyped character."""
-    lines = [line.strip() for line in text.strip().splitlines()]
-    try:
-        title, backup, numbers, value, check = lines
-        words = numbers.replace(",", "").split()
-        share = Share(backup.removeprefix("backup "), int(words[1]), int(words[5]), int(words[3]), bytes.fromhex(value))
-        good = title == "adyton recovery share 1" and len(share.raw) == KEY_BYTES and backup.startswith("backup ")
-        good = good and share.to_text().split() == text.split() and check.startswith("check ")
-    except (ValueError, IndexError):
-        good = False
-        share = None
-    if not good or share is None:
-        raise UsageError(
-            "this is not a recovery share, or a character of it is mistyped",
-            check="recovery share",
-            expected="the five lines that adyton backup wrote",
-            seen=f"{len(lines)} lines",
-        )
-    return share
-
-
-def split_key(key: Key128, backup: str, needed: int, total: int) -> list[Share]:
-    """Split a key so that any `needed` of `total` shares give it back (Shamir's scheme, from PyCryptodome)."""
-    from Crypto.Protocol.SecretSharing import Shamir
-
-    if not 2 <= needed <= total <= MAX_SHARES:
-        raise UsageError(
-            "impossible number of shares",
-            check="--split",
-            expected=f"N/M with 2 <= N <= M <= {MAX_SHARES}",
-            seen=f"{needed}/{total}",
-        )
-    return [Share(backup, number, needed, total, raw) for number, raw in Shamir.split(needed, total, key.reveal())]
-
-
-def join_key(shares: Sequence[Share]) -> Key128:
-    """The key that these shares give; raises UsageError where they are too few or do not belong together."""
-    from Crypto.Protocol.SecretSharing import Shamir
-
-    first = shares[0] if shares else None
-    distinct = {share.number: share for share in shares}
-    if first is None or len(distinct) < first.needed:
-        raise UsageError(
-            "there are too few shares",
-            check="recovery shares",
-            expected=f"{first.needed if first else 2} different shares",
-            seen=f"{len(distinct)}",
-        )
-    if any((share.backup, share.needed, share.total) != (first.backup, first.needed, first.total) for share in shares):
-        raise UsageError("these shares belong to different backups", check="recovery shares")
-    chosen = [(share.number, share.raw) for share in list(distinct.values())[: first.needed]]
-    return Key128(Shamir.combine(chosen))
 
 
 def key_from_passphrase(passphrase: bytes, salt: bytes) -> Key128:
@@ -174,7 +96,7 @@ def back_up(
         needed, total = split or (0, 0)
         key = Key128.generate()
         shares = split_key(key, backup_id, needed, total)
-        header["shares"] = {"needed": needed, "total": total}
+        header["shares"] = listed(shares)
     with store.write() as change:
         change.record("backup", backup_id, {"backup": backup_id, "actor": actor[:128]}, now_ms())
     with (
@@ -183,7 +105,7 @@ def back_up(
     ):
         folder = Path(name)
         _copy_tables(store.engine, folder / "store.sqlite")
-        checkpoint = json.dumps(_checkpoint(home, store.id, folder / "store.sqlite").to_dict()).encode()
+        checkpoint = json.dumps(_checkpoint(home, store, folder / "store.sqlite").to_dict()).encode()
         sealed = ProtectedFile.create(OSFile(folder / "content", writable=True, create=True), key, path=_CONTENT_PATH)
         with ProtectedStream(sealed) as stream, _buffered_tar(stream) as inner:
             packed: set[str] = set()
@@ -210,15 +132,15 @@ def _add_bytes(archive: tarfile.TarFile, name: str, raw: bytes) -> None:
     archive.addfile(information, io.BytesIO(raw))
 
 
-def _checkpoint(home: Home, store_id: bytes, path: Path) -> Checkpoint:
+def _checkpoint(home: Home, store: Store, path: Path) -> Checkpoint:
     """A checkpoint of the copy: the key server's own may be newer than it, and a restored store would seem too old."""
     copy = sa.create_engine(f"sqlite:///{path}")
     try:
         with copy.connect() as connection:
-            row = connection.execute(sa.select(schema.chain.c.seq, schema.chain.c.hash)).one()
+            head = Reader(connection, store.keyring, Ledger(store.id)).head()  # authenticated
     finally:
         copy.dispose()
-    return sign_checkpoint(audit_private_key(home), store_id, Head(row.seq, bytes(row.hash)), now_ms())
+    return sign_checkpoint(audit_private_key(home), store.id, head, now_ms())
 
 
 def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:
@@ -295,9 +217,15 @@ def parse_header(start: bytes) -> dict[str, Any] | None:
 
 
 def _is_split(value: object) -> bool:
-    if not isinstance(value, dict) or set(value) != {"needed", "total"}:
+    """Whether this is what `listed` says of shares; backups of before had no hashes there."""
+    if not isinstance(value, dict) or set(value) - {"sha256"} != {"needed", "total"}:
         return False
-    return all(type(number) is int and 0 < number <= MAX_SHARES for number in value.values())
+    if not all(type(value[name]) is int and 0 < value[name] <= MAX_SHARES for name in ("needed", "total")):
+        return False
+    hashes = value.get("sha256", [None] * value["total"])
+    if not isinstance(hashes, list) or len(hashes) != value["total"]:
+        return False
+    return "sha256" not in value or all(_is_hex(item, 64) for item in hashes)
 
 
 def _is_hex(value: object, digits: int) -> bool:
@@ -333,10 +261,8 @@ def restore(
             raise UsageError("this backup opens with a passphrase", check="restore", expected="a passphrase")
         key = key_from_passphrase(passphrase(), bytes.fromhex(header["salt"]))
     else:
-        if any(share.backup != header.get("id") for share in shares):
-            raise UsageError(
-                "a share belongs to another backup", check="recovery shares", expected=f"shares of {header.get('id')}"
-            )
+        told = header.get("shares")
+        check_shares(shares, str(header.get("id")), told if isinstance(told, dict) else {})
         key = join_key(shares)
     home.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".restore-", dir=home.parent))
@@ -364,6 +290,12 @@ def restore(
     return Home.open(home)
 
 
+def _is_plain(member: tarfile.TarInfo, most_bytes: int) -> bool:
+    """Whether a part of a backup is a file that lies there byte by byte, without gaps that a reader would fill."""
+    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.sparse is None
+    return plain and member.size <= most_bytes
+
+
 def _with_store(config: Config, url: str) -> Config:
     return Config(
         config.name, config.server_names, url, config.master, config.master_command, config.master_salt, config.limits
@@ -381,12 +313,10 @@ def _unpack(path: Path, folder: Path, key: Key128) -> None:
     try:
         with tarfile.open(path, "r:") as outer:
             member = next((item for item in outer if item.name == "content"), None)
-            file = None if member is None else outer.extractfile(member)
-            if file is None:
-                raise cut
-            with (folder / "content").open("wb") as sink:
-                shutil.copyfileobj(file, sink, 1 << 20)
-        sealed = ProtectedFile.open(OSFile(folder / "content"), key, path=_CONTENT_PATH, recover=False)
+        if member is None or not _is_plain(member, path.stat().st_size):
+            raise cut
+        part = Part(path, member.offset_data, member.size)  # nothing is written before its key is shown to be right
+        sealed = ProtectedFile.open(part, key, path=_CONTENT_PATH, recover=False)
         with ProtectedStream(sealed) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as inner:
             unpack(inner, folder)
     except IntegrityError as error:
@@ -399,7 +329,6 @@ def _unpack(path: Path, folder: Path, key: Key128) -> None:
         ) from None
     except tarfile.TarError:
         raise cut from None
-    (folder / "content").unlink()
 
 
 def _load_tables(path: Path, url: str) -> None:
@@ -411,6 +340,15 @@ def _load_tables(path: Path, url: str) -> None:
             target.connect().execution_options(adyton_write=True) as sink,
             sink.begin(),
         ):
+            written = reading.execute(sa.select(schema.meta.c.value).where(schema.meta.c.name == "schema")).scalar_one()
+            if bytes(written) != str(schema.SCHEMA_VERSION).encode():
+                raise VersionMismatch(
+                    "this backup was made by another version of Adyton, and goes to SQLite only",
+                    check="schema of the backup",
+                    expected=schema.SCHEMA_VERSION,
+                    seen=bytes(written).decode("ascii", "replace")[:20],
+                    remedy="restore it with --store-url '', make a backup of that, and restore that one here",
+                )
             if sa.inspect(sink).has_table("meta"):
                 raise StoreError(
                     "there is a store in that database already",
@@ -459,8 +397,3 @@ def _check_shared(url: str, store_id: str) -> None:
             remedy="name the database that the other key server uses (--store-url), or leave --join out to bring the"
             " store back",
         )
-
-
-def read_share(path: Path) -> Share:
-    """Read a share from a file."""
-    return parse_share(read_private_file(path, "recovery share").decode("utf-8", "replace"))

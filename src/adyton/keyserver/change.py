@@ -8,7 +8,7 @@ not happen, or after it.
 from __future__ import annotations
 
 import hashlib
-import threading
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -18,36 +18,40 @@ from adyton.errors import OutOfOrder, StoreError, UsageError
 from adyton.keyserver import schema
 from adyton.keyserver.audit import Entry, Head, canonical, entry_hash
 from adyton.keyserver.clock import moment, now_ms
+from adyton.keyserver.facts import DATA_KEY_ROTATED, DISMISSED, KEY_ADDED, POLICY, USED, Candidate, Facts
 from adyton.keyserver.gaps import check_sound
 from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import APPROVED, REVOKED, Approval, StoredApproval
-from adyton.keyserver.standing import POLICY, Stand
-from adyton.keyserver.view import AWAITED, KEY, KeyInfo, Reader, Release, Usage
+from adyton.keyserver.view import AWAITED, FACTS, KEY, KeyInfo, Reader, Usage, measured
 from adyton.keyserver.wrapping import WrappingKey
 from adyton.values import KEY_BYTES, Measurement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from adyton.keyserver.audit import Checkpoint
+    from adyton.keyserver.facts import Change, KeyVersion
     from adyton.keyserver.keyring import Keyring
-    from adyton.keyserver.standing import Standing
+    from adyton.keyserver.ledger import Ledger
 
 MAX_SECRET_BYTES: Final = 64 * 1024
-MAX_CANDIDATES: Final = 200
-"""Programs that wait for the owner; beyond that the one that asked longest ago makes room."""
+FACTS_EVERY: Final = 10_000
+"""After so many entries what the record says is written down anew, so that whoever opens the store reads few."""
 
+KNOWN_NONCES: Final = 20_000
+"""Above so many, challenges that have expired are forgotten."""
 MAX_KNOWN_ARTIFACTS: Final = 1000
 FORGOTTEN_AT_ONCE: Final = 500
 _FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
 _FORGET_NONCES: Final = sa.delete(schema.nonces).where(schema.nonces.c.expires_at < sa.bindparam("before"))
 _LOCK_HEAD: Final = sa.select(schema.chain).with_for_update()
 _MOVE_HEAD: Final = sa.update(schema.chain).values(
-    seq=sa.bindparam("new_seq"), hash=sa.bindparam("new_hash"), policy_revision=sa.bindparam("new_revision")
+    seq=sa.bindparam("new_seq"), hash=sa.bindparam("new_hash"), mac=sa.bindparam("new_mac")
 )
 
 
 def _inserts(artifact: sa.Insert) -> dict[str, sa.Insert]:
-    found = {table.name: sa.insert(table) for table in (schema.audit, schema.releases, schema.grants, schema.nonces)}
+    found = {table.name: sa.insert(table) for table in (schema.audit, schema.nonces)}
     return {**found, "artifacts": artifact}
 
 
@@ -73,76 +77,95 @@ class Approvals:
 
 
 class Cache:
-    """What earlier transactions of this process read and kept, so that the next need not ask the database for it."""
+    """What earlier transactions of this process read and kept, so that the next need not ask the database for it.
+
+    Kept by the entry of the verified record that last changed a key or an approval: no number that somebody could
+    write to the database brings back what was before it. Whoever asks holds the write lock.
+    """
 
     def __init__(self) -> None:
         self._approvals: tuple[int, Approvals] | None = None
         self._keys: tuple[int, dict[str, Any]] = (-1, {})
         self._artifacts: tuple[int, set[bytes]] = (-1, set())
-        self._head: Head | None = None
-        self._lock = threading.Lock()
+        self._nonces: dict[bytes, int] = {}
+        self._forget_above = KNOWN_NONCES
 
-    def head(self) -> Head | None:
-        """The newest head of the audit record that this process knows to be committed."""
-        return self._head
-
-    def note_head(self, head: Head) -> None:
-        """Note a head that is committed; an older one than is known, of a thread that was slower, changes nothing."""
-        with self._lock:
-            if self._head is None or head.seq > self._head.seq:
-                self._head = head
-
-    def approvals(self, revision: int, load: Callable[[], list[StoredApproval]]) -> Approvals:
-        """All approvals at this revision of keys and policies; the caller holds the write lock."""
-        if self._approvals is None or self._approvals[0] != revision:
-            self._approvals = (revision, Approvals(load()))
+    def approvals(self, changed_at: int, load: Callable[[], list[StoredApproval]]) -> Approvals:
+        """All approvals since this entry."""
+        if self._approvals is None or self._approvals[0] != changed_at:
+            self._approvals = (changed_at, Approvals(load()))
         return self._approvals[1]
 
-    def keys(self, revision: int) -> dict[str, Any]:
-        """Wrapped keys read earlier at this revision; the caller holds the write lock."""
-        if self._keys[0] != revision:
-            self._keys = (revision, {})
+    def keys(self, changed_at: int) -> dict[str, Any]:
+        """Wrapped keys read since this entry."""
+        if self._keys[0] != changed_at:
+            self._keys = (changed_at, {})
         return self._keys[1]
 
-    def artifacts(self, revision: int) -> set[bytes]:
-        """Artifacts known to be stored at this revision; the caller holds the write lock."""
-        if self._artifacts[0] != revision or len(self._artifacts[1]) > MAX_KNOWN_ARTIFACTS:
-            self._artifacts = (revision, set())
+    def artifacts(self, changed_at: int) -> set[bytes]:
+        """Artifacts known to be stored since this entry."""
+        if self._artifacts[0] != changed_at or len(self._artifacts[1]) > MAX_KNOWN_ARTIFACTS:
+            self._artifacts = (changed_at, set())
         return self._artifacts[1]
+
+    def knows_nonce(self, nonce: bytes) -> bool:
+        """Whether this process used up this challenge, whatever the database says."""
+        return nonce in self._nonces
+
+    def note_nonces(self, nonces: Mapping[bytes, int], at_ms: int) -> None:
+        """Note challenges that are used up, by when they expire."""
+        self._nonces.update(nonces)
+        if len(self._nonces) > self._forget_above:
+            self._nonces = {nonce: expires for nonce, expires in self._nonces.items() if expires >= at_ms - 60_000}
+            self._forget_above = KNOWN_NONCES + 2 * len(self._nonces)
 
 
 class Transaction(Reader):
     """A change of the store: nothing of it counts until its `with` block ends, then all of it does, durably."""
 
-    def __init__(self, connection: sa.Connection, keyring: Keyring, standing: Standing, cache: Cache) -> None:
-        super().__init__(connection, keyring, standing)
+    def __init__(self, connection: sa.Connection, keyring: Keyring, ledger: Ledger, cache: Cache) -> None:
+        super().__init__(connection, keyring, ledger)
         self._cache = cache
-        row = connection.execute(_LOCK_HEAD).one()
-        self._head = self._head_before = Head(row.seq, bytes(row.hash))
-        self._own_stands: dict[str, Stand] = {}
-        self._check_not_back(cache.head())
-        self._policy_revision = int(row.policy_revision)
-        self._changed_policy = False
+        self._said = Facts()
+        """What this transaction's own entries say."""
         self._pending: dict[str, list[dict[str, Any]]] = {}
-        self._pending_nonces: set[bytes] = set()
-        self._keys_cache = cache.keys(self._policy_revision)
+        self._own_nonces: dict[bytes, int] = {}
         self._own_data_keys: dict[int, WrappingKey] = {}
-        self._known_artifacts = cache.artifacts(self._policy_revision)
         self._kept: set[bytes] = set()
+        self._keys_cache: dict[str, Any] = {}
+        self._known_artifacts: set[bytes] = set()
 
-    def _check_not_back(self, known: Head | None) -> None:
-        """Refuse a record that lacks an entry which this process has seen committed: its database was put back."""
-        if known is None or known == self._head:
-            return
-        there = self.hash_of(known.seq) if known.seq <= self._head.seq else None
-        if there != known.hash:
+    def begin(self, known: Head, kept: Checkpoint | None) -> None:
+        """As for a reader."""
+        super().begin(known, kept)
+        self._keys_cache = self._cache.keys(self.policy_revision())
+        self._known_artifacts = self._cache.artifacts(self.policy_revision())
+
+    def _chain_row(self) -> Any:
+        return self._connection.execute(_LOCK_HEAD).one()
+
+    @property
+    def has_added(self) -> bool:
+        """Whether this transaction adds to the record."""
+        return bool(self._own)
+
+    @property
+    def has_changed_policy(self) -> bool:
+        """Whether this transaction changes a key or an approval."""
+        return bool(self._said.changes)
+
+    def check_kept(self, view: Reader) -> None:
+        """Hold a later view, which has not begun, against what this transaction wrote; raises StoreError."""
+        there = {entry.seq: entry for entry in view.load(self._verified_to.seq, self._head.seq)}
+        missing = [entry for entry in self._own if there.get(entry.seq) != entry]
+        if missing or view.head().seq < self._head.seq:
             raise StoreError(
-                "the store went back to an earlier state while it was open, or is another one now",
-                check="audit record against what this process wrote or saw of it",
-                expected=f"entry {known.seq} with the hash {known.hash.hex()}",
-                seen=f"the record ends at entry {self._head.seq}" if there is None else f"the hash {there.hex()}",
-                remedy="nothing is released: stop the key server, put the newest store back (adyton restore), and look"
-                " for who wrote to the database",
+                "the database did not keep what was written to it: the change does not count",
+                check="audit record after the change",
+                expected=f"entry {missing[0].seq if missing else self._head.seq}, as it was written",
+                seen="another entry, or none",
+                remedy="something in the database undoes what is written, as a trigger does: stop the key server, and"
+                " look for who wrote to the database",
             )
 
     def head(self) -> Head:
@@ -157,7 +180,10 @@ class Transaction(Reader):
         self._head = Head(seq, digest)
         row = {"seq": seq, "at": at_ms, "kind": kind, "subject": subject, "body": text, "hash": digest}
         self._later("audit", row)
-        return Entry(seq, at_ms, kind, text, digest)
+        entry = Entry(seq, at_ms, kind, text, digest)
+        self._own.append(entry)
+        self._said.note(entry)
+        return entry
 
     def entries(
         self, *, after: int = 0, kind: str | None = None, subject: str | None = None, since_ms: int | None = None
@@ -168,21 +194,47 @@ class Transaction(Reader):
 
     def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
         """As for a reader, this transaction's own releases included."""
-        self._flush("releases")
-        return super().usage(approval_id, run, at_ms, counted=counted)
+        found = super().usage(approval_id, run, at_ms, counted=counted)
+        own = found.own or self._said.lease(approval_id, run, at_ms)
+        if not counted:
+            return Usage(0, 0, own)
+        held = self._said.leases.get(approval_id, {}).items()
+        lasting = [run for run, lease in held if lease.until_ms > at_ms]
+        active = sum(self._ledger.lease(approval_id, run, at_ms) is None for run in lasting)
+        return Usage(found.runs + self._said.runs.get(approval_id, 0), found.active + active, own)
+
+    def candidates(self) -> list[Candidate]:
+        """As for a reader, with those that wait since this transaction."""
+        return self._ledger.candidates(self._own)
+
+    def _newest(self, approval_id: str) -> Change | None:
+        return self._said.newest(approval_id, self._head.seq) or super()._newest(approval_id)
+
+    def _standing(self) -> dict[str, Change]:
+        return {**super()._standing(), **self._said.standing(self._head.seq)}
+
+    def _changes_of(self, approval_id: str | None) -> list[int]:
+        said = self._said.approvals
+        own = [change.seq for name in said if approval_id in (None, name) for change in said[name]]
+        return super()._changes_of(approval_id) + sorted(own)
+
+    def _key_names(self) -> list[str]:
+        return sorted({*super()._key_names(), *self._said.keys})
+
+    def _versions(self, name: str) -> list[KeyVersion]:
+        return super()._versions(name) + self._said.keys.get(name, [])
+
+    def _newest_data_key(self) -> int:
+        return self._said.data_keys[-1][1] if self._said.data_keys else super()._newest_data_key()
 
     def reveal(self, name: str, *, version: int | None = None) -> tuple[KeyInfo, bytes]:
         """As for a reader; the wrapped value is kept between transactions until a key or an approval changes."""
-        if version is not None or self._changed_policy:
+        if version is not None or self.has_changed_policy:
             return super().reveal(name, version=version)
         row = self._keys_cache.get(name)
         if row is None:
             row = self._keys_cache[name] = self._key_row(name, None)
         return self._opened(row)
-
-    def has_key(self, name: str) -> bool:
-        """As for a reader."""
-        return name in self._keys_cache or super().has_key(name)
 
     def _later(self, table: str, row: dict[str, Any]) -> None:
         self._pending.setdefault(table, []).append(row)
@@ -195,15 +247,27 @@ class Transaction(Reader):
     def finish(self) -> None:
         """Write what is still pending; called once, before the commit."""
         self._flush()
-        revision = self._policy_revision + (1 if self._changed_policy else 0)
-        values = {"new_seq": self._head.seq, "new_hash": self._head.hash, "new_revision": revision}
-        self._connection.execute(_MOVE_HEAD, values)
+        if self._head == self._verified_to:
+            return
+        self._keep_facts()
+        mac = self._keyring.head_mac(self._head)
+        self._connection.execute(_MOVE_HEAD, {"new_seq": self._head.seq, "new_hash": self._head.hash, "new_mac": mac})
+
+    def _keep_facts(self) -> None:
+        """Write down what the record said before this transaction, if that is long ago."""
+        if self._verified_to.seq - self._ledger.kept_to < FACTS_EVERY:
+            return
+        raw = json.dumps(self._ledger.to_dict(), separators=(",", ":")).encode()
+        self._connection.execute(sa.delete(schema.meta).where(schema.meta.c.name == FACTS))
+        value = self._keyring.facts_mac(raw) + raw
+        self._connection.execute(sa.insert(schema.meta).values(name=FACTS, value=value))
+        self._ledger.kept_to = self._verified_to.seq
 
     def approvals(self, key: str | None = None) -> list[StoredApproval]:
         """As for a reader; kept between transactions until a key or an approval changes."""
-        if self._changed_policy:
+        if self.has_changed_policy:
             return super().approvals(key)
-        return self._cache.approvals(self._policy_revision, super().approvals).of(key)
+        return self._cache.approvals(self.policy_revision(), super().approvals).of(key)
 
     def add_key(self, name: str, value: bytes, kind: str, *, actor: str, new_version: bool = False) -> KeyInfo:
         """Store a key or secret under a new name, or (`new_version`) as the newest version of an existing one."""
@@ -214,22 +278,20 @@ class Transaction(Reader):
             raise UsageError(
                 f"a secret has 1 to {MAX_SECRET_BYTES} bytes, got {len(value)}", check="length of the secret"
             )
-        rows = self._connection.execute(
-            sa.select(schema.keys.c.version, schema.keys.c.kind).where(schema.keys.c.name == name)
-        ).all()
-        if bool(rows) != new_version:
+        known = self._versions(name)
+        if bool(known) != new_version:
             raise UsageError(
-                f"key {name!r} {'exists already' if rows else 'does not exist'}",
+                f"key {name!r} {'exists already' if known else 'does not exist'}",
                 check="name of the key",
-                expected="a new name" if rows else "an existing key",
+                expected="a new name" if known else "an existing key",
                 seen=name,
                 remedy=f"choose another name, or make a new version of it: adyton key rotate {name}"
-                if rows
+                if known
                 else f"make it with: adyton key new {name}",
             )
-        if any(row.kind != kind for row in rows):
-            raise UsageError(f"{name!r} is a {rows[0].kind}", check="kind", expected=rows[0].kind, seen=kind)
-        version = 1 + max((row.version for row in rows), default=0)
+        if any(item.kind != kind for item in known):
+            raise UsageError(f"{name!r} is a {known[0].kind}", check="kind", expected=known[0].kind, seen=kind)
+        version = 1 + max((item.version for item in known), default=0)
         data_key = self._newest_data_key()
         wrapped = self._data_key(data_key).wrap(value, self._keyring.key_binding(name, version, kind))
         at = now_ms()
@@ -238,8 +300,7 @@ class Transaction(Reader):
                 name=name, version=version, kind=kind, data_key=data_key, wrapped=wrapped, created_at=at
             )
         )
-        self._changed_policy = True
-        self.record("key-added", name, {"key": name, "version": version, "kind": kind, "actor": actor[:128]}, at)
+        self.record(KEY_ADDED, name, {"key": name, "version": version, "kind": kind, "actor": actor[:128]}, at)
         return KeyInfo(name, kind, version, moment(at))
 
     def add_approval(self, approval: Approval, *, actor: str, state: str = APPROVED) -> StoredApproval:
@@ -262,8 +323,6 @@ class Transaction(Reader):
             )
         )
         self._note_change(approval_id, 1, state, approval, actor, at)
-        if approval.measurement is not None:
-            self._forget_candidate(approval.measurement.raw, approval.key)
         return StoredApproval(approval_id, state, 1, approval, moment(at))
 
     def change_approval(
@@ -307,18 +366,9 @@ class Transaction(Reader):
         self._note_change(approval_id, revision, new_state, after, actor, at)
         return StoredApproval(approval_id, new_state, revision, after, moment(at))
 
-    def _newest(self, approval_id: str) -> Stand | None:
-        own = self._own_stands.get(approval_id)
-        if own is not None:
-            return own
-        self._standing.read_on(self._head_before.seq, self._policy_entries)
-        return self._standing.newest(approval_id, self._head_before.seq)
-
     def _note_change(
         self, approval_id: str, revision: int, state: str, approval: Approval, actor: str, at: int
     ) -> None:
-        self._own_stands[approval_id] = Stand.of(revision, state, canonical(approval.to_dict()))
-        self._changed_policy = True
         body = {
             "approval": approval_id,
             "revision": revision,
@@ -329,7 +379,9 @@ class Transaction(Reader):
         self.record(POLICY, approval_id, body, at)
 
     def remember(self, measurement: Measurement, manifest: bytes, runtime_parts: Mapping[str, str]) -> None:
-        """Keep what a measurement stands for; whoever calls this has checked that it does."""
+        """Keep what a measurement stands for; raises StoreError where it does not."""
+        parts = canonical(runtime_parts)
+        measured(measurement, manifest, parts)
         known = self._connection.execute(
             sa.select(schema.manifests.c.added_at).where(schema.manifests.c.measurement == measurement.raw)
         ).one_or_none()
@@ -338,28 +390,14 @@ class Transaction(Reader):
                 sa.insert(schema.manifests).values(
                     measurement=measurement.raw,
                     manifest=manifest,
-                    runtime_parts=canonical(runtime_parts),
+                    runtime_parts=parts,
                     added_at=now_ms(),
                 )
             )
 
-    def add_release(self, release: Release) -> None:
-        """Note that a run has a key."""
-        row = {
-            "id": release.id,
-            "approval": release.approval,
-            "run": release.run,
-            "key": release.key,
-            "key_version": release.key_version,
-            "at": release.at_ms,
-            "lease_until": release.lease_until_ms,
-            "used_at": release.used_at_ms,
-        }
-        self._later("releases", row)
-
     def use_nonce(self, nonce: bytes, expires_at_ms: int, at_ms: int) -> None:
         """Use a challenge up; raises OutOfOrder where it was used before."""
-        seen = nonce in self._pending_nonces
+        seen = nonce in self._own_nonces or self._cache.knows_nonce(nonce)
         if seen or self._connection.execute(_FIND_NONCE, {"nonce": nonce}).one_or_none() is not None:
             raise OutOfOrder(
                 "this challenge was answered before",
@@ -368,63 +406,29 @@ class Transaction(Reader):
                 seen="its second answer",
                 remedy="ask for a new challenge",
             )
-        self._pending_nonces.add(nonce)
+        self._own_nonces[nonce] = expires_at_ms
         self._later("nonces", {"nonce": nonce, "expires_at": expires_at_ms})
         if nonce[-1] == 0:
             self._connection.execute(_FORGET_NONCES, {"before": at_ms - 60_000})
 
-    def add_grant(self, grant_id: str, token_sha256: bytes, at_ms: int) -> None:
-        """Expect an acknowledgement of this grant."""
-        self._later("grants", {"id": grant_id, "token": token_sha256, "at": at_ms, "used_at": None})
+    def token_of(self, grant_id: str) -> bytes:
+        """What an enclave shows to acknowledge this grant; to be given to it alone."""
+        return self._keyring.token(grant_id)
 
     def use_grant(self, grant_id: str, token: bytes, at_ms: int) -> bool:
-        """Note that the enclave acknowledged a grant; False where no such grant awaits this token."""
+        """Note that the enclave acknowledged a grant; False where no such grant has this token."""
         state = self.grant_state(grant_id, token)
         if state == AWAITED:
-            table = schema.grants
-            self._connection.execute(sa.update(table).where(table.c.id == grant_id).values(used_at=at_ms))
-            self.record("used", grant_id, {"grant": grant_id}, at_ms)
+            self.record(USED, grant_id, {"grant": grant_id}, at_ms)
         return state is not None
-
-    def note_candidate(self, measurement: Measurement, tee: str, key: str, denial: str, at_ms: int) -> None:
-        """Note that a program on a genuine platform asked for a key that it is not approved for."""
-        table = schema.candidates
-        where = (table.c.measurement == measurement.raw, table.c.tee == tee, table.c.key == key)
-        done = self._connection.execute(
-            sa.update(table).where(*where).values(last_at=at_ms, requests=table.c.requests + 1, denial=denial)
-        )
-        if done.rowcount == 0:
-            self._make_room_for_candidate()
-            self._connection.execute(
-                sa.insert(table).values(
-                    measurement=measurement.raw,
-                    tee=tee,
-                    key=key,
-                    first_at=at_ms,
-                    last_at=at_ms,
-                    requests=1,
-                    denial=denial,
-                )
-            )
-
-    def _make_room_for_candidate(self) -> None:
-        table = schema.candidates
-        oldest = sa.select(table).order_by(table.c.last_at.desc()).offset(MAX_CANDIDATES - 1)
-        for row in self._connection.execute(oldest).all():
-            self._forget_candidate(row.measurement, row.key, row.tee)
 
     def dismiss_candidate(self, measurement: Measurement, key: str, *, actor: str) -> bool:
         """Let a program wait no longer; False where it does not. It waits anew when it asks again."""
-        if not self._forget_candidate(measurement.raw, key):
+        if not any((item.measurement, item.key) == (measurement, key) for item in self.candidates()):
             return False
         body = {"measurement": measurement.hex(), "key": key, "actor": actor[:128]}
-        self.record("candidate-dismissed", "", body, now_ms())
+        self.record(DISMISSED, "", body, now_ms())
         return True
-
-    def _forget_candidate(self, measurement: bytes, key: str, tee: str | None = None) -> int:
-        table = schema.candidates
-        query = sa.delete(table).where(table.c.measurement == measurement, table.c.key == key)
-        return self._connection.execute(query if tee is None else query.where(table.c.tee == tee)).rowcount
 
     def keep_artifact(self, kind: str, data: bytes, at_ms: int) -> bytes:
         """Keep evidence or collateral once, under its SHA-256, which is returned."""
@@ -444,13 +448,14 @@ class Transaction(Reader):
         for start in range(0, len(going), FORGOTTEN_AT_ONCE):
             piece = going[start : start + FORGOTTEN_AT_ONCE]
             self._connection.execute(sa.delete(table).where(table.c.sha256.in_(piece)))
-        self._changed_policy = True  # whoever remembers what is stored reads it again
         return len(going), sum(sizes[sha256] for sha256 in going)
 
     def committed(self) -> None:
         """Note for later transactions what this one wrote; called once, after the commit."""
         self._known_artifacts |= self._kept
-        self._cache.note_head(self._head)
+        if self._own_nonces:
+            self._cache.note_nonces(self._own_nonces, now_ms())
+        self._ledger.absorb(self._verified_to, self._own)
 
     def _data_key(self, version: int) -> WrappingKey:
         own = self._own_data_keys.get(version)
@@ -461,14 +466,9 @@ class Transaction(Reader):
         state = sa.select(schema.meta.c.value).where(schema.meta.c.name == "state")
         return self._keyring.current_master(bytes(self._connection.execute(state).scalar_one()))
 
-    def _newest_data_key(self) -> int:
-        newest = self._connection.execute(sa.select(sa.func.max(schema.data_keys.c.version))).scalar_one()
-        if newest is None:
-            raise StoreError("the store holds no data key", check="data keys of the store")
-        return int(newest)
-
     def rotate_data_key(self, *, actor: str) -> int:
         """Make a new data key and wrap every key and secret again under it; returns its version."""
+        self.keys()  # raises where a key is missing, or is one too many: it would be wrapped as if it were ours
         version = self._newest_data_key() + 1
         data_key = self._own_data_keys[version] = WrappingKey.generate()
         wrapped = self.current_master().wrap(data_key.reveal(), self._keyring.data_key_binding(version))
@@ -483,8 +483,7 @@ class Transaction(Reader):
                 .values(wrapped=data_key.wrap(value, bound), data_key=version)
             )
         self._connection.execute(sa.delete(schema.data_keys).where(schema.data_keys.c.version < version))
-        self._changed_policy = True
-        self.record("data-key-rotated", "", {"version": version, "actor": actor[:128]}, at)
+        self.record(DATA_KEY_ROTATED, "", {"version": version, "actor": actor[:128]}, at)
         return version
 
     def rewrap(self, new_master: WrappingKey, *, actor: str) -> None:

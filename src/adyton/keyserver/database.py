@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.pool import QueuePool
 
 from adyton.errors import StoreError
+from adyton.keyserver.transport import DRIVER, further_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,12 +49,15 @@ def _configure_sqlite(raw: Any, _record: Any) -> None:
 
 
 def make_engine(url: str) -> sa.Engine:
-    """An engine over `sqlite:///PATH` or `postgresql+psycopg://…`; raises StoreError for anything else."""
+    """An engine over `sqlite:///PATH` or `postgresql+psycopg://…`; raises StoreError for anything else.
+
+    A PostgreSQL on another machine must prove itself over TLS: see `keyserver.transport`.
+    """
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
         parsed = None
-    if parsed is None or parsed.get_backend_name() not in ("sqlite", "postgresql"):
+    if parsed is None or parsed.drivername not in ("sqlite", DRIVER):
         raise StoreError(
             "this is no database that a store can live in",
             check="store.url",
@@ -63,7 +68,9 @@ def make_engine(url: str) -> sa.Engine:
         engine = sa.create_engine(parsed, poolclass=QueuePool, connect_args={"check_same_thread": False})
         sa.event.listen(engine, "connect", _configure_sqlite)
     else:
-        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=4)
+        arguments = parsed.get_dialect()().create_connect_args(parsed)[1]
+        further = further_arguments(arguments, os.environ)
+        engine = sa.create_engine(parsed, pool_pre_ping=True, pool_size=4, connect_args=further)
     sa.event.listen(engine, "begin", _begin)
     return engine
 

@@ -164,14 +164,14 @@ def decide(
             lines += _usage_lines(stored.approval, usage)
         if claims is not None and usage is not None and all(line.ok for line in lines):
             own = usage.own
-            until = _lease_end(stored.approval, now) if own is None else own.lease_until_ms
+            until = _lease_end(stored.approval, now) if own is None else own.until_ms
             return Grant(
                 key=request.key,
                 run=request.run,
                 approval=stored,
                 claims=claims,
                 lease_until=until if isinstance(until, datetime) else datetime.fromtimestamp(until / 1000, UTC),
-                renews=None if own is None else own.id,
+                renews=None if own is None else own.release,
                 made_by=_DECIDER,
             )
         judged.append(Judged(stored, tuple(lines)))

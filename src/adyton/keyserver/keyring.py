@@ -12,11 +12,17 @@ from adyton.keyserver.wrapping import WrappingKey
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from adyton.keyserver.audit import Head
+
     Masters = Callable[[], Iterable[WrappingKey]]
 
-_MASTER_CHECK: Final = b"adyton master key check 1"
+_MASTER_CHECK: Final = b"adyton master key check 2"
+_UNSIGNED_RECORD: Final = b"adyton master key check 1"
+"""What the state key was bound to in stores whose record carried no code of its own (schema 1 and 2)."""
 _POLICY_MAC: Final = b"adyton policy mac 1"
 _NONCE_MAC: Final = b"adyton challenge 1"
+_RECORD_MAC: Final = b"adyton audit record 1"
+_TOKENS: Final = b"adyton grant tokens 1"
 
 
 class Keyring:
@@ -33,6 +39,8 @@ class Keyring:
         self.challenge_key = state_key.derive(_NONCE_MAC)
         self._state_key = state_key
         self._policy_key = state_key.derive(_POLICY_MAC)
+        self._record_key = state_key.derive(_RECORD_MAC)
+        self._token_key = state_key.derive(_TOKENS)
         self._reload = reload
 
     @classmethod
@@ -41,13 +49,25 @@ class Keyring:
         return cls(store_id, master, WrappingKey.generate())
 
     @classmethod
-    def open(cls, store_id: bytes, master: WrappingKey, wrapped_state: bytes, reload: Masters | None = None) -> Keyring:
+    def open(
+        cls,
+        store_id: bytes,
+        master: WrappingKey,
+        wrapped_state: bytes,
+        reload: Masters | None = None,
+        *,
+        unsigned_record: bool = False,
+    ) -> Keyring:
         """The keyring of an existing store; raises StoreError where the master key is another's.
+
+        An `unsigned_record` is that of an older schema. Its state key is bound to that, so that a store cannot be made
+        to look as if its record still had to be taken as it is.
 
         `reload` gives the master keys that may have taken this one's place, the likeliest first: they are tried
         where this one does not open something (any more), so that a rotation reaches whoever serves already.
         """
-        opened, state = _first(master, reload, wrapped_state, _MASTER_CHECK + store_id, "the store")
+        bound = (_UNSIGNED_RECORD if unsigned_record else _MASTER_CHECK) + store_id
+        opened, state = _first(master, reload, wrapped_state, bound, "the store")
         return cls(store_id, opened, WrappingKey(state), reload)
 
     def current_master(self, wrapped_state: bytes) -> WrappingKey:
@@ -80,6 +100,19 @@ class Keyring:
         parts = [approval_id.encode(), state.encode(), str(revision).encode(), document.encode()]
         framed = b"".join(struct.pack(">I", len(part)) + part for part in parts)
         return hmac.digest(self._policy_key, framed, "sha256")
+
+    def head_mac(self, head: Head) -> bytes:
+        """The code that shows that Adyton wrote the audit record up to here."""
+        message = b"head\0" + self.store_id + struct.pack(">Q", head.seq) + head.hash
+        return hmac.digest(self._record_key, message, "sha256")
+
+    def facts_mac(self, facts: bytes) -> bytes:
+        """The code of what was read from the verified record, written down for the next process."""
+        return hmac.digest(self._record_key, b"facts\0" + self.store_id + facts, "sha256")
+
+    def token(self, grant_id: str) -> bytes:
+        """What only the enclave learns that was given this grant: it shows that it opened it."""
+        return hmac.digest(self._token_key, self.store_id + grant_id.encode("utf-8", "surrogatepass"), "sha256")
 
 
 def _first(

@@ -294,7 +294,7 @@ class Home:
                 remedy="bring it back from a backup with adyton restore; without it no key is released",
             )
         reload = None if self.config.master == "passphrase" else self._masters
-        store = Store.open(url, self.master_key(passphrase), reload)
+        store = Store.open(url, self.master_key(passphrase), reload, Kept(self).checkpoint)
         if self._next_master.exists():
             self._finish_rotation(store)
         return store
@@ -329,15 +329,38 @@ class Home:
                 )
             yield
 
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the last checkpoint is kept."""
+        return self.path / "checkpoint.json"
+
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep where the audit record stands outside the store, so that an older copy of it is noticed."""
-        replace_private_file(self.path / "checkpoint.json", json.dumps(checkpoint.to_dict()).encode())
+        """Keep where the audit record stands outside the store, so that an older copy of it is noticed.
+
+        A newer one that another process has kept meanwhile stays.
+        """
+        lock = os.open(self.path / ".checkpoint.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            there = self.kept_checkpoint()
+            if there is None or there.store_id != checkpoint.store_id or there.seq < checkpoint.seq:
+                replace_private_file(self.checkpoint_path, json.dumps(checkpoint.to_dict()).encode())
+        finally:
+            os.close(lock)
+
+    def keep_head_of(self, store: Store) -> None:
+        """Keep a checkpoint of what this process has written to the store, if it has."""
+        from adyton.keyserver.audit import sign_checkpoint
+        from adyton.keyserver.clock import now_ms
+
+        if store.has_written:
+            self.keep_checkpoint(sign_checkpoint(audit_private_key(self), store.id, store.head(), now_ms()))
 
     def kept_checkpoint(self) -> Checkpoint | None:
         """The last checkpoint that was kept; None where the key server never ran."""
         from adyton.keyserver.audit import Checkpoint
 
-        path = self.path / "checkpoint.json"
+        path = self.checkpoint_path
         if not path.exists():
             return None
         raw = read_private_file(path, "checkpoint")
@@ -348,27 +371,41 @@ class Home:
 
         The whole record is verified, so that what the store goes by from now on is what was once written in it.
         """
-        from adyton.keyserver.audit import verify_checkpoint
-
+        with store.read():
+            pass  # holds it against the checkpoint first: what is older is told apart from what is altered
         kept = self.kept_checkpoint()
-        if kept is not None:
-            verify_checkpoint(kept, audit_public_key(self))
-            with store.read() as view:
-                there = view.hash_of(kept.seq)
-            if kept.store_id != store.id or there != kept.hash:
-                raise StoreError(
-                    "this store is not the one that served last: it is older, or another",
-                    check="checkpoint.json against the audit record",
-                    expected=f"entry {kept.seq} with the hash of the last checkpoint",
-                    seen="no such entry" if there is None else "another hash",
-                    remedy="put the newest store back (adyton restore). Revocations since the copy would be lost; if"
-                    " you accept that, remove checkpoint.json",
-                )
         store.verify_audit([] if kept is None else [kept])
 
     def private(self, name: str) -> bytes:
         """Read one of the home's secret files."""
         return _read_pem(self.path / name)
+
+
+class Kept:
+    """The checkpoint beside the store, read again where the file is another than before; thread-safe."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._read: tuple[tuple[int, int, int], Checkpoint | None] | None = None
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint that was kept, its signature verified; None where there is none."""
+        from adyton.keyserver.audit import verify_checkpoint
+
+        try:
+            status = self._home.checkpoint_path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageFailed(f"checkpoint.json cannot be read: {error.strerror}", check="checkpoint.json") from error
+        which = (status.st_ino, status.st_mtime_ns, status.st_size)
+        known = self._read
+        if known is None or known[0] != which:
+            kept = self._home.kept_checkpoint()
+            if kept is not None:
+                verify_checkpoint(kept, audit_public_key(self._home))
+            known = self._read = (which, kept)
+        return known[1]
 
 
 def _read_pem(path: Path) -> bytes:

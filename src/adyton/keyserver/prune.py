@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adyton.keyserver.clock import now_ms
+from adyton.keyserver.facts import PRUNED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from adyton.keyserver.audit import Entry
     from adyton.keyserver.store import Store
     from adyton.keyserver.view import Reader
-
-PRUNED: Final = "evidence-pruned"
-"""The kind of entry that a pruning leaves in the record."""
 
 NAMES: Final = ("evidence", "collateral")
 """Under which names an entry says what was kept for it."""

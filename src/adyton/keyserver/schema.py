@@ -9,142 +9,111 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Column, ForeignKey, Index, MetaData, Table
+
+from adyton.keyserver.columns import LongText, Number, Octets, SmallNumber, Words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+SIGNED_RECORD: Final = 3
+"""From this version on the head of the audit record carries a code of the store's own."""
 
 metadata: Final = MetaData()
 
 meta: Final = Table(
     "meta",
     metadata,
-    Column("name", String(64), primary_key=True),
-    Column("value", LargeBinary, nullable=False),
+    Column("name", Words(64), primary_key=True),
+    Column("value", Octets, nullable=False),
 )
-"""Facts about the store itself: `id`, `schema` (its version), and `state` (the state key under the master key)."""
+"""Facts about the store itself: `id`, `schema` (its version), `state` (the state key under the master key), and `facts`
+(what the record says up to some entry, authenticated: who opens the store reads on from there)."""
 
 chain: Final = Table(
     "chain",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("seq", BigInteger, nullable=False),
-    Column("hash", LargeBinary(32), nullable=False),
-    Column("policy_revision", BigInteger, nullable=False),
+    Column("id", SmallNumber, primary_key=True),
+    Column("seq", Number, nullable=False),
+    Column("hash", Octets(32), nullable=False),
+    Column("mac", Octets(32), nullable=False),
 )
-"""One row: the head of the audit chain and the revision of keys and policies; who writes holds its lock."""
+"""One row: the head of the audit chain, authenticated; who writes holds its lock."""
 
 data_keys: Final = Table(
     "data_keys",
     metadata,
-    Column("version", Integer, primary_key=True),
-    Column("wrapped", LargeBinary, nullable=False),
-    Column("created_at", BigInteger, nullable=False),
+    Column("version", SmallNumber, primary_key=True),
+    Column("wrapped", Octets, nullable=False),
+    Column("created_at", Number, nullable=False),
 )
 
 keys: Final = Table(
     "keys",
     metadata,
-    Column("name", String(64), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("data_key", Integer, ForeignKey("data_keys.version"), nullable=False),
-    Column("wrapped", LargeBinary, nullable=False),
-    Column("created_at", BigInteger, nullable=False),
+    Column("name", Words(64), primary_key=True),
+    Column("version", SmallNumber, primary_key=True),
+    Column("kind", Words(16), nullable=False),
+    Column("data_key", SmallNumber, ForeignKey("data_keys.version"), nullable=False),
+    Column("wrapped", Octets, nullable=False),
+    Column("created_at", Number, nullable=False),
 )
 
 approvals: Final = Table(
     "approvals",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("key", String(64), nullable=False, index=True),
-    Column("state", String(16), nullable=False),
-    Column("revision", Integer, nullable=False),
-    Column("document", Text, nullable=False),
-    Column("changed_at", BigInteger, nullable=False),
-    Column("mac", LargeBinary(32), nullable=False),
+    Column("id", Words(32), primary_key=True),
+    Column("key", Words(64), nullable=False, index=True),
+    Column("state", Words(16), nullable=False),
+    Column("revision", SmallNumber, nullable=False),
+    Column("document", LongText, nullable=False),
+    Column("changed_at", Number, nullable=False),
+    Column("mac", Octets(32), nullable=False),
 )
 
 manifests: Final = Table(
     "manifests",
     metadata,
-    Column("measurement", LargeBinary(48), primary_key=True),
-    Column("manifest", LargeBinary, nullable=False),
-    Column("runtime_parts", Text, nullable=False),
-    Column("added_at", BigInteger, nullable=False),
+    Column("measurement", Octets(48), primary_key=True),
+    Column("manifest", Octets, nullable=False),
+    Column("runtime_parts", LongText, nullable=False),
+    Column("added_at", Number, nullable=False),
 )
 """What stands behind a measurement, so that a refusal can say what changed."""
-
-releases: Final = Table(
-    "releases",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("approval", String(32), ForeignKey("approvals.id"), nullable=False),
-    Column("run", String(64), nullable=False),
-    Column("key", String(64), nullable=False),
-    Column("key_version", Integer, nullable=False),
-    Column("at", BigInteger, nullable=False),
-    Column("lease_until", BigInteger, nullable=False),
-    Column("used_at", BigInteger, nullable=True),
-    Index("releases_run", "approval", "run"),
-    Index("releases_lease", "approval", "lease_until"),
-)
-
-grants: Final = Table(
-    "grants",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("token", LargeBinary(32), nullable=False),
-    Column("at", BigInteger, nullable=False),
-    Column("used_at", BigInteger, nullable=True),
-)
-"""Grants that await their acknowledgement: SHA-256 of the token that only the enclave knows."""
 
 nonces: Final = Table(
     "nonces",
     metadata,
-    Column("nonce", LargeBinary(32), primary_key=True),
-    Column("expires_at", BigInteger, nullable=False, index=True),
+    Column("nonce", Octets(32), primary_key=True),
+    Column("expires_at", Number, nullable=False, index=True),
 )
 """Challenges that were answered, until they expire on their own."""
-
-candidates: Final = Table(
-    "candidates",
-    metadata,
-    Column("measurement", LargeBinary(48), primary_key=True),
-    Column("tee", String(80), primary_key=True),
-    Column("key", String(64), primary_key=True),
-    Column("first_at", BigInteger, nullable=False),
-    Column("last_at", BigInteger, nullable=False),
-    Column("requests", BigInteger, nullable=False),
-    Column("denial", String(32), nullable=False),
-)
-"""Programs on genuine platforms that asked for a key and are not approved: the owner may approve them."""
 
 audit: Final = Table(
     "audit",
     metadata,
-    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
-    Column("at", BigInteger, nullable=False),
-    Column("kind", String(32), nullable=False),
-    Column("subject", String(64), nullable=False, index=True),
-    Column("body", Text, nullable=False),
-    Column("hash", LargeBinary(32), nullable=False),
+    Column("seq", Number().with_variant(SmallNumber(), "sqlite"), primary_key=True, autoincrement=False),
+    Column("at", Number, nullable=False),
+    Column("kind", Words(32), nullable=False),
+    Column("subject", Words(64), nullable=False, index=True),
+    Column("body", LongText, nullable=False),
+    Column("hash", Octets(32), nullable=False),
     Index("audit_kind", "kind", "seq"),
 )
-"""The audit record; `subject` repeats the id in the body by which an entry is looked up (it is not hashed)."""
+"""The audit record; `subject` repeats the id in the body by which an entry is looked up (it is not hashed).
+
+Approvals' newest revisions, versions of keys, runs and leases, and who waits are read from here: `keyserver.facts`."""
 
 artifacts: Final = Table(
     "artifacts",
     metadata,
-    Column("sha256", LargeBinary(32), primary_key=True),
-    Column("kind", String(32), nullable=False),
-    Column("data", LargeBinary, nullable=False),
-    Column("at", BigInteger, nullable=False),
+    Column("sha256", Octets(32), primary_key=True),
+    Column("kind", Words(32), nullable=False),
+    Column("data", Octets, nullable=False),
+    Column("at", Number, nullable=False),
 )
 """Evidence and collateral of past decisions, so that they can be verified again; named by the audit entries."""
 
@@ -154,5 +123,19 @@ def _read_history_from_the_record(connection: Connection) -> None:
     connection.exec_driver_sql("DROP TABLE IF EXISTS history")
 
 
-MIGRATIONS: Final[Mapping[int, Callable[[Connection], None]]] = {2: _read_history_from_the_record}
-"""Schema version -> the step that makes it from the one before, run in one transaction with all others."""
+def _sign_the_record(connection: Connection) -> None:
+    """The head of the record carries a code (`Store` fills it in); runs, grants and who waits are read from it."""
+    for table in ("releases", "grants", "candidates"):
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {table}")
+    connection.exec_driver_sql("ALTER TABLE chain DROP COLUMN policy_revision")
+    kind = "BLOB" if connection.dialect.name == "sqlite" else "BYTEA"
+    connection.exec_driver_sql(f"ALTER TABLE chain ADD COLUMN mac {kind} NOT NULL DEFAULT ''")
+
+
+MIGRATIONS: Final[Mapping[int, Callable[[Connection], None]]] = {
+    2: _read_history_from_the_record,
+    3: _sign_the_record,
+}
+"""Schema version -> the step that makes it from the one before, run in one transaction with all others.
+
+Before the first that is below `SIGNED_RECORD` the whole record is verified, since from then on it is believed."""

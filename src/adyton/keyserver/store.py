@@ -12,25 +12,33 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from adyton.errors import AuditError, StoreError, VersionMismatch
+from adyton.errors import StoreError, VersionMismatch
 from adyton.keyserver import schema
-from adyton.keyserver.audit import STORE_ID_BYTES, Checkpoint, Head, start_hash, verify_chain
+from adyton.keyserver.audit import STORE_ID_BYTES, Checkpoint, Entry, Head, start_hash, verify_chain
 from adyton.keyserver.change import Cache, Transaction
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
 from adyton.keyserver.keyring import Keyring
-from adyton.keyserver.standing import Standing
+from adyton.keyserver.ledger import Ledger, check_end
 from adyton.keyserver.view import Reader
 from adyton.keyserver.wrapping import WrappingKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from adyton.keyserver.keyring import Masters
 
 
 def _known_version(written: bytes) -> int:
-    version = int(written)
+    version = int(written) if written.isdigit() and len(written) < 10 else 0
+    if version < 1:
+        raise StoreError(
+            "the store does not say which version it has",
+            check="schema of the store",
+            expected=f"1 to {schema.SCHEMA_VERSION}",
+            seen=repr(written[:20]),
+            remedy="restore a backup (adyton restore)",
+        )
     if version > schema.SCHEMA_VERSION:
         raise VersionMismatch(
             f"this store was made by a newer Adyton (schema {version})",
@@ -52,16 +60,31 @@ def _disposed_if_it_fails(engine: sa.Engine) -> Iterator[sa.Engine]:
 
 
 class Store:
-    """An open store: `read()` and `write()` are its two doors."""
+    """An open store: `read()` and `write()` are its two doors.
 
-    def __init__(self, engine: sa.Engine, master: WrappingKey, reload: Masters | None = None) -> None:
+    Either begins by reading the audit record on to its authenticated head, and holds it against what this process has
+    seen and against `kept`: the checkpoint that lies in the home, outside the database, at that moment.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        master: WrappingKey,
+        reload: Masters | None = None,
+        kept: Callable[[], Checkpoint | None] | None = None,
+    ) -> None:
         self.engine = engine
         self._cache = Cache()
-        self._standing = Standing()
+        self._kept = kept or (lambda: None)
+        self._held: Checkpoint | None = None
+        self.has_written = False
+        """Whether this process has committed an entry."""
         facts = self._facts()
         version = _known_version(facts["schema"])
         self.id = facts["id"]
-        self.keyring = Keyring.open(self.id, master, facts["state"], reload)
+        unsigned = version < schema.SIGNED_RECORD
+        self.keyring = Keyring.open(self.id, master, facts["state"], reload, unsigned_record=unsigned)
+        self._ledger = Ledger(self.id)
         if version < schema.SCHEMA_VERSION:
             self._migrate()
 
@@ -100,9 +123,9 @@ class Store:
                         {"name": "state", "value": keyring.state_under(master)},
                     ],
                 )
-                connection.execute(
-                    sa.insert(schema.chain).values(id=1, seq=0, hash=start_hash(store_id), policy_revision=0)
-                )
+                start = Head(0, start_hash(store_id))
+                mac = keyring.head_mac(start)
+                connection.execute(sa.insert(schema.chain).values(id=1, seq=0, hash=start.hash, mac=mac))
                 connection.execute(
                     sa.insert(schema.data_keys).values(
                         version=1,
@@ -114,13 +137,20 @@ class Store:
             raise store_error(error) from error
 
     @classmethod
-    def open(cls, url: str, master: WrappingKey, reload: Masters | None = None) -> Store:
+    def open(
+        cls,
+        url: str,
+        master: WrappingKey,
+        reload: Masters | None = None,
+        kept: Callable[[], Checkpoint | None] | None = None,
+    ) -> Store:
         """Open an existing store; raises StoreError where there is none, or the master key is another's.
 
-        `reload` gives the master keys to try where this one does not open something, as after a rotation elsewhere.
+        `reload` gives the master keys to try where this one does not open something, as after a rotation elsewhere;
+        `kept` the checkpoint that lies outside the database, which the record must contain.
         """
         with _disposed_if_it_fails(make_engine(url)) as engine:
-            return cls(engine, master, reload)
+            return cls(engine, master, reload, kept)
 
     def _facts(self) -> dict[str, bytes]:
         try:
@@ -151,57 +181,106 @@ class Store:
         with self.engine.connect().execution_options(adyton_write=True) as connection, connection.begin():
             stands = sa.select(schema.meta.c.value).where(schema.meta.c.name == "schema").with_for_update()
             version = _known_version(bytes(connection.execute(stands).scalar_one()))  # another may have migrated it
+            unsigned = version < schema.SIGNED_RECORD
+            head = self._unsigned_head(connection) if unsigned else None
             for step in range(version + 1, schema.SCHEMA_VERSION + 1):
                 schema.MIGRATIONS[step](connection)
+            if head is not None:
+                connection.execute(sa.update(schema.chain).values(mac=self.keyring.head_mac(head)))
+                state = self.keyring.state_under(self.keyring.master)
+                connection.execute(sa.update(schema.meta).where(schema.meta.c.name == "state").values(value=state))
             connection.execute(
                 sa.update(schema.meta)
                 .where(schema.meta.c.name == "schema")
                 .values(value=str(schema.SCHEMA_VERSION).encode())
             )
 
+    def _unsigned_head(self, connection: sa.Connection) -> Head:
+        """The head of a record that carries no code yet, once all of it is verified, the kept checkpoint in it."""
+        kept = self._kept()
+        row = connection.execute(sa.select(schema.chain.c.seq, schema.chain.c.hash)).one()
+        table = schema.audit
+        rows = connection.execute(sa.select(table).order_by(table.c.seq), execution_options={"yield_per": 5000})
+        entries = (Entry(item.seq, item.at, item.kind, item.body, bytes(item.hash)) for item in rows)
+        head = verify_chain(self.id, entries, [] if kept is None else [kept])
+        check_end(head, Head(row.seq, bytes(row.hash)))
+        return head
+
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A view of the store as of one moment, whoever writes meanwhile."""
+        with self._view() as (view, known, kept):
+            view.begin(known, self._not_held(kept))
+            self._held = kept
+            yield view
+
+    @contextmanager
+    def _view(self, ledger: Ledger | None = None) -> Iterator[tuple[Reader, Head, Checkpoint | None]]:
+        """A view that has not begun yet, with what it must contain: both were known before it was taken."""
+        known, kept = self._ledger.head, self._kept()
         options = AS_OF_ONE_MOMENT[self.engine.dialect.name]
         try:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
-                yield Reader(connection, self.keyring, self._standing)
+                yield Reader(connection, self.keyring, ledger or self._ledger), known, kept
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
+
+    def _not_held(self, kept: Checkpoint | None) -> Checkpoint | None:
+        """A checkpoint, unless this process has found it in the record before."""
+        return None if kept == self._held else kept
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """A change of the store: durable when the block ends, undone when it raises."""
+        known, kept = self._ledger.head, self._kept()
         try:
             with self.engine.connect().execution_options(adyton_write=True) as connection, connection.begin():
-                transaction = Transaction(connection, self.keyring, self._standing, self._cache)
+                transaction = Transaction(connection, self.keyring, self._ledger, self._cache)
+                transaction.begin(known, self._not_held(kept))
+                self._held = kept
                 yield transaction
                 transaction.finish()
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
         transaction.committed()
+        if transaction.has_added:
+            self.has_written = True
+            if transaction.has_changed_policy:
+                self._check_kept(transaction)
+
+    def _check_kept(self, transaction: Transaction) -> None:
+        """Read a change of keys or approvals back: a database that dropped it would go on with what was before it."""
+        with self._view(Ledger(self.id)) as (view, _, _):
+            transaction.check_kept(view)
+        with self.read() as view:
+            view.approvals()
+            view.keys()
 
     def verify_audit(self, checkpoints: Sequence[Checkpoint] = ()) -> Head:
-        """Verify the whole audit record, and that its head and all approvals agree with it; raises AuditError.
+        """Verify the whole audit record, and that its head, all approvals and keys agree with it; raises AuditError.
 
         From then on nothing that was verified is read again, and a store without it is refused.
         """
-        with self.read() as view:
-            claimed, recorded = view.head(), Standing()
-            with closing(view.entries()) as entries:
+        recorded = Ledger(self.id)
+        with self._view(recorded) as (view, known, kept):
+            with closing(view.load(0, view.head().seq)) as entries:
                 head = verify_chain(self.id, recorded.noting(entries), checkpoints)
-            if head != claimed:
-                raise AuditError(
-                    "the audit record does not end where the store says it ends",
-                    check="head of the audit record",
-                    expected=f"entry {claimed.seq}",
-                    seen=f"entry {head.seq}",
-                    remedy="entries were removed: restore a backup, and compare with the checkpoints that clients hold",
-                )
-            view.hold_approvals_against(recorded, head.seq)
-        self._standing = recorded
-        self._cache.note_head(head)
+            check_end(head, view.head())
+            view.begin(known, kept)
+            view.hold_approvals_against_record()
+            view.hold_keys_against_record()
+            view.kept_facts()
+        self._ledger = recorded
         return head
+
+    def verify_rest(self) -> None:
+        """Compare what else is kept with the record: manifests, evidence, the ids of entries; after `verify_audit`."""
+        with self.read() as view:
+            view.hold_rest_against_record()
+
+    def head(self) -> Head:
+        """The last entry of the record that this process has verified."""
+        return self._ledger.head
 
     def close(self) -> None:
         """Close all connections."""

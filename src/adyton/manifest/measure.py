@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from adyton.values import Digest, Measurement
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 LABEL: Final = b"adyton workload measurement v1\0\0"
 """32 bytes that no other hash of Adyton begins with."""
+
+RUNTIME_LABEL: Final = b"adyton runtime identity v1\0\0\0\0\0\0"
 
 
 def workload_measurement(manifest_bytes: bytes, runtime: Digest) -> Measurement:
@@ -22,3 +27,15 @@ def workload_measurement(manifest_bytes: bytes, runtime: Digest) -> Measurement:
     digest.update(struct.pack("<Q", len(manifest_bytes)))
     digest.update(hashlib.sha256(manifest_bytes).digest())
     return Measurement(digest.digest())
+
+
+def combine(parts: Mapping[str, Digest]) -> Digest:
+    """The runtime's identity: SHA-256 over its label and, in the order of their names, each part's name and digest.
+
+    A name goes in as its length (u32, little-endian) and its UTF-8.
+    """
+    digest = hashlib.sha256(RUNTIME_LABEL)
+    for name in sorted(parts):
+        encoded = name.encode()
+        digest.update(struct.pack("<I", len(encoded)) + encoded + parts[name].raw)
+    return Digest(digest.digest())

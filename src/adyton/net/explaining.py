@@ -12,6 +12,7 @@ from adyton.errors import OutOfOrder, UsageError
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.decide import PROGRAM_LINES
 from adyton.keyserver.difference import MAX_LINES, Difference, manifest_differences, part_differences
+from adyton.keyserver.facts import EXPLANATION, WAITS, waiting
 from adyton.keyserver.policy import APPROVED
 from adyton.manifest.measure import workload_measurement
 from adyton.net.bounds import Shown
@@ -69,7 +70,7 @@ class Explainer:
             found += manifest_differences(known[0], explanation.manifest)
             if best is None or len(found) < len(best):
                 best, against = found, f"{stored.approval.app} {stored.approval.version}"
-        body = {
+        body: dict[str, Any] = {
             "denial": explanation.denial,
             "against": against,
             "changed": [line.for_owner() for line in (best or ())[:MAX_LINES]],
@@ -80,9 +81,9 @@ class Explainer:
             _denial(change, explanation.denial)
             if self._shown.may_keep(len(explanation.manifest), at_ms):
                 change.remember(workload, explanation.manifest, explanation.runtime_parts)
-            change.record("explanation", explanation.denial, body, at_ms)
-            if isinstance(evidence, TDXQuote):
-                _note_candidate(change, denial, evidence, workload, at_ms)
+            if isinstance(evidence, TDXQuote) and _waits(change, denial, evidence):
+                body[WAITS] = waiting(workload, denial["tee"], denial["detail"]["key"])
+            change.record(EXPLANATION, explanation.denial, body, at_ms)
         shown = [line.for_far_side() for line in (best or ())[:MAX_LINES]]
         told = [line for line in shown if line is not None]
         missing = sum(line is None for line in shown)
@@ -133,10 +134,8 @@ def _carries(evidence: SGXQuote | TDXQuote | SNPReport, workload: Measurement) -
     return False
 
 
-def _note_candidate(
-    change: Transaction, denial: dict[str, Any], evidence: TDXQuote, workload: Measurement, at_ms: int
-) -> None:
-    """A program in a TDX guest can wait for approval once it has shown itself: a quote names its workload by a hash.
+def _waits(change: Transaction, denial: dict[str, Any], evidence: TDXQuote) -> bool:
+    """Whether it waits for approval, now that it has shown itself: a TDX quote names its workload by a hash only.
 
     Not one whose evidence was made for another request (somebody may replay it), nor a program that is approved and
     was refused for something else.
@@ -145,6 +144,5 @@ def _note_candidate(
     bound = denial.get("report_data") == evidence.report.report_data.hex()
     approvals = detail.get("approvals")
     if not bound or approvals is None or not change.has_key(detail["key"]):
-        return
-    if all(any(line["name"] in PROGRAM_LINES for line in judged["failed"]) for judged in approvals):
-        change.note_candidate(workload, denial["tee"], detail["key"], denial["denial"], at_ms)
+        return False
+    return all(any(line["name"] in PROGRAM_LINES for line in judged["failed"]) for judged in approvals)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import secrets
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -24,10 +23,11 @@ from adyton.errors import AuditError, Denied, Error, OutOfOrder, StoreError, Una
 from adyton.keyserver.audit import Checkpoint, sign_checkpoint
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.decide import Denial, Grant, Request, decide
+from adyton.keyserver.facts import DENIAL, RELEASE, WAITS, waiting
 from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import ADYTON, RA_TLS
 from adyton.keyserver.refusal import Reason, evidence_reason, program_of, safe_reason, unchecked_reason
-from adyton.keyserver.view import AWAITED, KEY, Release
+from adyton.keyserver.view import AWAITED, KEY
 from adyton.net.batches import MAX_WAITING, Batches
 from adyton.net.bounds import Refusals
 from adyton.net.explaining import Explainer
@@ -36,7 +36,6 @@ from adyton.net.fetching import Fetching
 from adyton.net.readiness import Readiness
 from adyton.net.release import (
     NOT_KEPT,
-    TOKEN_BYTES,
     Explanation,
     Granted,
     Payload,
@@ -462,9 +461,6 @@ class KeyService:
             release_id = grant.renews
             if release_id is None:
                 release_id = new_id("r")
-                change.add_release(
-                    Release(release_id, grant.approval.id, job.run, grant.key, info.version, at_ms, lease_ms, None)
-                )
             listed.append(
                 {
                     "key": grant.key,
@@ -480,12 +476,9 @@ class KeyService:
             )
         job.grants = grants
         job.grant_id = new_id("g")
-        token = secrets.token_bytes(TOKEN_BYTES)
-        job.payload = Payload(keys, secret_values, token)
-        if job.protocol == ADYTON:
-            change.add_grant(job.grant_id, hashlib.sha256(token).digest(), at_ms)
+        job.payload = Payload(keys, secret_values, change.token_of(job.grant_id))
         body = {"grant": job.grant_id, "keys": listed, **self._facts(change, job, at_ms)}
-        change.record("release", job.grant_id, body, at_ms)
+        change.record(RELEASE, job.grant_id, body, at_ms)
         named = {"keys": ",".join(grant.key for grant in grants), "app": grants[0].approval.approval.app}
         log.info("released", extra={"grant": job.grant_id, "peer": job.peer, **named})
 
@@ -493,11 +486,12 @@ class KeyService:
         if job.verified is None:
             raise StoreError("a request without verified evidence cannot be judged")
         report = job.verified.report
-        denial_id = self._deny(change, job, lambda known: safe_reason(denial, report, known), denial.to_dict(), at_ms)
         unknown = not any(judged.is_this_program for judged in denial.judged)
         proven = unknown and job.platform is not None and isinstance(report.evidence, SGXQuote)
-        if denial_id is not None and proven and change.has_key(denial.key):
-            change.note_candidate(report.measurement, report.tee_with_root, denial.key, denial_id, at_ms)
+        waits: dict[str, Any] = {}
+        if proven and change.has_key(denial.key):
+            waits = {WAITS: waiting(report.measurement, report.tee_with_root, denial.key)}
+        self._deny(change, job, lambda known: safe_reason(denial, report, known), denial.to_dict(), at_ms, **waits)
 
     def _refuse_evidence(self, change: Transaction, job: Job, error: Error, at_ms: int) -> None:
         detail = {"evidence": error.details()}
@@ -519,17 +513,17 @@ class KeyService:
         reason_of: Callable[[str | None], Reason],
         detail: dict[str, Any],
         at_ms: int,
-    ) -> str | None:
-        """Refuse, and record it unless there were too many lately; returns its id in the record."""
+        **further: Any,
+    ) -> None:
+        """Refuse, and record it (with what is `further` known) unless there were too many lately."""
         denial_id = new_id("d") if self._refusals.may_keep(job.platform, at_ms) else None
         reason = reason_of(denial_id)
         told = (reason.message, reason.check, reason.expected, reason.seen, reason.remedy)
         job.refusal = Refusal(denial_id or NOT_KEPT, *told)
         if denial_id is not None:
             body = {"denial": denial_id, "told": reason.to_dict(), "detail": detail, **self._facts(change, job, at_ms)}
-            change.record("denial", denial_id, body, at_ms)
+            change.record(DENIAL, denial_id, {**body, **further}, at_ms)
             log.info("denied", extra={"denial": denial_id, "peer": job.peer, "check": reason.check})
-        return denial_id
 
     def _facts(self, change: Transaction, job: Job, at_ms: int) -> dict[str, Any]:
         facts: dict[str, Any] = {

@@ -27,11 +27,10 @@ from types import MappingProxyType
 from typing import Final
 
 from adyton.errors import NoDevice
+from adyton.manifest.measure import combine
 from adyton.run import elf
 from adyton.values import Digest
 from adyton.vfs import libfuse
-
-LABEL: Final = b"adyton runtime identity v1\0\0\0\0\0\0"
 
 PACKAGES: Final = ("cryptography", "_cffi_backend", "mfusepy", "OpenSSL")
 """Import names of the packages whose code runs beside a protected program; a test holds this list complete."""
@@ -102,15 +101,6 @@ def measured_files() -> dict[str, list[tuple[str, str]]]:
     interpreter, programs = os.path.realpath(sys.executable), _programs()
     single = {"python interpreter": interpreter, **programs, **_libraries([interpreter, *modules], programs.values())}
     return {**files, **{name: [("", path)] for name, path in single.items()}}
-
-
-def combine(parts: Mapping[str, Digest]) -> Digest:
-    """SHA-256 over the label and, in the order of their names, each part's name (u32 length, UTF-8) and digest."""
-    digest = hashlib.sha256(LABEL)
-    for name in sorted(parts):
-        encoded = name.encode()
-        digest.update(struct.pack("<I", len(encoded)) + encoded + parts[name].raw)
-    return Digest(digest.digest())
 
 
 def _walk(folder: str, shown: str) -> Iterator[tuple[str, str]]:

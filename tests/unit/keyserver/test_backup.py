@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import resource
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,15 +20,13 @@ from adyton.keyserver import backup as backup_module
 from adyton.keyserver import schema
 from adyton.keyserver.backup import (
     back_up,
-    join_key,
     key_from_passphrase,
-    parse_share,
     read_header,
     restore,
-    split_key,
 )
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.owner import Home, rotate_master_file
+from adyton.keyserver.shares import join_key, parse_share, split_key
 from adyton.values import Key128
 from tests.owner_world import World
 
@@ -50,7 +54,7 @@ def contents(home: Home) -> dict[str, object]:
                 "history": view.history(),
                 "audit": list(view.entries()),
                 "candidates": view.candidates(),
-                "releases": view.releases(),
+                "usage": [view.usage(item.id, "", 1) for item in view.approvals()],
                 "manifests": [view.behind(item) for item in measurements if item],
             }
     finally:
@@ -104,12 +108,15 @@ def test_backup_while_serving_restores(world: World, tmp_path: Path, monkeypatch
 
 def test_restore_of_an_older_store_than_the_backups_checkpoint_is_refused(world: World, tmp_path: Path) -> None:
     """The checkpoint in a backup is that of its own store: another store's tables do not pass beside it."""
+    with world.store.engine.connect() as connection:
+        older = dict(connection.execute(sa.select(schema.chain)).mappings().one())
     back_up(world.home, world.store, tmp_path / "backup", passphrase=PASSPHRASE, split=None, actor="test")
 
     def cut(home: Home) -> None:
         store = home.open_store()
         with store.engine.connect() as connection, connection.begin():
             connection.execute(sa.delete(schema.audit).where(schema.audit.c.seq > 2))
+            connection.execute(sa.update(schema.chain).values(**older))
         try:
             home.check_not_older(store)
         finally:
@@ -163,7 +170,7 @@ def test_split_any_enough_shares_restore_and_fewer_do_not(
         with pytest.raises(UsageError):
             restore(backup, tmp_path / "never", passphrase=None, shares=bad, verify=whole)
     wrong = [*few, replace(shares[-1], raw=bytes(16))]
-    with pytest.raises(IntegrityError, match="does not open"):
+    with pytest.raises(IntegrityError, match=f"share {total} is not the one that was made"):
         restore(backup, tmp_path / "never", passphrase=None, shares=wrong, verify=whole)
     assert not (tmp_path / "never").exists()
 
@@ -180,6 +187,131 @@ def test_share_mistyped_is_noticed(world: World) -> None:
             except UsageError:
                 continue
             pytest.fail(f"{parsed} from a mistyped share")
+
+
+def rewritten(backup: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The same backup with another header, as whoever stores it can make it."""
+    with tarfile.open(backup) as before, tarfile.open(target, "w") as after:
+        header = before.extractfile("header.json")
+        content = before.extractfile("content")
+        assert header is not None
+        assert content is not None
+        document = json.loads(header.read())
+        change(document)
+        for name, raw in (("header.json", json.dumps(document).encode()), ("content", content.read())):
+            information = tarfile.TarInfo(name)
+            information.size = len(raw)
+            after.addfile(information, io.BytesIO(raw))
+    return target
+
+
+def test_forged_share_is_named_whatever_else_is_forged(world: World, tmp_path: Path) -> None:
+    """Who brings another share than he was given is found out, also with another commitment or the older form."""
+    backup = tmp_path / "backup"
+    first, second, third = back_up(world.home, world.store, backup, passphrase=None, split=(2, 3), actor="test")
+    other = split_key(Key128.generate(), second.backup, 2, 3)[1]
+    for forged in (
+        replace(second, raw=bytes(16)),
+        replace(second, raw=third.raw),
+        replace(second, raw=bytes(16), commitment="ab" * 32),
+        replace(second, commitment=""),
+        replace(second, raw=bytes(16), commitment=""),
+        other,
+    ):
+        assert parse_share(forged.to_text()) == forged
+        for shares in ([first, forged], [forged, first]):
+            with pytest.raises(IntegrityError, match=r"share 2|made together") as caught:
+                restore(backup, tmp_path / "never", passphrase=None, shares=shares, verify=whole)
+            assert "2" in f"{caught.value.message} {caught.value.seen}"
+
+    def another_list(header: dict[str, Any]) -> None:
+        header["shares"]["sha256"][1] = other.sha256()
+
+    def no_list(header: dict[str, Any]) -> None:
+        del header["shares"]["sha256"]
+
+    def nonsense(header: dict[str, Any]) -> None:
+        header["shares"]["sha256"] = [5, "x"]
+
+    refusals: list[tuple[Callable[[dict[str, Any]], None], type[Error], str]] = [
+        (another_list, IntegrityError, "made together"),
+        (no_list, IntegrityError, "made together"),
+        (nonsense, FileFormatError, "no backup"),
+    ]
+    for number, (change, refusal, text) in enumerate(refusals):
+        made = rewritten(backup, tmp_path / f"b{number}", change)
+        with pytest.raises(refusal, match=text):
+            restore(made, tmp_path / "never", passphrase=None, shares=[first, third], verify=whole)
+    assert not (tmp_path / "never").exists()
+
+
+def test_shares_of_the_older_form_still_open_their_backup(world: World, tmp_path: Path) -> None:
+    """A backup whose header lists no hashes, and its shares without a commitment."""
+    backup = tmp_path / "backup"
+    shares = back_up(world.home, world.store, backup, passphrase=None, split=(2, 2), actor="test")
+    older = [parse_share(replace(share, commitment="").to_text()) for share in shares]
+    made = rewritten(backup, tmp_path / "older", lambda header: header["shares"].pop("sha256"))
+    restore(made, tmp_path / "home", passphrase=None, shares=older, verify=whole)
+
+
+def test_small_backup_that_claims_to_be_large_writes_nothing(world: World, tmp_path: Path) -> None:
+    """The key is checked where the backup lies: a file with gaps for gigabytes is refused before a byte is written."""
+    backup = tmp_path / "backup"
+    back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test")
+    with tarfile.open(backup) as outer:
+        file = outer.extractfile("header.json")
+        assert file is not None
+        header = file.read()
+    size = 3 << 30
+    sparse = tarfile.TarInfo("content").tobuf(tarfile.GNU_FORMAT)
+    entry = bytearray(sparse)
+    entry[156:157] = b"S"
+    entry[124:136] = b"%011o\0" % 512
+    entry[386:410] = b"%011o\0" % (size - 512) + b"%011o\0" % 512
+    entry[483:495] = b"%011o\0" % size
+    entry[148:156] = b"        "
+    entry[148:156] = b"%06o\0 " % sum(entry[:512])
+    small = tmp_path / "small"
+    with tarfile.open(small, "w") as outer:
+        information = tarfile.TarInfo("header.json")
+        information.size = len(header)
+        outer.addfile(information, io.BytesIO(header))
+    raw = small.read_bytes().rstrip(b"\0")
+    raw += bytes(-len(raw) % 512) + bytes(entry) + b"x" * 512 + bytes(1024)
+    small.write_bytes(raw)
+    with tarfile.open(small) as outer:
+        assert outer.getmember("content").size == size  # what a reader that fills the gaps would write
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(FileFormatError, match="no whole backup"):
+            restore(small, tmp_path / "never", passphrase=lambda: PASSPHRASE, verify=whole)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not (tmp_path / "never").exists()
+
+
+def test_wrong_key_writes_nothing(world: World, tmp_path: Path) -> None:
+    """Of a backup that does not open, nothing is copied beside it."""
+    backup = tmp_path / "backup"
+    back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        with pytest.raises(IntegrityError, match="does not open"):
+            restore(backup, tmp_path / "never", passphrase=lambda: b"another one", verify=whole)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize("salt", ["x", "abc", 5])
+def test_damaged_salt_is_refused_in_words(world: World, tmp_path: Path, salt: object) -> None:
+    """A header that was altered is no traceback."""
+    backup = tmp_path / "backup"
+    back_up(world.home, world.store, backup, passphrase=PASSPHRASE, split=None, actor="test")
+    made = rewritten(backup, tmp_path / "other", lambda header: header.update(salt=salt))
+    with pytest.raises(FileFormatError, match="no backup"):
+        restore(made, tmp_path / "never", passphrase=lambda: PASSPHRASE, verify=whole)
 
 
 @pytest.mark.parametrize("numbers", [(1, 3), (4, 3), (0, 0), (2, 256)])

@@ -18,10 +18,11 @@ from adyton.attest.roots import TrustRoots
 from adyton.errors import UsageError
 from adyton.keyserver.audit import MAX_BODY_BYTES, canonical
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
+from adyton.keyserver.facts import Lease
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval, StoredApproval
 from adyton.keyserver.refusal import safe_reason
 from adyton.keyserver.rehearsal import rehearse
-from adyton.keyserver.view import Release, Usage
+from adyton.keyserver.view import Usage
 from adyton.net.verification import Verified, Verifier
 from adyton.tee.sim import SimPlatform
 from adyton.tee.sim_machine import simulated_guest
@@ -274,7 +275,7 @@ def test_decide_raw_report_data_has_keys_on_sim_only(base: World, domain: Verifi
 def test_decide_run_with_a_lease_asks_again_for_free(base: World) -> None:
     """Within its lease a run is not counted again, however used up the limits are."""
     until = int((now() + timedelta(minutes=5)).timestamp() * 1000)
-    own = Release("r-1", "a-1", "r", "weights", 1, 0, until, None)
+    own = Lease(until, "r-1")
     case = case_of(base, max_runs=1, max_active=1)
     case.usage = Usage(1, 1, own)
     decided = case.decide()

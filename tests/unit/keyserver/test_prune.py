@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from adyton.keyserver import schema
 from adyton.keyserver.change import Transaction
-from adyton.keyserver.prune import PRUNED, Pruned, missing, prune
+from adyton.keyserver.facts import PRUNED
+from adyton.keyserver.prune import Pruned, missing, prune
 from adyton.keyserver.store import Store
 from tests.owner_world import World
 
@@ -23,7 +24,7 @@ def decide(store: Store, at_ms: int, evidence: bytes, collateral: bytes) -> int:
             "evidence": change.keep_artifact("evidence", evidence, at_ms).hex(),
             "collateral": change.keep_artifact("collateral", collateral, at_ms).hex(),
         }
-        return change.record("release", "g", body, at_ms).seq
+        return change.record("release", "g", {**body, "grant": "g", "run": "r", "keys": []}, at_ms).seq
 
 
 def kept(store: Store) -> set[bytes]:

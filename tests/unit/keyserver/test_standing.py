@@ -15,6 +15,7 @@ from adyton.keyserver.audit import canonical
 from adyton.keyserver.owner import Home
 from adyton.keyserver.policy import APPROVED, REVOKED
 from adyton.keyserver.store import Store
+from adyton.keyserver.view import KEY
 from adyton.net.client import obtain_keys
 from tests.owner_world import World, running
 
@@ -63,9 +64,11 @@ def test_older_row_of_an_approval_put_back_releases_nothing(world: World) -> Non
         revoke(world, approval)
         with pytest.raises(Denied, match="revoked"):
             obtain_keys(signed, world.enclave(signed), {"": server.adyton})
-        behind_its_back(
-            world, put_back(approval, before), sa.update(schema.chain).values(policy_revision=schema.chain.c.seq + 99)
-        )
+        behind_its_back(world, put_back(approval, before))
+        with pytest.raises(Denied, match="revoked"):
+            obtain_keys(signed, world.enclave(signed), {"": server.adyton})
+        with pytest.raises(StoreError, match="put back"), world.store.write() as change:
+            change.add_key("other", b"o" * 16, KEY, actor="test")  # approvals are read anew
         with pytest.raises(Unavailable, match="could not check"):  # why is for the owner alone
             obtain_keys(signed, world.enclave(signed), {"": server.adyton})
     assert world.kinds().count("release") == 1
@@ -90,7 +93,7 @@ def test_older_row_of_an_approval_put_back_releases_nothing(world: World) -> Non
         ("subject", "elsewhere", "not what the audit record says"),
         ("kind", "note", "was altered"),
         ("body", canonical({}), "was altered"),
-        ("seq", 99, "is missing"),
+        ("seq", 99, "does not end where"),
     ],
 )
 def test_revocation_hidden_in_the_record_is_found(world: World, column: str, value: object, also: str) -> None:
@@ -224,16 +227,65 @@ def test_history_is_read_from_the_record(world: World) -> None:
     assert not sa.inspect(world.store.engine).has_table("history")
 
 
-def test_store_of_the_first_schema_is_migrated(world: World) -> None:
-    """A store with a table of history loses it, and keeps everything else."""
-    approval = world.approve(world.program())
+def made_older(world: World, version: int) -> None:
+    """Give the store the form that it had in schema 1 or 2, as far as it differs."""
+    ring = world.store.keyring
+    state = ring.master.wrap(ring._state_key.reveal(), b"adyton master key check 1" + ring.store_id)
     with world.store.engine.connect() as connection, connection.begin():
-        connection.exec_driver_sql("CREATE TABLE history (approval TEXT REFERENCES approvals (id), revision INTEGER)")
-        connection.exec_driver_sql("INSERT INTO history SELECT id, 1 FROM approvals")
-        connection.execute(sa.update(schema.meta).where(schema.meta.c.name == "schema").values(value=b"1"))
+        if version == 1:
+            connection.exec_driver_sql(
+                "CREATE TABLE history (approval TEXT REFERENCES approvals (id), revision INTEGER)"
+            )
+            connection.exec_driver_sql("INSERT INTO history SELECT id, 1 FROM approvals")
+        connection.exec_driver_sql("CREATE TABLE releases (id TEXT, approval TEXT REFERENCES approvals (id))")
+        connection.exec_driver_sql("ALTER TABLE chain DROP COLUMN mac")
+        connection.exec_driver_sql("ALTER TABLE chain ADD COLUMN policy_revision BIGINT NOT NULL DEFAULT 0")
+        for name, value in (("schema", str(version).encode()), ("state", state)):
+            connection.execute(sa.update(schema.meta).where(schema.meta.c.name == name).values(value=value))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_store_of_an_older_schema_is_migrated(world: World, version: int) -> None:
+    """A store whose record carries no code gets one, loses what the record says better, and keeps everything else."""
+    approval = world.approve(world.program())
+    made_older(world, version)
     with reopened(world) as store:
         with store.read() as view:
             assert view.approval(approval).state == APPROVED
             assert len(view.history(approval)) == 1
         store.verify_audit()
-    assert not sa.inspect(world.store.engine).has_table("history")
+    tables = sa.inspect(world.store.engine).get_table_names()
+    assert set(tables) == set(schema.metadata.tables)
+    columns = {column["name"] for column in sa.inspect(world.store.engine).get_columns("chain")}
+    assert columns == {"id", "seq", "hash", "mac"}
+
+
+def test_older_store_is_migrated_only_if_its_record_is_whole(world: World) -> None:
+    """What gets a code is verified first, against the checkpoint beside it as well."""
+    approval = world.approve(world.program())
+    (before,) = rows(world, schema.approvals)
+    revoke(world, approval)
+    service = world.service()
+    world.home.keep_checkpoint(service.checkpoint())
+    service.close()
+    last = len(world.kinds())
+    made_older(world, 2)
+    behind_its_back(world, sa.update(schema.audit).where(schema.audit.c.seq == last).values(kind="note"))
+    with pytest.raises(AuditError, match="was altered"):
+        world.home.open_store()
+    with world.store.engine.connect() as connection, connection.begin():
+        connection.execute(sa.delete(schema.audit).where(schema.audit.c.seq == last))
+        shorter = "SELECT hash FROM audit WHERE seq = chain.seq - 1"
+        connection.exec_driver_sql(f"UPDATE chain SET hash = ({shorter}), seq = seq - 1")
+    behind_its_back(world, put_back(approval, before))
+    with pytest.raises(AuditError, match="was cut"):
+        world.home.open_store()
+
+
+def test_store_made_to_look_older_does_not_open(world: World) -> None:
+    """Whoever writes the database cannot have a record signed that he made: the state key tells."""
+    with world.store.engine.connect() as connection, connection.begin():
+        connection.exec_driver_sql("ALTER TABLE chain ADD COLUMN policy_revision BIGINT NOT NULL DEFAULT 0")
+        connection.execute(sa.update(schema.meta).where(schema.meta.c.name == "schema").values(value=b"2"))
+    with pytest.raises(StoreError, match="does not open"):
+        world.home.open_store()

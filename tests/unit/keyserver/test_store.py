@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.errors import AuditError, OutOfOrder, StorageFailed, StoreError, UnknownKey, UsageError, VersionMismatch
 from adyton.keyserver import schema
-from adyton.keyserver.audit import Checkpoint, Head, sign_checkpoint, verify_checkpoint
+from adyton.keyserver.audit import Checkpoint, Head, entry_hash, sign_checkpoint, verify_checkpoint
+from adyton.keyserver.change import Transaction
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.owner import (
     Config,
@@ -34,7 +35,7 @@ from adyton.keyserver.owner import (
 )
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
 from adyton.keyserver.store import Store
-from adyton.keyserver.view import KEY, SECRET, Release
+from adyton.keyserver.view import KEY, SECRET
 from adyton.keyserver.wrapping import WrappingKey, master_from_command, master_from_passphrase, read_private_file
 from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Key128, Measurement
@@ -260,12 +261,18 @@ def test_approval_that_says_nothing_or_nonsense_is_refused(world: World, changes
         world.approval(*((changes.pop("measurement"),) if "measurement" in changes else (M,)), **changes)
 
 
+def release(change: Transaction, number: int, approval: str, run: str, until_ms: int) -> None:
+    """A release as the key server records it."""
+    item = {"approval": approval, "release": f"r-{number}", "renewed": False, "lease_until_ms": until_ms}
+    change.record("release", f"g-{number}", {"grant": f"g-{number}", "run": run, "keys": [item]}, 0)
+
+
 def test_usage_counts_runs_and_leases(world: World) -> None:
     """Runs count once however often they ask; leases end."""
     approval = world.approve(world.program())
     with world.store.write() as change:
         for number, (run, until) in enumerate([("r1", 100), ("r1", 100), ("r2", 300)]):
-            change.add_release(Release(f"r-{number}", approval, run, "weights", 1, 0, until, None))
+            release(change, number, approval, run, until)
         inside = change.usage(approval, "r1", 50)
         assert (inside.runs, inside.active) == (2, 2)
         assert inside.own is not None
@@ -380,23 +387,53 @@ def test_audit_tampering_is_detected(record: World, statement: str, message: str
 
 
 def test_audit_cut_tail_shows_against_a_checkpoint(record: World) -> None:
-    """A tail that was cut with care, head and all, shows against a checkpoint that somebody else holds."""
-    with record.store.read() as view:
-        head = view.head()
+    """A tail that was cut with care, head and its code and all, shows against a checkpoint that somebody else holds."""
+    with sqlite3.connect(record.home.path / "store.db") as connection:
+        before = connection.execute("SELECT seq, hash, mac FROM chain").fetchone()
+    with record.store.write() as change:
+        for number in range(3):
+            change.record("note", "", {"further": number}, 1)
+        head = change.head()
     checkpoint = sign_checkpoint(audit_private_key(record.home), record.store.id, head, now_ms())
-    raw_sql(record, "DELETE FROM audit WHERE seq > 10")
-    raw_sql(record, "UPDATE chain SET seq = 10, hash = (SELECT hash FROM audit WHERE seq = 10)")
-    record.store.verify_audit()
+    raw_sql(record, "DELETE FROM audit WHERE seq > ?", before[0])
+    raw_sql(record, "UPDATE chain SET seq = ?, hash = ?, mac = ?", *before)
+    other = record.home.open_store()
+    other.verify_audit()
     with pytest.raises(AuditError, match="was cut"):
-        record.store.verify_audit([checkpoint])
+        other.verify_audit([checkpoint])
     with pytest.raises(StoreError, match="went back"), record.store.write() as change:
         change.record("forged", "", {}, 1)
-    other = record.home.open_store()
+    with pytest.raises(StoreError, match="went back"), record.store.read():
+        pass
     with other.write() as change:
         for _ in range(5):
             change.record("forged", "", {}, 1)
     with pytest.raises(AuditError, match="not the one that the checkpoint"):
         other.verify_audit([checkpoint])
+    with pytest.raises(AuditError, match="not the one that the checkpoint"):
+        record.store.verify_audit([checkpoint])
+    other.close()
+
+
+def test_record_that_is_whole_but_not_ours_is_refused(record: World) -> None:
+    """Hashes can be made anew by anybody; the code of the head cannot."""
+    with record.store.read() as view:
+        entries = list(view.entries())
+    previous = record.store.head().hash
+    with sqlite3.connect(record.home.path / "store.db") as connection:
+        last, before = entries[-1], entries[-2]
+        forged = entry_hash(before.hash, last.seq, last.at_ms, "other", last.body)
+        connection.execute("UPDATE audit SET kind = 'other', hash = ? WHERE seq = ?", (forged, last.seq))
+        connection.execute("UPDATE chain SET hash = ?", (forged,))
+    assert forged != previous
+    other = record.home.open_store()
+    for store in (record.store, other):
+        with pytest.raises(AuditError, match="something other than Adyton"), store.read():
+            pass
+        with pytest.raises(AuditError, match="something other than Adyton"), store.write():
+            pass
+        with pytest.raises(AuditError, match="something other than Adyton"):
+            store.verify_audit()
     other.close()
 
 

@@ -19,7 +19,6 @@ import pytest
 from adyton.errors import Denied
 from adyton.keyserver import change as change_module
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED
-from adyton.keyserver.view import Release
 from adyton.manifest.signed import SignedManifest
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
@@ -236,14 +235,15 @@ def test_programs_show_how_far_an_approval_is_used(client: httpx.Client, world: 
     approval = world.approve(signed, max_runs=7, max_active=3)
     with world.store.write() as change:
         for number, until in enumerate((1, 1 << 50, 1 << 50)):
-            change.add_release(Release(f"r-{number}", approval, f"run-{number}", "weights", 1, 1, until, None))
+            item = {"approval": approval, "release": f"r-{number}", "renewed": False, "lease_until_ms": until}
+            body = {"grant": f"g-{number}", "run": f"run-{number}", "keys": [{**item, "key": "weights"}]}
+            change.record("release", f"g-{number}", body, 0)
     assert "<dd>3 of 7 runs, 2 of 3 active</dd>" in client.get("/programs").text
 
 
 def wait(world: World, measurement: Measurement) -> None:
     """Let a program wait for approval."""
-    with world.store.write() as change:
-        change.note_candidate(measurement, world.tee, "weights", "d-1", 1)
+    world.let_wait(measurement)
 
 
 def test_dismiss_on_the_page(client: httpx.Client, world: World) -> None:
@@ -287,10 +287,7 @@ def test_tdx_program_that_showed_itself_is_accepted_with_its_guest(client: httpx
 def test_tdx_program_is_not_accepted_by_what_its_host_showed(client: httpx.Client, world: World) -> None:
     """A real trust domain's registers are the host's choice: the page says so, and accepts nothing."""
     measurement = world.program().measurement
-    with world.store.write() as change:
-        change.note_candidate(measurement, "tdx", "weights", "d-1", 1)
-        told = {"names": ["weights"], "told": {"message": "no"}, "peer": "x", "tee": "tdx", "measurement": "ab" * 48}
-        change.record("denial", "d-1", told, 1)
+    world.let_wait(measurement, tee="tdx")
     assert "pins nothing" in client.get(f"/candidates/{measurement}/weights").text
     fields = {"measurement": measurement.hex(), "key": "weights", "csrf": csrf(client), "guest": "ab" * 48}
     refused = client.post("/accept", data={**fields, "tee": "tdx", "app": "classify", "version": "v2"})

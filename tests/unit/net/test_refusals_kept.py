@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
 from adyton.errors import OutOfOrder
-from adyton.keyserver import change as change_module
+from adyton.keyserver import facts
 from adyton.manifest.signed import SignedManifest
 from adyton.net import bounds
 from adyton.net.bounds import MAX_GENUINE_PER_MINUTE, MAX_NOISE_PER_MINUTE, MAX_PER_PLATFORM, Refusals
@@ -169,20 +169,19 @@ def test_left_out_count_is_recorded_without_another_refusal(world: World, monkey
 
 def test_candidates_are_bounded_and_the_last_to_ask_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has a genuine platform can make programs without end; the list stays short."""
-    monkeypatch.setattr(change_module, "MAX_CANDIDATES", 3)
+    monkeypatch.setattr(facts, "MAX_CANDIDATES", 3)
     asked = [Measurement(bytes([number]) * 32) for number in range(5)]
-    with world.store.write() as change:
-        for at_ms, measurement in enumerate(asked):
-            change.note_candidate(measurement, world.tee, "weights", "d-1", at_ms)
-        change.note_candidate(asked[2], world.tee, "weights", "d-2", 9)
+    for at_ms, measurement in enumerate(asked):
+        world.let_wait(measurement, at_ms=at_ms)
+    world.let_wait(asked[2], denial="d-2", at_ms=9)
     assert [measurement for measurement, _ in candidates(world)] == [asked[2], asked[4], asked[3]]
 
 
 def test_dismissed_candidate_waits_no_longer_and_that_is_recorded(world: World) -> None:
     """The owner can wave a program away."""
     measurement = Measurement(b"m" * 32)
+    world.let_wait(measurement)
     with world.store.write() as change:
-        change.note_candidate(measurement, world.tee, "weights", "d-1", 1)
         assert not change.dismiss_candidate(measurement, "other", actor="alice")
         assert change.dismiss_candidate(measurement, "weights", actor="alice")
         assert not change.dismiss_candidate(measurement, "weights", actor="alice")

@@ -17,11 +17,12 @@ import pytest
 
 from adyton.errors import Denied, Error
 from adyton.keyserver.policy import REVOKED
+from adyton.manifest.measure import combine
 from adyton.net.bounds import MAX_NOISE_PER_MINUTE
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
 from adyton.net.service import Job
-from tests.owner_world import RUNTIME_PARTS, World, combine, now, running
+from tests.owner_world import RUNTIME_PARTS, World, now, running
 
 
 def bodies(world: World, kind: str) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import NoDevice
+from adyton.manifest.measure import RUNTIME_LABEL, combine
 from adyton.run import elf, identity
-from adyton.run.identity import LABEL, PACKAGES, combine, runtime_identity
+from adyton.run.identity import PACKAGES, runtime_identity
 from adyton.values import Digest
 from tests.mount import world
 
@@ -52,11 +53,11 @@ def copy(tmp_path: Path) -> Path:
 def test_identity_is_the_documented_hash_over_its_parts() -> None:
     """Label, then each part's name and digest in the order of names."""
     found = runtime_identity()
-    digest = hashlib.sha256(LABEL)
+    digest = hashlib.sha256(RUNTIME_LABEL)
     for name in sorted(found.parts):
         digest.update(len(name).to_bytes(4, "little") + name.encode() + found.parts[name].raw)
     assert found.digest.raw == digest.digest()
-    assert len(LABEL) == 32
+    assert len(RUNTIME_LABEL) == 32
     assert combine({"a": Digest(bytes(32))}) != combine({"b": Digest(bytes(32))})
 
 

@@ -31,8 +31,9 @@ from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
     from adyton.keyserver.audit import Entry
+    from adyton.keyserver.facts import Candidate
     from adyton.keyserver.store import Store
-    from adyton.keyserver.view import Candidate, Reader
+    from adyton.keyserver.view import Reader
     from adyton.net.collateral_store import CollateralStore
 
 COOKIE: Final = "__Host-adyton"

@@ -1,0 +1,79 @@
+"""Column types that give back what they promise: whoever writes the database can put any kind of value in SQLite's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import sqlalchemy as sa
+
+from adyton.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Checked(sa.types.TypeDecorator[Any]):
+    """A value of one kind, or NULL; anything else in its place is a StoreError and no value."""
+
+    cache_ok = True
+    kinds: ClassVar[tuple[type, ...]]
+
+    def result_processor(self, _dialect: sa.Dialect, _coltype: object) -> Callable[[Any], Any]:
+        """What is done with each value that comes from the database; the driver's own conversion is left out."""
+        kinds = self.kinds
+        make = kinds[0]
+
+        def check(value: Any) -> Any:
+            if type(value) is make or value is None:
+                return value
+            if isinstance(value, kinds):
+                return make(value)
+            raise StoreError(
+                "a value in the database is of another kind than Adyton writes",
+                check="kind of a value in the database",
+                expected=make.__name__,
+                seen=type(value).__name__,
+                remedy="something other than Adyton wrote to the database: restore the newest backup (adyton restore)",
+            )
+
+        return check
+
+
+class Octets(_Checked):
+    """Bytes."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+    kinds = (bytes, memoryview, bytearray)
+
+
+class Words(_Checked):
+    """Text of at most so many characters."""
+
+    impl = sa.String
+    cache_ok = True
+    kinds = (str,)
+
+
+class LongText(_Checked):
+    """Text of any length."""
+
+    impl = sa.Text
+    cache_ok = True
+    kinds = (str,)
+
+
+class Number(_Checked):
+    """A whole number of up to 64 bits."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+    kinds = (int,)
+
+
+class SmallNumber(_Checked):
+    """A whole number of up to 32 bits."""
+
+    impl = sa.Integer
+    cache_ok = True
+    kinds = (int,)
