@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 GUEST_LINE: Final = "guest image"
 RAW_LINE: Final = "report data of the program"
 
+PINNED_BY: Final = frozenset({"tdx"})
+"""Kinds of guest whose record pins all of it. SEV-SNP's does not: that its digest covers more than the firmware is a
+word that anybody can write, until a guest image document that `adyton` itself recomputes says so."""
+
 EXPECTED: Final = {
     "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
     "snp": f"a guest image document which says that the launch digest covers {', '.join(MUST_COVER)}",
@@ -40,9 +44,12 @@ def lines(approval: Approval, tee: str) -> list[Check]:
     found = []
     kind = confidential_kind(tee)
     if kind is not None:
-        pinned = any(guest.kind == kind for guest in approval.guest_images)
+        named = [guest for guest in approval.guest_images if guest.kind == kind]
+        pinned = bool(named) and kind in PINNED_BY
         if pinned:
             seen = "pinned whole"
+        elif named:
+            seen = "a launch digest, and no document that says what it covers"
         elif approval.guests:
             seen = f"the firmware only ({', '.join(str(guest) for guest in approval.guests[:3])})"
         else:
