@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adyton.keyserver.policy import Approval
 
 GUEST_LINE: Final = "guest image"
+SIGNER_LINE: Final = "identity of the program"
 RAW_LINE: Final = "report data of the program"
 
 PINNED_BY: Final = frozenset({"tdx"})
@@ -55,6 +56,16 @@ def lines(approval: Approval, tee: str) -> list[Check]:
         else:
             seen = "none"
         found.append(Check(GUEST_LINE, EXPECTED[kind], seen, pinned, REMEDY[kind]))
+    if kind is not None and approval.mrsigner is not None:
+        found.append(
+            Check(
+                SIGNER_LINE,
+                "a measurement: the evidence of a confidential machine names no signer",
+                approval.identity(),
+                False,
+                "approve it by measurement (adyton approve MANIFEST without --by-signer)",
+            )
+        )
     if approval.raw_report_data:
         name = tee.partition(":")[0]
         found.append(

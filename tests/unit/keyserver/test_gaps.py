@@ -59,6 +59,14 @@ def test_raw_report_data_is_a_gap_outside_sim_and_sgx() -> None:
     assert [(tee, gap.name) for tee, gap in gaps(approval)] == [(SIM_TDX, "report data of the program")]
 
 
+@pytest.mark.parametrize("tee", ["tdx", SIM_TDX])
+def test_signer_is_a_gap_in_a_confidential_machine(tee: str) -> None:
+    """No register says who signed the manifest: such an approval would wait for evidence that never comes."""
+    signer = {"measurement": None, "mrsigner": Digest(b"s" * 32), "isv_prod_id": 1, "min_isv_svn": 0}
+    by_signer = _approval(tees=(tee, SIM), guest_images=(simulated_guest(),), **signer)
+    assert [(found, gap.name) for found, gap in gaps(by_signer)] == [(tee, "identity of the program")]
+
+
 def test_enclaves_have_no_guest() -> None:
     """What is no confidential machine needs none."""
     assert gaps(_approval(tees=(SIM, "sgx"))) == ()
