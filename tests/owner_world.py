@@ -13,11 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import SNPReport
 from adyton.attest.tdx import TDXQuote
 from adyton.errors import FetchFailed
+from adyton.keyserver import gaps
 from adyton.keyserver.facts import DENIAL, WAITS, waiting
 from adyton.keyserver.owner import Home, audit_private_key, init_home
 from adyton.keyserver.policy import Approval
@@ -69,6 +72,11 @@ class FixedCollateral:
     def for_report(self, _report: SNPReport, _now: datetime) -> AMDCollateral:
         """There is no simulated SEV-SNP."""
         raise FetchFailed("no certificates")
+
+
+def allow_snp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it will be once a guest image document says what a launch digest covers: then SEV-SNP approvals count."""
+    monkeypatch.setattr(gaps, "PINNED_BY", frozenset({"tdx", "snp"}))
 
 
 @dataclass

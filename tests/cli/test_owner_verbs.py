@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from adyton.attest.guest import MUST_COVER
 from adyton.cli import main as command_line
 from adyton.keyserver import change as change_module
 from adyton.keyserver.owner import Home
@@ -208,6 +209,22 @@ def test_approve_guest_that_is_pinned_whole(owner: tuple[Run, SimPlatform]) -> N
     ]
     assert images[sim_tdx] == [simulated_guest().to_dict()]
     assert all(item["gaps"] == [] for item in found)
+
+
+def test_policy_set_cannot_approve_for_snp(owner: tuple[Run, SimPlatform]) -> None:
+    """She writes herself what the digest covers, as a host advised her: it counts for nothing and is not stored."""
+    run, platform = owner
+    assert run("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))[0] == 0
+    (made,) = document(run("policy", "show", "--json")[1])["approvals"]
+    image = {"tee": "snp", "launch_digest": "d4" * 48, "launch_digest_covers": list(MUST_COVER)}
+    for words in ([f"guest_images={json.dumps([image])}"], [f'guests=["{"d4" * 48}"]']):
+        status, _, error = run("policy", "set", made["id"], 'tees=["snp"]', *words)
+        assert status == 2
+        shown = " ".join(error.split())
+        for part in ("release nothing under snp", "guest image", "a later version of Adyton", "document"):
+            assert part in shown
+    (still,) = document(run("policy", "show", "--json")[1])["approvals"]
+    assert (still["tees"], still["revision"]) == (made["tees"], 1)
 
 
 def test_sim_tdx_goes_the_whole_way_and_an_older_approval_says_why_not(

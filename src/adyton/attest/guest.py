@@ -15,8 +15,8 @@ from adyton.errors import UsageError
 from adyton.values import Measurement
 
 REGISTER_BYTES: Final = 48
-MUST_COVER: Final = ("cmdline", "initrd", "kernel")
-"""What SEV-SNP's launch digest must cover besides the firmware, sorted."""
+MUST_COVER: Final = ("acpi", "cmdline", "initrd", "kernel")
+"""What SEV-SNP's launch digest must cover besides the firmware, sorted; acpi: the tables, else the host writes them."""
 
 
 def confidential_kind(tee: str) -> str | None:
@@ -84,7 +84,11 @@ class TDXGuest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SNPGuest:
-    """A SEV-SNP guest: a launch digest, and the statement that it covers kernel, initrd and command line."""
+    """A SEV-SNP guest: a launch digest, and the statement that it covers kernel, initrd, command line and ACPI tables.
+
+    Only a guest image document can know that, and there is none yet: no approval with one releases anything
+    (`keyserver.gaps`).
+    """
 
     kind: ClassVar[str] = "snp"
     launch_digest: Measurement

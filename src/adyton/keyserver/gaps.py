@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from adyton.keyserver.policy import Approval
 
 GUEST_LINE: Final = "guest image"
+SIGNER_LINE: Final = "identity of the program"
 RAW_LINE: Final = "report data of the program"
+
+PINNED_BY: Final = frozenset({"tdx"})
+"""Kinds of guest whose record pins all of it. SEV-SNP's does not: that its digest covers more than the firmware is a
+word that anybody can write, until a guest image document that `adyton` itself recomputes says so."""
 
 EXPECTED: Final = {
     "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
@@ -40,14 +45,27 @@ def lines(approval: Approval, tee: str) -> list[Check]:
     found = []
     kind = confidential_kind(tee)
     if kind is not None:
-        pinned = any(guest.kind == kind for guest in approval.guest_images)
+        named = [guest for guest in approval.guest_images if guest.kind == kind]
+        pinned = bool(named) and kind in PINNED_BY
         if pinned:
             seen = "pinned whole"
+        elif named:
+            seen = "a launch digest, and no document that says what it covers"
         elif approval.guests:
             seen = f"the firmware only ({', '.join(str(guest) for guest in approval.guests[:3])})"
         else:
             seen = "none"
         found.append(Check(GUEST_LINE, EXPECTED[kind], seen, pinned, REMEDY[kind]))
+    if kind is not None and approval.mrsigner is not None:
+        found.append(
+            Check(
+                SIGNER_LINE,
+                "a measurement: the evidence of a confidential machine names no signer",
+                approval.identity(),
+                False,
+                "approve it by measurement (adyton approve MANIFEST without --by-signer)",
+            )
+        )
     if approval.raw_report_data:
         name = tee.partition(":")[0]
         found.append(

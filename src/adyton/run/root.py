@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adyton.errors import MountFailed
 from adyton.run import launcher, names, namespace, sandbox
+from adyton.run.interfaces import interfaces, parse_mountinfo
 from adyton.run.plan import Plan
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import FIXED_TIME_S
@@ -109,6 +110,7 @@ class Root:
                     seen="a link that the host put there",
                     remedy="put the file itself in its place",
                 )
+            self._check_no_interface(source, fd, place)
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 self._owner.make_folders(target)
             else:
@@ -121,6 +123,20 @@ class Root:
                 )
         finally:
             os.close(fd)
+
+    def _check_no_interface(self, source: str, fd: int, place: str) -> None:
+        """Refuse what would show the program more of the machine than files."""
+        facts = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").split()
+        mounts = parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+        for found in interfaces(mounts, int(facts[facts.index("mnt_id:") + 1]), place, self._private):
+            raise MountFailed(
+                f"allowed file {source} would show the program {found}",
+                check="sgx.allowed_files",
+                expected="files and folders of the host, with no interface of the kernel in them",
+                seen=found,
+                remedy="name the folder that holds the files; what the program gets of /dev, /proc and /sys is in"
+                " docs/sandbox.md",
+            )
 
     def _link_interpreter(self) -> None:
         """Where the program's ELF interpreter is listed under another path than the program asks for, link it there.

@@ -28,7 +28,7 @@ from adyton.run.evidence import program_evidence
 from adyton.values import Measurement
 from tests.amd_factory import LAUNCH, NOW, SNPScenario
 from tests.mount import world as mounts
-from tests.owner_world import World, make_world, now
+from tests.owner_world import World, allow_snp, make_world, now
 
 RAW = "[adyton]\ninsecure__raw_report_data = true\n"
 
@@ -77,8 +77,9 @@ class TestAMD:
 
 
 @pytest.fixture
-def victim(world: World) -> SignedManifest:
-    """An owner's program, approved in a SEV-SNP guest that is pinned whole."""
+def victim(world: World, monkeypatch: pytest.MonkeyPatch) -> SignedManifest:
+    """An owner's program, approved in a SEV-SNP guest, as it will be possible once a document pins that guest whole."""
+    allow_snp(monkeypatch)
     signed = world.program()
     world.approve(
         signed,

@@ -28,7 +28,7 @@ from adyton.tee.sim import SimPlatform
 from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Digest, Measurement
 from tests.amd_factory import LAUNCH, REPORT_DATA, SNPScenario
-from tests.owner_world import FixedCollateral, World, make_world, now
+from tests.owner_world import FixedCollateral, World, allow_snp, make_world, now
 
 BINDING = bytes(range(64))
 NOTHING_USED = Usage(0, 0, None)
@@ -369,8 +369,9 @@ def snp_reports() -> Callable[..., VerifiedReport]:
 
 
 @pytest.fixture
-def snp_case(base: World, snp_reports: Callable[..., VerifiedReport]) -> Case:
-    """A request from an SEV-SNP guest that is granted, unless a test changes one thing."""
+def snp_case(base: World, snp_reports: Callable[..., VerifiedReport], monkeypatch: pytest.MonkeyPatch) -> Case:
+    """A request from an SEV-SNP guest that is granted, once such guests can be pinned; a test changes one thing."""
+    allow_snp(monkeypatch)
     lowest = {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219}
     case = case_of(
         base,
@@ -390,6 +391,16 @@ def test_decide_sev_snp_grants_guest_and_manifest(snp_case: Case) -> None:
     decided = snp_case.decide()
     assert isinstance(decided, Grant)
     assert decided.claims.bound
+
+
+def test_decide_sev_snp_grants_nothing_yet(snp_case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same case as it is today: no document bears out that the digest covers more than the firmware."""
+    monkeypatch.undo()
+    decided = snp_case.decide()
+    assert isinstance(decided, Denial)
+    assert failing(decided) == ["guest image"]
+    (line,) = decided.judged[0].failed
+    assert "no document" in str(line.seen)
 
 
 def test_decide_sev_snp_workload_measurement_plays_no_part(snp_case: Case) -> None:

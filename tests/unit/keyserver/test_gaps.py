@@ -13,7 +13,7 @@ from adyton.keyserver.gaps import gaps
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
 from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Digest, Measurement
-from tests.owner_world import World
+from tests.owner_world import World, allow_snp
 
 GUEST = Measurement(b"g" * 48)
 SIM = "sim:" + "0" * 64
@@ -33,8 +33,9 @@ def _approval(**changes: Any) -> Approval:
 
 
 @pytest.mark.parametrize("tee", ["tdx", "snp", SIM_TDX])
-def test_firmware_alone_is_a_gap(tee: str) -> None:
+def test_firmware_alone_is_a_gap(tee: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """MRTD or a launch digest without the rest; the guest of another kind of machine is no better."""
+    allow_snp(monkeypatch)
     assert [(found, gap.name) for found, gap in gaps(_approval(tees=(tee,), guests=(GUEST,)))] == [(tee, "guest image")]
     snp = SNPGuest(launch_digest=GUEST, launch_digest_covers=MUST_COVER)
     right, wrong = (snp, simulated_guest()) if tee == "snp" else (simulated_guest(), snp)
@@ -42,10 +43,28 @@ def test_firmware_alone_is_a_gap(tee: str) -> None:
     assert [gap.name for _, gap in gaps(_approval(tees=(tee,), guest_images=(wrong,)))] == ["guest image"]
 
 
+def test_launch_digest_is_a_gap_whatever_is_said_of_it() -> None:
+    """Anybody can write what a digest covers into a record, as with `adyton policy set`; no document says it yet."""
+    stated = SNPGuest(launch_digest=GUEST, launch_digest_covers=MUST_COVER)
+    approval = _approval(tees=("sgx", "snp", "tdx"), guest_images=(stated, simulated_guest()))
+    ((tee, gap),) = gaps(approval)
+    assert (tee, gap.name) == ("snp", "guest image")
+    assert str(gap.seen).startswith("a launch digest, and no document")
+    assert {"acpi", "cmdline", "initrd", "kernel"} <= set(MUST_COVER)
+
+
 def test_raw_report_data_is_a_gap_outside_sim_and_sgx() -> None:
     """The same approval counts where it may, and says where it does not."""
     approval = _approval(tees=(SIM, SIM_TDX, "sgx"), guest_images=(simulated_guest(),), raw_report_data=True)
     assert [(tee, gap.name) for tee, gap in gaps(approval)] == [(SIM_TDX, "report data of the program")]
+
+
+@pytest.mark.parametrize("tee", ["tdx", SIM_TDX])
+def test_signer_is_a_gap_in_a_confidential_machine(tee: str) -> None:
+    """No register says who signed the manifest: such an approval would wait for evidence that never comes."""
+    signer = {"measurement": None, "mrsigner": Digest(b"s" * 32), "isv_prod_id": 1, "min_isv_svn": 0}
+    by_signer = _approval(tees=(tee, SIM), guest_images=(simulated_guest(),), **signer)
+    assert [(found, gap.name) for found, gap in gaps(by_signer)] == [(tee, "identity of the program")]
 
 
 def test_enclaves_have_no_guest() -> None:
