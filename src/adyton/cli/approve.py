@@ -11,8 +11,10 @@ from adyton.cli.output import note, say, say_json
 from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from datetime import datetime
 
+    from adyton.manifest.review import Finding
     from adyton.manifest.signed import SignedManifest
     from adyton.values import Measurement
 
@@ -50,6 +52,14 @@ def approve(
         bool, typer.Option("--by-signer", help="Approve every version of this signer's product, from this SVN on.")
     ] = False,
     debug: Annotated[bool, typer.Option("--allow-debug", help="Accept a debug TEE, which the host can read.")] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Accept a finding that exposes the data, by its name; each has to be named.",
+            metavar="FINDING",
+            show_default=False,
+        ),
+    ] = None,
     expires: Annotated[
         str | None, typer.Option(help="When the approval ends (date or time).", show_default=False)
     ] = None,
@@ -75,13 +85,16 @@ def approve(
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Approve MANIFEST's program for a key, and show what its measurement does not cover.
+    """Approve MANIFEST's program for a key, and show what it leaves open and what its measurement does not cover.
 
     The measurement covers the manifest (with every trusted file's hash) and the Adyton that runs it: the one installed
     here. Nothing else ever gets the key. For sgx it is the MRENCLAVE of what `adyton build --gramine` prepared.
+    What would expose the data (output in clear, what the host chooses, keys in the manifest, a CA that is not yours) is
+    refused unless you name it with --allow; --allow-debug and --by-signer name what they open themselves.
     """
     import tomllib
 
+    from adyton.keyserver.consent import mine, propose, shown
     from adyton.keyserver.owner import actor
     from adyton.keyserver.policy import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
     from adyton.manifest.review import not_covered
@@ -100,13 +113,14 @@ def approve(
         advisories[name] = parse_time(until, f"end of {name}") if equals else None
     further = tomllib.loads(read_capped(require, 256 * 1024, "requirements").decode()) if require else {}
     program = app_name or manifest.name.removesuffix(".manifest")
-    made = []
-    with owner_store(home) as (_, store), store.write() as change:
+    named = [*(allow or ()), *(("debug",) if debug else ()), *(("any-version",) if by_signer else ())]
+    with owner_store(home) as (found, store), store.write() as change:
+        owner = mine(found)
         label = version or _next_version(
             [(item.approval.app, item.approval.version) for item in change.approvals()], program
         )
-        for name in dict.fromkeys(key):
-            approval = Approval(
+        wanted = [
+            Approval(
                 key=name,
                 app=program,
                 version=label,
@@ -129,7 +143,23 @@ def approve(
                 not_covered=uncovered,
                 note=remark,
             )
-            made.append(change.add_approval(approval, actor=actor(), state=PENDING if pending else APPROVED))
+            for name in dict.fromkeys(key)
+        ]
+        left_open = {item.name: item for approval in wanted for item in shown(change, approval, owner, signed.manifest)}
+        if not as_json:
+            show_findings(left_open.values(), wanted[0].tees)
+        made = [
+            propose(
+                change,
+                approval,
+                owner=owner,
+                named=named,
+                actor=actor(),
+                state=PENDING if pending else APPROVED,
+                manifest=signed.manifest,
+            )
+            for approval in wanted
+        ]
         if not under_gramine:
             parts = {part: digest.hex() for part, digest in runtime.parts.items()}
             change.remember(measurement, signed.manifest_bytes, parts)
@@ -138,6 +168,10 @@ def approve(
             {
                 "approvals": [{"id": item.id, "state": item.state, **item.approval.to_dict()} for item in made],
                 "measurement": str(measurement),
+                "findings": [
+                    {"name": item.name, "exposes": item.exposes_on(wanted[0].tees), "key": item.key, "what": item.what}
+                    for item in left_open.values()
+                ],
                 "not_covered": list(uncovered),
             }
         )
@@ -148,9 +182,18 @@ def approve(
     say(f"  on {', '.join(made[0].approval.tees)}; TCB {', '.join(made[0].approval.tcb_statuses)}")
     if any(item.startswith("sim") for item in made[0].approval.tees):
         note("  a simulated platform protects nothing from whoever runs it")
+    if made[0].approval.allowed:
+        say(f"  named: {', '.join(made[0].approval.allowed)}")
     say("what the measurement does not cover:")
     for line in uncovered:
         say(f"  - {line}")
+
+
+def show_findings(found: Iterable[Finding], tees: Collection[str]) -> None:
+    """Show what is left open, on standard error: what must be named first, each with its name."""
+    for item in sorted(found, key=lambda item: not item.exposes_on(tees)):
+        kind = "exposes" if item.exposes_on(tees) else "note"
+        note(f"{kind}: {item.name}: {item.what} ({item.key})")
 
 
 def _mrenclave(manifest: Path, signed: SignedManifest, tees: list[str], protocols: list[str] | None) -> Measurement:

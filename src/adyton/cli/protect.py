@@ -34,6 +34,14 @@ def protect(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an older template and older encrypted inputs.")
     ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Accept a finding that exposes the data, by its name; each has to be named.",
+            metavar="FINDING",
+            show_default=False,
+        ),
+    ] = None,
     home: Annotated[
         Path | None,
         typer.Option(help="Your home; made if there is none.  [ADYTON_HOME, or ~/.adyton]", show_default=False),
@@ -81,7 +89,8 @@ def protect(
             folder.mkdir(parents=True, exist_ok=True)
     gramine, protocol = (("--gramine",), ("--protocol", "ra-tls")) if tee == "sgx" else ((), ())
     _do("build", f"{name}.manifest.template", *gramine, *mine)
-    _do("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *mine)
+    named = (word for item in allow or () for word in ("--allow", item))
+    _do("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *named, *mine)
 
     say("")
     say("next, the key server on your machine, and the program on the other one:")

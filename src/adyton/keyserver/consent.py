@@ -1,0 +1,189 @@
+"""What an owner is shown before she approves, and what she must name: the only way in which an approval comes to stand.
+
+Whoever approves (the command line, the dashboard) goes through `propose` or `change` here. Both find out what the
+approved program exposes, from its manifest where the store knows it, and refuse what she did not name. What was found
+and what was named is part of the approval, and hence of its entry in the audit record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from adyton.errors import UsageError
+from adyton.keyserver.policy import APPROVED, RA_TLS, REVOKED
+from adyton.manifest.model import parse_manifest
+from adyton.manifest.pinned import ca_sha256, ca_within
+from adyton.manifest.review import Finding, by_danger, finding, finding_named, findings, not_covered, pinned_keys
+from adyton.manifest.signed import decode
+from adyton.values import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from adyton.keyserver.change import Transaction
+    from adyton.keyserver.owner import Home
+    from adyton.keyserver.policy import Approval, StoredApproval
+    from adyton.keyserver.view import Reader
+    from adyton.manifest.model import Manifest
+
+REVIEWED: Final = ("findings", "allowed", "not_covered")
+"""Entries of an approval that only a review writes."""
+
+MAX_FINDINGS: Final = 256
+MAX_NAMED_IN_A_REFUSAL: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Mine:
+    """What tells an owner's keys from another's: the SHA-256 of her CA (DER, hex digits)."""
+
+    ca_sha256: str
+
+
+def mine(home: Home) -> Mine:
+    """The CA of this home; raises MalformedManifest where its certificate is none."""
+    return Mine(ca_sha256(ca_within(home.ca_path.read_text(encoding="ascii", errors="replace"), "ca.crt")))
+
+
+def shown(view: Reader, approval: Approval, owner: Mine, manifest: Manifest | None = None) -> tuple[Finding, ...]:
+    """Everything that the owner is shown of what she approves, the most dangerous first.
+
+    `manifest` is the one that was looked at for this approval; otherwise the store's is taken, where it has it.
+    """
+    known = manifest_of(view, approval) if manifest is None else manifest
+    if known is not None:
+        stored = view.keys()
+        hers = {key.name for key in stored} | {approval.key}
+        found = [*_pinning(known, approval.key, hers, owner), *findings(known)]
+    elif approval.findings:
+        found = [finding_named(name) for name in approval.findings]
+    else:
+        found = [finding("manifest-unknown")]
+    if approval.measurement is None:
+        found.append(finding("any-version"))
+    if approval.allow_debug:
+        found.append(finding("debug"))
+    if RA_TLS in approval.protocols:
+        found.append(finding("no-freshness"))
+    return by_danger({item.name: item for item in found}.values())
+
+
+def manifest_of(view: Reader, approval: Approval) -> Manifest | None:
+    """The manifest that an approval's measurement stands for, where the store knows it."""
+    if approval.measurement is None:
+        return None
+    behind = view.behind(approval.measurement)
+    if behind is None:
+        return None
+    if approval.manifest_sha256 not in (None, _sha256(behind[0])):
+        return None
+    return parse_manifest(decode(behind[0]))
+
+
+def propose(
+    change: Transaction,
+    approval: Approval,
+    *,
+    owner: Mine,
+    named: Iterable[str],
+    actor: str,
+    state: str = APPROVED,
+    manifest: Manifest | None = None,
+) -> StoredApproval:
+    """Store a new approval as reviewed; raises UsageError where it exposes what is not named, and is to stand."""
+    found = shown(change, approval.changed(findings=(), allowed=()), owner, manifest)
+    return change.add_approval(_reviewed(approval, found, named, stands=state == APPROVED), actor=actor, state=state)
+
+
+def alter(
+    change: Transaction,
+    approval_id: str,
+    *,
+    owner: Mine,
+    named: Iterable[str],
+    actor: str,
+    state: str | None = None,
+    approval: Approval | None = None,
+) -> StoredApproval:
+    """Change an approval's state or content as reviewed again: what it exposes must be named again.
+
+    What was named before counts where the program stays the same. Raises UsageError where something is not named.
+    """
+    before = change.approval(approval_id)
+    after = before.approval if approval is None else approval
+    wanted = before.state if state is None else state
+    if wanted == REVOKED:
+        return change.change_approval(approval_id, actor=actor, state=state, approval=approval)
+    if _program(after) != _program(before.approval):
+        known = manifest_of(change, after)
+        after = after.changed(findings=(), allowed=(), not_covered=() if known is None else not_covered(known))
+    elif (known := manifest_of(change, after)) is not None:
+        after = after.changed(not_covered=not_covered(known))
+    found = shown(change, after, owner)
+    kept = {item.name for item in found} & set(after.allowed)
+    agreed = _reviewed(after, found, {*kept, *named}, stands=wanted == APPROVED)
+    return change.change_approval(approval_id, actor=actor, state=state, approval=agreed)
+
+
+def _pinning(manifest: Manifest, key: str, hers: set[str], owner: Mine) -> Iterable[Finding]:
+    """Whose CA is pinned for which key: hers must be hers; what belongs to others she is shown."""
+    pinned = pinned_keys(manifest)
+    for name, ca in pinned.items():
+        if ca is not None and ca != owner.ca_sha256:
+            yield finding("foreign-ca" if name in hers else "other-owner", f"{name}@{ca}")
+    if key not in pinned:
+        yield finding("unused-key", key)
+
+
+def _reviewed(approval: Approval, found: tuple[Finding, ...], named: Iterable[str], *, stands: bool) -> Approval:
+    """The approval with what was found and what was named written into it."""
+    if len(found) > MAX_FINDINGS:
+        raise UsageError(
+            "the manifest leaves more open than anybody can look at",
+            check="findings of the manifest",
+            expected=f"at most {MAX_FINDINGS}",
+            seen=len(found),
+            remedy="list folders instead of files in sgx.allowed_files, or better trust and encrypt them",
+        )
+    names = {item.name: item for item in found}
+    given = set(named)
+    for name in sorted(given - set(names)):
+        raise UsageError(
+            f"{name[:200]!r} is no finding of what would be approved",
+            check="names of the findings",
+            expected=", ".join(names) or "none: nothing has to be named",
+            seen=name[:200],
+            remedy="take the names as they are shown",
+        )
+    exposing = [item for item in found if item.exposes_on(approval.tees)]
+    missing = [item for item in exposing if item.name not in given]
+    if stands and missing:
+        some = missing[:MAX_NAMED_IN_A_REFUSAL]
+        more = f"; and {len(missing) - len(some)} more" if len(missing) > len(some) else ""
+        raise UsageError(
+            "this approval would expose your data in a way that you did not name",
+            check="findings that expose the data",
+            expected="each of them named: --allow NAME on the command line, its box ticked on the dashboard",
+            seen="; ".join(f"{item.name}: {item.what}" for item in some) + more,
+            remedy=f"mend the manifest ({missing[0].remedy}), or, if you accept it: "
+            + " ".join(f"--allow {shlex.quote(item.name)}" for item in some),
+        )
+    allowed = tuple(item.name for item in exposing if item.name in given) if stands else ()
+    return approval.changed(findings=tuple(names), allowed=allowed)
+
+
+def _program(approval: Approval) -> tuple[object, ...]:
+    return (
+        approval.measurement,
+        approval.mrsigner,
+        approval.isv_prod_id,
+        approval.min_isv_svn,
+        approval.manifest_sha256,
+    )
+
+
+def _sha256(raw: bytes) -> Digest:
+    return Digest(hashlib.sha256(raw).digest())
