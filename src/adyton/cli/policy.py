@@ -40,7 +40,7 @@ def show(
     as_json: JSONOption = False,
 ) -> None:
     """Show every approval: program, version, platform, conditions, what it leaves open, state."""
-    from adyton.manifest.review import finding_named
+    from adyton.manifest.review import words
 
     with owner_store(home) as (_, store), store.read() as view:
         found = view.approvals(key)
@@ -75,7 +75,7 @@ def show(
         for advisory, until in approval.advisories.items():
             say(f"    accepts {advisory}{f' until {until:%Y-%m-%d}' if until else ''}")
         for name in approval.findings:
-            say(f"    {'named' if name in approval.allowed else 'left open'}: {finding_named(name).what} ({name})")
+            say(f"    {'named' if name in approval.allowed else 'left open'}: {words(name)} ({name})")
     for revision in revisions:
         when = _when(revision["at_ms"])
         what = f"{revision['approval']} revision {revision['revision']}"

@@ -185,6 +185,11 @@ def finding_named(full: str) -> Finding:
     return _BY_NAME[name].about_shown(subject)
 
 
+def words(full: str) -> str:
+    """What a recorded finding means; its name where this Adyton does not know it."""
+    return finding_named(full).what if full.partition("=")[0] in _BY_NAME else full
+
+
 def findings(manifest: Manifest) -> tuple[Finding, ...]:
     """Every warning about a manifest, the most dangerous first, then in the order of the table; each name once."""
     found = {

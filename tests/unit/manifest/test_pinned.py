@@ -48,7 +48,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_ca_that_is_not_one_ca_is_refused_at_parse(name: str) -> None:
     """A TLS library would trust every certificate in the text; the manifest says one."""
-    with pytest.raises(MalformedManifest, match="adyton.owners.me.ca"):
+    with pytest.raises(MalformedManifest, match=r"adyton\.owners\.me\.ca"):
         parse_manifest(MANIFEST + f"adyton.owners.me.ca = '''{HOSTILE[name]}'''\n")
 
 
@@ -56,7 +56,7 @@ def test_ca_that_is_not_one_ca_is_refused_at_parse(name: str) -> None:
 def test_ca_is_refused_for_every_owner_and_key(name: str) -> None:
     """Also for an owner of whom the manifest asks nothing."""
     owners = f"adyton.owners.me.ca = '''{CA}'''\nadyton.owners.other.ca = '''{HOSTILE[name]}'''\n"
-    with pytest.raises(MalformedManifest, match="adyton.owners.other.ca"):
+    with pytest.raises(MalformedManifest, match=r"adyton\.owners\.other\.ca"):
         parse_manifest(MANIFEST + owners + 'adyton.keys.default = "me"\n')
 
 
