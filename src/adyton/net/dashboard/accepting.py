@@ -7,6 +7,7 @@ takes the place of the one that has waited longest, so that who is quick comes t
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from adyton.net.dashboard.guesses import source_of
@@ -45,21 +46,21 @@ class Accepting:
                 self._make_room(source)
                 task = loop.create_task(self._shake(loop, connection))
                 self._under_way[task] = source
-                task.add_done_callback(lambda done: self._under_way.pop(done, None))
+                task.add_done_callback(partial(self._done, connection))
         finally:
             for task in list(self._under_way):
                 task.cancel()
 
     async def _shake(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-        try:
-            await loop.connect_accepted_socket(
-                self._protocol, connection, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_S
-            )
-        except OSError:
+        await loop.connect_accepted_socket(
+            self._protocol, connection, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_S
+        )
+
+    def _done(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        """Forget a handshake that is over; one that failed, or was dropped before it began, leaves nothing open."""
+        self._under_way.pop(task, None)
+        if task.cancelled() or task.exception() is not None:
             connection.close()
-        except asyncio.CancelledError:
-            connection.close()
-            raise
 
     def _make_room(self, source: str) -> None:
         same = [task for task, whose in self._under_way.items() if whose == source]
