@@ -105,13 +105,16 @@ def approve(
     runtime = runtime_identity()
     signed = read_signed(manifest, runtime.digest)
     under_gramine = "sgx" in tee
-    measurement = _mrenclave(manifest, signed, tee, protocol) if under_gramine else signed.measurement
+    further: tuple[Finding, ...] = ()
+    measurement = signed.measurement
+    if under_gramine:
+        measurement, further = _mrenclave(manifest, signed, tee, protocol)
     uncovered = tuple(not_covered(signed.manifest))
     advisories: dict[str, datetime | None] = {}
     for written in advisory or ():
         name, equals, until = written.partition("=")
         advisories[name] = parse_time(until, f"end of {name}") if equals else None
-    further = tomllib.loads(read_capped(require, 256 * 1024, "requirements").decode()) if require else {}
+    required = tomllib.loads(read_capped(require, 256 * 1024, "requirements").decode()) if require else {}
     program = app_name or manifest.name.removesuffix(".manifest")
     named = [*(allow or ()), *(("debug",) if debug else ()), *(("any-version",) if by_signer else ())]
     with owner_store(home) as (found, store), store.write() as change:
@@ -139,7 +142,7 @@ def approve(
                 max_active=max_active,
                 lease_s=DEFAULT_LEASE_S if lease_s is None else lease_s,
                 manifest_sha256=None if by_signer or under_gramine else signed.manifest_sha256,
-                evidence=further,
+                evidence=required,
                 not_covered=uncovered,
                 note=remark,
             )
@@ -157,6 +160,7 @@ def approve(
                 actor=actor(),
                 state=PENDING if pending else APPROVED,
                 manifest=signed.manifest,
+                further=further,
             )
             for approval in wanted
         ]
@@ -196,13 +200,19 @@ def show_findings(found: Iterable[Finding], tees: Collection[str]) -> None:
         note(f"{kind}: {item.name}: {item.what} ({item.key})")
 
 
-def _mrenclave(manifest: Path, signed: SignedManifest, tees: list[str], protocols: list[str] | None) -> Measurement:
-    """What SGX measures of the manifest that was prepared for Gramine, checked as far as this machine can."""
+def _mrenclave(
+    manifest: Path, signed: SignedManifest, tees: list[str], protocols: list[str] | None
+) -> tuple[Measurement, tuple[Finding, ...]]:
+    """What SGX measures of the manifest that was prepared for Gramine, and what is found of that one beside the other.
+
+    Whether it comes from the manifest that the owner is shown can be told only where Gramine is installed.
+    """
     from adyton.errors import BadSignature, UsageError
     from adyton.manifest.host import find_gramine
     from adyton.manifest.model import MAX_MANIFEST_BYTES
+    from adyton.manifest.review import finding, findings
     from adyton.manifest.signed import read_capped
-    from adyton.run.gramine import measure_for, read_prepared, stem_of
+    from adyton.run.gramine import is_rendered_from, measure_for, read_prepared, stem_of
 
     if set(tees) != {"sgx"}:
         raise UsageError(
@@ -245,7 +255,10 @@ def _mrenclave(manifest: Path, signed: SignedManifest, tees: list[str], protocol
                 seen=seen,
                 remedy="build again with adyton build --gramine",
             )
-    return prepared.measurement
+    found = [item for item in findings(prepared.manifest) if not item.key.startswith("adyton.")]
+    if installation is None or not is_rendered_from(signed.manifest_bytes, prepared, installation):
+        found.append(finding("unchecked-rendition"))
+    return prepared.measurement, tuple(found)
 
 
 def _next_version(known: list[tuple[str, str]], program: str) -> str:

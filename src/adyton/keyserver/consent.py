@@ -48,10 +48,17 @@ def mine(home: Home) -> Mine:
     return Mine(ca_sha256(ca_within(home.ca_path.read_text(encoding="ascii", errors="replace"), "ca.crt")))
 
 
-def shown(view: Reader, approval: Approval, owner: Mine, manifest: Manifest | None = None) -> tuple[Finding, ...]:
+def shown(
+    view: Reader,
+    approval: Approval,
+    owner: Mine,
+    manifest: Manifest | None = None,
+    further: Iterable[Finding] = (),
+) -> tuple[Finding, ...]:
     """Everything that the owner is shown of what she approves, the most dangerous first.
 
-    `manifest` is the one that was looked at for this approval; otherwise the store's is taken, where it has it.
+    `manifest` is the one that was looked at for this approval, and `further` what else was found of it; otherwise the
+    store's manifest is taken, where it has it.
     """
     known = manifest_of(view, approval) if manifest is None else manifest
     if known is not None:
@@ -62,6 +69,7 @@ def shown(view: Reader, approval: Approval, owner: Mine, manifest: Manifest | No
         found = [finding_named(name) for name in approval.findings]
     else:
         found = [finding("manifest-unknown")]
+    found.extend(further)
     if approval.measurement is None:
         found.append(finding("any-version"))
     if approval.allow_debug:
@@ -92,9 +100,10 @@ def propose(
     actor: str,
     state: str = APPROVED,
     manifest: Manifest | None = None,
+    further: Iterable[Finding] = (),
 ) -> StoredApproval:
     """Store a new approval as reviewed; raises UsageError where it exposes what is not named, and is to stand."""
-    found = shown(change, approval.changed(findings=(), allowed=()), owner, manifest)
+    found = shown(change, approval.changed(findings=(), allowed=()), owner, manifest, further)
     return change.add_approval(_reviewed(approval, found, named, stands=state == APPROVED), actor=actor, state=state)
 
 
