@@ -54,21 +54,24 @@ def shown(
     owner: Mine,
     manifest: Manifest | None = None,
     further: Iterable[Finding] = (),
+    *,
+    stood: bool = False,
 ) -> tuple[Finding, ...]:
     """Everything that the owner is shown of what she approves, the most dangerous first.
 
     `manifest` is the one that was looked at for this approval, and `further` what else was found of it; otherwise the
-    store's manifest is taken, where it has it.
+    store's manifest is taken, where it has it. Where it has none, `stood` says that what the approval itself records
+    was found when the owner approved it; a proposal's own word is shown, and stands for no manifest.
     """
     known = manifest_of(view, approval) if manifest is None else manifest
     if known is not None:
         stored = view.keys()
         hers = {key.name for key in stored} | {approval.key}
         found = [*_pinning(known, approval.key, hers, owner), *findings(known)]
-    elif approval.findings:
-        found = [finding_named(name) for name in approval.findings]
     else:
-        found = [finding("manifest-unknown")]
+        found = [finding_named(name) for name in approval.findings]
+        if not stood or not found:
+            found.append(finding("manifest-unknown"))
     found.extend(further)
     if approval.measurement is None:
         found.append(finding("any-version"))
@@ -119,7 +122,8 @@ def alter(
 ) -> StoredApproval:
     """Change an approval's state or content as reviewed again: what it exposes must be named again.
 
-    What was named before counts where the program stays the same. Raises UsageError where something is not named.
+    What was named counts on where the approval stood and the program stays the same. Raises UsageError where something
+    is not named.
     """
     before = change.approval(approval_id)
     after = before.approval if approval is None else approval
@@ -131,8 +135,9 @@ def alter(
         after = after.changed(findings=(), allowed=(), not_covered=() if known is None else not_covered(known))
     elif (known := manifest_of(change, after)) is not None:
         after = after.changed(not_covered=not_covered(known))
-    found = shown(change, after, owner)
-    kept = {item.name for item in found} & set(after.allowed)
+    stood = before.state == APPROVED
+    found = shown(change, after, owner, stood=stood)
+    kept = {item.name for item in found} & set(after.allowed if stood else ())
     agreed = _reviewed(after, found, {*kept, *named}, stands=wanted == APPROVED)
     return change.change_approval(approval_id, actor=actor, state=state, approval=agreed)
 
