@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+from adyton.cli.owner_options import AllowOption, HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -52,14 +52,7 @@ def approve(
         bool, typer.Option("--by-signer", help="Approve every version of this signer's product, from this SVN on.")
     ] = False,
     debug: Annotated[bool, typer.Option("--allow-debug", help="Accept a debug TEE, which the host can read.")] = False,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Accept a finding that exposes the data, by its name; each has to be named.",
-            metavar="FINDING",
-            show_default=False,
-        ),
-    ] = None,
+    allow: AllowOption = None,
     expires: Annotated[
         str | None, typer.Option(help="When the approval ends (date or time).", show_default=False)
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+from adyton.cli.owner_options import AllowOption, HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
     from adyton.values import Digest
@@ -21,15 +21,6 @@ app = typer.Typer(
 )
 
 MAX_EVIDENCE_BYTES = 128 * 1024
-
-AllowOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Accept a finding that exposes the data, by its name; each has to be named.",
-        metavar="FINDING",
-        show_default=False,
-    ),
-]
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from adyton.cli.output import say
+from adyton.cli.owner_options import AllowOption
 from adyton.errors import UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,14 +35,7 @@ def protect(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an older template and older encrypted inputs.")
     ] = False,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Accept a finding that exposes the data, by its name; each has to be named.",
-            metavar="FINDING",
-            show_default=False,
-        ),
-    ] = None,
+    allow: AllowOption = None,
     home: Annotated[
         Path | None,
         typer.Option(help="Your home; made if there is none.  [ADYTON_HOME, or ~/.adyton]", show_default=False),

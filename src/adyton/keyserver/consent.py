@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 from adyton.errors import UsageError
 from adyton.keyserver.policy import APPROVED, RA_TLS, REVOKED
 from adyton.manifest.model import parse_manifest
-from adyton.manifest.pinned import ca_sha256, ca_within
+from adyton.manifest.pinned import MAX_CA_CHARS, ca_sha256, ca_within
 from adyton.manifest.review import Finding, by_danger, finding, finding_named, findings, not_covered, pinned_keys
-from adyton.manifest.signed import decode
+from adyton.manifest.signature import MAX_PEM_BYTES, load_signer, mrsigner_of
+from adyton.manifest.signed import decode, read_capped
 from adyton.values import Digest
 
 if TYPE_CHECKING:
@@ -38,14 +39,18 @@ MAX_NAMED_IN_A_REFUSAL: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Mine:
-    """What tells an owner's keys from another's: the SHA-256 of her CA (DER, hex digits)."""
+    """What tells an owner from another: the SHA-256 of her CA (DER, hex digits), and her signer where she has one."""
 
     ca_sha256: str
+    mrsigner: Digest | None
 
 
 def mine(home: Home) -> Mine:
-    """The CA of this home; raises MalformedManifest where its certificate is none."""
-    return Mine(ca_sha256(ca_within(home.ca_path.read_text(encoding="ascii", errors="replace"), "ca.crt")))
+    """The CA and the signer of this home; raises ManifestError or UsageError where they are not what they should be."""
+    ca = ca_within(read_capped(home.ca_path, MAX_CA_CHARS, "CA certificate").decode("ascii", "replace"), "ca.crt")
+    signer = home.signer_path
+    pem = read_capped(signer, MAX_PEM_BYTES, "signing key") if signer.exists() else None
+    return Mine(ca_sha256(ca), None if pem is None else mrsigner_of(load_signer(pem)))
 
 
 def shown(
@@ -75,6 +80,8 @@ def shown(
     found.extend(further)
     if approval.measurement is None:
         found.append(finding("any-version"))
+        if approval.mrsigner != owner.mrsigner:
+            found.append(finding("foreign-signer", str(approval.mrsigner)))
     if approval.allow_debug:
         found.append(finding("debug"))
     if RA_TLS in approval.protocols:

@@ -129,6 +129,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("manifest-unknown", _E, _ALWAYS, "manifest", "the manifest of this program is not known here: nothing is known of what it does with the data", "approve it with `adyton approve MANIFEST`, which looks at its manifest"),
     Rule("unchecked-rendition", _E, _ALWAYS, "approval", "it is not known here that what was prepared for Gramine comes from this manifest: the enclave may run anything", "run `adyton build --gramine` on this machine, and approve what it makes"),
     Rule("any-version", _E, _ALWAYS, "approval", "every later program of this signer's product may have the key, whatever its manifest says", "approve by measurement, without --by-signer"),
+    Rule("foreign-signer", _E, _ALWAYS, "approval", "the signer {} is not yours: whatever it signs from now on may have the key", "approve by measurement, or build with your own signer"),
     Rule("foreign-ca", _E, _ALWAYS, "adyton.owners", "a key of yours would come from a key server that is not yours ({}: name of the key @ SHA-256 of the CA)", "pin your own ca.crt for it, or rename the key"),
     Rule("debug", _E, _ALWAYS, "sgx.debug", "a debug enclave: the host can read its memory, keys and data", "leave it out; key servers refuse debug enclaves", lambda m: _if(m.sgx.debug)),
     Rule("key-in-manifest", _E, _ALWAYS, "fs.insecure__keys.{}", "the key stands in the manifest, which everyone may read", "take it out and let a key server release the key", lambda m: sorted(m.insecure_keys)),

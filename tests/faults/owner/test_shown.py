@@ -17,7 +17,8 @@ import pytest
 import adyton
 from adyton.keyserver.identity import make_ca
 from adyton.keyserver.policy import APPROVED, PENDING
-from adyton.manifest.signed import SignedManifest
+from adyton.manifest.signature import generate_signer, load_signer, sign
+from adyton.manifest.signed import SignedManifest, load_signed, signed_attributes
 from tests.faults.owner.conftest import PARTS, Desk, Post, pending
 
 KEY = "0" * 32
@@ -142,6 +143,20 @@ def test_every_version_of_a_signer_is_named_by_its_option_and_recorded(desk: Des
     assert desk.approve(signed, "--by-signer")[0] == 2
     assert desk.approve(signed, "--by-signer", "--allow", "output-in-clear")[0] == 0
     assert set(desk.recorded()[0]["allowed"]) == {"any-version", "output-in-clear"}
+
+
+def test_strangers_signer_is_named_beside_the_option(desk: Desk) -> None:
+    """A co-owner's signer would decide from now on what has the owner's key."""
+    key = load_signer(generate_signer())
+    own = desk.world.program()
+    sigstruct = sign(own.measurement, key, attributes=signed_attributes(own.manifest))
+    hers = load_signed(own.manifest_bytes, sigstruct.to_bytes(), own.runtime)
+    status, _, error = desk.approve(hers, "--by-signer")
+    assert status == 2
+    assert f"foreign-signer={hers.mrsigner}" in error
+    assert desk.approve(hers, "--by-signer", "--allow", f"foreign-signer={own.mrsigner}")[0] == 2
+    assert desk.approve(hers)[0] == 0
+    assert desk.approve(own, "--by-signer")[0] == 0
 
 
 # --- proposals ------------------------------------------------------------------------------------------------------

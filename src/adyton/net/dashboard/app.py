@@ -26,7 +26,7 @@ from adyton.keyserver.consent import Mine, alter, manifest_of, propose, shown
 from adyton.keyserver.names import check_name
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
 from adyton.keyserver.replay import replay
-from adyton.manifest.review import not_covered, words
+from adyton.manifest.review import not_covered, one_line, words
 from adyton.net.dashboard.devices import LIFETIME_S, Devices
 from adyton.net.dashboard.guesses import Guesses, source_of
 from adyton.net.dashboard.requests import MAX_LOGIN_BYTES, Form, cookie, is_foreign, number, read_form
@@ -294,7 +294,7 @@ class Dashboard:
             "item": found[0],
             "tees": tees,
             "guest": guest,
-            "argv": () if manifest is None else manifest.argv or (),
+            "argv": () if manifest is None else tuple(map(one_line, manifest.argv or ())),
             "left_open": _left_open(shown(view, draft, self._mine), tees),
             "uncovered": draft.not_covered,
             "explained": explained,
@@ -306,7 +306,7 @@ class Dashboard:
         manifest = manifest_of(view, item.approval)
         return {
             "item": item,
-            "argv": () if manifest is None else manifest.argv or (),
+            "argv": () if manifest is None else tuple(map(one_line, manifest.argv or ())),
             "left_open": _left_open(shown(view, item.approval, self._mine), item.approval.tees),
             "uncovered": item.approval.not_covered if manifest is None else not_covered(manifest),
         }
