@@ -141,7 +141,9 @@ def approve(
             )
             for name in dict.fromkeys(key)
         ]
-        left_open = {item.name: item for approval in wanted for item in shown(change, approval, owner, signed.manifest)}
+        left_open = {
+            item.name: item for approval in wanted for item in shown(change, approval, owner, signed.manifest, further)
+        }
         if not as_json:
             show_findings(left_open.values(), wanted[0].tees)
         made = [
