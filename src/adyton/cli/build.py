@@ -150,9 +150,8 @@ def _show(document: dict[str, Any], warnings: tuple[Finding, ...]) -> None:
     for name, server in document["owners"].items():
         say(f"owner        {name}: {server}")
     for finding in warnings:
-        note(
-            f"warning ({finding.danger.name.lower()}): {finding.name}: {finding.key}: {finding.what}; {finding.remedy}"
-        )
+        about = f"{finding.key}: {finding.what}; {finding.remedy}"
+        note(f"warning ({finding.danger.name.lower()}): {about} [{finding.name}]")
     for refusal in document["refused_by_the_runtime"]:
         note(f"warning: Adyton's runtime refuses {refusal['key']}: {refusal['reason']} (only under sgx)")
     if "gramine" in document:
