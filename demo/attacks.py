@@ -7,8 +7,10 @@ the named check stood between the attempt and the key.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +59,8 @@ class Scene:
     """Which simulated platform it runs on; the cloud's own, unless the attempt says otherwise."""
     owner: Actor | None = None
     """Who would have to approve it; the owner, unless the attempt says otherwise."""
+    named: tuple[str, ...] = ()
+    """What the changed manifest exposes: whoever approves it has to name each."""
 
     @property
     def template(self) -> Path:
@@ -113,7 +117,8 @@ def _allow_manifest(scene: Scene) -> None:
     journey = scene.journey
     environment = {"PYTHONPATH": scene.cloud.extra["PYTHONPATH"]}
     owner = scene.owner or journey.world.owner
-    owner.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee, env=environment)
+    named = [word for name in scene.named for word in ("--allow", name)]
+    owner.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee, *named, env=environment)
 
 
 def _script(scene: Scene) -> None:
@@ -172,6 +177,7 @@ def _mount(scene: Scene) -> None:
         (plain / below).touch()
     scene.edit(found[0], f'{{ {found[1]}, uri = "file:plain/{below}" }}')
     scene.edit("[sgx]\n", '[sgx]\nallowed_files = ["file:plain/"]\n')
+    scene.named = ("allowed-file=file:plain/",)
     scene.rebuild()
 
 
@@ -250,7 +256,9 @@ def _false_server(scene: Scene) -> None:
     scene.cloud.adyton("init", "--name", "owner")
     scene.cloud.adyton("key", "new", KEY)
     scene.cloud.adyton("collateral", "fetch", "--pcs", journey.maker_url, "--root", journey.root_fingerprint)
-    scene.cloud.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee)
+    owners_ca = ssl.PEM_cert_to_DER_cert((scene.cloud.folder / "owner-ca.crt").read_text(encoding="ascii"))
+    foreign = f"foreign-ca={KEY}@{hashlib.sha256(owners_ca).hexdigest()}"
+    scene.cloud.adyton("approve", scene.manifest, "--key", KEY, "--tee", journey.tee, "--allow", foreign)
     scene.owner, scene.server = scene.cloud, _serve(scene.cloud)
 
 

@@ -143,7 +143,7 @@ def positive_control(journey: Journey, canaries: list[Canary]) -> Searched:
     leaked = scene.cloud.folder / "leaked"
     leaked.mkdir()
     scene.rebuild()
-    journey.allow(scene.manifest)
+    journey.allow(scene.manifest, "--allow", "output-in-clear", "--allow", "allowed-file=file:leaked/")
     outcome = scene.run()
     if outcome.status != 0:
         raise StepFailed("adyton run (the positive control)", outcome)

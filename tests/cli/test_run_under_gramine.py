@@ -94,10 +94,23 @@ def test_approve_for_sgx_approves_the_mrenclave(folder: Path) -> None:
     """The approval names the measurement of what was prepared for Gramine, not the workload's."""
     built = (folder / "app.gramine.sig").read_bytes()[960:992].hex()
     ended = adyton(
-        folder, "approve", "app.manifest", "--key", "default", "--tee", "sgx", "--protocol", "ra-tls", "--json"
+        folder,
+        "approve",
+        "app.manifest",
+        "--key",
+        "default",
+        "--tee",
+        "sgx",
+        "--protocol",
+        "ra-tls",
+        "--allow",
+        "output-in-clear",
+        "--json",
     )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["measurement"] == built
+    found = {item["name"]: item["exposes"] for item in json.loads(ended.stdout)["findings"]}
+    assert found == {"output-in-clear": True, "no-freshness": False, "names-from-host": False}
     assert json.loads(ended.stdout)["approvals"][0]["tees"] == ["sgx"]
 
 
@@ -128,3 +141,34 @@ def test_approve_for_sgx_of_a_changed_manifest_is_refused(folder: Path) -> None:
         path.write_bytes(good)
     assert ended.returncode == 73, ended.stderr
     assert "MRENCLAVE in the signature" in ended.stderr
+
+
+def test_approve_for_sgx_of_what_another_manifest_prepared_is_refused(folder: Path) -> None:
+    """A harmless manifest to read, and an enclave of another one to approve, both well signed: nothing is approved."""
+    harmless = {name: (folder / name).read_bytes() for name in ("app.manifest", "app.sig", "app.manifest.template")}
+    prepared = [path for path in folder.iterdir() if path.name.startswith("app.gramine")]
+    kept = {path: path.read_bytes() for path in prepared}
+    words = ("approve", "app.manifest", "--key", "default", "--tee", "sgx", "--protocol", "ra-tls")
+    try:
+        (folder / "app.manifest.template").write_text(TEMPLATE.replace('["app"]', '["app", "--leak"]'))
+        assert adyton(folder, "build", "--gramine", "app.manifest.template").returncode == 0
+        for name, raw in harmless.items():
+            (folder / name).write_bytes(raw)
+        ended = adyton(folder, *words, "--allow", "output-in-clear")
+        assert ended.returncode == 2, ended.stderr
+        assert "unchecked-rendition" in ended.stderr
+    finally:
+        for path, raw in kept.items():
+            path.write_bytes(raw)
+
+
+def test_approve_for_sgx_without_gramine_must_name_that_nothing_was_compared(folder: Path) -> None:
+    """Where this machine cannot tell what the enclave runs, the owner says that she accepts it."""
+    words = ("approve", "app.manifest", "--key", "default", "--tee", "sgx", "--protocol", "ra-tls", "--json")
+    ended = adyton(folder, *words, "--allow", "output-in-clear", with_gramine=False)
+    assert ended.returncode == 2, ended.stderr
+    assert "unchecked-rendition" in json.loads(ended.stdout)["seen"]
+    named = ("--allow", "output-in-clear", "--allow", "unchecked-rendition")
+    ended = adyton(folder, *words, *named, with_gramine=False)
+    assert ended.returncode == 0, ended.stderr
+    assert set(json.loads(ended.stdout)["approvals"][0]["allowed"]) == {"unchecked-rendition", "output-in-clear"}

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+from adyton.cli.owner_options import AllowOption, HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from datetime import datetime
 
     from adyton.attest.guest import Guest
+    from adyton.manifest.review import Finding
     from adyton.manifest.signed import SignedManifest
     from adyton.values import Measurement
 
@@ -58,6 +60,7 @@ def approve(
         bool, typer.Option("--by-signer", help="Approve every version of this signer's product, from this SVN on.")
     ] = False,
     debug: Annotated[bool, typer.Option("--allow-debug", help="Accept a debug TEE, which the host can read.")] = False,
+    allow: AllowOption = None,
     expires: Annotated[
         str | None, typer.Option(help="When the approval ends (date or time).", show_default=False)
     ] = None,
@@ -83,14 +86,17 @@ def approve(
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Approve MANIFEST's program for a key, and show what its measurement does not cover.
+    """Approve MANIFEST's program for a key, and show what it leaves open and what its measurement does not cover.
 
     The measurement covers the manifest (with every trusted file's hash) and the Adyton that runs it: the one installed
     here. Nothing else ever gets the key. For sgx it is the MRENCLAVE of what `adyton build --gramine` prepared.
+    What would expose the data (output in clear, what the host chooses, keys in the manifest, a CA that is not yours) is
+    refused unless you name it with --allow; --allow-debug and --by-signer name what they open themselves.
 
     A tdx guest is pinned whole: --guest, --rtmr0, --rtmr1 and --rtmr2. Nothing can be approved for snp yet.
     """
     from adyton.errors import UsageError
+    from adyton.keyserver.consent import mine, propose, shown
     from adyton.keyserver.owner import actor
     from adyton.keyserver.policy import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
     from adyton.manifest.review import check_tee, not_covered
@@ -101,7 +107,10 @@ def approve(
     runtime = runtime_identity()
     signed = read_signed(manifest, runtime.digest)
     under_gramine = "sgx" in tee
-    measurement = _mrenclave(manifest, signed, tee, protocol) if under_gramine else signed.measurement
+    further: tuple[Finding, ...] = ()
+    measurement = signed.measurement
+    if under_gramine:
+        measurement, further = _mrenclave(manifest, signed, tee, protocol)
     for name in tee:
         check_tee(signed.manifest, name)
     images = _guest_images(tee, guest or [], {"rtmr0": rtmr0, "rtmr1": rtmr1, "rtmr2": rtmr2})
@@ -110,19 +119,20 @@ def approve(
     for written in advisory or ():
         name, equals, until = written.partition("=")
         advisories[name] = parse_time(until, f"end of {name}") if equals else None
-    further = (
+    required = (
         parse_toml(read_capped(require, 256 * 1024, "requirements"), what=f"requirements {require}", refuse=UsageError)
         if require
         else {}
     )
     program = app_name or manifest.name.removesuffix(".manifest")
-    made = []
-    with owner_store(home) as (_, store), store.write() as change:
+    named = [*(allow or ()), *(("debug",) if debug else ()), *(("any-version",) if by_signer else ())]
+    with owner_store(home) as (found, store), store.write() as change:
+        owner = mine(found)
         label = version or _next_version(
             [(item.approval.app, item.approval.version) for item in change.approvals()], program
         )
-        for name in dict.fromkeys(key):
-            approval = Approval(
+        wanted = [
+            Approval(
                 key=name,
                 app=program,
                 version=label,
@@ -142,11 +152,30 @@ def approve(
                 max_active=max_active,
                 lease_s=DEFAULT_LEASE_S if lease_s is None else lease_s,
                 manifest_sha256=None if by_signer or under_gramine else signed.manifest_sha256,
-                evidence=further,
+                evidence=required,
                 not_covered=uncovered,
                 note=remark,
             )
-            made.append(change.add_approval(approval, actor=actor(), state=PENDING if pending else APPROVED))
+            for name in dict.fromkeys(key)
+        ]
+        left_open = {
+            item.name: item for approval in wanted for item in shown(change, approval, owner, signed.manifest, further)
+        }
+        if not as_json:
+            show_findings(left_open.values(), wanted[0].tees)
+        made = [
+            propose(
+                change,
+                approval,
+                owner=owner,
+                named=named,
+                actor=actor(),
+                state=PENDING if pending else APPROVED,
+                manifest=signed.manifest,
+                further=further,
+            )
+            for approval in wanted
+        ]
         if not under_gramine:
             parts = {part: digest.hex() for part, digest in runtime.parts.items()}
             change.remember(measurement, signed.manifest_bytes, parts)
@@ -155,6 +184,10 @@ def approve(
             {
                 "approvals": [{"id": item.id, "state": item.state, **item.approval.to_dict()} for item in made],
                 "measurement": str(measurement),
+                "findings": [
+                    {"name": item.name, "exposes": item.exposes_on(wanted[0].tees), "key": item.key, "what": item.what}
+                    for item in left_open.values()
+                ],
                 "not_covered": list(uncovered),
             }
         )
@@ -167,9 +200,18 @@ def approve(
     say(f"  on {', '.join(made[0].approval.tees)}; TCB {', '.join(made[0].approval.tcb_statuses)}")
     if any(item.startswith("sim") for item in made[0].approval.tees):
         note("  a simulated platform protects nothing from whoever runs it")
+    if made[0].approval.allowed:
+        say(f"  named: {', '.join(made[0].approval.allowed)}")
     say("what the measurement does not cover:")
     for line in uncovered:
         say(f"  - {line}")
+
+
+def show_findings(found: Iterable[Finding], tees: Collection[str]) -> None:
+    """Show what is left open, on standard error: what must be named first, each with its name."""
+    for item in sorted(found, key=lambda item: not item.exposes_on(tees)):
+        kind = "exposes" if item.exposes_on(tees) else "note"
+        note(f"{kind}: {item.name}: {item.what} ({item.key})")
 
 
 def _guest_images(tees: list[str], mrtds: list[str], registers: dict[str, str | None]) -> tuple[Guest, ...]:
@@ -216,13 +258,19 @@ def _guest_images(tees: list[str], mrtds: list[str], registers: dict[str, str | 
     return (TDXGuest(**image),)
 
 
-def _mrenclave(manifest: Path, signed: SignedManifest, tees: list[str], protocols: list[str] | None) -> Measurement:
-    """What SGX measures of the manifest that was prepared for Gramine, checked as far as this machine can."""
+def _mrenclave(
+    manifest: Path, signed: SignedManifest, tees: list[str], protocols: list[str] | None
+) -> tuple[Measurement, tuple[Finding, ...]]:
+    """What SGX measures of the manifest that was prepared for Gramine, and what is found of that one beside the other.
+
+    Whether it comes from the manifest that the owner is shown can be told only where Gramine is installed.
+    """
     from adyton.errors import BadSignature, UsageError
     from adyton.manifest.host import find_gramine
     from adyton.manifest.model import MAX_MANIFEST_BYTES
+    from adyton.manifest.review import finding, findings
     from adyton.manifest.signed import read_capped
-    from adyton.run.gramine import measure_for, read_prepared, stem_of
+    from adyton.run.gramine import is_rendered_from, measure_for, read_prepared, stem_of
 
     if set(tees) != {"sgx"}:
         raise UsageError(
@@ -265,7 +313,10 @@ def _mrenclave(manifest: Path, signed: SignedManifest, tees: list[str], protocol
                 seen=seen,
                 remedy="build again with adyton build --gramine",
             )
-    return prepared.measurement
+    found = [item for item in findings(prepared.manifest) if not item.key.startswith("adyton.")]
+    if installation is None or not is_rendered_from(signed.manifest_bytes, prepared, installation):
+        found.append(finding("unchecked-rendition"))
+    return prepared.measurement, tuple(found)
 
 
 def _next_version(known: list[tuple[str, str]], program: str) -> str:

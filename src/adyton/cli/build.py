@@ -134,7 +134,13 @@ def build(
             for owner in manifest.adyton.owners
         },
         "warnings": [
-            {"danger": finding.danger.name.lower(), "key": finding.key, "what": finding.what, "remedy": finding.remedy}
+            {
+                "name": finding.name,
+                "danger": finding.danger.name.lower(),
+                "key": finding.key,
+                "what": finding.what,
+                "remedy": finding.remedy,
+            }
             for finding in warnings
         ],
         "refused_by_the_runtime": [{"key": key_name, "reason": reason} for key_name, reason in refusals],
@@ -169,7 +175,8 @@ def _show(document: dict[str, Any], warnings: tuple[Finding, ...]) -> None:
     for name, server in document["owners"].items():
         say(f"owner        {name}: {server}")
     for finding in warnings:
-        note(f"warning ({finding.danger.name.lower()}): {finding.key}: {finding.what}; {finding.remedy}")
+        about = f"{finding.key}: {finding.what}; {finding.remedy}"
+        note(f"warning ({finding.danger.name.lower()}): {about} [{finding.name}]")
     for refusal in document["refused_by_the_runtime"]:
         note(f"warning: Adyton's runtime refuses {refusal['key']}: {refusal['reason']} (only under sgx)")
     for refusal in document["refused_by_tees"]:

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The owner's home.  [ADYTON_HOME, or ~/.adyton]", show_default=False)
 ]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        help="Accept a finding that exposes the data, by its name; each has to be named.",
+        metavar="FINDING",
+        show_default=False,
+    ),
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 
 

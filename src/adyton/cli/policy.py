@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+from adyton.cli.owner_options import AllowOption, HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
     from adyton.values import Digest
@@ -30,9 +30,10 @@ def show(
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Show every approval: program, version, platform, conditions, state, and what keeps it from releasing anything."""
+    """Show every approval: program, version, platform, conditions, state, what it leaves open, what keeps it back."""
     from adyton.keyserver.gaps import gaps
     from adyton.keyserver.policy import REVOKED
+    from adyton.manifest.review import words
 
     with owner_store(home) as (_, store), store.read() as view:
         found = view.approvals(key)
@@ -78,6 +79,8 @@ def show(
             say(f"      {gap.remedy}")
         for advisory, until in approval.advisories.items():
             say(f"    accepts {advisory}{f' until {until:%Y-%m-%d}' if until else ''}")
+        for name in approval.findings:
+            say(f"    {'named' if name in approval.allowed else 'left open'}: {words(name)} ({name})")
     for revision in revisions:
         when = _when(revision["at_ms"])
         what = f"{revision['approval']} revision {revision['revision']}"
@@ -90,10 +93,15 @@ def set_entry(
     change: Annotated[
         list[str], typer.Argument(help="Entries to change, as JSON values: max_runs=10, 'protocols=[\"adyton\"]'.")
     ],
+    allow: AllowOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Change entries of an approval; it counts from the next request on, and the former revision is kept."""
+    """Change entries of an approval; it counts from the next request on, and the former revision is kept.
+
+    What the program exposes is looked at again, and must be named where it was not before.
+    """
     from adyton.errors import UsageError
+    from adyton.keyserver.consent import REVIEWED, alter, mine
     from adyton.keyserver.owner import actor
     from adyton.keyserver.policy import Approval
     from adyton.untrusted import parse_json
@@ -104,25 +112,43 @@ def set_entry(
         if not equals:
             raise UsageError(f"not a change: {written!r}", check="policy set", expected="NAME=JSON", seen=written[:80])
         changes[name] = parse_json(value, what=f"change {written!r}", refuse=UsageError)
-    with owner_store(home) as (_, store), store.write() as transaction:
+    for name in REVIEWED:
+        if name in changes:
+            raise UsageError(
+                f"{name} is what a review found, and cannot be written by hand",
+                check="policy set",
+                expected="an entry other than " + ", ".join(REVIEWED),
+                seen=name,
+                remedy="name what you accept: --allow FINDING",
+            )
+    with owner_store(home) as (found, store), store.write() as transaction:
         before = transaction.approval(approval)
         document = {**before.approval.to_dict(), **changes}
-        document = {name: value for name, value in document.items() if value is not None}
-        after = transaction.change_approval(approval, actor=actor(), approval=Approval.from_dict(document))
+        changed = Approval.from_dict({name: value for name, value in document.items() if value is not None})
+        after = alter(transaction, approval, owner=mine(found), named=allow or (), actor=actor(), approval=changed)
     say(f"{after.id} is at revision {after.revision}")
 
 
 @app.command("approve")
 def approve_pending(
-    approval: Annotated[str, typer.Argument(help="Id of a pending approval.")], home: HomeOption = None
+    approval: Annotated[str, typer.Argument(help="Id of a pending approval.")],
+    allow: AllowOption = None,
+    home: HomeOption = None,
 ) -> None:
-    """Approve what was proposed with `adyton approve --pending`."""
+    """Approve what was proposed with `adyton approve --pending`, and show what it leaves open."""
+    from adyton.cli.approve import show_findings
+    from adyton.keyserver.consent import alter, mine, shown
     from adyton.keyserver.owner import actor
     from adyton.keyserver.policy import APPROVED
 
-    with owner_store(home) as (_, store), store.write() as transaction:
-        after = transaction.change_approval(approval, actor=actor(), state=APPROVED)
+    with owner_store(home) as (found, store), store.write() as transaction:
+        owner, proposed = mine(found), transaction.approval(approval).approval
+        show_findings(shown(transaction, proposed, owner), proposed.tees)
+        after = alter(transaction, approval, owner=owner, named=allow or (), actor=actor(), state=APPROVED)
     say(f"approved {after.id}: {after.approval.app} {after.approval.version} may have key {after.approval.key!r}")
+    say("what the measurement does not cover:")
+    for line in after.approval.not_covered or ("nothing is known of it",):
+        say(f"  - {line}")
 
 
 @app.command("test")

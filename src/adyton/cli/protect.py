@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from adyton.cli.output import say
+from adyton.cli.owner_options import AllowOption
 from adyton.errors import UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,6 +35,7 @@ def protect(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an older template and older encrypted inputs.")
     ] = False,
+    allow: AllowOption = None,
     home: Annotated[
         Path | None,
         typer.Option(help="Your home; made if there is none.  [ADYTON_HOME, or ~/.adyton]", show_default=False),
@@ -81,7 +83,8 @@ def protect(
             folder.mkdir(parents=True, exist_ok=True)
     gramine, protocol = (("--gramine",), ("--protocol", "ra-tls")) if tee == "sgx" else ((), ())
     _do("build", f"{name}.manifest.template", *gramine, *mine)
-    _do("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *mine)
+    named = (word for item in allow or () for word in ("--allow", item))
+    _do("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *named, *mine)
 
     say("")
     say("next, the key server on your machine, and the program on the other one:")

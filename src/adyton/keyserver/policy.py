@@ -87,6 +87,8 @@ class Approval:
     SEV-SNP's lowest versions (`min_tcb`), registers and attributes of a confidential machine, and the like.
     `max_runs` bounds how many runs may ever have the key, `max_active` how many may hold a lease at a time; a run
     holds its lease for `lease_s` seconds, and within it may ask again for free.
+    `not_covered`, `findings` and `allowed` are what a review found (`consent`): what the measurement says nothing
+    about, the names of all findings, and those that expose the data and that the owner named.
     """
 
     key: str
@@ -111,6 +113,8 @@ class Approval:
     manifest_sha256: Digest | None = None
     evidence: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     not_covered: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -251,7 +255,7 @@ class Approval:
 
 
 _TEXTS: Final = {"key", "app", "version", "note"}
-_LISTS: Final = {"tees", "tcb_statuses", "protocols", "not_covered"}
+_LISTS: Final = {"tees", "tcb_statuses", "protocols", "not_covered", "findings", "allowed"}
 _NUMBERS: Final = {"isv_prod_id", "min_isv_svn", "max_runs", "max_active", "lease_s"}
 
 

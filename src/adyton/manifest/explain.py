@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from adyton.manifest.model import Manifest
 from adyton.manifest.mrenclave import Layout
-from adyton.manifest.review import findings, not_covered
+from adyton.manifest.review import findings, not_covered, one_line
 from adyton.manifest.schema import format_size
 from adyton.manifest.signature import Sigstruct
 from adyton.values import Digest
@@ -20,6 +20,9 @@ class Section:
 
     title: str
     lines: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lines", tuple(map(one_line, self.lines)))
 
 
 def explain_manifest(manifest: Manifest) -> tuple[Section, ...]:

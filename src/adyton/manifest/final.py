@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from adyton.errors import ManifestError
 from adyton.manifest.cache import HashCache
 from adyton.manifest.document import parse_document, write_document
 from adyton.manifest.host import c_library_files, multiarch_libdir, runtime_stand_in
 from adyton.manifest.model import Manifest, TrustedFile, manifest_from
+from adyton.manifest.pinned import ca_within
 from adyton.manifest.schema import refuse
 from adyton.manifest.signed import decode, read_named
 from adyton.manifest.trusted import expand
@@ -85,11 +85,14 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
             owner["ca"] = raw.decode("ascii", errors="replace")
         if "ca" not in owner:
             raise refuse(f"adyton.owners.{name}", "names no CA", expected="ca_file or ca", seen=sorted(owner))
-        owner["ca"] = _certificate(owner["ca"], name)
+        owner["ca"] = ca_within(owner["ca"], f"adyton.owners.{name}.ca")
         owner.setdefault("server_name", "adyton-key-server")
     if not owners and default_ca is not None:
         table["owners"] = {
-            DEFAULT_OWNER: {"ca": _certificate(default_ca, DEFAULT_OWNER), "server_name": "adyton-key-server"}
+            DEFAULT_OWNER: {
+                "ca": ca_within(default_ca, f"adyton.owners.{DEFAULT_OWNER}.ca"),
+                "server_name": "adyton-key-server",
+            }
         }
 
 
@@ -119,26 +122,6 @@ def _narrowed(entries: list[TrustedFile], folder: Path) -> list[TrustedFile]:
         else:
             found.append(entry)
     return found
-
-
-def _certificate(pem: str, owner: str) -> str:
-    """One PEM certificate in its one canonical text, so that spelling changes no measurement."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    try:
-        certificates = x509.load_pem_x509_certificates(pem.encode())
-    except ValueError:
-        certificates = []
-    if len(certificates) != 1:
-        raise ManifestError(
-            f"the CA of owner {owner} is not one PEM certificate",
-            check=f"manifest key adyton.owners.{owner}.ca",
-            expected="exactly one certificate",
-            seen=f"{len(certificates)} certificates",
-            remedy="take ca.crt out of the owner's home (adyton init made it)",
-        )
-    return certificates[0].public_bytes(Encoding.PEM).decode()
 
 
 def _write_defaults(document: dict[str, Any], name: str, manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from adyton.errors import MalformedManifest
 from adyton.manifest.document import parse_document
 from adyton.manifest.keys import KEYS
+from adyton.manifest.pinned import check_ca
 from adyton.manifest.schema import check_document, parse_size, refuse
 from adyton.values import Digest, Key128
 
@@ -66,7 +67,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds keys: the name her key server's certificate carries, and the CA it must stand under (PEM)."""
+    """Who holds keys: the name her key server's certificate carries, and the one CA it must stand under (PEM)."""
 
     name: str
     ca: str | None
@@ -431,10 +432,11 @@ def _adyton(value: _Reader) -> AdytonTable:
     owners = []
     for name, table in value.table("adyton.owners").items():
         _key_name(name, f"adyton.owners.{name}")
+        ca = table.get("ca")
         owners.append(
             Owner(
                 name,
-                table.get("ca"),
+                None if ca is None else check_ca(ca, f"adyton.owners.{name}.ca"),
                 table.get("server_name", "adyton-key-server"),
                 _address(table.get("address"), name),
             )

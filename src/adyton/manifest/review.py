@@ -1,13 +1,24 @@
-"""What a manifest leaves open: warnings in the order of danger, and what its measurement does not cover."""
+"""What a manifest leaves open, as a table: a stable name for each finding, and what its measurement does not cover.
+
+The owner is shown every finding before she approves; those that expose her data she must name, each by its name here
+(`adyton approve --allow NAME`). A name says what is exposed as well (`allowed-file=file:/tmp/x`), so that a name which
+was given for one file, variable or CA allows no other.
+"""
+
+# ruff: noqa: E501 - a table, one finding a line
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Final
+from enum import Enum, IntEnum, auto
+from typing import TYPE_CHECKING, Final
 
-from adyton.errors import MalformedManifest
-from adyton.manifest.model import Manifest
+from adyton.errors import MalformedManifest, UsageError
+from adyton.manifest.model import SGX_SEALING_KEYS, Manifest, Mount
+from adyton.manifest.pinned import ca_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
 
 RAW_REPORT_DATA: Final = "adyton.insecure__raw_report_data"
 RAW_REPORT_DATA_TEES: Final = frozenset({"sim", "sgx", "gramine-direct"})
@@ -22,157 +33,205 @@ class Danger(IntEnum):
     WEAKENED = 1  # a defence is off, or something is trusted without a check
 
 
+class Exposes(Enum):
+    """Whether a finding opens the owner's data to somebody else, so that she must name it to approve."""
+
+    ALWAYS = auto()
+    UNDER_GRAMINE = auto()  # on the platform `sgx` only: elsewhere Adyton's own runtime prevents it
+    NEVER = auto()  # a note: it is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A row of the table. `{}` in key, text and remedy stands for the subject: which file, variable, key or mount.
+
+    `find` gives the subjects in a manifest ("" where the rule has none); None where more than the manifest is needed.
+    """
+
+    name: str
+    danger: Danger
+    exposes: Exposes
+    key: str
+    what: str
+    remedy: str
+    find: Callable[[Manifest], Iterable[str]] | None = None
+
+    def about(self, subject: str = "") -> Finding:
+        """This finding about one subject, as the manifest writes it."""
+        return self.about_shown(one_line(subject, exact=True))
+
+    def about_shown(self, subject: str) -> Finding:
+        """This finding about a subject as it is shown, recorded and named."""
+        filled = (text.replace("{}", subject) for text in (self.key, self.what, self.remedy))
+        return Finding(f"{self.name}={subject}" if subject else self.name, self.danger, self.exposes, *filled)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One warning: the key that causes it, what it means, what to write instead."""
+    """One warning: its stable name, the key that causes it, what it means, what to write instead."""
 
+    name: str
     danger: Danger
+    exposes: Exposes
     key: str
     what: str
     remedy: str
 
+    def exposes_on(self, tees: Collection[str]) -> bool:
+        """Whether an owner who approves for these platforms must name it."""
+        return self.exposes is Exposes.ALWAYS or (self.exposes is Exposes.UNDER_GRAMINE and "sgx" in tees)
+
+
+def one_line(text: str, *, exact: bool = False) -> str:
+    """A text of a manifest as one line that can pose as no other: what is not printable is written as an escape.
+
+    With `exact` backslashes are escaped as well, so that different texts stay different.
+    """
+    return "".join(
+        char if char.isprintable() and not (exact and char == "\\") else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _if(here: bool) -> tuple[str, ...]:
+    return ("",) if here else ()
+
+
+def _allowed_although_trusted(manifest: Manifest) -> Iterable[str]:
+    allowed = set(manifest.allowed_files)
+    for entry in manifest.trusted_files if allowed else ():
+        folders = (entry.uri[: at + 1] for at, char in enumerate(entry.uri) if char == "/")
+        if entry.uri in allowed or any(folder in allowed for folder in folders):
+            yield entry.uri
+
+
+def _unlisted(manifest: Manifest, source: str | None) -> Iterable[str]:
+    return () if source is None or _is_trusted(manifest, source) else (source,)
+
+
+def _listed(manifest: Manifest, source: str | None) -> Iterable[str]:
+    return (source,) if source is not None and _is_trusted(manifest, source) else ()
+
+
+def _is_trusted(manifest: Manifest, uri: str) -> bool:
+    return any(entry.uri == uri for entry in manifest.trusted_files)
+
+
+def _unpinned(manifest: Manifest) -> Iterable[str]:
+    return sorted(name for name, ca in pinned_keys(manifest).items() if ca is None)
+
+
+def _mounts(manifest: Manifest, wanted: Callable[[Mount], bool]) -> Iterable[str]:
+    return (mount.path for mount in manifest.all_mounts if wanted(mount))
+
+
+_E, _C, _W = Danger.EXPOSED, Danger.CONTROLLED, Danger.WEAKENED
+_ALWAYS, _GRAMINE, _NOTE = Exposes.ALWAYS, Exposes.UNDER_GRAMINE, Exposes.NEVER
+_OUT: Final = "leave it out"
+
+RULES: Final[tuple[Rule, ...]] = (
+    Rule("manifest-unknown", _E, _ALWAYS, "manifest", "the manifest of this program is not known here: nothing is known of what it does with the data", "approve it with `adyton approve MANIFEST`, which looks at its manifest"),
+    Rule("unchecked-rendition", _E, _ALWAYS, "approval", "it is not known here that what was prepared for Gramine comes from this manifest: the enclave may run anything", "run `adyton build --gramine` on this machine, and approve what it makes"),
+    Rule("any-version", _E, _ALWAYS, "approval", "every later program of this signer's product may have the key, whatever its manifest says", "approve by measurement, without --by-signer"),
+    Rule("foreign-signer", _E, _ALWAYS, "approval", "the signer {} is not yours: whatever it signs from now on may have the key", "approve by measurement, or build with your own signer"),
+    Rule("foreign-ca", _E, _ALWAYS, "adyton.owners", "a key of yours would come from a key server that is not yours ({}: name of the key @ SHA-256 of the CA)", "pin your own ca.crt for it, or rename the key"),
+    Rule("debug", _E, _ALWAYS, "sgx.debug", "a debug enclave: the host can read its memory, keys and data", "leave it out; key servers refuse debug enclaves", lambda m: _if(m.sgx.debug)),
+    Rule("key-in-manifest", _E, _ALWAYS, "fs.insecure__keys.{}", "the key stands in the manifest, which everyone may read", "take it out and let a key server release the key", lambda m: sorted(m.insecure_keys)),
+    Rule("output-in-clear", _E, _ALWAYS, "adyton.insecure__stdio", "what the program prints goes to the host in clear", "leave it out: output then goes to an encrypted log", lambda m: _if(m.adyton.insecure_stdio)),
+    Rule("shared-memory", _E, _ALWAYS, "fs.mounts", "{} is memory shared with the host, which reads and writes it", "leave the mount out", lambda m: _mounts(m, lambda mount: mount.type == "untrusted_shm")),
+    Rule("unlisted-files", _C, _ALWAYS, "sgx.file_check_policy", "every file under the mounts is readable unchecked: the host chooses what the program loads", 'write "strict", and list the files', lambda m: _if(m.file_check_policy != "strict")),
+    Rule("arguments-from-host", _C, _ALWAYS, "loader.insecure__use_cmdline_argv", "the host chooses the arguments, hence among readable files the script that runs", "write the arguments into loader.argv", lambda m: _if(m.use_cmdline_argv)),
+    Rule("environment-from-host", _C, _ALWAYS, "loader.insecure__use_host_env", "the host chooses the whole environment (LD_PRELOAD, PYTHONPATH, …)", "write the variables into loader.env", lambda m: _if(m.use_host_env)),
+    Rule("variable-from-host", _C, _ALWAYS, "loader.env.{}", "the host chooses the value of {}", 'write loader.env.{} = "…"', lambda m: m.env_passthrough),
+    Rule("allowed-file", _C, _ALWAYS, "sgx.allowed_files", "{} is read and written unchecked and in clear", "list what is read in sgx.trusted_files, and put what is written on an encrypted mount", lambda m: m.allowed_files),
+    Rule("unchecked-file", _C, _ALWAYS, "sgx.trusted_files", "{} is allowed, too, which is looked at first: its hash is never checked", "take it, or the folder that it lies in, out of sgx.allowed_files", _allowed_although_trusted),
+    Rule("unlisted-arguments", _C, _ALWAYS, "loader.argv_src_file", "{} is not a trusted file: Adyton refuses to start, Gramine would read it unchecked", "list it in sgx.trusted_files", lambda m: _unlisted(m, m.argv_src_file)),
+    Rule("unlisted-environment", _C, _ALWAYS, "loader.env_src_file", "{} is not a trusted file: Adyton refuses to start, Gramine would read it unchecked", "list it in sgx.trusted_files", lambda m: _unlisted(m, m.env_src_file)),
+    Rule("host-device", _C, _GRAMINE, "fs.mounts", "{} is a device of the host: what is read and written there is the host's (under SGX)", "leave the mount out", lambda m: _mounts(m, lambda mount: mount.type == "chroot" and (mount.uri or "").startswith("dev:"))),
+    Rule("ioctl-to-host", _C, _GRAMINE, "sys.allowed_ioctls", "the request {} passes data to a device of the host (under SGX)", _OUT, lambda m: map(hex, m.allowed_ioctls)),
+    Rule("unpinned-key", _C, _ALWAYS, "adyton.owners", "no owner is pinned for key {}: a false key server could hand out its own key and read the outputs", 'name the owner\'s CA: [adyton.owners.me] ca_file = "file:ca.crt"', _unpinned),
+    Rule("input-from-host", _C, _ALWAYS, "adyton.insecure__stdin", "the host writes standard input", "read an encrypted file instead", lambda m: _if(m.adyton.insecure_stdin)),
+    Rule("network-of-host", _C, _NOTE, "adyton.network", "the program has the host's network: what it sends and receives is the host's to see and change", 'write network = "none", or have the program use TLS with a pinned peer', lambda m: _if(m.adyton.network == "host")),
+    Rule("other-owner", _C, _NOTE, "adyton.owners", "another owner's key server has a part in it ({}: name of the key @ SHA-256 of the CA); what is written under that key, that owner reads", "approve only if you know that owner"),
+    Rule("no-freshness", _W, _NOTE, "protocols", "the ra-tls protocol has no freshness: the key may go to what was at some time this program", "allow the protocol adyton alone, where the program runs under Adyton"),
+    Rule("unused-key", _W, _NOTE, "key", "the manifest does not ask for key {}", "approve only what it asks for"),
+    Rule("names-from-host", _W, _NOTE, "sys.enable_extra_runtime_domain_names_conf", "host name and name servers are the host's", "leave it out unless the program uses the network", lambda m: _if(m.domain_names_from_host)),
+    Rule("unchecked-arguments", _W, _GRAMINE, "loader.argv_src_file", "Gramine reads {} unchecked although it is listed", "use the inline key", lambda m: _listed(m, m.argv_src_file)),
+    Rule("unchecked-environment", _W, _GRAMINE, "loader.env_src_file", "Gramine reads {} unchecked although it is listed", "use the inline key", lambda m: _listed(m, m.env_src_file)),
+    Rule("no-aslr", _W, _ALWAYS, "loader.insecure__disable_aslr", "address randomisation is off (under SGX)", _OUT, lambda m: _if(m.disable_aslr)),
+    Rule("raw-report-data", _W, _ALWAYS, RAW_REPORT_DATA, "whoever takes the program over has evidence over any bytes: it can ask for this program's keys again as Adyton does, and speak RA-TLS in its name", "leave it out, unless Gramine's own RA-TLS library runs in the program; only sim and sgx take it", lambda m: _if(m.adyton.raw_report_data)),
+    Rule("eventfd-of-host", _W, _ALWAYS, "sys.insecure__allow_eventfd", "eventfd goes through the host (under SGX)", _OUT, lambda m: _if(m.allow_eventfd)),
+    Rule("fault-addresses", _W, _ALWAYS, "sgx.insecure__allow_memfaults_without_exinfo", "fault addresses are the host's word (under SGX)", _OUT, lambda m: _if(m.sgx.allow_memfaults_without_exinfo)),
+    Rule("exitless-calls", _W, _ALWAYS, "sgx.insecure__rpc_thread_num", "exitless system calls (under SGX)", _OUT, lambda m: _if(m.sgx.rpc_thread_num > 0)),
+    Rule("flock", _W, _NOTE, "sys.experimental__enable_flock", "flock is experimental in Gramine (under SGX)", _OUT, lambda m: _if(m.enable_flock)),
+    Rule("mocked-call", _W, _NOTE, "sys.debug__mock_syscalls", "the results of the system call {} are made up (under SGX)", _OUT, lambda m: m.mock_syscalls),
+    Rule("sealed-to-signer", _W, _NOTE, "fs.mounts", "the key of {} is the processor's, the same for every enclave of this signer (under SGX)", 'use "_sgx_mrenclave", or a key server\'s key', lambda m: _mounts(m, lambda mount: mount.type == "encrypted" and mount.key_name == SGX_SEALING_KEYS[1])),
+    Rule("library-log", _W, _GRAMINE, "loader.log_level", "the log may show data (under SGX)", _OUT, lambda m: _if(m.log_level in ("warning", "debug", "trace", "all"))),
+)  # fmt: skip
+"""Every finding there is. A name is never reused for something else: it stands in audit records."""
+
+_BY_NAME: Final = {rule.name: rule for rule in RULES}
+
+
+def finding(name: str, subject: str = "") -> Finding:
+    """The finding of this name about this subject."""
+    return _BY_NAME[name].about(subject)
+
+
+def finding_named(full: str) -> Finding:
+    """The finding that is recorded under a name with its subject; raises UsageError where there is none."""
+    name, _, subject = full.partition("=")
+    if name not in _BY_NAME:
+        raise UsageError(
+            f"{full[:80]!r} is the name of no finding",
+            check="name of a finding",
+            expected=", ".join(sorted(_BY_NAME)),
+            seen=full[:80],
+            remedy="take the names that the refusal gives",
+        )
+    return _BY_NAME[name].about_shown(subject)
+
+
+def words(full: str) -> str:
+    """What a recorded finding means; its name where this Adyton does not know it."""
+    return finding_named(full).what if full.partition("=")[0] in _BY_NAME else full
+
 
 def findings(manifest: Manifest) -> tuple[Finding, ...]:
-    """Every warning about a manifest, the most dangerous first, then in the order of the keys' names."""
-    found: list[Finding] = []
+    """Every warning about a manifest, the most dangerous first, then in the order of the table; each name once."""
+    found = {
+        item.name: item for rule in RULES if rule.find is not None for item in map(rule.about, rule.find(manifest))
+    }
+    return by_danger(found.values())
 
-    def add(danger: Danger, key: str, what: str, remedy: str) -> None:
-        found.append(Finding(danger, key, what, remedy))
 
-    if manifest.sgx.debug:
-        add(
-            Danger.EXPOSED,
-            "sgx.debug",
-            "a debug enclave: the host can read its memory, keys and data",
-            "leave it out; key servers refuse debug enclaves",
+def by_danger(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The most dangerous first, otherwise as they come."""
+    return tuple(sorted(found, key=lambda item: -item.danger))
+
+
+def pinned_keys(manifest: Manifest) -> dict[str, str | None]:
+    """Every key and secret that a key server must bring, with the SHA-256 of the CA that is pinned for it, or None."""
+    owners = {owner.name: owner for owner in manifest.adyton.owners}
+    only = next(iter(owners.values())) if len(owners) == 1 else None
+    found = {name: manifest.owner_of(name) for name in manifest.key_names}
+    for secret in manifest.adyton.secrets:
+        found[secret.name] = owners[secret.owner] if secret.owner is not None else only
+    return {name: None if owner is None or owner.ca is None else ca_sha256(owner.ca) for name, owner in found.items()}
+
+
+def findings_table() -> str:
+    """The table of docs/manifest.md: every finding, its danger, whether it must be named, what it means."""
+    must = {Exposes.ALWAYS: "yes", Exposes.UNDER_GRAMINE: "on `sgx`", Exposes.NEVER: "no"}
+    lines = ["| name | danger | named to approve | key | what |", "| --- | --- | --- | --- | --- |"]
+    for rule in sorted(RULES, key=lambda rule: -rule.danger):
+        has_subject = "{}" in rule.key + rule.what
+        name = f"`{rule.name}={'…' if has_subject else ''}`" if has_subject else f"`{rule.name}`"
+        what = rule.what.replace("{}", "…")
+        lines.append(
+            f"| {name} | {rule.danger.name.lower()} | {must[rule.exposes]} | `{rule.key.replace('{}', '*')}` | {what} |"
         )
-    for name in sorted(manifest.insecure_keys):
-        add(
-            Danger.EXPOSED,
-            f"fs.insecure__keys.{name}",
-            "the key stands in the manifest, which everyone may read",
-            "take it out and let a key server release the key",
-        )
-    if manifest.adyton.insecure_stdio:
-        add(
-            Danger.EXPOSED,
-            "adyton.insecure__stdio",
-            "what the program prints goes to the host in clear",
-            "leave it out: output then goes to an encrypted log",
-        )
-    if manifest.file_check_policy != "strict":
-        add(
-            Danger.CONTROLLED,
-            "sgx.file_check_policy",
-            "every file under the mounts is readable unchecked: the host chooses what the program loads",
-            'write "strict", and list the files',
-        )
-    if manifest.use_cmdline_argv:
-        add(
-            Danger.CONTROLLED,
-            "loader.insecure__use_cmdline_argv",
-            "the host chooses the arguments, hence among readable files the script that runs",
-            "write the arguments into loader.argv",
-        )
-    if manifest.use_host_env:
-        add(
-            Danger.CONTROLLED,
-            "loader.insecure__use_host_env",
-            "the host chooses the whole environment (LD_PRELOAD, PYTHONPATH, …)",
-            "write the variables into loader.env",
-        )
-    for name in manifest.env_passthrough:
-        add(
-            Danger.CONTROLLED,
-            f"loader.env.{name}",
-            f"the host chooses the value of {name}",
-            f'write loader.env.{name} = "…"',
-        )
-    for uri in manifest.allowed_files:
-        add(
-            Danger.CONTROLLED,
-            "sgx.allowed_files",
-            f"{uri} is read and written unchecked and in clear",
-            "list what is read in sgx.trusted_files, and put what is written on an encrypted mount",
-        )
-    allowed = tuple(manifest.allowed_files)
-    for entry in manifest.trusted_files:
-        if entry.uri in allowed or entry.uri.startswith(tuple(uri for uri in allowed if uri.endswith("/"))):
-            add(
-                Danger.CONTROLLED,
-                "sgx.trusted_files",
-                f"{entry.uri} is allowed, too, which is looked at first: its hash is never checked",
-                "take it, or the folder that it lies in, out of sgx.allowed_files",
-            )
-    trusted = {entry.uri for entry in manifest.trusted_files}
-    for key, source in (
-        ("loader.argv_src_file", manifest.argv_src_file),
-        ("loader.env_src_file", manifest.env_src_file),
-    ):
-        if source is not None and source not in trusted:
-            add(
-                Danger.CONTROLLED,
-                key,
-                f"{source} is not a trusted file: Adyton refuses to start, Gramine would read it unchecked",
-                "list it in sgx.trusted_files",
-            )
-        elif source is not None:
-            add(Danger.WEAKENED, key, f"Gramine reads {source} unchecked although it is listed", "use the inline key")
-    if manifest.encrypted_mounts and not manifest.adyton.owners:
-        add(
-            Danger.CONTROLLED,
-            "adyton.owners",
-            "no owner is pinned: a false key server could hand out its own key and read the outputs",
-            'name the owner\'s CA: [adyton.owners.me] ca_file = "file:ca.crt"',
-        )
-    if manifest.adyton.network == "host":
-        add(
-            Danger.CONTROLLED,
-            "adyton.network",
-            "the program has the host's network: what it sends and receives is the host's to see and change",
-            'write network = "none", or have the program use TLS with a pinned peer',
-        )
-    if manifest.adyton.insecure_stdin:
-        add(
-            Danger.CONTROLLED,
-            "adyton.insecure__stdin",
-            "the host writes standard input",
-            "read an encrypted file instead",
-        )
-    if manifest.adyton.raw_report_data:
-        add(
-            Danger.WEAKENED,
-            RAW_REPORT_DATA,
-            "whoever takes the program over has evidence over any bytes: it can ask for this program's keys again as"
-            " Adyton does, and speak RA-TLS in its name",
-            "leave it out, unless Gramine's own RA-TLS library runs in the program; only sim and sgx take it",
-        )
-    if manifest.domain_names_from_host:
-        add(
-            Danger.WEAKENED,
-            "sys.enable_extra_runtime_domain_names_conf",
-            "host name and name servers are the host's",
-            "leave it out unless the program uses the network",
-        )
-    for key, on, what in (
-        ("loader.insecure__disable_aslr", manifest.disable_aslr, "address randomisation is off (under SGX)"),
-        ("sys.insecure__allow_eventfd", manifest.allow_eventfd, "eventfd goes through the host (under SGX)"),
-        ("sys.experimental__enable_flock", manifest.enable_flock, "flock is experimental in Gramine (under SGX)"),
-        (
-            "sgx.insecure__allow_memfaults_without_exinfo",
-            manifest.sgx.allow_memfaults_without_exinfo,
-            "fault addresses are the host's word (under SGX)",
-        ),
-        ("sgx.insecure__rpc_thread_num", manifest.sgx.rpc_thread_num > 0, "exitless system calls (under SGX)"),
-        (
-            "loader.log_level",
-            manifest.log_level in ("warning", "debug", "trace", "all"),
-            "the log may show data (under SGX)",
-        ),
-    ):
-        if on:
-            add(Danger.WEAKENED, key, what, "leave it out")
-    return tuple(sorted(found, key=lambda finding: -finding.danger))
+    return "\n".join(lines) + "\n"
 
 
 def not_covered(manifest: Manifest) -> tuple[str, ...]:
@@ -203,7 +262,7 @@ def not_covered(manifest: Manifest) -> tuple[str, ...]:
     found.append(
         "the kernel under the program (in tdx and snp the guest image's measurement says it; in sim nothing does)"
     )
-    return tuple(found)
+    return tuple(map(one_line, found))
 
 
 def tee_refusals(manifest: Manifest, tee: str) -> tuple[tuple[str, str], ...]:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from adyton.errors import BadSignature, ManifestError, NoDevice, RunError
 from adyton.manifest.document import parse_document, write_document
-from adyton.manifest.gramine import Facts, Rendering, render_for_gramine
+from adyton.manifest.gramine import CA_PATH, Facts, Rendering, render_for_gramine
 from adyton.manifest.host import Installation, find_gramine
 from adyton.manifest.model import MAX_MANIFEST_BYTES, Manifest, TrustedFile, parse_manifest
 from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, mrenclave, parse_pal
@@ -187,6 +187,22 @@ def read_prepared(manifest_path: Path) -> Prepared:
     sigstruct = parse_sigstruct(read_capped(stem.with_name(stem.name + ".sig"), SIGSTRUCT_BYTES, "Gramine signature"))
     raw = read_capped(stem.with_name(stem.name + ".manifest.sgx"), MAX_MANIFEST_BYTES, "Gramine manifest")
     return Prepared(stem, parse_manifest(decode(raw)), sigstruct, sigstruct.measurement, sigstruct.verify())
+
+
+def is_rendered_from(manifest_bytes: bytes, prepared: Prepared, installation: Installation) -> bool:
+    """Whether what was prepared is what this Adyton renders from this manifest for this Gramine, byte for byte.
+
+    Where the CA's file lies, and for how many processors it was built, may differ: neither says what runs.
+    """
+    raw = read_capped(prepared.stem.with_name(prepared.stem.name + ".manifest.sgx"), MAX_MANIFEST_BYTES, "manifest")
+    ca_uri = next((mount.uri for mount in prepared.manifest.mounts if mount.path == CA_PATH), None) or "file:ca.crt"
+    given = prepared.manifest.env.get("OMP_NUM_THREADS", "")
+    cpus = {os.cpu_count() or 4, int(given) if given.isascii() and given.isdigit() and 0 < len(given) < 5 else 4}
+    facts = facts_of(installation)
+    return any(
+        render_for_gramine(manifest_bytes, facts, ca_uri=ca_uri, cpus=count).manifest_bytes == raw
+        for count in sorted(cpus)
+    )
 
 
 def check_machine(machine: Machine | None = None) -> tuple[Finding, ...]:

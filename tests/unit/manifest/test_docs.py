@@ -10,7 +10,7 @@ import pytest
 from adyton.manifest.keys import KEYS, Standing, reference_table
 from adyton.manifest.measure import workload_measurement
 from adyton.manifest.model import parse_manifest
-from adyton.manifest.review import runtime_refusals
+from adyton.manifest.review import findings_table, runtime_refusals
 from adyton.values import Digest
 
 DOCS = Path(__file__).parent.parent.parent.parent / "docs"
@@ -20,6 +20,12 @@ def test_reference_table_of_keys_is_the_documented_one() -> None:
     """The table in docs/manifest.md is the one that `reference_table` makes of the keys."""
     _, _, table = (DOCS / "manifest.md").read_text().partition("<!-- keys -->\n")
     assert table.strip() == reference_table().strip()
+
+
+def test_table_of_findings_is_the_documented_one() -> None:
+    """Every finding stands in docs/manifest.md, with whether an owner must name it."""
+    _, _, rest = (DOCS / "manifest.md").read_text().partition("<!-- findings -->\n")
+    assert rest.partition("<!-- end of findings -->")[0].strip() == findings_table().strip()
 
 
 def test_worked_measurement_is_the_documented_one() -> None:

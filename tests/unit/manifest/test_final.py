@@ -31,6 +31,7 @@ def place(tmp_path: Path) -> Path:
     for name in ("app", "lib/b", "lib/a"):
         (tmp_path / name).write_text(name)
     (tmp_path / "app").chmod(0o755)
+    (tmp_path / "two.crt").write_text(f"{CA}words\n{CA}")
     return tmp_path
 
 
@@ -119,11 +120,12 @@ def test_final_manifest_takes_the_home_ca_where_no_owner_is_named(place: Path) -
     ("text", "match"),
     [
         ('adyton.owners.me.server_name = "x"', "names no CA"),
-        ('adyton.owners.me = { ca = "x", ca_file = "file:y" }', "both"),
+        (f'adyton.owners.me.ca = """{CA}"""\nadyton.owners.me.ca_file = "file:y"', "both"),
         ('adyton.owners.me.ca_file = "y"', "unsupported URI"),
         ('adyton.owners.me.ca_file = "file:nothing"', "cannot be read"),
         ('adyton.owners.me.ca_file = "file:app"', "not one PEM certificate"),
         (f'adyton.owners.me.ca = """{CA}{CA}"""', "not one PEM certificate"),
+        ('adyton.owners.me.ca_file = "file:two.crt"', "not one PEM certificate"),
         ('adyton.files = "1"', "does not fit"),
         ('adyton.trusted_from = ["x"]', "unsupported URI"),
     ],

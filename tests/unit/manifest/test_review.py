@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from adyton.errors import MalformedManifest
+from adyton.errors import MalformedManifest, UsageError
+from adyton.keyserver.identity import make_ca
 from adyton.manifest.difference import Difference, differences
 from adyton.manifest.explain import explain_layout, explain_manifest, explain_signature
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import Area, Layout
-from adyton.manifest.review import Danger, check_tee, findings, not_covered, runtime_refusals, tee_refusals
+from adyton.manifest.review import (
+    RULES,
+    Danger,
+    Exposes,
+    check_tee,
+    finding,
+    finding_named,
+    findings,
+    not_covered,
+    pinned_keys,
+    runtime_refusals,
+    tee_refusals,
+)
 from adyton.manifest.signature import Attributes, generate_signer, load_signer, sign
 from adyton.values import Measurement
 
@@ -170,7 +184,7 @@ def test_differences_of_keys_and_mounts_are_named() -> None:
         before.replace('"a"', '"a", "b"')
         .replace('loader.env.X = "1"\n', "")
         .replace('path = "/d"', 'path = "/e", key_name = "k"')
-        .replace("BEGIN CERTIFICATE-----\nMI", "BEGIN CERTIFICATE-----\nMJ")
+        .replace(CA, make_ca("another", datetime.now(UTC)).certificate_pem.decode())
     ) + "sgx.debug = true\n"
     found = {f"{item.kind} {item.what}": str(item) for item in differences(before, after)}
     assert list(found) == [
@@ -238,6 +252,78 @@ def test_difference_with_a_line_break_stays_one_line() -> None:
     """No value, and no path, can pose as a line of its own."""
     item = Difference("key", "loader.argv\nfile x", "a", "b\nkey loader.env: same")
     assert "\n" not in str(item)
+
+
+MORE_CAUSES = {
+    "sys.debug__mock_syscalls = [{ name = 'fork' }]": "mocked-call=fork",
+    "sys.allowed_ioctls = [{ request_code = 33 }]": "ioctl-to-host=0x21",
+    "loader.argv_src_file = 'file:x'\nsgx.trusted_files = ['file:x']": "unchecked-arguments=file:x",
+}
+
+
+@pytest.mark.parametrize("text", MORE_CAUSES)
+def test_what_only_gramine_would_do_is_found_too(text: str) -> None:
+    """An approval may be for sgx, where Gramine itself reads the manifest."""
+    assert [item.name for item in findings(parse_manifest(LEAST + text))] == [MORE_CAUSES[text]]
+
+
+def test_mounts_that_the_host_shares_are_found() -> None:
+    """Shared memory, a device of the host, and a key that every enclave of the signer has."""
+    mounts = (
+        '{ type = "untrusted_shm", path = "/s", uri = "dev:/s" }, { path = "/t", uri = "dev:tty" },'
+        '{ type = "encrypted", path = "/e", uri = "file:e", key_name = "_sgx_mrsigner" }'
+    )
+    found = findings(parse_manifest(f'libos.entrypoint = "/app"\nfs.mounts = [{mounts}]'))
+    assert [item.name for item in found] == ["shared-memory=/s", "host-device=/t", "sealed-to-signer=/e"]
+
+
+def test_every_rule_has_a_name_of_its_own_and_is_reached() -> None:
+    """A name is stable and means one thing; whatever looks at a manifest alone is caused by some test here."""
+    names = [rule.name for rule in RULES]
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if "=" in name or name != name.lower()]
+    texts = [*CAUSES, *MORE_CAUSES]
+    caused = {item.name.partition("=")[0] for text in texts for item in findings(parse_manifest(LEAST + text))}
+    caused |= {"shared-memory", "host-device", "sealed-to-signer", "unpinned-key", "unchecked-file"}
+    assert caused == {rule.name for rule in RULES if rule.find is not None}
+
+
+def test_insecure_keys_expose_whatever_they_are() -> None:
+    """No key that Gramine or Adyton calls insecure passes as a note."""
+    texts = [text for text in CAUSES if "insecure__" in text]
+    assert len(texts) == 10
+    for text in texts:
+        assert [item.exposes for item in findings(parse_manifest(LEAST + text))] == [Exposes.ALWAYS]
+
+
+def test_finding_names_what_it_is_about_and_reads_back() -> None:
+    """Two files are two findings; a recorded name gives the same words again; an unknown one is refused."""
+    texts = LEAST + "sgx.allowed_files = ['file:x', 'file:y']\n"
+    assert [item.name for item in findings(parse_manifest(texts))] == ["allowed-file=file:x", "allowed-file=file:y"]
+    hostile = finding("allowed-file", "file:a\\n\nnote: all is well\u202e")
+    assert hostile.name.isprintable()
+    assert hostile.what.isprintable()
+    assert finding_named(hostile.name) == hostile
+    assert finding("allowed-file", "file:\n").name != finding("allowed-file", "file:\\n").name
+    with pytest.raises(UsageError, match="no finding"):
+        finding_named("nosuch=1")
+
+
+def test_no_line_of_a_manifest_poses_as_another() -> None:
+    """A path with a line break is one line, in what is not covered as in what a measurement holds."""
+    manifest = parse_manifest(LEAST + 'sgx.allowed_files = ["file:x\\nnothing else"]\nloader.env.A = "1\\nB=2"\n')
+    assert all("\n" not in line for line in not_covered(manifest))
+    assert all("\n" not in line for section in explain_manifest(manifest) for line in section.lines)
+
+
+def test_pinned_keys_say_whose_ca_stands_for_each() -> None:
+    """Keys and secrets, each with the CA that is pinned for it; None where there is none."""
+    text = MOUNT + f'adyton.owners.me.ca = """{CA}"""\nadyton.secrets.s.env = "S"\n'
+    pinned = pinned_keys(parse_manifest(text))
+    assert set(pinned) == {"default", "s"}
+    assert len(set(pinned.values())) == 1
+    assert pinned_keys(parse_manifest(MOUNT)) == {"default": None}
+    assert pinned_keys(parse_manifest(MOUNT + 'adyton.owners.me.server_name = "x"')) == {"default": None}
 
 
 def test_findings_name_a_trusted_file_that_is_allowed_too() -> None:

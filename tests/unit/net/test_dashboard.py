@@ -22,16 +22,18 @@ from adyton.keyserver.policy import APPROVED, PENDING, REVOKED
 from adyton.manifest.signed import SignedManifest
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
-from adyton.net.dashboard import patience
-from adyton.net.dashboard.app import PAGE
+from adyton.net.dashboard import guesses, patience
+from adyton.net.dashboard.app import NOTES_A_MINUTE, PAGE
+from adyton.net.dashboard.guesses import FREE
 from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
-from adyton.net.dashboard.sessions import MAX_GUESSES, Sessions
+from adyton.net.dashboard.sessions import Sessions
 from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Measurement
 from tests import chromium
 from tests.owner_world import RUNTIME_PARTS, Running, World, now, running
 
 COOKIE = "__Host-adyton"
+DEVICE_COOKIE = "__Host-adyton-device"
 
 
 @pytest.fixture
@@ -92,22 +94,25 @@ def test_page_has_a_strict_policy_and_no_script(client: httpx.Client, path: str)
 
 
 def test_login_wrong_password_is_refused_and_guessing_is_slowed(page: str, world: World) -> None:
-    """Wrong passwords are refused, and after some even the right one has to wait."""
+    """Wrong passwords are refused, and after some even the right one has to wait, for a time that is said."""
     with httpx.Client(base_url=page, verify=False) as guesser:
-        for _ in range(MAX_GUESSES):
+        for _ in range(FREE):
             assert guesser.post("/login", data={"password": "wrong"}).status_code == 403
         answer = guesser.post("/login", data={"password": password(world)})
         assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "1"
         assert COOKIE not in answer.cookies
 
 
 def test_login_cookie_is_for_this_site_and_the_browser_only(page: str, world: World) -> None:
-    """The session's cookie is out of reach of scripts and other sites."""
+    """The cookies of the session and of the browser are out of reach of scripts and other sites."""
     with httpx.Client(base_url=page, verify=False) as someone:
-        header = someone.post("/login", data={"password": password(world)}).headers["set-cookie"].lower()
-    for word in ("httponly", "secure", "samesite=strict", "path=/"):
-        assert word in header
-    assert header.startswith("__host-")
+        headers = someone.post("/login", data={"password": password(world)}).headers.get_list("set-cookie")
+    assert [header.partition("=")[0] for header in headers] == [COOKIE, DEVICE_COOKIE]
+    for header in headers:
+        for word in ("httponly", "secure", "samesite=strict", "path=/"):
+            assert word in header.lower()
+        assert "domain" not in header.lower()
 
 
 def test_logout_ends_the_session(client: httpx.Client) -> None:
@@ -143,7 +148,10 @@ def test_form_without_the_session_token_changes_nothing(client: httpx.Client, wo
 def test_revoke_and_approve_on_the_page(client: httpx.Client, world: World) -> None:
     """The owner approves what was proposed and revokes what was approved."""
     with world.store.write() as change:
-        proposed = change.add_approval(world.approval(world.program().measurement), actor="test", state=PENDING)
+        signed = world.program()
+        proposed = change.add_approval(world.approval(signed.measurement), actor="test", state=PENDING)
+        change.remember(signed.measurement, signed.manifest_bytes, parts())
+    assert "Approve for key weights" in client.get(f"/approvals/{proposed.id}").text
     client.post("/approve", data={"id": proposed.id, "csrf": csrf(client)})
     with world.store.read() as view:
         assert view.approval(proposed.id).state == APPROVED
@@ -185,7 +193,8 @@ def world_note(world: World, change: object) -> str:
 
 def test_form_too_long_is_refused(client: httpx.Client) -> None:
     """A form has its bound."""
-    assert client.post("/login", data={"password": "x" * 20_000}).status_code == 400
+    assert client.post("/login", data={"password": "x" * 20_000}).status_code == 413
+    assert client.post("/revoke", data={"csrf": csrf(client), "id": "x" * 70_000}).status_code == 413
 
 
 def record(world: World, kind: str) -> list[dict[str, Any]]:
@@ -194,13 +203,14 @@ def record(world: World, kind: str) -> list[dict[str, Any]]:
         return [json.loads(entry.body) for entry in view.entries(kind=kind)]
 
 
-def test_login_is_recorded_also_where_it_is_refused(page: str, world: World) -> None:
-    """Who guesses at the password stands in the record, and not for ever."""
+def test_login_is_recorded_also_where_it_is_refused(page: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who guesses at the password stands in the record, and not for ever: the rest is counted."""
+    monkeypatch.setattr(guesses, "FREE", 1000)
     with httpx.Client(base_url=page, verify=False) as guesser:
-        for _ in range(MAX_GUESSES + 3):
+        for _ in range(NOTES_A_MINUTE + 3):
             guesser.post("/login", data={"password": "wrong"})
     found = record(world, "dashboard")
-    assert [entry["what"] for entry in found] == ["login refused"] * MAX_GUESSES
+    assert [entry["what"] for entry in found] == ["login refused"] * NOTES_A_MINUTE
     assert found[0]["peer"] == "127.0.0.1"
     assert "wrong" not in json.dumps(found)
 
@@ -353,12 +363,12 @@ def test_half_request_is_dropped_in_time_however_it_trickles_in(
 def test_half_requests_of_one_address_leave_room_for_the_owner(
     world: World, page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One address has its share of connections; what it has beyond is dropped, and the owner's page comes."""
+    """One address has its share of connections; its oldest goes for each beyond, and the owner's page comes."""
     monkeypatch.setattr(patience, "REQUEST_S", 300)
     held = [half_request(world, page, "127.0.0.2", b"GET / HTT") for _ in range(patience.MAX_PER_ADDRESS)]
     beyond = half_request(world, page, "127.0.0.2", b"")
     with contextlib.suppress(ConnectionError, ssl.SSLError):
-        assert beyond.recv(100) == b""
+        assert held[0].recv(100) == b""
     with httpx.Client(base_url=page, verify=False) as owner:
         assert owner.post("/login", data={"password": password(world)}).status_code == 303
         assert owner.get("/").status_code == 200

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Mapping
+import math
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -20,11 +22,15 @@ from starlette.routing import Route
 from adyton.attest import explain
 from adyton.errors import Error, UsageError
 from adyton.keyserver.clock import moment, now_ms
+from adyton.keyserver.consent import Mine, alter, manifest_of, propose, shown
 from adyton.keyserver.gaps import gaps
+from adyton.keyserver.names import check_name
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
 from adyton.keyserver.replay import replay
-from adyton.manifest.model import parse_manifest
-from adyton.manifest.review import not_covered
+from adyton.manifest.review import not_covered, one_line, words
+from adyton.net.dashboard.devices import LIFETIME_S, Devices
+from adyton.net.dashboard.guesses import Guesses, source_of
+from adyton.net.dashboard.requests import MAX_LOGIN_BYTES, Form, cookie, is_foreign, number, read_form
 from adyton.net.dashboard.sessions import Session, Sessions
 from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Digest, Measurement
@@ -34,10 +40,14 @@ if TYPE_CHECKING:
     from adyton.keyserver.facts import Candidate
     from adyton.keyserver.store import Store
     from adyton.keyserver.view import Reader
+    from adyton.manifest.review import Finding
     from adyton.net.collateral_store import CollateralStore
 
 COOKIE: Final = "__Host-adyton"
-MAX_FORM_BYTES: Final = 16 * 1024
+DEVICE_COOKIE: Final = "__Host-adyton-device"
+NOTES_A_MINUTE: Final = 10
+"""Wrong passwords that are recorded one by one; the rest of a minute is counted, and said with the next."""
+
 PAGE: Final = 50
 SOON_DAYS: Final = 7
 ACTOR: Final = "dashboard"
@@ -69,22 +79,28 @@ def _short(text: object, size: int = 16) -> str:
 class Dashboard:
     """The owner's pages over her store and collateral."""
 
-    def __init__(self, store: Store, collateral: CollateralStore, password: bytes, owner: str) -> None:
+    def __init__(self, store: Store, collateral: CollateralStore, password: bytes, owner: str, mine: Mine) -> None:
         self._store = store
         self._collateral = collateral
         self._owner = owner
+        self._mine = mine
         self._sessions = Sessions(password)
+        self._devices = Devices(password)
+        self._guesses = Guesses()
+        self._noted: list[float] = []
+        self._not_noted = 0
         self._pages = Environment(
             loader=PackageLoader("adyton.net.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         self._pages.filters["when"] = _when
         self._pages.filters["short"] = _short
+        self._pages.filters["words"] = words
         self._style = PackageLoader("adyton.net.dashboard").get_source(self._pages, "style.css")[0]
 
     def application(self) -> Starlette:
         """The ASGI application."""
         guarded = self._guarded
-        return Starlette(
+        made = Starlette(
             routes=[
                 Route("/style.css", self._css),
                 Route("/login", self._login_page, methods=["GET"]),
@@ -93,52 +109,83 @@ class Dashboard:
                 Route("/", guarded(self._page("home.html", self._home))),
                 Route("/programs", guarded(self._page("programs.html", self._programs))),
                 Route("/approve", guarded(self._approve, form=True), methods=["POST"]),
+                Route("/approvals/{id}", guarded(self._page("approval.html", self._approval))),
                 Route("/revoke", guarded(self._revoke, form=True), methods=["POST"]),
                 Route("/candidates/{measurement}/{key}", guarded(self._page("candidate.html", self._candidate))),
                 Route("/accept", guarded(self._accept, form=True), methods=["POST"]),
                 Route("/dismiss", guarded(self._dismiss, form=True), methods=["POST"]),
                 Route("/timeline", guarded(self._page("timeline.html", self._timeline))),
-                Route("/entries/{seq:int}", guarded(self._page("entry.html", self._entry))),
+                Route("/entries/{seq}", guarded(self._page("entry.html", self._entry))),
                 Route("/platforms", guarded(self._page("platforms.html", self._platforms))),
                 Route("/keys", guarded(self._page("keys.html", self._keys))),
             ],
-            exception_handlers={404: self._missing, Error: self._refused},
+            exception_handlers={HTTPException: self._http_error, Error: self._refused, Exception: self._failed},
         )
+        made.router.redirect_slashes = False  # where to would be what the request's Host says
+        return made
 
     # --- who may ----------------------------------------------------------------------------------------------------
 
+    def recognises(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a request's headers show that its sender knows the password: a session, or a device."""
+        request = Request({"type": "http", "headers": list(headers)})
+        return self._session(request) is not None or self._device(request) is not None
+
+    def _session(self, request: Request) -> Session | None:
+        return self._sessions.find(cookie(request, COOKIE))
+
+    def _device(self, request: Request) -> str | None:
+        return self._devices.known(cookie(request, DEVICE_COOKIE), time.time())
+
     def _guarded(self, handler: Handler, *, form: bool = False) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
-            session = self._sessions.find(request.cookies.get(COOKIE))
+            session = self._session(request)
             if session is None:
                 return _with_headers(RedirectResponse("/login", 303))
             if form:
-                fields = await _form(request)
-                given = fields.get("csrf", "")
-                origin = request.headers.get("origin")
-                same_origin = origin is None or origin == f"{request.url.scheme}://{request.headers.get('host', '')}"
-                if not hmac.compare_digest(given.encode(), session.csrf.encode()) or not same_origin:
-                    return self._render("message.html", session, 403, title="Refused", text="This form is not yours.")
-                request.state.form = fields
+                sent = await read_form(request)
+                if is_foreign(request) or not hmac.compare_digest(sent.get("csrf").encode(), session.csrf.encode()):
+                    raise HTTPException(403, "This form is not yours.")
+                request.state.form = sent
             return await handler(request, session)
 
         return guarded
 
     async def _login_page(self, _request: Request) -> Response:
-        return self._render("login.html", None, wrong=False, blocked=self._sessions.blocked())
+        return self._render("login.html", None, wrong=False, wait_s=0)
 
     async def _log_in(self, request: Request) -> Response:
-        fields = await _form(request)
-        blocked = self._sessions.blocked()
-        session = self._sessions.log_in(fields.get("password", ""))
+        sent = await read_form(request, MAX_LOGIN_BYTES)
+        if is_foreign(request):
+            raise HTTPException(403, "This form is not yours.")
         peer = request.client.host if request.client else ""
+        device, now = self._device(request), time.monotonic()
+        sources = [*(() if device is None else (f"device {device}",)), source_of(peer)]
+        waits = {source: self._guesses.wait_s(source, now) for source in sources}
+        source = min(waits, key=lambda name: waits[name])
+        if waits[source] > 0:
+            page = self._render("login.html", None, 429, wrong=False, wait_s=math.ceil(waits[source]))
+            page.headers["Retry-After"] = str(math.ceil(waits[source]))
+            return page
+        session = self._sessions.log_in(sent.get("password"))
         if session is None:
-            if not blocked:
-                await run_in_threadpool(self._note, "login refused", peer)
-            return self._render("login.html", None, 429 if blocked else 403, wrong=not blocked, blocked=blocked)
-        await run_in_threadpool(self._note, "login", peer)
+            self._guesses.wrong(source, now)
+            await self._note_refused(peer)
+            return self._render("login.html", None, 403, wrong=True, wait_s=0)
+        self._guesses.right(source)
+        self._sessions.log_out(cookie(request, COOKIE) or "")
+        await run_in_threadpool(self._note, {"what": "login", "peer": peer})
         response = RedirectResponse("/", 303)
         response.set_cookie(COOKIE, session.token, httponly=True, secure=True, samesite="strict", path="/")
+        response.set_cookie(
+            DEVICE_COOKIE,
+            self._devices.new(time.time()),
+            max_age=LIFETIME_S,
+            httponly=True,
+            secure=True,
+            samesite="strict",
+            path="/",
+        )
         return _with_headers(response)
 
     async def _log_out(self, _request: Request, session: Session) -> Response:
@@ -147,9 +194,21 @@ class Dashboard:
         response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="strict")
         return _with_headers(response)
 
-    def _note(self, what: str, peer: str) -> None:
+    async def _note_refused(self, peer: str) -> None:
+        """Record a wrong password, up to so many a minute: a flood of them fills no disk."""
+        now = time.monotonic()
+        self._noted = [when for when in self._noted if when > now - 60]
+        if len(self._noted) >= NOTES_A_MINUTE:
+            self._not_noted += 1
+            return
+        self._noted.append(now)
+        more, self._not_noted = self._not_noted, 0
+        body = {"what": "login refused", "peer": peer}
+        await run_in_threadpool(self._note, {**body, "not_recorded_before": more} if more else body)
+
+    def _note(self, body: Mapping[str, object]) -> None:
         with self._store.write() as change:
-            change.record("dashboard", "", {"what": what, "peer": peer}, now_ms())
+            change.record("dashboard", "", body, now_ms())
 
     # --- pages ------------------------------------------------------------------------------------------------------
 
@@ -172,11 +231,21 @@ class Dashboard:
     async def _css(self, _request: Request) -> Response:
         return _with_headers(Response(self._style, media_type="text/css"))
 
-    async def _missing(self, _request: Request, _error: Exception) -> Response:
-        return self._render("message.html", None, 404, title="Not here", text="There is no such page.")
+    async def _http_error(self, request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 400
+        detail = error.detail if isinstance(error, HTTPException) else ""
+        title, text = {
+            404: ("Not here", "There is no such page."),
+            405: ("Not so", "This page takes no such request."),
+        }.get(status, ("Refused", detail))
+        return self._render("message.html", self._session(request), status, title=title, text=text)
+
+    async def _failed(self, _request: Request, _error: Exception) -> Response:
+        text = "It failed, and the key server's log says where."
+        return self._render("message.html", None, 500, title="Not done", text=text)
 
     async def _refused(self, request: Request, error: Exception) -> Response:
-        session = self._sessions.find(request.cookies.get(COOKIE))
+        session = self._session(request)
         details = error.details() if isinstance(error, Error) else {}
         parts = [f"{name}: {details[name]}" for name in ("expected", "seen", "remedy") if name in details]
         text = ". ".join([details.get("message", "It failed."), *parts])
@@ -220,35 +289,43 @@ class Dashboard:
         ]
         if not found:
             raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
-        behind = view.behind(measurement)
-        uncovered: tuple[str, ...] = ()
-        argv: tuple[str, ...] = ()
-        if behind is not None:
-            manifest = parse_manifest(behind[0].decode("utf-8"))
-            uncovered, argv = not_covered(manifest), manifest.argv or ()
+        guest = _guest(view, found[0])
+        tees = sorted({item.tee for item in found})
+        draft = _draft(view, measurement, found[0].tee, found[0].key, app="x", version="x")
+        manifest = manifest_of(view, draft)
         explained = [json.loads(entry.body) for entry in view.entries(kind="explanation", subject=found[0].denial)]
         return {
             "item": found[0],
-            "tees": sorted({item.tee for item in found}),
-            "known": behind is not None,
-            "guest": _guest(view, found[0]),
-            "argv": argv,
-            "uncovered": uncovered,
+            "tees": tees,
+            "guest": guest,
+            "argv": () if manifest is None else tuple(map(one_line, manifest.argv or ())),
+            "left_open": _left_open(shown(view, draft, self._mine), tees),
+            "uncovered": draft.not_covered,
             "explained": explained,
             "apps": sorted({item.approval.app for item in view.approvals()}),
+        }
+
+    def _approval(self, request: Request, view: Reader) -> dict[str, Any]:
+        item = view.approval(check_name(request.path_params["id"], "approval id"))
+        manifest = manifest_of(view, item.approval)
+        return {
+            "item": item,
+            "argv": () if manifest is None else tuple(map(one_line, manifest.argv or ())),
+            "left_open": _left_open(shown(view, item.approval, self._mine), item.approval.tees),
+            "uncovered": item.approval.not_covered if manifest is None else not_covered(manifest),
         }
 
     def _timeline(self, request: Request, view: Reader) -> dict[str, Any]:
         kind = request.query_params.get("kind", "")
         kinds = (kind,) if kind in ("release", "denial", "policy", "used", "explanation") else ()
-        written = request.query_params.get("before", "")
-        before = int(written) if written.isascii() and written.isdigit() and len(written) < 19 else None
+        before = number(request.query_params.get("before", ""))
         found = view.newest_entries(PAGE + 1, kinds=kinds, before=before)
         older = found[PAGE - 1].seq if len(found) > PAGE else None
         return {"events": [event(entry) for entry in found[:PAGE]], "kind": kind, "before": before, "older": older}
 
     def _entry(self, request: Request, view: Reader) -> dict[str, Any]:
-        entry = view.entry(request.path_params["seq"])
+        seq = number(request.path_params["seq"])
+        entry = None if seq is None else view.entry(seq)
         if entry is None:
             raise UsageError("there is no such entry")
         body = json.loads(entry.body)
@@ -322,63 +399,75 @@ class Dashboard:
         return await self._change_state(request, REVOKED)
 
     async def _change_state(self, request: Request, state: str) -> Response:
+        sent: Form = request.state.form
+
         def work() -> None:
             with self._store.write() as change:
-                change.change_approval(request.state.form.get("id", ""), actor=ACTOR, state=state)
+                chosen = check_name(sent.get("id"), "approval id")
+                alter(change, chosen, owner=self._mine, named=sent.allow, actor=ACTOR, state=state)
 
         await run_in_threadpool(work)
         return _with_headers(RedirectResponse("/programs", 303))
 
     async def _dismiss(self, request: Request, _session: Session) -> Response:
-        fields: Mapping[str, str] = request.state.form
+        sent: Form = request.state.form
 
         def work() -> None:
-            measurement = Measurement.from_hex(fields.get("measurement", ""))
+            measurement = Measurement.from_hex(sent.get("measurement"))
             with self._store.write() as change:
-                if not change.dismiss_candidate(measurement, fields.get("key", ""), actor=ACTOR):
+                if not change.dismiss_candidate(measurement, sent.get("key"), actor=ACTOR):
                     raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
 
         await run_in_threadpool(work)
         return _with_headers(RedirectResponse("/programs", 303))
 
     async def _accept(self, request: Request, _session: Session) -> Response:
-        fields: Mapping[str, str] = request.state.form
+        sent: Form = request.state.form
 
         def work() -> None:
-            measurement = Measurement.from_hex(fields.get("measurement", ""))
+            measurement = Measurement.from_hex(sent.get("measurement"))
             with self._store.write() as change:
                 waiting = {(item.measurement, item.tee, item.key): item for item in change.candidates()}
-                wanted = (measurement, fields.get("tee", ""), fields.get("key", ""))
+                wanted = (measurement, sent.get("tee"), sent.get("key"))
                 if wanted not in waiting:
                     raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
                 guest = _guest(change, waiting[wanted])
-                if fields.get("guest", "") != ("" if guest is None else guest.hex()):
+                if sent.get("guest") != ("" if guest is None else guest.hex()):
                     raise UsageError(
                         "this program has asked again from another guest image",
                         check="guest image",
-                        expected=fields.get("guest", ""),
+                        expected=sent.get("guest"),
                         seen="none" if guest is None else guest.hex(),
                         remedy="look at it again",
                     )
-                behind = change.behind(measurement)
-                manifest = parse_manifest(behind[0].decode("utf-8")) if behind else None
-                uncovered = () if manifest is None else not_covered(manifest)
-                approval = Approval(
-                    key=wanted[2],
-                    app=fields.get("app", ""),
-                    version=fields.get("version", ""),
-                    tees=(wanted[1],),
-                    measurement=measurement,
-                    guest_images=(simulated_guest(),) if wanted[1].startswith("sim-tdx") else (),
-                    raw_report_data=manifest is not None and manifest.adyton.raw_report_data,
-                    manifest_sha256=Digest(hashlib.sha256(behind[0]).digest()) if behind else None,
-                    not_covered=uncovered,
-                    note="approved on the dashboard",
-                )
-                change.add_approval(approval, actor=ACTOR)
+                approval = _draft(change, *wanted, app=sent.get("app"), version=sent.get("version"))
+                propose(change, approval, owner=self._mine, named=sent.allow, actor=ACTOR)
 
         await run_in_threadpool(work)
         return _with_headers(RedirectResponse("/programs", 303))
+
+
+def _draft(view: Reader, measurement: Measurement, tee: str, key: str, *, app: str, version: str) -> Approval:
+    """The approval of a program that waits, as it is shown and as it is made."""
+    behind = view.behind(measurement)
+    made = Approval(
+        key=key,
+        app=app,
+        version=version,
+        tees=(tee,),
+        measurement=measurement,
+        guest_images=(simulated_guest(),) if tee.startswith("sim-tdx") else (),
+        manifest_sha256=Digest(hashlib.sha256(behind[0]).digest()) if behind else None,
+        note="approved on the dashboard",
+    )
+    manifest = manifest_of(view, made)
+    return made if manifest is None else made.changed(not_covered=not_covered(manifest))
+
+
+def _left_open(found: Iterable[Finding], tees: Collection[str]) -> list[dict[str, Any]]:
+    """Findings as a page shows them: those that have to be named first, each with its box."""
+    lines = [{"name": item.name, "what": item.what, "exposes": item.exposes_on(tees)} for item in found]
+    return sorted(lines, key=lambda line: not line["exposes"])
 
 
 def _guest(view: Reader, item: Candidate) -> Measurement | None:
@@ -412,16 +501,6 @@ def event(entry: Entry) -> dict[str, Any]:
         parts = [f"{name} {value}" for name, value in body.items() if isinstance(value, str | int) and value != ""]
         detail = ", ".join(parts)[:200]
     return {"seq": entry.seq, "at_ms": entry.at_ms, "kind": entry.kind, "tone": tone, "title": title, "detail": detail}
-
-
-async def _form(request: Request) -> dict[str, str]:
-    raw = bytearray()
-    async for piece in request.stream():
-        raw += piece
-        if len(raw) > MAX_FORM_BYTES:
-            raise UsageError("the form is too long")
-    pairs = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=32)
-    return dict(pairs)
 
 
 def _with_headers(response: Response) -> Response:

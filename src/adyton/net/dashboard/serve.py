@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import logging
 import secrets
 import socket
-import ssl
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
-from adyton.errors import Unavailable
+from adyton.errors import Unavailable, UsageError
+from adyton.keyserver.consent import mine
 from adyton.keyserver.wrapping import read_private_file, write_private_file
+from adyton.net.dashboard.accepting import Accepting
 from adyton.net.dashboard.app import Dashboard
 from adyton.net.dashboard.patience import PatientProtocol
+from adyton.net.dashboard.shield import Shield
+from adyton.net.tls import server_context
 
 if TYPE_CHECKING:
+    import ssl
     from pathlib import Path
-
-    from starlette.applications import Starlette
 
     from adyton.keyserver.owner import Home
     from adyton.keyserver.store import Store
     from adyton.net.collateral_store import CollateralStore
 
-MAX_CONCURRENT: Final = 64
+LEAST_PASSWORD_BYTES: Final = 20
 PASSWORD_FILE: Final = "dashboard.password"  # noqa: S105 - a file's name
 
 
@@ -35,17 +39,27 @@ def password_of(home: Home) -> bytes:
     path: Path = home.path / PASSWORD_FILE
     if not path.exists():
         write_private_file(path, base64.b32encode(secrets.token_bytes(15)).lower() + b"\n")
-    return read_private_file(path, PASSWORD_FILE).strip()
+    found = read_private_file(path, PASSWORD_FILE).strip()
+    if len(found) < LEAST_PASSWORD_BYTES:
+        raise UsageError(
+            "the dashboard's password is so short that it can be guessed",
+            check=PASSWORD_FILE,
+            expected=f"at least {LEAST_PASSWORD_BYTES} random characters",
+            seen=f"{len(found)} characters",
+            remedy=f"remove {path}: adyton serve makes a good one",
+        )
+    return found
 
 
 class DashboardThread:
     """The dashboard listening on an address of its own, over TLS."""
 
     def __init__(self, home: Home, store: Store, collateral: CollateralStore, host: str, port: int) -> None:
-        dashboard = Dashboard(store, collateral, password_of(home), home.config.name)
+        dashboard = Dashboard(store, collateral, password_of(home), home.config.name, mine(home))
+        context = server_context(home.path / "server.crt", home.path / "server.key", client_certificate=False)
         self._socket = _listen(host, port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        self._server = uvicorn.Server(_config(home, dashboard.application()))
+        self._server = _Server(_config(dashboard), context)
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
         self._thread.start()
 
@@ -59,25 +73,56 @@ class DashboardThread:
         self._socket.close()
 
 
-def _config(home: Home, application: Starlette) -> uvicorn.Config:
-    return uvicorn.Config(
-        application,
-        http=PatientProtocol,
+class _Server(uvicorn.Server):
+    """uvicorn's server, which takes its connections through `accepting`: TLS 1.3 only, and bounded before it."""
+
+    def __init__(self, config: uvicorn.Config, context: ssl.SSLContext) -> None:
+        super().__init__(config)
+        self._context = context
+        self._accepting: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup([])
+        accepting = Accepting(self._protocol, self._context)
+        for listening in sockets or []:
+            self._accepting = asyncio.create_task(accepting.run(listening))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and finish what is under way."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._accepting
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
+
+
+def _config(dashboard: Dashboard) -> uvicorn.Config:
+    class Protocol(PatientProtocol):
+        recognise = staticmethod(dashboard.recognises)
+
+    config = uvicorn.Config(
+        Shield(dashboard.application()),
+        http=Protocol,
         ws="none",
         lifespan="off",
+        interface="asgi3",
         log_config=None,
         access_log=False,
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONCURRENT,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=16 * 1024,
-        ssl_certfile=str(home.path / "server.crt"),
-        ssl_keyfile=str(home.path / "server.key"),
-        ssl_version=ssl.PROTOCOL_TLS_SERVER,
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no line of the log
+    return config
 
 
 def _listen(host: str, port: int) -> socket.socket:

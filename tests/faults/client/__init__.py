@@ -1,0 +1,1 @@
+"""What a hostile client of the owner's servers tries, and what becomes of it."""

@@ -1,0 +1,72 @@
+"""A pinned CA is one certificate of a CA and nothing else, in every manifest and for every key."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from adyton.errors import MalformedManifest
+from adyton.keyserver.identity import make_ca, make_server
+from adyton.manifest.model import parse_manifest
+from adyton.manifest.pinned import ca_sha256, ca_within, check_ca
+
+CA = (Path(__file__).parent.parent / "run" / "owner-ca.pem").read_text()
+MALLORY = make_ca("mallory", datetime.now(UTC))
+OTHER = MALLORY.certificate_pem.decode()
+LEAF = make_server(MALLORY, ("x",), datetime.now(UTC)).certificate_pem.decode()
+MANIFEST = 'libos.entrypoint = "/app"\nfs.mounts = [{ type = "encrypted", path = "/d", uri = "file:d" }]\n'
+
+
+def wrapped(der: bytes) -> str:
+    """Bytes as PEM calls a certificate."""
+    return f"-----BEGIN CERTIFICATE-----\n{base64.encodebytes(der).decode()}-----END CERTIFICATE-----\n"
+
+
+HOSTILE = {
+    "two certificates": CA + OTHER,
+    "another before": OTHER + CA,
+    "the same twice": CA + CA,
+    "a second one of OpenSSL's own kind": CA + OTHER.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
+    "a second one of the old kind": CA + OTHER.replace("CERTIFICATE", "X509 CERTIFICATE"),
+    "a key behind it": CA + MALLORY.key_pem.decode(),
+    "words before": "words\n" + CA,
+    "words after": CA + "words\n",
+    "bytes after the certificate": wrapped(ssl.PEM_cert_to_DER_cert(CA) + b"more"),
+    "a server's certificate": LEAF,
+    "no certificate": "words",
+    "nothing": "",
+    "half a certificate": CA[: len(CA) // 2],
+    "another label": CA.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
+    "too long": CA + "\n" * (64 << 10),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_ca_that_is_not_one_ca_is_refused_at_parse(name: str) -> None:
+    """A TLS library would trust every certificate in the text; the manifest says one."""
+    with pytest.raises(MalformedManifest, match=r"adyton\.owners\.me\.ca"):
+        parse_manifest(MANIFEST + f"adyton.owners.me.ca = '''{HOSTILE[name]}'''\n")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_ca_is_refused_for_every_owner_and_key(name: str) -> None:
+    """Also for an owner of whom the manifest asks nothing."""
+    owners = f"adyton.owners.me.ca = '''{CA}'''\nadyton.owners.other.ca = '''{HOSTILE[name]}'''\n"
+    with pytest.raises(MalformedManifest, match=r"adyton\.owners\.other\.ca"):
+        parse_manifest(MANIFEST + owners + 'adyton.keys.default = "me"\n')
+
+
+def test_ca_is_one_text_whatever_its_spaces() -> None:
+    """Line ends and indentation make no other certificate, and the model holds the canonical text."""
+    for text in (CA, CA.replace("\n", "\r\n"), f"\n{CA}\n\n", CA.replace("\n", "\n  ")):
+        assert check_ca(text, "k") == CA
+        (owner,) = parse_manifest(MANIFEST + f"adyton.owners.me.ca = '''{text}'''\n").adyton.owners
+        assert owner.ca == CA
+    assert ca_sha256(CA) != ca_sha256(OTHER)
+    assert ca_within(f"words\n{CA}words\n", "k") == CA
+    with pytest.raises(MalformedManifest, match="not one"):
+        ca_within(f"words\n{CA}words\n{OTHER}", "k")
