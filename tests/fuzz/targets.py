@@ -23,7 +23,8 @@ from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
 from adyton.keyserver.audit import Checkpoint
-from adyton.keyserver.backup import parse_header, parse_share, split_key
+from adyton.keyserver.backup import parse_share, split_key
+from adyton.keyserver.backup_header import parse_header
 from adyton.keyserver.export import checkpoints_of, read_export
 from adyton.keyserver.owner import Config
 from adyton.keyserver.policy import Approval, parse_time
@@ -346,7 +347,7 @@ def targets() -> dict[str, Target]:
             (checkpoint, b'{"grants": [{"checkpoint": ' + checkpoint + b"}]}"),
             (f"{k}.export.checkpoints_of", f"{k}.audit.Checkpoint.from_dict"),
         ),
-        "backup-header": Target(parse_header, (bytes(block) + header,), (f"{k}.backup.parse_header",)),
+        "backup-header": Target(parse_header, (bytes(block) + header,), (f"{k}.backup_header.parse_header",)),
         "recovery-share": Target(
             _text(parse_share),
             _shares,

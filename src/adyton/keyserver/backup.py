@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import secrets
 import shutil
 import tarfile
@@ -32,7 +31,8 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
 from adyton.keyserver import schema
-from adyton.keyserver.audit import STORE_ID_BYTES, Head, sign_checkpoint
+from adyton.keyserver.audit import Head, sign_checkpoint
+from adyton.keyserver.backup_header import HEAD_BYTES, VERSION, parse_header
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
 from adyton.keyserver.owner import Config, Home, audit_private_key
@@ -40,7 +40,6 @@ from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, read_private
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.stream import ProtectedStream
-from adyton.untrusted import parse_json_object
 from adyton.values import KEY_BYTES, Key128
 
 if TYPE_CHECKING:
@@ -49,10 +48,7 @@ if TYPE_CHECKING:
     from adyton.keyserver.audit import Checkpoint
     from adyton.keyserver.store import Store
 
-VERSION: Final = 1
-MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_SHARES: Final = 255
-_TAR_BLOCK_BYTES: Final = 512
 PIECE_ROWS: Final = 2000
 _CONTENT_PATH: Final = "/adyton-backup"
 _LEFT_OUT: Final = ("store.db", "store.db-wal", "store.db-shm", "checkpoint.json")
@@ -253,7 +249,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """What a backup says about itself; raises FileFormatError where it is none."""
     try:
         with path.open("rb") as file:
-            start = file.read(_TAR_BLOCK_BYTES + MAX_HEADER_BYTES)
+            start = file.read(HEAD_BYTES)
     except OSError as error:
         raise StorageFailed(f"{path} cannot be read: {error.strerror}", check="backup") from error
     header = parse_header(start)
@@ -265,40 +261,6 @@ def read_header(path: Path) -> dict[str, Any]:
             seen="something else",
         )
     return header
-
-
-def parse_header(start: bytes) -> dict[str, Any] | None:
-    """The header in the first bytes of a backup, every member of the right form; None where it is none.
-
-    The first file of a tar is read here without tarfile, whose extensions (sparse files, long names, negative sizes)
-    a backup does not use.
-    """
-    block, rest = start[:_TAR_BLOCK_BYTES], start[_TAR_BLOCK_BYTES:]
-    size = re.fullmatch(rb"([0-7]{11})[\0 ]", block[124:136])
-    if size is None or block[:100].rstrip(b"\0") != b"header.json" or block[156:157] not in (b"0", b"\0"):
-        return None
-    if (length := int(size[1], 8)) > min(MAX_HEADER_BYTES, len(rest)):
-        return None
-    try:
-        header = parse_json_object(rest[:length], what="header of the backup", refuse=FileFormatError)
-    except FileFormatError:
-        return None
-    if set(header) != {"adyton_backup", "id", "store", "at_ms", "salt" if "salt" in header else "shares"}:
-        return None
-    good = header["adyton_backup"] == VERSION and type(header["at_ms"]) is int
-    good = good and _is_hex(header["id"], 12) and _is_hex(header["store"], 2 * STORE_ID_BYTES)
-    good = good and (_is_hex(header["salt"], 32) if "salt" in header else _is_split(header["shares"]))
-    return header if good else None
-
-
-def _is_split(value: object) -> bool:
-    if not isinstance(value, dict) or set(value) != {"needed", "total"}:
-        return False
-    return all(type(number) is int and 0 < number <= MAX_SHARES for number in value.values())
-
-
-def _is_hex(value: object, digits: int) -> bool:
-    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
 
 
 def restore(
