@@ -23,7 +23,7 @@ from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
 from adyton.keyserver.audit import Checkpoint
-from adyton.keyserver.backup import parse_header
+from adyton.keyserver.backup_header import parse_header
 from adyton.keyserver.export import checkpoints_of, read_export
 from adyton.keyserver.owner import Config
 from adyton.keyserver.policy import Approval, parse_time
@@ -37,7 +37,7 @@ from adyton.manifest.mrenclave import parse_pal
 from adyton.manifest.observe import read_trace
 from adyton.manifest.review import findings, not_covered, runtime_refusals
 from adyton.manifest.schema import parse_size
-from adyton.manifest.signature import SIGSTRUCT_BYTES, parse_sigstruct
+from adyton.manifest.signature import SIGSTRUCT_BYTES, Attributes, generate_signer, load_signer, parse_sigstruct, sign
 from adyton.manifest.signed import decode
 from adyton.manifest.template import render
 from adyton.net.documents import Document, build_bundle, documents_of, parse_bundle, verify_document
@@ -50,7 +50,7 @@ from adyton.tee.sim import SimPlatform
 from adyton.tee.sim_machine import Facts
 from adyton.tee.sim_vendor import Publication
 from adyton.untrusted import parse_json, parse_json_object, parse_toml
-from adyton.values import Key128
+from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
@@ -77,7 +77,7 @@ sgx.allowed_files = ["file:a"]
 adyton.network = "none"
 adyton.memory_budget = "4G"
 adyton.insecure__stdio = true
-adyton.secrets = [{ name = "s", env = "S" }]
+adyton.secrets.s = { env = "S" }
 adyton.keys.model = "maker"
 adyton.files = "3 4x 5@7"
 [adyton.owners.maker]
@@ -136,7 +136,7 @@ APPROVAL: Final = {
     "expires_at": "2030-01-01T00:00:00Z",
     "evidence": {},
     "not_covered": ["network"],
-    "protocols": ["adyton-release"],
+    "protocols": ["adyton"],
 }
 
 
@@ -202,6 +202,13 @@ def _sealed() -> tuple[bytes, ...]:
     return tuple(found)
 
 
+def _signature() -> tuple[bytes, ...]:
+    signed = sign(
+        Measurement(bytes(32)), load_signer(generate_signer()), attributes=Attributes.of(debug=False)
+    ).to_bytes()
+    return signed, bytes(SIGSTRUCT_BYTES)
+
+
 def _shares() -> tuple[bytes, ...]:
     return tuple(share.to_text().encode() for share in split_key(KEY, "0" * 12, 2, 3))
 
@@ -225,20 +232,19 @@ def _net() -> dict[str, Target]:
         if importlib.util.find_spec(f"adyton.net.{name}") is not None
     ]
     names = {name: value for module in modules for name, value in vars(module).items()}
-    from adyton.values import Digest, Nonce
-
-    key = names["EnclaveKey"]()
+    b64, key = names["b64"], names["EnclaveKey"]()
     request = names["ReleaseRequest"](Nonce(b"n" * 32), key.public_bytes, Digest(b"m" * 32), ("a",), b"evidence")
     checkpoint = Checkpoint(STORE, 1, bytes(32), 1, bytes(64)).to_dict()
     seeds = (
-        b'{"protocol": "adyton-release/1"}',
-        b'{"protocol": "adyton-release/2"}',
+        json.dumps({"protocol": names["PROTOCOL"]}).encode(),
+        json.dumps({"protocol": names["PROTOCOL"], "grant": "g-1", "token": b64(bytes(32))}).encode(),
+        json.dumps({"protocol": names["PROTOCOL"], "status": "explained", "changed": ["a"]}).encode(),
         request.to_bytes(),
         names["ChallengeAnswer"](Nonce(b"x" * 32), 60).to_bytes(),
         names["Refusal"]("d-1", "m", "c", "e", "s", "r").to_bytes(),
         names["Payload"]({"k": b"k" * 16}, {"s": b"secret"}, b"t" * 32).to_bytes(),
         names["explain_message"]("d-1", MANIFEST.encode(), {"adyton": "ab" * 32}),
-        json.dumps({"protocol": "adyton-release/1", "grant": "g", "lease_s": 1, "checkpoint": checkpoint}).encode(),
+        json.dumps({"protocol": names["PROTOCOL"], "grant": "g", "lease_s": 1, "checkpoint": checkpoint}).encode(),
         names["RESPONSE"] + struct.pack(">I", 16),
         key.public_bytes,
     )
@@ -266,7 +272,7 @@ def targets() -> dict[str, Target]:
     """All of them, by name."""
     trace = b'1 openat(AT_FDCWD</w>, "a", O_RDONLY|O_CLOEXEC) = 3</w/a>\n1 execve("/bin/sh", ["sh"], 0x1 /* 2 */) = 0'
     elf = b"\x7fELF\x02\x01" + bytes(18) + struct.pack("<QQ", 1, 64) + bytes(14) + struct.pack("<HH", 56, 1)
-    elf += struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 100, 4096, 4096)
+    elf = elf.ljust(64, b"\0") + struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 100, 4096, 4096)
     header = json.dumps(HEADER).encode()
     block = bytearray(512)
     block[:11], block[124:136], block[156:157] = b"header.json", b"%011o\0" % len(header), b"0"
@@ -320,7 +326,7 @@ def targets() -> dict[str, Target]:
             _template, tuple(map(str.encode, TEMPLATE)), (f"{m}.template.render",), _children_s
         ),
         "manifest-size": Target(_text(parse_size), (b"4G", b"0x10K"), (f"{m}.schema.parse_size",)),
-        "manifest-signature": Target(parse_sigstruct, (bytes(SIGSTRUCT_BYTES),), (f"{m}.signature.parse_sigstruct",)),
+        "manifest-signature": Target(parse_sigstruct, _signature, (f"{m}.signature.parse_sigstruct",)),
         "manifest-library": Target(parse_pal, (elf.ljust(4096, b"\0"),), (f"{m}.mrenclave.parse_pal",)),
         "manifest-trace": Target(
             lambda raw: read_trace(raw.decode("ascii", "surrogateescape").splitlines(), "/w"),
@@ -347,7 +353,7 @@ def targets() -> dict[str, Target]:
             (checkpoint, b'{"grants": [{"checkpoint": ' + checkpoint + b"}]}"),
             (f"{k}.export.checkpoints_of", f"{k}.audit.Checkpoint.from_dict"),
         ),
-        "backup-header": Target(parse_header, (bytes(block) + header,), (f"{k}.backup.parse_header",)),
+        "backup-header": Target(parse_header, (bytes(block) + header,), (f"{k}.backup_header.parse_header",)),
         "recovery-share": Target(
             _text(parse_share),
             _shares,

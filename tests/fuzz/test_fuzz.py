@@ -25,6 +25,7 @@ LONG_S: Final = float(os.environ.get("ADYTON_FUZZ_S", "600"))
 TARGETS: Final = targets()
 PACKAGE: Final = Path(adyton.__file__).parent
 
+NO_GOOD_SEED: Final = {"attest-token": "nobody signed it"}
 NOT_FUZZED: Final = {
     "adyton.manifest.template.parse_definitions": "words of the command line",
     "adyton.net.pcs_server.parse_listen": "a word of the command line",
@@ -35,8 +36,9 @@ NOT_FUZZED: Final = {
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_seed_of_a_parser_reaches_it(name: str) -> None:
-    """What a target says it covers is called for its seeds; that the good ones are taken is their own rooms' test."""
+    """What a target says it covers is called for its seeds, and one of them at least is taken."""
     called: set[str] = set()
+    taken = 0
 
     def watch(frame: FrameType, _event: str, _argument: object) -> None:
         called.add(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}")
@@ -47,9 +49,11 @@ def test_seed_of_a_parser_reaches_it(name: str) -> None:
         for seed in TARGETS[name].seeds:
             with contextlib.suppress(Error):
                 TARGETS[name].parse(seed)
+                taken += 1
     finally:
         sys.settrace(former)
     assert set(TARGETS[name].covers) <= called
+    assert taken or name in NO_GOOD_SEED
 
 
 @pytest.mark.timeout(300)

@@ -298,7 +298,7 @@ def _take_json(raw: bytes, path: Path, found: _Found) -> None:
     from adyton.net.documents import Document, parse_bundle
     from adyton.untrusted import parse_json_object
 
-    document = parse_json_object(raw, what=f"collateral {path}", refuse=MalformedQuote)
+    document = parse_json_object(raw, what=f"collateral {path}", refuse=MalformedQuote, limit_bytes=_MAX_FILE_BYTES)
     if "amd_leaf" in document:
         found.amd.append(AMDCollateral.from_dict(document))
         return

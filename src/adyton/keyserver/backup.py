@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import secrets
 import shutil
 import tarfile
@@ -31,19 +30,19 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError, VersionMismatch
 from adyton.keyserver import schema
 from adyton.keyserver.archive import STORE, pack, unpack
-from adyton.keyserver.audit import STORE_ID_BYTES, sign_checkpoint
+from adyton.keyserver.audit import sign_checkpoint
+from adyton.keyserver.backup_header import HEAD_BYTES, VERSION, parse_header
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
 from adyton.keyserver.ledger import Ledger
 from adyton.keyserver.owner import Config, Home, audit_private_key
 from adyton.keyserver.sealed import Part
-from adyton.keyserver.shares import MAX_SHARES, Share, check_shares, join_key, listed, split_key
+from adyton.keyserver.shares import Share, check_shares, join_key, listed, split_key
 from adyton.keyserver.view import Reader
 from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, write_private_file
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.stream import ProtectedStream
-from adyton.untrusted import parse_json_object
 from adyton.values import KEY_BYTES, Key128
 
 if TYPE_CHECKING:
@@ -52,9 +51,6 @@ if TYPE_CHECKING:
     from adyton.keyserver.audit import Checkpoint
     from adyton.keyserver.store import Store
 
-VERSION: Final = 1
-MAX_HEADER_BYTES: Final = 64 * 1024
-_TAR_BLOCK_BYTES: Final = 512
 PIECE_ROWS: Final = 2000
 _CONTENT_PATH: Final = "/adyton-backup"
 _LEFT_OUT: Final = ("store.db", "store.db-wal", "store.db-shm", "checkpoint.json")
@@ -178,7 +174,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """What a backup says about itself; raises FileFormatError where it is none."""
     try:
         with path.open("rb") as file:
-            start = file.read(_TAR_BLOCK_BYTES + MAX_HEADER_BYTES)
+            start = file.read(HEAD_BYTES)
     except OSError as error:
         raise StorageFailed(f"{path} cannot be read: {error.strerror}", check="backup") from error
     header = parse_header(start)
@@ -190,46 +186,6 @@ def read_header(path: Path) -> dict[str, Any]:
             seen="something else",
         )
     return header
-
-
-def parse_header(start: bytes) -> dict[str, Any] | None:
-    """The header in the first bytes of a backup, every member of the right form; None where it is none.
-
-    The first file of a tar is read here without tarfile, whose extensions (sparse files, long names, negative sizes)
-    a backup does not use.
-    """
-    block, rest = start[:_TAR_BLOCK_BYTES], start[_TAR_BLOCK_BYTES:]
-    size = re.fullmatch(rb"([0-7]{11})[\0 ]", block[124:136])
-    if size is None or block[:100].rstrip(b"\0") != b"header.json" or block[156:157] not in (b"0", b"\0"):
-        return None
-    if (length := int(size[1], 8)) > min(MAX_HEADER_BYTES, len(rest)):
-        return None
-    try:
-        header = parse_json_object(rest[:length], what="header of the backup", refuse=FileFormatError)
-    except FileFormatError:
-        return None
-    if set(header) != {"adyton_backup", "id", "store", "at_ms", "salt" if "salt" in header else "shares"}:
-        return None
-    good = header["adyton_backup"] == VERSION and type(header["at_ms"]) is int
-    good = good and _is_hex(header["id"], 12) and _is_hex(header["store"], 2 * STORE_ID_BYTES)
-    good = good and (_is_hex(header["salt"], 32) if "salt" in header else _is_split(header["shares"]))
-    return header if good else None
-
-
-def _is_split(value: object) -> bool:
-    """Whether this is what `listed` says of shares; backups of before had no hashes there."""
-    if not isinstance(value, dict) or set(value) - {"sha256"} != {"needed", "total"}:
-        return False
-    if not all(type(value[name]) is int and 0 < value[name] <= MAX_SHARES for name in ("needed", "total")):
-        return False
-    hashes = value.get("sha256", [None] * value["total"])
-    if not isinstance(hashes, list) or len(hashes) != value["total"]:
-        return False
-    return "sha256" not in value or all(_is_hex(item, 64) for item in hashes)
-
-
-def _is_hex(value: object, digits: int) -> bool:
-    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
 
 
 def restore(

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
 from adyton.tee.sim_files import decrypt_ppid, key_bytes, load_key, read_file, write_file
@@ -54,6 +54,15 @@ REVOCABLE: Final[tuple[Revocable, ...]] = ("pck", "ca", "signer")
 
 _BEGIN: Final = "-----BEGIN CERTIFICATE-----"
 _END: Final = "-----END CERTIFICATE-----"
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where it is none, which whoever takes it refuses with what to do."""
+    raw = read_file(path)
+    try:
+        return parse_json_object(raw, what="file", refuse=UsageError)
+    except UsageError:
+        return {}
 
 
 def _last_der(chain: str) -> bytes:
@@ -122,7 +131,7 @@ class SimPlatform:
     def machine(self) -> Facts:
         """The machine's public facts; raises NoDevice where there are none, UsageError where they are damaged."""
         path = self.directory / "machine" / "machine.json"
-        return Facts.from_dict(parse_json_object(read_file(path), what=f"file {path}", refuse=UsageError))
+        return Facts.from_dict(_document(path))
 
     @cached_property
     def root_der(self) -> bytes:
@@ -181,8 +190,7 @@ class SimPlatform:
         """The vendor's present publication, as it lies on disk now."""
         from adyton.tee.sim_vendor import Publication
 
-        path = self.directory / "vendor" / "publication.json"
-        return Publication.from_dict(parse_json_object(read_file(path), what=f"file {path}", refuse=UsageError))
+        return Publication.from_dict(_document(self.directory / "vendor" / "publication.json"))
 
     def _vendor_certificate(self, name: str) -> x509.Certificate:
         from cryptography.x509 import load_pem_x509_certificate

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.errors import AuditError, Error, StoreError, UsageError
 from adyton.keyserver.audit import Entry, Head, canonical, entry_hash, sign_checkpoint, start_hash, verify_chain
-from adyton.keyserver.backup import parse_header
+from adyton.keyserver.backup_header import parse_header
 from adyton.keyserver.difference import manifest_differences
 from adyton.keyserver.export import checkpoints_of, read_export
 from adyton.keyserver.owner import Config

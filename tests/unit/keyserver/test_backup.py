@@ -233,14 +233,9 @@ def test_forged_share_is_named_whatever_else_is_forged(world: World, tmp_path: P
     def nonsense(header: dict[str, Any]) -> None:
         header["shares"]["sha256"] = [5, "x"]
 
-    refusals: list[tuple[Callable[[dict[str, Any]], None], type[Error], str]] = [
-        (another_list, IntegrityError, "made together"),
-        (no_list, IntegrityError, "made together"),
-        (nonsense, FileFormatError, "no backup"),
-    ]
-    for number, (change, refusal, text) in enumerate(refusals):
+    for number, change in enumerate((another_list, no_list, nonsense)):
         made = rewritten(backup, tmp_path / f"b{number}", change)
-        with pytest.raises(refusal, match=text):
+        with pytest.raises(IntegrityError, match="made together"):
             restore(made, tmp_path / "never", passphrase=None, shares=[first, third], verify=whole)
     assert not (tmp_path / "never").exists()
 
