@@ -18,6 +18,7 @@ from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import SNPReport
 from adyton.attest.tdx import TDXQuote
 from adyton.errors import FetchFailed
+from adyton.keyserver.grant_key import open_grant_key
 from adyton.keyserver.owner import Home, audit_private_key, init_home
 from adyton.keyserver.policy import Approval
 from adyton.keyserver.store import Store
@@ -172,6 +173,7 @@ class World:
             verifier or Verifier(self.collateral),
             server_identity(self.home),
             audit_private_key(self.home),
+            open_grant_key(self.home, self.store, actor="test"),
             combine=combine,
             **changes,
         )

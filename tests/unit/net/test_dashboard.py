@@ -29,6 +29,7 @@ from adyton.net.dashboard.sessions import MAX_GUESSES, Sessions
 from adyton.values import Measurement
 from tests import chromium
 from tests.owner_world import RUNTIME_PARTS, Running, World, now, running
+from tests.unit.net.by_hand import wait_until
 
 COOKIE = "__Host-adyton"
 
@@ -263,6 +264,7 @@ def test_tdx_program_that_showed_itself_is_accepted_with_its_guest(client: httpx
     with running(world) as server:
         with pytest.raises(Denied):
             obtain_keys(signed, world.enclave(signed, tdx=True), {"": server.adyton}, runtime_parts=parts)
+        wait_until(lambda: bool(record(world, "explanation")), within_s=120)
         text = client.get(f"/candidates/{signed.measurement}/weights").text
         assert "loader.argv[1]: approved classify.py, seen other.py" in text
         guest = re.search(r'name="guest" value="([0-9a-f]{96})"', text)
@@ -362,6 +364,7 @@ def test_browser_login_refusal_approve_release(world: World, page: str, tmp_path
     with running(world) as server, chromium.browser(tmp_path / "profile") as browser:
         assert ask(world, server, world.program())
         assert not ask(world, server, changed)
+        wait_until(lambda: bool(record(world, "explanation")), within_s=120)
         browser.open(page)
         browser.screenshot(shots / "login.png")
         browser.type("input[name=password]", password(world))
