@@ -137,7 +137,8 @@ class Refusals:
         if by_hour and minute >= 0 and minute // 60 == before // 60:
             return
         self._summed.spend(1, at_ms)
-        self._sums.append({**self._left_out, "minute": before, **({"minutes": before % 60 + 1} if by_hour else {})})
+        when = {"hour": before // 60} if by_hour else {"minute": before}
+        self._sums.append({**self._left_out, **when})
         self._left_out.clear()
 
 

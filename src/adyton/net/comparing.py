@@ -16,6 +16,7 @@ from adyton.errors import Error, OutOfOrder
 from adyton.keyserver.difference import MAX_LINES, Difference, manifest_differences, part_differences
 from adyton.net import confined
 from adyton.net.explanation import Explanation, check_parts, parse_explain
+from adyton.net.wire import malformed, members, number, parse_object, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,11 @@ MAX_APPROVED: Final = 5
 """Approved programs that a refused one is compared with, the closest first."""
 
 MAX_FRAMES: Final = 3 * (MAX_APPROVED + 1)
+MAX_LINE_CHARACTERS: Final = 600
+MAX_COMPARED_BYTES: Final = 256 * 1024
+MAX_PARTS_BYTES: Final = 256 * 1024
+"""What is taken back from the other process, which may be a hostile text's by then."""
+
 BOUNDS: Final = confined.Bounds()
 
 
@@ -52,7 +58,7 @@ def frames(raw: bytes) -> list[bytes]:
 def unpacked(denial: str, message: bytes) -> Explanation:
     """A message, unpacked elsewhere; raises OutOfOrder, Timeout."""
     manifest, parts = frames(confined.run(MODULE, "unpack", framed(denial.encode(), message), BOUNDS))
-    return Explanation(denial, manifest, check_parts(json.loads(parts)))
+    return Explanation(denial, manifest, check_parts(parse_object(parts, MAX_PARTS_BYTES)))
 
 
 def compared(shown: Explanation, approved: Sequence[tuple[str, bytes, dict[str, str]]]) -> dict[str, Any]:
@@ -60,11 +66,15 @@ def compared(shown: Explanation, approved: Sequence[tuple[str, bytes, dict[str, 
     parts = [shown.manifest, json.dumps(dict(shown.runtime_parts)).encode()]
     for name, manifest, runtime_parts in approved[:MAX_APPROVED]:
         parts += [name.encode(), manifest, json.dumps(runtime_parts).encode()]
-    found: dict[str, Any] = json.loads(confined.run(MODULE, "compare", framed(*parts), BOUNDS))
+    found = parse_object(confined.run(MODULE, "compare", framed(*parts), BOUNDS), MAX_COMPARED_BYTES)
+    members(found, {"against", "changed", "more"})
+    changed = found["changed"]
+    if not isinstance(changed, list) or not all(isinstance(line, str) for line in changed):
+        raise malformed("changed", "a list of texts", type(changed).__name__)
     return {
-        "against": str(found["against"]),
-        "changed": [str(line) for line in found["changed"]],
-        "more": int(found["more"]),
+        "against": text(found, "against", MAX_LINE_CHARACTERS),
+        "changed": [line[:MAX_LINE_CHARACTERS] for line in changed[:MAX_LINES]],
+        "more": number(found, "more", 1 << 32),
     }
 
 

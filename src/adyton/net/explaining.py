@@ -1,8 +1,11 @@
 """What was changed in a program that was refused: worked out beside the decisions, for the owner's record alone.
 
 Only what a refusal of genuine evidence announced is taken, once, few at a time and few of one platform. It is read in
-a process of its own, and believed only where what it shows is what the evidence measured. The far side is told that
-it was taken before anything is worked out, so that neither the answer nor its time says what was found.
+a process of its own, and believed only where what it shows is what the evidence measured.
+
+The far side is told that it was taken before anything is worked out. Whether it can be taken depends on what is being
+read, never on what is being worked out: else the time until a place is free would say what was found. What there is no
+room to work out is dropped, and nobody is told but the log.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("adyton.keyserver")
 
 MAX_EXPLAINING: Final = 4
-"""Explanations that are read or worked on at a time: each is megabytes."""
+"""Explanations that are read at a time, and that wait to be worked out: each is megabytes."""
 
 MAX_OF_ONE_PLATFORM: Final = 2
 """Of these, from one platform."""
@@ -91,7 +94,8 @@ class Explainer:
         self._busy_s = Budget(MAX_BUSY_S_PER_HOUR, period_ms=3_600_000)
         self._lock = threading.Lock()
         self._expected: OrderedDict[str, Ticket] = OrderedDict()
-        self._held: Counter[str] = Counter()
+        self._reading: Counter[str] = Counter()
+        self._working: Counter[str] = Counter()
         self._waiting: queue.SimpleQueue[tuple[Ticket, bytes] | None] = queue.SimpleQueue()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="explanations", daemon=True)
@@ -113,8 +117,7 @@ class Explainer:
             ticket = self._expected.get(denial)
             if ticket is None or time.monotonic() - ticket.made_at > EXPECTED_S:
                 return None
-            full = self._held.total() >= MAX_EXPLAINING or self._held[ticket.platform] >= MAX_OF_ONE_PLATFORM
-            if full or not self._busy_s.has_room(now_ms()):
+            if _is_full(self._reading, ticket.platform):
                 raise busy(
                     "too many programs are being explained",
                     check="explanations at a time",
@@ -123,25 +126,32 @@ class Explainer:
                     remedy="the refusal stands as it is; start the program again to have it explained",
                 )
             del self._expected[denial]
-            self._held[ticket.platform] += 1
+            self._reading[ticket.platform] += 1
         return ticket
 
     def drop(self, ticket: Ticket) -> None:
-        """Give a place back: what was announced did not come, or is worked out."""
+        """Give a place back: what was announced did not come."""
         with self._lock:
-            self._held[ticket.platform] -= 1
-            if not self._held[ticket.platform]:
-                del self._held[ticket.platform]
+            _leave(self._reading, ticket.platform)
 
     def take(self, ticket: Ticket, message: bytes) -> None:
-        """Have a message worked out when its turn comes."""
-        self._waiting.put((ticket, message))
+        """Have a message worked out when its turn comes; without a word where too many wait for that."""
+        at_ms = now_ms()
+        with self._lock:
+            _leave(self._reading, ticket.platform)
+            fits = not _is_full(self._working, ticket.platform) and self._busy_s.has_room(at_ms)
+            if fits:
+                self._working[ticket.platform] += 1
+        if fits:
+            self._waiting.put((ticket, message))
+        else:
+            log.info("not explained", extra={"denial": ticket.denial, "reason": "too many are worked out already"})
 
     @property
     def held(self) -> int:
-        """How many places are taken."""
+        """How many are being read, wait, or are being worked out."""
         with self._lock:
-            return self._held.total()
+            return self._reading.total() + self._working.total()
 
     def close(self) -> None:
         """Work on nothing more; what is under way is waited for, a while."""
@@ -163,8 +173,9 @@ class Explainer:
             except Exception:
                 log.exception("internal error: could not explain", extra={"denial": ticket.denial})
             finally:
-                self._busy_s.spend(max(1, round(time.monotonic() - began)), now_ms())
-                self.drop(ticket)
+                with self._lock:
+                    self._busy_s.spend(max(1, round(time.monotonic() - began)), now_ms())
+                    _leave(self._working, ticket.platform)
 
     def _work(self, ticket: Ticket, message: bytes) -> None:
         shown = unpacked(ticket.denial, message)
@@ -200,6 +211,16 @@ class Explainer:
                 seen=workload.hex(),
             )
         return workload
+
+
+def _is_full(places: Counter[str], platform: str) -> bool:
+    return places.total() >= MAX_EXPLAINING or places[platform] >= MAX_OF_ONE_PLATFORM
+
+
+def _leave(places: Counter[str], platform: str) -> None:
+    places[platform] -= 1
+    if not places[platform]:
+        del places[platform]
 
 
 def _approved(view: Reader, ticket: Ticket) -> list[tuple[str, bytes, dict[str, str]]]:

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from adyton.errors import Denied, UsageError
 from adyton.keyserver.identity import GRANT_PURPOSE
-from adyton.net.wire import PROTOCOL, b64, binary, malformed, members, number, text, to_bytes
+from adyton.net.wire import PROTOCOL, b64, binary, malformed, members, number, printable, text, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,7 +131,9 @@ def verify_grant(
     its key made the signature over request and terms.
     """
     if set(granted.terms.versions) != set(request.names):
-        raise _false("names in the grant", ", ".join(request.names), ", ".join(sorted(granted.terms.versions))[:200])
+        raise _false(
+            "names in the grant", ", ".join(request.names), printable(", ".join(sorted(granted.terms.versions))[:200])
+        )
     certificate, ca = _issued(granted.certificate, ca_der)
     _check_purpose(certificate)
     _check_dates(certificate, ca, now)
