@@ -8,10 +8,11 @@ comparison with her approvals is hers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.checks import Check, text
 from adyton.errors import BadChain
+from adyton.keyserver.audit import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from adyton.keyserver.decide import Denial
 
 MAX_TEXT_CHARACTERS: Final = 600
+MAX_DETAIL_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,14 @@ def _cut(value: object) -> str:
 def cut_details(error: Error) -> dict[str, str]:
     """An error as data for the record, each text cut: names in a stranger's certificates are as long as he likes."""
     return {name: _cut(value) for name, value in error.details().items()}
+
+
+def fitting(detail: dict[str, Any]) -> dict[str, Any]:
+    """A denial's detail for the record, without the farthest approvals where it would be longer than 4 KiB."""
+    found = dict(detail)
+    while len(canonical(found)) > MAX_DETAIL_BYTES and found.get("approvals"):
+        found = {**found, "approvals": found["approvals"][:-1], "more": found["more"] + 1}
+    return found
 
 
 def program_of(report: VerifiedReport) -> str:

@@ -1,6 +1,6 @@
 """How much of what strangers send is kept: a flood of refusals, or of manifests, is counted and fills no disk.
 
-All bounds of one key server together let strangers add at most 7 MiB a day to the record, which is never cut, and keep
+All bounds of one key server together let strangers add at most 19 MiB a day to the record, which is never cut, and keep
 512 MiB of evidence and manifests beside it, the newest (docs/key-server.md has the sum).
 """
 
@@ -19,9 +19,15 @@ MAX_GENUINE_PER_MINUTE: Final = 600
 """The same for all genuine platforms together."""
 
 MAX_NOISE_BYTES_PER_DAY: Final = 512 << 10
-MAX_GENUINE_BYTES_PER_DAY: Final = 4 << 20
-MAX_PLATFORM_BYTES_PER_DAY: Final = 1 << 20
+MAX_GENUINE_BYTES_PER_DAY: Final = 16 << 20
+MAX_PLATFORM_BYTES_PER_DAY: Final = 4 << 20
 """What these refusals may add to the record in a day, and of it the refusals on one genuine platform."""
+
+OWNERS_BYTES: Final = 8 * 1024
+"""What a refusal of genuine evidence is charged for the owner's part of it, however long that is (at most so long).
+
+Else the number of refusals until one is not kept would say how many approvals each was compared with.
+"""
 
 MAX_SUMS_PER_DAY: Final = 60
 """Minutes whose left out refusals are summed up one by one in a day; beyond that there is one sum an hour."""
@@ -101,7 +107,7 @@ class Refusals:
         return kept
 
     def wrote(self, platform: str | None, size_bytes: int, at_ms: int) -> None:
-        """Note how long the entry of a refusal that was kept is."""
+        """Note how long the entry of a refusal that was kept is, by what the far side knows of it."""
         if platform is None:
             self._noise_bytes.spend(size_bytes, at_ms)
         else:

@@ -21,7 +21,7 @@ from adyton.attest import ratls
 from adyton.attest.checks import text
 from adyton.attest.sgx import SGXQuote
 from adyton.errors import AuditError, Denied, Error, OutOfOrder, StoreError, Unavailable
-from adyton.keyserver.audit import Checkpoint, sign_checkpoint
+from adyton.keyserver.audit import Checkpoint, canonical, sign_checkpoint
 from adyton.keyserver.change import REFUSED
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.decide import Denial, Grant, Request, decide
@@ -32,6 +32,7 @@ from adyton.keyserver.refusal import (
     Reason,
     cut_details,
     evidence_reason,
+    fitting,
     owner_reason,
     program_of,
     told_reason,
@@ -39,7 +40,14 @@ from adyton.keyserver.refusal import (
 )
 from adyton.keyserver.view import AWAITED, KEY, Release
 from adyton.net.batches import MAX_WAITING, Batches
-from adyton.net.bounds import MAX_EVIDENCE_BYTES_PER_DAY, MAX_EVIDENCE_KEPT_BYTES, Budget, Lines, Refusals
+from adyton.net.bounds import (
+    MAX_EVIDENCE_BYTES_PER_DAY,
+    MAX_EVIDENCE_KEPT_BYTES,
+    OWNERS_BYTES,
+    Budget,
+    Lines,
+    Refusals,
+)
 from adyton.net.explaining import Explainer, Ticket, waits
 from adyton.net.failures import busy, for_far_side
 from adyton.net.fetching import Fetching
@@ -521,7 +529,11 @@ class KeyService:
             raise StoreError("a request without verified evidence cannot be judged")
         report = job.verified.report
         detail = denial.to_dict()
-        denial_id = self._refuse_genuine(change, job, detail, at_ms, lambda known: owner_reason(denial, report, known))
+        bound = job.platform is not None
+        listed = fitting(detail) if bound else {"key": denial.key, "approvals": [], "more": 0}
+        denial_id = self._refuse_genuine(
+            change, job, listed, at_ms, (lambda known: owner_reason(denial, report, known)) if bound else None
+        )
         if denial_id is None:
             return
         unknown = not any(judged.is_this_program for judged in denial.judged)
@@ -545,9 +557,12 @@ class KeyService:
         job: Job,
         detail: dict[str, Any],
         at_ms: int,
-        reason_of: Callable[[str | None], Reason],
+        reason_of: Callable[[str | None], Reason] | None,
     ) -> str | None:
-        """Refuse genuine evidence: the far side is told the same whatever the reason is; the record has it."""
+        """Refuse genuine evidence: the far side is told the same whatever the reason is; the record has it.
+
+        Without a reason of its own it is what the far side is told: the evidence was not made for this request.
+        """
         if job.verified is None:
             raise StoreError("a request without verified evidence cannot be judged")
         report, bound = job.verified.report, job.platform is not None
@@ -597,7 +612,10 @@ class KeyService:
                 **self._refused_facts(change, job, at_ms),
             }
             entry = change.record(DENIAL, denial_id, body, at_ms)
-            self._refusals.wrote(platform, len(entry.body), at_ms)
+            size = len(entry.body)
+            if platform is not None:
+                size += OWNERS_BYTES - len(canonical(detail)) - len(canonical(reason.to_dict()))
+            self._refusals.wrote(platform, size, at_ms)
             log.info("denied", extra={"denial": denial_id, "peer": job.peer, "check": reason.check})
         return denial_id
 

@@ -158,6 +158,25 @@ def test_refusal_of_several_names_does_not_say_which_was_granted(world: World) -
     assert (one["check"], one["seen"]) == (none["check"], none["seen"])
 
 
+def test_refusals_until_one_is_not_kept_say_nothing_of_the_approvals(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal takes as much of a day's bytes whether it lists no approval or many: counting them tells nothing."""
+    charged: list[int] = []
+    monkeypatch.setattr("adyton.net.bounds.Refusals.wrote", lambda _self, _platform, size, _at_ms: charged.append(size))
+    signed = world.program(argument="guess.py")
+    for number in range(30):
+        world.approve(world.program(argument=f"approved{number}.py"), version=f"v{number}")
+    with running(world) as server, https(world, server.adyton) as connection:
+        for name in ("weights", "another"):
+            assert ask(world, connection, signed, name)[0] == 403
+    sizes = [len(json.dumps(each["detail"])) for each in entries(world, "denial")]
+    assert 3500 < sizes[0] < 5000
+    assert sizes[1] < 100
+    assert charged[0] == charged[1]
+    assert entries(world, "denial")[0]["detail"]["more"] > 10
+
+
 def test_debug_enclave_learns_nothing_of_the_measurement_that_it_pretends(world: World) -> None:
     """Whoever runs a guess in a debug enclave, which gets no key, cannot confirm it."""
     signed = world.program()
