@@ -142,21 +142,25 @@ class Client:
 
     def _adyton(self, connection: ssl.SSLSocket) -> None:
         from dataclasses import replace
+        from datetime import UTC, datetime
 
         from adyton.net import release
+        from adyton.net.grants import Granted, verify_grant
         from adyton.values import Digest
 
         key = release.EnclaveKey()
         nonce = release.parse_challenge(_post(connection, release.PATH_CHALLENGE, release.challenge_request())).nonce
         names = ("weights",)
         unsigned = release.ReleaseRequest(nonce, key.public_bytes, Digest(RUNTIME), names, b"")
-        ca = Digest(hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.ca.strip())).digest())
-        binding = unsigned.report_data(release.ServerIdentity(ca, "adyton-key-server"))
+        ca_der = ssl.PEM_cert_to_DER_cert(self.ca.strip())
+        server = release.ServerIdentity(Digest(hashlib.sha256(ca_der).digest()), "adyton-key-server")
+        binding = unsigned.report_data(server)
         request = replace(unsigned, evidence=self.source.quote(binding))
         answer = release.parse_answer(_post(connection, release.PATH_RELEASE, request.to_bytes()))
-        if not isinstance(answer, release.Granted):
+        if not isinstance(answer, Granted):
             raise SystemExit(f"refused: {answer}")
-        release.parse_payload(key.unwrap(answer.wrapped, binding))
+        verify_grant(ca_der, request, server, answer, datetime.now(UTC))
+        release.parse_payload(key.unwrap(answer.terms.wrapped, binding))
 
 
 def _post(connection: ssl.SSLSocket, path: str, body: bytes) -> bytes:

@@ -11,7 +11,8 @@ import hashlib
 import re
 import shutil
 import ssl
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from demo.steps import FILES, KEY
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from demo.steps import Journey
     from demo.world import Actor, Outcome
 
+RECORD_LIMIT_S: Final = 120
 SERVER: Final = "key server"
 ENCLAVE: Final = "enclave"
 
@@ -45,6 +47,8 @@ class Refusal:
     seen: str
     remedy: str
     seconds: float
+    record: str = ""
+    """What the owner's record says was changed; the cloud is not told."""
 
 
 @dataclass
@@ -295,9 +299,35 @@ def attempt(journey: Journey, what: Attempt) -> tuple[Scene, Refusal]:
     scene = scene_of(journey, what.name)
     what.make(scene)
     refusal = judge(what, scene.run())
+    if what.refused_by == SERVER:
+        refusal = replace(refusal, record=_recorded(scene.owner or journey.world.owner, refusal))
     if what.make is _flip_bit:
         _flip_bit(scene)
     return scene, refusal
+
+
+def _recorded(owner: Actor, refusal: Refusal) -> str:
+    """What the owner reads under the id that the refusal quotes: the true reason, and what was changed.
+
+    The key server compares a refused program with the approved ones after it has answered, so this waits for it.
+    """
+    found = re.search(r"\bd-[0-9a-f]{20}\b", refusal.message)
+    if found is None:
+        return ""
+    deadline = time.monotonic() + RECORD_LIMIT_S
+    while True:
+        entries = owner.adyton("audit", "show", found[0], "--json").document["entries"]
+        bodies = {entry["kind"]: entry["body"] for entry in entries}
+        denial = bodies["denial"]
+        reason: dict[str, str] = denial["reason"]
+        if "evidence" not in denial:  # it did not verify, so there is nothing to compare
+            return reason["message"]
+        if "explanation" in bodies:
+            changed: list[str] = bodies["explanation"]["changed"]
+            return changed[0] if changed else f"{reason['check']}: {reason['seen']}"
+        if time.monotonic() > deadline:
+            return reason["message"]
+        time.sleep(0.2)
 
 
 def scene_of(journey: Journey, name: str) -> Scene:

@@ -84,6 +84,8 @@ class People:
             return
         self._console.print(Text.assemble(" ✗ ", (refusal.attempt, "bold"), f": refused by the {refusal.refused_by}"))
         rows = [("check", refusal.check), ("expected", refusal.expected), ("seen", refusal.seen)]
+        if refusal.record:
+            rows.append(("owner", refusal.record))
         remedy = re.sub(r"d-[0-9a-f]{20}", "ID", refusal.remedy)
         if remedy not in self._told:
             self._told.add(remedy)
@@ -162,6 +164,7 @@ def document(told: Told) -> dict[str, Any]:
                 "expected": refusal.expected,
                 "seen": refusal.seen,
                 "remedy": refusal.remedy,
+                "record": refusal.record,
                 "seconds": round(refusal.seconds, 4),
             }
             for refusal in told.refusals

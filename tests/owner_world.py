@@ -22,6 +22,7 @@ from adyton.attest.tdx import TDXQuote
 from adyton.errors import FetchFailed
 from adyton.keyserver import gaps
 from adyton.keyserver.facts import DENIAL, WAITS, waiting
+from adyton.keyserver.grant_key import open_grant_key
 from adyton.keyserver.owner import Home, audit_private_key, init_home
 from adyton.keyserver.policy import Approval
 from adyton.keyserver.store import Store
@@ -177,6 +178,7 @@ class World:
             verifier or Verifier(self.collateral),
             server_identity(self.home),
             audit_private_key(self.home),
+            open_grant_key(self.home, self.store, actor="test"),
             combine=combine,
             **changes,
         )

@@ -336,7 +336,7 @@ def test_audit_list_show_verify_checkpoint_export(owner: tuple[Run, SimPlatform]
     assert run("audit", "show", "d-nosuch")[0] == 2
     assert run("audit", "checkpoint", "-o", "cp.json")[0] == 0
     status, out, _ = run("audit", "verify", "--checkpoint", "cp.json", "--json")
-    assert (status, document(out)["entries"]) == (0, 3)
+    assert (status, document(out)["entries"]) == (0, 4)
     assert run("audit", "export", "-o", "record.jsonl")[0] == 0
     assert run("audit", "verify", "--export", "record.jsonl")[0] == 0
     text = (tmp_path / "record.jsonl").read_text()

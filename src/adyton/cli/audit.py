@@ -235,7 +235,8 @@ def summary(entry: Entry) -> str:
         keys = ", ".join(f"{item['key']} to {item['app']} {item['app_version']}" for item in body["keys"])
         text = f"{body['grant']}: {keys}; {body['tee']}, {body['status']}, from {body['peer']}"
     elif entry.kind == "denial":
-        text = f"{body['denial']}: {body['told']['message']}; from {body['peer']}"
+        reason = body.get("reason", body["told"])  # an older entry has one text for both sides
+        text = f"{body['denial']}: {reason['message']}; from {body['peer']}"
     elif entry.kind == "policy":
         policy = body["policy"]
         what = f"{policy['app']} {policy['version']} for {policy['key']}"

@@ -20,6 +20,7 @@ BACKUP_DAYS: Final = 7
 _CERTIFICATES: Final = (
     ("ca.crt", "make a new home: manifests pin this CA, so programs are built and approved again"),
     ("server.crt", "adyton init --renew-server, then restart adyton serve"),
+    ("grant.crt", "adyton init --renew-server, then restart adyton serve"),
     ("audit.crt", "it ends with the CA: make a new home"),
 )
 

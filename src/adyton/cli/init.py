@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from adyton.cli.output import say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, chosen_home
+from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -33,7 +33,8 @@ def init(
         bool,
         typer.Option(
             "--renew-server",
-            help="Only make a new certificate for an existing home's key server; with --server-name for other names.",
+            help="Only make new keys and certificates for an existing home's key server (TLS, and what signs grants);"
+            " with --server-name for other names.",
         ),
     ] = False,
     as_json: JSONOption = False,
@@ -48,14 +49,23 @@ def init(
     import ssl
 
     from adyton.errors import UsageError
+    from adyton.keyserver.grant_key import make_grant_key
     from adyton.keyserver.identity import DEFAULT_SERVER_NAME
     from adyton.keyserver.names import check_name
-    from adyton.keyserver.owner import MASTER_KINDS, ask_passphrase, default_home, init_home, renew_server_certificate
+    from adyton.keyserver.owner import (
+        MASTER_KINDS,
+        actor,
+        ask_passphrase,
+        default_home,
+        init_home,
+        renew_server_certificate,
+    )
 
     if renew_server:
-        found = chosen_home(home)
-        renew_server_certificate(found, tuple(server_name or ()))
-        say(f"renewed {found.path / 'server.crt'}; restart adyton serve to use it")
+        with owner_store(home) as (found, store):
+            renew_server_certificate(found, tuple(server_name or ()))
+            make_grant_key(found, store, actor=actor())
+        say(f"renewed {found.path / 'server.crt'} and grant.crt; restart adyton serve to use them")
         return
     if master not in MASTER_KINDS or (master == "command") != (master_command is not None):
         raise UsageError(

@@ -41,6 +41,10 @@ FACTS_EVERY: Final = 10_000
 KNOWN_NONCES: Final = 20_000
 """Above so many, challenges that have expired are forgotten."""
 MAX_KNOWN_ARTIFACTS: Final = 1000
+EVIDENCE: Final = "evidence"
+REFUSED: Final = "refused"
+"""Kinds of artifacts: evidence of releases, and of refusals, which is kept within bounds."""
+
 FORGOTTEN_AT_ONCE: Final = 500
 _FIND_NONCE: Final = sa.select(schema.nonces.c.nonce).where(schema.nonces.c.nonce == sa.bindparam("nonce"))
 _FORGET_NONCES: Final = sa.delete(schema.nonces).where(schema.nonces.c.expires_at < sa.bindparam("before"))
@@ -50,16 +54,28 @@ _MOVE_HEAD: Final = sa.update(schema.chain).values(
 )
 
 
-def _inserts(artifact: sa.Insert) -> dict[str, sa.Insert]:
+_RELEASED: Final = "released"
+"""What is pending of artifacts that stay: the evidence of releases."""
+
+
+def _inserts(artifact: sqlite.Insert | postgresql.Insert) -> dict[str, sa.Insert]:
     found = {table.name: sa.insert(table) for table in (schema.audit, schema.nonces)}
-    return {**found, "artifacts": artifact}
+    kind = {"kind": artifact.excluded.kind}
+    return {
+        **found,
+        "artifacts": artifact.on_conflict_do_nothing(),
+        _RELEASED: artifact.on_conflict_do_update(index_elements=[schema.artifacts.c.sha256], set_=kind),
+    }
 
 
 _INSERTS: Final = {
-    "sqlite": _inserts(sqlite.insert(schema.artifacts).on_conflict_do_nothing()),
-    "postgresql": _inserts(postgresql.insert(schema.artifacts).on_conflict_do_nothing()),
+    "sqlite": _inserts(sqlite.insert(schema.artifacts)),
+    "postgresql": _inserts(postgresql.insert(schema.artifacts)),
 }
-"""By dialect: the statements of everything written at the end; an artifact that is there already stays."""
+"""By dialect: the statements of everything written at the end.
+
+An artifact that is there already stays; one that a release names is of that kind from then on.
+"""
 
 
 class Approvals:
@@ -395,6 +411,31 @@ class Transaction(Reader):
                 )
             )
 
+    def forget_shown(self, most_bytes: int) -> int:
+        """Forget manifests of programs that nobody approved, the oldest first, down to so many bytes; how many.
+
+        What an approval stands for stays, revoked ones too; what waits for the owner goes last.
+        """
+        table = schema.manifests
+        size = sa.func.length(table.c.manifest) + sa.func.length(table.c.runtime_parts)
+        rows = self._connection.execute(sa.select(table.c.measurement, size, table.c.added_at)).all()
+        if sum(int(row[1]) for row in rows) <= most_bytes:
+            return 0
+        approved = {stored.approval.measurement.raw for stored in self.approvals() if stored.approval.measurement}
+        waiting = {item.measurement.raw for item in self.candidates()}
+        shown = [(bytes(row[0]) in waiting, int(row[2]), bytes(row[0]), int(row[1])) for row in rows]
+        shown = sorted(item for item in shown if item[2] not in approved)
+        excess = sum(item[3] for item in shown) - most_bytes
+        going: list[bytes] = []
+        for _, _, measurement, size_bytes in shown:
+            if excess <= 0:
+                break
+            going.append(measurement)
+            excess -= size_bytes
+        for measurement in going:
+            self._connection.execute(sa.delete(table).where(table.c.measurement == measurement))
+        return len(going)
+
     def use_nonce(self, nonce: bytes, expires_at_ms: int, at_ms: int) -> None:
         """Use a challenge up; raises OutOfOrder where it was used before."""
         seen = nonce in self._own_nonces or self._cache.knows_nonce(nonce)
@@ -438,9 +479,40 @@ class Transaction(Reader):
             self._kept.add(sha256)
         return sha256
 
+    def keep_released(self, data: bytes, at_ms: int) -> bytes:
+        """Keep the evidence of a release, also where a refusal left it here first; returns its SHA-256."""
+        sha256 = hashlib.sha256(data).digest()
+        self._later(_RELEASED, {"sha256": sha256, "kind": EVIDENCE, "data": data, "at": at_ms})
+        self._kept.add(sha256)
+        return sha256
+
+    def forget_refused(self, most_bytes: int) -> tuple[int, int, int] | None:
+        """Forget evidence of refused requests, the oldest first, down to three quarters of so many bytes.
+
+        Returns before when (ms) what was stored is gone, how many and how many bytes; None where there is room.
+        """
+        self._flush("artifacts")
+        self._flush(_RELEASED)
+        table = schema.artifacts
+        total = sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(table.c.data)), 0)).where(table.c.kind == REFUSED)
+        excess = int(self._connection.execute(total).scalar_one()) - most_bytes
+        if excess <= 0:
+            return None
+        excess += most_bytes // 4
+        by_age = sa.select(table.c.at, sa.func.length(table.c.data)).where(table.c.kind == REFUSED).order_by(table.c.at)
+        before_ms = count = gone_bytes = 0
+        for at, size_bytes in self._connection.execute(by_age).all():
+            if at >= before_ms and excess <= gone_bytes:
+                break
+            before_ms, count, gone_bytes = at + 1, count + 1, gone_bytes + int(size_bytes)
+        self._connection.execute(sa.delete(table).where(table.c.kind == REFUSED, table.c.at < before_ms))
+        self._changed_policy = True  # whoever remembers what is stored reads it again
+        return before_ms, count, gone_bytes
+
     def forget_artifacts(self, before_ms: int, needed: set[bytes]) -> tuple[int, int]:
         """Remove artifacts that were stored before a time, but for those that are needed; how many, and their bytes."""
         self._flush("artifacts")
+        self._flush(_RELEASED)
         table = schema.artifacts
         query = sa.select(table.c.sha256, sa.func.length(table.c.data)).where(table.c.at < before_ms)
         sizes = {bytes(row[0]): int(row[1]) for row in self._connection.execute(query)}

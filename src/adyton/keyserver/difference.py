@@ -1,7 +1,4 @@
-"""What was changed: an approved program against the one that asked, as lines that a person reads.
-
-Each line exists twice: for the owner with both values; for the far side with only what it showed itself.
-"""
+"""What was changed: an approved program against the one that asked, as lines for the owner and for nobody else."""
 
 from __future__ import annotations
 
@@ -30,12 +27,8 @@ class Difference:
     seen: str | None
 
     def for_owner(self) -> str:
-        """With both values."""
-        return f"{self.what}: approved {self.approved or 'nothing'}, seen {self.seen or 'nothing'}"
-
-    def for_far_side(self) -> str | None:
-        """With the far side's own value; nothing where the entry is missing there."""
-        return None if self.seen is None else f"{self.what} = {self.seen}"
+        """With both values, each text cut to a bound."""
+        return f"{_cut(self.what)}: approved {self.approved or 'nothing'}, seen {self.seen or 'nothing'}"
 
 
 def manifest_differences(approved: bytes, seen: bytes) -> list[Difference]:
@@ -80,5 +73,8 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:
             )
             yield from _flatten(f"{name}[{label}]", inner)
     else:
-        shown = str(value)
-        yield name, shown if len(shown) <= MAX_VALUE_CHARACTERS else shown[: MAX_VALUE_CHARACTERS - 1] + "…"
+        yield name, _cut(str(value))
+
+
+def _cut(shown: str) -> str:
+    return shown if len(shown) <= MAX_VALUE_CHARACTERS else shown[: MAX_VALUE_CHARACTERS - 1] + "…"

@@ -1,6 +1,6 @@
-"""The owner's certificates: her CA (pinned in manifests), the key server's certificate, and the audit key's.
+"""The owner's certificates: her CA (pinned in manifests), the key server's, the grant key's and the audit key's.
 
-The CA key is EC P-384; the server's EC P-256, since every handshake signs with it; the audit key Ed25519.
+The CA key is EC P-384; the server's EC P-256, since every handshake signs with it; the others Ed25519.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 DEFAULT_SERVER_NAME: Final = "adyton-key-server"
 KEY_LABEL: Final = "keys"
 """A client of Gramine's protocol asks for `KEY.keys.SERVER_NAME` where a program may have several keys."""
+
+GRANT_PURPOSE: Final = x509.ObjectIdentifier("2.25.3674707917392626790769346016838999790")
+"""The extended key usage of what signs grants, and of nothing else (an OID from a UUID, ITU-T X.667)."""
 
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 825
@@ -98,6 +101,14 @@ def make_audit(ca: Credential, owner: str, now: datetime) -> Credential:
     return _sign(_issued(ca, f"{owner} audit", key.public_key(), now, CA_DAYS - 1), ca, key)
 
 
+def make_grant(ca: Credential, public_key: ed25519.Ed25519PublicKey, owner: str, now: datetime) -> x509.Certificate:
+    """The certificate of the key that signs grants: for that purpose only, so that no TLS client takes it."""
+    builder = _issued(ca, f"{owner} grants", public_key, now, SERVER_DAYS).add_extension(
+        x509.ExtendedKeyUsage([GRANT_PURPOSE]), critical=True
+    )
+    return builder.sign(_ca_key(ca), hashes.SHA384())
+
+
 def _issued(
     ca: Credential,
     common_name: str,
@@ -125,11 +136,15 @@ def _issued(
 def _sign(
     builder: x509.CertificateBuilder, ca: Credential, key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 ) -> Credential:
-    ca_key = serialization.load_pem_private_key(ca.key_pem, password=None)
-    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        raise StoreError("the CA key is not an EC key", check="ca.key", expected="an EC P-384 key")
-    certificate = builder.sign(ca_key, hashes.SHA384())
+    certificate = builder.sign(_ca_key(ca), hashes.SHA384())
     return Credential(certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key))
+
+
+def _ca_key(ca: Credential) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(ca.key_pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise StoreError("the CA key is not an EC key", check="ca.key", expected="an EC P-384 key")
+    return key
 
 
 def _usage(*, certificates: bool) -> x509.KeyUsage:

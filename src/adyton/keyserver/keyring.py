@@ -23,6 +23,7 @@ _POLICY_MAC: Final = b"adyton policy mac 1"
 _NONCE_MAC: Final = b"adyton challenge 1"
 _RECORD_MAC: Final = b"adyton audit record 1"
 _TOKENS: Final = b"adyton grant tokens 1"
+_GRANT_SEAL: Final = b"adyton grant key 1"
 
 
 class Keyring:
@@ -37,6 +38,8 @@ class Keyring:
         self.data_keys: dict[int, WrappingKey] = {}
         """Data keys that were unwrapped before, by version; only such as are committed."""
         self.challenge_key = state_key.derive(_NONCE_MAC)
+        self.grant_seal = WrappingKey(state_key.derive(_GRANT_SEAL))
+        """Seals the key that signs grants, in the homes of all servers of this store."""
         self._state_key = state_key
         self._policy_key = state_key.derive(_POLICY_MAC)
         self._record_key = state_key.derive(_RECORD_MAC)

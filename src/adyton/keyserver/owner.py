@@ -6,6 +6,7 @@
       config.toml      name, server name, where the store lives, where the master key comes from
       ca.crt  ca.key   her CA; ca.crt goes into manifests
       server.crt  server.key     the key server's certificate under that CA
+      grant.crt   grant.key      what signs grants; the key is sealed (keyserver.grant_key)
       audit.crt   audit.key      what signs the audit checkpoints
       signer.pem       RSA-3072, exponent 3: signs manifests (SIGSTRUCT)
       master.key       32 bytes, unless the master key is a passphrase's or a command's
@@ -425,6 +426,7 @@ def init_home(
     now: datetime | None = None,
 ) -> Home:
     """Make a new home with all its keys; refuses a folder that holds one already."""
+    from adyton.keyserver.grant_key import make_grant_key
     from adyton.keyserver.identity import make_audit, make_ca, make_server
     from adyton.keyserver.store import Store
 
@@ -458,13 +460,16 @@ def init_home(
     if master == "file":
         write_private_file(path / "master.key", WrappingKey.generate().reveal())
     store = Store.create(home.store_url(), home.master_key(passphrase), actor=actor())
-    store.close()
     if home.store_url().startswith("sqlite:///"):
         Path(home.store_url().removeprefix("sqlite:///")).chmod(0o600)
     for stem, credential in (("ca", ca), ("server", server), ("audit", audit)):
         write_private_file(path / f"{stem}.key", credential.key_pem)
         write_private_file(path / f"{stem}.crt", credential.certificate_pem)
         (path / f"{stem}.crt").chmod(0o644)
+    try:
+        make_grant_key(home, store, actor=actor(), now=moment)
+    finally:
+        store.close()
     write_private_file(path / "signer.pem", signer_pem)
     write_private_file(path / "config.toml", config.to_toml().encode())
     return home

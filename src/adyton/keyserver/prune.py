@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.keyserver.clock import now_ms
-from adyton.keyserver.facts import PRUNED
+from adyton.keyserver.facts import DENIAL, PRUNED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from adyton.keyserver.audit import Entry
+    from adyton.keyserver.change import Transaction
     from adyton.keyserver.store import Store
     from adyton.keyserver.view import Reader
 
@@ -52,6 +53,15 @@ def prune(store: Store, before_ms: int, *, actor: str) -> Pruned:
     return Pruned(count, size_bytes)
 
 
+def prune_refused(change: Transaction, most_bytes: int, at_ms: int) -> None:
+    """Keep the evidence of refusals within a bound, the newest, and record what went; that of releases stays."""
+    found = change.forget_refused(most_bytes)
+    if found is not None:
+        before_ms, count, size_bytes = found
+        body = {"before_ms": before_ms, "of": DENIAL, "count": count, "size_bytes": size_bytes, "actor": "adyton serve"}
+        change.record(PRUNED, "", body, at_ms)
+
+
 def _named_by(entries: Iterable[Entry]) -> set[bytes]:
     return {sha256 for entry in entries for sha256 in named(entry).values()}
 
@@ -64,10 +74,16 @@ def missing(view: Reader, entry: Entry) -> dict[str, str]:
     for name, sha256 in named(entry).items():
         if view.artifact(sha256) is not None:
             continue
-        pruned = [item for item in view.entries(kind=PRUNED) if json.loads(item.body)["before_ms"] > entry.at_ms]
+        pruned = [item for item in view.entries(kind=PRUNED) if _covers(json.loads(item.body), entry, name)]
         found[name] = (
             f"pruned on {moment(pruned[0].at_ms):%Y-%m-%d} (entry {pruned[0].seq})"
             if pruned
             else "missing, and the record does not say that it was pruned: something else removed it"
         )
     return found
+
+
+def _covers(pruning: dict[str, Any], entry: Entry, name: str) -> bool:
+    """Whether a pruning says that it removed this part of an entry: one of refusals removed no release's."""
+    of = pruning.get("of")
+    return bool(pruning["before_ms"] > entry.at_ms and (of is None or (of == entry.kind and name == NAMES[0])))

@@ -1,23 +1,28 @@
-"""A refusal in two texts: what the far side may know, and (in the owner's log, under the same id) all of it.
+"""A refusal in two texts: what the far side is told, and (in the owner's record, under the same id) the reason.
 
-The far side learns which check failed, what it showed itself, and whom to ask. It does not learn which programs the
-owner approved, nor whether a key of that name exists.
+What the far side is told follows from what it showed itself, and from nothing that the owner keeps: not which programs
+she approved, not how near this one comes, not whether a key of that name exists. So it can confirm no guess. The
+comparison with her approvals is hers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.checks import Check, text
 from adyton.errors import BadChain
+from adyton.keyserver.audit import canonical
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adyton.attest.report import VerifiedReport
     from adyton.errors import Error
     from adyton.keyserver.decide import Denial
 
 MAX_TEXT_CHARACTERS: Final = 600
+MAX_DETAIL_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,22 @@ def _ask(denial_id: str | None) -> str:
 
 
 def _cut(value: object) -> str:
+    """A text that fits: what strangers show is copied into the record, and into what they are told."""
     shown = text(value)
     return shown if len(shown) <= MAX_TEXT_CHARACTERS else shown[: MAX_TEXT_CHARACTERS - 1] + "…"
+
+
+def cut_details(error: Error) -> dict[str, str]:
+    """An error as data for the record, each text cut: names in a stranger's certificates are as long as he likes."""
+    return {name: _cut(value) for name, value in error.details().items()}
+
+
+def fitting(detail: dict[str, Any]) -> dict[str, Any]:
+    """A denial's detail for the record, without the farthest approvals where it would be longer than 4 KiB."""
+    found = dict(detail)
+    while len(canonical(found)) > MAX_DETAIL_BYTES and found.get("approvals"):
+        found = {**found, "approvals": found["approvals"][:-1], "more": found["more"] + 1}
+    return found
 
 
 def program_of(report: VerifiedReport) -> str:
@@ -60,8 +79,39 @@ def program_of(report: VerifiedReport) -> str:
     return f"measurement {report.measurement}"
 
 
-def safe_reason(denial: Denial, report: VerifiedReport, denial_id: str | None) -> Reason:
-    """The far side's text for a request that no approval grants."""
+def told_reason(
+    report: VerifiedReport, asked: Sequence[str], protocol: str, denial_id: str | None, *, for_this_request: bool
+) -> Reason:
+    """The far side's text for genuine evidence that got no key: the same whatever the owner's approvals say.
+
+    `asked` are the names in the request; `for_this_request` is whether the evidence was made for it.
+    """
+    ask = _ask(denial_id)
+    if not for_this_request:
+        return Reason(
+            "this evidence was made for something else than this request",
+            "report data",
+            "the hash of this very request (challenge, public key, manifest, owner, server, names)",
+            report.report_data.hex(),
+            f"ask with evidence for a fresh challenge, and for the server that the manifest pins; {ask}",
+        )
+    keys = ", ".join(repr(name) for name in asked) or "any key"
+    platform = f"TCB status {report.status}"
+    if report.advisories:
+        platform += f" ({', '.join(report.advisories)})"
+    if report.debug:
+        platform += ", debug"
+    return Reason(
+        _cut(f"the owner has not approved this program, on this platform as it is now, for {keys}"),
+        "approval of the program and its platform",
+        _cut(f"an approval of the owner that lets this program have {keys} here and now"),
+        _cut(f"{program_of(report)}; {platform}; protocol {protocol}"),
+        f"{ask}: her record says which line stands in the way, and what differs from what she approved",
+    )
+
+
+def owner_reason(denial: Denial, report: VerifiedReport, denial_id: str | None) -> Reason:
+    """The owner's text for a request that no approval grants, for her record only."""
     ask = _ask(denial_id)
     closest = denial.judged[0] if denial.judged else None
     if closest is None or not closest.is_this_program:
@@ -86,11 +136,10 @@ def safe_reason(denial: Denial, report: VerifiedReport, denial_id: str | None) -
             state,
             ask,
         )
-    hidden = {"TEE": "a platform that the owner approved for this program", "manifest": "the manifest she approved"}
     return Reason(
         f"key {denial.key!r} is not released to {what}: {_plural(closest.failed)}",
         line.name,
-        hidden.get(line.name, _cut(line.expected)),
+        _cut(line.expected),
         _cut(line.seen),
         f"{line.remedy}; {ask}" if line.remedy else ask,
     )
@@ -128,5 +177,5 @@ def evidence_reason(error: Error, denial_id: str | None) -> Reason:
         error.check or "evidence",
         _cut(error.expected or "evidence that verifies"),
         _cut(error.seen or "evidence that does not"),
-        f"{error.remedy}; {ask}" if error.remedy else ask,
+        f"{_cut(error.remedy)}; {ask}" if error.remedy else ask,
     )

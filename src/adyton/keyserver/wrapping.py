@@ -6,7 +6,8 @@
       └─ AES-256-GCM ─> data key, version 1, 2, … (32 random bytes each, kept wrapped in the store)
            └─ AES-256-GCM ─> each key and secret, bound to its name, version and kind
       └─ AES-256-GCM ─> state key (32 random bytes, kept wrapped in the store, never changed)
-           └─ HKDF ────────> the keys that authenticate policies and challenges
+           └─ HKDF ────────> the keys that authenticate policies and challenges,
+                            and the one that seals the key of grants
 
 A wrapped value is `nonce (12) ‖ ciphertext ‖ tag (16)`; what it belongs to is the associated data, so a
 wrapped key that was copied over another one does not open. The nonce is an HMAC, under 32 random bytes, over all that

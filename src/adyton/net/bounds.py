@@ -1,4 +1,8 @@
-"""How much of what strangers send is kept: a flood of refusals, or of manifests, is counted and fills no disk."""
+"""How much of what strangers send is kept: a flood of refusals, or of manifests, is counted and fills no disk.
+
+All bounds of one key server together let strangers add at most 19 MiB a day to the record, which is never cut, and keep
+512 MiB of evidence and manifests beside it, the newest (docs/key-server.md has the sum).
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,65 @@ MAX_PER_PLATFORM: Final = 60
 MAX_GENUINE_PER_MINUTE: Final = 600
 """The same for all genuine platforms together."""
 
-MAX_SHOWN_BYTES_PER_DAY: Final = 128 << 20
-"""Manifests of refused programs kept in a day; beyond that a refusal is still explained, but nothing is kept."""
+MAX_NOISE_BYTES_PER_DAY: Final = 512 << 10
+MAX_GENUINE_BYTES_PER_DAY: Final = 16 << 20
+MAX_PLATFORM_BYTES_PER_DAY: Final = 4 << 20
+"""What these refusals may add to the record in a day, and of it the refusals on one genuine platform."""
+
+OWNERS_BYTES: Final = 8 * 1024
+"""What a refusal of genuine evidence is charged for the owner's part of it, however long that is (at most so long).
+
+Else the number of refusals until one is not kept would say how many approvals each was compared with.
+"""
+
+MAX_SUMS_PER_DAY: Final = 60
+"""Minutes whose left out refusals are summed up one by one in a day; beyond that there is one sum an hour."""
+
+MAX_EXPLAINED_BYTES_PER_DAY: Final = 2 << 20
+"""What comparisons of refused programs with approved ones may add to the record in a day."""
+
+MAX_EVIDENCE_BYTES_PER_DAY: Final = 32 << 20
+MAX_EVIDENCE_KEPT_BYTES: Final = 256 << 20
+"""Genuine evidence of refused requests that is kept in a day, and in all: beyond that by its hash, the oldest first."""
+
+MAX_SHOWN_BYTES_PER_DAY: Final = 64 << 20
+MAX_SHOWN_KEPT_BYTES: Final = 256 << 20
+"""Manifests of refused programs that are kept in a day, and in all; beyond that a refusal is still explained."""
+
+MAX_LINES_PER_MINUTE: Final = 60
+"""Lines of the log for messages that nothing is recorded of."""
+
+_DAY_MS: Final = 86_400_000
+_MAX_PLATFORMS: Final = 4096
+
+
+class Budget:
+    """So much in a period, a day where none is named; for one thread."""
+
+    def __init__(self, limit: int, *, period_ms: int = _DAY_MS) -> None:
+        self._limit = limit
+        self._period_ms = period_ms
+        self._period = -1
+        self._spent = 0
+
+    def has_room(self, at_ms: int, size: int = 1) -> bool:
+        """Whether so much more fits."""
+        self._turn(at_ms)
+        return self._spent + size <= self._limit
+
+    def spend(self, size: int, at_ms: int) -> None:
+        """Note that so much was used."""
+        self._turn(at_ms)
+        self._spent += size
+
+    def _turn(self, at_ms: int) -> None:
+        period = at_ms // self._period_ms
+        if period != self._period:
+            self._period, self._spent = period, 0
 
 
 class Refusals:
-    """Which refusals are recorded whole; the rest of a minute's are counted, and the sum is recorded after it."""
+    """Which refusals are recorded whole; the rest are counted, and the sum of a minute or an hour is recorded."""
 
     def __init__(self) -> None:
         self._minute = 0
@@ -27,6 +84,10 @@ class Refusals:
         self._platforms: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
         self._sums: list[dict[str, int]] = []
+        self._summed = Budget(MAX_SUMS_PER_DAY)
+        self._noise_bytes = Budget(MAX_NOISE_BYTES_PER_DAY)
+        self._genuine_bytes = Budget(MAX_GENUINE_BYTES_PER_DAY)
+        self._of_platform: dict[str, Budget] = {}
 
     def may_keep(self, platform: str | None, at_ms: int) -> bool:
         """Whether one more is recorded: of this platform, whose evidence is bound to its request, or of none."""
@@ -34,14 +95,24 @@ class Refusals:
         if platform is None:
             self._noise += 1
             kept, kind = self._noise <= MAX_NOISE_PER_MINUTE, "refused_without_evidence"
+            kept = kept and self._noise_bytes.has_room(at_ms)
         else:
-            within = self._platforms.total() < MAX_GENUINE_PER_MINUTE
+            within = self._platforms.total() < MAX_GENUINE_PER_MINUTE and self._genuine_bytes.has_room(at_ms)
             kept, kind = within and self._platforms[platform] < MAX_PER_PLATFORM, "refused_on_genuine_platforms"
+            kept = kept and self._own(platform).has_room(at_ms)
             if kept:
                 self._platforms[platform] += 1
         if not kept:
             self._left_out[kind] += 1
         return kept
+
+    def wrote(self, platform: str | None, size_bytes: int, at_ms: int) -> None:
+        """Note how long the entry of a refusal that was kept is, by what the far side knows of it."""
+        if platform is None:
+            self._noise_bytes.spend(size_bytes, at_ms)
+        else:
+            self._genuine_bytes.spend(size_bytes, at_ms)
+            self._own(platform).spend(size_bytes, at_ms)
 
     def sums(self, at_ms: int | None) -> list[dict[str, int]]:
         """What was left out in the minutes that are over (in this one, too, where no time is given), to be recorded."""
@@ -52,29 +123,40 @@ class Refusals:
         """These sums stand in the record."""
         del self._sums[: len(sums)]
 
+    def _own(self, platform: str) -> Budget:
+        if platform not in self._of_platform:
+            while len(self._of_platform) >= _MAX_PLATFORMS:
+                del self._of_platform[next(iter(self._of_platform))]
+            self._of_platform[platform] = Budget(MAX_PLATFORM_BYTES_PER_DAY)
+        return self._of_platform[platform]
+
     def _turn(self, minute: int) -> None:
         if minute == self._minute:
             return
-        if self._left_out:
-            self._sums.append({**self._left_out, "minute": self._minute})
-        self._minute, self._noise = minute, 0
+        before, self._minute = self._minute, minute
+        self._noise = 0
         self._platforms.clear()
+        if not self._left_out:
+            return
+        at_ms = before * 60_000
+        by_hour = not self._summed.has_room(at_ms)
+        if by_hour and minute >= 0 and minute // 60 == before // 60:
+            return
+        self._summed.spend(1, at_ms)
+        when = {"hour": before // 60} if by_hour else {"minute": before}
+        self._sums.append({**self._left_out, **when})
         self._left_out.clear()
 
 
-class Shown:
-    """Bounds what refused programs may leave in the store: a host can make as many of them as it likes."""
+class Lines:
+    """Which lines of the log are written for messages that nothing is recorded of; thread-safe enough: a count."""
 
     def __init__(self) -> None:
-        self._day = 0
-        self._kept_bytes = 0
+        self._budget = Budget(MAX_LINES_PER_MINUTE, period_ms=60_000)
 
-    def may_keep(self, size_bytes: int, at_ms: int) -> bool:
-        """Whether so much more may be kept today."""
-        day = at_ms // 86_400_000
-        if day != self._day:
-            self._day, self._kept_bytes = day, 0
-        if self._kept_bytes + size_bytes > MAX_SHOWN_BYTES_PER_DAY:
+    def may_write(self, at_ms: int) -> bool:
+        """Whether one more line is written."""
+        if not self._budget.has_room(at_ms):
             return False
-        self._kept_bytes += size_bytes
+        self._budget.spend(1, at_ms)
         return True

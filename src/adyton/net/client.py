@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from adyton.manifest.model import Owner
     from adyton.manifest.signed import SignedManifest
-    from adyton.net.release import Granted, ServerIdentity
+    from adyton.net.grants import Terms
+    from adyton.net.release import Refusal, ServerIdentity
     from adyton.tee.source import QuoteSource
 
 TIMEOUT_S: Final = 30.0
@@ -78,9 +79,9 @@ def obtain_keys(
 
     `servers` maps an owner's name to `HOST:PORT`; with one owner the name may be "". With several owners all are asked
     even if one refuses, so that the error says every reason. Raises Denied with the server's
-    reason and denial id, BadServer-like FetchFailed where the server is not the one that the manifest pins, Timeout or
-    FetchFailed where it cannot be reached. `runtime_parts`, called only after a refusal, lets the owner's log say what
-    was changed.
+    text and denial id, and where the server, or what it grants, does not stand under the CA that the manifest pins;
+    Timeout or FetchFailed where it cannot be reached. `runtime_parts`, called only after a refusal, lets the
+    owner's record say what was changed.
     """
     if protocol not in PROTOCOLS:
         raise UsageError("unknown protocol", check="--provisioning", expected=" or ".join(PROTOCOLS), seen=protocol)
@@ -215,7 +216,9 @@ class _Conversation:
     def adyton(self, names: tuple[str, ...]) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
         """Challenge, evidence, release, acknowledgement, over one connection."""
         import http.client
+        from datetime import UTC, datetime
 
+        from adyton.net.grants import verify_grant
         from adyton.net.release import (
             PATH_CHALLENGE,
             PATH_RELEASE,
@@ -241,9 +244,11 @@ class _Conversation:
             request = ReleaseRequest(nonce, key.public_bytes, self._signed.manifest_sha256, names, evidence)
             answer = parse_answer(self._post(connection, PATH_RELEASE, request.to_bytes()))
             if isinstance(answer, Refusal):
-                changed = self._explain(connection, answer)
-                raise denied(answer, self._owner.name, changed)
-            payload = parse_payload(key.unwrap(answer.wrapped, binding))
+                self._explain(connection, answer)
+                raise denied(answer, self._owner.name)
+            verify_grant(self._ca_der, request, self._identity(), answer, datetime.now(UTC))
+            terms = answer.terms
+            payload = parse_payload(key.unwrap(terms.wrapped, binding))
             if tuple(sorted({*payload.keys, *payload.secrets})) != names:
                 raise OutOfOrder(
                     "the key server answered with other keys than were asked for",
@@ -252,35 +257,36 @@ class _Conversation:
                     seen=", ".join(sorted({*payload.keys, *payload.secrets})),
                 )
             with contextlib.suppress(Error):
-                self._post(connection, PATH_USED, used_message(answer.grant, payload.token))
-            return payload.keys, payload.secrets, self._info(answer, names)
+                self._post(connection, PATH_USED, used_message(terms.grant, payload.token))
+            return payload.keys, payload.secrets, self._info(terms, names)
         finally:
             connection.close()
 
-    def _info(self, granted: Granted, names: tuple[str, ...]) -> GrantInfo:
-        return GrantInfo(self._owner.name, granted.grant, names, granted.lease_s, granted.checkpoint)
+    def _info(self, terms: Terms, names: tuple[str, ...]) -> GrantInfo:
+        return GrantInfo(self._owner.name, terms.grant, names, terms.lease_s, terms.checkpoint)
+
+    @property
+    def _ca_der(self) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(self._ca.strip())
 
     def _identity(self) -> ServerIdentity:
         from adyton.net.release import ServerIdentity
 
-        der = ssl.PEM_cert_to_DER_cert(self._ca.strip())
-        return ServerIdentity(Digest(hashlib.sha256(der).digest()), self._owner.server_name)
+        return ServerIdentity(Digest(hashlib.sha256(self._ca_der).digest()), self._owner.server_name)
 
-    def _explain(self, connection: object, refusal: object) -> tuple[str, ...]:
-        """Show the manifest and the runtime's parts, so that the owner's log can say what was changed; best effort."""
-        import http.client
+    def _explain(self, connection: object, refusal: Refusal) -> None:
+        """Show the manifest and the runtime's parts, so that the owner's record can say what was changed; best effort.
 
-        from adyton.net.release import NOT_KEPT, PATH_EXPLAIN, Refusal, explain_message, parse_explained
+        The key server says that it took them, and nothing of what it found.
+        """
+        from adyton.net.explanation import PATH_EXPLAIN, explain_message
+        from adyton.net.release import NOT_KEPT
 
-        if self._runtime_parts is None or not isinstance(refusal, Refusal) or refusal.denial == NOT_KEPT:
-            return ()
-        if not isinstance(connection, http.client.HTTPConnection):
-            return ()
-        try:
-            message = explain_message(refusal.denial, self._signed.manifest_bytes, self._runtime_parts())
-            return parse_explained(self._post(connection, f"{PATH_EXPLAIN}/{refusal.denial}", message))
-        except Error:
-            return ()
+        if self._runtime_parts is None or refusal.denial == NOT_KEPT:
+            return
+        message = explain_message(refusal.denial, self._signed.manifest_bytes, self._runtime_parts())
+        with contextlib.suppress(Error):
+            self._post(connection, f"{PATH_EXPLAIN}/{refusal.denial}", message)
 
     def _post(self, connection: object, path: str, body: bytes) -> bytes:
         import http.client
@@ -307,7 +313,7 @@ class _Conversation:
             ) from error
         if len(raw) > MAX_RESPONSE_BYTES:
             raise OutOfOrder("the key server's answer is too long", expected=f"at most {MAX_RESPONSE_BYTES} bytes")
-        if response.status not in (200, 403, 409):
+        if response.status not in (200, 202, 403, 409):
             raise _server_error(raw, response.status, where)
         return raw
 
@@ -398,18 +404,13 @@ class _Conversation:
         return keys, others, GrantInfo(self._owner.name, "", names, None)
 
 
-def denied(refusal: object, owner: str, changed: tuple[str, ...] = ()) -> Denied:
+def denied(refusal: Refusal, owner: str) -> Denied:
     """A server's refusal as the error that the program's start ends with."""
-    from adyton.net.release import Refusal
-
-    if not isinstance(refusal, Refusal):
-        raise UsageError("not a refusal")
-    seen = refusal.seen if not changed else f"{refusal.seen}; changed: {'; '.join(changed)}"
     error = Denied(
         f"the key server of {owner} refused: {refusal.message} (denial {refusal.denial})",
         check=refusal.check,
         expected=refusal.expected,
-        seen=seen,
+        seen=refusal.seen,
         remedy=refusal.remedy,
     )
     error.add_note(refusal.denial)

@@ -1,21 +1,34 @@
-"""What was changed in a program that was refused: believed only where what it shows is what its evidence measured."""
+"""What was changed in a program that was refused: worked out beside the decisions, for the owner's record alone.
+
+Only what a refusal of genuine evidence announced is taken, once, few at a time and few of one platform. It is read in
+a process of its own, and believed only where what it shows is what the evidence measured.
+
+The far side is told that it was taken before anything is worked out. Whether it can be taken depends on what is being
+read, never on what is being worked out: else the time until a place is free would say what was found. What there is no
+room to work out is dropped, and nobody is told but the log.
+"""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+import logging
+import queue
+import threading
+import time
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from adyton.attest.evidence import parse_evidence
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
-from adyton.errors import OutOfOrder, UsageError
+from adyton.errors import Error, OutOfOrder
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.decide import PROGRAM_LINES
-from adyton.keyserver.difference import MAX_LINES, Difference, manifest_differences, part_differences
 from adyton.keyserver.facts import EXPLANATION, WAITS, waiting
 from adyton.keyserver.policy import APPROVED
 from adyton.manifest.measure import workload_measurement
-from adyton.net.bounds import Shown
+from adyton.net.bounds import MAX_EXPLAINED_BYTES_PER_DAY, MAX_SHOWN_BYTES_PER_DAY, MAX_SHOWN_KEPT_BYTES, Budget
+from adyton.net.comparing import MAX_APPROVED, compared, unpacked
+from adyton.net.failures import busy
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
@@ -25,77 +38,175 @@ if TYPE_CHECKING:
     from adyton.keyserver.change import Transaction
     from adyton.keyserver.store import Store
     from adyton.keyserver.view import Reader
-    from adyton.net.release import Explanation
+    from adyton.net.explanation import Explanation
+
+log = logging.getLogger("adyton.keyserver")
+
+MAX_EXPLAINING: Final = 4
+"""Explanations that are read at a time, and that wait to be worked out: each is megabytes."""
+
+MAX_OF_ONE_PLATFORM: Final = 2
+"""Of these, from one platform."""
+
+MAX_EXPECTED: Final = 256
+EXPECTED_S: Final = 600.0
+"""How many refusals may be explained, and how long after them."""
+
+MAX_BUSY_S_PER_HOUR: Final = 900
+"""How long explanations may keep a processor busy in an hour."""
+
+CLOSE_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """A refusal of genuine evidence that may be explained once."""
+
+    denial: str
+    platform: str
+    """The platform's chip, where its evidence was made for its request; empty otherwise."""
+    evidence: SGXQuote | TDXQuote | SNPReport
+    tee: str
+    key: str
+    approvals: tuple[str, ...]
+    """The approvals that it was judged by, the closest first."""
+    waits: bool
+    """Whether the program may wait for the owner's approval once it has shown what it is."""
+    made_at: float
+    """On the monotonic clock."""
+
+
+def waits(detail: Mapping[str, Any]) -> bool:
+    """Whether a refusal was one of a program that no approval is for, by the detail in its entry."""
+    approvals = detail.get("approvals")
+    if approvals is None:
+        return False
+    return all(any(line["name"] in PROGRAM_LINES for line in judged["failed"]) for judged in approvals)
 
 
 class Explainer:
-    """Compares refused programs with approved ones, for the owner's log; thread-safe."""
+    """Compares refused programs with approved ones; one thread works, any may ask."""
 
     def __init__(self, store: Store, combine: Callable[[Mapping[str, Digest]], Digest]) -> None:
         self._store = store
         self._combine = combine
-        self._shown = Shown()
+        self._shown = Budget(MAX_SHOWN_BYTES_PER_DAY)
+        self._written = Budget(MAX_EXPLAINED_BYTES_PER_DAY)
+        self._busy_s = Budget(MAX_BUSY_S_PER_HOUR, period_ms=3_600_000)
+        self._lock = threading.Lock()
+        self._expected: OrderedDict[str, Ticket] = OrderedDict()
+        self._reading: Counter[str] = Counter()
+        self._working: Counter[str] = Counter()
+        self._waiting: queue.SimpleQueue[tuple[Ticket, bytes] | None] = queue.SimpleQueue()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="explanations", daemon=True)
+        self._thread.start()
 
-    def check(self, denial_id: str) -> None:
-        """Refuse what cannot be explained, before any of the explanation is read; raises OutOfOrder."""
-        with self._store.read() as view:
-            _denial(view, denial_id)
+    def expect(self, ticket: Ticket) -> None:
+        """Let this refusal be explained; the one that waits longest makes room."""
+        with self._lock:
+            self._expected[ticket.denial] = ticket
+            while len(self._expected) > MAX_EXPECTED:
+                self._expected.popitem(last=False)
 
-    def explain(self, explanation: Explanation) -> list[str]:
-        """Record what was changed; returns the lines that the far side may see.
+    def claim(self, denial: str) -> Ticket | None:
+        """Take a place for the explanation of a refusal, before any of it is read; None where nothing can be explained.
 
-        Believed only where manifest and runtime parts give the very measurement that the refused evidence carried.
+        Raises Unavailable where no place is free. Whoever has a ticket gives it to `take` or `drop`.
         """
+        with self._lock:
+            ticket = self._expected.get(denial)
+            if ticket is None or time.monotonic() - ticket.made_at > EXPECTED_S:
+                return None
+            if _is_full(self._reading, ticket.platform):
+                raise busy(
+                    "too many programs are being explained",
+                    check="explanations at a time",
+                    expected=f"at most {MAX_EXPLAINING}, of one platform {MAX_OF_ONE_PLATFORM}",
+                    seen="more",
+                    remedy="the refusal stands as it is; start the program again to have it explained",
+                )
+            del self._expected[denial]
+            self._reading[ticket.platform] += 1
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        """Give a place back: what was announced did not come."""
+        with self._lock:
+            _leave(self._reading, ticket.platform)
+
+    def take(self, ticket: Ticket, message: bytes) -> None:
+        """Have a message worked out when its turn comes; without a word where too many wait for that."""
+        at_ms = now_ms()
+        with self._lock:
+            _leave(self._reading, ticket.platform)
+            fits = not _is_full(self._working, ticket.platform) and self._busy_s.has_room(at_ms)
+            if fits:
+                self._working[ticket.platform] += 1
+        if fits:
+            self._waiting.put((ticket, message))
+        else:
+            log.info("not explained", extra={"denial": ticket.denial, "reason": "too many are worked out already"})
+
+    @property
+    def held(self) -> int:
+        """How many are being read, wait, or are being worked out."""
+        with self._lock:
+            return self._reading.total() + self._working.total()
+
+    def close(self) -> None:
+        """Work on nothing more; what is under way is waited for, a while."""
+        self._closing = True
+        self._waiting.put(None)
+        self._thread.join(CLOSE_S)
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            ticket, message = item
+            began = time.monotonic()
+            try:
+                if not self._closing:
+                    self._work(ticket, message)
+            except Error as error:
+                log.info("not explained", extra={"denial": ticket.denial, "reason": error.message, "seen": error.seen})
+            except Exception:
+                log.exception("internal error: could not explain", extra={"denial": ticket.denial})
+            finally:
+                with self._lock:
+                    self._busy_s.spend(max(1, round(time.monotonic() - began)), now_ms())
+                    _leave(self._working, ticket.platform)
+
+    def _work(self, ticket: Ticket, message: bytes) -> None:
+        shown = unpacked(ticket.denial, message)
+        workload = self._shown_workload(shown, ticket)
         with self._store.read() as view:
-            denial = _denial(view, explanation.denial)
-            evidence = _evidence(view, denial)
-            workload = self._shown_workload(explanation, evidence)
-            approvals = [
-                stored
-                for judged in denial.get("detail", {}).get("approvals", ())
-                for stored in view.approvals()
-                if stored.id == judged["approval"] and stored.state == APPROVED
-            ]
-            behind = [
-                (stored, view.behind(stored.approval.measurement))
-                for stored in approvals
-                if stored.approval.measurement is not None
-            ]
-        best: list[Difference] | None = None
-        against = ""
-        for stored, known in behind:
-            if known is None:
-                continue
-            found = part_differences(known[1], explanation.runtime_parts)
-            found += manifest_differences(known[0], explanation.manifest)
-            if best is None or len(found) < len(best):
-                best, against = found, f"{stored.approval.app} {stored.approval.version}"
-        body: dict[str, Any] = {
-            "denial": explanation.denial,
-            "against": against,
-            "changed": [line.for_owner() for line in (best or ())[:MAX_LINES]],
-            "more": max(0, len(best or ()) - MAX_LINES),
-        }
+            approved = _approved(view, ticket)
+        found = compared(shown, approved) if approved else {"against": "", "changed": [], "more": 0}
         at_ms = now_ms()
         with self._store.write() as change:
-            _denial(change, explanation.denial)
-            if self._shown.may_keep(len(explanation.manifest), at_ms):
-                change.remember(workload, explanation.manifest, explanation.runtime_parts)
-            if isinstance(evidence, TDXQuote) and _waits(change, denial, evidence):
-                body[WAITS] = waiting(workload, denial["tee"], denial["detail"]["key"])
-            change.record(EXPLANATION, explanation.denial, body, at_ms)
-        shown = [line.for_far_side() for line in (best or ())[:MAX_LINES]]
-        told = [line for line in shown if line is not None]
-        missing = sum(line is None for line in shown)
-        return told + ([f"{missing} entries of the approved program are missing"] if missing else [])
+            self._keep(change, workload, shown, at_ms)
+            if not self._written.has_room(at_ms):
+                return
+            body: dict[str, Any] = {"denial": ticket.denial, **found}
+            if ticket.waits and isinstance(ticket.evidence, TDXQuote) and change.has_key(ticket.key):
+                # a quote of TDX names its workload by a hash: only now is it known what waits
+                body[WAITS] = waiting(workload, ticket.tee, ticket.key)
+            entry = change.record(EXPLANATION, ticket.denial, body, at_ms)
+            self._written.spend(len(entry.body), at_ms)
 
-    def _shown_workload(self, explanation: Explanation, evidence: SGXQuote | TDXQuote | SNPReport) -> Measurement:
-        try:
-            parts = {name: Digest.from_hex(value) for name, value in explanation.runtime_parts.items()}
-        except UsageError:
-            raise OutOfOrder("the runtime's parts are no hashes", check="runtime parts") from None
-        workload = workload_measurement(explanation.manifest, self._combine(parts))
-        if not _carries(evidence, workload):
+    def _keep(self, change: Transaction, workload: Measurement, shown: Explanation, at_ms: int) -> None:
+        size_bytes = len(shown.manifest)
+        if self._shown.has_room(at_ms, size_bytes):
+            self._shown.spend(size_bytes, at_ms)
+            change.remember(workload, shown.manifest, shown.runtime_parts)
+            change.forget_shown(MAX_SHOWN_KEPT_BYTES)
+
+    def _shown_workload(self, shown: Explanation, ticket: Ticket) -> Measurement:
+        parts = {name: Digest.from_hex(value) for name, value in shown.runtime_parts.items()}
+        workload = workload_measurement(shown.manifest, self._combine(parts))
+        if not _carries(ticket.evidence, workload):
             raise OutOfOrder(
                 "this is not the program whose evidence was refused",
                 check="measurement of what was shown",
@@ -105,24 +216,28 @@ class Explainer:
         return workload
 
 
-def _denial(view: Reader, denial_id: str) -> dict[str, Any]:
-    """A denial of genuine evidence that nobody has explained yet."""
-    entries = list(view.entries(kind="denial", subject=denial_id))
-    if len(entries) != 1:
-        raise OutOfOrder("no such denial", check="denial id", seen=denial_id)
-    if any(view.entries(kind="explanation", subject=denial_id)):
-        raise OutOfOrder("this denial is explained already", check="denial id", seen=denial_id)
-    denial: dict[str, Any] = json.loads(entries[0].body)
-    if "measurement" not in denial or "evidence" not in denial:
-        raise OutOfOrder("that denial had no genuine evidence", check="denial id", seen=denial_id)
-    return denial
+def _is_full(places: Counter[str], platform: str) -> bool:
+    return places.total() >= MAX_EXPLAINING or places[platform] >= MAX_OF_ONE_PLATFORM
 
 
-def _evidence(view: Reader, denial: dict[str, Any]) -> SGXQuote | TDXQuote | SNPReport:
-    raw = view.artifact(bytes.fromhex(denial["evidence"]))
-    if raw is None:
-        raise OutOfOrder("that denial's evidence is not kept", check="denial id", seen=denial["denial"])
-    return parse_evidence(raw)
+def _leave(places: Counter[str], platform: str) -> None:
+    places[platform] -= 1
+    if not places[platform]:
+        del places[platform]
+
+
+def _approved(view: Reader, ticket: Ticket) -> list[tuple[str, bytes, dict[str, str]]]:
+    """The approved programs that came closest: name, manifest, runtime parts."""
+    by_id = {stored.id: stored for stored in view.approvals() if stored.state == APPROVED}
+    found: list[tuple[str, bytes, dict[str, str]]] = []
+    for approval_id in ticket.approvals:
+        stored = by_id.get(approval_id)
+        if stored is None or stored.approval.measurement is None or len(found) == MAX_APPROVED:
+            continue
+        behind = view.behind(stored.approval.measurement)
+        if behind is not None:
+            found.append((f"{stored.approval.app} {stored.approval.version}", *behind))
+    return found
 
 
 def _carries(evidence: SGXQuote | TDXQuote | SNPReport, workload: Measurement) -> bool:
@@ -132,17 +247,3 @@ def _carries(evidence: SGXQuote | TDXQuote | SNPReport, workload: Measurement) -
     if isinstance(evidence, TDXQuote):
         return evidence.report.rtmrs[3] == workload_rtmr3(workload).raw
     return False
-
-
-def _waits(change: Transaction, denial: dict[str, Any], evidence: TDXQuote) -> bool:
-    """Whether it waits for approval, now that it has shown itself: a TDX quote names its workload by a hash only.
-
-    Not one whose evidence was made for another request (somebody may replay it), nor a program that is approved and
-    was refused for something else.
-    """
-    detail = denial.get("detail", {})
-    bound = denial.get("report_data") == evidence.report.report_data.hex()
-    approvals = detail.get("approvals")
-    if not bound or approvals is None or not change.has_key(detail["key"]):
-        return False
-    return all(any(line["name"] in PROGRAM_LINES for line in judged["failed"]) for judged in approvals)

@@ -9,7 +9,9 @@ from adyton.errors import Error, OutOfOrder, Unavailable, VersionMismatch
 log = logging.getLogger("adyton.keyserver")
 
 
-def busy(message: str, *, check: str, expected: str, seen: str, remedy: str = "try again in a moment") -> Unavailable:
+def busy(
+    message: str, *, check: str, expected: object, seen: str | None, remedy: str | None = "try again in a moment"
+) -> Unavailable:
     """What a stranger is told when the key server cannot answer now."""
     error = Unavailable(message, check=check, expected=expected, seen=seen, remedy=remedy)
     error.for_strangers = True

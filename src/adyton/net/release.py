@@ -1,29 +1,29 @@
-"""Adyton's release protocol, version 1: the messages, what evidence is bound to, and how keys are wrapped.
+"""Adyton's release protocol, version 2: the messages, what evidence is bound to, and how keys are wrapped.
 
 HTTP over TLS 1.3 under the owner's pinned CA; JSON messages; docs/release-protocol.md has every byte.
 
 ::
 
     enclave                                             key server
-      POST /adyton/v1/challenge   {}                 ->
+      POST /adyton/v2/challenge   {}                 ->
                                                      <-   nonce (32 bytes, single use, lives two minutes)
       evidence over report data = SHA-512 of
         label, nonce, fresh public key, manifest hash,
         owner's CA hash, server name, names asked for
-      POST /adyton/v1/release     evidence, …        ->   verify, decide, record
-                                                     <-   keys wrapped to the public key (HPKE)
-                                                          or a safe reason and a denial id
-      POST /adyton/v1/used        grant, token       ->   record
-      POST /adyton/v1/explain/ID  after a refusal    ->   what changed, for the owner's log
+      POST /adyton/v2/release     evidence, …        ->   verify, decide, record
+                                                     <-   keys wrapped to the public key (HPKE), signed
+                                                          (net.grants), or a refusal and a denial id
+      POST /adyton/v2/used        grant, token       ->   record
+      POST /adyton/v2/explain/ID  after a refusal    ->   what changed, for the owner's record
 
-This module is pure; both sides use it.
+This module is pure; both sides use it. A label keeps the number of the version that it came with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import json
+import re
 import secrets
 import struct
 from dataclasses import dataclass
@@ -42,32 +42,43 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from adyton.attest.report_data import RELEASE, framed
-from adyton.errors import OutOfOrder, VersionMismatch
-from adyton.net.wire import b64, binary, malformed, members, number, parse_object, text, to_bytes
+from adyton.errors import OutOfOrder
+from adyton.net.grants import Granted, parse_granted
+from adyton.net.wire import (
+    PROTOCOL,
+    b64,
+    binary,
+    check_protocol,
+    malformed,
+    members,
+    number,
+    parse_object,
+    printable,
+    text,
+    to_bytes,
+)
 from adyton.values import Digest, Nonce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PROTOCOL: Final = "adyton-release/1"
-PATH_CHALLENGE: Final = "/adyton/v1/challenge"
-PATH_RELEASE: Final = "/adyton/v1/release"
-PATH_USED: Final = "/adyton/v1/used"
-PATH_EXPLAIN: Final = "/adyton/v1/explain"
-"""Followed by `/` and the denial's id, so that what cannot be explained is refused before it is read."""
+PATH_CHALLENGE: Final = "/adyton/v2/challenge"
+PATH_RELEASE: Final = "/adyton/v2/release"
+PATH_USED: Final = "/adyton/v2/used"
 
 MAX_EVIDENCE_BYTES: Final = 32 * 1024
 MAX_REQUEST_BYTES: Final = 64 * 1024
-MAX_EXPLAIN_BYTES: Final = 4 << 20
 MAX_RESPONSE_BYTES: Final = 1 << 20
 MAX_NAMES: Final = 64
-MAX_NAME_CHARACTERS: Final = 64
 MLKEM_BYTES: Final = 1184
 PUBLIC_KEY_BYTES: Final = MLKEM_BYTES + 32
 TOKEN_BYTES: Final = 32
 PADDED_TO: Final = 256
 NOT_KEPT: Final = "not kept"
 """In place of a denial's id: it was one of so many that the owner's log only counts it."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
+"""As `adyton.keyserver.names` has it: nothing else names a key, and nothing else gets into a record."""
 
 _HPKE_LABEL: Final = b"adyton-release/1 keys\0"
 _RUN_LABEL: Final = b"adyton-release/1 run\0"
@@ -241,18 +252,6 @@ def parse_payload(raw: bytes) -> Payload:
 # --- messages -------------------------------------------------------------------------------------------------
 
 
-def _check_protocol(document: dict[str, Any]) -> None:
-    named = document.get("protocol")
-    if named != PROTOCOL:
-        raise VersionMismatch(
-            "the other side speaks another protocol",
-            check="protocol version",
-            expected=PROTOCOL,
-            seen=str(named)[:60],
-            remedy="use an Adyton of the same protocol version on both sides",
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class ChallengeAnswer:
     """The server's challenge: `nonce` is to be answered within `lifetime_s` seconds."""
@@ -268,7 +267,7 @@ class ChallengeAnswer:
 def parse_challenge_request(raw: bytes) -> None:
     """Parse a request for a challenge: nothing but the protocol's name."""
     document = parse_object(raw, 1024)
-    _check_protocol(document)
+    check_protocol(document)
     members(document, {"protocol"})
 
 
@@ -280,7 +279,7 @@ def challenge_request() -> bytes:
 def parse_challenge(raw: bytes) -> ChallengeAnswer:
     """Parse a challenge."""
     document = parse_object(raw, 4096)
-    _check_protocol(document)
+    check_protocol(document)
     members(document, {"protocol", "nonce", "lifetime_s"})
     return ChallengeAnswer(Nonce(binary(document, "nonce", 32, 32)), number(document, "lifetime_s", 86400))
 
@@ -322,16 +321,16 @@ class ReleaseRequest:
 def parse_release_request(raw: bytes) -> ReleaseRequest:
     """Parse a request for keys; raises OutOfOrder, or VersionMismatch."""
     document = parse_object(raw, MAX_REQUEST_BYTES)
-    _check_protocol(document)
+    check_protocol(document)
     members(document, {"protocol", "nonce", "public_key", "manifest_sha256", "names", "evidence"})
     names = document["names"]
     if (
         not isinstance(names, list)
         or not 1 <= len(names) <= MAX_NAMES
-        or not all(isinstance(name, str) and 1 <= len(name) <= MAX_NAME_CHARACTERS for name in names)
+        or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
         or names != sorted(set(names))
     ):
-        raise malformed("names", f"1 to {MAX_NAMES} names, sorted, each once", type(names).__name__)
+        raise malformed("names", f"1 to {MAX_NAMES} names of keys, sorted, each once", type(names).__name__)
     return ReleaseRequest(
         nonce=Nonce(binary(document, "nonce", 32, 32)),
         public_key=binary(document, "public_key", PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES),
@@ -350,29 +349,6 @@ def _digest(document: dict[str, Any], name: str) -> Digest:
     if len(raw) != 32 or raw.hex() != value:
         raise malformed(name, "64 lower-case hex digits", "something else")
     return Digest(raw)
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """The server's grant: the wrapped payload, and where its audit record stands with it."""
-
-    grant: str
-    lease_s: int
-    wrapped: bytes
-    checkpoint: Mapping[str, Any]
-
-    def to_bytes(self) -> bytes:
-        """As JSON."""
-        return to_bytes(
-            {
-                "protocol": PROTOCOL,
-                "status": "granted",
-                "grant": self.grant,
-                "lease_s": self.lease_s,
-                "wrapped": b64(self.wrapped),
-                "checkpoint": dict(self.checkpoint),
-            }
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,31 +379,17 @@ class Refusal:
 
 
 def parse_answer(raw: bytes) -> Granted | Refusal:
-    """Parse the answer to a request for keys."""
+    """Parse the answer to a request for keys; a grant in it is not verified (`adyton.net.grants`)."""
     document = parse_object(raw, MAX_RESPONSE_BYTES)
-    _check_protocol(document)
+    check_protocol(document)
     status = document.get("status")
     if status == "granted":
-        members(document, {"protocol", "status", "grant", "lease_s", "wrapped", "checkpoint"})
-        checkpoint = document["checkpoint"]
-        if not isinstance(checkpoint, dict) or len(json.dumps(checkpoint)) > 2048:
-            raise malformed("checkpoint", "an object", type(checkpoint).__name__)
-        return Granted(
-            text(document, "grant", 40),
-            number(document, "lease_s", 1 << 32),
-            binary(document, "wrapped", 1, MAX_RESPONSE_BYTES),
-            checkpoint,
-        )
+        return parse_granted(document)
     if status != "denied":
         raise malformed("status", "granted or denied", str(status))
     fields = ("denial", "message", "check", "expected", "seen", "remedy")
     members(document, {"protocol", "status", *fields})
-    return Refusal(*(_printable(text(document, name, 2000)) for name in fields))
-
-
-def _printable(value: str) -> str:
-    """A text from the other side without anything that could steer a terminal."""
-    return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in value)
+    return Refusal(*(printable(text(document, name, 2000)) for name in fields))
 
 
 def used_message(grant: str, token: bytes) -> bytes:
@@ -438,65 +400,6 @@ def used_message(grant: str, token: bytes) -> bytes:
 def parse_used(raw: bytes) -> tuple[str, bytes]:
     """Parse an acknowledgement: (grant id, token)."""
     document = parse_object(raw, 1024)
-    _check_protocol(document)
+    check_protocol(document)
     members(document, {"protocol", "grant", "token"})
     return text(document, "grant", 40), binary(document, "token", TOKEN_BYTES, TOKEN_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What the enclave shows of itself after a refusal: its manifest, and the parts of its runtime's identity."""
-
-    denial: str
-    manifest: bytes
-    runtime_parts: Mapping[str, str]
-
-
-def explain_message(denial: str, manifest: bytes, runtime_parts: Mapping[str, str]) -> bytes:
-    """The offer to explain a refusal (the manifest compressed with zlib)."""
-    import zlib
-
-    return to_bytes(
-        {
-            "protocol": PROTOCOL,
-            "denial": denial,
-            "manifest_zlib": b64(zlib.compress(manifest, 6)),
-            "runtime_parts": dict(runtime_parts),
-        }
-    )
-
-
-def parse_explain(raw: bytes) -> Explanation:
-    """Parse an explanation; what decompresses to more than 16 MiB is refused."""
-    import zlib
-
-    document = parse_object(raw, MAX_EXPLAIN_BYTES)
-    _check_protocol(document)
-    members(document, {"protocol", "denial", "manifest_zlib", "runtime_parts"})
-    packed = binary(document, "manifest_zlib", 1, MAX_EXPLAIN_BYTES)
-    unpacker = zlib.decompressobj()
-    try:
-        manifest = unpacker.decompress(packed, 16 << 20)
-    except zlib.error:
-        raise malformed("manifest_zlib", "zlib data", "something else") from None
-    if not unpacker.eof or unpacker.unused_data:
-        raise malformed("manifest_zlib", "at most 16 MiB of manifest, and nothing after it", "more")
-    parts = document["runtime_parts"]
-    if (
-        not isinstance(parts, dict)
-        or len(parts) > 20_000
-        or not all(isinstance(value, str) and len(name) <= 512 and len(value) <= 128 for name, value in parts.items())
-    ):
-        raise malformed("runtime_parts", "names and hashes", type(parts).__name__)
-    return Explanation(text(document, "denial", 40), manifest, parts)
-
-
-def parse_explained(raw: bytes) -> tuple[str, ...]:
-    """Parse the answer to an explanation: what the server found changed, in lines that name only what it was shown."""
-    document = parse_object(raw, 64 * 1024)
-    _check_protocol(document)
-    members(document, {"protocol", "status", "changed"})
-    changed = document["changed"]
-    if not isinstance(changed, list) or len(changed) > 64 or not all(isinstance(line, str) for line in changed):
-        raise malformed("changed", "a list of lines", type(changed).__name__)
-    return tuple(_printable(line[:500]) for line in changed)

@@ -2,6 +2,9 @@
 
 One request at a time on a connection, each with a deadline and a bound on its length. HTTP is parsed by h11, TLS is
 the `ssl` module's, connections are `Listener`'s, decisions are `KeyService`'s.
+
+What a client is refused it learns on the beat of a clock that began with its request: how long the decision took, and
+so what it was compared with, does not show.
 """
 
 from __future__ import annotations
@@ -9,31 +12,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import ssl
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import h11
 
 from adyton.errors import Error, OutOfOrder, Unavailable, VersionMismatch
 from adyton.net import ratls
+from adyton.net.explanation import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_answer
 from adyton.net.failures import busy, for_far_side
 from adyton.net.listener import READ_BYTES, Counters, Limits, Listener
+from adyton.net.pools import Pool, Readiness
 from adyton.net.release import (
-    MAX_EXPLAIN_BYTES,
     MAX_REQUEST_BYTES,
     PATH_CHALLENGE,
-    PATH_EXPLAIN,
     PATH_RELEASE,
     PATH_USED,
-    PROTOCOL,
     ChallengeAnswer,
     parse_challenge_request,
-    parse_explain,
     parse_release_request,
     parse_used,
 )
 from adyton.net.tls import asked_name, peer_chain
-from adyton.net.wire import to_bytes
+from adyton.net.wire import PROTOCOL, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,10 +46,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("adyton.keyserver")
 
 MAX_HEADER_BYTES: Final = 16 * 1024
-MAX_EXPLAINING: Final = 4
-"""Explanations that are read or worked on at a time: each is megabytes."""
+RETRY_AFTER_S: Final = 5
+"""When who could not be served may come again."""
 
-EXPLAIN_WAIT_S: Final = 5.0
+BEAT_S: Final = 0.25
+"""Refusals are told so long after their request was taken, or twice so long, and so on."""
+
+MAX_LENGTH_DIGITS: Final = 12
+ACKNOWLEDGING_THREADS: Final = 2
+MAX_ACKNOWLEDGING: Final = 256
 
 
 class KeyServer:
@@ -57,7 +65,8 @@ class KeyServer:
         self.limits = limits
         self.counters = Counters()
         self.listeners: list[Listener] = []
-        self._explaining = asyncio.Semaphore(MAX_EXPLAINING)
+        self._acknowledging = Pool("acknowledgements", threads=ACKNOWLEDGING_THREADS, waiting=MAX_ACKNOWLEDGING)
+        self._readiness = Readiness(service.is_ready)
 
     def listen_adyton(self, host: str, port: int, context: ssl.SSLContext) -> Listener:
         """Serve Adyton's own protocol here."""
@@ -76,6 +85,8 @@ class KeyServer:
     async def stop(self, grace_s: float = 10) -> None:
         """Stop listening and finish what is under way."""
         await asyncio.gather(*(listener.stop(grace_s) for listener in self.listeners))
+        self._acknowledging.close()
+        self._readiness.close()
 
     # --- Gramine's protocol ------------------------------------------------------------------------------------
 
@@ -87,11 +98,18 @@ class KeyServer:
             name = asked_name(ssl_object)
             try:
                 ratls.check_request(await reader.readexactly(len(ratls.REQUEST)))
+            except Error as error:
+                self.service.note("not answered", peer, error)
+                return
+            taken_at = time.monotonic()
+            try:
                 answer = await asyncio.wrap_future(self.service.provision(peer_chain(ssl_object), name, peer))
             except Error as error:
-                log.info("not answered", extra={"peer": peer, "reason": error.message})
+                self.service.note("not answered", peer, error)
+                await asyncio.sleep(until_beat(taken_at, time.monotonic()))
                 return
             if answer.refusal is not None or answer.payload is None:
+                await asyncio.sleep(until_beat(taken_at, time.monotonic()))
                 return
             values = [*answer.payload.keys.values(), *answer.payload.secrets.values()]
             writer.write(ratls.response(values[0]))
@@ -119,6 +137,8 @@ class KeyServer:
                 ]
                 if close:
                     headers.append(("Connection", "close"))
+                if status == 503:
+                    headers.append(("Retry-After", str(RETRY_AFTER_S)))
                 response = h11.Response(status_code=status, headers=headers)
                 writer.write(
                     (connection.send(response) or b"")
@@ -159,20 +179,25 @@ class KeyServer:
     ) -> tuple[int, bytes]:
         path, denial = _route(request.target.decode("ascii", "replace"))
         limit = _BODY_LIMITS.get(path)
-        if request.method == b"GET" and path == "/healthz":
+        asks = request.method == b"GET" and path in ("/healthz", "/readyz")
+        if asks and any(name in (b"transfer-encoding", b"content-length") for name, _ in request.headers):
+            return 400, _problem("a question has no body", "no body")
+        if asks:
+            await self._body(connection, reader, writer, 0)
+        if asks and path == "/healthz":
             self.counters.requests["health"] += 1
-            await self._body(connection, reader, writer, 0)
             return 200, to_bytes({"status": "stopping" if self._stopping() else "ok"})
-        if request.method == b"GET" and path == "/readyz":
-            await self._body(connection, reader, writer, 0)
-            ready = await asyncio.to_thread(self.service.is_ready)
+        if asks:
+            ready = await self._readiness.ask()
             return (200 if ready else 503), to_bytes({"status": "ready" if ready else "not ready"})
         if limit is None:
-            return 404, _problem("no such path", PROTOCOL)
+            another_version = path.startswith("/adyton/v")
+            return (426 if another_version else 404), _problem("no such path in this version of the protocol", PROTOCOL)
         if request.method != b"POST":
             return 405, _problem("POST only", "POST")
         self.counters.requests[path.rpartition("/")[2]] += 1
         try:
+            _check_length(request, limit)
             if path == PATH_EXPLAIN:
                 return await self._explain(denial, lambda: self._body(connection, reader, writer, limit))
             body = await self._body(connection, reader, writer, limit)
@@ -220,48 +245,39 @@ class KeyServer:
             nonce, lifetime_s = self.service.challenge()
             return 200, ChallengeAnswer(nonce, lifetime_s).to_bytes()
         if path == PATH_RELEASE:
-            request = parse_release_request(body)
-            answer = await asyncio.wrap_future(self.service.release(request, peer))
-            if answer.refusal is not None:
-                return 403, answer.refusal.to_bytes()
-            if answer.granted is None:
-                raise busy("the key server has no answer", check="answer", expected="one", seen="none")
-            return 200, answer.granted.to_bytes()
+            return await self._release(body, peer)
         grant, token = parse_used(body)
-        found = await asyncio.to_thread(self.service.used, grant, token)
+        found = await self._acknowledging.run(lambda: self.service.used(grant, token))
         return (200 if found else 409), to_bytes({"protocol": PROTOCOL, "status": "noted" if found else "unknown"})
 
-    async def _explain(self, denial: str, read: Callable[[], Awaitable[bytes]]) -> tuple[int, bytes]:
-        """Read and work out an explanation: only of what can be explained, few at a time, beside the other requests."""
-        await asyncio.to_thread(self.service.check_explainable, denial)
+    async def _release(self, body: bytes, peer: str) -> tuple[int, bytes]:
+        request = parse_release_request(body)
+        taken_at = time.monotonic()
         try:
-            async with asyncio.timeout(EXPLAIN_WAIT_S):
-                await self._explaining.acquire()
-        except TimeoutError:
-            raise busy(
-                "too many programs are being explained",
-                check="explanations at a time",
-                expected=f"at most {MAX_EXPLAINING}",
-                seen="more",
-                remedy="the refusal stands as it is; start the program again to have it explained",
-            ) from None
-        try:
-            told = await asyncio.to_thread(self._explained, denial, await read())
-        finally:
-            self._explaining.release()
-        return 200, to_bytes({"protocol": PROTOCOL, "status": "explained", "changed": told})
+            answer = await asyncio.wrap_future(self.service.release(request, peer))
+        except Error:
+            await asyncio.sleep(until_beat(taken_at, time.monotonic()))
+            raise
+        if answer.refusal is not None:
+            await asyncio.sleep(until_beat(taken_at, time.monotonic()))
+            return 403, answer.refusal.to_bytes()
+        if answer.granted is None:
+            raise busy("the key server has no answer", check="answer", expected="one", seen="none")
+        return 200, answer.granted.to_bytes()
 
-    def _explained(self, denial: str, body: bytes) -> list[str]:
-        explanation = parse_explain(body)
-        if explanation.denial != denial:
-            raise OutOfOrder(
-                "this explains another denial than its path says",
-                check="denial id",
-                expected=denial,
-                seen=explanation.denial,
-                remedy="use an Adyton of the same protocol version on both sides",
-            )
-        return self.service.explain(explanation)
+    async def _explain(self, denial: str, read: Callable[[], Awaitable[bytes]]) -> tuple[int, bytes]:
+        """Take an explanation: only of what can be explained, few at a time; what comes of it is the owner's alone."""
+        explainer = self.service.explainer
+        ticket = explainer.claim(denial)
+        if ticket is None:
+            return 409, explain_answer("unknown")
+        try:
+            message = await read()
+        except BaseException:
+            explainer.drop(ticket)
+            raise
+        explainer.take(ticket, message)
+        return 202, explain_answer("taken")
 
 
 _BODY_LIMITS: Final = {
@@ -276,6 +292,27 @@ def _route(target: str) -> tuple[str, str]:
     """Path, and the denial's id that stands at its end where it is explained."""
     head, _, tail = target.rpartition("/")
     return (head, tail[:40]) if head == PATH_EXPLAIN else (target, "")
+
+
+def until_beat(began_at: float, now: float) -> float:
+    """How long until the next beat of the clock that began then (all in seconds); at least one beat passes."""
+    return began_at + BEAT_S * max(1, math.ceil((now - began_at) / BEAT_S)) - now
+
+
+def _check_length(request: h11.Request, limit: int) -> None:
+    """Refuse a message without its length, or over its bound, before any of it is read.
+
+    Chunked ones are refused: one byte a chunk costs thousands of times what its bytes do.
+    """
+    length = next((value for name, value in request.headers if name == b"content-length"), None)
+    chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
+    if chunked or length is None or len(length) > MAX_LENGTH_DIGITS or int(length) > limit:
+        raise OutOfOrder(
+            "the message is too long, or does not say how long it is",
+            check="length of the message",
+            expected=f"a Content-Length of at most {limit} bytes",
+            seen="no length" if chunked or length is None else f"{length.decode('ascii', 'replace')[:20]} bytes",
+        )
 
 
 def _problem(message: str, expected: str) -> bytes:

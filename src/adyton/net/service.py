@@ -14,30 +14,48 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest import ratls
 from adyton.attest.checks import text
 from adyton.attest.sgx import SGXQuote
 from adyton.errors import AuditError, Denied, Error, OutOfOrder, StoreError, Unavailable
-from adyton.keyserver.audit import Checkpoint, sign_checkpoint
+from adyton.keyserver.audit import Checkpoint, canonical, sign_checkpoint
+from adyton.keyserver.change import REFUSED
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.decide import Denial, Grant, Request, decide
 from adyton.keyserver.facts import DENIAL, RELEASE, WAITS, waiting
 from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import ADYTON, RA_TLS
-from adyton.keyserver.refusal import Reason, evidence_reason, program_of, safe_reason, unchecked_reason
+from adyton.keyserver.prune import prune_refused
+from adyton.keyserver.refusal import (
+    Reason,
+    cut_details,
+    evidence_reason,
+    fitting,
+    owner_reason,
+    program_of,
+    told_reason,
+    unchecked_reason,
+)
 from adyton.keyserver.view import AWAITED, KEY
 from adyton.net.batches import MAX_WAITING, Batches
-from adyton.net.bounds import Refusals
-from adyton.net.explaining import Explainer
+from adyton.net.bounds import (
+    MAX_EVIDENCE_BYTES_PER_DAY,
+    MAX_EVIDENCE_KEPT_BYTES,
+    OWNERS_BYTES,
+    Budget,
+    Lines,
+    Refusals,
+)
+from adyton.net.explaining import Explainer, Ticket, waits
 from adyton.net.failures import busy, for_far_side
 from adyton.net.fetching import Fetching
+from adyton.net.grants import Granted, Terms, sign_grant
 from adyton.net.readiness import Readiness
 from adyton.net.release import (
     NOT_KEPT,
-    Explanation,
-    Granted,
     Payload,
     Refusal,
     ReleaseRequest,
@@ -55,10 +73,14 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from adyton.keyserver.change import Transaction
+    from adyton.keyserver.grant_key import GrantKey
     from adyton.keyserver.store import Store
     from adyton.net.verification import Verified, Verifier
 
 log = logging.getLogger("adyton.keyserver")
+
+MAX_UNPROVEN_NAMES: Final = 4
+"""Of the names that somebody asked for without genuine evidence, so many are recorded."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,16 +94,20 @@ class Job:
     peer: str
     report_data: bytes | None
     manifest_sha256: Digest | None = None
-    nonce: Nonce | None = None
-    public_key: bytes = b""
+    request: ReleaseRequest | None = None
+    """The request itself, where it came over Adyton's own protocol."""
     future: Future[Answer] = field(default_factory=Future)
     received_at: float = field(default_factory=time.monotonic)
     verified: Verified | None = None
     error: Error | None = None
     grants: tuple[Grant, ...] = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
+    """Which version of each key was granted."""
     payload: Payload | None = None
     grant_id: str = ""
     refusal: Refusal | None = None
+    ticket: Ticket | None = None
+    """What lets the refusal be explained, once it stands in the record."""
     unchecked: Unavailable | None = None
     """Why it could not be checked, in words for the far side."""
     parked: bool = False
@@ -90,7 +116,8 @@ class Job:
 
     def reset(self) -> None:
         """Forget what a decision that did not come to its end left here."""
-        self.grants, self.payload, self.grant_id, self.refusal, self.unchecked = (), None, "", None, None
+        self.grants, self.versions, self.payload, self.grant_id = (), {}, None, ""
+        self.refusal, self.ticket, self.unchecked = None, None, None
 
     def claim(self) -> bool:
         """Whether somebody still waits for the answer; from now on it will be given."""
@@ -132,6 +159,7 @@ class KeyService:
         verifier: Verifier,
         identity: ServerIdentity,
         audit_key: Ed25519PrivateKey,
+        grant_key: GrantKey,
         *,
         combine: Callable[[Mapping[str, Digest]], Digest],
         challenge_lifetime_s: int = 120,
@@ -142,7 +170,8 @@ class KeyService:
         self.identity = identity
         self.verifier = verifier
         self._audit_key = audit_key
-        self._explainer = Explainer(store, combine)
+        self._grant_key = grant_key
+        self.explainer = Explainer(store, combine)
         self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
@@ -150,6 +179,9 @@ class KeyService:
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._collateral_json: dict[int, tuple[object, bytes]] = {}
         self._refusals = Refusals()
+        self._refused_evidence = Budget(MAX_EVIDENCE_BYTES_PER_DAY)
+        self._unpruned_bytes = MAX_EVIDENCE_KEPT_BYTES
+        self._lines = Lines()
         self._closed = False
         self._batches: Batches[Job] = Batches(self._work, self._record_left_out)
 
@@ -165,7 +197,7 @@ class KeyService:
         try:
             check_challenge(self.store.keyring.challenge_key, request.nonce, self._clock().timestamp())
         except OutOfOrder as error:
-            log.info("challenge refused", extra={"peer": peer, "check": error.check, "seen": error.seen})
+            self.note("challenge refused", peer, error)
             raise
         return self._submit(
             Job(
@@ -176,8 +208,7 @@ class KeyService:
                 peer=peer,
                 report_data=request.report_data(self.identity),
                 manifest_sha256=request.manifest_sha256,
-                nonce=request.nonce,
-                public_key=request.public_key,
+                request=request,
             )
         )
 
@@ -225,13 +256,10 @@ class KeyService:
         with self.store.write() as change:
             return change.use_grant(grant, token, now_ms())
 
-    def check_explainable(self, denial: str) -> None:
-        """Refuse an explanation of what nobody was refused, before it is read; raises OutOfOrder."""
-        self._explainer.check(denial)
-
-    def explain(self, explanation: Explanation) -> list[str]:
-        """Record what was changed in a program that was refused; returns the far side's part of it."""
-        return self._explainer.explain(explanation)
+    def note(self, what: str, peer: str, error: Error) -> None:
+        """Log what a stranger sent and nothing is recorded of; so many lines a minute."""
+        if self._lines.may_write(int(self._clock().timestamp() * 1000)):
+            log.info(what, extra={"peer": peer, "check": error.check, "reason": error.message[:200]})
 
     def is_ready(self) -> bool:
         """Whether releases can be made at the moment."""
@@ -253,6 +281,7 @@ class KeyService:
         if not self._closed:
             self._closed = True
             self._batches.close()
+            self.explainer.close()
             self._record_left_out(whole=True)
 
     # --- the decision thread -----------------------------------------------------------------------------------
@@ -295,6 +324,8 @@ class KeyService:
             if job.unchecked is not None:
                 job.future.set_exception(job.unchecked)
             else:
+                if job.ticket is not None:
+                    self.explainer.expect(job.ticket)
                 job.future.set_result(self._answer(job, checkpoint))
         except Exception as error:
             outcome = "failed"
@@ -367,10 +398,11 @@ class KeyService:
         if isinstance(job.error, Unavailable):
             self._could_not_check(change, job, job.error, at_ms)
             return
-        if job.error is None and job.nonce is not None:
-            expires_ms = 1000 * int.from_bytes(job.nonce.raw[:4], "big")
+        if job.error is None and job.request is not None:
+            nonce = job.request.nonce.raw
+            expires_ms = 1000 * int.from_bytes(nonce[:4], "big")
             try:
-                change.use_nonce(job.nonce.raw, expires_ms, at_ms)
+                change.use_nonce(nonce, expires_ms, at_ms)
             except OutOfOrder as error:
                 self._refuse_evidence(change, job, error, at_ms)
                 return
@@ -440,7 +472,8 @@ class KeyService:
                 seen=f"{len(allowed) + len(used_up)} keys",
                 remedy=f"connect to KEY.keys.{self.identity.server_name}, or approve one key only for ra-tls",
             )
-            self._refuse_evidence(change, job, several, at_ms)
+            detail = {"evidence": cut_details(several)}
+            self._refuse_genuine(change, job, detail, at_ms, lambda known: evidence_reason(several, known), {})
         elif allowed:
             self._grant(change, job, tuple(allowed), at_ms)
         elif used_up:
@@ -453,10 +486,12 @@ class KeyService:
     def _grant(self, change: Transaction, job: Job, grants: tuple[Grant, ...], at_ms: int) -> None:
         keys: dict[str, bytes] = {}
         secret_values: dict[str, bytes] = {}
+        versions: dict[str, int] = {}
         listed = []
         for grant in grants:
             info, value = change.reveal(grant.key)
             (keys if info.kind == KEY else secret_values)[grant.key] = value
+            versions[grant.key] = info.version
             lease_ms = int(grant.lease_until.timestamp() * 1000)
             release_id = grant.renews
             if release_id is None:
@@ -474,10 +509,11 @@ class KeyService:
                     "lease_until_ms": lease_ms,
                 }
             )
-        job.grants = grants
+        job.grants, job.versions = grants, versions
         job.grant_id = new_id("g")
         job.payload = Payload(keys, secret_values, change.token_of(job.grant_id))
-        body = {"grant": job.grant_id, "keys": listed, **self._facts(change, job, at_ms)}
+        evidence = change.keep_released(job.evidence, at_ms).hex()
+        body = {"grant": job.grant_id, "keys": listed, "evidence": evidence, **self._facts(change, job, at_ms)}
         change.record(RELEASE, job.grant_id, body, at_ms)
         named = {"keys": ",".join(grant.key for grant in grants), "app": grants[0].approval.approval.app}
         log.info("released", extra={"grant": job.grant_id, "peer": job.peer, **named})
@@ -488,18 +524,56 @@ class KeyService:
         report = job.verified.report
         unknown = not any(judged.is_this_program for judged in denial.judged)
         proven = unknown and job.platform is not None and isinstance(report.evidence, SGXQuote)
-        waits: dict[str, Any] = {}
+        waiting_for: dict[str, Any] = {}
         if proven and change.has_key(denial.key):
-            waits = {WAITS: waiting(report.measurement, report.tee_with_root, denial.key)}
-        self._deny(change, job, lambda known: safe_reason(denial, report, known), denial.to_dict(), at_ms, **waits)
+            waiting_for = {WAITS: waiting(report.measurement, report.tee_with_root, denial.key)}
+        detail = denial.to_dict()
+        bound = job.platform is not None
+        listed = fitting(detail) if bound else {"key": denial.key, "approvals": [], "more": 0}
+        reason_of = (lambda known: owner_reason(denial, report, known)) if bound else None
+        denial_id = self._refuse_genuine(change, job, listed, at_ms, reason_of, waiting_for)
+        if denial_id is None:
+            return
+        job.ticket = Ticket(
+            denial=denial_id,
+            platform=job.platform or "",
+            evidence=report.evidence,
+            tee=report.tee_with_root,
+            key=denial.key,
+            approvals=tuple(judged["approval"] for judged in detail["approvals"]),
+            waits=job.platform is not None and waits(detail),
+            made_at=time.monotonic(),
+        )
+
+    def _refuse_genuine(
+        self,
+        change: Transaction,
+        job: Job,
+        detail: dict[str, Any],
+        at_ms: int,
+        reason_of: Callable[[str | None], Reason] | None,
+        waiting_for: Mapping[str, Any],
+    ) -> str | None:
+        """Refuse genuine evidence: the far side is told the same whatever the reason is; the record has it.
+
+        Without a reason of its own it is what the far side is told: the evidence was not made for this request.
+        """
+        if job.verified is None:
+            raise StoreError("a request without verified evidence cannot be judged")
+        report, bound = job.verified.report, job.platform is not None
+
+        def told(known: str | None) -> Reason:
+            return told_reason(report, job.names, job.protocol, known, for_this_request=bound)
+
+        return self._deny(change, job, told, detail, at_ms, reason_of=reason_of, waiting_for=waiting_for)
 
     def _refuse_evidence(self, change: Transaction, job: Job, error: Error, at_ms: int) -> None:
-        detail = {"evidence": error.details()}
+        detail = {"evidence": cut_details(error)}
         self._deny(change, job, lambda known: evidence_reason(error, known), detail, at_ms)
 
     def _could_not_check(self, change: Transaction, job: Job, error: Unavailable, at_ms: int) -> None:
         """No verdict; but the owner should know what was missing."""
-        self._deny(change, job, unchecked_reason, {"unchecked": error.details()}, at_ms)
+        self._deny(change, job, unchecked_reason, {"unchecked": cut_details(error)}, at_ms)
         if job.refusal is not None:
             told = job.refusal
             job.unchecked = busy(
@@ -510,34 +584,66 @@ class KeyService:
         self,
         change: Transaction,
         job: Job,
-        reason_of: Callable[[str | None], Reason],
+        told_of: Callable[[str | None], Reason],
         detail: dict[str, Any],
         at_ms: int,
-        **further: Any,
-    ) -> None:
-        """Refuse, and record it (with what is `further` known) unless there were too many lately."""
-        denial_id = new_id("d") if self._refusals.may_keep(job.platform, at_ms) else None
-        reason = reason_of(denial_id)
-        told = (reason.message, reason.check, reason.expected, reason.seen, reason.remedy)
-        job.refusal = Refusal(denial_id or NOT_KEPT, *told)
+        *,
+        reason_of: Callable[[str | None], Reason] | None = None,
+        waiting_for: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str | None:
+        """Refuse, and record it, with what waits since then, unless there were too many lately: its id."""
+        platform = job.platform
+        denial_id = new_id("d") if self._refusals.may_keep(platform, at_ms) else None
+        told = told_of(denial_id)
+        parts = (told.message, told.check, told.expected, told.seen, told.remedy)
+        job.refusal = Refusal(denial_id or NOT_KEPT, *parts)
         if denial_id is not None:
-            body = {"denial": denial_id, "told": reason.to_dict(), "detail": detail, **self._facts(change, job, at_ms)}
-            change.record(DENIAL, denial_id, {**body, **further}, at_ms)
+            reason = told if reason_of is None else reason_of(denial_id)
+            body = {
+                "denial": denial_id,
+                "told": told.to_dict(),
+                "reason": reason.to_dict(),
+                "detail": detail,
+                **self._facts(change, job, at_ms),
+                **self._refused_facts(change, job, at_ms),
+            }
+            change.record(DENIAL, denial_id, {**body, **waiting_for}, at_ms)
+            size = len(canonical(body))  # without what waits: who counts refusals must not learn whether a key exists
+            if platform is not None:
+                size += OWNERS_BYTES - len(canonical(detail)) - len(canonical(reason.to_dict()))
+            self._refusals.wrote(platform, size, at_ms)
             log.info("denied", extra={"denial": denial_id, "peer": job.peer, "check": reason.check})
+        return denial_id
+
+    def _refused_facts(self, change: Transaction, job: Job, at_ms: int) -> dict[str, Any]:
+        """What is kept of refused evidence: genuine evidence itself, within bounds; of all other its hash.
+
+        Anybody can make evidence that does not verify, as much of it as he likes.
+        """
+        if not job.evidence:
+            return {}
+        if job.verified is None or not self._refused_evidence.has_room(at_ms, len(job.evidence)):
+            return {"evidence_sha256": hashlib.sha256(job.evidence).hexdigest()}
+        self._refused_evidence.spend(len(job.evidence), at_ms)
+        sha256 = change.keep_artifact(REFUSED, job.evidence, at_ms)
+        self._unpruned_bytes += len(job.evidence)
+        if self._unpruned_bytes > MAX_EVIDENCE_KEPT_BYTES // 16:  # the sum reads what is kept: not for every refusal
+            prune_refused(change, MAX_EVIDENCE_KEPT_BYTES, at_ms)
+            self._unpruned_bytes = 0
+        return {"evidence": sha256.hex()}
 
     def _facts(self, change: Transaction, job: Job, at_ms: int) -> dict[str, Any]:
+        names = list(job.names)
         facts: dict[str, Any] = {
             "protocol": job.protocol,
             "peer": job.peer,
-            "names": list(job.names),
+            "names": names if job.verified is not None else names[:MAX_UNPROVEN_NAMES],
             "run": job.run,
         }
         if job.manifest_sha256 is not None:
             facts["manifest_sha256"] = job.manifest_sha256.hex()
         if job.report_data is not None:
             facts["report_data"] = job.report_data.hex()
-        if job.evidence:
-            facts["evidence"] = change.keep_artifact("evidence", job.evidence, at_ms).hex()
         if job.verified is not None:
             report = job.verified.report
             facts |= {
@@ -568,12 +674,19 @@ class KeyService:
             return Answer(job.refusal)
         if job.protocol == RA_TLS:
             return Answer(None, payload=job.payload, grant_id=job.grant_id)
-        wrapped = wrap_to(job.public_key, job.payload.to_bytes(), job.report_data or b"")
+        if job.request is None:
+            raise StoreError("a grant of Adyton's own protocol without its request")
         lease = min(grant.lease_until for grant in job.grants)
-        lease_s = max(0, int((lease - self._clock()).total_seconds()))
-        return Answer(
-            None, granted=Granted(job.grant_id, lease_s, wrapped, checkpoint.to_dict()), grant_id=job.grant_id
+        terms = Terms(
+            grant=job.grant_id,
+            lease_s=max(0, int((lease - self._clock()).total_seconds())),
+            versions=job.versions,
+            wrapped=wrap_to(job.request.public_key, job.payload.to_bytes(), job.report_data or b""),
+            checkpoint=checkpoint.to_dict(),
         )
+        signer = self._grant_key
+        granted = sign_grant(signer.private, signer.certificate_der, job.request, self.identity, terms)
+        return Answer(None, granted=granted, grant_id=job.grant_id)
 
 
 def _one_certificate(chain: Sequence[bytes]) -> ratls.RATLSCertificate:

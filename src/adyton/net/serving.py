@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton import __version__
 from adyton.errors import UsageError
 from adyton.keyserver.clock import now_ms
+from adyton.keyserver.grant_key import open_grant_key
 from adyton.keyserver.owner import audit_private_key
 from adyton.net.checkpoints import Checkpoints
 from adyton.net.collateral_store import CollateralStore
@@ -145,6 +146,7 @@ def run(
             Verifier(FetchingCollateral(collateral_store)),
             server_identity(home),
             audit_private_key(home),
+            open_grant_key(home, store, actor="adyton serve"),
             combine=combine,
             challenge_lifetime_s=home.limit("challenge_lifetime_s"),
             on_decision=None if metrics is None else metrics.observe,

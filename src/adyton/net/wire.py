@@ -5,11 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from typing import Any, Final
 
-from adyton.errors import OutOfOrder
+from adyton.errors import OutOfOrder, VersionMismatch
 
-MAX_DEPTH: Final = 16
+PROTOCOL: Final = "adyton-release/2"
+"""The protocol and version that every message of key release names."""
+
+MAX_DEPTH: Final = 8
+"""How deep objects and lists may stand in each other; the messages need three."""
+
+_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""A whole string (or what of it is there), or one bracket outside of strings; reads on and never back."""
 
 
 def malformed(what: str, expected: str, seen: str) -> OutOfOrder:
@@ -34,10 +42,37 @@ def _no_constant(text: str) -> object:
     raise malformed("not JSON", "a finite number", text)
 
 
+def _check_depth(raw: bytes) -> None:
+    """Refuse what is nested too deep, before anything is built of it; linear in the length."""
+    depth = 0
+    for found in _STRING_OR_BRACKET.finditer(raw):
+        first = found[0][0]
+        if first in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise malformed("nested too deep", f"at most {MAX_DEPTH} levels", "more")
+        elif first in b"]}":
+            depth -= 1
+
+
+def check_protocol(document: dict[str, Any]) -> None:
+    """Refuse a message of another protocol or version; raises VersionMismatch."""
+    named = document.get("protocol")
+    if named != PROTOCOL:
+        raise VersionMismatch(
+            "the other side speaks another protocol",
+            check="protocol version",
+            expected=PROTOCOL,
+            seen=str(named)[:60],
+            remedy="use an Adyton of the same protocol version on both sides",
+        )
+
+
 def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
-    """Parse one JSON object of at most `limit` bytes; raises OutOfOrder for anything else."""
+    """Parse one JSON object of at most `limit` bytes and eight levels; raises OutOfOrder for anything else."""
     if len(raw) > limit:
         raise malformed("too long", f"at most {limit} bytes", f"{len(raw)} bytes")
+    _check_depth(raw)
     try:
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -94,3 +129,8 @@ def binary(document: dict[str, Any], name: str, low: int, high: int) -> bytes:
 def b64(raw: bytes) -> str:
     """Standard base64 text."""
     return base64.b64encode(raw).decode()
+
+
+def printable(value: str) -> str:
+    """A text from the other side without anything that could steer a terminal."""
+    return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in value)

@@ -20,7 +20,7 @@ from adyton.keyserver.audit import MAX_BODY_BYTES, canonical
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
 from adyton.keyserver.facts import Lease
 from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval, StoredApproval
-from adyton.keyserver.refusal import safe_reason
+from adyton.keyserver.refusal import owner_reason, told_reason
 from adyton.keyserver.rehearsal import rehearse
 from adyton.keyserver.view import Usage
 from adyton.net.verification import Verified, Verifier
@@ -260,7 +260,7 @@ def test_decide_approval_that_pins_the_firmware_only_releases_nothing(
     assert "RTMR1" in str(line.expected)
     assert ("firmware only" in str(line.seen)) is (old != "none")
     assert "--rtmr1" in str(line.remedy)
-    told = safe_reason(decided, domain, "d-1")
+    told = owner_reason(decided, domain, "d-1")
     assert told.check == ("guest image" if old != "another" else "measurement of the program")
 
 
@@ -309,23 +309,23 @@ def test_grant_made_by_hand_is_refused(base: World) -> None:
         replace(decided, made_by=None)
 
 
-def test_safe_reason_tells_no_unapproved_program_what_is_approved(base: World) -> None:
-    """The far side learns the same whether the key has no approval, one for another program, or does not exist."""
+def test_told_reason_says_what_was_shown_and_nothing_of_the_owners(base: World) -> None:
+    """The far side's text is made of its own evidence: the approvals are no argument of it."""
     report = report_of(base)
-    secret_measurement = Measurement(b"\x5c" * 32)
-    other = case_of(base, measurement=secret_measurement).decide()
-    assert isinstance(other, Denial)
-    texts = {str(safe_reason(denial, report, "d-1")) for denial in (other, Denial("weights", ()))}
-    assert len(texts) == 1
-    assert secret_measurement.hex() not in texts.pop()
+    told = told_reason(report, ("weights",), "adyton", "d-1", for_this_request=True)
+    assert report.measurement.hex() in told.seen
+    assert "TCB status UpToDate" in told.seen
+    assert "adyton audit show d-1" in told.remedy
+    stray = told_reason(report, ("weights",), "adyton", "d-1", for_this_request=False)
+    assert stray.check == "report data"
 
 
-def test_safe_reason_of_an_out_of_date_platform_names_status_and_remedy(world: World) -> None:
-    """A program that is approved learns what about its platform is refused."""
+def test_owner_reason_of_an_out_of_date_platform_names_status_and_remedy(world: World) -> None:
+    """The owner reads what about an approved program's platform is refused."""
     world.platform.raise_tcb()
     denial = case_of(world, report=report_of(world)).decide()
     assert isinstance(denial, Denial)
-    reason = safe_reason(denial, report_of(world), "d-1")
+    reason = owner_reason(denial, report_of(world), "d-1")
     assert (reason.check, reason.expected, reason.seen) == ("TCB status", "UpToDate", "OutOfDate")
     assert "d-1" in reason.remedy
 

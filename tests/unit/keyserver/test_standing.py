@@ -18,6 +18,7 @@ from adyton.keyserver.store import Store
 from adyton.keyserver.view import KEY
 from adyton.net.client import obtain_keys
 from tests.owner_world import World, running
+from tests.unit.net.by_hand import reason
 
 
 @contextmanager
@@ -62,11 +63,13 @@ def test_older_row_of_an_approval_put_back_releases_nothing(world: World) -> Non
     with running(world) as server:
         obtain_keys(signed, world.enclave(signed), {"": server.adyton})
         revoke(world, approval)
-        with pytest.raises(Denied, match="revoked"):
+        with pytest.raises(Denied):
             obtain_keys(signed, world.enclave(signed), {"": server.adyton})
+        assert "revoked" in reason(world)["message"]
         behind_its_back(world, put_back(approval, before))
-        with pytest.raises(Denied, match="revoked"):
+        with pytest.raises(Denied):
             obtain_keys(signed, world.enclave(signed), {"": server.adyton})
+        assert "revoked" in reason(world)["message"]
         with pytest.raises(StoreError, match="put back"), world.store.write() as change:
             change.add_key("other", b"o" * 16, KEY, actor="test")  # approvals are read anew
         with pytest.raises(Unavailable, match="could not check"):  # why is for the owner alone

@@ -368,7 +368,7 @@ def record(world: World) -> World:
 @pytest.mark.parametrize(
     ("statement", "message"),
     [
-        ("UPDATE audit SET body = replace(body, '2', '4') WHERE seq = 5", "entry 5 was altered"),
+        ("UPDATE audit SET body = body || ' ' WHERE seq = 5", "entry 5 was altered"),
         ("UPDATE audit SET at = at + 1 WHERE seq = 6", "entry 6 was altered"),
         ("UPDATE audit SET kind = 'other' WHERE seq = 7", "entry 7 was altered"),
         ("UPDATE audit SET hash = zeroblob(32) WHERE seq = 8", "entry 8 was altered"),

@@ -55,6 +55,19 @@ def entries(world: World, kind: str) -> list[dict[str, Any]]:
         return [json.loads(entry.body) for entry in view.entries(kind=kind)]
 
 
+def reason(world: World) -> dict[str, str]:
+    """Why the last request was refused, as it stands in the owner's record."""
+    found: dict[str, str] = entries(world, "denial")[-1]["reason"]
+    return found
+
+
+def explanation(world: World) -> dict[str, Any]:
+    """The one explanation in the record, once it is worked out."""
+    wait_until(lambda: bool(entries(world, "explanation")), within_s=120)
+    (found,) = entries(world, "explanation")
+    return found
+
+
 def https(world: World, address: str) -> ssl.SSLSocket:
     """A TLS connection to the key server."""
     host, _, port = address.rpartition(":")

@@ -31,6 +31,7 @@ from adyton.tee.sim_machine import simulated_guest
 from adyton.values import Measurement
 from tests import chromium
 from tests.owner_world import RUNTIME_PARTS, Running, World, now, running
+from tests.unit.net.by_hand import wait_until
 
 COOKIE = "__Host-adyton"
 DEVICE_COOKIE = "__Host-adyton-device"
@@ -275,6 +276,7 @@ def test_tdx_program_that_showed_itself_is_accepted_with_its_guest(client: httpx
     with running(world) as server:
         with pytest.raises(Denied):
             obtain_keys(signed, world.enclave(signed, tdx=True), {"": server.adyton}, runtime_parts=parts)
+        wait_until(lambda: bool(record(world, "explanation")), within_s=120)
         text = client.get(f"/candidates/{signed.measurement}/weights").text
         assert "loader.argv[1]: approved classify.py, seen other.py" in text
         guest = re.search(r'name="guest" value="([0-9a-f]{96})"', text)
@@ -401,6 +403,7 @@ def test_browser_login_refusal_approve_release(world: World, page: str, tmp_path
     with running(world) as server, chromium.browser(tmp_path / "profile") as browser:
         assert ask(world, server, world.program())
         assert not ask(world, server, changed)
+        wait_until(lambda: bool(record(world, "explanation")), within_s=120)
         browser.open(page)
         browser.screenshot(shots / "login.png")
         browser.type("input[name=password]", password(world))

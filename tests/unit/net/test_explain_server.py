@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from adyton.manifest.signed import SignedManifest
-from adyton.net.release import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_message
-from adyton.net.server import MAX_EXPLAINING
+from adyton.net.explaining import MAX_OF_ONE_PLATFORM
+from adyton.net.explanation import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_message
+from adyton.net.wire import PROTOCOL
 from tests.owner_world import RUNTIME_PARTS, Running, World, make_world
-from tests.unit.net.by_hand import answer, entries, https, post, release, wait_until
+from tests.unit.net.by_hand import Logged, answer, entries, explanation, https, post, release, wait_until
 
 
 @pytest.fixture
@@ -47,28 +48,45 @@ def test_explain_of_no_denial_is_refused_before_it_is_read(world: World, server:
     with https(world, server.adyton) as connection:
         begin(connection, denial.replace(" ", "%20"), MAX_EXPLAIN_BYTES)
         status, document = answer(connection)
-    assert (status, document["check"]) == (400, "denial id")
+    assert (status, document["status"]) == (409, "unknown")
 
 
 def test_explain_under_another_id_is_refused(world: World, server: Running) -> None:
     """The path and the message name the same denial."""
     signed = world.program(argument="x.py")
     first, second = denied(world, server, signed), denied(world, server, signed)
-    with https(world, server.adyton) as connection:
-        status, document = post(connection, f"{PATH_EXPLAIN}/{first}", message(signed, second))
-        assert (status, document["check"]) == (400, "denial id")
+    with https(world, server.adyton) as connection, Logged() as logged:
+        assert post(connection, f"{PATH_EXPLAIN}/{first}", message(signed, second))[0] == 202
+        wait_until(lambda: any(item["event"] == "not explained" for item in logged.records), within_s=120)
         assert entries(world, "explanation") == []
-        assert post(connection, f"{PATH_EXPLAIN}/{first}", message(signed, first))[0] == 200
+        assert post(connection, f"{PATH_EXPLAIN}/{second}", message(signed, second))[0] == 202
+    assert explanation(world)["denial"] == second
 
 
-def test_explain_few_at_a_time(world: World, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who announce much and send nothing take the places for explanations, and no other."""
-    monkeypatch.setattr("adyton.net.server.EXPLAIN_WAIT_S", 0.2)
+def test_explain_once(world: World, server: Running) -> None:
+    """A refusal is explained once; the second answer is that of a refusal that never was."""
     signed = world.program(argument="x.py")
-    held = [https(world, server.adyton) for _ in range(MAX_EXPLAINING)]
+    denial = denied(world, server, signed)
+    with https(world, server.adyton) as connection:
+        assert post(connection, f"{PATH_EXPLAIN}/{denial}", message(signed, denial)) == (
+            202,
+            {"protocol": PROTOCOL, "status": "taken"},
+        )
+    with https(world, server.adyton) as connection:
+        again = post(connection, f"{PATH_EXPLAIN}/{denial}", message(signed, denial))
+    with https(world, server.adyton) as connection:
+        assert post(connection, f"{PATH_EXPLAIN}/d-0123456789abcdef0123", message(signed, denial)) == again
+    assert again[0] == 409
+
+
+def test_explain_few_at_a_time(world: World, server: Running) -> None:
+    """A platform that announces much and sends nothing takes its own places for explanations, and no other."""
+    signed = world.program(argument="x.py")
+    held = [https(world, server.adyton) for _ in range(MAX_OF_ONE_PLATFORM)]
     for connection in held:
         begin(connection, denied(world, server, signed), MAX_EXPLAIN_BYTES)
-    wait_until(server.server._explaining.locked)
+    explainer = server.server.service.explainer
+    wait_until(lambda: explainer.held == MAX_OF_ONE_PLATFORM)
     denial = denied(world, server, signed)
     with https(world, server.adyton) as connection:
         status, document = post(connection, f"{PATH_EXPLAIN}/{denial}", message(signed, denial))
@@ -76,6 +94,6 @@ def test_explain_few_at_a_time(world: World, server: Running, monkeypatch: pytes
     assert release(world, server, world.program())[0] == 200
     for connection in held:
         connection.close()
-    wait_until(lambda: not server.server._explaining.locked())
+    wait_until(lambda: explainer.held == 0)
     with https(world, server.adyton) as connection:
-        assert post(connection, f"{PATH_EXPLAIN}/{denial}", message(signed, denial))[0] == 200
+        assert post(connection, f"{PATH_EXPLAIN}/{denial}", message(signed, denial))[0] == 202

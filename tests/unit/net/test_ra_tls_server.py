@@ -19,7 +19,7 @@ from adyton.net.listener import Limits
 from adyton.net.service import KeyService
 from adyton.net.tls import MAX_CLIENT_CHAIN_BYTES, client_context, use_certificate
 from tests.owner_world import Running, World, now, running
-from tests.unit.net.by_hand import credential, entries, https, obtain, provision, wait_until
+from tests.unit.net.by_hand import credential, entries, https, obtain, provision, reason, wait_until
 
 OTHER = b"o" * 16
 
@@ -48,7 +48,7 @@ def test_ra_tls_without_the_request_uses_up_no_run(world: World, sent: bytes) ->
         assert entries(world, "release") == []
         assert provision(world, server, *credential(world, signed)) != b""
         assert provision(world, server, *credential(world, signed)) == b""
-    assert [entry["told"]["check"] for entry in entries(world, "denial")] == ["number of runs"]
+    assert [entry["reason"]["check"] for entry in entries(world, "denial")] == ["number of runs"]
 
 
 def test_ra_tls_slow_client_is_dropped_and_harms_nobody(world: World) -> None:
@@ -88,7 +88,8 @@ def ask(world: World, service: KeyService, signed: SignedManifest, name: str | N
     if answer.payload is not None:
         return next(iter(answer.payload.keys.values()))
     assert answer.refusal is not None
-    return answer.refusal.check
+    assert answer.refusal.check == "approval of the program and its platform"
+    return reason(world)["check"]
 
 
 @pytest.mark.parametrize("limit", [{"max_runs": 1}, {"max_active": 1}])

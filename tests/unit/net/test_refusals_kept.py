@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -12,12 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
-from adyton.errors import OutOfOrder
 from adyton.keyserver import facts
 from adyton.manifest.signed import SignedManifest
 from adyton.net import bounds
 from adyton.net.bounds import MAX_GENUINE_PER_MINUTE, MAX_NOISE_PER_MINUTE, MAX_PER_PLATFORM, Refusals
-from adyton.net.release import NOT_KEPT, EnclaveKey, Explanation, Refusal, ReleaseRequest
+from adyton.net.explanation import explain_message
+from adyton.net.release import NOT_KEPT, EnclaveKey, Refusal, ReleaseRequest
 from adyton.net.service import KeyService
 from adyton.net.serving import server_identity
 from adyton.values import Measurement
@@ -190,11 +189,15 @@ def test_dismissed_candidate_waits_no_longer_and_that_is_recorded(world: World) 
     assert (entry["key"], entry["actor"]) == ("weights", "alice")
 
 
-def show(world: World, service: KeyService, signed: SignedManifest, denial: str) -> list[str]:
-    """The refused program shows itself."""
+def show(service: KeyService, signed: SignedManifest, denial: str) -> bool:
+    """The refused program shows itself, and that is worked out; False where it cannot be explained."""
+    ticket = service.explainer.claim(denial)
+    if ticket is None:
+        return False
     parts = {name: digest.hex() for name, digest in RUNTIME_PARTS.items()}
-    service.check_explainable(denial)
-    return service.explain(Explanation(denial, signed.manifest_bytes, parts))
+    service.explainer.take(ticket, explain_message(denial, signed.manifest_bytes, parts))
+    wait_until(lambda: service.explainer.held == 0, within_s=120)
+    return True
 
 
 def test_tdx_program_waits_once_it_has_shown_itself(world: World, service: KeyService) -> None:
@@ -204,7 +207,8 @@ def test_tdx_program_waits_once_it_has_shown_itself(world: World, service: KeySe
     signed = world.program(argument="other.py")
     denial = refusal(world, service, signed, tdx=True).denial
     assert candidates(world) == []
-    assert any("loader.argv" in line for line in show(world, service, signed, denial))
+    assert show(service, signed, denial)
+    assert any("loader.argv" in line for line in entries(world, "explanation")[0]["changed"])
     assert candidates(world) == [(signed.measurement, tee)]
 
 
@@ -213,25 +217,21 @@ def test_tdx_program_with_replayed_evidence_or_approved_waits_for_nothing(world:
     tee = world.tee.replace("sim:", "sim-tdx:")
     signed = world.program()
     stolen = world.enclave(signed, tdx=True).quote(bytes(64))
-    denial = refusal(world, service, signed, evidence=stolen).denial
-    show(world, service, signed, denial)
+    assert show(service, signed, refusal(world, service, signed, evidence=stolen).denial)
     assert candidates(world) == []
     world.approve(signed, tees=(tee,), protocols=("ra-tls",))
-    denial = refusal(world, service, signed, tdx=True).denial
-    show(world, service, signed, denial)
+    assert show(service, signed, refusal(world, service, signed, tdx=True).denial)
     assert candidates(world) == []
     assert len(entries(world, "explanation")) == 2
 
 
-def test_explanation_is_refused_before_it_is_read(world: World, service: KeyService) -> None:
-    """Only a denial of genuine evidence can be explained, once."""
+def test_only_a_refusal_of_genuine_evidence_can_be_explained_once(world: World, service: KeyService) -> None:
+    """Nothing is read of what cannot be explained."""
     signed = world.program()
     garbage = refusal(world, service, signed, evidence=b"garbage").denial
     for denial in ("d-nothing", NOT_KEPT, garbage):
-        with pytest.raises(OutOfOrder):
-            service.check_explainable(denial)
+        assert not show(service, signed, denial)
     denial = refusal(world, service, signed).denial
-    show(world, service, signed, denial)
-    with pytest.raises(OutOfOrder, match="already"):
-        service.check_explainable(denial)
-    assert json.loads(json.dumps(entries(world, "explanation")))[0]["denial"] == denial
+    assert show(service, signed, denial)
+    assert not show(service, signed, denial)
+    assert entries(world, "explanation")[0]["denial"] == denial

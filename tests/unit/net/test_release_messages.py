@@ -12,24 +12,22 @@ from hypothesis import strategies as st
 
 from adyton.errors import KeyReleaseError, OutOfOrder, VersionMismatch
 from adyton.net import ratls
+from adyton.net.explanation import explain_message, parse_explain
+from adyton.net.grants import Granted, Terms
 from adyton.net.release import (
     MAX_EVIDENCE_BYTES,
     MAX_NAMES,
     ChallengeAnswer,
     EnclaveKey,
-    Granted,
     Payload,
     Refusal,
     ReleaseRequest,
     ServerIdentity,
     check_challenge,
-    explain_message,
     make_challenge,
     parse_answer,
     parse_challenge,
     parse_challenge_request,
-    parse_explain,
-    parse_explained,
     parse_payload,
     parse_public_key,
     parse_release_request,
@@ -44,6 +42,8 @@ from adyton.values import Digest, Nonce
 KEY = EnclaveKey()
 SERVER = ServerIdentity(Digest(b"c" * 32), "adyton-key-server")
 REQUEST = ReleaseRequest(Nonce(b"n" * 32), KEY.public_bytes, Digest(b"m" * 32), ("a", "b"), b"evidence")
+TERMS = Terms(grant="g-1", lease_s=60, versions={"a": 1, "b": 7}, wrapped=b"wrapped", checkpoint={"seq": 1})
+GRANTED = Granted(terms=TERMS, certificate=b"certificate", signature=bytes(64))
 PARSERS = [
     parse_challenge_request,
     parse_challenge,
@@ -51,7 +51,6 @@ PARSERS = [
     parse_answer,
     parse_used,
     parse_explain,
-    parse_explained,
     parse_payload,
 ]
 
@@ -61,15 +60,14 @@ def test_messages_round_trip() -> None:
     assert parse_release_request(REQUEST.to_bytes()) == REQUEST
     challenge = ChallengeAnswer(Nonce(b"x" * 32), 60)
     assert parse_challenge(challenge.to_bytes()) == challenge
-    granted = Granted("g-1", 60, b"wrapped", {"seq": 1})
-    assert parse_answer(granted.to_bytes()) == granted
+    assert parse_answer(GRANTED.to_bytes()) == GRANTED
     refusal = Refusal("d-1", "message", "check", "expected", "seen", "remedy")
     assert parse_answer(refusal.to_bytes()) == refusal
     assert parse_used(used_message("g-1", b"t" * 32)) == ("g-1", b"t" * 32)
     payload = Payload({"k": b"k" * 16}, {"s": b"secret"}, b"t" * 32)
     assert parse_payload(payload.to_bytes()) == payload
-    explained = parse_explain(explain_message("d-1", b"manifest", {"adyton": "ab"}))
-    assert (explained.manifest, dict(explained.runtime_parts)) == (b"manifest", {"adyton": "ab"})
+    explained = parse_explain(explain_message("d-1", b"manifest", {"adyton": "ab" * 32}))
+    assert (explained.manifest, dict(explained.runtime_parts)) == (b"manifest", {"adyton": "ab" * 32})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,7 @@ _JSON = st.recursive(
 _GOOD = [
     json.loads(REQUEST.to_bytes()),
     json.loads(ChallengeAnswer(Nonce(b"x" * 32), 60).to_bytes()),
-    json.loads(Granted("g-1", 60, b"wrapped", {"seq": 1}).to_bytes()),
+    json.loads(GRANTED.to_bytes()),
     json.loads(Refusal("d-1", "m", "c", "e", "s", "r").to_bytes()),
     json.loads(used_message("g-1", b"t" * 32)),
     json.loads(explain_message("d-1", b"manifest", {"adyton": "ab"})),
@@ -186,7 +184,7 @@ def test_release_request_out_of_bounds_is_refused(changes: dict[str, Any]) -> No
 def test_protocol_of_another_version_says_so() -> None:
     """Another version is told apart from noise."""
     with pytest.raises(VersionMismatch, match="another protocol"):
-        parse_challenge_request(b'{"protocol": "adyton-release/2"}')
+        parse_challenge_request(b'{"protocol": "adyton-release/1"}')
 
 
 def test_refusal_cannot_steer_a_terminal() -> None:

@@ -23,6 +23,7 @@ from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
 from adyton.net.service import Job
 from tests.owner_world import RUNTIME_PARTS, World, now, running
+from tests.unit.net.by_hand import reason
 
 
 def bodies(world: World, kind: str) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ def test_revoke_between_the_request_and_its_decision_refuses_it(world: World, mo
             change.change_approval(approval, actor="test", state=REVOKED)
         thread.join(60)
     assert len(outcome) == 1
-    assert "revoked" in outcome[0]
+    assert "revoked" in reason(world)["message"]
     assert len(bodies(world, "release")) == 1
 
 

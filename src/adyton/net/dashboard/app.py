@@ -492,7 +492,7 @@ def event(entry: Entry) -> dict[str, Any]:
     elif entry.kind == "denial":
         tone = "bad"
         title = "Refused " + (", ".join(body["names"]) or "a request")
-        detail = f"{body['told']['message']}; from {body['peer']}"
+        detail = f"{body.get('reason', body['told'])['message']}; from {body['peer']}"
     elif entry.kind == "policy":
         policy = body["policy"]
         title = f"{body['state'].capitalize()}: {policy['app']} {policy['version']}"

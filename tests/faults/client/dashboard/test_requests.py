@@ -16,7 +16,7 @@ import pytest
 
 from adyton.net.dashboard import accepting, app, patience
 from adyton.net.dashboard.requests import MAX_FIELDS, MAX_FORM_BYTES, MAX_LOGIN_BYTES, parse_form
-from tests.faults.client.conftest import Connect
+from tests.faults.client.dashboard.conftest import Connect
 
 Browser = Callable[[str], httpx.Client]
 FORM = "Content-Type: application/x-www-form-urlencoded\r\n"

@@ -1,0 +1,1 @@
+"""Attacks on the dashboard by whoever can reach its address."""
