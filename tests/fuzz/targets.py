@@ -16,12 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from starlette.exceptions import HTTPException
+
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
+from adyton.attest.guest import parse_guest
 from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
+from adyton.errors import UsageError
 from adyton.keyserver.audit import Checkpoint
 from adyton.keyserver.backup_header import parse_header
 from adyton.keyserver.export import checkpoints_of, read_export
@@ -40,6 +44,7 @@ from adyton.manifest.schema import parse_size
 from adyton.manifest.signature import SIGSTRUCT_BYTES, Attributes, generate_signer, load_signer, parse_sigstruct, sign
 from adyton.manifest.signed import decode
 from adyton.manifest.template import render
+from adyton.net.dashboard.requests import parse_form
 from adyton.net.documents import Document, build_bundle, documents_of, parse_bundle, verify_document
 from adyton.net.fetch import Response, retry_after_s
 from adyton.pfile.backing import Memory
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
 
 KEY: Final = Key128(bytes(range(16)))
 
+OWNER_CA: Final = (Path(__file__).parent.parent / "unit" / "run" / "owner-ca.pem").read_text(encoding="ascii")
 MANIFEST: Final = """
 libos.entrypoint = "/app"
 loader.argv = ["app", "x"]
@@ -81,7 +87,7 @@ adyton.secrets.s = { env = "S" }
 adyton.keys.model = "maker"
 adyton.files = "3 4x 5@7"
 [adyton.owners.maker]
-ca = "-----BEGIN CERTIFICATE-----\\nAAAA\\n-----END CERTIFICATE-----\\n"
+ca = OWNER_CA
 server_name = "keys.example"
 [[sgx.trusted_files]]
 uri = "file:app"
@@ -95,7 +101,7 @@ sha256 = "1111111111111111111111111111111111111111111111111111111111111111"
 uri = "file:c"
 sha256 = "2222222222222222222222222222222222222222222222222222222222222222"
 
-"""
+""".replace("OWNER_CA", json.dumps(OWNER_CA))
 TEMPLATE: Final = (
     "{% for n in range(3) %}{{ n }}{% endfor %}",
     "{% macro f(a, b=1) %}{{ a ~ b }}{% endmacro %}{{ f('x') }}{{ env.get('A', '0') }}",
@@ -173,6 +179,15 @@ def _protected(raw: bytes) -> None:
 
 def _log(raw: bytes) -> None:
     parse_log(Memory(raw))
+
+
+def _form(raw: bytes) -> None:
+    try:
+        parse_form(raw)
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        raise UsageError(error.detail) from error
 
 
 def _response(raw: bytes) -> None:
@@ -344,6 +359,14 @@ def targets() -> dict[str, Target]:
             (b"2030-01-01T00:00:00Z", b"2030-01-01"),
             (f"{k}.policy.parse_time",),
         ),
+        "guest-image": Target(
+            lambda raw: parse_guest(parse_json(raw, what="guest image")),
+            tuple(json.dumps(document).encode() for document in GUESTS),
+            (f"{_A}.guest.parse_guest",),
+        ),
+        "dashboard-form": Target(
+            _form, (b"csrf=a&allow=debug&allow=any-version", b"app=%C3%A9&version=v+1"), (f"{_D}.requests.parse_form",)
+        ),
         "config": Target(_text(Config.parse), (CONFIG.encode(),), (f"{k}.owner.Config.parse",)),
         "export": Target(
             lambda raw: read_export(io.BytesIO(raw)), (_export(_entries(2), 2),), (f"{k}.export.read_export",)
@@ -391,6 +414,11 @@ def targets() -> dict[str, Target]:
 
 METADATA_BYTES: Final = len(Metadata(b"a", 0, bytes(32), b"").to_bytes())
 _A: Final = "adyton.attest"
+_D: Final = "adyton.net.dashboard"
+GUESTS: Final = (
+    {"tee": "tdx", "mrtd": "11" * 48, "rtmr0": "22" * 48, "rtmr1": "33" * 48, "rtmr2": "44" * 48},
+    {"tee": "snp", "launch_digest": "55" * 48, "launch_digest_covers": ["kernel", "initrd", "command line", "acpi"]},
+)
 ATTEST_COVERS: Final[dict[str, tuple[str, ...]]] = {
     "evidence-v3": (f"{_A}.evidence.parse_evidence",),
     "sgx": (f"{_A}.sgx.parse_quote",),

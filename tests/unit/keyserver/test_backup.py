@@ -115,7 +115,7 @@ def test_restore_of_an_older_store_than_the_backups_checkpoint_is_refused(world:
     def cut(home: Home) -> None:
         store = home.open_store()
         with store.engine.connect() as connection, connection.begin():
-            connection.execute(sa.delete(schema.audit).where(schema.audit.c.seq > 2))
+            connection.execute(sa.delete(schema.audit).where(schema.audit.c.seq > older["seq"]))
             connection.execute(sa.update(schema.chain).values(**older))
         try:
             home.check_not_older(store)
