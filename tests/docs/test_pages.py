@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import DOCS, REPOSITORY, Block, pages, shell_blocks
-from tests.examples.stories import EXAMPLES, copy_runtime, environment, free_address
+from tests.examples.stories import EXAMPLES, LIMIT_S, copy_runtime, environment, free_address
 
-LIMIT_S = 110
+pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 STORIES = {
     DOCS / "use-cases" / f"{example}.md": EXAMPLES / example / "run.sh"
     for example in ("train-private", "infer-proprietary", "search-private")

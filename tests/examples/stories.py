@@ -18,7 +18,8 @@ from demo.canary import draw, search
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = REPOSITORY / "examples"
-LIMIT_S = 110
+LIMIT_S = 500
+"""When a story hangs: a CUDA build of PyTorch is 3 GB to hash and stage in each run, and the machine may be busy."""
 
 
 def environment(runtime: Path | None = None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.examples.stories import EXAMPLES, LIMIT_S, environment, free_address, tell
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(LIMIT_S + 60)]
 
 
 def test_training_survives_a_kill_and_ends_with_the_plain_runs_model(tmp_path: Path) -> None:
