@@ -187,10 +187,12 @@ def snp_report(report_data: bytes) -> bytes:
 
 def main() -> int:
     """Carry out the spec in argv."""
+    from adyton.run.inherited import begin_anew
     from adyton.run.keeper import Delivered
     from adyton.run.launch import launch
     from adyton.run.plan import plan
 
+    begin_anew()  # as `adyton run` does
     spec = json.loads(sys.argv[1])
 
     def note(text: str) -> None:

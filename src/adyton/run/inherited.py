@@ -11,6 +11,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -43,6 +44,17 @@ LIMITS: Final = {
 
 _OURS: Final = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
 """Limits that would end or cripple the keeper and the file server, too."""
+
+
+def begin_anew() -> None:
+    """Replace this process by itself, as it was started, where its starter had the kernel protect its memory less.
+
+    The keeper is a fork of it, and has its addresses: only execve(2) draws others. Who was started as usual goes on.
+    """
+    with contextlib.suppress(OSError):  # a filter of the starter's that forbids it stays, and so does what it protects
+        if syscalls.personality() != 0:
+            syscalls.plain_personality()
+            os.execv("/proc/self/exe", sys.orig_argv)  # noqa: S606 - the same program, words and environment
 
 
 def heed_signals(numbers: Iterable[int] = signal.valid_signals()) -> None:
