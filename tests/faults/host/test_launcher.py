@@ -165,6 +165,28 @@ def test_keeper_has_its_memory_as_linux_gives_it(folder: Path, personality: int)
     assert len(stacks) >= 2, stacks
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_closed_standard_files_are_nothing_and_none_of_the_runs_own(folder: Path, closed: tuple[int, ...]) -> None:
+    """Else the next file that is opened would become it: the pipe on which the keeper tells how the run ended."""
+    script = (
+        "import json, os\n"
+        "names = {n: os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)}\n"
+        'for n in (1, 2): os.write(n, b\'{"ended": {"exit_code": 0}}\\n\')\n'
+        "json.dump(names, open('/out/found', 'w'))\n"
+        "raise SystemExit(7)"
+    )
+
+    def prepare() -> None:
+        for fd in closed:
+            os.close(fd)
+
+    process = world.start(folder, world.python(script, mounts=OUT, stdin=True), preexec_fn=prepare)
+    result = world.finish(process)
+    assert result.status == 7, result.err
+    found = json.loads(world.decrypt(folder, "out/found"))
+    assert {int(fd) for fd, name in found.items() if name == "/dev/null"} >= set(closed), found
+
+
 @pytest.mark.parametrize("number", [signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP])
 def test_starter_that_ignores_a_signal_keeps_no_news_from_anyone(folder: Path, number: signal.Signals) -> None:
     """The exit code arrives, and a signal to `adyton run` reaches the program."""

@@ -114,7 +114,7 @@ SHAPES = [
     *((1 << bit,) for bit in range(64)),
     *itertools.product(range(48), (1, 2, 3, 10, 0x80801, 0x8080A), (0, 4)),
     *((0, request) for request in (0x5401, 0x5411, 0x5412, 0x5413, 0x541C, 0x541D, 0x5423, 0x5424, 0x80045430)),
-    *itertools.product((0,), (0, 0o100, 0o101, 0o20200002, 0o2000000, 0o4755), (0, 0o1777, 0o2755, 0o6755), (0, 0o4000)),
+    *itertools.product((0,), (0, 0o100, 0o101, 0o20200002, 0o2000000), (0, 0o1777, 0o2755, 0o6755), (0, 0o4000)),
     *((value,) for value in (0x3D0F00, 0x1200011, 0x7C020011, 0x20008, 0x40000, 0x0400000, -1, 0xFFFFFFFE)),
 ]  # fmt: skip
 
