@@ -196,6 +196,7 @@ def test_file_mode_mask_of_the_starter_closes_nothing_to_the_program(folder: Pat
     assert lines[0] == "0022", result.err
     assert lines[2].startswith("drwxr-xr-x")
     assert (folder / "out/a").stat().st_mode & 0o077 & mask == 0
+    (folder / "out/a").chmod(0o600)  # with mask 0777 it is closed to an ordinary user himself
     assert world.decrypt(folder, "out/a") == b"a\n"
 
 

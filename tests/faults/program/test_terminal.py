@@ -24,7 +24,10 @@ def test_terminal_that_shows_the_output_is_not_read(folder: Path) -> None:
         "    try: print('READ', os.read(fd, 10))\n"
         "    except OSError as error: print(errno.errorcode[error.errno], os.isatty(fd), flush=True)\n"
     )
-    master, slave = os.openpty()
+    try:
+        master, slave = os.openpty()
+    except OSError as error:
+        pytest.skip(f"no terminal can be made here ({error.strerror}): it needs /dev/ptmx")
     os.write(master, b"typed\n")
     try:
         environment = {**os.environ, "PYTHONPATH": f"{world.REPOSITORY}/src:{world.REPOSITORY}"}
