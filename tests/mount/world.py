@@ -144,9 +144,8 @@ def start(folder: Path, spec: dict[str, Any], **more: Any) -> subprocess.Popen[s
     """Start a run in `folder`; its process is the one that a person would see as `adyton run`."""
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}/src:{REPOSITORY}"}
     words = [sys.executable, "-m", "tests.mount.world", json.dumps(spec)]
-    return subprocess.Popen(
-        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
-    )
+    files = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    return subprocess.Popen(words, cwd=folder, env=environment, text=True, **files)
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> Result:

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import platform
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,9 +71,8 @@ def test_program_marks_not_its_own_output(folder: Path) -> None:
     """A file that the starter's shell made for it (`> file`), by the descriptor that it has of it."""
     script = "import os\ntry: os.fchmod(1, 0o4755)\nexcept OSError as error: print(error.errno)"
     with (folder / "printed").open("wb") as printed:
-        environment = {**os.environ, "PYTHONPATH": f"{world.REPOSITORY}/src:{world.REPOSITORY}"}
-        words = [sys.executable, "-m", "tests.mount.world", json.dumps(world.python(script, mounts=OUT))]
-        subprocess.run(words, cwd=folder, env=environment, stdout=printed, check=True, timeout=60)
+        process = world.start(folder, world.python(script, mounts=OUT), stdout=printed)
+        assert world.finish(process).status == 0
     assert (folder / "printed").read_text() == f"{errno.EPERM}\n"
     assert not (folder / "printed").stat().st_mode & stat.S_ISUID
 

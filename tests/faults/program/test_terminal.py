@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,9 +27,8 @@ def test_terminal_that_shows_the_output_is_not_read(folder: Path) -> None:
         pytest.skip(f"no terminal can be made here ({error.strerror}): it needs /dev/ptmx")
     os.write(master, b"typed\n")
     try:
-        environment = {**os.environ, "PYTHONPATH": f"{world.REPOSITORY}/src:{world.REPOSITORY}"}
-        words = [sys.executable, "-m", "tests.mount.world", json.dumps(world.python(script, mounts=OUT))]
-        subprocess.run(words, cwd=folder, env=environment, stdout=slave, stderr=slave, check=True, timeout=60)
+        process = world.start(folder, world.python(script, mounts=OUT), stdout=slave, stderr=slave)
+        assert process.wait(60) == 0
         shown = os.read(master, 4096).decode()
     finally:
         os.close(master)
