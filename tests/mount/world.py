@@ -144,9 +144,8 @@ def start(folder: Path, spec: dict[str, Any], **more: Any) -> subprocess.Popen[s
     """Start a run in `folder`; its process is the one that a person would see as `adyton run`."""
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}/src:{REPOSITORY}"}
     words = [sys.executable, "-m", "tests.mount.world", json.dumps(spec)]
-    return subprocess.Popen(
-        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
-    )
+    files = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    return subprocess.Popen(words, cwd=folder, env=environment, text=True, **files)
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> Result:
@@ -187,10 +186,12 @@ def snp_report(report_data: bytes) -> bytes:
 
 def main() -> int:
     """Carry out the spec in argv."""
+    from adyton.run.inherited import begin_anew
     from adyton.run.keeper import Delivered
     from adyton.run.launch import launch
     from adyton.run.plan import plan
 
+    begin_anew()  # as `adyton run` does
     spec = json.loads(sys.argv[1])
 
     def note(text: str) -> None:

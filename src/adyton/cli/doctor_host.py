@@ -113,7 +113,7 @@ def _try_bubblewrap(program: str) -> subprocess.CompletedProcess[str]:
     out, into = os.pipe2(os.O_CLOEXEC)
     try:
         with os.fdopen(into, "wb") as pipe:
-            pipe.write(callfilter.program(os.uname().machine))
+            pipe.write(callfilter.program(os.uname().machine, host_files=True))
         words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--seccomp", str(out)]
         return subprocess.run(
             [program, *words, "--ro-bind", "/", "/", "--proc", "/proc", "true"],

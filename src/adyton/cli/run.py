@@ -82,6 +82,9 @@ class _App:
     """The verb as `cli.main` calls it: by hand where that will do, else through Typer."""
 
     def __call__(self, *, args: Sequence[str], prog_name: str) -> None:
+        from adyton.run.inherited import begin_anew
+
+        begin_anew()
         request = parse(args)
         if request is None:
             from adyton.cli.run_options import app as slower

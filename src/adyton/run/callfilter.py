@@ -68,6 +68,11 @@ TERMINAL_REQUESTS: Final = (0x5412, 0x541C, 0x541D, 0x5423)
 PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 """Linux as it is, with or without a 32-bit name or an old version, and the question: none takes protection away."""
 
+POWERS: Final = 0o6000
+"""S_ISUID, S_ISGID: who starts such a file becomes its owner, or one of its group."""
+MAKES_A_FILE: Final = 0o20000100
+"""O_CREAT, and what O_TMPFILE has of its own: only with these does open look at a mode."""
+
 _ALLOWED: Final = answer(ALLOW)
 
 
@@ -92,6 +97,14 @@ def _socket() -> Fragment:
     return _argument(0, if_one_of((AF_INET, AF_INET6), internet, families))
 
 
+def _no_powers(mode: int) -> Fragment:
+    return _argument(mode, if_any_bit(POWERS, _NOT_PERMITTED, _ALLOWED))
+
+
+def _open(flags: int) -> Fragment:
+    return _argument(flags, if_any_bit(MAKES_A_FILE, _no_powers(flags + 1), _ALLOWED))
+
+
 CONDITIONS: Final = {
     "clone": _argument(0, if_any_bit(CLONE_NAMESPACES, _NOT_PERMITTED, _ALLOWED)),
     "unshare": _argument(0, if_any_bit(CLONE_NAMESPACES | CLONE_NEWTIME, _NOT_PERMITTED, _ALLOWED)),
@@ -102,9 +115,26 @@ CONDITIONS: Final = {
 }
 """What depends on the call's arguments."""
 
+ON_HOST_FILES: Final = {
+    "chmod": _no_powers(1),
+    "fchmod": _no_powers(1),
+    "fchmodat": _no_powers(2),
+    "fchmodat2": _no_powers(2),
+    "creat": _no_powers(1),
+    "mknod": _no_powers(1),
+    "mknodat": _no_powers(2),
+    "open": _open(1),
+    "openat": _open(2),
+    "openat2": _UNKNOWN,  # its mode lies in memory, where a filter cannot look
+}
+"""Beside those, where the program has files of the host before it: as root's program it is the owner of root's, and
+would leave one behind that makes any user of the machine root."""
 
-def program(machine: str) -> bytes:
+
+def program(machine: str, *, host_files: bool) -> bytes:
     """The filter for a machine (as uname names it), as bubblewrap's --seccomp takes it.
+
+    `host_files` says whether the program has files of the host before it.
 
     Raises SandboxFailed for a processor without a table: nothing runs unfiltered.
     """
@@ -117,6 +147,7 @@ def program(machine: str) -> bytes:
             seen=machine,
             remedy="run on one of these, with a 64-bit Python",
         )
+    conditions = {**CONDITIONS, **ON_HOST_FILES} if host_files else CONDITIONS
     answers: dict[int, Fragment] = {}
     for name, number in numbers.items():
         if name in REFUSED:
@@ -124,7 +155,7 @@ def program(machine: str) -> bytes:
         elif name in ABSENT:
             answers[number] = _UNKNOWN
         else:
-            answers[number] = CONDITIONS.get(name, _ALLOWED)
+            answers[number] = conditions.get(name, _ALLOWED)
     steps = [(0, answers.get(0, _UNKNOWN))]
     for number in range(1, max(answers) + 2):
         found = answers.get(number, _UNKNOWN)

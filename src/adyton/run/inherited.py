@@ -11,6 +11,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -43,6 +44,32 @@ LIMITS: Final = {
 
 _OURS: Final = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
 """Limits that would end or cripple the keeper and the file server, too."""
+
+
+def begin_anew() -> None:
+    """Replace this process by itself, as it was started, where its starter left less than a process has by itself.
+
+    Call it before any file is opened. Where a standard file is closed, the next file opened would become it, and be the
+    program's. Where the personality is another, the kernel protects memory less, and only execve(2) draws new
+    addresses: the keeper is a fork of this process, and has the same. Who was started as usual goes on.
+    """
+    lacking = _open_standard_files()
+    with contextlib.suppress(OSError):  # a filter of the starter's that forbids it stays, and so does what it protects
+        if syscalls.personality() != 0:
+            syscalls.plain_personality()
+            lacking = True
+    if lacking:
+        os.execv("/proc/self/exe", sys.orig_argv)  # noqa: S606 - the same program, words and environment
+
+
+def _open_standard_files() -> bool:
+    """Put /dev/null in the place of each standard file that is closed; whether there was one. Raises OSError."""
+    lacking = False
+    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:
+        os.set_inheritable(fd, True)
+        lacking = True
+    os.close(fd)
+    return lacking
 
 
 def heed_signals(numbers: Iterable[int] = signal.valid_signals()) -> None:

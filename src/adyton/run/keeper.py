@@ -10,7 +10,6 @@ import contextlib
 import os
 import selectors
 import signal
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from adyton.run.plan import EncryptedMount, Plan
 from adyton.run.root import Root
 from adyton.run.signals import PASSED_ON
 from adyton.values import Key128
+from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
 from adyton.vfs.pulse import ANSWER_S, START_S, Pulse
 from adyton.vfs.stage import Staging, stage_encrypted
@@ -128,8 +128,10 @@ class Keeper:
     def run(self) -> dict[str, Any]:
         """Everything, in order; whatever happens, nothing stays."""
         try:
-            self._call_filter = callfilter.program(os.uname().machine)
+            self._call_filter = callfilter.program(os.uname().machine, host_files=self._plan.reaches_host_files)
             self._base = namespace.enter()
+            with contextlib.suppress(OSError):  # a kernel without it: docs/sandbox.md says what is open then
+                syscalls.keep_within_run()
             self._owner = unprivileged.owner()
             host.harden_process()
             host.lock_memory()
@@ -312,9 +314,9 @@ class Keeper:
         output_out, output_in = os.pipe2(os.O_CLOEXEC) if self._log is not None else (-1, -1)
         nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         stdin = self._stdio[0] if plan.stdin_from_host else nothing
-        stdout, stderr = self._stdio[1:] if self._log is None else (output_in, output_in)
+        stdout, stderr = map(self._to_write_only, self._stdio[1:]) if self._log is None else (output_in, output_in)
         for fd in {stdin, stdout, stderr}:
-            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):  # not one that has a name on the host
                 self._owner.give(fd)  # so that the program may open /dev/stdout
         self._starting = True  # from here on signals are the program's
         try:
@@ -336,6 +338,16 @@ class Keeper:
                     os.close(fd)
         self._wait(self._sandbox, output_out)
         return self._exit_code(self._sandbox)
+
+    def _to_write_only(self, fd: int) -> int:
+        """A terminal anew, so that the program cannot read from it what somebody types; another file as it is."""
+        if not os.isatty(fd):
+            return fd
+        try:
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            self._event("the terminal cannot be opened anew: the program may read what is typed there")
+            return fd
 
     def _wait(self, running: sandbox.Sandbox, output: int) -> None:
         """Until the program has ended: keep its log, hear the file server, end the program if the file server ends."""

@@ -90,6 +90,11 @@ class Plan:
             names.add(self.log.key_name)
         return tuple(sorted(names))
 
+    @property
+    def reaches_host_files(self) -> bool:
+        """Whether the program has files of the host before it: allowed ones, or what its standard files lead to."""
+        return bool(self.allowed) or self.log is None or self.stdin_from_host
+
 
 def plan(
     manifest: Manifest,

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-READ_ONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+READ_ONLY: Final = ("bus", "fs", "irq", "pressure", "sys", "sysrq-trigger")
 EMPTY: Final = (
     "acpi", "asound", "interrupts", "kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats", "sched_debug",
     "scsi", "softirqs", "timer_list", "timer_stats", "vmallocinfo",

@@ -1,7 +1,7 @@
 """The few Linux system calls that Python 3.11 does not offer, called through ctypes; each raises OSError.
 
 Numbers and structures are those of the kernel's user-space headers (linux/openat2.h, linux/fs.h, linux/sched.h,
-linux/mount.h, linux/prctl.h). `openat2` has number 437 on every architecture.
+linux/mount.h, linux/prctl.h, linux/landlock.h). `openat2` has number 437 on every architecture.
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_MOUNT_SETATTR: Final = 442
+
+_SYS_LANDLOCK_CREATE_RULESET: Final = 444
+_SYS_LANDLOCK_RESTRICT_SELF: Final = 446
+_LANDLOCK_SCOPES: Final = 1 | 2  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, LANDLOCK_SCOPE_SIGNAL
+
+PERSONALITY_AS_IT_IS: Final = 0xFFFFFFFF
 
 _SYS_OPENAT2: Final = 437
 RESOLVE_NO_XDEV: Final = 0x01
@@ -184,6 +190,25 @@ def mount_mapped(source: int, target: str, namespace: int) -> None:
 def plain_personality() -> None:
     """Linux as it is: addresses drawn at random, no memory executable that does not say so (personality(2))."""
     _checked(_libc.personality(ctypes.c_ulong(0)), "personality")
+
+
+def personality() -> int:
+    """This process's personality; 0 is Linux as it is. Raises OSError where a filter forbids the question."""
+    return _checked(_libc.personality(ctypes.c_ulong(PERSONALITY_AS_IT_IS)), "personality")
+
+
+def keep_within_run() -> None:
+    """This process and all it starts reach no abstract unix socket of others, and signal no others (Linux 6.12).
+
+    Nothing else changes for them. Raises OSError on an older kernel, or where Landlock is off.
+    """
+    scopes = (ctypes.c_uint64 * 3)(0, 0, _LANDLOCK_SCOPES)  # handled_access_fs, handled_access_net, scoped
+    size = ctypes.c_size_t(ctypes.sizeof(scopes))
+    rules = _syscall("landlock_create_ruleset", _SYS_LANDLOCK_CREATE_RULESET, ctypes.byref(scopes), size, 0)
+    try:
+        _syscall("landlock_restrict_self", _SYS_LANDLOCK_RESTRICT_SELF, rules, 0)
+    finally:
+        os.close(rules)
 
 
 def plain_io_priority() -> None:

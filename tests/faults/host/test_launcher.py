@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,54 @@ def test_addresses_are_drawn_at_random_under_any_starter(folder: Path) -> None:
     result = world.finish(process)
     assert result.status == 0, result.err
     assert len(set(result.out.splitlines())) == 4
+
+
+@pytest.mark.parametrize("personality", [NO_RANDOMIZE, NO_RANDOMIZE | READ_IMPLIES_EXEC, 8])
+def test_keeper_has_its_memory_as_linux_gives_it(folder: Path, personality: int) -> None:
+    """The keys' process, too, has its addresses at random, and no data that can be executed, in each of two runs."""
+    libc = ctypes.CDLL(None)
+    stacks: set[str] = set()
+    for name in ("one", "two"):
+        (folder / name / "out").mkdir(parents=True)
+        spec = world.shell("echo ready; read line", mounts=OUT, stdin=True)
+        process = world.start(
+            folder / name, spec, preexec_fn=lambda: libc.personality(personality), stdin=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            for pid in (process.pid, *(children if os.getuid() == 0 else ())):  # only root may look into the keeper
+                assert int(Path(f"/proc/{pid}/personality").read_text(), 16) == 0
+                maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+                stacks |= {line.split()[0] for line in maps if line.endswith("[stack]")}
+                assert not [line for line in maps if line.split()[1].startswith("rwx")]
+        finally:
+            result = world.finish(process)
+        assert result.status in (0, 1), result.err
+    assert len(stacks) >= 2, stacks
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_closed_standard_files_are_nothing_and_none_of_the_runs_own(folder: Path, closed: tuple[int, ...]) -> None:
+    """Else the next file that is opened would become it: the pipe on which the keeper tells how the run ended."""
+    script = (
+        "import json, os\n"
+        "names = {n: os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)}\n"
+        'for n in (1, 2): os.write(n, b\'{"ended": {"exit_code": 0}}\\n\')\n'
+        "json.dump(names, open('/out/found', 'w'))\n"
+        "raise SystemExit(7)"
+    )
+
+    def prepare() -> None:
+        for fd in closed:
+            os.close(fd)
+
+    process = world.start(folder, world.python(script, mounts=OUT, stdin=True), preexec_fn=prepare)
+    result = world.finish(process)
+    assert result.status == 7, result.err
+    found = json.loads(world.decrypt(folder, "out/found"))
+    assert {int(fd) for fd, name in found.items() if name == "/dev/null"} >= set(closed), found
 
 
 @pytest.mark.parametrize("number", [signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP])

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -24,7 +26,8 @@ def writable(path):
     except OSError as error: return errno.errorcode[error.errno]
     return 'OPENED'
 tried, opened, why = 0, [], {}
-for top in ('sys', 'irq', 'bus', 'fs', 'driver', 'tty', 'acpi', 'scsi'):
+for top in os.listdir('/proc'):
+    if top.isdigit() or top in ('self', 'thread-self'): continue
     for place, folders, names in os.walk(f'/proc/{top}'):
         for name in names:
             found = writable(f'{place}/{name}')
@@ -59,7 +62,9 @@ def test_what_tells_the_kernel_something_is_mounted_read_only(folder: Path) -> N
         "print(json.dumps({name: flags for name, flags in mounts.items() if name.startswith('/proc')}))"
     )
     mounts = report(folder, script)
-    here = [name for name in ("sys", "sysrq-trigger", "irq", "bus", "fs") if os.path.exists(f"/proc/{name}")]
+    here = [
+        name for name in ("sys", "sysrq-trigger", "irq", "bus", "fs", "pressure") if os.path.exists(f"/proc/{name}")
+    ]
     assert "sys" in here
     for name in here:
         flags = mounts[f"/proc/{name}"]
@@ -193,18 +198,28 @@ def test_file_mode_mask_of_the_starter_closes_nothing_to_the_program(folder: Pat
     assert lines[0] == "0022", result.err
     assert lines[2].startswith("drwxr-xr-x")
     assert (folder / "out/a").stat().st_mode & 0o077 & mask == 0
+    (folder / "out/a").chmod(0o600)  # with mask 0777 it is closed to an ordinary user himself
     assert world.decrypt(folder, "out/a") == b"a\n"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root shows files as another's")
 def test_allowed_file_that_cannot_be_shown_as_the_programs_own_is_said(folder: Path) -> None:
-    """A file system without ID-mapped mounts, as /proc: the program may what others may, and the run says so."""
-    spec = world.shell(
-        "cat /version", mounts=[["chroot", "/version", "file:/proc/version"]], allowed=["file:/proc/version"]
-    )
-    result = world.run(folder, spec)
-    assert result.out == Path("/proc/version").read_text()
-    assert "NOTE allowed file /proc/version: its file system cannot show it as the program's own" in result.err
+    """A file system without ID-mapped mounts, as FUSE: the program may what others may, and the run says so."""
+    (folder / "key").touch(0o600)
+    (folder / "key").write_bytes(bytes(16))
+    for name in ("enc", "top"):
+        (folder / name).mkdir()
+    adyton = [sys.executable, "-m", "adyton"]
+    subprocess.run([*adyton, "mount", "enc", "top", "--key-file", "key"], cwd=folder, check=True, timeout=60)
+    try:
+        (folder / "top/a").write_text("root's")
+        spec = world.shell("cat /shown/a", mounts=[["chroot", "/shown", "file:top"]], allowed=["file:top/"])
+        result = world.run(folder, spec)
+    finally:
+        subprocess.run([*adyton, "umount", "top"], cwd=folder, check=True, timeout=60)
+    assert "NOTE allowed file top/: its file system cannot show it as the program's own" in result.err
+    assert "Permission denied" in result.err
+    assert result.out == ""
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root's runs have another user to take")
@@ -215,3 +230,17 @@ def test_program_of_another_user_opens_its_output_anew(folder: Path) -> None:
     assert (result.status, result.out, "err\n" in result.err) == (0, "out\n", True)
     result = world.run(folder, {**spec, "stdio": False, "log": "file:app.log"})
     assert world.decrypt(folder, "app.log") == b"out\nerr\n", result.err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's runs have another user to take")
+def test_named_pipe_of_the_host_stays_its_owners(folder: Path) -> None:
+    """A pipe that the starter's shell made is given to the program; one that has a name on the host is not."""
+    os.mkfifo(folder / "named", 0o600)
+    held = os.open(folder / "named", os.O_RDWR)
+    try:
+        process = world.start(folder, world.shell("echo hi", mounts=OUT), stdout=held)
+        assert world.finish(process).status == 0
+        assert os.read(held, 10) == b"hi\n"
+    finally:
+        os.close(held)
+    assert (folder / "named").stat().st_uid == 0

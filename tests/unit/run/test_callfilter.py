@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import re
+import stat
 import struct
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from adyton.errors import SandboxFailed
 from adyton.run import bpf
-from adyton.run.callfilter import ABSENT, ALLOW, ARCHITECTURES, KILL, REFUSED, program
+from adyton.run.callfilter import ABSENT, ALLOW, ARCHITECTURES, KILL, ON_HOST_FILES, REFUSED, program
 from adyton.run.calls import NUMBERS
 
 MACHINES = list(NUMBERS)
@@ -29,8 +30,8 @@ def _decoded(raw: bytes) -> list[tuple[int, int, int, int]]:
 
 
 @cache
-def _program(machine: str) -> bytes:
-    return program(machine)
+def _program(machine: str, host_files: bool) -> bytes:
+    return program(machine, host_files=host_files)
 
 
 def interpret(raw: bytes, data: bytes, *, most_steps: int = 1000) -> int:
@@ -58,21 +59,26 @@ def interpret(raw: bytes, data: bytes, *, most_steps: int = 1000) -> int:
 
 
 def ask(
-    machine: str, number: int, *arguments: int, architecture: int | None = None, most_steps: int = 1000
+    machine: str,
+    number: int,
+    *arguments: int,
+    architecture: int | None = None,
+    most_steps: int = 1000,
+    host_files: bool = True,
 ) -> int | str:
     """The answer: an errno, "allow" or "kill"."""
     words = [word & (2**64 - 1) for word in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
     architecture = ARCHITECTURES[machine] if architecture is None else architecture
     data = struct.pack("<IIQ6Q", number, architecture, 0x7F00_0000_1234, *words)
-    found = interpret(_program(machine), data, most_steps=most_steps)
+    found = interpret(_program(machine, host_files), data, most_steps=most_steps)
     if found >> 16 == 5:
         return found & 0xFFFF
     return {ALLOW: "allow", KILL: "kill"}[found]
 
 
-def expected(name: str, arguments: tuple[int, ...]) -> int | str:
+def expected(name: str, arguments: tuple[int, ...], *, host_files: bool) -> int | str:
     """What the page docs/sandbox.md promises, told in another way than the filter is built."""
-    first, second, third = (word & 0xFFFF_FFFF for word in (*arguments, 0, 0, 0)[:3])
+    first, second, third, fourth = (word & 0xFFFF_FFFF for word in (*arguments, 0, 0, 0, 0)[:4])
     if name in REFUSED:
         return errno.EPERM
     if name in ABSENT:
@@ -89,7 +95,18 @@ def expected(name: str, arguments: tuple[int, ...]) -> int | str:
         return errno.EPERM if second in (0x5412, 0x541C, 0x541D, 0x5423) else "allow"
     if name == "personality":
         return "allow" if first in (0, 8, 0x20000, 0x20008, 0xFFFFFFFF) else errno.EPERM
-    return "allow"
+    return _expected_on_host_files(name, (first, second, third, fourth)) if host_files else "allow"
+
+
+def _expected_on_host_files(name: str, words: tuple[int, int, int, int]) -> int | str:
+    if name == "openat2":
+        return errno.ENOSYS
+    modes = {"chmod": 1, "fchmod": 1, "creat": 1, "mknod": 1, "fchmodat": 2, "fchmodat2": 2, "mknodat": 2}
+    flags = {"open": 1, "openat": 2}
+    at = modes.get(name)
+    if name in flags and (words[flags[name]] & os.O_CREAT or words[flags[name]] & os.O_TMPFILE & ~os.O_DIRECTORY):
+        at = flags[name] + 1
+    return errno.EPERM if at is not None and words[at] & (stat.S_ISUID | stat.S_ISGID) else "allow"
 
 
 SHAPES = [
@@ -97,6 +114,7 @@ SHAPES = [
     *((1 << bit,) for bit in range(64)),
     *itertools.product(range(48), (1, 2, 3, 10, 0x80801, 0x8080A), (0, 4)),
     *((0, request) for request in (0x5401, 0x5411, 0x5412, 0x5413, 0x541C, 0x541D, 0x5423, 0x5424, 0x80045430)),
+    *itertools.product((0,), (0, 0o100, 0o101, 0o20200002, 0o2000000), (0, 0o1777, 0o2755, 0o6755), (0, 0o4000)),
     *((value,) for value in (0x3D0F00, 0x1200011, 0x7C020011, 0x20008, 0x40000, 0x0400000, -1, 0xFFFFFFFE)),
 ]  # fmt: skip
 
@@ -104,18 +122,19 @@ SHAPES = [
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_call_is_answered_as_promised_whatever_its_arguments(machine: str) -> None:
     """All calls of the table with all shapes; the upper halves of arguments, which the kernel cuts off, say nothing."""
-    conditional = {"clone", "unshare", "socket", "socketpair", "ioctl", "personality"}
-    for name, number in NUMBERS[machine].items():
+    conditional = {"clone", "unshare", "socket", "socketpair", "ioctl", "personality", *ON_HOST_FILES}
+    for (name, number), host_files in itertools.product(NUMBERS[machine].items(), (False, True)):
         for arguments in SHAPES if name in conditional else SHAPES[::50]:
             for noise in (0, NONSENSE):
                 shape = tuple((word & 0xFFFF_FFFF) | noise for word in arguments)
-                assert ask(machine, number, *shape) == expected(name, shape), (name, shape)
+                found = ask(machine, number, *shape, host_files=host_files)
+                assert found == expected(name, shape, host_files=host_files), (name, shape)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_calls_that_are_not_in_the_table_are_unknown(machine: str) -> None:
     """Every number on either side of one that the filter compares with: there are no others at which it could turn."""
-    constants = {constant for _, _, _, constant in struct.iter_unpack("<HBBI", program(machine))}
+    constants = {constant for _, _, _, constant in struct.iter_unpack("<HBBI", program(machine, host_files=True))}
     known = set(NUMBERS[machine].values())
     for number in {edge + step & 0xFFFF_FFFF for edge in constants for step in (-1, 0, 1)} | set(range(1100)):
         x32 = machine == "x86_64" and 0x4000_0000 <= number < 0xFFFF_FFFF
@@ -173,14 +192,14 @@ def test_unknown_processor_is_refused() -> None:
     """Nothing runs unfiltered; a 32-bit personality, which names the processor i686, is one."""
     for machine in ("i686", "riscv64", ""):
         with pytest.raises(SandboxFailed, match="no system call filter") as raised:
-            program(machine)
+            program(machine, host_files=False)
         assert raised.value.expected == "x86_64 or aarch64"
 
 
 def test_program_is_short_and_its_search_shallow() -> None:
     """The kernel takes 4096 instructions; a call that is not always allowed costs a dozen of them."""
     for machine in MACHINES:
-        assert len(program(machine)) // 8 < 400
+        assert len(program(machine, host_files=True)) // 8 < 400
         for number in NUMBERS[machine].values():
             ask(machine, number, 16, 10, 0, most_steps=20)
 
@@ -211,7 +230,7 @@ def test_kernel_takes_the_program_and_answers_as_the_interpreter() -> None:
 
         libc = ctypes.CDLL(None, use_errno=True)
         os.setsid()
-        raw = program(machine)
+        raw = program(machine, host_files=True)
         held = ctypes.create_string_buffer(raw, len(raw))
         header = struct.pack("<HxxxxxxQ", len(raw) // 8, ctypes.addressof(held))
         loaded = libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, header, 0, 0) == 0
