@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 import adyton
+from adyton.errors import MalformedManifest
 from adyton.keyserver.identity import make_ca
 from adyton.keyserver.policy import APPROVED, PENDING
 from adyton.manifest.signature import generate_signer, load_signer, sign
@@ -118,6 +119,20 @@ def test_key_of_the_owner_beside_the_approved_one_is_looked_at_too(desk: Desk) -
     assert "foreign-ca=photo@" in error
     assert "note: other-owner=his@" in error
     assert "foreign-ca=his@" not in error
+
+
+def test_secret_hides_no_key_of_the_same_name(desk: Desk) -> None:
+    """A secret `weights` of the owner's own, beside the key `weights` from a stranger: only the former was looked at."""
+    pem = make_ca("mallory", datetime.now(UTC)).certificate_pem.decode()
+    owners = f"[adyton.owners.bob]\nca = '''{pem}'''\n[adyton.keys]\nweights = \"bob\"\n"
+    for secret, refused in (("weights", "name of a file key"), ("token", "foreign-ca=weights@")):
+        tables = f'{owners}[adyton.secrets.{secret}]\nenv = "X"\nowner = "alice"\n'
+        try:
+            _, _, error = desk.approve(desk.world.program(tables=tables))
+        except MalformedManifest as malformed:
+            error = str(malformed)
+        assert refused in error
+    assert desk.approvals() == []
 
 
 def test_two_things_are_named_each(desk: Desk) -> None:
