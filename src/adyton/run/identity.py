@@ -28,7 +28,7 @@ from typing import Final
 
 from adyton.errors import NoDevice
 from adyton.manifest.measure import combine
-from adyton.run import elf
+from adyton import elf
 from adyton.values import Digest
 from adyton.vfs import libfuse
 
