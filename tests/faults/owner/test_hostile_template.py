@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import shlex
 import shutil
 import struct
 import subprocess
@@ -255,7 +257,40 @@ def test_renderer_inherits_no_secret_of_the_environment(monkeypatch: pytest.Monk
     assert asked == [{}]
 
 
-@pytest.mark.parametrize("answer", [b"", b"X", b"E", b"E{}", b'E{"kind":1}', b"E[", b"R\xff", b"E" + b"[" * 100_000])
+ODD = [
+    b"E" + json.dumps({"kind": "undefined", "message": "is undefined", "line": 1, "asked": None, **changed}).encode()
+    for changed in (
+        {},
+        {"line": -9},
+        {"line": 1 << 63},
+        {"line": True},
+        {"kind": []},
+        {"kind": "unnamed", "asked": {"a": 1}},
+        {"kind": "unnamed", "asked": ["--signer", "x"]},
+        {"kind": "unnamed", "asked": ["--python", 5]},
+    )
+]
+
+
+@pytest.mark.parametrize("call", ["ldd", "python.get_sys_path"])
+def test_remedy_that_the_owner_copies_runs_no_command_of_the_template(call: str) -> None:
+    """The template chooses the path that the refusal shows: it is one word of a shell, or it is not offered."""
+    with pytest.raises(MalformedManifest) as refused:
+        render(f"{{{{ {call}('/bin/x; touch $(id)') }}}}")
+    assert refused.value.remedy is not None
+    assert shlex.split(refused.value.remedy.partition("name it: ")[2])[1:] == ["/bin/x; touch $(id)"]
+    with pytest.raises(MalformedManifest) as refused:
+        render(f"{{{{ {call}('/bin/x\\ntouch y\\u202e') }}}}")
+    assert refused.value.remedy is None
+    assert "\n" not in refused.value.message
+    with pytest.raises(MalformedManifest) as refused:
+        render("{{ {}['a'].b }}{{ x['; id\\' is undefined'] }}")
+    assert "-D" not in (refused.value.remedy or "")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"X", b"E", b"E{}", b'E{"kind":1}', b"E[", b"R\xff", b"E" + b"[" * 100_000, *ODD]
+)
 def test_answer_of_the_renderer_is_believed_in_no_other_form(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be the template's own."""
     monkeypatch.setattr("adyton.manifest.template._ask", lambda _: (0, answer))

@@ -122,7 +122,7 @@ def test_key_of_the_owner_beside_the_approved_one_is_looked_at_too(desk: Desk) -
 
 
 def test_secret_hides_no_key_of_the_same_name(desk: Desk) -> None:
-    """A secret `weights` of the owner's own, beside the key `weights` from a stranger: only the former was looked at."""
+    """A secret `weights` of the owner's own, beside a stranger's key `weights`: only the former was looked at."""
     pem = make_ca("mallory", datetime.now(UTC)).certificate_pem.decode()
     owners = f"[adyton.owners.bob]\nca = '''{pem}'''\n[adyton.keys]\nweights = \"bob\"\n"
     for secret, refused in (("weights", "name of a file key"), ("token", "foreign-ca=weights@")):
