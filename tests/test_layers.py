@@ -13,8 +13,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "values": {"errors"},
     "untrusted": {"errors"},
+    "elf": set(),
 }
-_GROUND = {"errors", "values", "untrusted"}
+_GROUND = {"errors", "values", "untrusted", "elf"}
 MAY_IMPORT["pfile"] = _GROUND
 MAY_IMPORT["attest"] = _GROUND
 MAY_IMPORT["manifest"] = _GROUND

@@ -5,6 +5,7 @@ The standard readers are right about the languages, and they promise nothing abo
 
 * tomllib needs n² steps for a key of n dotted parts, and for n keys below a header of n parts,
 * what is nested without end makes whoever walks it later end in RecursionError,
+* each digit of a number takes a hundred bytes while it is read,
 * an integer of 5,000 digits cannot be shown in a message, and a lone surrogate cannot be encoded,
 * of two equal names in a JSON object the last one wins.
 
@@ -28,7 +29,11 @@ MAX_DEPTH: Final = 32
 MAX_PATH_CHARS: Final = 1024
 """The most characters of all names from the document's top down to one value."""
 MAX_TOKENS: Final = 2_000_000
-"""The most signs (brackets, dots, commas, strings, comments, lines) in a TOML text: two to five seconds of tomllib."""
+"""The most signs (brackets, dots, commas, strings, comments, lines) in a TOML text: two to five seconds of tomllib.
+
+The n-th dot of a key counts n times, as each makes a table, which is walked again for what stands behind it."""
+MAX_BARE_CHARS: Final = 4096
+"""The most characters between two signs outside strings and comments: bare keys, numbers, dates, spaces."""
 MAX_INTEGER: Final = 1 << 64
 _MAX_DIGITS: Final = 20
 
@@ -151,6 +156,8 @@ def _check_shape(text: str, max_depth: int) -> None:
     """
     depth = dots = count = at = 0
     while (match := _SIGN.search(text, at)) is not None:
+        if match.start() - at > MAX_BARE_CHARS:
+            break
         sign, at = match[0], match.end()
         count += 1
         if sign in _END:
@@ -158,6 +165,7 @@ def _check_shape(text: str, max_depth: int) -> None:
             count += escapes
         elif sign == ".":
             dots += 1
+            count += dots - 1
             if dots >= max_depth:
                 raise _Refused("parts of a key", f"at most {max_depth}", _line_at(text, at))
         elif sign in "[{":
@@ -171,6 +179,8 @@ def _check_shape(text: str, max_depth: int) -> None:
             dots = 0
         if count > MAX_TOKENS:
             raise _Refused("signs in the text", f"at most {MAX_TOKENS}", _line_at(text, at))
+    if (match.start() if match else len(text)) - at > MAX_BARE_CHARS:
+        raise _Refused("length of a bare key or number", f"at most {MAX_BARE_CHARS} characters", _line_at(text, at))
 
 
 def _end_of(sign: str, text: str, at: int) -> tuple[int, int]:

@@ -67,6 +67,7 @@ def shown(
     `manifest` is the one that was looked at for this approval, and `further` what else was found of it; otherwise the
     store's manifest is taken, where it has it. Where it has none, `stood` says that what the approval itself records
     was found when the owner approved it; a proposal's own word is shown, and stands for no manifest.
+    Raises UsageError where it is more than anybody can look at: what would bury a finding is not shown at all.
     """
     known = manifest_of(view, approval) if manifest is None else manifest
     if known is not None:
@@ -86,7 +87,16 @@ def shown(
         found.append(finding("debug"))
     if RA_TLS in approval.protocols:
         found.append(finding("no-freshness"))
-    return by_danger({item.name: item for item in found}.values())
+    every = by_danger({item.name: item for item in found}.values())
+    if len(every) > MAX_FINDINGS:
+        raise UsageError(
+            "the manifest leaves more open than anybody can look at",
+            check="findings of the manifest",
+            expected=f"at most {MAX_FINDINGS}",
+            seen=len(every),
+            remedy="list folders instead of files in sgx.allowed_files, or better trust and encrypt them",
+        )
+    return every
 
 
 def manifest_of(view: Reader, approval: Approval) -> Manifest | None:
@@ -163,14 +173,6 @@ def _pinning(manifest: Manifest, key: str, hers: set[str], owner: Mine) -> Itera
 
 def _reviewed(approval: Approval, found: tuple[Finding, ...], named: Iterable[str], *, stands: bool) -> Approval:
     """The approval with what was found and what was named written into it."""
-    if len(found) > MAX_FINDINGS:
-        raise UsageError(
-            "the manifest leaves more open than anybody can look at",
-            check="findings of the manifest",
-            expected=f"at most {MAX_FINDINGS}",
-            seen=len(found),
-            remedy="list folders instead of files in sgx.allowed_files, or better trust and encrypt them",
-        )
     names = {item.name: item for item in found}
     given = set(named)
     for name in sorted(given - set(names)):

@@ -1,7 +1,7 @@
 """What a template may know of the machine that renders it: texts, looked up before rendering begins.
 
 A template gets `gramine`, `python` and `ldd` as Gramine has them (`rendering` makes them of these texts). About a
-program it learns something only where the command line names it: a program is looked at, and an interpreter is run.
+program it learns something only where the command line names it: a program is read, and an interpreter is run.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from adyton import elf
 from adyton.errors import ManifestError
 
 _TIMEOUT_S: Final = 60
-_LDD_LINKED: Final = re.compile(r"^\s+\S+ => (/\S.*) \(0x[0-9a-f]+\)$")
 
 
 def _run(*command: str) -> str:
@@ -45,11 +45,17 @@ def _run(*command: str) -> str:
 def libraries_of(program: str) -> list[str]:
     """Absolute paths of the shared libraries that a program needs, each once, sorted; the loader is not among them.
 
-    This machine's own loader is asked, and maps the program without running any of it (ldd(1) promises no such thing).
+    They are read from the files: neither ldd(1) nor the loader is asked, since both may run what a stranger made.
     """
-    loader = interpreter_of(Path(sys.executable).resolve()) or str(multiarch_libdir() / "ld-linux-x86-64.so.2")
-    lines = _run(loader, "--list", str(Path(program).absolute())).splitlines()
-    return sorted({match[1] for line in lines if (match := _LDD_LINKED.match(line))})
+    try:
+        return elf.opened(str(Path(program).absolute()))
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            f"the libraries of {program} cannot be told: {error}",
+            check="template: --program",
+            expected="an ELF program for this machine",
+            seen="no file" if not Path(program).is_file() else "something else",
+        ) from None
 
 
 def sys_path_of(interpreter: str) -> list[tuple[str, bool]]:

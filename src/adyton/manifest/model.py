@@ -515,7 +515,16 @@ def _check_together(manifest: Manifest) -> None:
                 expected=" or ".join(sorted(owners)) or "a table adyton.owners.NAME",
                 seen=owner,
             )
+    file_keys = {*manifest.key_names, *manifest.insecure_keys, *manifest.adyton.keys, *SGX_SEALING_KEYS}
     for secret in manifest.adyton.secrets:
+        if secret.name in file_keys:  # two owners could each bring one, and what is shown names one
+            raise refuse(
+                f"adyton.secrets.{secret.name}",
+                "has the name of a file key",
+                expected="a name of its own",
+                seen=secret.name,
+                remedy="rename the secret, here and in its key server",
+            )
         if secret.owner is not None and secret.owner not in owners:
             raise refuse(
                 f"adyton.secrets.{secret.name}.owner",

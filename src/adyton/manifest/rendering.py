@@ -2,7 +2,7 @@
 
 It is started as a file (`python -I -S rendering.py`) and imports nothing of Adyton. It reads one JSON request whole,
 gives up what it could do (files, network, programs, processes, memory, time), renders, writes one answer, and ends:
-`R` and the rendered text in UTF-8, or `E` and a JSON object (kind, message, line, name) that says why not.
+`R` and the rendered text in UTF-8, or `E` and a JSON object (kind, message, line, asked) that says why not.
 `adyton.manifest.template` starts it, and believes nothing of its answer but its form.
 
 What a template gets are texts, numbers, and functions that look up what the request holds. So a template that broke out
@@ -32,7 +32,7 @@ class Unnamed(Exception):
 
     def __init__(self, option: str, name: str) -> None:
         super().__init__(f"the template asks about {name!r}, which the command line does not name")
-        self.name = f"{option} {name}"
+        self.asked = [option, name]
 
 
 class NoGramine(Exception):
@@ -216,7 +216,7 @@ def answer(environment: Any, request: dict[str, Any]) -> bytes:
     """Render, or say why not."""
     import jinja2
 
-    kind, message, line, name = "failed", "", None, None
+    kind, message, line, asked = "failed", "", None, None
     try:
         environment.globals.update(_objects(request["facts"]))
         environment.globals["env"] = request["environment"]
@@ -233,12 +233,12 @@ def answer(environment: Any, request: dict[str, Any]) -> bytes:
         if isinstance(error, jinja2.UndefinedError):
             kind, message = "undefined", error.message or "an unknown variable"
         elif isinstance(error, Unnamed):
-            kind, message, name = "unnamed", str(error), error.name
+            kind, message, asked = "unnamed", str(error), error.asked
         elif isinstance(error, NoGramine):
             kind, message = "gramine", str(error)
         else:
             message = f"{type(error).__name__}: {error}"
-    told = {"kind": kind, "message": message[:400], "line": line, "name": None if name is None else name[:400]}
+    told = {"kind": kind, "message": message[:400], "line": line, "asked": asked}
     return b"E" + json.dumps(told).encode()
 
 

@@ -82,13 +82,21 @@ class Finding:
         return self.exposes is Exposes.ALWAYS or (self.exposes is Exposes.UNDER_GRAMINE and "sgx" in tees)
 
 
+_INVISIBLE: Final = frozenset(
+    map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)  # fmt: skip
+"""What str.isprintable lets pass although nothing is seen of it: blank letters, variation selectors (Unicode 15)."""
+
+
 def one_line(text: str, *, exact: bool = False) -> str:
-    """A text of a manifest as one line that can pose as no other: what is not printable is written as an escape.
+    """A text of a manifest as one line that can pose as no other: what cannot be seen is written as an escape.
 
     With `exact` backslashes are escaped as well, so that different texts stay different.
     """
     return "".join(
-        char if char.isprintable() and not (exact and char == "\\") else char.encode("unicode_escape").decode()
+        char
+        if char.isprintable() and char not in _INVISIBLE and not (exact and char == "\\")
+        else char.encode("unicode_escape").decode()
         for char in text
     )
 

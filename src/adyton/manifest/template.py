@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +22,9 @@ from typing import Any, Final
 
 from adyton.errors import MalformedManifest, ManifestError, UsageError
 from adyton.manifest.host import Facts, find_gramine, host_facts
+from adyton.manifest.model import MAX_PATH_CHARS
 from adyton.manifest.rendering import KINDS
+from adyton.manifest.review import one_line
 from adyton.untrusted import parse_json_object
 
 MAX_TEMPLATE_BYTES: Final = 16 << 20
@@ -29,6 +33,8 @@ CPU_S: Final = 10
 MEMORY_BYTES: Final = 1 << 30
 TIMEOUT_S: Final = 60
 _MAX_ANSWER_BYTES: Final = 4 * MAX_RENDERED_CHARS + 1
+_MAX_MESSAGE_CHARS: Final = 400
+_UNDEFINED: Final = re.compile(r"'([A-Za-z_][A-Za-z0-9_]{0,127})' is undefined")
 _RENDERER: Final = Path(__file__).with_name("rendering.py")
 
 
@@ -156,21 +162,35 @@ def _costly(name: str, seen: str) -> MalformedManifest:
 def _told(raw: bytes, name: str, text: str) -> ManifestError:
     """What the child says about a template that it did not render, as a refusal."""
     told = parse_json_object(raw, what="answer of the renderer")
-    kind, message, line, asked = (told.get(field) for field in ("kind", "message", "line", "name"))
-    if kind not in KINDS or not isinstance(message, str) or not (line is None or type(line) is int):
+    kind, message, line, asked = (told.get(field) for field in ("kind", "message", "line", "asked"))
+    if (
+        not isinstance(kind, str)
+        or kind not in KINDS
+        or not isinstance(message, str)
+        or not (line is None or (type(line) is int and 0 < line <= MAX_TEMPLATE_BYTES))
+    ):
         raise MalformedManifest(f"{name}: the renderer gave no answer", check="template")
+    message = one_line(message[:_MAX_MESSAGE_CHARS])
     remedy = None
     if kind in ("memory", "size"):
         return _costly(name, f"more {'memory' if kind == 'memory' else 'text'}")
-    if kind == "undefined" and message.endswith("is undefined"):
-        remedy = f"give it with -D {message.split(chr(39))[1]}=…"
+    if kind == "undefined" and (found := _UNDEFINED.fullmatch(message)):
+        remedy = f"give it with -D {found[1]}=…"
     elif kind == "undefined" and message.startswith("'dict object'"):
         remedy = "an environment variable is read only where it is named with --env NAME"
     elif kind == "unnamed":
-        remedy = f"if you trust the template with that, name it: {asked}"
+        remedy = _naming(asked)
     elif kind == "gramine":
         remedy = "leave loader.entrypoint out: Adyton fills it in when it renders for Gramine"
     return _refuse(name, message, line, text, remedy)
+
+
+def _naming(asked: object) -> str | None:
+    """What to name, as a shell takes it: the template chose this text, and the owner may copy it."""
+    match asked:
+        case ["--program" | "--python" as option, str(path)] if path.isprintable() and 0 < len(path) <= MAX_PATH_CHARS:
+            return f"if you trust the template with that, name it: {option} {shlex.quote(path)}"
+    return None
 
 
 def _refuse(name: str, message: str, line: Any, text: str, remedy: str | None) -> MalformedManifest:

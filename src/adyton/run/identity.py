@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from adyton import elf
 from adyton.errors import NoDevice
 from adyton.manifest.measure import combine
-from adyton.run import elf
 from adyton.values import Digest
 from adyton.vfs import libfuse
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import shlex
+import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -12,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import MalformedManifest, ManifestError, UsageError
-from adyton.manifest.host import host_facts
+from adyton.manifest.host import host_facts, libraries_of
 from adyton.manifest.template import named_environment, render
 
 RENDERER = Path(__file__).parents[3] / "src" / "adyton" / "manifest" / "rendering.py"
@@ -38,11 +42,79 @@ def test_template_runs_no_program_that_the_command_line_does_not_name(tmp_path: 
 
 
 def test_program_that_is_named_for_its_libraries_is_not_run(tmp_path: Path) -> None:
-    """This machine's own loader maps it, and runs none of it."""
+    """Its files are read, and nothing else."""
     program, mark = _program(tmp_path)
-    with pytest.raises(ManifestError, match="--list"):
+    with pytest.raises(ManifestError, match="cannot be told"):
         host_facts(None, programs=[str(program)])
     assert not mark.exists()
+
+
+AUDITOR = """
+#include <fcntl.h>
+unsigned la_version(unsigned version) { open("%s", O_CREAT | O_WRONLY, 0600); return version; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed (apt-get install gcc)")
+@pytest.mark.parametrize("option", ["--audit", "--depaudit"])
+def test_no_code_runs_of_a_program_that_is_named_for_its_libraries(option: str, tmp_path: Path) -> None:
+    """The loader, asked to list what a program needs, ran the auditor that the program names (DT_AUDIT)."""
+    mark, auditor, program = tmp_path / "mark", tmp_path / "auditor.so", tmp_path / "program"
+    for target, text, words in (
+        (auditor, AUDITOR % mark, ["-shared", "-fPIC"]),
+        (program, "int main(void) { return 0; }", [f"-Wl,{option}={auditor}"]),
+    ):
+        command = ["gcc", "-x", "c", "-", "-o", str(target), *words]
+        subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+    assert any(path.endswith("/libc.so.6") for path in libraries_of(str(program)))
+    assert not mark.exists()
+    subprocess.run([str(program)], check=True)
+    assert mark.exists(), "the program of this test is harmless"
+
+
+def _elf(needed: list[str], *, runpath: str = "", length: int | None = None) -> bytes:
+    """An ELF file that is a table of wishes."""
+    strings = b"\0" + b"".join(os.fsencode(name) + b"\0" for name in [*needed, runpath])
+    offsets = [1 + sum(len(os.fsencode(name)) + 1 for name in needed[:at]) for at in range(len(needed) + 1)]
+    entries = [(1, at) for at in offsets[:-1]]
+    entries += [(29, offsets[-1])] * bool(runpath)
+    size = 16 * (len(entries) + 3)
+    start = 64 + 2 * 56
+    entries += [(5, start + size), (10, len(strings) if length is None else length), (0, 0)]
+    table = b"".join(struct.pack("<QQ", *entry) for entry in entries)
+    head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    load = struct.pack("<IIQQQQQQ", 1, 4, 0, 0, 0, start + size + len(strings), 0, 0)
+    dynamic = struct.pack("<IIQQQQQQ", 2, 4, 64 + 2 * 56, 0, 0, size, 0, 0)
+    return head + load + dynamic + table + strings
+
+
+def test_program_that_asks_for_too_much_is_refused_in_seconds(tmp_path: Path) -> None:
+    """Pipes that nobody writes, chains without end, thousands of folders and names: no wait, and ManifestError."""
+    os.mkfifo(tmp_path / "pipe")
+    for at in range(1500):
+        (tmp_path / f"chain{at}").write_bytes(_elf([str(tmp_path / f"chain{at + 1}"), "x" * 300]))
+    made = {
+        "pipe": (_elf([str(tmp_path / "pipe"), "/dev/zero", "/dev/full"]), True),
+        "loop": (_elf([str(tmp_path / "loop.elf")] * 9), True),
+        "chain": (_elf([str(tmp_path / "chain0")]), False),
+        "folders": (_elf([f"lib{at}" for at in range(900)], runpath=":".join(["/x"] * 1000)), False),
+        "names": (_elf([f"lib{at}" for at in range(1500)]), False),
+        "table": (_elf([f"lib{at}" for at in range(9000)]), False),
+        "text": (_elf(["x" * 100_000]), False),
+        "length": (_elf(["a"], length=1 << 63), True),
+    }
+    before = time.thread_time()
+    for name, (raw, taken) in made.items():
+        (tmp_path / f"{name}.elf").write_bytes(raw)
+        try:
+            libraries_of(str(tmp_path / f"{name}.elf"))
+        except ManifestError:
+            assert not taken, name
+        else:
+            assert taken, name
+    with pytest.raises(ManifestError, match="cannot be told"):
+        libraries_of(str(tmp_path / "pipe"))
+    assert time.thread_time() - before < 20
 
 
 @pytest.mark.parametrize(
@@ -185,7 +257,40 @@ def test_renderer_inherits_no_secret_of_the_environment(monkeypatch: pytest.Monk
     assert asked == [{}]
 
 
-@pytest.mark.parametrize("answer", [b"", b"X", b"E", b"E{}", b'E{"kind":1}', b"E[", b"R\xff", b"E" + b"[" * 100_000])
+ODD = [
+    b"E" + json.dumps({"kind": "undefined", "message": "is undefined", "line": 1, "asked": None, **changed}).encode()
+    for changed in (
+        {},
+        {"line": -9},
+        {"line": 1 << 63},
+        {"line": True},
+        {"kind": []},
+        {"kind": "unnamed", "asked": {"a": 1}},
+        {"kind": "unnamed", "asked": ["--signer", "x"]},
+        {"kind": "unnamed", "asked": ["--python", 5]},
+    )
+]
+
+
+@pytest.mark.parametrize("call", ["ldd", "python.get_sys_path"])
+def test_remedy_that_the_owner_copies_runs_no_command_of_the_template(call: str) -> None:
+    """The template chooses the path that the refusal shows: it is one word of a shell, or it is not offered."""
+    with pytest.raises(MalformedManifest) as refused:
+        render(f"{{{{ {call}('/bin/x; touch $(id)') }}}}")
+    assert refused.value.remedy is not None
+    assert shlex.split(refused.value.remedy.partition("name it: ")[2])[1:] == ["/bin/x; touch $(id)"]
+    with pytest.raises(MalformedManifest) as refused:
+        render(f"{{{{ {call}('/bin/x\\ntouch y\\u202e') }}}}")
+    assert refused.value.remedy is None
+    assert "\n" not in refused.value.message
+    with pytest.raises(MalformedManifest) as refused:
+        render("{{ {}['a'].b }}{{ x['; id\\' is undefined'] }}")
+    assert "-D" not in (refused.value.remedy or "")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"X", b"E", b"E{}", b'E{"kind":1}', b"E[", b"R\xff", b"E" + b"[" * 100_000, *ODD]
+)
 def test_answer_of_the_renderer_is_believed_in_no_other_form(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be the template's own."""
     monkeypatch.setattr("adyton.manifest.template._ask", lambda _: (0, answer))

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 import adyton
+from adyton.errors import MalformedManifest
 from adyton.keyserver.identity import make_ca
 from adyton.keyserver.policy import APPROVED, PENDING
 from adyton.manifest.signature import generate_signer, load_signer, sign
@@ -118,6 +119,50 @@ def test_key_of_the_owner_beside_the_approved_one_is_looked_at_too(desk: Desk) -
     assert "foreign-ca=photo@" in error
     assert "note: other-owner=his@" in error
     assert "foreign-ca=his@" not in error
+
+
+def test_secret_hides_no_key_of_the_same_name(desk: Desk) -> None:
+    """A secret `weights` of the owner's own, beside a stranger's key `weights`: only the former was looked at."""
+    pem = make_ca("mallory", datetime.now(UTC)).certificate_pem.decode()
+    owners = f"[adyton.owners.bob]\nca = '''{pem}'''\n[adyton.keys]\nweights = \"bob\"\n"
+    for secret, refused in (("weights", "name of a file key"), ("token", "foreign-ca=weights@")):
+        tables = f'{owners}[adyton.secrets.{secret}]\nenv = "X"\nowner = "alice"\n'
+        try:
+            _, _, error = desk.approve(desk.world.program(tables=tables))
+        except MalformedManifest as malformed:
+            error = str(malformed)
+        assert refused in error
+    assert desk.approvals() == []
+
+
+@pytest.mark.parametrize("hidden", "\u115f\u3164\u2800\ufe0f\u034f\u200b\u202e\u00ad\u00a0\U000e0101\U000e0041")
+def test_two_names_that_look_alike_for_what_cannot_be_seen_are_told_apart(desk: Desk, hidden: str) -> None:
+    """Blank letters, selectors and joiners in a file's name are shown as escapes, and the name so shown is taken."""
+    signed = desk.world.program(extra=f"sgx.allowed_files = ['file:/tmp/a{hidden}b']")
+    _, _, error = desk.approve(signed)
+    assert hidden not in error
+    named = re.search(r"exposes: (allowed-file=file:/tmp/a\\\S+b):", error)
+    assert named is not None
+    assert desk.approve(signed, "--allow", named[1])[0] == 0
+
+
+def test_flood_of_findings_buries_none_of_them(desk: Desk, page: httpx.Client, post: Post) -> None:
+    """50,000 allowed files were 5 MB on the terminal before the refusal, and 12 MB of a page with a button below."""
+    files = ", ".join(f'"file:{at}"' for at in range(5000))
+    signed = desk.world.program(extra=f"adyton.insecure__stdio = true\nsgx.allowed_files = [{files}]")
+    status, out, error = desk.approve(signed)
+    assert status == 2
+    assert "more open than anybody can look at" in error
+    assert len(out + error) < 2000
+    desk.waits(signed)
+    shown = page.get(f"/candidates/{signed.measurement}/weights")
+    assert shown.status_code == 200
+    assert "more open than anybody can look at" in shown.text
+    assert 'action="/accept"' not in shown.text
+    assert 'action="/dismiss"' in shown.text
+    assert len(shown.text) < 20_000
+    assert post("/accept", signed).status_code == 400
+    assert desk.approvals() == []
 
 
 def test_two_things_are_named_each(desk: Desk) -> None:

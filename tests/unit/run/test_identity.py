@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from adyton import elf
 from adyton.errors import NoDevice
 from adyton.manifest.measure import RUNTIME_LABEL, combine
-from adyton.run import elf, identity
+from adyton.run import identity
 from adyton.run.identity import PACKAGES, runtime_identity
 from adyton.values import Digest
 from tests.mount import world

@@ -294,12 +294,18 @@ class Dashboard:
         draft = _draft(view, measurement, found[0].tee, found[0].key, app="x", version="x")
         manifest = manifest_of(view, draft)
         explained = [json.loads(entry.body) for entry in view.entries(kind="explanation", subject=found[0].denial)]
+        refused, left_open = "", []
+        try:
+            left_open = _left_open(shown(view, draft, self._mine), tees)
+        except UsageError as error:
+            refused, manifest, draft = error.message, None, draft.changed(not_covered=())
         return {
+            "refused": refused,
             "item": found[0],
             "tees": tees,
             "guest": guest,
             "argv": () if manifest is None else tuple(map(one_line, manifest.argv or ())),
-            "left_open": _left_open(shown(view, draft, self._mine), tees),
+            "left_open": left_open,
             "uncovered": draft.not_covered,
             "explained": explained,
             "apps": sorted({item.approval.app for item in view.approvals()}),

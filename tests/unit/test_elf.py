@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.run import elf
+from adyton import elf
 
 PROGRAMS = [path for name in ("bwrap", "fusermount3", "git", "sh") if (path := shutil.which(name))]
 NO_COMPILER = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed (apt-get install gcc)")
@@ -39,6 +39,13 @@ def test_libraries_of_a_program_are_what_the_loader_loads(path: str) -> None:
     assert elf.libraries([path], []) == of_loader(path)
 
 
+@pytest.mark.parametrize("path", [*PROGRAMS, os.path.realpath(sys.executable)])
+def test_paths_that_the_loader_opens_are_told_as_it_tells_them(path: str) -> None:
+    """Links and all, without the loader itself."""
+    shown = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+    assert elf.opened(path) == sorted(set(re.findall(r"^\t\S+ => (/\S+) \(", shown, re.MULTILINE)))
+
+
 @NO_COMPILER
 def test_library_is_looked_for_where_the_loader_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DT_RPATH first, then LD_LIBRARY_PATH, then DT_RUNPATH; one that is nowhere is left out."""
@@ -55,13 +62,15 @@ def test_library_is_looked_for_where_the_loader_looks(tmp_path: Path, monkeypatc
     assert elf.libraries([str(late)], [])["libinner.so"] == ahead == of_loader(str(late))["libinner.so"]
     assert elf.libraries([str(early)], [])["libinner.so"] == beside == of_loader(str(early))["libinner.so"]
     assert elf.libraries([str(bare)], [])["libinner.so"] == ahead
+    for path, place in ((late, ahead), (early, beside), (bare, ahead)):
+        assert [os.path.realpath(found) for found in elf.opened(str(path)) if "inner" in found] == [place]
 
 
 @NO_COMPILER
 def test_library_that_is_mapped_already_is_the_one_that_counts(tmp_path: Path) -> None:
     """The loader takes what is loaded under a name, wherever it lies, and known by its own name and not its file's."""
     library(tmp_path, "libplanted.so", "-Wl,-soname,libchosen.so.7")
-    code = f"import ctypes; ctypes.CDLL('{tmp_path}/libplanted.so')\nfrom adyton.run import elf\n"
+    code = f"import ctypes; ctypes.CDLL('{tmp_path}/libplanted.so')\nfrom adyton import elf\n"
     code += "print(elf.libraries([], ['libchosen.so.7'])['libchosen.so.7'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "libplanted.so")

@@ -20,7 +20,10 @@ _DYNAMIC: Final = struct.Struct("<QQ")
 _LOAD, _DYNAMIC_SEGMENT, _INTERPRETER = 1, 2, 3
 _NEEDED, _STRING_TABLE, _STRING_BYTES, _SONAME, _RPATH, _RUNPATH = 1, 5, 10, 14, 15, 29
 _MAX_SEGMENTS: Final = 1024
-_MAX_TABLE_BYTES: Final = 16 << 20
+_MAX_DYNAMIC_BYTES: Final = 64 << 10
+_MAX_TEXT_BYTES: Final = 4096
+_MAX_LIBRARIES: Final = 1024
+_MAX_FOLDERS: Final = 256
 
 _CACHE_MAGIC: Final = b"glibc-ld.so.cache1.1"
 _CACHE_HEADER: Final = struct.Struct("<20sII20x")
@@ -45,7 +48,7 @@ def read(path: str) -> Linked | None:
     with open(path, "rb") as file:
         try:
             return _read(file.fileno(), os.path.dirname(os.path.realpath(path)))
-        except (struct.error, ValueError):
+        except (struct.error, ValueError, OverflowError):
             return None
 
 
@@ -57,24 +60,29 @@ def _read(fd: int, folder: str) -> Linked:
     segments = list(_SEGMENT.iter_unpack(os.pread(fd, size * count, offset)))
     loads = [segment for segment in segments if segment[0] == _LOAD]
 
-    def content(kind: int) -> bytes | None:
+    def content(kind: int, limit_bytes: int) -> bytes | None:
         found = next((segment for segment in segments if segment[0] == kind), None)
-        if found is None or found[5] > _MAX_TABLE_BYTES:
+        if found is None:
             return None
+        if found[5] > limit_bytes:
+            raise ValueError
         return os.pread(fd, found[5], found[2])
 
-    interpreter = content(_INTERPRETER)
-    table = content(_DYNAMIC_SEGMENT) or b""
+    interpreter = content(_INTERPRETER, _MAX_TEXT_BYTES)
+    table = content(_DYNAMIC_SEGMENT, _MAX_DYNAMIC_BYTES) or b""
     entries = list(_DYNAMIC.iter_unpack(table[: len(table) - len(table) % _DYNAMIC.size]))
     values = dict(reversed(entries))
     address, length = values.get(_STRING_TABLE, 0), values.get(_STRING_BYTES, 0)
-    strings = b""
+    strings = None
     for _, _, at, start_address, _, in_file, _, _ in loads:
-        if start_address <= address < start_address + in_file and length <= _MAX_TABLE_BYTES:
-            strings = os.pread(fd, length, at + address - start_address)
+        if start_address <= address < start_address + in_file:
+            strings = at + address - start_address
 
     def text(at: int) -> str:
-        return os.fsdecode(strings[at : strings.index(b"\0", at)])
+        if strings is None or at >= length or strings + at >= 1 << 63:
+            raise ValueError
+        raw = os.pread(fd, min(length - at, _MAX_TEXT_BYTES), strings + at)
+        return os.fsdecode(raw[: raw.index(b"\0")])
 
     def folders(kind: int) -> tuple[str, ...]:
         found = text(values[kind]) if kind in values else ""
@@ -92,6 +100,48 @@ def _read(fd: int, folder: str) -> Linked:
     )
 
 
+def opened(program: str) -> list[str]:
+    """The libraries that the loader would open for a program, under the paths by which it opens them; sorted.
+
+    As `ldd` tells it, but without the loader: that runs code of what it maps (DT_AUDIT), and is made for files that are
+    trusted. A name that nothing on this machine answers to is left out, as is the loader itself.
+    Raises OSError where the program cannot be read, and ValueError where it is no ELF file, or asks for too much.
+    """
+    reader = cache(_read_regular)
+    asked = reader(program)
+    if asked is None:
+        raise ValueError("no ELF-64 program")
+    loader = _Loader(reader, ahead=os.environ.get("LD_LIBRARY_PATH", ""))
+    own = "" if asked.interpreter is None else asked.interpreter.rpartition("/")[2]
+    found: dict[str, str | None] = {own: None}
+    left = [(asked, asked.rpath)]
+    while left:  # breadth first, as the loader does
+        linked, rpath = left.pop(0)
+        if len(rpath) + len(linked.runpath) > _MAX_FOLDERS:
+            raise ValueError("too many folders to look in")
+        for name in linked.needed:
+            if name in found or name.startswith("ld-linux"):
+                continue
+            if len(found) > _MAX_LIBRARIES:
+                raise ValueError("too many libraries")
+            found[name] = path = loader.locate(name, linked.machine, rpath, linked.runpath)
+            below = None if path is None else reader(path)
+            if below is not None:
+                left.append((below, tuple(dict.fromkeys((*below.rpath, *rpath)))))
+            else:
+                found[name] = None
+    here = os.getcwd()
+    return sorted({os.path.join(here, path) for path in found.values() if path is not None})
+
+
+def _read_regular(path: str) -> Linked | None:
+    """As `read`, and None for what is no file at all: a pipe would be waited for."""
+    try:
+        return read(path) if os.path.isfile(path) else None
+    except OSError:
+        return None
+
+
 def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) -> dict[str, str]:
     """Every library that these files bring into a process, directly or through others, and `names` with theirs.
 
@@ -101,7 +151,8 @@ def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) 
     A name that nothing on this machine answers to is left out, as is a root that is no ELF file.
     """
     reader = cache(read)
-    loader = _Loader(reader, here=here)
+    ahead = os.environ.get("LD_LIBRARY_PATH", "") if here else ""
+    loader = _Loader(reader, ahead=ahead, loaded=mapped() if here else ())
     found: dict[str, str] = {}
     seen: set[str] = set()
 
@@ -136,15 +187,14 @@ def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) 
 class _Loader:
     """Where the dynamic loader finds a library."""
 
-    def __init__(self, reader: Callable[[str], Linked | None], *, here: bool) -> None:
+    def __init__(self, reader: Callable[[str], Linked | None], *, ahead: str, loaded: Iterable[str] = ()) -> None:
         self._read = reader
         self._mapped = {
             (linked.soname if linked and linked.soname else path.rpartition("/")[2]): path
-            for path in (mapped() if here else ())
+            for path in loaded
             for linked in (reader(path),)
         }
         self._cache = _cached(*_stamp("/etc/ld.so.cache"))
-        ahead = os.environ.get("LD_LIBRARY_PATH", "") if here else ""
         self._ahead = tuple(folder for folder in re.split("[:;]", ahead) if folder)
         self._default = _default_folders()
         holders = [f"{folder}/glibc-hwcaps" for folder in (*self._ahead, *self._default)]
