@@ -185,6 +185,7 @@ class World:
         """Let a program wait for approval, as one that asked and was refused does."""
         tee = tee or self.tee
         body = {"denial": denial, "told": {"message": "not approved"}, "peer": "p", "names": ["weights"], "tee": tee}
+        body["measurement"] = "ab" * 48 if tee.startswith(("tdx", "sim-tdx")) else measurement.hex()
         with self.store.write() as change:
             change.record(DENIAL, denial, {**body, WAITS: waiting(measurement, tee, "weights")}, at_ms)
 
