@@ -186,9 +186,8 @@ class World:
     def let_wait(self, measurement: Measurement, *, denial: str = "d-1", at_ms: int = 1, tee: str = "") -> None:
         """Let a program wait for approval, as one that asked and was refused does."""
         tee = tee or self.tee
-        seen = "ab" * 48 if "tdx" in tee else measurement.hex()  # of a confidential machine, its guest
         body = {"denial": denial, "told": {"message": "not approved"}, "peer": "p", "names": ["weights"], "tee": tee}
-        body["measurement"] = seen
+        body["measurement"] = "ab" * 48 if tee.startswith(("tdx", "sim-tdx")) else measurement.hex()
         with self.store.write() as change:
             change.record(DENIAL, denial, {**body, WAITS: waiting(measurement, tee, "weights")}, at_ms)
 

@@ -35,6 +35,7 @@ TIMEOUT_S: Final = 60
 _MAX_ANSWER_BYTES: Final = 4 * MAX_RENDERED_CHARS + 1
 _MAX_MESSAGE_CHARS: Final = 400
 _UNDEFINED: Final = re.compile(r"'([A-Za-z_][A-Za-z0-9_]{0,127})' is undefined")
+_NO_ATTRIBUTE: Final = re.compile(r"'dict object' has no attribute '([A-Za-z_][A-Za-z0-9_]{0,127})'")
 _RENDERER: Final = Path(__file__).with_name("rendering.py")
 
 
@@ -177,7 +178,10 @@ def _told(raw: bytes, name: str, text: str) -> ManifestError:
     if kind == "undefined" and (found := _UNDEFINED.fullmatch(message)):
         remedy = f"give it with -D {found[1]}=…"
     elif kind == "undefined" and message.startswith("'dict object'"):
-        remedy = "an environment variable is read only where it is named with --env NAME"
+        variable = _NO_ATTRIBUTE.fullmatch(message)
+        remedy = (
+            f"an environment variable is read only where it is named with --env {variable[1] if variable else 'NAME'}"
+        )
     elif kind == "unnamed":
         remedy = _naming(asked)
     elif kind == "gramine":

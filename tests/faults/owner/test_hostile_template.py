@@ -257,18 +257,19 @@ def test_renderer_inherits_no_secret_of_the_environment(monkeypatch: pytest.Monk
     assert asked == [{}]
 
 
+CHANGES: list[dict[str, object]] = [
+    {},
+    {"line": -9},
+    {"line": 1 << 63},
+    {"line": True},
+    {"kind": []},
+    {"kind": "unnamed", "asked": {"a": 1}},
+    {"kind": "unnamed", "asked": ["--signer", "x"]},
+    {"kind": "unnamed", "asked": ["--python", 5]},
+]
 ODD = [
     b"E" + json.dumps({"kind": "undefined", "message": "is undefined", "line": 1, "asked": None, **changed}).encode()
-    for changed in (
-        {},
-        {"line": -9},
-        {"line": 1 << 63},
-        {"line": True},
-        {"kind": []},
-        {"kind": "unnamed", "asked": {"a": 1}},
-        {"kind": "unnamed", "asked": ["--signer", "x"]},
-        {"kind": "unnamed", "asked": ["--python", 5]},
-    )
+    for changed in CHANGES
 ]
 
 

@@ -141,3 +141,16 @@ def test_rendering_leaves_jinja_out_of_a_run() -> None:
     """Importing the module imports no Jinja: a run must start fast."""
     code = "import sys, adyton.manifest.signed, adyton.manifest.template; sys.exit('jinja2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_refusal_says_which_option_gives_what_is_missing() -> None:
+    """A variable, an environment variable, a program, an interpreter: each with the name that the template uses."""
+    for text, remedy in (
+        ("{{ arch_libdir }}", "-D arch_libdir=…"),
+        ("{{ env.HOME }}", "--env HOME"),
+        ("{{ ldd('/bin/a b') }}", "--program '/bin/a b'"),
+        ("{{ python.get_sys_path('/usr/bin/python3') }}", "--python /usr/bin/python3"),
+    ):
+        with pytest.raises(ManifestError) as refused:
+            render(text)
+        assert (refused.value.remedy or "").endswith(remedy)

@@ -291,14 +291,14 @@ class Dashboard:
             raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
         guest = _guest(view, found[0])
         tees = sorted({item.tee for item in found})
-        draft = _draft(view, measurement, found[0].tee, found[0].key, app="x", version="x")
-        manifest = manifest_of(view, draft)
         explained = [json.loads(entry.body) for entry in view.entries(kind="explanation", subject=found[0].denial)]
-        refused, left_open = "", []
+        refused, draft, manifest, left_open = "", None, None, []
         try:
+            draft = _draft(view, measurement, found[0].tee, found[0].key, app="x", version="x")
             left_open = _left_open(shown(view, draft, self._mine), tees)
-        except UsageError as error:
-            refused, manifest, draft = error.message, None, draft.changed(not_covered=())
+            manifest = manifest_of(view, draft)
+        except UsageError as error:  # it can be dismissed all the same
+            refused, draft = error.message, None
         return {
             "refused": refused,
             "item": found[0],
@@ -306,7 +306,7 @@ class Dashboard:
             "guest": guest,
             "argv": () if manifest is None else tuple(map(one_line, manifest.argv or ())),
             "left_open": left_open,
-            "uncovered": draft.not_covered,
+            "uncovered": () if draft is None else draft.not_covered,
             "explained": explained,
             "apps": sorted({item.approval.app for item in view.approvals()}),
         }
