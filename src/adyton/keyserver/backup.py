@@ -21,6 +21,7 @@ import secrets
 import shutil
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,11 +35,9 @@ from adyton.keyserver.audit import sign_checkpoint
 from adyton.keyserver.backup_header import HEAD_BYTES, VERSION, parse_header
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
-from adyton.keyserver.ledger import Ledger
 from adyton.keyserver.owner import Config, Home, audit_private_key
 from adyton.keyserver.sealed import Part
 from adyton.keyserver.shares import Share, check_shares, join_key, listed, split_key
-from adyton.keyserver.view import Reader
 from adyton.keyserver.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, write_private_file
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
@@ -129,11 +128,13 @@ def _add_bytes(archive: tarfile.TarFile, name: str, raw: bytes) -> None:
 
 
 def _checkpoint(home: Home, store: Store, path: Path) -> Checkpoint:
-    """A checkpoint of the copy: the key server's own may be newer than it, and a restored store would seem too old."""
+    """A checkpoint of the copy: the key server's own may be newer than it, and a restored store would seem too old.
+
+    The copy is verified: who wrote to the database would else spoil every backup from then on, and nobody knew.
+    """
     copy = sa.create_engine(f"sqlite:///{path}")
     try:
-        with copy.connect() as connection:
-            head = Reader(connection, store.keyring, Ledger(store.id)).head()  # authenticated
+        head = store.verify_copy(copy)
     finally:
         copy.dispose()
     return sign_checkpoint(audit_private_key(home), store.id, head, now_ms())
@@ -222,9 +223,10 @@ def restore(
         key = join_key(shares)
     home.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".restore-", dir=home.parent))
+    loaded = False
     try:
         _unpack(path, beside, key)
-        config = Config.parse((beside / "home" / "config.toml").read_text(encoding="utf-8"))
+        config = Home.open(beside / "home").config
         url = config.store_url if store_url is None else store_url
         made = Home(beside / "home", _with_store(config, url))
         if join:
@@ -233,6 +235,7 @@ def restore(
             (beside / "store.sqlite").replace(beside / "home" / "store.db")
         else:
             _load_tables(beside / "store.sqlite", url)
+            loaded = True
         (beside / "home" / "config.toml").unlink()
         write_private_file(beside / "home" / "config.toml", made.config.to_toml().encode())
         (beside / "home" / "collateral").mkdir(exist_ok=True)
@@ -241,6 +244,18 @@ def restore(
         if home.exists():
             home.rmdir()
         (beside / "home").replace(home)
+    except BaseException as error:
+        if loaded:
+            _drop_tables(url)
+        if isinstance(error, OSError):  # also where a hostile backup has a folder where a file should be
+            raise StorageFailed(
+                f"the home cannot be put together from the backup: {error.strerror}",
+                check="restoring the home",
+                expected=f"a folder that can be written, and the files of a home in {path}",
+                seen=error.strerror,
+                remedy="make room beside the new home, or take a backup that adyton backup made",
+            ) from None
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Home.open(home)
@@ -322,6 +337,16 @@ def _load_tables(path: Path, url: str) -> None:
     finally:
         source.dispose()
         target.dispose()
+
+
+def _drop_tables(url: str) -> None:
+    """Take away what was just loaded, and did not verify: the database had no store before."""
+    engine = make_engine(url)
+    try:
+        with suppress(sa.exc.SQLAlchemyError), engine.connect() as connection, connection.begin():
+            schema.metadata.drop_all(connection)
+    finally:
+        engine.dispose()
 
 
 def _check_shared(url: str, store_id: str) -> None:

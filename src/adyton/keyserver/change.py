@@ -142,7 +142,7 @@ class Transaction(Reader):
     def __init__(self, connection: sa.Connection, keyring: Keyring, ledger: Ledger, cache: Cache) -> None:
         super().__init__(connection, keyring, ledger)
         self._cache = cache
-        self._said = Facts()
+        self._said = Facts(is_whole=False)
         """What this transaction's own entries say."""
         self._pending: dict[str, list[dict[str, Any]]] = {}
         self._own_nonces: dict[bytes, int] = {}
@@ -515,7 +515,7 @@ class Transaction(Reader):
         self._flush(_RELEASED)
         table = schema.artifacts
         query = sa.select(table.c.sha256, sa.func.length(table.c.data)).where(table.c.at < before_ms)
-        sizes = {bytes(row[0]): int(row[1]) for row in self._connection.execute(query)}
+        sizes = {bytes(row[0]): int(row[1] or 0) for row in self._connection.execute(query)}
         going = [sha256 for sha256 in sizes if sha256 not in needed]
         for start in range(0, len(going), FORGOTTEN_AT_ONCE):
             piece = going[start : start + FORGOTTEN_AT_ONCE]
@@ -547,6 +547,7 @@ class Transaction(Reader):
         at = now_ms()
         self._connection.execute(sa.insert(schema.data_keys).values(version=version, wrapped=wrapped, created_at=at))
         for row in self._connection.execute(sa.select(schema.keys)).all():
+            self._check_data_key(row.name, row.data_key)  # else what an older, leaked one wraps would count again
             bound = self._keyring.key_binding(row.name, row.version, row.kind)
             value = self._data_key(row.data_key).unwrap(bytes(row.wrapped), bound, f"key {row.name!r}")
             self._connection.execute(
@@ -560,15 +561,11 @@ class Transaction(Reader):
 
     def rewrap(self, new_master: WrappingKey, *, actor: str) -> None:
         """Wrap the data keys under another master key; the caller then puts it in the old one's place."""
-        master = self.current_master()
-        for row in self._connection.execute(sa.select(schema.data_keys)).all():
-            bound = self._keyring.data_key_binding(row.version)
-            raw = master.unwrap(bytes(row.wrapped), bound, f"data key {row.version}")
-            self._connection.execute(
-                sa.update(schema.data_keys)
-                .where(schema.data_keys.c.version == row.version)
-                .values(wrapped=new_master.wrap(raw, bound))
-            )
+        version = self._newest_data_key()
+        wrapped = new_master.wrap(self._data_key(version).reveal(), self._keyring.data_key_binding(version))
+        table = schema.data_keys
+        self._connection.execute(sa.update(table).where(table.c.version == version).values(wrapped=wrapped))
+        self._connection.execute(sa.delete(table).where(table.c.version != version))
         state = self._keyring.state_under(new_master)
         self._connection.execute(sa.update(schema.meta).where(schema.meta.c.name == "state").values(value=state))
         self.record("master-key-rotated", "", {"actor": actor[:128]}, now_ms())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import sqlalchemy as sa
 
 from adyton.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+
+_WORDS: Final[Mapping[type, str]] = {bytes: "bytes", str: "text", int: "a number from 0 on"}
 
 
 class _Checked(sa.types.TypeDecorator[Any]):
-    """A value of one kind, or NULL; anything else in its place is a StoreError and no value."""
+    """A value of one kind; anything else in its place, NULL too, is a StoreError and no value."""
 
     cache_ok = True
     kinds: ClassVar[tuple[type, ...]]
@@ -24,15 +27,15 @@ class _Checked(sa.types.TypeDecorator[Any]):
         make = kinds[0]
 
         def check(value: Any) -> Any:
-            if type(value) is make or value is None:
+            if type(value) is not make and isinstance(value, kinds):
+                value = make(value)
+            if type(value) is make and not (isinstance(value, int) and value < 0):
                 return value
-            if isinstance(value, kinds):
-                return make(value)
             raise StoreError(
                 "a value in the database is of another kind than Adyton writes",
                 check="kind of a value in the database",
-                expected=make.__name__,
-                seen=type(value).__name__,
+                expected=_WORDS[make],
+                seen="a number below 0" if type(value) is int else type(value).__name__,
                 remedy="something other than Adyton wrote to the database: restore the newest backup (adyton restore)",
             )
 
@@ -64,7 +67,7 @@ class LongText(_Checked):
 
 
 class Number(_Checked):
-    """A whole number of up to 64 bits."""
+    """A whole number from 0 on, of up to 64 bits with its sign."""
 
     impl = sa.BigInteger
     cache_ok = True
@@ -72,7 +75,7 @@ class Number(_Checked):
 
 
 class SmallNumber(_Checked):
-    """A whole number of up to 32 bits."""
+    """A whole number from 0 on, of up to 32 bits with its sign."""
 
     impl = sa.Integer
     cache_ok = True

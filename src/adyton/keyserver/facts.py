@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from adyton.errors import AuditError
+from adyton.errors import AuditError, UsageError
 from adyton.keyserver.audit import canonical
+from adyton.keyserver.policy import REVOKED
 from adyton.values import Measurement
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 POLICY: Final = "policy"
 KEY_ADDED: Final = "key-added"
 DATA_KEY_ROTATED: Final = "data-key-rotated"
+RECORD_SIGNED: Final = "record-signed"
 RELEASE: Final = "release"
 DENIAL: Final = "denial"
 EXPLANATION: Final = "explanation"
@@ -135,10 +137,14 @@ class Facts:
     """By approval: how many runs had its key."""
     leases: dict[str, dict[str, Lease]] = field(default_factory=dict)
     """By approval and run: leases, of which some may have ended."""
+    ends: dict[str, list[int]] = field(default_factory=dict)
+    """By approval: when its leases end, sorted, so that those that last need not be counted one by one."""
     waiting: dict[tuple[bytes, str, str], Candidate] = field(default_factory=dict)
     """By measurement, platform and key; the last to ask is the last."""
     leases_kept: int = 0
     forget_above: int = _LEASES_KEPT
+    is_whole: bool = True
+    """Whether it begins with the record: then each revision and version must follow the one before it."""
 
     def note(self, entry: Entry) -> None:
         """Take in the next entry, which is verified; raises AuditError where its text is not that of its kind."""
@@ -147,7 +153,7 @@ class Facts:
             return
         try:
             reader(self, entry, json.loads(entry.body))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError):
             raise AuditError(
                 f"audit entry {entry.seq} does not say what an entry of its kind says",
                 check=f"body of audit entry {entry.seq}",
@@ -186,7 +192,8 @@ class Facts:
 
     def active(self, approval: str, at_ms: int) -> int:
         """How many runs hold a lease that still lasts."""
-        return sum(lease.until_ms > at_ms for lease in self.leases.get(approval, {}).values())
+        ends = self.ends.get(approval, [])
+        return len(ends) - bisect_right(ends, at_ms)
 
     def candidates(self) -> list[Candidate]:
         """Who waits, the last to ask first."""
@@ -240,29 +247,40 @@ class Facts:
         found.leases = {
             name: {run: Lease(*lease) for run, lease in leases.items()} for name, leases in document["leases"].items()
         }
-        found.leases_kept = sum(map(len, found.leases.values()))
-        found.forget_above = 2 * found.leases_kept + _LEASES_KEPT
+        found._count_leases()
         for measurement, tee, key, first, last, requests, denial in document["waiting"]:
             item = Candidate(Measurement.from_hex(measurement), tee, key, first, last, requests, denial)
             found.waiting[item.measurement.raw, tee, key] = item
         return found
+
+    def _must_follow(self, before: int, number: int) -> None:
+        if self.is_whole and number != before + 1:
+            raise ValueError(f"{number} does not follow {before}")
 
     # --- one kind of entry each -------------------------------------------------------------------------------------
 
     def _policy(self, entry: Entry, body: Mapping[str, Any]) -> None:
         policy = body["policy"]
         stand = Stand.of(body["revision"], body["state"], canonical(policy))
-        self.approvals.setdefault(body["approval"], []).append(Change(entry.seq, entry.at_ms, stand))
+        changes = self.approvals.setdefault(str(body["approval"]), [])
+        before = changes[-1].stand if changes else None
+        self._must_follow(0 if before is None else before.revision, stand.revision)
+        if before is not None and before.state == REVOKED and stand.state != REVOKED:
+            raise ValueError("what was revoked stays so")
+        changes.append(Change(entry.seq, entry.at_ms, stand))
         self.changes.append(entry.seq)
         if stand.revision == 1 and "measurement" in policy:
             self._forget(policy["measurement"], policy["key"])
 
     def _key_added(self, entry: Entry, body: Mapping[str, Any]) -> None:
         version = KeyVersion(entry.seq, int(body["version"]), str(body["kind"]), entry.at_ms)
-        self.keys.setdefault(str(body["key"]), []).append(version)
+        versions = self.keys.setdefault(str(body["key"]), [])
+        self._must_follow(versions[-1].version if versions else 0, version.version)
+        versions.append(version)
         self.changes.append(entry.seq)
 
     def _data_key_rotated(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        self._must_follow(self.data_keys[-1][1] if self.data_keys else 1, int(body["version"]))
         self.data_keys.append((entry.seq, int(body["version"])))
         self.changes.append(entry.seq)
 
@@ -279,7 +297,8 @@ class Facts:
             if before is not None and before.until_ms > entry.at_ms:
                 continue
             self.leases_kept += before is None
-            held[run] = Lease(int(item["lease_until_ms"]), str(item["release"]))
+            held[run] = lease = Lease(int(item["lease_until_ms"]), str(item["release"]))
+            insort(self.ends.setdefault(approval, []), lease.until_ms)
             if not item["renewed"]:
                 self.runs[approval] = self.runs.get(approval, 0) + 1
         if self.leases_kept > self.forget_above:
@@ -289,6 +308,12 @@ class Facts:
         self.leases = {
             approval: {run: lease for run, lease in held.items() if lease.until_ms > at_ms}
             for approval, held in self.leases.items()
+        }
+        self._count_leases()
+
+    def _count_leases(self) -> None:
+        self.ends = {
+            approval: sorted(lease.until_ms for lease in held.values()) for approval, held in self.leases.items()
         }
         self.leases_kept = sum(map(len, self.leases.values()))
         self.forget_above = 2 * self.leases_kept + _LEASES_KEPT

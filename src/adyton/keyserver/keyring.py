@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import struct
+from copy import copy
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import StoreError
@@ -72,6 +73,12 @@ class Keyring:
         bound = (_UNSIGNED_RECORD if unsigned_record else _MASTER_CHECK) + store_id
         opened, state = _first(master, reload, wrapped_state, bound, "the store")
         return cls(store_id, opened, WrappingKey(state), reload)
+
+    def without_data_keys(self) -> Keyring:
+        """The same, with every data key still to be opened."""
+        other = copy(self)
+        other.data_keys = {}
+        return other
 
     def current_master(self, wrapped_state: bytes) -> WrappingKey:
         """The master key that opens the store as it is now; raises StoreError where this process has none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.errors import AuditError
@@ -17,7 +18,7 @@ from adyton.keyserver.audit import Head, linked, start_hash
 from adyton.keyserver.facts import Facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from adyton.keyserver.audit import Entry
     from adyton.keyserver.facts import Candidate, Change, KeyVersion, Lease
@@ -68,7 +69,7 @@ class Ledger:
         """The last entry that is verified."""
         return self._state.head
 
-    def follow(self, head: Head, load: Callable[[int, int], Iterable[Entry]]) -> None:
+    def follow(self, head: Head, load: Callable[[int, int], Generator[Entry, None, None]]) -> None:
         """Read on up to an authenticated head; `load` gives the entries after one number and up to another.
 
         Raises AuditError where they do not lead there, and takes nothing of them in.
@@ -78,17 +79,21 @@ class Ledger:
             if head.seq <= there.seq:
                 self._check_passed(head)
                 return
-            new = linked(there, load(there.seq, head.seq))
-            if head.seq - there.seq > MAX_AT_ONCE:
-                state = copy.deepcopy(self._state)
-                for entry in new:
-                    state.take(entry)
-                check_end(state.head, head)
-                self._state = state
-                return
-            entries = list(new)
-            check_end(Head(entries[-1].seq, entries[-1].hash) if entries else there, head)
-            self._take(entries)
+            with closing(load(there.seq, head.seq)) as found:
+                self._read_on(head, linked(there, found))
+
+    def _read_on(self, head: Head, new: Iterable[Entry]) -> None:
+        there = self._state.head
+        if head.seq - there.seq > MAX_AT_ONCE:
+            state = copy.deepcopy(self._state)
+            for entry in new:
+                state.take(entry)
+            check_end(state.head, head)
+            self._state = state
+            return
+        entries = list(new)
+        check_end(Head(entries[-1].seq, entries[-1].hash) if entries else there, head)
+        self._take(entries)
 
     def _take(self, entries: Iterable[Entry]) -> None:
         try:
@@ -188,7 +193,7 @@ class Ledger:
     def candidates(self, own: Sequence[Entry] = ()) -> list[Candidate]:
         """Who waits, the last to ask first, once these further entries are written."""
         with self._lock:
-            found = Facts(waiting=dict(self._state.facts.waiting))
+            found = Facts(waiting=dict(self._state.facts.waiting), is_whole=False)
         for entry in own:
             found.note(entry)
         return found.candidates()

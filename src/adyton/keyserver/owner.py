@@ -296,6 +296,7 @@ class Home:
             )
         reload = None if self.config.master == "passphrase" else self._masters
         store = Store.open(url, self.master_key(passphrase), reload, Kept(self).checkpoint)
+        self.keep_head_of(store)  # of a store that was just brought to this version's form
         if self._next_master.exists():
             self._finish_rotation(store)
         return store
@@ -562,8 +563,23 @@ def rotate_master_file(home: Home, store: Store) -> None:
             beside.unlink(missing_ok=True)  # what is there opens nothing: master.key does
             write_private_file(beside, new.reveal())
             change.rewrap(new, actor=actor())
+        _check_opens(home, new)
         rename_private_file(beside, current)
     store.keyring.master = new
+
+
+def _check_opens(home: Home, master: WrappingKey) -> None:
+    """Raise StoreError where the store does not open under its new master key: the old one is kept then."""
+    from adyton.keyserver.store import Store
+
+    store = Store.open(home.store_url(), master)
+    try:
+        with store.read() as view:
+            every = view.keys()
+            for key in every:
+                view.reveal(key.name)
+    finally:
+        store.close()
 
 
 @contextmanager

@@ -92,6 +92,7 @@ def parse_share(text: str) -> Share:
             commitment.removeprefix("made with ").replace(" ", ""),
         )
         good = len(share.raw) == KEY_BYTES and bool(share.commitment) == _TITLES[title]
+        good = good and 1 <= share.number <= share.total and 2 <= share.needed <= share.total <= MAX_SHARES
         good = good and share.to_text().split() == text.split()
     except (ValueError, IndexError, KeyError):
         good = False
@@ -160,16 +161,13 @@ def check_shares(shares: Sequence[Share], backup: str, header: Mapping[str, Any]
         hashes = []
     expected = _commitment(hashes)
     agree = [share for share in shares if hmac.compare_digest(share.commitment.encode(), expected.encode())]
-    for share in shares:
+    for share in agree:
         position = share.number - 1
-        is_listed = 0 <= position < len(hashes) and hmac.compare_digest(hashes[position], share.sha256())
-        if not is_listed and agree:
+        if not (0 <= position < len(hashes) and hmac.compare_digest(hashes[position], share.sha256())):
             raise IntegrityError(
                 f"share {share.number} is not the one that was made with this backup",
                 check=f"hash of recovery share {share.number}",
-                expected="the hash in the backup's header, which other shares vouch for"
-                if share not in agree
-                else "the hash in the backup's header",
+                expected="the hash in the backup's header",
                 seen="another: it was forged, or is damaged",
                 remedy="use another share in its place, and ask who gave this one",
             )
@@ -180,7 +178,8 @@ def check_shares(shares: Sequence[Share], backup: str, header: Mapping[str, Any]
             check="commitment of the recovery shares",
             expected="the hash of the list in the backup's header, in every share",
             seen=f"another in share {', '.join(wrong)}",
-            remedy="take another copy of the backup, or other shares: those made with it agree with it",
+            remedy="either these shares are forged, or the header and all others are: compare the line 'made with' of"
+            " all shares that there are, and take those, and that copy of the backup, on which their holders agree",
         )
 
 

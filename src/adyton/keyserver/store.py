@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from adyton.errors import StoreError, VersionMismatch
+from adyton.errors import AuditError, StoreError, VersionMismatch
 from adyton.keyserver import schema
-from adyton.keyserver.audit import STORE_ID_BYTES, Checkpoint, Entry, Head, start_hash, verify_chain
+from adyton.keyserver.audit import (
+    STORE_ID_BYTES,
+    Checkpoint,
+    Entry,
+    Head,
+    canonical,
+    entry_hash,
+    start_hash,
+    verify_chain,
+)
 from adyton.keyserver.change import Cache, Transaction
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.database import AS_OF_ONE_MOMENT, make_engine, store_error
+from adyton.keyserver.facts import RECORD_SIGNED
 from adyton.keyserver.keyring import Keyring
 from adyton.keyserver.ledger import Ledger, check_end
 from adyton.keyserver.view import Reader
@@ -48,6 +58,18 @@ def _known_version(written: bytes) -> int:
             remedy="upgrade Adyton on this machine",
         )
     return version
+
+
+def _never_signed(entry: Entry) -> Entry:
+    if entry.kind == RECORD_SIGNED:
+        raise AuditError(
+            "the store was given back the form that it had in an older version of Adyton",
+            check="form of the audit record",
+            expected=f"a record with a code, as entry {entry.seq} says",
+            seen="a record without one",
+            remedy="restore the newest backup (adyton restore), and look for who wrote to the database",
+        )
+    return entry
 
 
 @contextmanager
@@ -87,6 +109,9 @@ class Store:
         self._ledger = Ledger(self.id)
         if version < schema.SCHEMA_VERSION:
             self._migrate()
+        if self.has_written:
+            with self.read():
+                pass
 
     @classmethod
     def create(cls, url: str, master: WrappingKey, *, actor: str) -> Store:
@@ -186,7 +211,9 @@ class Store:
             for step in range(version + 1, schema.SCHEMA_VERSION + 1):
                 schema.MIGRATIONS[step](connection)
             if head is not None:
-                connection.execute(sa.update(schema.chain).values(mac=self.keyring.head_mac(head)))
+                head = self._note_signed(connection, head, version)
+                mac = self.keyring.head_mac(head)
+                connection.execute(sa.update(schema.chain).values(seq=head.seq, hash=head.hash, mac=mac))
                 state = self.keyring.state_under(self.keyring.master)
                 connection.execute(sa.update(schema.meta).where(schema.meta.c.name == "state").values(value=state))
             connection.execute(
@@ -194,15 +221,29 @@ class Store:
                 .where(schema.meta.c.name == "schema")
                 .values(value=str(schema.SCHEMA_VERSION).encode())
             )
+        self.has_written = head is not None
+
+    @staticmethod
+    def _note_signed(connection: sa.Connection, head: Head, version: int) -> Head:
+        """Have the record say that it carries a code from here on: it is not taken without one any more."""
+        seq, at, body = head.seq + 1, now_ms(), canonical({"from": version, "schema": schema.SCHEMA_VERSION})
+        digest = entry_hash(head.hash, seq, at, RECORD_SIGNED, body)
+        row = {"seq": seq, "at": at, "kind": RECORD_SIGNED, "subject": "", "body": body, "hash": digest}
+        connection.execute(sa.insert(schema.audit).values(**row))
+        return Head(seq, digest)
 
     def _unsigned_head(self, connection: sa.Connection) -> Head:
-        """The head of a record that carries no code yet, once all of it is verified, the kept checkpoint in it."""
+        """The head of a record that carries no code yet, once all of it is verified, the kept checkpoint in it.
+
+        Raises AuditError also where it says that it had one: somebody gave the store its older form back.
+        """
         kept = self._kept()
         row = connection.execute(sa.select(schema.chain.c.seq, schema.chain.c.hash)).one()
         table = schema.audit
-        rows = connection.execute(sa.select(table).order_by(table.c.seq), execution_options={"yield_per": 5000})
-        entries = (Entry(item.seq, item.at, item.kind, item.body, bytes(item.hash)) for item in rows)
-        head = verify_chain(self.id, entries, [] if kept is None else [kept])
+        query = sa.select(table).order_by(table.c.seq)
+        with connection.execute(query, execution_options={"yield_per": 5000}) as rows:
+            entries = (Entry(item.seq, item.at, item.kind, item.body, bytes(item.hash)) for item in rows)
+            head = verify_chain(self.id, map(_never_signed, entries), [] if kept is None else [kept])
         check_end(head, Head(row.seq, bytes(row.hash)))
         return head
 
@@ -263,15 +304,53 @@ class Store:
         """
         recorded = Ledger(self.id)
         with self._view(recorded) as (view, known, kept):
-            with closing(view.load(0, view.head().seq)) as entries:
-                head = verify_chain(self.id, recorded.noting(entries), checkpoints)
-            check_end(head, view.head())
-            view.begin(known, kept)
-            view.hold_approvals_against_record()
-            view.hold_keys_against_record()
-            view.kept_facts()
-        self._ledger = recorded
+            head = self._verify(view, recorded, checkpoints, known, kept)
+        if recorded.head.seq >= self._ledger.head.seq:  # else another thread has read further meanwhile
+            self._ledger = recorded
         return head
+
+    def _verify(
+        self,
+        view: Reader,
+        recorded: Ledger,
+        checkpoints: Sequence[Checkpoint],
+        known: Head,
+        kept: Checkpoint | None,
+    ) -> Head:
+        with closing(view.load(0, view.head().seq)) as entries:
+            head = verify_chain(self.id, recorded.noting(entries), checkpoints)
+        check_end(head, view.head())
+        view.begin(known, kept)
+        view.hold_approvals_against_record()
+        view.hold_keys_against_record()
+        view.kept_facts()
+        return head
+
+    def verify_copy(self, copy: sa.Engine) -> Head:
+        """Verify a copy of this store as who restores it does: what would be refused then is no copy worth keeping.
+
+        Returns where its record ends; raises AuditError and StoreError.
+        """
+        recorded = Ledger(self.id)
+        try:
+            with copy.connect() as connection:
+                meta = {row.name: row.value for row in connection.execute(sa.select(schema.meta))}
+                keyring = self.keyring.without_data_keys()
+                keyring.current_master(meta.get("state", b""))
+                facts = (meta.get("id"), _known_version(meta.get("schema", b"")))
+                if facts != (self.id, schema.SCHEMA_VERSION):
+                    raise StoreError(
+                        "the database says that it holds another store than this process opened",
+                        check="facts of the store",
+                        expected=f"store {self.id.hex()}, schema {schema.SCHEMA_VERSION}",
+                        seen=f"store {bytes(facts[0] or b'')[:20].hex()}, schema {facts[1]}",
+                        remedy="something other than Adyton wrote to the database: restore the newest backup (adyton"
+                        " restore)",
+                    )
+                view = Reader(connection, keyring, recorded)
+                return self._verify(view, recorded, (), recorded.head, None)
+        except sa.exc.SQLAlchemyError as error:
+            raise store_error(error) from error
 
     def verify_rest(self) -> None:
         """Compare what else is kept with the record: manifests, evidence, the ids of entries; after `verify_audit`."""

@@ -11,6 +11,7 @@ import hmac
 import itertools
 import json
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -299,7 +300,13 @@ class Reader:
             raise self._not_as_recorded(row.id, there, None if recorded is None else recorded.stand)
         approval = Approval.from_dict(json.loads(row.document))
         if approval.key != row.key:
-            raise StoreError(f"approval {row.id} is filed under another key", check="key of the approval")
+            raise StoreError(
+                f"approval {row.id} is filed under another key",
+                check=f"key of approval {row.id}",
+                expected=approval.key,
+                seen=repr(row.key)[:80],
+                remedy=_LOOK_FOR_WRITER,
+            )
         return StoredApproval(row.id, row.state, row.revision, approval, moment(recorded.at_ms))
 
     @staticmethod
@@ -426,7 +433,8 @@ class Reader:
             entry = self._whole(seq)
             if subject is not None and subject_of(entry.kind, entry.body) not in (None, subject):
                 raise _filed_elsewhere(entry, subject)
-            yield entry
+            if kind in (None, entry.kind):  # else the database gave another than it was asked for
+                yield entry
 
     def _every(self, after: int, kind: str | None, since_ms: int | None) -> Generator[Entry, None, None]:
         found: Iterable[Entry]
@@ -444,9 +452,10 @@ class Reader:
     def _in_order(self, after: int) -> Generator[Entry, None, None]:
         """All entries after one that lies at most 64 before `after`, each verified, without what this view added."""
         last = self._anchor(min(after, self._verified_to.seq) // STEP)
-        for entry in linked(last, self.load(last.seq, self._verified_to.seq)):
-            last = Head(entry.seq, entry.hash)
-            yield entry
+        with closing(self.load(last.seq, self._verified_to.seq)) as found:
+            for entry in linked(last, found):
+                last = Head(entry.seq, entry.hash)
+                yield entry
         self._check_ends(last, self._verified_to)
 
     def _anchor(self, number: int) -> Head:
@@ -468,6 +477,8 @@ class Reader:
 
     def _whole(self, seq: int) -> Entry:
         """One entry, verified with those around it; raises AuditError where it is not what was written."""
+        if not 1 <= seq <= self._head.seq:
+            raise _not_of_record(seq, self._head)
         if seq > self._verified_to.seq:
             return self._own[seq - self._verified_to.seq - 1]
         number = (seq - 1) // STEP
@@ -482,7 +493,8 @@ class Reader:
         start, end = self._anchor(number), self._ledger.anchor(number + 1)
         if end is None or end.seq > self._verified_to.seq:
             end = self._verified_to
-        found = {entry.seq: entry for entry in linked(start, self.load(start.seq, end.seq))}
+        with closing(self.load(start.seq, end.seq)) as there:
+            found = {entry.seq: entry for entry in linked(start, there)}
         last = Head(end.seq, found[end.seq].hash) if end.seq in found else start
         self._check_ends(last, end)
         return found
@@ -555,7 +567,7 @@ class Reader:
                     " restore); what was released since is in the record",
                 )
         for row in rows:
-            self._authenticate(row)
+            self._stored(row)
 
     def hold_keys_against_record(self) -> None:
         """Open every key and secret, each version that the record names and no other; raises StoreError."""
@@ -566,16 +578,30 @@ class Reader:
     def hold_rest_against_record(self) -> None:
         """Compare what else is kept: manifests, evidence, and the ids under which entries are found."""
         for row in self._connection.execute(sa.select(schema.manifests)):
-            measured(Measurement(bytes(row.measurement)), bytes(row.manifest), row.runtime_parts)
+            measured(row.measurement, bytes(row.manifest), row.runtime_parts)
         for _ in self.artifacts():
             pass
         table = schema.audit
+        beyond = sa.select(table.c.seq).where(sa.or_(table.c.seq > self._head.seq, table.c.seq < 1)).limit(1)
+        for seq in self._connection.execute(beyond).scalars().all():
+            raise _not_of_record(seq, self._head)
         query = sa.select(*_COLUMNS).where(table.c.seq <= self._head.seq)
         with self._connection.execute(query, execution_options={"yield_per": 5000}) as rows:
             for row in rows:
                 subject = subject_of(row.kind, row.body)
                 if subject not in (None, row.subject):
                     raise _filed_elsewhere(_entry(row), row.subject)
+
+
+def _not_of_record(seq: int, head: Head) -> AuditError:
+    return AuditError(
+        f"the database has an audit entry {seq}, and the record has none",
+        check="entries of the audit record",
+        expected=f"entries 1 to {head.seq}",
+        seen=f"entry {seq}",
+        remedy="something other than Adyton wrote it, and nothing more can be recorded once the record comes to its"
+        " number: restore the newest backup (adyton restore), or remove this row",
+    )
 
 
 def _filed_elsewhere(entry: Entry, where: str) -> AuditError:
@@ -598,18 +624,19 @@ def _key_not_as_recorded(name: str, what: str, *, missing: bool) -> StoreError:
     )
 
 
-def measured(measurement: Measurement, manifest: bytes, written_parts: str) -> tuple[bytes, dict[str, str]]:
+def measured(measurement: Measurement | bytes, manifest: bytes, written_parts: str) -> tuple[bytes, dict[str, str]]:
     """Manifest and runtime parts, once they give the measurement under which they are kept."""
     try:
         parts = {str(name): str(value) for name, value in json.loads(written_parts).items()}
         found = workload_measurement(manifest, combine({name: Digest.from_hex(text) for name, text in parts.items()}))
     except (ValueError, AttributeError, RecursionError, Error):
         found = None
-    if found != measurement:
+    raw = measurement if isinstance(measurement, bytes) else measurement.raw
+    if found is None or found.raw != raw:
         raise StoreError(
             "the manifest that is kept for a measurement is another program's",
             check="measurement of the kept manifest",
-            expected=measurement.hex(),
+            expected=raw.hex(),
             seen="parts that are no hashes" if found is None else found.hex(),
             remedy="something other than Adyton wrote to the database: do not approve what it shows; restore the newest"
             " backup (adyton restore), and look for who did",

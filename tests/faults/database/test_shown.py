@@ -5,24 +5,29 @@ from __future__ import annotations
 import hashlib
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
-from adyton.errors import Denied
+from adyton.errors import AuditError, Denied
 from adyton.keyserver import schema
 from adyton.keyserver.audit import canonical
 from adyton.keyserver.facts import DENIAL, WAITS, waiting
 from adyton.keyserver.prune import missing
 from adyton.keyserver.replay import replay
+from adyton.keyserver.view import AWAITED
 from adyton.net.client import obtain_keys
 from adyton.net.collateral_store import CollateralStore
 from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.values import Measurement
 from tests.faults.database.writer import Writer, is_named, list_approvals, opened, release, verify
 from tests.owner_world import RUNTIME_PARTS, World, make_world, running
+
+NOT_READ = ("created_at", "added_at", "changed_at")
+"""Columns that nothing reads: the record says when it was."""
 
 HARMLESS = Measurement(b"h" * 32)
 
@@ -205,6 +210,12 @@ def test_refusal_of_another_program_filed_under_this_ones_id(world: World, write
         "INSERT INTO artifacts VALUES (X'00', 'evidence', 'text', 1)",
         "INSERT INTO artifacts VALUES (X'00', X'00', X'00', 1)",
         "INSERT INTO chain VALUES (2, 1, X'00', X'00')",
+        "UPDATE chain SET seq = -1",
+        "UPDATE audit SET at = -1 WHERE seq = 2",
+        "UPDATE manifests SET measurement = X'00'",
+        "UPDATE approvals SET key = 'other'",
+        "INSERT INTO audit SELECT max(seq) + 1, 1, 'x', '', '{}', X'00' FROM audit",
+        "INSERT INTO audit VALUES (9223372036854775807, 1, 'x', '', '{}', X'00')",
         "DELETE FROM chain",
         "DELETE FROM meta",
         "DELETE FROM data_keys",
@@ -218,6 +229,49 @@ def test_value_of_another_kind_is_a_refusal(tmp_path: Path, change: str) -> None
         with Writer(world.home.store_url()) as writer:
             writer.sql("PRAGMA foreign_keys = OFF", change)
         is_named(lambda: verify(world))
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        (table.name, column.name)
+        for table in schema.metadata.sorted_tables
+        for column in table.columns
+        if column.name not in NOT_READ and table is not schema.nonces
+    ],
+)
+def test_null_is_a_refusal(tmp_path: Path, table: str, column: str) -> None:
+    """A view in a table's place gives NULL where nothing may be: that is refused in words, too."""
+    with make_world(tmp_path) as world:
+        world.approve(world.program())
+        with world.store.write() as change:
+            change.keep_artifact("evidence", b"some", 1)
+            change.use_nonce(b"n" * 32, 1 << 50, 1)
+        names = [item.name for item in schema.metadata.tables[table].columns]
+        given = ", ".join(f"NULL AS {name}" if name == column else name for name in names)
+        with Writer(world.home.store_url()) as writer:
+            writer.sql(
+                "PRAGMA legacy_alter_table = ON",
+                f"ALTER TABLE {table} RENAME TO behind",
+                f"CREATE VIEW {table} AS SELECT {given} FROM behind",
+            )
+        is_named(lambda: verify(world))
+
+
+def test_entry_of_another_kind_is_not_given_for_one_that_is_looked_for(tmp_path: Path) -> None:
+    """A view that answers now this and now that has an older entry taken for an acknowledgement: it never is."""
+    with make_world(tmp_path) as world, Writer(world.home.store_url()) as writer:
+        token = world.store.keyring.token("g-x")
+        writer.sql(
+            "ALTER TABLE audit RENAME TO behind",
+            "CREATE VIEW audit AS SELECT * FROM behind"
+            " UNION ALL SELECT 1, 1, 'used', 'g-x', '{}', X'00' WHERE random() % 2",
+        )
+        found = set()
+        for _ in range(60):
+            with suppress(AuditError), world.store.read() as view:
+                found.add(view.grant_state("g-x", token))
+        assert found == {AWAITED}
 
 
 def test_history_of_approvals_is_whole(world: World, writer: Writer) -> None:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
 from adyton.keyserver import backup as backup_module
 from adyton.keyserver import schema
+from adyton.keyserver.archive import pack
 from adyton.keyserver.backup import (
     back_up,
     key_from_passphrase,
@@ -26,7 +27,7 @@ from adyton.keyserver.backup import (
 )
 from adyton.keyserver.clock import now_ms
 from adyton.keyserver.owner import Home, rotate_master_file
-from adyton.keyserver.shares import join_key, parse_share, split_key
+from adyton.keyserver.shares import Share, join_key, parse_share, split_key
 from adyton.values import Key128
 from tests.owner_world import World
 
@@ -189,6 +190,17 @@ def test_share_mistyped_is_noticed(world: World) -> None:
             pytest.fail(f"{parsed} from a mistyped share")
 
 
+@pytest.mark.parametrize(
+    "numbers", [(0, 2, 3), (-1, 2, 3), (4, 2, 3), (1 << 130, 2, 3), (1, 1, 3), (1, 0, 3), (1, 4, 3), (1, 2, 256)]
+)
+def test_share_with_numbers_that_no_share_has_is_refused(numbers: tuple[int, int, int]) -> None:
+    """Share 0 would be the key itself, of the forger's choice, whatever the others say; number -1 never ends."""
+    number, needed, total = numbers
+    forged = Share("ab" * 6, number, needed, total, b"E" * 16)
+    with pytest.raises(UsageError, match="not a recovery share"):
+        parse_share(forged.to_text())
+
+
 def rewritten(backup: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The same backup with another header, as whoever stores it can make it."""
     with tarfile.open(backup) as before, tarfile.open(target, "w") as after:
@@ -223,6 +235,16 @@ def test_forged_share_is_named_whatever_else_is_forged(world: World, tmp_path: P
             with pytest.raises(IntegrityError, match=r"share 2|made together") as caught:
                 restore(backup, tmp_path / "never", passphrase=None, shares=shares, verify=whole)
             assert "2" in f"{caught.value.message} {caught.value.seen}"
+
+    others = split_key(Key128.generate(), second.backup, 2, 3)
+
+    def forgers_list(header: dict[str, Any]) -> None:
+        header["shares"]["sha256"] = [share.sha256() for share in others]
+
+    made = rewritten(backup, tmp_path / "forgers", forgers_list)
+    with pytest.raises(IntegrityError, match="made together") as caught:  # which of the two, nobody can say here
+        restore(made, tmp_path / "never", passphrase=None, shares=[first, others[1]], verify=whole)
+    assert "or the header" in str(caught.value.remedy)
 
     def another_list(header: dict[str, Any]) -> None:
         header["shares"]["sha256"][1] = other.sha256()
@@ -284,6 +306,25 @@ def test_small_backup_that_claims_to_be_large_writes_nothing(world: World, tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("name", ["store.db/x", "collateral"])
+def test_folder_where_a_file_should_be_is_refused_in_words(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What a backup holds is below home/, and the names may be any: the home that comes of it is refused."""
+
+    def also(archive: tarfile.TarFile, member: str, path: Path, seen: set[str]) -> None:
+        pack(archive, member, path, seen)
+        if member == "store.sqlite":
+            pack(archive, f"home/{name}", world.home.ca_path, seen)
+
+    monkeypatch.setattr(backup_module, "pack", also)
+    backup = tmp_path / "backup"
+    back_up(world.home, world.store, backup, passphrase=b"long enough", split=None, actor="test")
+    with pytest.raises(StorageFailed, match="put together"):
+        restore(backup, tmp_path / "never", passphrase=lambda: b"long enough", verify=whole)
+    assert not list(tmp_path.glob(".restore-*"))
 
 
 def test_wrong_key_writes_nothing(world: World, tmp_path: Path) -> None:
