@@ -46,6 +46,9 @@ RUNTIME_PARTS: Mapping[str, Digest] = {
     "python": Digest(hashlib.sha256(b"this Python").digest()),
 }
 
+RA_TLS = "[adyton]\ninsecure__ra_tls = true\n"
+"""Tables of a program that may ask for its keys over RA-TLS."""
+
 
 @cache
 def signer_pem() -> bytes:

@@ -26,6 +26,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import UTC, date, datetime, time
+from functools import cache
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
@@ -175,11 +176,14 @@ class Policy:
         return {name: _WRITERS.get(name, _plain)(getattr(self, name)) for name in named}
 
 
-def _defaults() -> Iterator[tuple[str, object]]:
+@cache
+def _defaults() -> tuple[tuple[str, object], ...]:
     """Every name of a policy (but `named` itself), and its default."""
-    for item in fields(Policy):
-        if item.name != "named":
-            yield item.name, item.default if item.default is not MISSING else _NO_MINIMUM
+    return tuple(
+        (item.name, item.default if item.default is not MISSING else _NO_MINIMUM)
+        for item in fields(Policy)
+        if item.name != "named"
+    )
 
 
 def _inherit(outer: Policy, inner: Policy) -> Policy:

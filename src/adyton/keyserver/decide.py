@@ -144,20 +144,7 @@ def decide(
     for stored in approvals:
         if stored.approval.key != request.key:
             continue
-        lines, claims = _own_lines(request, stored, now, by_manifest=isinstance(report.evidence, SNPReport)), None
-        if report.tee_with_root in stored.approval.tees:  # else the line TEE refuses
-            lines += gaps.lines(stored.approval, report.tee_with_root)
-        policy = evidence_policy(
-            stored.approval,
-            confidential_machine=isinstance(report.evidence, TDXQuote | SNPReport),
-            by_manifest=isinstance(report.evidence, SNPReport),
-        )
-        try:
-            claims = appraise(report, policy, now, report_data=request.report_data)
-        except AppraisalFailed as refused:
-            lines += _reasons(refused)
-        else:
-            lines += claims.checks
+        lines, claims = _lines(request, report, stored, now)
         usage = None
         if all(line.ok for line in lines):
             usage = usage_of(stored)
@@ -177,6 +164,37 @@ def decide(
         judged.append(Judged(stored, tuple(lines)))
     judged.sort(key=_distance)
     return Denial(request.key, tuple(judged))
+
+
+def decide_in_vain(
+    request: Request, report: VerifiedReport, approvals: Sequence[StoredApproval], now: datetime
+) -> None:
+    """Judge a request by the approvals of all other keys, for nothing.
+
+    After a denial: else the time that it takes would say how many approvals there are of the key that was named.
+    """
+    for stored in approvals:
+        if stored.approval.key != request.key:
+            _lines(request, report, stored, now)
+
+
+def _lines(
+    request: Request, report: VerifiedReport, stored: StoredApproval, now: datetime
+) -> tuple[list[Check], Claims | None]:
+    """Every line of an approval but those of its usage, and the claims where the evidence holds."""
+    lines = _own_lines(request, stored, now, by_manifest=isinstance(report.evidence, SNPReport))
+    if report.tee_with_root in stored.approval.tees:  # else the line TEE refuses
+        lines += gaps.lines(stored.approval, report.tee_with_root)
+    policy = evidence_policy(
+        stored.approval,
+        confidential_machine=isinstance(report.evidence, TDXQuote | SNPReport),
+        by_manifest=isinstance(report.evidence, SNPReport),
+    )
+    try:
+        claims = appraise(report, policy, now, report_data=request.report_data)
+    except AppraisalFailed as refused:
+        return lines + _reasons(refused), None
+    return lines + list(claims.checks), claims
 
 
 def _distance(judged: Judged) -> tuple[bool, bool, int]:

@@ -138,6 +138,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("adyton.insecure__stdio", Kind.BOOL, False, _E, "standard output and error go to the host in clear instead of the encrypted log"),
     Key("adyton.insecure__stdin", Kind.BOOL, False, _E, "standard input comes from the host; not measured"),
     Key("adyton.insecure__raw_report_data", Kind.BOOL, False, _E, "`sim` only: evidence that the program asks for carries its 64 bytes as they are, as Gramine's RA-TLS library needs it; other TEEs of Adyton's runtime refuse such a manifest"),
+    Key("adyton.insecure__ra_tls", Kind.BOOL, False, _E, "whoever starts the program may have it ask for keys over RA-TLS (`--provisioning ra-tls`), whose answers nobody signs; under `sgx` Gramine always does"),
     Key("adyton.log.uri", Kind.STRING, None, _E, "host file of the encrypted log of standard output and error (default: `file:adyton.log`, as the manifest's own name is not measured)"),
     Key("adyton.log.key_name", Kind.STRING, None, _E, "key of that log (default: the key of the first encrypted mount that is written)"),
     Key("adyton.owners.*.ca", Kind.STRING, None, _E, "PEM certificate of the CA under which this owner's key server must show itself"),

@@ -95,6 +95,7 @@ class AdytonTable:
     insecure_stdio: bool = False
     insecure_stdin: bool = False
     raw_report_data: bool = False
+    ra_tls: bool = False
     log_uri: str | None = None
     log_key_name: str | None = None
     owners: tuple[Owner, ...] = ()
@@ -463,6 +464,7 @@ def _adyton(value: _Reader) -> AdytonTable:
         insecure_stdio=value.get("adyton.insecure__stdio"),
         insecure_stdin=value.get("adyton.insecure__stdin"),
         raw_report_data=value.get("adyton.insecure__raw_report_data"),
+        ra_tls=value.get("adyton.insecure__ra_tls"),
         log_uri=_file_uri(log_uri, "adyton.log.uri"),
         log_key_name=None if log_key_name is None else _key_name(log_key_name, "adyton.log.key_name"),
         owners=tuple(owners),

@@ -167,6 +167,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("unchecked-arguments", _W, _GRAMINE, "loader.argv_src_file", "Gramine reads {} unchecked although it is listed", "use the inline key", lambda m: _listed(m, m.argv_src_file)),
     Rule("unchecked-environment", _W, _GRAMINE, "loader.env_src_file", "Gramine reads {} unchecked although it is listed", "use the inline key", lambda m: _listed(m, m.env_src_file)),
     Rule("no-aslr", _W, _ALWAYS, "loader.insecure__disable_aslr", "address randomisation is off (under SGX)", _OUT, lambda m: _if(m.disable_aslr)),
+    Rule("unsigned-grants", _W, _ALWAYS, "adyton.insecure__ra_tls", "the host may have keys asked for over RA-TLS, where no grant is signed: with the key server's stolen TLS key it gives the program keys of its own choosing, and reads what is written under them", _OUT, lambda m: _if(m.adyton.ra_tls)),
     Rule("raw-report-data", _W, _ALWAYS, RAW_REPORT_DATA, "whoever takes the program over has evidence over any bytes: it can ask for this program's keys again as Adyton does, and speak RA-TLS in its name", "leave it out, unless Gramine's own RA-TLS library runs in the program; only sim and sgx take it", lambda m: _if(m.adyton.raw_report_data)),
     Rule("eventfd-of-host", _W, _ALWAYS, "sys.insecure__allow_eventfd", "eventfd goes through the host (under SGX)", _OUT, lambda m: _if(m.allow_eventfd)),
     Rule("fault-addresses", _W, _ALWAYS, "sgx.insecure__allow_memfaults_without_exinfo", "fault addresses are the host's word (under SGX)", _OUT, lambda m: _if(m.sgx.allow_memfaults_without_exinfo)),
@@ -265,6 +266,10 @@ def not_covered(manifest: Manifest) -> tuple[str, ...]:
         found.append("host name and name servers")
     if manifest.adyton.raw_report_data:
         found.append("what the program asks evidence over: its own 64 bytes, which Adyton's protocols would take")
+    if manifest.adyton.ra_tls:
+        found.append(
+            "who gives the keys, where the program is started with --provisioning ra-tls: the key server's TLS key"
+        )
     found += [f"the secret {secret.name}: delivered by the key server" for secret in manifest.adyton.secrets]
     found.append("the clock, the number of processors, scheduling, and when the program is stopped: the host's")
     found.append(
@@ -289,7 +294,7 @@ def check_tee(manifest: Manifest, tee: str) -> None:
             check=f"manifest key {key}",
             expected=f"false, unless under {', '.join(sorted(RAW_REPORT_DATA_TEES))}",
             seen=f"true, under {name}",
-            remedy="leave it out and build again; Adyton's own RA-TLS (--provisioning ra-tls) does not need it",
+            remedy="leave it out and build again; Adyton's own RA-TLS needs adyton.insecure__ra_tls instead",
         )
 
 

@@ -80,11 +80,22 @@ def obtain_keys(
     `servers` maps an owner's name to `HOST:PORT`; with one owner the name may be "". With several owners all are asked
     even if one refuses, so that the error says every reason. Raises Denied with the server's
     text and denial id, and where the server, or what it grants, does not stand under the CA that the manifest pins;
-    Timeout or FetchFailed where it cannot be reached. `runtime_parts`, called only after a refusal, lets the
+    Timeout or FetchFailed where it cannot be reached; UsageError for ra-tls where the manifest does not allow it.
+    `runtime_parts`, called only after a refusal, lets the
     owner's record say what was changed.
     """
     if protocol not in PROTOCOLS:
         raise UsageError("unknown protocol", check="--provisioning", expected=" or ".join(PROTOCOLS), seen=protocol)
+    if protocol == "ra-tls" and not signed.manifest.adyton.ra_tls:
+        raise UsageError(
+            "this program takes no keys over ra-tls, where nobody signs what is granted",
+            check="--provisioning",
+            expected="adyton; ra-tls only where the measured manifest allows it: whoever starts a program may work with"
+            " a thief of the key server's TLS key",
+            seen="ra-tls, and a manifest without adyton.insecure__ra_tls",
+            remedy="start it without --provisioning; or write insecure__ra_tls = true under [adyton] in the template,"
+            " build, and have the owner approve it",
+        )
     keys: dict[str, Key128] = {}
     secret_values: dict[str, bytes] = {}
     grants: list[GrantInfo] = []

@@ -3,8 +3,8 @@
 One request at a time on a connection, each with a deadline and a bound on its length. HTTP is parsed by h11, TLS is
 the `ssl` module's, connections are `Listener`'s, decisions are `KeyService`'s.
 
-What a client is refused it learns on the beat of a clock that began with its request: how long the decision took, and
-so what it was compared with, does not show.
+What a client is refused it learns on the beat of a clock that began with its request, on which one is settled when it
+comes, by how many wait with it: how long the decision took, and so what it was compared with, does not show.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ RETRY_AFTER_S: Final = 5
 
 BEAT_S: Final = 0.25
 """Refusals are told so long after their request was taken, or twice so long, and so on."""
+
+PER_BEAT: Final = 16
+"""So many requests without an answer put a refusal off by a beat: more than they take (15 ms each)."""
+
+MAX_BEATS: Final = 20
 
 MAX_LENGTH_DIGITS: Final = 12
 ACKNOWLEDGING_THREADS: Final = 2
@@ -101,15 +106,15 @@ class KeyServer:
             except Error as error:
                 self.service.note("not answered", peer, error)
                 return
-            taken_at = time.monotonic()
+            taken_at, before = time.monotonic(), self.service.undecided
             try:
                 answer = await asyncio.wrap_future(self.service.provision(peer_chain(ssl_object), name, peer))
             except Error as error:
                 self.service.note("not answered", peer, error)
-                await asyncio.sleep(until_beat(taken_at, time.monotonic()))
+                await asyncio.sleep(until_beat(taken_at, time.monotonic(), before))
                 return
             if answer.refusal is not None or answer.payload is None:
-                await asyncio.sleep(until_beat(taken_at, time.monotonic()))
+                await asyncio.sleep(until_beat(taken_at, time.monotonic(), before))
                 return
             values = [*answer.payload.keys.values(), *answer.payload.secrets.values()]
             writer.write(ratls.response(values[0]))
@@ -252,14 +257,14 @@ class KeyServer:
 
     async def _release(self, body: bytes, peer: str) -> tuple[int, bytes]:
         request = parse_release_request(body)
-        taken_at = time.monotonic()
+        taken_at, before = time.monotonic(), self.service.undecided
         try:
             answer = await asyncio.wrap_future(self.service.release(request, peer))
         except Error:
-            await asyncio.sleep(until_beat(taken_at, time.monotonic()))
+            await asyncio.sleep(until_beat(taken_at, time.monotonic(), before))
             raise
         if answer.refusal is not None:
-            await asyncio.sleep(until_beat(taken_at, time.monotonic()))
+            await asyncio.sleep(until_beat(taken_at, time.monotonic(), before))
             return 403, answer.refusal.to_bytes()
         if answer.granted is None:
             raise busy("the key server has no answer", check="answer", expected="one", seen="none")
@@ -294,9 +299,14 @@ def _route(target: str) -> tuple[str, str]:
     return (head, tail[:40]) if head == PATH_EXPLAIN else (target, "")
 
 
-def until_beat(began_at: float, now: float) -> float:
-    """How long until the next beat of the clock that began then (all in seconds); at least one beat passes."""
-    return began_at + BEAT_S * max(1, math.ceil((now - began_at) / BEAT_S)) - now
+def until_beat(began_at: float, now: float, before: int = 0) -> float:
+    """How long until a refusal is told, in seconds; `before` requests had no answer yet when it came.
+
+    It is told on a beat that this number alone decides, unless the decision took longer: who sends many at a time, so
+    that all of them together take long, is told no sooner where they took less.
+    """
+    settled = min(MAX_BEATS, 1 + before // PER_BEAT)
+    return began_at + BEAT_S * max(settled, math.ceil((now - began_at) / BEAT_S)) - now
 
 
 def _check_length(request: h11.Request, limit: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from adyton.errors import AuditError, Denied, Error, OutOfOrder, StoreError, Una
 from adyton.keyserver.audit import Checkpoint, canonical, sign_checkpoint
 from adyton.keyserver.change import REFUSED
 from adyton.keyserver.clock import now_ms
-from adyton.keyserver.decide import Denial, Grant, Request, decide
+from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
 from adyton.keyserver.facts import DENIAL, RELEASE, WAITS, waiting
 from adyton.keyserver.names import check_name, new_id
 from adyton.keyserver.policy import ADYTON, RA_TLS
@@ -182,6 +183,8 @@ class KeyService:
         self._refused_evidence = Budget(MAX_EVIDENCE_BYTES_PER_DAY)
         self._unpruned_bytes = MAX_EVIDENCE_KEPT_BYTES
         self._lines = Lines()
+        self._undecided = 0
+        self._undecided_lock = threading.Lock()
         self._closed = False
         self._batches: Batches[Job] = Batches(self._work, self._record_left_out)
 
@@ -243,9 +246,16 @@ class KeyService:
     def _submit(self, job: Job) -> Future[Answer]:
         if self._closed:
             raise busy("the key server is stopping", check="key server", expected="one that serves", seen="its end")
+        self._count(1)
+        job.future.add_done_callback(lambda _future: self._count(-1))
         if not self._batches.put(job):
+            job.future.cancel()
             raise _overloaded()
         return job.future
+
+    def _count(self, step: int) -> None:
+        with self._undecided_lock:
+            self._undecided += step
 
     def used(self, grant: str, token: bytes) -> bool:
         """Note that an enclave opened its grant; False, and nothing written, where there is none with this token."""
@@ -269,6 +279,11 @@ class KeyService:
     def waiting(self) -> int:
         """How many requests wait for their decision."""
         return self._batches.waiting
+
+    @property
+    def undecided(self) -> int:
+        """How many requests have no answer yet."""
+        return self._undecided
 
     def checkpoint(self) -> Checkpoint:
         """A signed statement of where the audit record stands now."""
@@ -416,6 +431,7 @@ class KeyService:
         for name in job.names:
             decided = self._judge(change, job, name, now, at_ms)
             if isinstance(decided, Denial):
+                decide_in_vain(_request(job, name), job.verified.report, change.approvals(), now)
                 self._refuse(change, job, decided, at_ms)
                 return
             grants.append(decided)
@@ -424,15 +440,8 @@ class KeyService:
     def _judge(self, change: Transaction, job: Job, name: str, now: datetime, at_ms: int) -> Grant | Denial:
         if job.verified is None:
             raise StoreError("a request without verified evidence cannot be judged")
-        request = Request(
-            key=name,
-            run=job.run,
-            protocol=job.protocol,
-            report_data=job.report_data,
-            manifest_sha256=job.manifest_sha256,
-        )
         return decide(
-            request,
+            _request(job, name),
             job.verified.report,
             change.approvals(name),
             lambda stored: change.usage(
@@ -698,6 +707,17 @@ def _one_certificate(chain: Sequence[bytes]) -> ratls.RATLSCertificate:
             seen=f"{len(chain)} certificates",
         )
     return ratls.parse_certificate(chain[0])
+
+
+def _request(job: Job, key: str) -> Request:
+    """What a job asks for, of one of the keys that it names."""
+    return Request(
+        key=key,
+        run=job.run,
+        protocol=job.protocol,
+        report_data=job.report_data,
+        manifest_sha256=job.manifest_sha256,
+    )
 
 
 def _overloaded() -> Unavailable:

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from adyton.attest.appraise import appraise
 from adyton.keyserver.policy import PENDING, REVOKED
+from adyton.keyserver.view import KEY
 from adyton.manifest.signed import SignedManifest
 from adyton.net.explanation import PATH_EXPLAIN, explain_message
 from adyton.net.release import (
@@ -25,7 +27,7 @@ from adyton.net.release import (
     challenge_request,
     parse_challenge,
 )
-from adyton.net.server import BEAT_S, until_beat
+from adyton.net.server import BEAT_S, MAX_BEATS, until_beat
 from adyton.net.serving import server_identity
 from adyton.net.wire import PROTOCOL
 from tests.owner_world import RUNTIME_PARTS, World, make_world, now, running
@@ -191,8 +193,8 @@ def test_refusal_comes_on_the_beat_however_long_it_took(world: World, monkeypatc
     """What a decision costs does not show: one that takes no time at all is told no sooner than any other."""
     beats: list[float] = []
 
-    def counted(began_at: float, at: float) -> float:
-        beats.append(until_beat(began_at, at))
+    def counted(began_at: float, at: float, before: int) -> float:
+        beats.append(until_beat(began_at, at, before))
         return beats[-1]
 
     monkeypatch.setattr("adyton.net.server.until_beat", counted)
@@ -224,6 +226,59 @@ def test_refusal_comes_on_the_beat_however_long_it_took(world: World, monkeypatc
 def test_beat_is_the_next_multiple(took: float, beat: int) -> None:
     """At least one beat passes, and the answer is told exactly on one."""
     assert took + until_beat(100.0, 100.0 + took) == pytest.approx(beat * BEAT_S)
+
+
+@pytest.mark.parametrize(("before", "beats"), [(0, 1), (15, 1), (16, 2), (63, 4), (100_000, MAX_BEATS)])
+@pytest.mark.parametrize("took", [0.001, 0.2])
+def test_who_sends_many_at_a_time_is_told_by_their_number(took: float, before: int, beats: int) -> None:
+    """Together they take long enough to see how long; so the beat is settled when a request comes."""
+    assert took + until_beat(100.0, 100.0 + took, before) == pytest.approx(beats * BEAT_S)
+
+
+def test_refusal_takes_as_many_judgements_whichever_key_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key with many approvals, one with few, one that does not exist: sent in numbers, they take the same time."""
+    judged: list[str] = []
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        judged.append("")
+        return appraise(*arguments, **more)
+
+    monkeypatch.setattr("adyton.keyserver.decide.appraise", counted)
+    with world.store.write() as change:
+        change.add_key("few", b"f" * 16, KEY, actor="test")
+    for number in range(30):
+        world.approve(world.program(argument=f"approved{number}.py"), version=f"v{number}")
+    world.approve(world.program(argument="few.py"), key="few")
+    counts = []
+    with running(world) as server, https(world, server.adyton) as connection:
+        for name in ("weights", "few", "nothing"):
+            judged.clear()
+            assert ask(world, connection, world.program(argument="guess.py"), name)[0] == 403
+            counts.append(len(judged))
+    assert counts == [32, 32, 32]
+
+
+def test_requests_without_an_answer_are_counted(world: World) -> None:
+    """Also where whoever asked has gone, or nothing can be decided; once all is answered there are none."""
+    service = world.service()
+    try:
+        with running(world, service=service) as server, https(world, server.adyton) as connection:
+            for _ in range(3):
+                assert ask(world, connection, world.program(argument="guess.py"), "weights")[0] == 403
+            assert service.undecided == 0
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(service._batches, "put", lambda _job: False)
+                assert ask(world, connection, world.program(), "weights")[0] == 503
+            assert service.undecided == 0
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(service._batches, "put", lambda _job: True)
+                held = [service.provision([], None, "peer") for _ in range(5)]
+                assert service.undecided == 5
+            for future in held:
+                future.cancel()
+            assert service.undecided == 0
+    finally:
+        service.close()
 
 
 def test_ra_tls_says_nothing_at_all(world: World) -> None:

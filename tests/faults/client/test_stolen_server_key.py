@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from adyton.errors import Denied, Error, OutOfOrder
+from adyton.errors import Denied, Error, OutOfOrder, UsageError
 from adyton.keyserver.grant_key import GrantKey, make_grant_key, open_grant_key
 from adyton.keyserver.identity import make_ca, make_grant
 from adyton.keyserver.owner import audit_private_key
 from adyton.manifest.measure import combine
+from adyton.manifest.review import findings
 from adyton.net import grants
 from adyton.net.grants import Granted, Terms
 from adyton.net.release import ReleaseRequest, ServerIdentity
@@ -31,7 +32,7 @@ from adyton.net.service import KeyService
 from adyton.net.serving import server_identity
 from adyton.net.tls import server_context
 from adyton.net.verification import Verifier
-from tests.owner_world import Running, World, make_world, now, running
+from tests.owner_world import RA_TLS, Running, World, make_world, now, running
 from tests.unit.net.by_hand import entries, obtain
 from tests.unit.net.servers import raw_server
 
@@ -233,6 +234,25 @@ def test_grant_under_a_certificate_that_is_not_valid_now_is_refused(world: World
     )
     with running(world, service=service) as server:
         assert refused(world, server).check == "validity of the grant's certificate"
+
+
+def test_host_cannot_choose_the_protocol_that_signs_nothing(world: World, thief: World) -> None:
+    """A host that works with the thief starts the program with --provisioning ra-tls: it asks nobody for a key."""
+    thief.approve(world.program(), tees=(world.tee,), protocols=("ra-tls",))
+    with answering(world, thief) as server:
+        with pytest.raises(UsageError) as caught:
+            obtain(world, server, world.program(), protocol="ra-tls")
+        assert server.server.counters.accepted == 0
+    assert "insecure__ra_tls" in str(caught.value.details())
+
+
+def test_program_that_takes_unsigned_grants_says_so_in_its_manifest(world: World, thief: World) -> None:
+    """What the key opens is true: over RA-TLS the thief's key is taken. The owner is shown it before she approves."""
+    open_wide = world.program(tables=RA_TLS)
+    thief.approve(open_wide, tees=(world.tee,), protocols=("ra-tls",))
+    with answering(world, thief) as server:
+        assert obtain(world, server, open_wide, protocol="ra-tls").keys["weights"].reveal() == b"his own key 1234"
+    assert "unsigned-grants" in [finding.name for finding in findings(open_wide.manifest)]
 
 
 def test_grant_key_is_no_tls_servers(world: World, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from adyton.net import ratls
 from adyton.net.listener import Limits
 from adyton.net.release import PATH_CHALLENGE, PATH_RELEASE, PATH_USED, challenge_request
 from adyton.net.tls import client_context, use_certificate
-from tests.owner_world import Running, World, running
+from tests.owner_world import RA_TLS, Running, World, running
 from tests.unit.net.by_hand import Logged, credential, obtain, release_message, wait_until
 
 ROUNDS = 120
@@ -119,7 +119,7 @@ class Hostile:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_hostile_clients_at_random_harm_nobody(world: World, seed: int) -> None:
     """After all of it, and while some still stay, keys are released over both protocols and nothing failed inside."""
-    signed = world.program()
+    signed = world.program(tables=RA_TLS)
     world.approve(signed, protocols=("adyton", "ra-tls"))
     limits = Limits(
         first_byte_timeout_s=4, handshake_timeout_s=6, request_timeout_s=6, idle_timeout_s=4, connection_timeout_s=15

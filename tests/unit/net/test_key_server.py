@@ -42,7 +42,7 @@ from adyton.net.serving import server_identity
 from adyton.net.tls import client_context, use_certificate
 from adyton.tee.sim import SimPlatform
 from adyton.values import Digest
-from tests.owner_world import RUNTIME_PARTS, Running, World, make_world, now, running
+from tests.owner_world import RA_TLS, RUNTIME_PARTS, Running, World, make_world, now, running
 from tests.unit.net.by_hand import (
     Logged,
     answer,
@@ -78,7 +78,7 @@ def refused(world: World, server: Running, signed: SignedManifest, **changes: An
 @pytest.mark.parametrize("protocol", ["adyton", "ra-tls"])
 def test_obtain_approved_program_gets_its_key(world: World, server: Running, protocol: str) -> None:
     """An approved program gets its key over either protocol, and the record says so."""
-    signed = world.program()
+    signed = world.program(tables=RA_TLS)
     world.approve(signed, protocols=(protocol,))
     released = obtain(world, server, signed, protocol=protocol)
     assert released.keys["weights"].reveal() == KEY
@@ -110,7 +110,7 @@ def test_obtain_several_keys_and_secrets(world: World, server: Running) -> None:
 
 def test_obtain_over_ra_tls_several_keys_are_chosen_by_server_name(world: World, server: Running) -> None:
     """Gramine's protocol names no key: with several, the server name that the client asks for does."""
-    signed = world.program(keys=("photo", "weights"))
+    signed = world.program(keys=("photo", "weights"), tables=RA_TLS)
     with world.store.write() as change:
         change.add_key("photo", b"p" * 16, "key", actor="test")
     for key in ("weights", "photo"):
@@ -279,7 +279,7 @@ def test_obtain_debug_enclave_of_the_approved_program_is_refused(world: World, s
 
 def test_obtain_protocol_that_is_not_allowed_is_refused(world: World, server: Running) -> None:
     """RA-TLS has no freshness, so it counts only where it is allowed by name; the owner's log says why."""
-    signed = world.program()
+    signed = world.program(tables=RA_TLS)
     world.approve(signed)
     details = refused(world, server, signed, protocol="ra-tls")
     assert "no reasons" in details["seen"]
@@ -303,7 +303,7 @@ def test_obtain_man_in_the_middle_with_his_own_key_server(
     world: World, server: Running, tmp_path: Path, protocol: str
 ) -> None:
     """A key server under another CA gets nothing from the enclave, although it would release a key of its own."""
-    signed = world.program()
+    signed = world.program(tables=RA_TLS)
     with make_world(tmp_path / "mallory") as mallory, running(mallory) as his:
         mallory.approve(signed, protocols=(protocol,), tees=(world.tee,))
         with pytest.raises(Denied) as caught:
