@@ -76,7 +76,7 @@ class Ended:
         assert "Traceback" not in self.out + self.err, self.err
         for word in words:
             assert word in self.err, f"{word!r} is not in:\n{self.err}"
-        assert self.err.lstrip().startswith(("adyton: ", "Usage: ")), self.err
+        assert any(line.startswith(("adyton: ", "Usage: ")) for line in self.err.splitlines()), self.err
         assert _WHAT_TO_DO.search(self.err), f"no remedy in:\n{self.err}"
 
 
@@ -222,7 +222,7 @@ def make_chain(folder: Path) -> Iterator[Chain]:
         owner.adyton("key", "new", KEY)
         owner.adyton("encrypt", "input", "-o", "encrypted/input", "--key", KEY)
         owner.adyton("build", template.name)
-        owner.adyton("approve", "app.manifest", "--key", KEY, "--tee", tee)
+        owner.adyton("approve", "app.manifest", "--key", KEY, "--tee", tee, "--allow", "arguments-from-host")
         cloud.adyton("platform", "export", world.platform, "-o", "collateral.json")
         owner.adyton("collateral", "import", "--root", root, cloud.folder / "collateral.json")
         ready = owner.folder / "ready.json"

@@ -286,7 +286,9 @@ def test_missing_key_lists_those_that_exist(chain: Chain) -> None:
     owner = chain.owner
     owner.adyton("encrypt", "input", "-o", "no", "--key", "nope").refused(UnknownKey.exit_code, "'nope'", KEY)
     tee = owner.adyton("platform", "name", chain.world.platform).out.strip()
-    owner.adyton("approve", "app.manifest", "--key", "nope", "--tee", tee).refused(UnknownKey.exit_code, "'nope'")
+    owner.adyton("approve", "app.manifest", "--key", "nope", "--tee", tee, "--allow", "arguments-from-host").refused(
+        UnknownKey.exit_code, "'nope'"
+    )
     assert not (owner.folder / "no").exists()
 
 

@@ -86,7 +86,8 @@ def _backup(home: Home, now: datetime) -> Finding:
         engine = make_engine(url)
         try:
             with engine.connect() as connection:
-                query = sa.select(sa.func.max(schema.audit.c.at)).where(schema.audit.c.kind == "backup")
+                table = schema.audit.c
+                query = sa.select(table.at).where(table.kind == "backup").order_by(table.seq.desc()).limit(1)
                 last = connection.execute(query).scalar_one_or_none()
         finally:
             engine.dispose()

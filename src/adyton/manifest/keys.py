@@ -134,7 +134,7 @@ KEYS: Final[tuple[Key, ...]] = (
     # adyton
     Key("adyton.read_only", Kind.STRINGS, (), _E, "paths of encrypted mounts that the program only reads: staged into private memory at the start"),
     Key("adyton.memory_budget", Kind.SIZE, "4G", _E, "how much private memory staging may take; what exceeds it is served block by block"),
-    Key("adyton.network", Kind.STRING, "none", _E, "`none`: a loopback of its own; `host`: the host's network, whose every byte the host sees and can change", choices=("none", "host")),
+    Key("adyton.network", Kind.STRING, "none", _E, "`none`: a loopback of its own; `host`: the host's network, whose every byte the host sees and can change, with [what listens on its loopback](sandbox.md#other-processes-of-the-machine)", choices=("none", "host")),
     Key("adyton.insecure__stdio", Kind.BOOL, False, _E, "standard output and error go to the host in clear instead of the encrypted log"),
     Key("adyton.insecure__stdin", Kind.BOOL, False, _E, "standard input comes from the host; not measured"),
     Key("adyton.insecure__raw_report_data", Kind.BOOL, False, _E, "`sim` only: evidence that the program asks for carries its 64 bytes as they are, as Gramine's RA-TLS library needs it; other TEEs of Adyton's runtime refuse such a manifest"),
