@@ -283,9 +283,9 @@ def test_raw_report_data_is_warned_of_and_kept_to_sim(owner: tuple[Run, SimPlatf
         assert "insecure__raw_report_data" in error
     for tee in ("tdx", "snp", "sim-tdx"):
         assert run("run", "app.manifest", "--tee", tee, "--key-server", "127.0.0.1:1")[0] == 71
-    words = ("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))
-    assert "--allow raw-report-data" in run(*words)[2]
-    status, out, error = run(*words, "--allow", "raw-report-data")
+    typed = ("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))
+    assert "--allow raw-report-data" in run(*typed)[2]
+    status, out, error = run(*typed, "--allow", "raw-report-data")
     assert status == 0, error
     assert "its own 64 bytes" in out
     (approval,) = document(run("policy", "show", "--json")[1])["approvals"]

@@ -95,7 +95,7 @@ def test_run_is_observed_with_its_memory_and_threads(tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text(
         "import threading, time, sys\n"
         "block = bytearray(60 << 20)\n"
-        "ts = [threading.Thread(target=time.sleep, args=(0.3,)) for _ in range(3)]\n"
+        "ts = [threading.Thread(target=time.sleep, args=(2.0,)) for _ in range(3)]\n"
         "[t.start() for t in ts]\n"
         "open('out.txt', 'w').write(open(sys.argv[1]).read())\n"
         "[t.join() for t in ts]\n"
