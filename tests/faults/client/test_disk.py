@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from adyton.errors import OutOfOrder
+from adyton.keyserver import schema
 from adyton.keyserver.prune import missing
 from adyton.manifest.signed import SignedManifest
 from adyton.net import bounds
@@ -21,7 +23,7 @@ from adyton.net.bounds import MAX_LINES_PER_MINUTE, MAX_NOISE_BYTES_PER_DAY, MAX
 from adyton.net.release import EnclaveKey, Refusal, ReleaseRequest
 from adyton.net.service import KeyService
 from adyton.net.serving import server_identity
-from tests.owner_world import World, now
+from tests.owner_world import RUNTIME_PARTS, World, now
 from tests.unit.net.by_hand import Logged, entries
 
 DAY_MS = 86_400_000
@@ -245,16 +247,28 @@ def test_evidence_of_a_refusal_that_is_released_later_stays(world: World, servic
         assert missing(view, release) == {}
 
 
+def kept_bytes(world: World) -> dict[bytes, int]:
+    """By measurement, the sizes of the manifests that are kept, with their parts."""
+    table = schema.manifests.c
+    with world.store.engine.connect() as connection:
+        rows = connection.execute(sa.select(table.measurement, table.manifest, table.runtime_parts)).all()
+    return {row[0]: len(row[1]) + len(row[2]) for row in rows}
+
+
 def test_manifests_of_refused_programs_are_kept_within_a_bound(world: World) -> None:
     """The oldest go first, those that wait for the owner last, and what is approved stays."""
     approved = world.program()
     shown = [world.program(argument=f"{number}.py") for number in range(4)]
+    parts = {name: digest.hex() for name, digest in RUNTIME_PARTS.items()}
     with world.store.write() as change:
         for signed in shown:
-            change.remember(signed.measurement, signed.manifest_bytes, {})
+            change.remember(signed.measurement, signed.manifest_bytes, parts)
     world.let_wait(shown[0].measurement)
+    kept = kept_bytes(world)
+    one, *others = (kept[signed.measurement.raw] for signed in shown)
+    assert others == [one] * 3
     with world.store.write() as change:
-        assert change.forget_shown(len(shown[0].manifest_bytes) * 2 + 10) > 0
+        assert change.forget_shown(2 * one + 1) == 2
     with world.store.read() as view:
         stands = [view.behind(signed.measurement) is not None for signed in (approved, *shown)]
     assert stands[:2] == [True, True]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from adyton.errors import Denied, OutOfOrder, StoreError, UnknownKey
+from adyton.errors import OutOfOrder, StoreError, UnknownKey
 from adyton.keyserver import schema
 from adyton.keyserver.view import KEY, SECRET
 from adyton.net.client import obtain_keys
-from tests.faults.database.writer import Writer, is_named, list_keys, opened, release, releases_nothing, verify
+from tests.faults.database.writer import Writer, denied, is_named, list_keys, opened, release, releases_nothing, verify
 from tests.owner_world import World, running
 
 NEWER = b"n" * 16
@@ -116,7 +116,7 @@ def test_release_removed_from_the_record(world: World, writer: Writer, start_aga
     before = writer.copy()
     with running(world) as server:
         release(world, server, signed)
-        with pytest.raises(Denied, match="number of runs"):
+        with denied(world, "number of runs"):
             release(world, server, signed)
         if not start_again:
             writer.put_back(before)
@@ -139,7 +139,7 @@ def test_runs_are_counted_over_restarts_and_by_every_server(world: World) -> Non
         with running(other) as second, running(world) as server:
             release(other, second, signed)
             for address in (server, second):
-                with pytest.raises(Denied, match="number of runs"):
+                with denied(world, "number of runs"):
                     release(world, address, signed)
 
 

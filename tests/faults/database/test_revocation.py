@@ -13,6 +13,7 @@ from adyton.keyserver.audit import entry_hash
 from adyton.keyserver.view import KEY
 from tests.faults.database.writer import (
     Writer,
+    denied,
     is_named,
     list_approvals,
     opened,
@@ -58,7 +59,7 @@ def test_older_row_put_back_once_the_server_has_seen_the_revocation(world: World
     with running(world) as server:
         release(world, server, signed)
         revoke(world, approval)
-        with pytest.raises(Denied, match="revoked"):
+        with denied(world, "revoked"):
             release(world, server, signed)
         writer.put_back(before, "approvals")
         with pytest.raises((Denied, Unavailable)):
@@ -78,7 +79,7 @@ def test_number_of_the_policys_revision_put_back(world: World, writer: Writer) -
         writer.trigger("back", "UPDATE", "chain", "NEW.seq > OLD.seq", then="UPDATE chain SET policy_revision = 1")
         revoke(world, approval)
         for _ in range(2):
-            with pytest.raises(Denied, match="revoked"):
+            with denied(world, "revoked"):
                 release(world, server, signed)
 
 
@@ -165,7 +166,7 @@ def test_newest_entry_renamed_once_the_server_has_seen_it(world: World, writer: 
     before = writer.copy()
     with running(world) as server:
         revoke(world, approval)
-        with pytest.raises(Denied, match="revoked"):
+        with denied(world, "revoked"):
             release(world, server, signed)
         (seq,) = (
             row["seq"] for row in writer.rows(schema.audit) if "revoked" in row["body"] and row["kind"] == "policy"
@@ -212,7 +213,7 @@ def test_entries_deleted(world: World, writer: Writer, last: bool) -> None:
         if last:
             releases_nothing(world, server, signed)
         else:
-            with pytest.raises(Denied, match="revoked"):
+            with denied(world, "revoked"):
                 release(world, server, signed)
     with opened(world) as store:
         is_named(lambda: list_approvals(store), "does not end where" if last else "entry 2 is missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -10,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.cli.owner_options import owner_store
-from adyton.errors import AuditError, Error, StoreError, Unavailable
+from adyton.errors import AuditError, Denied, Error, StoreError, Unavailable
 from adyton.keyserver import schema
 from adyton.keyserver.policy import REVOKED
 from adyton.keyserver.store import Store
@@ -109,6 +110,17 @@ def releases(world: World) -> int:
     """How many releases somebody who asks the database for them is told of."""
     with Writer(world.home.store_url()) as writer:
         return sum(row["kind"] == "release" for row in writer.rows(schema.audit))
+
+
+@contextmanager
+def denied(world: World, why: str) -> Iterator[None]:
+    """What is asked within is refused, and the newest refusal in the database says why, whatever became of the rest."""
+    with pytest.raises(Denied):
+        yield
+    table = schema.audit.c
+    newest = sa.select(table.body).where(table.kind == "denial").order_by(table.seq.desc()).limit(1)
+    with world.store.engine.connect() as connection:
+        assert why in json.loads(connection.execute(newest).scalar_one())["reason"]["message"]
 
 
 def releases_nothing(world: World, server: Running, signed: SignedManifest) -> None:

@@ -29,6 +29,7 @@ from adyton.values import Measurement
 from tests.amd_factory import LAUNCH, NOW, SNPScenario
 from tests.mount import world as mounts
 from tests.owner_world import World, allow_snp, make_world, now
+from tests.unit.net.by_hand import reason
 
 RAW = "[adyton]\ninsecure__raw_report_data = true\n"
 
@@ -192,7 +193,7 @@ def test_raw_report_data_gives_the_programs_own_key_and_no_other(world: World, s
     assert parse_evidence(theirs).report_data == attack.report_data
     refusal = answered(service, attack, theirs).refusal
     assert refusal is not None
-    assert refusal.check == "measurement of the program"
+    assert reason(world)["check"] == "measurement of the program"
     assert "release" not in world.kinds()
     world.approve(raw, protocols=("ra-tls",), raw_report_data=True, version="v2")
     assert ra_tls(world, service, raw).payload is not None

@@ -227,7 +227,7 @@ def test_what_fails_unforeseen_is_logged_without_a_value(
     written = str(vars(found))
     assert "hunter2" not in written + said.decode("latin-1")
     assert found.error == "RuntimeError"  # type: ignore[attr-defined]
-    assert "test_dashboard_requests.py" in found.where  # type: ignore[attr-defined]
+    assert "test_requests.py" in found.where  # type: ignore[attr-defined]
     assert not found.exc_info
     caplog.clear()
 
