@@ -6,12 +6,13 @@ that the host could see afterwards: raw, packed, and in whatever was written to 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,10 +155,9 @@ def _secret() -> bytes:
     return bytes(chance.choices(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", k=3999)) + b"\n"
 
 
-def _leaks(secret: bytes, folder: Path, since: float) -> list[str]:
-    """Where the secret shows among what the host has: the project's folder, and what is new in temporary folders."""
-    canaries = draw("secret", secret, count=40)
-    found = []
+def _host_files(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """What the host has, with inode, time and size: the project's folder, and the machine's temporary folders."""
+    found = {}
     for top in (str(folder), *_TEMPORARY):
         for place, folders, names in os.walk(top):
             if place != str(folder) and not place.startswith(f"{folder}/") and "pytest-of-" in place:
@@ -165,14 +165,21 @@ def _leaks(secret: bytes, folder: Path, since: float) -> list[str]:
                 continue
             for name in names:
                 path = Path(place, name)
-                try:
+                with contextlib.suppress(OSError):
                     facts = path.lstat()
-                    if not path.is_file() or facts.st_mtime < since - 1 or facts.st_size > _MOST_BYTES:
-                        continue
-                    content = path.read_bytes()
-                except OSError:
-                    continue
-                if search(content, canaries):
+                    if stat.S_ISREG(facts.st_mode) and facts.st_size <= _MOST_BYTES:
+                        found[path] = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+    return found
+
+
+def _leaks(secret: bytes, folder: Path, before: dict[Path, tuple[int, int, int]]) -> list[str]:
+    """Where the secret shows in what is new on the host, or changed, or lies in the project's folder."""
+    canaries = draw("secret", secret, count=40)
+    found = []
+    for path, facts in _host_files(folder).items():
+        if before.get(path) != facts or path.is_relative_to(folder):
+            with contextlib.suppress(OSError):
+                if search(path.read_bytes(), canaries):
                     found.append(str(path))
     return found
 
@@ -201,20 +208,20 @@ def test_program_runs_confined_and_leaves_nothing_in_clear(
         (folder / path).write_text(text)
     for made in ("db",) if name == "sqlite3" else ():
         (folder / made).mkdir()
-    began = time.time()
     if name == "java":
         (folder / "Copy.class").write_bytes(copying_class("Copy", "secret.txt", "out.txt"))
+    before = _host_files(folder)
     command = None if program.is_python else os.path.realpath(shutil.which(program.command) or program.command)
     rehearsal = tmp_path / "rehearsal"
     shutil.copytree(folder, rehearsal)
     subprocess.run([command or sys.executable, *(program.words or ("main.py",))], cwd=rehearsal, check=True)
-    assert _leaks(secret, rehearsal, began), "the search finds nothing: it proves nothing"
+    assert _leaks(secret, rehearsal, before), "the search finds nothing: it proves nothing"
     shutil.rmtree(rehearsal)
 
     build(folder, Program({}, program.words, {}, command=command))
     for left in (folder / "secret.txt", folder / program.output):
         assert not left.exists()
-    began = time.time()
+    before = _host_files(folder)
     run_proposed(folder)
     assert secret[:-1] in decrypt(folder, f"encrypted/{program.output}")
-    assert _leaks(secret, folder, began - 3600) == []
+    assert _leaks(secret, folder, before) == []
