@@ -295,7 +295,7 @@ def test_manifests_of_refused_programs_are_kept_within_a_bound(world: World) -> 
             change.remember(signed.measurement, signed.manifest_bytes, parts)
     world.let_wait(shown[0].measurement)
     with world.store.write() as change:
-        assert change.forget_shown(len(shown[0].manifest_bytes) * 2 + 10) > 0
+        assert change.forget_shown((len(shown[0].manifest_bytes) + len(json.dumps(parts))) * 2 + 10) > 0
     with world.store.read() as view:
         stands = [view.behind(signed.measurement) is not None for signed in (approved, *shown)]
     assert stands[:2] == [True, True]
