@@ -33,7 +33,9 @@ MAX_SUMS_PER_DAY: Final = 60
 """Minutes whose left out refusals are summed up one by one in a day; beyond that there is one sum an hour."""
 
 MAX_EXPLAINED_BYTES_PER_DAY: Final = 2 << 20
-"""What comparisons of refused programs with approved ones may add to the record in a day."""
+MAX_PLATFORM_EXPLAINED_BYTES_PER_DAY: Final = 512 << 10
+"""What comparisons of refused programs with approved ones may add to the record in a day, and of it those on one
+platform; evidence that was made for another request counts as one platform's."""
 
 MAX_EVIDENCE_BYTES_PER_DAY: Final = 32 << 20
 MAX_EVIDENCE_KEPT_BYTES: Final = 256 << 20
@@ -75,6 +77,32 @@ class Budget:
             self._period, self._spent = period, 0
 
 
+class Shares:
+    """So much in a period for all platforms together, and of it so much for one; for one thread."""
+
+    def __init__(self, limit: int, share: int, *, period_ms: int = _DAY_MS) -> None:
+        self._all = Budget(limit, period_ms=period_ms)
+        self._share = share
+        self._period_ms = period_ms
+        self._of_platform: dict[str, Budget] = {}
+
+    def has_room(self, platform: str, at_ms: int) -> bool:
+        """Whether more fits for this platform."""
+        return self._all.has_room(at_ms) and self._own(platform).has_room(at_ms)
+
+    def spend(self, platform: str, size: int, at_ms: int) -> None:
+        """Note that this platform used so much."""
+        self._all.spend(size, at_ms)
+        self._own(platform).spend(size, at_ms)
+
+    def _own(self, platform: str) -> Budget:
+        if platform not in self._of_platform:
+            while len(self._of_platform) >= _MAX_PLATFORMS:
+                del self._of_platform[next(iter(self._of_platform))]
+            self._of_platform[platform] = Budget(self._share, period_ms=self._period_ms)
+        return self._of_platform[platform]
+
+
 class Refusals:
     """Which refusals are recorded whole; the rest are counted, and the sum of a minute or an hour is recorded."""
 
@@ -86,8 +114,7 @@ class Refusals:
         self._sums: list[dict[str, int]] = []
         self._summed = Budget(MAX_SUMS_PER_DAY)
         self._noise_bytes = Budget(MAX_NOISE_BYTES_PER_DAY)
-        self._genuine_bytes = Budget(MAX_GENUINE_BYTES_PER_DAY)
-        self._of_platform: dict[str, Budget] = {}
+        self._genuine_bytes = Shares(MAX_GENUINE_BYTES_PER_DAY, MAX_PLATFORM_BYTES_PER_DAY)
 
     def may_keep(self, platform: str | None, at_ms: int) -> bool:
         """Whether one more is recorded: of this platform, whose evidence is bound to its request, or of none."""
@@ -97,9 +124,8 @@ class Refusals:
             kept, kind = self._noise <= MAX_NOISE_PER_MINUTE, "refused_without_evidence"
             kept = kept and self._noise_bytes.has_room(at_ms)
         else:
-            within = self._platforms.total() < MAX_GENUINE_PER_MINUTE and self._genuine_bytes.has_room(at_ms)
+            within = self._platforms.total() < MAX_GENUINE_PER_MINUTE and self._genuine_bytes.has_room(platform, at_ms)
             kept, kind = within and self._platforms[platform] < MAX_PER_PLATFORM, "refused_on_genuine_platforms"
-            kept = kept and self._own(platform).has_room(at_ms)
             if kept:
                 self._platforms[platform] += 1
         if not kept:
@@ -111,8 +137,7 @@ class Refusals:
         if platform is None:
             self._noise_bytes.spend(size_bytes, at_ms)
         else:
-            self._genuine_bytes.spend(size_bytes, at_ms)
-            self._own(platform).spend(size_bytes, at_ms)
+            self._genuine_bytes.spend(platform, size_bytes, at_ms)
 
     def sums(self, at_ms: int | None) -> list[dict[str, int]]:
         """What was left out in the minutes that are over (in this one, too, where no time is given), to be recorded."""
@@ -122,13 +147,6 @@ class Refusals:
     def recorded(self, sums: list[dict[str, int]]) -> None:
         """These sums stand in the record."""
         del self._sums[: len(sums)]
-
-    def _own(self, platform: str) -> Budget:
-        if platform not in self._of_platform:
-            while len(self._of_platform) >= _MAX_PLATFORMS:
-                del self._of_platform[next(iter(self._of_platform))]
-            self._of_platform[platform] = Budget(MAX_PLATFORM_BYTES_PER_DAY)
-        return self._of_platform[platform]
 
     def _turn(self, minute: int) -> None:
         if minute == self._minute:

@@ -24,6 +24,7 @@ from adyton.errors import (
     Timeout,
     Unavailable,
     UsageError,
+    VersionMismatch,
 )
 from adyton.net.tls import client_context, use_certificate
 from adyton.values import Digest, Key128
@@ -295,8 +296,8 @@ class _Conversation:
 
         if self._runtime_parts is None or refusal.denial == NOT_KEPT:
             return
-        message = explain_message(refusal.denial, self._signed.manifest_bytes, self._runtime_parts())
         with contextlib.suppress(Error):
+            message = explain_message(refusal.denial, self._signed.manifest_bytes, self._runtime_parts())
             self._post(connection, f"{PATH_EXPLAIN}/{refusal.denial}", message)
 
     def _post(self, connection: object, path: str, body: bytes) -> bytes:
@@ -450,7 +451,7 @@ def _not_pinned(error: ssl.SSLCertVerificationError, owner: Owner, where: str) -
 
 
 def _server_error(raw: bytes, status: int, where: str) -> Error:
-    from adyton.net.wire import parse_object
+    from adyton.net.wire import PROTOCOL, parse_object
 
     try:
         document = parse_object(raw, 64 * 1024)
@@ -458,6 +459,15 @@ def _server_error(raw: bytes, status: int, where: str) -> Error:
         document = {}
     kind = FetchFailed if status == 503 else OutOfOrder
     parts = {name: str(document[name])[:300] for name in ("check", "expected", "seen", "remedy") if name in document}
+    if status in (404, 426):
+        return VersionMismatch(
+            f"the key server at {where} speaks another version of the release protocol",
+            check="protocol version",
+            expected=PROTOCOL,
+            seen=str(document.get("protocol", f"HTTP status {status}"))[:60],
+            remedy="install the same version of Adyton on the key server and here, the newer of the two; then build the"
+            " program and have it approved again, since Adyton is part of what is measured",
+        )
     message = str(document.get("message", f"HTTP status {status}"))[:300]
     return kind(
         f"the key server at {where} answered with an error: {message}",

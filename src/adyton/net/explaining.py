@@ -26,7 +26,14 @@ from adyton.keyserver.decide import PROGRAM_LINES
 from adyton.keyserver.facts import EXPLANATION, WAITS, waiting
 from adyton.keyserver.policy import APPROVED
 from adyton.manifest.measure import workload_measurement
-from adyton.net.bounds import MAX_EXPLAINED_BYTES_PER_DAY, MAX_SHOWN_BYTES_PER_DAY, MAX_SHOWN_KEPT_BYTES, Budget
+from adyton.net.bounds import (
+    MAX_EXPLAINED_BYTES_PER_DAY,
+    MAX_PLATFORM_EXPLAINED_BYTES_PER_DAY,
+    MAX_SHOWN_BYTES_PER_DAY,
+    MAX_SHOWN_KEPT_BYTES,
+    Budget,
+    Shares,
+)
 from adyton.net.comparing import MAX_APPROVED, compared, unpacked
 from adyton.net.failures import busy
 from adyton.values import Digest, Measurement
@@ -53,7 +60,8 @@ EXPECTED_S: Final = 600.0
 """How many refusals may be explained, and how long after them."""
 
 MAX_BUSY_S_PER_HOUR: Final = 900
-"""How long explanations may keep a processor busy in an hour."""
+MAX_PLATFORM_BUSY_S_PER_HOUR: Final = 225
+"""How long explanations may keep a processor busy in an hour, and those on one platform."""
 
 CLOSE_S: Final = 15.0
 
@@ -91,8 +99,8 @@ class Explainer:
         self._store = store
         self._combine = combine
         self._shown = Budget(MAX_SHOWN_BYTES_PER_DAY)
-        self._written = Budget(MAX_EXPLAINED_BYTES_PER_DAY)
-        self._busy_s = Budget(MAX_BUSY_S_PER_HOUR, period_ms=3_600_000)
+        self._written = Shares(MAX_EXPLAINED_BYTES_PER_DAY, MAX_PLATFORM_EXPLAINED_BYTES_PER_DAY)
+        self._busy_s = Shares(MAX_BUSY_S_PER_HOUR, MAX_PLATFORM_BUSY_S_PER_HOUR, period_ms=3_600_000)
         self._lock = threading.Lock()
         self._expected: OrderedDict[str, Ticket] = OrderedDict()
         self._reading: Counter[str] = Counter()
@@ -140,7 +148,7 @@ class Explainer:
         at_ms = now_ms()
         with self._lock:
             _leave(self._reading, ticket.platform)
-            fits = not _is_full(self._working, ticket.platform) and self._busy_s.has_room(at_ms)
+            fits = not _is_full(self._working, ticket.platform) and self._busy_s.has_room(ticket.platform, at_ms)
             if fits:
                 self._working[ticket.platform] += 1
         if fits:
@@ -175,7 +183,7 @@ class Explainer:
                 log.exception("internal error: could not explain", extra={"denial": ticket.denial})
             finally:
                 with self._lock:
-                    self._busy_s.spend(max(1, round(time.monotonic() - began)), now_ms())
+                    self._busy_s.spend(ticket.platform, max(1, round(time.monotonic() - began)), now_ms())
                     _leave(self._working, ticket.platform)
 
     def _work(self, ticket: Ticket, message: bytes) -> None:
@@ -187,14 +195,14 @@ class Explainer:
         at_ms = now_ms()
         with self._store.write() as change:
             self._keep(change, workload, shown, at_ms)
-            if not self._written.has_room(at_ms):
+            if not self._written.has_room(ticket.platform, at_ms):
                 return
             body: dict[str, Any] = {"denial": ticket.denial, **found}
             if ticket.waits and isinstance(ticket.evidence, TDXQuote) and change.has_key(ticket.key):
                 # a quote of TDX names its workload by a hash: only now is it known what waits
                 body[WAITS] = waiting(workload, ticket.tee, ticket.key)
             entry = change.record(EXPLANATION, ticket.denial, body, at_ms)
-            self._written.spend(len(entry.body), at_ms)
+            self._written.spend(ticket.platform, len(entry.body), at_ms)
 
     def _keep(self, change: Transaction, workload: Measurement, shown: Explanation, at_ms: int) -> None:
         size_bytes = len(shown.manifest)

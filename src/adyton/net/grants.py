@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from adyton.errors import Denied, UsageError
 from adyton.keyserver.identity import GRANT_PURPOSE
-from adyton.net.wire import PROTOCOL, b64, binary, malformed, members, number, printable, text, to_bytes
+from adyton.net.wire import PROTOCOL, b64, binary, identifier, malformed, members, number, printable, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +104,7 @@ def parse_granted(document: dict[str, Any]) -> Granted:
         raise malformed("checkpoint", "an object of texts and numbers", type(checkpoint).__name__)
     return Granted(
         terms=Terms(
-            grant=text(document, "grant", 40),
+            grant=identifier(document, "grant"),
             lease_s=number(document, "lease_s", 1 << 32),
             versions=versions,
             wrapped=binary(document, "wrapped", 1, MAX_WRAPPED_BYTES),

@@ -49,6 +49,7 @@ from adyton.net.wire import (
     b64,
     binary,
     check_protocol,
+    identifier,
     malformed,
     members,
     number,
@@ -389,7 +390,8 @@ def parse_answer(raw: bytes) -> Granted | Refusal:
         raise malformed("status", "granted or denied", str(status))
     fields = ("denial", "message", "check", "expected", "seen", "remedy")
     members(document, {"protocol", "status", *fields})
-    return Refusal(*(printable(text(document, name, 2000)) for name in fields))
+    denial = NOT_KEPT if document["denial"] == NOT_KEPT else identifier(document, "denial")
+    return Refusal(denial, *(printable(text(document, name, 2000)) for name in fields[1:]))
 
 
 def used_message(grant: str, token: bytes) -> bytes:
@@ -402,4 +404,4 @@ def parse_used(raw: bytes) -> tuple[str, bytes]:
     document = parse_object(raw, 1024)
     check_protocol(document)
     members(document, {"protocol", "grant", "token"})
-    return text(document, "grant", 40), binary(document, "token", TOKEN_BYTES, TOKEN_BYTES)
+    return identifier(document, "grant"), binary(document, "token", TOKEN_BYTES, TOKEN_BYTES)

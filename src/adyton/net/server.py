@@ -197,7 +197,9 @@ class KeyServer:
             return (200 if ready else 503), to_bytes({"status": "ready" if ready else "not ready"})
         if limit is None:
             another_version = path.startswith("/adyton/v")
-            return (426 if another_version else 404), _problem("no such path in this version of the protocol", PROTOCOL)
+            if another_version:
+                return 426, _another_version(path)
+            return 404, _problem("no such path", PROTOCOL)
         if request.method != b"POST":
             return 405, _problem("POST only", "POST")
         self.counters.requests[path.rpartition("/")[2]] += 1
@@ -327,6 +329,19 @@ def _check_length(request: h11.Request, limit: int) -> None:
 
 def _problem(message: str, expected: str) -> bytes:
     return to_bytes({"protocol": PROTOCOL, "status": "error", "message": message, "expected": expected})
+
+
+def _another_version(path: str) -> bytes:
+    """What a program of another Adyton is told, whichever is older; it shows these parts to whoever started it."""
+    error = VersionMismatch(
+        "the program speaks another version of the release protocol than this key server",
+        check="protocol version",
+        expected=PROTOCOL,
+        seen=path[:60],
+        remedy="install the same version of Adyton on both sides, the newer of the two; then build the program and have"
+        " it approved again",
+    )
+    return to_bytes({"protocol": PROTOCOL, "status": "error", **error.details()})
 
 
 def _status(error: Error) -> int:

@@ -19,6 +19,8 @@ MAX_DEPTH: Final = 8
 _STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 """A whole string (or what of it is there), or one bracket outside of strings; reads on and never back."""
 
+_ID: Final = re.compile(r"[A-Za-z0-9-]{1,40}", re.ASCII)
+
 
 def malformed(what: str, expected: str, seen: str) -> OutOfOrder:
     """The refusal of a message that is not what the protocol says."""
@@ -53,6 +55,14 @@ def _check_depth(raw: bytes) -> None:
                 raise malformed("nested too deep", f"at most {MAX_DEPTH} levels", "more")
         elif first in b"]}":
             depth -= 1
+
+
+def identifier(document: dict[str, Any], name: str) -> str:
+    """The id of an entry of the record: at most 40 letters, digits and `-`, so that it can stand in any text."""
+    value = text(document, name, 40)
+    if not _ID.fullmatch(value):
+        raise malformed(name, "an id of letters, digits and -", "something else")
+    return value
 
 
 def check_protocol(document: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import replace
@@ -17,14 +18,16 @@ import sqlalchemy as sa
 from adyton.errors import OutOfOrder
 from adyton.keyserver import schema
 from adyton.keyserver.prune import missing
+from adyton.manifest.measure import combine
 from adyton.manifest.signed import SignedManifest
 from adyton.net import bounds
 from adyton.net.bounds import MAX_LINES_PER_MINUTE, MAX_NOISE_BYTES_PER_DAY, MAX_SUMS_PER_DAY, Budget, Refusals
+from adyton.net.explaining import Explainer, Ticket
 from adyton.net.release import EnclaveKey, Refusal, ReleaseRequest
 from adyton.net.service import KeyService
 from adyton.net.serving import server_identity
 from tests.owner_world import RUNTIME_PARTS, World, now
-from tests.unit.net.by_hand import Logged, entries
+from tests.unit.net.by_hand import Logged, entries, wait_until
 
 DAY_MS = 86_400_000
 PER_ENTRY_BYTES = 1024
@@ -170,6 +173,43 @@ def test_entries_of_strangers_are_bounded_by_the_day_in_bytes() -> None:
     assert refusals.may_keep("b", DAY_MS)
     refusals.wrote("c", bounds.MAX_GENUINE_BYTES_PER_DAY, DAY_MS)
     assert not refusals.may_keep("b", DAY_MS)
+
+
+def test_one_platform_does_not_use_up_what_all_may_have_explained() -> None:
+    """Who lets his programs be explained all day long takes his own share, and the next platform has its own."""
+    shares = bounds.Shares(100, 25)
+    while shares.has_room("a", 0):
+        shares.spend("a", 5, 0)
+    assert shares.has_room("b", 0)
+    for platform in "bcd":
+        shares.spend(platform, 25, 0)
+    assert not shares.has_room("e", 0)
+    assert shares.has_room("a", DAY_MS)
+
+
+def test_explanations_of_one_platform_leave_those_of_another_their_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the server itself: one platform has had its time of this hour, and a program on another is still read."""
+    worked: list[str] = []
+
+    def unpacked(denial: str, _message: bytes) -> Any:
+        worked.append(denial)
+        raise OutOfOrder("read")
+
+    monkeypatch.setattr("adyton.net.explaining.unpacked", unpacked)
+    monkeypatch.setattr("adyton.net.explaining.MAX_PLATFORM_BUSY_S_PER_HOUR", 1)
+    explainer = Explainer(world.store, combine)
+    evidence: Any = None
+    about = {"evidence": evidence, "tee": "sgx", "key": "weights", "approvals": (), "waits": False}
+    for denial, platform in (("d-1", "a"), ("d-2", "a"), ("d-3", "b")):
+        explainer.expect(Ticket(denial=denial, platform=platform, made_at=time.monotonic(), **about))
+        ticket = explainer.claim(denial)
+        assert ticket is not None
+        explainer.take(ticket, b"")
+        wait_until(lambda: explainer.held == 0)
+    explainer.close()
+    assert worked == ["d-1", "d-3"]
 
 
 def test_sums_of_a_year_of_floods_are_few() -> None:

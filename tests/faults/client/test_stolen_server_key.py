@@ -27,11 +27,12 @@ from adyton.manifest.measure import combine
 from adyton.manifest.review import findings
 from adyton.net import grants
 from adyton.net.grants import Granted, Terms
-from adyton.net.release import ReleaseRequest, ServerIdentity
+from adyton.net.release import ReleaseRequest, ServerIdentity, parse_answer, parse_used
 from adyton.net.service import KeyService
 from adyton.net.serving import server_identity
 from adyton.net.tls import server_context
 from adyton.net.verification import Verifier
+from adyton.net.wire import PROTOCOL
 from tests.owner_world import RA_TLS, Running, World, make_world, now, running
 from tests.unit.net.by_hand import entries, obtain
 from tests.unit.net.servers import raw_server
@@ -293,3 +294,18 @@ def test_renewed_grant_key_is_another_and_is_on_record(world: World) -> None:
         assert obtain(world, server, world.program()).keys
     made = entries(world, "grant-key-made")
     assert [each["sha256"] for each in made] == [hashlib.sha256(der).hexdigest() for der in (before, after)]
+
+
+@pytest.mark.parametrize("written", ["\ud800", "\xe9", "../x", "a b", "a\r\nB: c", ""])
+def test_ids_that_are_none_are_refused_where_they_are_read(written: str) -> None:
+    """A thief writes what no text can hold where an id of the record stands: that ends in a refusal, not in a fault."""
+    document = dict.fromkeys(("message", "check", "expected", "seen", "remedy"), "x")
+    denied = {"protocol": PROTOCOL, "status": "denied", "denial": written, **document}
+    with pytest.raises(OutOfOrder):
+        parse_answer(json.dumps(denied).encode())
+    with pytest.raises(OutOfOrder):
+        parse_used(json.dumps({"protocol": PROTOCOL, "grant": written, "token": 43 * "A" + "="}).encode())
+    terms = {"grant": written, "lease_s": 1, "versions": {"weights": 1}, "wrapped": "AAAA", "checkpoint": {}}
+    granted = {**terms, "certificate": "AAAA", "signature": 86 * "A" + "=="}
+    with pytest.raises(OutOfOrder, match="grant"):
+        parse_answer(json.dumps({"protocol": PROTOCOL, "status": "granted", **granted}).encode())

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
-from adyton.errors import Denied, Error, FetchFailed, OutOfOrder, Timeout
+from adyton.errors import Denied, Error, FetchFailed, OutOfOrder, StorageFailed, Timeout, VersionMismatch
 from adyton.keyserver.identity import Credential, make_server
 from adyton.keyserver.policy import REVOKED
 from adyton.manifest.signed import SignedManifest
@@ -40,6 +40,7 @@ from adyton.net.release import (
 )
 from adyton.net.serving import server_identity
 from adyton.net.tls import client_context, use_certificate
+from adyton.net.wire import PROTOCOL
 from adyton.tee.sim import SimPlatform
 from adyton.values import Digest
 from tests.owner_world import RA_TLS, RUNTIME_PARTS, Running, World, make_world, now, running
@@ -475,7 +476,9 @@ def test_http_other_paths_methods_and_versions_are_refused(world: World, server:
     with https(world, server.adyton) as connection:
         assert post(connection, "/release", b"")[0] == 404
     with https(world, server.adyton) as connection:
-        assert post(connection, "/adyton/v1/release", b"")[0] == 426
+        status, document = post(connection, "/adyton/v1/release", b"")
+        assert (status, document["expected"], document["seen"]) == (426, PROTOCOL, "/adyton/v1/release")
+        assert "same version of Adyton on both sides" in document["remedy"]
     with https(world, server.adyton) as connection:
         connection.sendall(b"GET /adyton/v2/challenge HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer(connection)[0] == 405
@@ -484,6 +487,27 @@ def test_http_other_paths_methods_and_versions_are_refused(world: World, server:
     with https(world, server.adyton) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer(connection) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("path", ["/adyton/v9/challenge", "/challenge"], ids=["newer server", "older server"])
+def test_obtain_from_another_version_says_what_to_do(
+    world: World, server: Running, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """A server that knows another version of the protocol, or this path not at all: both sides need the same Adyton."""
+    monkeypatch.setattr("adyton.net.release.PATH_CHALLENGE", path)
+    with pytest.raises(VersionMismatch) as caught:
+        obtain(world, server, world.program())
+    assert caught.value.check == "protocol version"
+    assert "same version of Adyton" in str(caught.value.remedy)
+
+
+def test_refusal_is_told_also_where_the_runtimes_parts_cannot_be_read(world: World, server: Running) -> None:
+    """To explain a refusal is extra: what fails there does not stand in its place."""
+
+    def unreadable() -> dict[str, str]:
+        raise StorageFailed("a part of the runtime cannot be read")
+
+    assert "denial" in refused(world, server, world.program(argument="other.py"), runtime_parts=unreadable)["message"]
 
 
 def test_http_too_long_body_is_refused_before_it_is_read(world: World, server: Running) -> None:
