@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,10 @@ def restore(
     store_url: Annotated[
         str | None,
         typer.Option(help="Database for the store; '' is SQLite in the home.  [as it was]", show_default=False),
+    ] = None,
+    master_command: Annotated[
+        str | None,
+        typer.Option(help="The command that prints the master key, where the backup names one.", show_default=False),
     ] = None,
     join: Annotated[
         bool, typer.Option("--join", help="Share the store that the database holds already, as a second key server.")
@@ -67,6 +72,7 @@ def restore(
         passphrase=passphrase,
         shares=[read_share(path) for path in share or ()],
         store_url=store_url,
+        master_command=shlex.split(master_command) if master_command else (),
         join=join,
         verify=verify,
     )

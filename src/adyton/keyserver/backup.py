@@ -18,6 +18,7 @@ import io
 import json
 import os
 import secrets
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -196,10 +197,14 @@ def restore(
     passphrase: Callable[[], bytes] | None,
     shares: Sequence[Share] = (),
     store_url: str | None = None,
+    master_command: Sequence[str] = (),
     join: bool = False,
     verify: Callable[[Home], None],
 ) -> Home:
     """Make a home from a backup: unpacked and verified beside it, then renamed into place.
+
+    A backup may be another's making. So a command that prints its master key runs only where `master_command` is that
+    very command, and a file on this machine that it names as its store is opened only where `store_url` names it.
 
     With `join` the store is not brought back but shared: the database holds it already, for another key server.
     `verify` opens the restored home and raises where something is wrong with it; nothing is left then.
@@ -227,6 +232,7 @@ def restore(
     try:
         _unpack(path, beside, key)
         config = Home.open(beside / "home").config
+        _check_named(config, store_url, master_command)
         url = config.store_url if store_url is None else store_url
         made = Home(beside / "home", _with_store(config, url))
         if join:
@@ -259,6 +265,27 @@ def restore(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Home.open(home)
+
+
+def _check_named(config: Config, store_url: str | None, master_command: Sequence[str]) -> None:
+    """Refuse what a backup would have run or opened here and nobody named; raises UsageError."""
+    if config.master_command and tuple(master_command) != config.master_command:
+        shown = shlex.join(config.master_command)
+        raise UsageError(
+            "this backup's master key comes from a command, which runs only where you name it",
+            check="command of the master key",
+            expected=shown[:400],
+            seen=shlex.join(master_command)[:400] or "none",
+            remedy="where you know this command, name it: --master-command " + shlex.quote(shown)[:400],
+        )
+    if store_url is None and config.store_url.startswith("sqlite"):
+        raise UsageError(
+            "this backup names a file on this machine as its store",
+            check="database of the backup",
+            expected="a file that you name: --store-url, '' for the home's own",
+            seen=config.store_url[:400],
+            remedy="say where the store is to lie: --store-url ''",
+        )
 
 
 def _is_plain(member: tarfile.TarInfo, most_bytes: int) -> bool:

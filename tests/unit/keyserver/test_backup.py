@@ -407,3 +407,33 @@ def test_passphrase_too_short_is_refused() -> None:
     """A passphrase that anybody could try out is not taken."""
     with pytest.raises(UsageError, match="too short"):
         key_from_passphrase(b"short", b"s" * 16)
+
+
+def test_backup_has_nothing_run_or_opened_that_nobody_named(world: World, tmp_path: Path) -> None:
+    """A stranger makes a backup whole, under a passphrase that he tells: its command and its file are his choice."""
+    ran = tmp_path / "ran"
+    (world.home.path / "master.key").rename(tmp_path / "master.key")
+    command = ("sh", "-c", f"touch {ran}; cat {tmp_path / 'master.key'}")
+    config = world.home.config
+    theirs = replace(config, master="command", master_command=command)
+    (world.home.path / "config.toml").write_text(theirs.to_toml())
+    back_up(world.home, world.store, tmp_path / "backup", passphrase=PASSPHRASE, split=None, actor="test")
+    ran.unlink(missing_ok=True)
+    for named in ((), ("cat", str(tmp_path / "master.key"))):
+        with pytest.raises(UsageError, match="only where you name it") as caught:
+            restore(
+                tmp_path / "backup", tmp_path / "new", passphrase=lambda: PASSPHRASE, master_command=named, verify=whole
+            )
+        assert "--master-command" in str(caught.value.remedy)
+    assert not ran.exists()
+    assert not (tmp_path / "new").exists()
+    restore(tmp_path / "backup", tmp_path / "new", passphrase=lambda: PASSPHRASE, master_command=command, verify=whole)
+    assert ran.exists()
+
+    other = replace(config, store_url=f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    (world.home.path / "config.toml").write_text(other.to_toml())
+    (tmp_path / "master.key").rename(world.home.path / "master.key")
+    back_up(world.home, world.store, tmp_path / "second", passphrase=PASSPHRASE, split=None, actor="test")
+    with pytest.raises(UsageError, match="names a file"):
+        restore(tmp_path / "second", tmp_path / "newer", passphrase=lambda: PASSPHRASE, verify=whole)
+    assert not (tmp_path / "elsewhere.db").exists()
