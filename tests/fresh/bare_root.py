@@ -30,7 +30,8 @@ _NEEDED_BYTES: Final = 20 << 30
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty", "fuse")
 _HOST_SETTINGS: Final = (
     *("/etc/resolv.conf", "/etc/hosts"),
-    *("/etc/pip.conf", "/etc/xdg/pip", "/root/.config/pip", "/root/.pip"),
+    *("/etc/pip.conf", "/etc/xdg/pip"),
+    *(str(Path.home() / name) for name in (".config/pip", ".pip")),
 )
 _CERTIFICATES: Final = "/usr/local/share/ca-certificates"
 _KEPT_VARIABLES: Final = re.compile(r"(PIP_.*|https?_proxy|no_proxy|HTTPS?_PROXY|NO_PROXY|SSL_CERT_FILE|TEST_ARGS)")
