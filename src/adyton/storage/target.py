@@ -93,9 +93,10 @@ def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int =
             try:
                 if sync:
                     os.fsync(fd)
-                if nameless:
-                    _name(fd, part, mode)
-                _put_in_place(part, target, force=force)
+                if not (nameless and _linked(fd, target)):
+                    if nameless:
+                        _name(fd, part, mode)
+                    _put_in_place(part, target, force=force)
                 if sync:
                     sync_directory(target.parent)
             except OSError as error:
@@ -135,23 +136,30 @@ def _open_nameless(folder: Path, mode: int) -> int | None:
     return None
 
 
-def _name(fd: int, path: Path, mode: int) -> None:
-    """Give a file of `_open_nameless` a name; where the file system has no hard links, a copy of it gets the name."""
+def _linked(fd: int, path: Path) -> bool:
+    """Give a file of `_open_nameless` a name in one step; False where something has it, or there are no hard links."""
     # with a directory's descriptor Python calls linkat(2), which follows the link of /proc to the file
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.link(f"/proc/self/fd/{fd}", path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
+        if error.errno == errno.EEXIST or error.errno in _NO_LINKS:
+            return False
+        raise
+    finally:
+        os.close(folder)
+    return True
+
+
+def _name(fd: int, path: Path, mode: int) -> None:
+    """Name a file of `_open_nameless`; where the file system has no hard links, a copy of it gets the name."""
+    if not _linked(fd, path):
         copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         with os.fdopen(fd, "rb", closefd=False) as source, os.fdopen(copy, "wb") as target:
             source.seek(0)
             shutil.copyfileobj(source, target, _COPY_BYTES)
             target.flush()
             os.fsync(copy)
-    finally:
-        os.close(folder)
 
 
 def _put_in_place(part: Path, target: Path, *, force: bool) -> None:

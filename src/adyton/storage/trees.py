@@ -202,6 +202,7 @@ class _Task:
     source_id: Callable[[Path], str]
     target_id: Callable[[Path], str]
     in_place: bool
+    begun: bool = False
     files: int = 0
     resumed: int = 0
     size: int = 0
@@ -217,6 +218,7 @@ class _Task:
                     advance(entry.size)
             return
         source_id = "" if self.in_place else self.source_id(source)
+        self.begun = True
         done = self.make(entry, jobs)
         journal.add(entry.below, source_id, self.target_id(target), done.size)
         with self.lock:
@@ -263,8 +265,10 @@ def _run(
                 check_no_link(task.target / directory)
             _remove_parts(task.target, directories)
             _make_all(task, entries, jobs or default_jobs(), journal, advance)
-        except BaseException:
-            journal.close(finished=not task.files and not journal.resumed)
+        except BaseException as error:
+            # an interruption may come between the placing of a file and its count
+            untouched = not task.files if isinstance(error, Exception) else not task.begun
+            journal.close(finished=untouched and not journal.resumed)
             raise
         journal.close(finished=True)
     except OSError as error:

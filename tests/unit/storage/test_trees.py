@@ -21,7 +21,7 @@ from adyton.errors import (
 )
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
-from adyton.storage import trees
+from adyton.storage import target, trees
 from adyton.storage.files import encrypt_file, verify_file
 from adyton.storage.trees import JOURNAL, TreeDone, decrypt_tree, encrypt_tree, rekey_tree
 from adyton.values import Key128
@@ -109,12 +109,44 @@ def test_interrupted_run_continues(tmp_path: Path, source: Path, monkeypatch: py
         _stop_after(count, patch)
         with pytest.raises(KeyboardInterrupt):
             encrypt_tree(source, tmp_path / "sealed", KEY, path="in", jobs=1)
-    assert (tmp_path / "sealed" / JOURNAL).exists() == (count > 0)
+    assert (tmp_path / "sealed" / JOURNAL).exists()
     done = encrypt_tree(source, tmp_path / "sealed", KEY, path="in", jobs=1)
     assert (done.resumed, done.files) == (count, 37 - count)
     assert not (tmp_path / "sealed" / JOURNAL).exists()
     assert decrypt_tree(tmp_path / "sealed", tmp_path / "out", KEY, path="in").files == 37
     assert _content(tmp_path / "out") == _content(source)
+
+
+def test_run_interrupted_between_a_files_placing_and_its_count_continues(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C can come when the first file is in its place and nothing knows yet: the journal must stay."""
+
+    def make(*arguments: object, **options: object) -> object:
+        encrypt_file(*arguments, **options)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trees, "encrypt_file", make)
+        with pytest.raises(KeyboardInterrupt):
+            encrypt_tree(source, tmp_path / "sealed", KEY, path="in")
+    assert (tmp_path / "sealed" / JOURNAL).exists()
+    assert encrypt_tree(source, tmp_path / "sealed", KEY, path="in").files == 37
+
+
+def test_new_file_has_no_other_name_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed leaves no part of a file under a name of its own: it gets its name in one step."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a second step")
+
+    monkeypatch.setattr(target, "_name", refused)
+    monkeypatch.setattr(target, "_put_in_place", refused)
+    for force in (False, True):
+        with target.whole_or_absent(tmp_path / f"new-{force}", force=force) as fd:
+            os.write(fd, b"whole")
+            assert not list(tmp_path.glob(f"*{target.PART_SUFFIX}"))
+        assert (tmp_path / f"new-{force}").read_bytes() == b"whole"
 
 
 def test_interrupted_decryption_and_rekeying_continue(
