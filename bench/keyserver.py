@@ -44,11 +44,11 @@ sha256 = "{digest}"
 
 def make_owner(folder: Path) -> None:
     """An owner with a key, a platform with its collateral in her home, and an approved program."""
-    from adyton.keyserver.owner import init_home
-    from adyton.keyserver.policy import Approval
-    from adyton.keyserver.view import KEY
-    from adyton.net.collateral_store import CollateralStore
-    from adyton.tee.sim import SimPlatform
+    from adyton.collateral.store import CollateralStore
+    from adyton.keystore.approval import Approval
+    from adyton.keystore.home import init_home
+    from adyton.keystore.reader import KEY
+    from adyton.sim.platform import SimPlatform
     from adyton.values import Measurement
 
     names = ("adyton-key-server", "localhost", "127.0.0.1")
@@ -97,8 +97,8 @@ class Client:
         from cryptography.hazmat.primitives.asymmetric import ec
 
         from adyton.attest.ratls import make_certificate
-        from adyton.net.tls import client_context, use_certificate
-        from adyton.tee.sim import SimPlatform
+        from adyton.release.tls import client_context, use_certificate
+        from adyton.sim.platform import SimPlatform
         from adyton.values import Measurement
 
         self.protocol = protocol
@@ -130,11 +130,11 @@ class Client:
                 self._adyton(connection)
 
     def _ra_tls(self, connection: ssl.SSLSocket) -> None:
-        from adyton.net import ratls
+        from adyton.release import secret_provisioning
 
-        connection.sendall(ratls.REQUEST)
+        connection.sendall(secret_provisioning.REQUEST)
         found = b""
-        while len(found) < ratls.HEADER_BYTES + 16:
+        while len(found) < secret_provisioning.HEADER_BYTES + 16:
             more = connection.recv(4096)
             if not more:
                 raise SystemExit("refused")
@@ -144,23 +144,23 @@ class Client:
         from dataclasses import replace
         from datetime import UTC, datetime
 
-        from adyton.net import release
-        from adyton.net.grants import Granted, verify_grant
+        from adyton.release import messages
+        from adyton.release.grants import Granted, verify_grant
         from adyton.values import Digest
 
-        key = release.EnclaveKey()
-        nonce = release.parse_challenge(_post(connection, release.PATH_CHALLENGE, release.challenge_request())).nonce
+        key = messages.EnclaveKey()
+        nonce = messages.parse_challenge(_post(connection, messages.PATH_CHALLENGE, messages.challenge_request())).nonce
         names = ("weights",)
-        unsigned = release.ReleaseRequest(nonce, key.public_bytes, Digest(RUNTIME), names, b"")
+        unsigned = messages.ReleaseRequest(nonce, key.public_bytes, Digest(RUNTIME), names, b"")
         ca_der = ssl.PEM_cert_to_DER_cert(self.ca.strip())
-        server = release.ServerIdentity(Digest(hashlib.sha256(ca_der).digest()), "adyton-key-server")
+        server = messages.ServerIdentity(Digest(hashlib.sha256(ca_der).digest()), "adyton-key-server")
         binding = unsigned.report_data(server)
         request = replace(unsigned, evidence=self.source.quote(binding))
-        answer = release.parse_answer(_post(connection, release.PATH_RELEASE, request.to_bytes()))
+        answer = messages.parse_answer(_post(connection, messages.PATH_RELEASE, request.to_bytes()))
         if not isinstance(answer, Granted):
             raise SystemExit(f"refused: {answer}")
         verify_grant(ca_der, request, server, answer, datetime.now(UTC))
-        release.parse_payload(key.unwrap(answer.terms.wrapped, binding))
+        messages.parse_payload(key.unwrap(answer.terms.wrapped, binding))
 
 
 def _post(connection: ssl.SSLSocket, path: str, body: bytes) -> bytes:
@@ -309,9 +309,9 @@ def audit_record(folder: Path, count: int) -> None:
     """Verify a record of `count` entries."""
     import sqlalchemy as sa
 
-    from adyton.keyserver import schema
-    from adyton.keyserver.audit import Head, canonical, entry_hash
-    from adyton.keyserver.owner import Home
+    from adyton.keystore import schema
+    from adyton.keystore.audit import Head, canonical, entry_hash
+    from adyton.keystore.home import Home
 
     store = Home.open(folder / "owner").open_store()
     with store.read() as view:

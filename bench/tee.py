@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.sgx import parse_quote
-from adyton.net import pcs_server
-from adyton.net.collateral_store import CollateralStore, Source
-from adyton.tee.sim import SimPlatform
+from adyton.collateral.store import CollateralStore, Source
+from adyton.sim import pcs_server
+from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
 
 MEASUREMENT = Measurement(bytes(32))
@@ -93,7 +93,7 @@ def measure(folder: Path) -> list[Row]:
     imported = best_process_ms("from cryptography.hazmat.primitives.asymmetric import ec")
     load = f"""
 from pathlib import Path
-from adyton.tee.source import open_source
+from adyton.tee.opener import open_source
 from adyton.values import Measurement
 open_source("sim", measurement=Measurement(bytes(32)), platform_dir=Path({str(folder / "platform")!r})).quote(bytes(64))
 """

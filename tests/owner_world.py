@@ -19,26 +19,26 @@ from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import SNPReport
 from adyton.attest.tdx import TDXQuote
+from adyton.collateral.verifier import Verifier
 from adyton.errors import FetchFailed
-from adyton.keyserver import gaps
-from adyton.keyserver.facts import DENIAL, WAITS, waiting
-from adyton.keyserver.grant_key import open_grant_key
-from adyton.keyserver.owner import Home, audit_private_key, init_home
-from adyton.keyserver.policy import Approval
-from adyton.keyserver.store import Store
-from adyton.keyserver.view import KEY
+from adyton.keyserver.service import KeyService
+from adyton.keystore import approval_gaps
+from adyton.keystore.approval import Approval
+from adyton.keystore.facts import DENIAL, WAITS, waiting
+from adyton.keystore.grant_key import open_grant_key
+from adyton.keystore.home import Home, audit_private_key, init_home
+from adyton.keystore.reader import KEY
+from adyton.keystore.store import Store
 from adyton.manifest.measure import combine, workload_measurement
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.signature import generate_signer, load_signer, sign
 from adyton.manifest.signed import SignedManifest, load_signed, signed_attributes
-from adyton.net.listener import Limits
-from adyton.net.server import KeyServer
-from adyton.net.service import KeyService
-from adyton.net.serving import server_identity
-from adyton.net.tls import server_context
-from adyton.net.verification import Verifier
-from adyton.tee.sim import SimPlatform
-from adyton.tee.sim_machine import SimEnclave, simulated_guest
+from adyton.release.tls import server_context
+from adyton.server.listener import Limits
+from adyton.server.process import server_identity
+from adyton.server.protocols import KeyServer
+from adyton.sim.machine import SimEnclave, simulated_guest
+from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement
 
 RUNTIME_PARTS: Mapping[str, Digest] = {
@@ -80,7 +80,7 @@ class FixedCollateral:
 
 def allow_snp(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it will be once a guest image document says what a launch digest covers: then SEV-SNP approvals count."""
-    monkeypatch.setattr(gaps, "PINNED_BY", frozenset({"tdx", "snp"}))
+    monkeypatch.setattr(approval_gaps, "PINNED_BY", frozenset({"tdx", "snp"}))
 
 
 @dataclass

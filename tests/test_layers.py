@@ -9,24 +9,29 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "adyton"
 
+_GROUND = {"errors", "values", "untrusted", "elf", "confined_process"}
+_PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "values": {"errors"},
     "untrusted": {"errors"},
     "elf": set(),
+    "confined_process": {"errors"},
+    "pfile": _GROUND,
+    "attest": _GROUND,
+    "manifest": _GROUND,
+    "storage": _GROUND | {"pfile"},
+    "collateral": _GROUND | {"attest"},
+    "sim": _GROUND | {"attest"},
+    "tee": _GROUND | {"attest", "sim"},
+    "keystore": _PURE,
+    "release": _PURE | {"keystore", "tee"},
+    "keyserver": _PURE | {"collateral", "keystore", "release"},
+    "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
+    "vfs": _PURE | {"storage"},
+    "run": _PURE | {"storage", "tee", "vfs", "release"},
+    "cli": _PURE | {"storage", "collateral", "sim", "tee", "keystore", "release", "keyserver", "server", "vfs", "run"},
 }
-_GROUND = {"errors", "values", "untrusted", "elf"}
-MAY_IMPORT["pfile"] = _GROUND
-MAY_IMPORT["attest"] = _GROUND
-MAY_IMPORT["manifest"] = _GROUND
-_ROOMS = _GROUND | {"pfile", "attest", "manifest"}
-MAY_IMPORT["storage"] = _ROOMS
-MAY_IMPORT["tee"] = _ROOMS
-MAY_IMPORT["keyserver"] = _ROOMS
-MAY_IMPORT["vfs"] = _ROOMS | {"storage"}
-MAY_IMPORT["net"] = _ROOMS | {"storage", "tee", "keyserver", "vfs"}
-MAY_IMPORT["run"] = MAY_IMPORT["net"] | {"net"}
-MAY_IMPORT["cli"] = MAY_IMPORT["run"] | {"run"}
 
 
 def _room_of(module: Path) -> str:

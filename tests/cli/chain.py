@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adyton.keyserver.owner import load_key
+from adyton.keystore.home import load_key
 from adyton.run import namespace
 from demo.canary import Canary, draw, search
 from demo.world import Actor, World

@@ -154,7 +154,7 @@ def test_run_with_silent_server_ends_in_time(cloud: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         impatient = (
-            "import sys; from adyton.net import client; client.obtain_keys.__kwdefaults__['timeout_s'] = 1.0;"
+            "import sys; from adyton.release import client; client.obtain_keys.__kwdefaults__['timeout_s'] = 1.0;"
             "from adyton.cli.main import main; main(sys.argv[1:])"
         )
         ended = cloud.execute([sys.executable, "-c", impatient, *cloud.words_to_run("exit", "0", server=address)])

@@ -20,12 +20,12 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
 from adyton.cli import collateral, platform, verify
+from adyton.collateral.documents import build_bundle, documents_of
+from adyton.collateral.store import CollateralStore, Source
 from adyton.errors import Error, FetchFailed, Stale, TargetExists, UsageError
-from adyton.net.collateral_store import CollateralStore, Source
-from adyton.net.documents import build_bundle, documents_of
-from adyton.net.pcs_server import application
-from adyton.tee.sim import SimPlatform
-from adyton.tee.sim_machine import Shape
+from adyton.sim.machine import Shape
+from adyton.sim.pcs_server import application
+from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
 from tests.unit.net.servers import self_signed, serving
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from adyton.cli.doctor_server import owner
-from adyton.keyserver.backup import back_up
-from adyton.keyserver.identity import Credential, make_server
+from adyton.keystore.backup import back_up
+from adyton.keystore.certificates import Credential, make_server
 from adyton.tee.machine import Machine
 from adyton.values import Finding
 from tests.owner_world import World, make_world, now

@@ -13,16 +13,16 @@ from cryptography import x509
 
 from adyton.attest.guest import MUST_COVER
 from adyton.cli import main as command_line
-from adyton.keyserver import change as change_module
-from adyton.keyserver.owner import Home
-from adyton.keyserver.policy import Approval
+from adyton.collateral.store import CollateralStore
+from adyton.keystore import transaction as change_module
+from adyton.keystore.approval import Approval
+from adyton.keystore.home import Home
 from adyton.manifest import signature
 from adyton.manifest.measure import combine
 from adyton.manifest.signed import read_signed
-from adyton.net.collateral_store import CollateralStore
 from adyton.run import identity
-from adyton.tee.sim import SimPlatform
-from adyton.tee.sim_machine import simulated_guest
+from adyton.sim.machine import simulated_guest
+from adyton.sim.platform import SimPlatform
 from tests.owner_world import RUNTIME_PARTS, now, signer_pem
 
 ROOT = "sim:" + "0" * 64

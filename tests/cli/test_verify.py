@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from adyton.attest import ratls
 from adyton.attest.report_data import ProgramEvidence
 from adyton.attest.token import verify_token
+from adyton.collateral.store import CollateralStore
 from adyton.errors import AppraisalFailed, BadChain, FetchFailed, MalformedQuote, Stale, StorageFailed
-from adyton.net.collateral_store import CollateralStore
-from adyton.tee.sim import SimPlatform
+from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
 from tests.amd_factory import SNPScenario
 from tests.evidence_factory import LONG, MRENCLAVE, NOW, REPORT_DATA, Scenario

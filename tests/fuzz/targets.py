@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import io
 import json
@@ -25,13 +24,15 @@ from adyton.attest.guest import parse_guest
 from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
+from adyton.collateral.documents import Document, build_bundle, documents_of, parse_bundle, verify_document
+from adyton.collateral.fetcher import Response, retry_after_s
 from adyton.errors import UsageError
-from adyton.keyserver.audit import Checkpoint
-from adyton.keyserver.backup_header import parse_header
-from adyton.keyserver.export import checkpoints_of, read_export
-from adyton.keyserver.owner import Config
-from adyton.keyserver.policy import Approval, parse_time
-from adyton.keyserver.shares import parse_share, split_key
+from adyton.keystore.approval import Approval, parse_time
+from adyton.keystore.audit import Checkpoint
+from adyton.keystore.audit_export import checkpoints_of, read_export
+from adyton.keystore.backup_header import parse_header
+from adyton.keystore.backup_shares import parse_share, split_key
+from adyton.keystore.home import Config
 from adyton.manifest.difference import differences
 from adyton.manifest.document import parse_document
 from adyton.manifest.explain import explain_manifest
@@ -44,16 +45,14 @@ from adyton.manifest.schema import parse_size
 from adyton.manifest.signature import SIGSTRUCT_BYTES, Attributes, generate_signer, load_signer, parse_sigstruct, sign
 from adyton.manifest.signed import decode
 from adyton.manifest.template import render
-from adyton.net.dashboard.requests import parse_form
-from adyton.net.documents import Document, build_bundle, documents_of, parse_bundle, verify_document
-from adyton.net.fetch import Response, retry_after_s
 from adyton.pfile.backing import Memory
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import Metadata, parse_envelope
 from adyton.pfile.recovery import parse_log
-from adyton.tee.sim import SimPlatform
-from adyton.tee.sim_machine import Facts
-from adyton.tee.sim_vendor import Publication
+from adyton.server.dashboard.requests import parse_form
+from adyton.sim.machine import Facts
+from adyton.sim.platform import SimPlatform
+from adyton.sim.vendor import Publication
 from adyton.untrusted import parse_json, parse_json_object, parse_toml
 from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
@@ -239,12 +238,11 @@ def _platform() -> tuple[dict[str, Any], dict[str, Any], tuple[bytes, ...], byte
         return platform.machine.to_dict(), platform.publication().to_dict(), single, build_bundle(documents)
 
 
-def _net() -> dict[str, Target]:
+def _release() -> dict[str, Target]:
     """Every `parse_…(raw)` of the release protocols' modules, each with every message that there is as its seeds."""
     modules = [
-        importlib.import_module(f"adyton.net.{name}")
-        for name in ("wire", "release", "explanation", "grants", "ratls")
-        if importlib.util.find_spec(f"adyton.net.{name}") is not None
+        importlib.import_module(f"adyton.release.{name}")
+        for name in ("wire", "messages", "explanation", "grants", "secret_provisioning")
     ]
     names = {name: value for module in modules for name, value in vars(module).items()}
     b64, key = names["b64"], names["EnclaveKey"]()
@@ -298,7 +296,7 @@ def targets() -> dict[str, Target]:
             f"attest-{name}": Target(parse, (raw,), ATTEST_COVERS.get(name, ()))
             for name, (parse, raw) in ATTEST.items()
         },
-        **_net(),
+        **_release(),
         "toml": Target(
             lambda raw: parse_toml(raw, what="text"),
             (MANIFEST.encode(), POLICY.encode(), CONFIG.encode()),
@@ -382,22 +380,24 @@ def targets() -> dict[str, Target]:
             _shares,
             (f"{k}.shares.parse_share",),
         ),
-        "collateral-bundle": Target(_documents, lambda: (_platform()[3],), ("adyton.net.documents.parse_bundle",)),
+        "collateral-bundle": Target(
+            _documents, lambda: (_platform()[3],), ("adyton.collateral.documents.parse_bundle",)
+        ),
         "collateral-document": Target(
             lambda raw: verify_document(Document.from_dict(parse_json(raw, what="document"))),
             lambda: _platform()[2],
-            ("adyton.net.documents.Document.from_dict",),
+            ("adyton.collateral.documents.Document.from_dict",),
         ),
         "http-retry-after": Target(_response, (b"120", b"Wed, 21 Oct 2026 07:28:00 GMT"), ()),
         "sim-machine": Target(
             lambda raw: Facts.from_dict(parse_json_object(raw, what="machine")),
             lambda: (json.dumps(_platform()[0]).encode(),),
-            ("adyton.tee.sim_machine.Facts.from_dict", "adyton.tee.sim_machine.CertifiedQE.from_dict"),
+            ("adyton.sim.machine.Facts.from_dict", "adyton.sim.machine.CertifiedQE.from_dict"),
         ),
         "sim-publication": Target(
             lambda raw: Publication.from_dict(parse_json_object(raw, what="publication")),
             lambda: (json.dumps(_platform()[1]).encode(),),
-            ("adyton.tee.sim_vendor.Publication.from_dict",),
+            ("adyton.sim.vendor.Publication.from_dict",),
         ),
         "protected-file": Target(_protected, _sealed, ("adyton.pfile.opening.read_envelope",)),
         "protected-header": Target(
@@ -414,7 +414,7 @@ def targets() -> dict[str, Target]:
 
 METADATA_BYTES: Final = len(Metadata(b"a", 0, bytes(32), b"").to_bytes())
 _A: Final = "adyton.attest"
-_D: Final = "adyton.net.dashboard"
+_D: Final = "adyton.server.dashboard"
 GUESTS: Final = (
     {"tee": "tdx", "mrtd": "11" * 48, "rtmr0": "22" * 48, "rtmr1": "33" * 48, "rtmr2": "44" * 48},
     {"tee": "snp", "launch_digest": "55" * 48, "launch_digest_covers": ["kernel", "initrd", "command line", "acpi"]},

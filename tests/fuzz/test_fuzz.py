@@ -28,11 +28,11 @@ PACKAGE: Final = Path(adyton.__file__).parent
 NO_GOOD_SEED: Final = {"attest-token": "nobody signed it"}
 NOT_FUZZED: Final = {
     "adyton.manifest.template.parse_definitions": "words of the command line",
-    "adyton.net.pcs_server.parse_listen": "a word of the command line",
-    "adyton.net.serving.parse_address": "a word of the command line",
-    "adyton.keyserver.facts.Facts.from_dict": "what the store wrote under a code of its own",
+    "adyton.sim.pcs_server.parse_listen": "a word of the command line",
+    "adyton.server.process.parse_address": "a word of the command line",
+    "adyton.keystore.facts.Facts.from_dict": "what the store wrote under a code of its own",
     "adyton.run.interfaces.parse_mountinfo": "the kernel's own text",
-    "adyton.net.grants.parse_granted": "takes what parse_answer parsed",
+    "adyton.release.grants.parse_granted": "takes what parse_answer parsed",
 }
 
 

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adyton.errors import Error, EvidenceError, MalformedQuote
-from adyton.net.documents import (
+from adyton.collateral.documents import (
     BUNDLE_FORMAT,
     KINDS,
     Document,
@@ -24,9 +23,10 @@ from adyton.net.documents import (
     parse_bundle,
     verify_document,
 )
-from adyton.net.fetch import Response, retry_after_s
-from adyton.tee.sim import SimPlatform
-from adyton.tee.sim_vendor import Publication
+from adyton.collateral.fetcher import Response, retry_after_s
+from adyton.errors import Error, EvidenceError, MalformedQuote
+from adyton.sim.platform import SimPlatform
+from adyton.sim.vendor import Publication
 
 FAST = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

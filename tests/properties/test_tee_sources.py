@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adyton.errors import Unavailable
-from adyton.net.pcs_server import answer
+from adyton.sim.pcs_server import answer
+from adyton.sim.platform import SimPlatform
 from adyton.tee.configfs_tsm import ConfigfsTSM
-from adyton.tee.sim import SimPlatform
 from tests.unit.tee.kernel_double import TSM, Instance
 
 FAST = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -97,7 +97,7 @@ def test_release_verifies_as_the_page_says(received: Path) -> None:
     assert {"adyton.cdx.json", "COMMIT", "requirements/run.txt", "requirements/lock.txt"} < listed
     (wheel,) = received.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert {"adyton/pfile/gcm.c", "adyton/net/dashboard/templates/home.html"} < set(archive.namelist())
+        assert {"adyton/pfile/gcm.c", "adyton/server/dashboard/templates/home.html"} < set(archive.namelist())
     (source,) = received.glob("*.tar.gz")
     with tarfile.open(source) as members:
         told = {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in members}

@@ -33,6 +33,17 @@ LABELS: Final[Mapping[str, bytes]] = MappingProxyType(
 """Domain -> label. Each ends with its only NUL, so none begins another; receipt and endpoint are reserved."""
 
 
+def check_report_data(report_data: bytes) -> None:
+    """Raise UsageError unless report data has exactly 64 bytes; it is never padded or cut."""
+    if len(report_data) != REPORT_DATA_BYTES:
+        raise UsageError(
+            f"report data has {REPORT_DATA_BYTES} bytes, got {len(report_data)}",
+            check="length of report data",
+            expected=f"{REPORT_DATA_BYTES} bytes",
+            seen=f"{len(report_data)} bytes",
+        )
+
+
 def framed(*fields: bytes) -> bytes:
     """The fields, each with its length before it (u32, big-endian)."""
     return b"".join(struct.pack(">I", len(field)) + field for field in fields)

@@ -97,8 +97,8 @@ def approve(
     """
     from adyton.errors import UsageError
     from adyton.keyserver.consent import mine, propose, shown
-    from adyton.keyserver.owner import actor
-    from adyton.keyserver.policy import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
+    from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
+    from adyton.keystore.home import actor
     from adyton.manifest.review import check_tee, not_covered
     from adyton.manifest.signed import read_capped, read_signed
     from adyton.run.identity import runtime_identity
@@ -218,8 +218,8 @@ def _guest_images(tees: list[str], mrtds: list[str], registers: dict[str, str | 
     """The guest that a confidential machine must have booted; a simulated one boots the simulated guest."""
     from adyton.attest.guest import TDXGuest, confidential_kind
     from adyton.errors import UsageError
-    from adyton.keyserver.gaps import EXPECTED, GUEST_LINE, REMEDY
-    from adyton.tee.sim_machine import simulated_guest
+    from adyton.keystore.approval_gaps import EXPECTED, GUEST_LINE, REMEDY
+    from adyton.sim.machine import simulated_guest
     from adyton.values import Measurement
 
     kinds = {confidential_kind(tee) for tee in tees} - {None}

@@ -12,8 +12,8 @@ from adyton.cli.output import note, say, say_json
 from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
-    from adyton.keyserver.audit import Checkpoint, Entry
-    from adyton.keyserver.export import Export
+    from adyton.keystore.audit import Checkpoint, Entry
+    from adyton.keystore.audit_export import Export
 
 MAX_GRANTS_BYTES: Final = 1 << 20
 
@@ -52,7 +52,7 @@ def show(
 ) -> None:
     """Show everything that is recorded under an id: what was checked, expected, seen, and what to do."""
     from adyton.errors import UsageError
-    from adyton.keyserver.prune import missing
+    from adyton.keystore.prune import missing
 
     with owner_store(home) as (_, store), store.read() as view:
         entries = list(view.entries(subject=subject))
@@ -86,8 +86,8 @@ def verify(
 ) -> None:
     """Verify every entry's hash from the first to the last, and that every checkpoint lies on the chain."""
     from adyton.cli.owner_options import chosen_home
-    from adyton.keyserver.audit import verify_chain, verify_checkpoint
-    from adyton.keyserver.owner import audit_public_key
+    from adyton.keystore.audit import verify_chain, verify_checkpoint
+    from adyton.keystore.home import audit_public_key
 
     given = {path: _read_checkpoints(path) for path in checkpoint or ()}
     found = chosen_home(home)
@@ -126,9 +126,9 @@ def make_checkpoint(
     home: HomeOption = None,
 ) -> None:
     """Sign where the record stands now; keep it somewhere else."""
-    from adyton.keyserver.audit import sign_checkpoint
-    from adyton.keyserver.clock import now_ms
-    from adyton.keyserver.owner import audit_private_key
+    from adyton.keystore.audit import sign_checkpoint
+    from adyton.keystore.clock import now_ms
+    from adyton.keystore.home import audit_private_key
     from adyton.storage.target import write_whole
 
     with owner_store(home) as (found, store):
@@ -152,10 +152,10 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write the whole record, with a signed checkpoint at its end, for somebody else to verify."""
-    from adyton.keyserver.audit import sign_checkpoint
-    from adyton.keyserver.clock import now_ms
-    from adyton.keyserver.owner import audit_private_key
-    from adyton.keyserver.prune import named
+    from adyton.keystore.audit import sign_checkpoint
+    from adyton.keystore.clock import now_ms
+    from adyton.keystore.home import audit_private_key
+    from adyton.keystore.prune import named
     from adyton.storage.target import whole_or_absent, write_whole
 
     count, named_there, gone = 0, set[bytes](), 0
@@ -196,10 +196,10 @@ def prune(
     Such decisions cannot be verified again. In SQLite the file keeps its size, and the room in it is used again.
     """
     from adyton.errors import UsageError
-    from adyton.keyserver.clock import now_ms
-    from adyton.keyserver.owner import actor
-    from adyton.keyserver.policy import parse_time
-    from adyton.keyserver.prune import prune as prune_evidence
+    from adyton.keystore.approval import parse_time
+    from adyton.keystore.clock import now_ms
+    from adyton.keystore.home import actor
+    from adyton.keystore.prune import prune as prune_evidence
 
     before_ms = int(parse_time(before, "--before").timestamp() * 1000)
     if before_ms > now_ms():
@@ -228,7 +228,7 @@ def _document(entry: Entry) -> dict[str, Any]:
 
 def summary(entry: Entry) -> str:
     """An entry in one line."""
-    from adyton.keyserver.clock import moment
+    from adyton.keystore.clock import moment
 
     body = json.loads(entry.body)
     if entry.kind == "release":
@@ -265,7 +265,7 @@ def _show_body(value: Any, indent: str) -> None:
 
 def _read_checkpoints(path: Path) -> list[Checkpoint]:
     """The checkpoint in a file, or those of all grants in what a run wrote."""
-    from adyton.keyserver.export import checkpoints_of
+    from adyton.keystore.audit_export import checkpoints_of
     from adyton.manifest.signed import read_capped
 
     return checkpoints_of(read_capped(path, MAX_GRANTS_BYTES, "checkpoint"), str(path))
@@ -289,7 +289,7 @@ def _of_store(path: Path, items: list[Checkpoint], store_id: bytes) -> list[Chec
 
 def _read_export(path: Path) -> Export:
     from adyton.errors import AuditError
-    from adyton.keyserver.export import read_export
+    from adyton.keystore.audit_export import read_export
 
     try:
         with path.open("rb") as file:

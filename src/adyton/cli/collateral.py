@@ -12,7 +12,7 @@ from adyton.cli.output import note, say, say_json
 
 if TYPE_CHECKING:
     from adyton.attest.evidence import Evidence
-    from adyton.net.collateral_store import CollateralStore, Held, Outcome
+    from adyton.collateral.store import CollateralStore, Held, Outcome
     from adyton.values import Digest
 
 app = typer.Typer(
@@ -30,8 +30,8 @@ Root = Annotated[str | None, typer.Option(help="Only under the root with this SH
 
 
 def _store(home: Path | None, *, early: bool = False) -> CollateralStore:
-    from adyton.keyserver.owner import default_home
-    from adyton.net.collateral_store import CollateralStore
+    from adyton.collateral.store import CollateralStore
+    from adyton.keystore.home import default_home
 
     return CollateralStore((home or default_home()) / "collateral", channel="early" if early else "standard")
 
@@ -86,8 +86,8 @@ def fetch(
 ) -> None:
     """Fetch collateral, verify it, and keep it; without --for and --fmspc, what is here or what the service knows."""
     from adyton.attest.snp import SNPReport
+    from adyton.collateral.store import Source
     from adyton.errors import UsageError
-    from adyton.net.collateral_store import Source
 
     if tee not in ("sgx", "tdx", "both"):
         raise UsageError(f"no collateral for {tee!r}", check="--tee", expected="sgx, tdx or both", seen=tee)
@@ -214,7 +214,7 @@ def show(
     ] = None,
 ) -> None:
     """Show every document: what it is about, until when it is valid, when it is due to be fetched anew."""
-    from adyton.net.collateral_store import EXPIRY_NOTICE
+    from adyton.collateral.store import EXPIRY_NOTICE
 
     store, now = _store(home), datetime.now(UTC)
     found = list(_held_in_bundles(bundle) if bundle else store.held())
@@ -240,9 +240,9 @@ def show(
 
 
 def _held_in_bundles(paths: list[Path]) -> list[Held]:
+    from adyton.collateral.documents import parse_bundle, verify_document
+    from adyton.collateral.store import Held, read_bundle_files
     from adyton.errors import Error
-    from adyton.net.collateral_store import Held, read_bundle_files
-    from adyton.net.documents import parse_bundle, verify_document
     from adyton.values import Digest
 
     found: list[Held] = []
@@ -276,9 +276,9 @@ def export(
     home: Home = None,
 ) -> None:
     """Write every document into one bundle, for machines without a network and for the record."""
+    from adyton.collateral.documents import parse_bundle
     from adyton.errors import UsageError
-    from adyton.net.documents import parse_bundle
-    from adyton.tee.sim_files import write_file
+    from adyton.sim.files import write_file
 
     bundle = _store(home).export_bundle(_root(root))
     count = len(parse_bundle(bundle))
@@ -296,7 +296,7 @@ def import_(
     as_json: AsJSON = False,
 ) -> None:
     """Take over a bundle; every document is verified, and refused if it has expired or is older than what is here."""
-    from adyton.net.collateral_store import read_bundle_files
+    from adyton.collateral.store import read_bundle_files
 
     store, now = _store(home), datetime.now(UTC)
     outcomes: list[Outcome] = []

@@ -243,8 +243,8 @@ def collateral(machine: Machine) -> Iterator[Finding]:
     del machine
     from datetime import UTC, datetime
 
-    from adyton.keyserver.owner import default_home
-    from adyton.net.collateral_store import EXPIRY_NOTICE, CollateralStore
+    from adyton.collateral.store import EXPIRY_NOTICE, CollateralStore
+    from adyton.keystore.home import default_home
 
     folder = default_home() / "collateral"
     held = list(CollateralStore(folder).held())

@@ -12,7 +12,7 @@ from adyton.values import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from adyton.keyserver.owner import Home
+    from adyton.keystore.home import Home
     from adyton.tee.machine import Machine
 
 SOON_DAYS: Final = 30
@@ -27,7 +27,7 @@ _CERTIFICATES: Final = (
 
 def owner(_machine: Machine) -> Iterator[Finding]:
     """Findings about the owner's home; none where there is no home on this machine."""
-    from adyton.keyserver.owner import Home, default_home
+    from adyton.keystore.home import Home, default_home
 
     path = default_home()
     if not (path / "config.toml").exists():
@@ -74,9 +74,9 @@ def _backup(home: Home, now: datetime) -> Finding:
     """The last backup, by the audit record, which is read without opening any key."""
     import sqlalchemy as sa
 
-    from adyton.keyserver import schema
-    from adyton.keyserver.clock import moment
-    from adyton.keyserver.database import make_engine
+    from adyton.keystore import schema
+    from adyton.keystore.clock import moment
+    from adyton.keystore.database import make_engine
 
     remedy = "adyton backup -o FILE, and keep the file and its passphrase or shares elsewhere"
     url = home.store_url()

@@ -49,10 +49,9 @@ def init(
     import ssl
 
     from adyton.errors import UsageError
-    from adyton.keyserver.grant_key import make_grant_key
-    from adyton.keyserver.identity import DEFAULT_SERVER_NAME
-    from adyton.keyserver.names import check_name
-    from adyton.keyserver.owner import (
+    from adyton.keystore.certificates import DEFAULT_SERVER_NAME
+    from adyton.keystore.grant_key import make_grant_key
+    from adyton.keystore.home import (
         MASTER_KINDS,
         actor,
         ask_passphrase,
@@ -60,6 +59,7 @@ def init(
         init_home,
         renew_server_certificate,
     )
+    from adyton.keystore.names import check_name
 
     if renew_server:
         with owner_store(home) as (found, store):

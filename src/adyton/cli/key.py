@@ -36,10 +36,10 @@ def new(
 ) -> None:
     """Make a new key and keep it in the store; nobody gets it until a program is approved for it."""
     from adyton.errors import UsageError
-    from adyton.keyserver.change import MAX_SECRET_BYTES
-    from adyton.keyserver.owner import actor
-    from adyton.keyserver.view import KEY, SECRET
-    from adyton.keyserver.wrapping import read_private_file
+    from adyton.keystore.home import actor
+    from adyton.keystore.reader import KEY, SECRET
+    from adyton.keystore.transaction import MAX_SECRET_BYTES
+    from adyton.keystore.wrapping import read_private_file
     from adyton.values import Key128
 
     if from_file is not None and secret is not None:
@@ -58,7 +58,7 @@ def new(
 @app.command("list")
 def list_keys(home: HomeOption = None, as_json: JSONOption = False) -> None:
     """List keys and secrets with how many approvals each has; never their values."""
-    from adyton.keyserver.policy import APPROVED
+    from adyton.keystore.approval import APPROVED
 
     with owner_store(home) as (_, store), store.read() as view:
         keys = view.keys()
@@ -96,9 +96,9 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write a key to a new file that only you can read."""
-    from adyton.keyserver.clock import now_ms
-    from adyton.keyserver.owner import actor
-    from adyton.keyserver.wrapping import write_private_file
+    from adyton.keystore.clock import now_ms
+    from adyton.keystore.home import actor
+    from adyton.keystore.wrapping import write_private_file
 
     with owner_store(home) as (_, store):
         with store.write() as change:
@@ -115,8 +115,8 @@ def rotate(name: Name, home: HomeOption = None, as_json: JSONOption = False) -> 
 
     Files encrypted under the old version need `adyton rekey` before programs can read them again.
     """
-    from adyton.keyserver.owner import actor
-    from adyton.keyserver.view import KEY
+    from adyton.keystore.home import actor
+    from adyton.keystore.reader import KEY
     from adyton.values import Key128
 
     with owner_store(home) as (_, store), store.write() as change:
@@ -130,7 +130,7 @@ def rotate_store(
     home: HomeOption = None,
 ) -> None:
     """Wrap every key anew under a new data key (and, with --master, that one under a new master key)."""
-    from adyton.keyserver.owner import actor, rotate_master_file
+    from adyton.keystore.home import actor, rotate_master_file
 
     with owner_store(home) as (found, store):
         with store.write() as change:

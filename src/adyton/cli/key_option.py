@@ -54,6 +54,6 @@ def choose_key(name: str | None, file: Path | None, home: Path | None, *, option
         )
     if file is not None:
         return read_key_file(file)
-    from adyton.keyserver.owner import load_key
+    from adyton.keystore.home import load_key
 
     return load_key(home or default_home(), name or "")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.keyserver.owner import Home, default_home
+from adyton.keystore.home import Home, default_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from adyton.keyserver.store import Store
+    from adyton.keystore.store import Store
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The owner's home.  [ADYTON_HOME, or ~/.adyton]", show_default=False)

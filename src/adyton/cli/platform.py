@@ -11,7 +11,7 @@ import typer
 from adyton.cli.output import note, say, say_json
 
 if TYPE_CHECKING:
-    from adyton.tee.sim import CAKind
+    from adyton.sim.platform import CAKind
 
 app = typer.Typer(
     add_completion=False,
@@ -43,7 +43,7 @@ def new(
 ) -> None:
     """Make a new simulated platform with fresh keys in an empty or new folder."""
     from adyton.errors import UsageError
-    from adyton.tee.sim import SimPlatform
+    from adyton.sim.platform import SimPlatform
 
     if ca not in ("platform", "processor"):
         raise UsageError(f"no CA named {ca!r}", check="--ca", expected="platform or processor", seen=ca)
@@ -55,14 +55,14 @@ def new(
 @app.command()
 def show(directory: UsualFolder = None, as_json: AsJSON = False) -> None:
     """Show a platform's root fingerprint, FMSPC and present TCB levels."""
-    from adyton.tee.source import platform_directory
+    from adyton.sim.files import platform_directory
 
     _show(platform_directory(directory), as_json=as_json)
 
 
 def _show(directory: Path, *, as_json: bool) -> None:
-    from adyton.tee.sim import SimPlatform
-    from adyton.tee.sim_machine import NOTICE
+    from adyton.sim.machine import NOTICE
+    from adyton.sim.platform import SimPlatform
 
     platform = SimPlatform.load(directory)
     publication = platform.publication()
@@ -108,7 +108,7 @@ def raise_tcb(
 ) -> None:
     """Publish newer signed TCB info, after which this platform is no longer up to date."""
     from adyton.errors import UsageError
-    from adyton.tee.sim import PARTS, SimPlatform
+    from adyton.sim.platform import PARTS, SimPlatform
 
     platform = SimPlatform.load(directory)
     for known in PARTS:
@@ -123,7 +123,7 @@ def raise_tcb(
 @app.command()
 def upgrade(directory: Folder, as_json: AsJSON = False) -> None:
     """Give the platform the newest firmware that its vendor published, under a new PCK certificate."""
-    from adyton.tee.sim import SimPlatform
+    from adyton.sim.platform import SimPlatform
 
     SimPlatform.load(directory).upgrade()
     _show(directory, as_json=as_json)
@@ -137,7 +137,7 @@ def revoke(
 ) -> None:
     """Revoke the platform's PCK certificate, the CA that issued it, or the signer of TCB info."""
     from adyton.errors import UsageError
-    from adyton.tee.sim import REVOCABLE, SimPlatform
+    from adyton.sim.platform import REVOCABLE, SimPlatform
 
     platform = SimPlatform.load(directory)
     for known in REVOCABLE:
@@ -164,9 +164,9 @@ def quote(
 ) -> None:
     """Write a simulated quote over these values, to try `adyton verify` and policies with."""
     from adyton.errors import UsageError
-    from adyton.tee.sim import SimPlatform
-    from adyton.tee.sim_files import write_file
-    from adyton.tee.sim_machine import NOTICE
+    from adyton.sim.files import write_file
+    from adyton.sim.machine import NOTICE
+    from adyton.sim.platform import SimPlatform
     from adyton.values import Measurement
 
     try:
@@ -192,8 +192,8 @@ def export(
     import json
     from datetime import UTC, datetime
 
-    from adyton.tee.sim import SimPlatform
-    from adyton.tee.sim_files import write_file
+    from adyton.sim.files import write_file
+    from adyton.sim.platform import SimPlatform
 
     collateral = SimPlatform.load(directory).collateral_dict(datetime.now(UTC), tee="tdx" if tdx else "sgx")
     write_file(output, json.dumps(collateral, indent=1).encode() + b"\n", 0o644)
@@ -206,8 +206,8 @@ def name(
     tdx: Annotated[bool, typer.Option("--tdx", help="The name for sim-tdx instead of sim.")] = False,
 ) -> None:
     """Say what a policy calls this platform, for `adyton approve --tee "$(adyton platform name)"`."""
-    from adyton.tee.sim import SimPlatform
-    from adyton.tee.source import platform_directory
+    from adyton.sim.files import platform_directory
+    from adyton.sim.platform import SimPlatform
 
     say(f"{'sim-tdx' if tdx else 'sim'}:{SimPlatform.load(platform_directory(directory)).root_fingerprint}")
 
@@ -227,9 +227,9 @@ def serve(
     """Serve the platform's collateral over HTTP as Intel's PCS API v4 does, until interrupted."""
     import json
 
-    from adyton.net import pcs_server
-    from adyton.tee.sim import SimPlatform
-    from adyton.tee.sim_files import write_file
+    from adyton.sim import pcs_server
+    from adyton.sim.files import write_file
+    from adyton.sim.platform import SimPlatform
 
     platform = SimPlatform.load(directory)
     fingerprint = platform.root_fingerprint

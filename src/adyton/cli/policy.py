@@ -31,8 +31,8 @@ def show(
     as_json: JSONOption = False,
 ) -> None:
     """Show every approval: program, version, platform, conditions, state, what it leaves open, what keeps it back."""
-    from adyton.keyserver.gaps import gaps
-    from adyton.keyserver.policy import REVOKED
+    from adyton.keystore.approval import REVOKED
+    from adyton.keystore.approval_gaps import gaps
     from adyton.manifest.review import words
 
     with owner_store(home) as (_, store), store.read() as view:
@@ -102,8 +102,8 @@ def set_entry(
     """
     from adyton.errors import UsageError
     from adyton.keyserver.consent import REVIEWED, alter, mine
-    from adyton.keyserver.owner import actor
-    from adyton.keyserver.policy import Approval
+    from adyton.keystore.approval import Approval
+    from adyton.keystore.home import actor
     from adyton.untrusted import parse_json
 
     changes: dict[str, Any] = {}
@@ -138,8 +138,8 @@ def approve_pending(
     """Approve what was proposed with `adyton approve --pending`, and show what it leaves open."""
     from adyton.cli.approve import show_findings
     from adyton.keyserver.consent import alter, mine, shown
-    from adyton.keyserver.owner import actor
-    from adyton.keyserver.policy import APPROVED
+    from adyton.keystore.approval import APPROVED
+    from adyton.keystore.home import actor
 
     with owner_store(home) as (found, store), store.write() as transaction:
         owner, proposed = mine(found), transaction.approval(approval).approval
@@ -174,11 +174,11 @@ def try_evidence(
     Nothing is released and nothing recorded. What the evidence is bound to is not compared, since that belongs to a
     connection.
     """
+    from adyton.collateral.store import CollateralStore
+    from adyton.collateral.verifier import Verifier
     from adyton.errors import AppraisalFailed, Denied
-    from adyton.keyserver.rehearsal import rehearse
+    from adyton.keyserver.dry_run import rehearse
     from adyton.manifest.signed import read_capped
-    from adyton.net.collateral_store import CollateralStore
-    from adyton.net.verification import Verifier
 
     raw = read_capped(evidence, MAX_EVIDENCE_BYTES, "evidence")
     named = None if manifest is None else manifest_digest(manifest)
@@ -224,6 +224,6 @@ def manifest_digest(path: Path) -> Digest:
 
 
 def _when(at_ms: int) -> str:
-    from adyton.keyserver.clock import moment
+    from adyton.keystore.clock import moment
 
     return f"{moment(at_ms):%Y-%m-%d %H:%M:%S}"

@@ -61,7 +61,7 @@ def protect(
         )
     if not script.is_file():
         raise UsageError(f"there is no file {script}", check="script", expected="a file", seen="nothing")
-    from adyton.keyserver.owner import default_home
+    from adyton.keystore.home import default_home
 
     platform = sim_platform or Path.home() / ".adyton-sim"
     mine = () if home is None else ("--home", str(home))
@@ -97,7 +97,7 @@ def protect(
 
 def _simulated(platform: Path, mine: tuple[str, ...]) -> str:
     """The name for a policy of the simulated platform, made if there is none; its collateral is in the home after."""
-    from adyton.tee.sim import SimPlatform
+    from adyton.sim.platform import SimPlatform
 
     if not platform.exists():
         _do("platform", "new", str(platform))

@@ -12,7 +12,7 @@ from adyton.cli.output import say, say_json
 from adyton.cli.owner_options import HomeOption, JSONOption
 
 if TYPE_CHECKING:
-    from adyton.keyserver.owner import Home
+    from adyton.keystore.home import Home
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,10 +41,10 @@ def restore(
     as_json: JSONOption = False,
 ) -> None:
     """Make a home from BACKUP, on this machine or another; verified whole before it is put in place."""
-    from adyton.keyserver.backup import restore as restore_home
-    from adyton.keyserver.owner import ask_passphrase, default_home
-    from adyton.keyserver.shares import read_share
-    from adyton.keyserver.wrapping import read_private_file
+    from adyton.keystore.backup import restore as restore_home
+    from adyton.keystore.backup_shares import read_share
+    from adyton.keystore.home import ask_passphrase, default_home
+    from adyton.keystore.wrapping import read_private_file
 
     counts: dict[str, int] = {}
 

@@ -25,8 +25,8 @@ def revoke(
 ) -> None:
     """Take approvals back. A key that a running program already has stays with it; rotate the key if that matters."""
     from adyton.errors import UsageError
-    from adyton.keyserver.owner import actor
-    from adyton.keyserver.policy import REVOKED
+    from adyton.keystore.approval import REVOKED
+    from adyton.keystore.home import actor
 
     if not approval and key is None and app_name is None:
         raise UsageError(

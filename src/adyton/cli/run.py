@@ -17,7 +17,7 @@ from adyton.errors import ScriptFailed, UsageError
 
 if TYPE_CHECKING:
     from adyton.manifest.model import TrustedFile
-    from adyton.net.client import GrantInfo
+    from adyton.release.client import GrantInfo
     from adyton.run.keeper import Delivered
     from adyton.run.launch import Ended
     from adyton.run.plan import LogPlan
@@ -140,7 +140,7 @@ def run(request: Request) -> None:
         note(f"adyton: {text}")
 
     def obtain() -> Delivered:
-        from adyton.net.client import obtain_keys
+        from adyton.release.client import obtain_keys
         from adyton.run.keeper import Delivered
 
         if not made.key_names and not made.secrets:
@@ -223,7 +223,7 @@ def _failed(status: int, log: LogPlan | None) -> ScriptFailed:
 
 
 def _open_source(request: Request, signed: Any) -> Any:
-    from adyton.tee.source import open_source
+    from adyton.tee.opener import open_source
 
     simulated = request.tee in ("sim", "sim-tdx")
     if not simulated:
@@ -276,7 +276,7 @@ def _run_under_gramine(request: Request, signed: Any) -> None:
             note=tell,
         )
     else:
-        from adyton.keyserver.owner import load_key
+        from adyton.keystore.home import load_key
 
         keys = {name: load_key(default_home(), name) for name in signed.manifest.key_names}
         ended = gramine.rehearse(request.manifest, keys, arguments=request.arguments, note=tell)

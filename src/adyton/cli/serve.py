@@ -42,7 +42,7 @@ def serve(
     The first lines on standard output say where it listens. SIGTERM or Ctrl-C stop it gracefully.
     """
     from adyton.errors import UsageError
-    from adyton.net.serving import Addresses, run
+    from adyton.server.process import Addresses, run
 
     if listen is None and gramine_listen is None and dashboard is None:
         raise UsageError(

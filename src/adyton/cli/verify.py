@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from adyton.attest.evidence import Evidence
     from adyton.attest.policy import Policy
     from adyton.attest.snp import SNPReport
+    from adyton.collateral.documents import Document
     from adyton.errors import Error
-    from adyton.net.documents import Document
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -294,8 +294,8 @@ def _take_json(raw: bytes, path: Path, found: _Found) -> None:
     """Collateral, Intel's or AMD's; a bundle; or a single document of the store."""
     from adyton.attest.certificates import split_pem
     from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.collateral.documents import Document, parse_bundle
     from adyton.errors import MalformedQuote
-    from adyton.net.documents import Document, parse_bundle
     from adyton.untrusted import parse_json_object
 
     document = parse_json_object(raw, what=f"collateral {path}", refuse=MalformedQuote, limit_bytes=_MAX_FILE_BYTES)
@@ -372,7 +372,7 @@ def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Co
     from adyton.attest.sgx import SGXQuote
     from adyton.attest.snp import SNPReport
     from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
-    from adyton.net.documents import unverified_origin
+    from adyton.collateral.documents import unverified_origin
 
     if isinstance(evidence, SNPReport):
         raise _missing("this is for quotes only")
@@ -398,8 +398,8 @@ def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> 
     from contextlib import suppress
 
     from adyton.attest.snp import SNPReport
+    from adyton.collateral import documents
     from adyton.errors import EvidenceError, FetchFailed
-    from adyton.net import documents
 
     if isinstance(evidence, SNPReport) or not held:
         return []
@@ -423,7 +423,7 @@ def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> 
 
 def _from_store(evidence: Evidence, home: Path | None, now: datetime) -> Collateral | AMDCollateral:
     from adyton.attest.snp import SNPReport
-    from adyton.net.collateral_store import CollateralStore
+    from adyton.collateral.store import CollateralStore
 
     folder = (home or Path.home() / ".adyton") / "collateral"
     if not folder.is_dir():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import UsageError
-from adyton.keyserver.policy import APPROVED, RA_TLS, REVOKED
+from adyton.keystore.approval import APPROVED, RA_TLS, REVOKED
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.pinned import MAX_CA_CHARS, ca_sha256, ca_within
 from adyton.manifest.review import Finding, by_danger, finding, finding_named, findings, not_covered, pinned_keys
@@ -24,10 +24,10 @@ from adyton.values import Digest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from adyton.keyserver.change import Transaction
-    from adyton.keyserver.owner import Home
-    from adyton.keyserver.policy import Approval, StoredApproval
-    from adyton.keyserver.view import Reader
+    from adyton.keystore.approval import Approval, StoredApproval
+    from adyton.keystore.home import Home
+    from adyton.keystore.reader import Reader
+    from adyton.keystore.transaction import Transaction
     from adyton.manifest.model import Manifest
 
 REVIEWED: Final = ("findings", "allowed", "not_covered")

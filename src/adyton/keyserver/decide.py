@@ -17,16 +17,16 @@ from adyton.attest.snp import SNPReport
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
 from adyton.errors import AppraisalFailed, UsageError
-from adyton.keyserver import gaps
-from adyton.keyserver.policy import APPROVED, REVOKED
+from adyton.keystore import approval_gaps
+from adyton.keystore.approval import APPROVED, REVOKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from adyton.attest.appraise import Claims
     from adyton.attest.report import VerifiedReport
-    from adyton.keyserver.policy import Approval, StoredApproval
-    from adyton.keyserver.view import Usage
+    from adyton.keystore.approval import Approval, StoredApproval
+    from adyton.keystore.reader import Usage
     from adyton.values import Digest
 
 _DECIDER: Final = object()
@@ -184,7 +184,7 @@ def _lines(
     """Every line of an approval but those of its usage, and the claims where the evidence holds."""
     lines = _own_lines(request, stored, now, by_manifest=isinstance(report.evidence, SNPReport))
     if report.tee_with_root in stored.approval.tees:  # else the line TEE refuses
-        lines += gaps.lines(stored.approval, report.tee_with_root)
+        lines += approval_gaps.lines(stored.approval, report.tee_with_root)
     policy = evidence_policy(
         stored.approval,
         confidential_machine=isinstance(report.evidence, TDXQuote | SNPReport),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.checks import Check, text
 from adyton.errors import BadChain
-from adyton.keyserver.audit import canonical
+from adyton.keystore.audit import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,14 +12,14 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.errors import Error
-from adyton.keyserver.clock import moment
 from adyton.keyserver.decide import evidence_policy
+from adyton.keystore.clock import moment
 from adyton.values import Digest
 
 if TYPE_CHECKING:
-    from adyton.keyserver.audit import Entry
-    from adyton.keyserver.policy import Approval
-    from adyton.keyserver.view import Reader
+    from adyton.keystore.approval import Approval
+    from adyton.keystore.audit import Entry
+    from adyton.keystore.reader import Reader
 
 _LOOKING: Policy = Policy(
     tees=frozenset({"sgx", "tdx", "snp"}), statuses=frozenset(TCBStatus) - NEVER_ACCEPTED, any_program=True

@@ -1,0 +1,1 @@
+"""What will run: from template to final manifest, its trusted files, its measurement, its signature."""

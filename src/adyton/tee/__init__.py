@@ -1,0 +1,1 @@
+"""Where evidence comes from on real machines, and the interface of every source."""

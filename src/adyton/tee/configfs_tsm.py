@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from adyton.attest.report_data import check_report_data
 from adyton.errors import Error, NoDevice, StorageFailed, Timeout
-from adyton.tee.source import check_report_data
 from adyton.tee.system import KERNEL, System, read_all, write_once
 
 ROOT: Final = "/sys/kernel/config/tsm/report"

@@ -19,7 +19,7 @@ def open_hardware(tee: str, measurement: Measurement | None, system: System = KE
     an SNP report carries the workload by its report data.
     """
     if tee == "sgx":
-        from adyton.tee.gramine import GramineSource
+        from adyton.tee.gramine_device import GramineSource
 
         return GramineSource(system)
     if tee == "tdx":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adyton.tee.source import platform_directory
+from adyton.sim.files import platform_directory
 from adyton.values import Finding
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ import errno
 from dataclasses import dataclass
 from typing import Final
 
+from adyton.attest.report_data import check_report_data
 from adyton.attest.snp import REPORT_BYTES, parse_report
 from adyton.errors import Error, NoDevice, StorageFailed, Timeout, UsageError
 from adyton.tee.configfs_tsm import PROVIDERS, ConfigfsTSM
-from adyton.tee.gramine import check_own_quote
-from adyton.tee.source import check_report_data
+from adyton.tee.gramine_device import check_own_quote
 from adyton.tee.system import KERNEL, READ_WRITE, System
 
 DEVICE: Final = "/dev/sev-guest"

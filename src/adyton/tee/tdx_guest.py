@@ -13,12 +13,11 @@ import errno
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from adyton.attest.report_data import REPORT_DATA_BYTES
+from adyton.attest.report_data import REPORT_DATA_BYTES, check_report_data
 from adyton.attest.tdx import parse_quote, workload_rtmr3
 from adyton.errors import NoDevice, StorageFailed
 from adyton.tee.configfs_tsm import PROVIDERS, ConfigfsTSM
-from adyton.tee.gramine import check_own_quote
-from adyton.tee.source import check_report_data
+from adyton.tee.gramine_device import check_own_quote
 from adyton.tee.system import KERNEL, READ_WRITE, System, read_all, write_once
 
 if TYPE_CHECKING:

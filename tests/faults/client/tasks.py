@@ -1,4 +1,4 @@
-"""Tasks that do what hostile input could make a parser do; run by `adyton.net.confined` in a process of its own."""
+"""Tasks that do what hostile input could make a parser do; run by `adyton.confined_process` in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import sys
 import time
 
+from adyton import confined_process
 from adyton.errors import OutOfOrder
-from adyton.net import confined
 
 
 def spin(_content: bytes) -> bytes:
@@ -60,6 +60,6 @@ def look(_content: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    confined.child(
+    confined_process.child(
         {"spin": spin, "sleep": sleep, "hog": hog, "flood": flood, "refuse": refuse, "look": look}, sys.argv[1:]
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from adyton import confined_process
+from adyton.confined_process import Bounds
 from adyton.errors import OutOfOrder, Timeout
-from adyton.net import confined
-from adyton.net.confined import Bounds
 
 TASKS = "tests.faults.client.tasks"
 
@@ -36,7 +36,7 @@ def test_task_that_goes_beyond_its_bounds_is_ended(task: str, bounds: Bounds, se
     """Processor time, wall time, memory, output: each has its end, and no process is left."""
     before = children()
     with pytest.raises(Timeout) as caught:
-        confined.run(TASKS, task, b"content", bounds)
+        confined_process.run(TASKS, task, b"content", bounds)
     assert caught.value.seen in seen.split("|")
     assert children() <= before
 
@@ -44,16 +44,16 @@ def test_task_that_goes_beyond_its_bounds_is_ended(task: str, bounds: Bounds, se
 def test_refusal_of_a_task_is_cut() -> None:
     """What the other process says of the input is a text of bounded length."""
     with pytest.raises(OutOfOrder) as caught:
-        confined.run(TASKS, "refuse", b"no", Bounds())
+        confined_process.run(TASKS, "refuse", b"no", Bounds())
     assert str(caught.value.seen).startswith("nox")
-    assert len(str(caught.value.seen)) <= confined.MAX_REASON_BYTES
+    assert len(str(caught.value.seen)) <= confined_process.MAX_REASON_BYTES
 
 
 def test_process_that_is_taken_over_finds_no_secret_and_writes_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """No descriptor and no variable of the key server's is in it, and it leaves nothing."""
     monkeypatch.setenv("PGPASSWORD", "hush")
     with open("/proc/self/exe", "rb") as held:
-        found = json.loads(confined.run(TASKS, "look", b"", Bounds()))
+        found = json.loads(confined_process.run(TASKS, "look", b"", Bounds()))
         assert held.name
     assert "hush" not in str(found)
     assert set(found["environment"]) <= {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LC_ALL", "LC_CTYPE"}

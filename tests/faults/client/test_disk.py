@@ -16,16 +16,22 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import OutOfOrder
-from adyton.keyserver import schema
-from adyton.keyserver.prune import missing
+from adyton.keyserver import record_limits
+from adyton.keyserver.explainer import Explainer, Ticket
+from adyton.keyserver.record_limits import (
+    MAX_LINES_PER_MINUTE,
+    MAX_NOISE_BYTES_PER_DAY,
+    MAX_SUMS_PER_DAY,
+    Budget,
+    Refusals,
+)
+from adyton.keyserver.service import KeyService
+from adyton.keystore import schema
+from adyton.keystore.prune import missing
 from adyton.manifest.measure import combine
 from adyton.manifest.signed import SignedManifest
-from adyton.net import bounds
-from adyton.net.bounds import MAX_LINES_PER_MINUTE, MAX_NOISE_BYTES_PER_DAY, MAX_SUMS_PER_DAY, Budget, Refusals
-from adyton.net.explaining import Explainer, Ticket
-from adyton.net.release import EnclaveKey, Refusal, ReleaseRequest
-from adyton.net.service import KeyService
-from adyton.net.serving import server_identity
+from adyton.release.messages import EnclaveKey, Refusal, ReleaseRequest
+from adyton.server.process import server_identity
 from tests.owner_world import RUNTIME_PARTS, World, now
 from tests.unit.net.by_hand import Logged, entries, wait_until
 
@@ -168,16 +174,16 @@ def test_entries_of_strangers_are_bounded_by_the_day_in_bytes() -> None:
         at_ms += 60_000
     assert MAX_NOISE_BYTES_PER_DAY <= spent < MAX_NOISE_BYTES_PER_DAY + 2000
     assert refusals.may_keep(None, DAY_MS)
-    refusals.wrote("a", bounds.MAX_PLATFORM_BYTES_PER_DAY, DAY_MS)
+    refusals.wrote("a", record_limits.MAX_PLATFORM_BYTES_PER_DAY, DAY_MS)
     assert not refusals.may_keep("a", DAY_MS)
     assert refusals.may_keep("b", DAY_MS)
-    refusals.wrote("c", bounds.MAX_GENUINE_BYTES_PER_DAY, DAY_MS)
+    refusals.wrote("c", record_limits.MAX_GENUINE_BYTES_PER_DAY, DAY_MS)
     assert not refusals.may_keep("b", DAY_MS)
 
 
 def test_one_platform_does_not_use_up_what_all_may_have_explained() -> None:
     """Who lets his programs be explained all day long takes his own share, and the next platform has its own."""
-    shares = bounds.Shares(100, 25)
+    shares = record_limits.Shares(100, 25)
     while shares.has_room("a", 0):
         shares.spend("a", 5, 0)
     assert shares.has_room("b", 0)
@@ -197,8 +203,8 @@ def test_explanations_of_one_platform_leave_those_of_another_their_place(
         worked.append(denial)
         raise OutOfOrder("read")
 
-    monkeypatch.setattr("adyton.net.explaining.unpacked", unpacked)
-    monkeypatch.setattr("adyton.net.explaining.MAX_PLATFORM_BUSY_S_PER_HOUR", 1)
+    monkeypatch.setattr("adyton.keyserver.explainer.unpacked", unpacked)
+    monkeypatch.setattr("adyton.keyserver.explainer.MAX_PLATFORM_BUSY_S_PER_HOUR", 1)
     explainer = Explainer(world.store, combine)
     evidence: Any = None
     about = {"evidence": evidence, "tee": "sgx", "key": "weights", "approvals": (), "waits": False}
@@ -217,7 +223,7 @@ def test_sums_of_a_year_of_floods_are_few() -> None:
     refusals = Refusals()
     found = []
     for minute in range(2 * 1440):
-        for _ in range(bounds.MAX_NOISE_PER_MINUTE + 1):
+        for _ in range(record_limits.MAX_NOISE_PER_MINUTE + 1):
             refusals.may_keep(None, minute * 60_000)
         sums = refusals.sums((minute + 1) * 60_000)
         found += sums
@@ -231,7 +237,7 @@ def test_genuine_evidence_of_refusals_is_kept_within_its_bounds(
     world: World, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """A host with a TEE makes refusals without end: the newest evidence stays, and that of releases."""
-    monkeypatch.setattr("adyton.net.service.MAX_EVIDENCE_KEPT_BYTES", 60_000)
+    monkeypatch.setattr("adyton.keyserver.service.MAX_EVIDENCE_KEPT_BYTES", 60_000)
     service = world.service(clock=clock)
     try:
         assert ask(world, service, world.program()) is None
@@ -255,7 +261,7 @@ def test_genuine_evidence_beyond_the_day_is_kept_by_its_hash(
     world: World, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """The day's bound holds before the bound on all of it does."""
-    monkeypatch.setattr("adyton.net.service.MAX_EVIDENCE_BYTES_PER_DAY", 12_000)
+    monkeypatch.setattr("adyton.keyserver.service.MAX_EVIDENCE_BYTES_PER_DAY", 12_000)
     service = world.service(clock=clock)
     try:
         for number in range(6):

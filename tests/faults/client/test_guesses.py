@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from adyton.attest.appraise import appraise
-from adyton.keyserver.policy import PENDING, REVOKED
-from adyton.keyserver.view import KEY
+from adyton.keystore.approval import PENDING, REVOKED
+from adyton.keystore.reader import KEY
 from adyton.manifest.signed import SignedManifest
-from adyton.net.explanation import PATH_EXPLAIN, explain_message
-from adyton.net.release import (
+from adyton.release.explanation import PATH_EXPLAIN, explain_message
+from adyton.release.messages import (
     PATH_CHALLENGE,
     PATH_RELEASE,
     EnclaveKey,
@@ -27,9 +27,9 @@ from adyton.net.release import (
     challenge_request,
     parse_challenge,
 )
-from adyton.net.server import BEAT_S, MAX_BEATS, until_beat
-from adyton.net.serving import server_identity
-from adyton.net.wire import PROTOCOL
+from adyton.release.wire import PROTOCOL
+from adyton.server.process import server_identity
+from adyton.server.protocols import BEAT_S, MAX_BEATS, until_beat
 from tests.owner_world import RUNTIME_PARTS, World, make_world, now, running
 from tests.unit.net.by_hand import credential, entries, explanation, https, post, provision, reason, wait_until
 
@@ -165,7 +165,9 @@ def test_refusals_until_one_is_not_kept_say_nothing_of_the_approvals(
 ) -> None:
     """A refusal takes as much of a day's bytes whether it lists no approval or many: counting them tells nothing."""
     charged: list[int] = []
-    monkeypatch.setattr("adyton.net.bounds.Refusals.wrote", lambda _self, _platform, size, _at_ms: charged.append(size))
+    monkeypatch.setattr(
+        "adyton.keyserver.record_limits.Refusals.wrote", lambda _self, _platform, size, _at_ms: charged.append(size)
+    )
     signed = world.program(argument="guess.py")
     for number in range(30):
         world.approve(world.program(argument=f"approved{number}.py"), version=f"v{number}")
@@ -197,7 +199,7 @@ def test_refusal_comes_on_the_beat_however_long_it_took(world: World, monkeypatc
         beats.append(until_beat(began_at, at, before))
         return beats[-1]
 
-    monkeypatch.setattr("adyton.net.server.until_beat", counted)
+    monkeypatch.setattr("adyton.server.protocols.until_beat", counted)
     signed = world.program(argument="guess.py")
     service = world.service()
     with running(world, service=service) as server:

@@ -19,20 +19,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from adyton.collateral.verifier import Verifier
 from adyton.errors import Denied, Error, OutOfOrder, UsageError
-from adyton.keyserver.grant_key import GrantKey, make_grant_key, open_grant_key
-from adyton.keyserver.identity import make_ca, make_grant
-from adyton.keyserver.owner import audit_private_key
+from adyton.keyserver.service import KeyService
+from adyton.keystore.certificates import make_ca, make_grant
+from adyton.keystore.grant_key import GrantKey, make_grant_key, open_grant_key
+from adyton.keystore.home import audit_private_key
 from adyton.manifest.measure import combine
 from adyton.manifest.review import findings
-from adyton.net import grants
-from adyton.net.grants import Granted, Terms
-from adyton.net.release import ReleaseRequest, ServerIdentity, parse_answer, parse_used
-from adyton.net.service import KeyService
-from adyton.net.serving import server_identity
-from adyton.net.tls import server_context
-from adyton.net.verification import Verifier
-from adyton.net.wire import PROTOCOL
+from adyton.release import grants
+from adyton.release.grants import Granted, Terms
+from adyton.release.messages import ReleaseRequest, ServerIdentity, parse_answer, parse_used
+from adyton.release.tls import server_context
+from adyton.release.wire import PROTOCOL
+from adyton.server.process import server_identity
 from tests.owner_world import RA_TLS, Running, World, make_world, now, running
 from tests.unit.net.by_hand import entries, obtain
 from tests.unit.net.servers import raw_server
@@ -141,7 +141,7 @@ def test_other_signatures_grant_nothing(
     world: World, thief: World, monkeypatch: pytest.MonkeyPatch, make: Callable[[World], Sign], check: str
 ) -> None:
     """Not by the TLS key, not by the audit key, not under the true certificate without its key, not by another CA."""
-    monkeypatch.setattr("adyton.net.service.sign_grant", make(world))
+    monkeypatch.setattr("adyton.keyserver.service.sign_grant", make(world))
     with answering(world, thief) as server:
         assert refused(world, server).check == check
 
@@ -172,10 +172,10 @@ def test_grant_for_another_request_is_refused(world: World, thief: World, monkey
         heard.append(true_sign(*arguments))
         return heard[-1]
 
-    monkeypatch.setattr("adyton.net.service.sign_grant", listen)
+    monkeypatch.setattr("adyton.keyserver.service.sign_grant", listen)
     with running(world) as server:
         assert obtain(world, server, world.program()).keys
-    monkeypatch.setattr("adyton.net.service.sign_grant", lambda *_arguments: heard[0])
+    monkeypatch.setattr("adyton.keyserver.service.sign_grant", lambda *_arguments: heard[0])
     with answering(world, thief) as server:
         assert refused(world, server).check == "signature of the grant"
 
@@ -202,7 +202,7 @@ def test_grant_that_was_altered_on_its_way_is_refused(
         granted = true_sign(*arguments)
         return replace(granted, terms=replace(granted.terms, **change))
 
-    monkeypatch.setattr("adyton.net.service.sign_grant", altered)
+    monkeypatch.setattr("adyton.keyserver.service.sign_grant", altered)
     with running(world) as server:
         error = refused(world, server)
     assert error.check in ("signature of the grant", "names in the grant")

@@ -6,9 +6,9 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import OutOfOrder, StoreError, UnknownKey
-from adyton.keyserver import schema
-from adyton.keyserver.view import KEY, SECRET
-from adyton.net.client import obtain_keys
+from adyton.keystore import schema
+from adyton.keystore.reader import KEY, SECRET
+from adyton.release.client import obtain_keys
 from tests.faults.database.writer import Writer, denied, is_named, list_keys, opened, release, releases_nothing, verify
 from tests.owner_world import World, running
 

@@ -8,11 +8,11 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import AuditError, StoreError
-from adyton.keyserver import schema
-from adyton.keyserver.audit import entry_hash
-from adyton.keyserver.backup import back_up, restore
-from adyton.keyserver.facts import DATA_KEY_ROTATED, KEY_ADDED, POLICY, RECORD_SIGNED
-from adyton.keyserver.owner import Home, rotate_master_file
+from adyton.keystore import schema
+from adyton.keystore.audit import entry_hash
+from adyton.keystore.backup import back_up, restore
+from adyton.keystore.facts import DATA_KEY_ROTATED, KEY_ADDED, POLICY, RECORD_SIGNED
+from adyton.keystore.home import Home, rotate_master_file
 from tests.faults.database.writer import REFUSED, Writer, is_named, opened, revoke, verify
 from tests.owner_world import World
 

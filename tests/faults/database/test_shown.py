@@ -12,16 +12,16 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from adyton.collateral.store import CollateralStore
 from adyton.errors import AuditError, Denied
-from adyton.keyserver import schema
-from adyton.keyserver.audit import canonical
-from adyton.keyserver.facts import DENIAL, WAITS, waiting
-from adyton.keyserver.prune import missing
 from adyton.keyserver.replay import replay
-from adyton.keyserver.view import AWAITED
-from adyton.net.client import obtain_keys
-from adyton.net.collateral_store import CollateralStore
-from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
+from adyton.keystore import schema
+from adyton.keystore.audit import canonical
+from adyton.keystore.facts import DENIAL, WAITS, waiting
+from adyton.keystore.prune import missing
+from adyton.keystore.reader import AWAITED
+from adyton.release.client import obtain_keys
+from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.values import Measurement
 from tests.faults.database.writer import Writer, is_named, list_approvals, opened, release, verify
 from tests.owner_world import RUNTIME_PARTS, World, make_world, running

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 
 from adyton.cli.owner_options import owner_store
 from adyton.errors import AuditError, Denied, Error, StoreError, Unavailable
-from adyton.keyserver import schema
-from adyton.keyserver.policy import REVOKED
-from adyton.keyserver.store import Store
+from adyton.keystore import schema
+from adyton.keystore.approval import REVOKED
+from adyton.keystore.store import Store
 from adyton.manifest.signed import SignedManifest
-from adyton.net.client import obtain_keys
+from adyton.release.client import obtain_keys
 from tests.owner_world import Running, World
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -29,7 +29,7 @@ ssize_t getrandom(void *out, size_t size, unsigned flags) { (void)flags; memset(
 
 CLONE = """
 import importlib.util, json, os, sys
-from adyton.keyserver.wrapping import WrappingKey
+from adyton.keystore.wrapping import WrappingKey
 from adyton.pfile import seal
 from adyton.pfile.layout import NODE_BYTES, SLOT_BYTES, Metadata
 from adyton.values import Key128

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from adyton.attest.guest import TDXGuest
+from adyton.keyserver.service import Answer, KeyService
 from adyton.manifest.signed import SignedManifest
-from adyton.net.release import EnclaveKey, ReleaseRequest
-from adyton.net.service import Answer, KeyService
-from adyton.net.serving import server_identity
-from adyton.tee.sim_machine import SimEnclave, simulated_guest
+from adyton.release.messages import EnclaveKey, ReleaseRequest
+from adyton.server.process import server_identity
+from adyton.sim.machine import SimEnclave, simulated_guest
 from adyton.values import Measurement
 from tests.owner_world import World, make_world
 from tests.unit.net.by_hand import reason

@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from adyton.cli import main as command_line
-from adyton.keyserver.policy import Approval, StoredApproval
+from adyton.collateral.store import CollateralStore
+from adyton.keystore.approval import Approval, StoredApproval
 from adyton.manifest.measure import combine
 from adyton.manifest.signed import SignedManifest
-from adyton.net.collateral_store import CollateralStore
-from adyton.net.dashboard.serve import DashboardThread, password_of
 from adyton.run import identity
+from adyton.server.dashboard.serve import DashboardThread, password_of
 from tests.owner_world import RUNTIME_PARTS, World, make_world
 
 PARTS = {name: digest.hex() for name, digest in RUNTIME_PARTS.items()}

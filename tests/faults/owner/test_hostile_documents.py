@@ -15,11 +15,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.errors import AuditError, Error, StoreError, UsageError
-from adyton.keyserver.audit import Entry, Head, canonical, entry_hash, sign_checkpoint, start_hash, verify_chain
-from adyton.keyserver.backup_header import parse_header
 from adyton.keyserver.difference import manifest_differences
-from adyton.keyserver.export import checkpoints_of, read_export
-from adyton.keyserver.owner import Config
+from adyton.keystore.audit import Entry, Head, canonical, entry_hash, sign_checkpoint, start_hash, verify_chain
+from adyton.keystore.audit_export import checkpoints_of, read_export
+from adyton.keystore.backup_header import parse_header
+from adyton.keystore.home import Config
 from tests.unit.test_untrusted import LONG
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def test_names_in_a_comparison_do_not_multiply() -> None:
 
 def test_checkpoint_of_the_home_is_refused_and_no_more(tmp_path: Path) -> None:
     """checkpoint.json lies beside the store, and in a backup."""
-    from adyton.keyserver.owner import Home
+    from adyton.keystore.home import Home
 
     home = Home(tmp_path, Config("owner", ("localhost",)))
     place = tmp_path / "checkpoint.json"

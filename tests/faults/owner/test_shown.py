@@ -16,8 +16,8 @@ import pytest
 
 import adyton
 from adyton.errors import MalformedManifest
-from adyton.keyserver.identity import make_ca
-from adyton.keyserver.policy import APPROVED, PENDING
+from adyton.keystore.approval import APPROVED, PENDING
+from adyton.keystore.certificates import make_ca
 from adyton.manifest.signature import generate_signer, load_signer, sign
 from adyton.manifest.signed import SignedManifest, load_signed, signed_attributes
 from tests.faults.owner.conftest import PARTS, Desk, Post, pending

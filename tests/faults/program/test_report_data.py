@@ -19,12 +19,12 @@ from adyton.attest.assess import verify_evidence
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.attest.ratls import make_certificate
+from adyton.collateral.verifier import Verified
+from adyton.keyserver.service import Answer, KeyService
 from adyton.manifest.signed import SignedManifest
-from adyton.net.release import EnclaveKey, ReleaseRequest
-from adyton.net.service import Answer, KeyService
-from adyton.net.serving import server_identity
-from adyton.net.verification import Verified
+from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.run.evidence import program_evidence
+from adyton.server.process import server_identity
 from adyton.values import Measurement
 from tests.amd_factory import LAUNCH, NOW, SNPScenario
 from tests.mount import world as mounts

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import FileFormatError
-from adyton.keyserver import archive
+from adyton.keystore import backup_archive
 
 GOOD = {"home/config.toml": b"c", "home/collateral/a b+c.json": b"{}", "store.sqlite": b"tables"}
 
@@ -38,7 +38,7 @@ def unpack(raw: io.BytesIO, folder: Path) -> None:
     """Unpack as restore does: from a stream that cannot seek back."""
     folder.mkdir()
     with tarfile.open(fileobj=raw, mode="r|") as inner:
-        archive.unpack(inner, folder)
+        backup_archive.unpack(inner, folder)
 
 
 def test_unpack_writes_the_files_privately(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_unpack_file_twice_is_refused(tmp_path: Path) -> None:
 
 def test_unpack_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of the home has a largest size, and a backup a largest number of files."""
-    monkeypatch.setattr(archive, "MAX_HOME_FILE_BYTES", 10)
-    monkeypatch.setattr(archive, "MAX_FILES", 3)
+    monkeypatch.setattr(backup_archive, "MAX_HOME_FILE_BYTES", 10)
+    monkeypatch.setattr(backup_archive, "MAX_FILES", 3)
     with pytest.raises(FileFormatError, match="11 bytes"):
         unpack(tar_of([entry("home/a", bytes(11))]), tmp_path / "size")
     with pytest.raises(FileFormatError, match="more than 3 files"):
@@ -131,10 +131,10 @@ def test_pack_takes_what_a_link_leads_to_and_refuses_what_unpack_would(tmp_path:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w|") as made:
         packed: set[str] = set()
-        archive.pack(made, "home/config.toml", tmp_path / "link", packed)
-        archive.pack(made, "store.sqlite", tmp_path / "real", packed)
+        backup_archive.pack(made, "home/config.toml", tmp_path / "link", packed)
+        backup_archive.pack(made, "store.sqlite", tmp_path / "real", packed)
         with pytest.raises(FileFormatError, match="name that no backup has"):
-            archive.pack(made, "home/a\nb", tmp_path / "real", packed)
+            backup_archive.pack(made, "home/a\nb", tmp_path / "real", packed)
     raw.seek(0)
     unpack(raw, tmp_path / "new")
     assert (tmp_path / "new/home/config.toml").read_bytes() == b"configuration"

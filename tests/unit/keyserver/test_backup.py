@@ -16,18 +16,18 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
-from adyton.keyserver import backup as backup_module
-from adyton.keyserver import schema
-from adyton.keyserver.archive import pack
-from adyton.keyserver.backup import (
+from adyton.keystore import backup as backup_module
+from adyton.keystore import schema
+from adyton.keystore.backup import (
     back_up,
     key_from_passphrase,
     read_header,
     restore,
 )
-from adyton.keyserver.clock import now_ms
-from adyton.keyserver.owner import Home, rotate_master_file
-from adyton.keyserver.shares import Share, join_key, parse_share, split_key
+from adyton.keystore.backup_archive import pack
+from adyton.keystore.backup_shares import Share, join_key, parse_share, split_key
+from adyton.keystore.clock import now_ms
+from adyton.keystore.home import Home, rotate_master_file
 from adyton.values import Key128
 from tests.owner_world import World
 

@@ -15,17 +15,17 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import MUST_COVER, SNPGuest, TDXGuest
 from adyton.attest.report import VerifiedReport
 from adyton.attest.roots import TrustRoots
+from adyton.collateral.verifier import Verified, Verifier
 from adyton.errors import UsageError
-from adyton.keyserver.audit import MAX_BODY_BYTES, canonical
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
-from adyton.keyserver.facts import Lease
-from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval, StoredApproval
+from adyton.keyserver.dry_run import rehearse
 from adyton.keyserver.refusal import owner_reason, told_reason
-from adyton.keyserver.rehearsal import rehearse
-from adyton.keyserver.view import Usage
-from adyton.net.verification import Verified, Verifier
-from adyton.tee.sim import SimPlatform
-from adyton.tee.sim_machine import simulated_guest
+from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval, StoredApproval
+from adyton.keystore.audit import MAX_BODY_BYTES, canonical
+from adyton.keystore.facts import Lease
+from adyton.keystore.reader import Usage
+from adyton.sim.machine import simulated_guest
+from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement
 from tests.amd_factory import LAUNCH, REPORT_DATA, SNPScenario
 from tests.owner_world import FixedCollateral, World, allow_snp, make_world, now

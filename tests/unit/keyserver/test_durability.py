@@ -19,13 +19,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied, Error
-from adyton.keyserver.policy import REVOKED
-from adyton.net.client import obtain_keys
-from adyton.net.collateral_store import CollateralStore
-from adyton.net.release import EnclaveKey, ReleaseRequest
-from adyton.net.service import Answer, KeyService
-from adyton.net.serving import server_identity
+from adyton.keyserver.service import Answer, KeyService
+from adyton.keystore.approval import REVOKED
+from adyton.release.client import obtain_keys
+from adyton.release.messages import EnclaveKey, ReleaseRequest
+from adyton.server.process import server_identity
 from tests.owner_world import World, make_world, now, running
 from tests.postgres import Server, postgres_server, programs
 
@@ -138,7 +138,7 @@ def test_commit_that_fails_is_answered_with_no_key(world: World) -> None:
 CHANGES = """
 import sys
 from pathlib import Path
-from adyton.keyserver.owner import Home
+from adyton.keystore.home import Home
 store = Home.open(Path(sys.argv[1])).open_store()
 while True:
     with store.write() as change:

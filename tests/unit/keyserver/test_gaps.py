@@ -8,10 +8,10 @@ import pytest
 
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.errors import UsageError
-from adyton.keyserver import change as change_module
-from adyton.keyserver.gaps import gaps
-from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
-from adyton.tee.sim_machine import simulated_guest
+from adyton.keystore import transaction as change_module
+from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
+from adyton.keystore.approval_gaps import gaps
+from adyton.sim.machine import simulated_guest
 from adyton.values import Digest, Measurement
 from tests.owner_world import World, allow_snp
 

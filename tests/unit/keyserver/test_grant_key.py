@@ -10,9 +10,9 @@ import pytest
 from cryptography import x509
 
 from adyton.errors import StoreError
-from adyton.keyserver.grant_key import make_grant_key, open_grant_key
-from adyton.keyserver.identity import GRANT_PURPOSE
-from adyton.keyserver.owner import rotate_master_file
+from adyton.keystore.certificates import GRANT_PURPOSE
+from adyton.keystore.grant_key import make_grant_key, open_grant_key
+from adyton.keystore.home import rotate_master_file
 from tests.owner_world import World, make_world, now
 from tests.unit.net.by_hand import entries
 

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
-from adyton.keyserver.policy import REVOKED
+from adyton.keyserver.service import Answer, KeyService
+from adyton.keystore.approval import REVOKED
 from adyton.manifest.signed import SignedManifest
-from adyton.net.service import Answer, KeyService
 from tests.owner_world import World, now
 
 

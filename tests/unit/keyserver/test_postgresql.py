@@ -10,11 +10,11 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import AuditError, Denied, StoreError
-from adyton.keyserver import schema
-from adyton.keyserver.backup import back_up, restore
-from adyton.keyserver.clock import now_ms
-from adyton.keyserver.policy import REVOKED
-from adyton.net.client import obtain_keys
+from adyton.keystore import schema
+from adyton.keystore.approval import REVOKED
+from adyton.keystore.backup import back_up, restore
+from adyton.keystore.clock import now_ms
+from adyton.release.client import obtain_keys
 from tests.owner_world import World, make_world, running
 from tests.postgres import postgres, programs
 from tests.unit.net.by_hand import reason
@@ -98,7 +98,7 @@ def test_writers_in_two_stores_keep_one_chain(world: World) -> None:
     other = world.home.open_store()
 
     def work(store: object, name: str) -> None:
-        from adyton.keyserver.store import Store
+        from adyton.keystore.store import Store
 
         assert isinstance(store, Store)
         for number in range(20):
@@ -162,7 +162,7 @@ def test_backup_from_postgresql_restores_to_sqlite_and_back(world: World, url: s
     back_up(world.home, world.store, backup, passphrase=b"correct horse", split=None, actor="test")
 
     def whole(home: object) -> None:
-        from adyton.keyserver.owner import Home
+        from adyton.keystore.home import Home
 
         assert isinstance(home, Home)
         store = home.open_store()

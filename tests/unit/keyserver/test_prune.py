@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 import pytest
 import sqlalchemy as sa
 
-from adyton.keyserver import schema
-from adyton.keyserver.change import Transaction
-from adyton.keyserver.facts import PRUNED
-from adyton.keyserver.prune import Pruned, missing, prune
-from adyton.keyserver.store import Store
+from adyton.keystore import schema
+from adyton.keystore.facts import PRUNED
+from adyton.keystore.prune import Pruned, missing, prune
+from adyton.keystore.store import Store
+from adyton.keystore.transaction import Transaction
 from tests.owner_world import World
 
 

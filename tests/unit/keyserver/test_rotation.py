@@ -11,13 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import StorageFailed, StoreError, VersionMismatch
-from adyton.keyserver import owner, schema
-from adyton.keyserver.change import Transaction
-from adyton.keyserver.owner import Home, init_home, rotate_master_file
-from adyton.keyserver.store import Store
-from adyton.keyserver.view import KEY
-from adyton.keyserver.wrapping import WrappingKey, rename_private_file, replace_private_file, write_private_file
-from adyton.net.client import obtain_keys
+from adyton.keystore import home, schema
+from adyton.keystore.home import Home, init_home, rotate_master_file
+from adyton.keystore.reader import KEY
+from adyton.keystore.store import Store
+from adyton.keystore.transaction import Transaction
+from adyton.keystore.wrapping import WrappingKey, rename_private_file, replace_private_file, write_private_file
+from adyton.release.client import obtain_keys
 from tests.owner_world import World, running, signer_pem
 
 VALUE = bytes(range(16))
@@ -60,7 +60,7 @@ def test_rotation_between_commit_and_rename_does_not_stop_a_running_server(
         seen.append(reveal(world.store))
         rename_private_file(beside, to)
 
-    monkeypatch.setattr(owner, "rename_private_file", look)
+    monkeypatch.setattr(home, "rename_private_file", look)
     rotate_both(world.home)
     assert seen == [VALUE]
 
@@ -110,11 +110,11 @@ def _cut_after(function: Callable[..., object]) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("where", "what", "cut", "rotated"),
     [
-        pytest.param(owner, "write_private_file", _cut, False, id="before-the-new-key-is-written"),
-        pytest.param(owner, "write_private_file", _cut_after(write_private_file), False, id="once-it-is-written"),
+        pytest.param(home, "write_private_file", _cut, False, id="before-the-new-key-is-written"),
+        pytest.param(home, "write_private_file", _cut_after(write_private_file), False, id="once-it-is-written"),
         pytest.param(Transaction, "rewrap", _cut_after(Transaction.rewrap), False, id="before-the-commit"),
-        pytest.param(owner, "rename_private_file", _cut, True, id="between-commit-and-rename"),
-        pytest.param(owner, "rename_private_file", _cut_after(rename_private_file), True, id="after-the-rename"),
+        pytest.param(home, "rename_private_file", _cut, True, id="between-commit-and-rename"),
+        pytest.param(home, "rename_private_file", _cut_after(rename_private_file), True, id="after-the-rename"),
     ],
 )
 def test_rotation_cut_short_anywhere_the_store_opens(
@@ -150,7 +150,7 @@ def test_rotation_by_one_who_opened_the_store_before_another_cut_short_loses_not
     """The key beside is the only one that opens the store: a second rotation does not throw it away."""
     late = world.home.open_store()
     with monkeypatch.context() as patched:
-        patched.setattr(owner, "rename_private_file", _cut)
+        patched.setattr(home, "rename_private_file", _cut)
         with pytest.raises(_PowerCut):
             rotate_master_file(world.home, world.store)
     with pytest.raises(StoreError, match="not the key that opens the store"):

@@ -10,13 +10,13 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import AuditError, Denied, StoreError, Unavailable
-from adyton.keyserver import schema
-from adyton.keyserver.audit import canonical
-from adyton.keyserver.owner import Home
-from adyton.keyserver.policy import APPROVED, REVOKED
-from adyton.keyserver.store import Store
-from adyton.keyserver.view import KEY
-from adyton.net.client import obtain_keys
+from adyton.keystore import schema
+from adyton.keystore.approval import APPROVED, REVOKED
+from adyton.keystore.audit import canonical
+from adyton.keystore.home import Home
+from adyton.keystore.reader import KEY
+from adyton.keystore.store import Store
+from adyton.release.client import obtain_keys
 from tests.owner_world import World, running
 from tests.unit.net.by_hand import reason
 

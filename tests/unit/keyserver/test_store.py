@@ -18,11 +18,11 @@ import sqlalchemy as sa
 
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.errors import AuditError, OutOfOrder, StorageFailed, StoreError, UnknownKey, UsageError, VersionMismatch
-from adyton.keyserver import schema
-from adyton.keyserver.audit import Checkpoint, Head, entry_hash, sign_checkpoint, verify_checkpoint
-from adyton.keyserver.change import Transaction
-from adyton.keyserver.clock import now_ms
-from adyton.keyserver.owner import (
+from adyton.keystore import schema
+from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
+from adyton.keystore.audit import Checkpoint, Head, entry_hash, sign_checkpoint, verify_checkpoint
+from adyton.keystore.clock import now_ms
+from adyton.keystore.home import (
     Config,
     Home,
     ask_passphrase,
@@ -33,11 +33,11 @@ from adyton.keyserver.owner import (
     renew_server_certificate,
     rotate_master_file,
 )
-from adyton.keyserver.policy import APPROVED, PENDING, REVOKED, Approval
-from adyton.keyserver.store import Store
-from adyton.keyserver.view import KEY, SECRET
-from adyton.keyserver.wrapping import WrappingKey, master_from_command, master_from_passphrase, read_private_file
-from adyton.tee.sim_machine import simulated_guest
+from adyton.keystore.reader import KEY, SECRET
+from adyton.keystore.store import Store
+from adyton.keystore.transaction import Transaction
+from adyton.keystore.wrapping import WrappingKey, master_from_command, master_from_passphrase, read_private_file
+from adyton.sim.machine import simulated_guest
 from adyton.values import Key128, Measurement
 from tests.owner_world import World, make_world, now, signer_pem
 
@@ -640,7 +640,7 @@ def test_write_killed_at_any_moment_leaves_a_whole_store(tmp_path: Path) -> None
     with make_world(tmp_path) as world:
         home = world.home.path
     code = (
-        "import sys\nfrom pathlib import Path\nfrom adyton.keyserver.owner import Home\n"
+        "import sys\nfrom pathlib import Path\nfrom adyton.keystore.home import Home\n"
         "store = Home.open(Path(sys.argv[1])).open_store()\n"
         "for number in range(100000):\n"
         "    with store.write() as change:\n"

@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import StoreError
-from adyton.keyserver.database import make_engine
-from adyton.keyserver.transport import further_arguments, is_local
+from adyton.keystore.database import make_engine
+from adyton.keystore.database_transport import further_arguments, is_local
 
 TLS = "sslmode=verify-full&sslrootcert=/etc/ca.crt"
 BASE = "postgresql+psycopg://adyton@"

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied, StoreError, Unavailable, UsageError
-from adyton.keyserver import schema
-from adyton.keyserver.backup import back_up, restore
-from adyton.keyserver.owner import Home
-from adyton.net.client import obtain_keys
-from adyton.net.collateral_store import CollateralStore
+from adyton.keystore import schema
+from adyton.keystore.backup import back_up, restore
+from adyton.keystore.home import Home
+from adyton.release.client import obtain_keys
 from tests.owner_world import World, make_world, now
 from tests.postgres import postgres, programs
 from tests.unit.net.by_hand import reason

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import MalformedManifest
-from adyton.keyserver.identity import make_ca, make_server
+from adyton.keystore.certificates import make_ca, make_server
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.pinned import ca_sha256, ca_within, check_ca
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import MalformedManifest, UsageError
-from adyton.keyserver.identity import make_ca
+from adyton.keystore.certificates import make_ca
 from adyton.manifest.difference import Difference, differences
 from adyton.manifest.explain import explain_layout, explain_manifest, explain_signature
 from adyton.manifest.model import parse_manifest

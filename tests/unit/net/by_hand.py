@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
 from adyton.manifest.signed import SignedManifest
-from adyton.net import ratls
-from adyton.net.client import Released, obtain_keys
-from adyton.net.release import (
+from adyton.release import secret_provisioning
+from adyton.release.client import Released, obtain_keys
+from adyton.release.messages import (
     PATH_CHALLENGE,
     PATH_RELEASE,
     EnclaveKey,
@@ -27,8 +27,8 @@ from adyton.net.release import (
     challenge_request,
     parse_challenge,
 )
-from adyton.net.serving import server_identity
-from adyton.net.tls import client_context, use_certificate
+from adyton.release.tls import client_context, use_certificate
+from adyton.server.process import server_identity
 from adyton.values import Nonce
 from tests.owner_world import Running, World, now
 
@@ -136,7 +136,12 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def provision(
-    world: World, server: Running, certificate: bytes | None, key: bytes = b"", *, send: bytes = ratls.REQUEST
+    world: World,
+    server: Running,
+    certificate: bytes | None,
+    key: bytes = b"",
+    *,
+    send: bytes = secret_provisioning.REQUEST,
 ) -> bytes:
     """Gramine's protocol by hand; returns all that the server says after the request."""
     context = client_context(world.ca_pem)

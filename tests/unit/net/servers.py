@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
 
-from adyton.net.pcs_server import bind, url_of
+from adyton.sim.pcs_server import bind, url_of
 
 Handler = Callable[[socket.socket, threading.Event], None]
 

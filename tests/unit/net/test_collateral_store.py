@@ -14,9 +14,7 @@ import pytest
 from adyton.attest import dcap, sgx, tdx
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import TCBStatus
-from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, Timeout, UsageError
-from adyton.net.collateral_store import NEGATIVE_S, CollateralStore, Source, read_bundle_files
-from adyton.net.documents import (
+from adyton.collateral.documents import (
     Channel,
     Document,
     collateral_from,
@@ -25,11 +23,13 @@ from adyton.net.documents import (
     unverified_origin,
     verify_document,
 )
-from adyton.net.fetch import Response
-from adyton.net.pcs import PCSClient
-from adyton.net.pcs_server import answer
-from adyton.tee.sim import SimPlatform
-from adyton.tee.sim_machine import Shape
+from adyton.collateral.fetcher import Response
+from adyton.collateral.pcs import PCSClient
+from adyton.collateral.store import NEGATIVE_S, CollateralStore, Source, read_bundle_files
+from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, Timeout, UsageError
+from adyton.sim.machine import Shape
+from adyton.sim.pcs_server import answer
+from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement
 
 MEASUREMENT = Measurement(bytes(32))
@@ -675,7 +675,7 @@ def test_write_that_fails_leaves_the_old_document(world: World, monkeypatch: pyt
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adyton.net.collateral_store.os.fsync", full)
+    monkeypatch.setattr("adyton.collateral.store.os.fsync", full)
     with pytest.raises(StorageFailed, match="No space left"):
         store.put(document_of(world, "tcb-info"), world.now)
     monkeypatch.undo()

@@ -16,18 +16,18 @@ from typing import Any
 import httpx
 import pytest
 
+from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied
-from adyton.keyserver import change as change_module
-from adyton.keyserver.policy import APPROVED, PENDING, REVOKED
+from adyton.keystore import transaction as change_module
+from adyton.keystore.approval import APPROVED, PENDING, REVOKED
 from adyton.manifest.signed import SignedManifest
-from adyton.net.client import obtain_keys
-from adyton.net.collateral_store import CollateralStore
-from adyton.net.dashboard import guesses, patience
-from adyton.net.dashboard.app import NOTES_A_MINUTE, PAGE
-from adyton.net.dashboard.guesses import FREE
-from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
-from adyton.net.dashboard.sessions import Sessions
-from adyton.tee.sim_machine import simulated_guest
+from adyton.release.client import obtain_keys
+from adyton.server.dashboard import guesses, patience
+from adyton.server.dashboard.app import NOTES_A_MINUTE, PAGE
+from adyton.server.dashboard.guesses import FREE
+from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
+from adyton.server.dashboard.sessions import Sessions
+from adyton.sim.machine import simulated_guest
 from adyton.values import Measurement
 from tests import chromium
 from tests.owner_world import RUNTIME_PARTS, Running, World, now, running
@@ -185,7 +185,7 @@ def test_page_escapes_what_others_wrote(client: httpx.Client, world: World) -> N
 
 def world_note(world: World, change: object) -> str:
     """An approval with a remark that would be markup."""
-    from adyton.keyserver.change import Transaction
+    from adyton.keystore.transaction import Transaction
 
     assert isinstance(change, Transaction)
     approval = world.approval(world.program().measurement, note="<img src=x onerror=alert(1)>")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from adyton.keyserver.explainer import MAX_OF_ONE_PLATFORM
 from adyton.manifest.signed import SignedManifest
-from adyton.net.explaining import MAX_OF_ONE_PLATFORM
-from adyton.net.explanation import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_message
-from adyton.net.wire import PROTOCOL
+from adyton.release.explanation import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_message
+from adyton.release.wire import PROTOCOL
 from tests.owner_world import RUNTIME_PARTS, Running, World, make_world
 from tests.unit.net.by_hand import Logged, answer, entries, explanation, https, post, release, wait_until
 

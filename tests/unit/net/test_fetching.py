@@ -15,16 +15,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest import sgx
 from adyton.attest.ratls import make_certificate
+from adyton.collateral.background import MAX_FETCHES, MAX_UNPROVEN_FETCHES, MAX_WHO_WAIT, Fetching, FetchingCollateral
+from adyton.collateral.documents import Channel
+from adyton.collateral.fetcher import Response
+from adyton.collateral.pcs import PCSClient
+from adyton.collateral.store import CollateralStore, Source
+from adyton.collateral.verifier import Verifier
 from adyton.errors import FetchFailed, Unavailable
-from adyton.net.collateral_store import CollateralStore, Source
-from adyton.net.documents import Channel
-from adyton.net.fetch import Response
-from adyton.net.fetching import MAX_FETCHES, MAX_UNPROVEN_FETCHES, MAX_WHO_WAIT, Fetching, FetchingCollateral
-from adyton.net.pcs import PCSClient
-from adyton.net.pcs_server import answer
-from adyton.net.service import Answer, KeyService
-from adyton.net.verification import Verifier
-from adyton.tee.sim import SimPlatform
+from adyton.keyserver.service import Answer, KeyService
+from adyton.sim.pcs_server import answer
+from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
 from tests.owner_world import World, now
 from tests.unit.net.by_hand import Logged, entries, wait_until

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.errors import Denied, UsageError
-from adyton.keyserver.identity import make_ca, make_grant, make_server
-from adyton.net.grants import Granted, Terms, parse_granted, sign_grant, verify_grant
-from adyton.net.release import ReleaseRequest, ServerIdentity
-from adyton.net.wire import parse_object
+from adyton.keystore.certificates import make_ca, make_grant, make_server
+from adyton.release.grants import Granted, Terms, parse_granted, sign_grant, verify_grant
+from adyton.release.messages import ReleaseRequest, ServerIdentity
+from adyton.release.wire import parse_object
 from adyton.values import Digest, Nonce
 from tests.owner_world import now
 

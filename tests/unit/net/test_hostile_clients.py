@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from adyton.net import ratls
-from adyton.net.listener import Limits
-from adyton.net.release import PATH_CHALLENGE, PATH_RELEASE, PATH_USED, challenge_request
-from adyton.net.tls import client_context, use_certificate
+from adyton.release import secret_provisioning
+from adyton.release.messages import PATH_CHALLENGE, PATH_RELEASE, PATH_USED, challenge_request
+from adyton.release.tls import client_context, use_certificate
+from adyton.server.listener import Limits
 from tests.owner_world import RA_TLS, Running, World, running
 from tests.unit.net.by_hand import Logged, credential, obtain, release_message, wait_until
 
@@ -69,7 +69,7 @@ class Hostile:
         length = self._random.choice((len(body), len(body) + 1, 0, 1 << 40))
         message = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode() + body
         if number == 1:
-            message = ratls.REQUEST + ratls.REQUEST
+            message = secret_provisioning.REQUEST + secret_provisioning.REQUEST
         raw = bytearray(message[: self._random.randrange(len(message) + 1)])
         if raw and self._random.random() < 0.5:
             raw[self._random.randrange(len(raw))] ^= 1 << self._random.randrange(8)
@@ -79,7 +79,7 @@ class Hostile:
         """Server names that no server has."""
         label = "".join(self._random.choices("abc_0", k=self._random.randrange(60)))
         name = self._random.choice((f"a{label}.keys.adyton-key-server", f"a{label}", "keys.adyton-key-server"))
-        self._say(self._secure(1, name), ratls.REQUEST)
+        self._say(self._secure(1, name), secret_provisioning.REQUEST)
 
     def _plain(self) -> socket.socket:
         host, _, port = self._random.choice(self._addresses).rpartition(":")

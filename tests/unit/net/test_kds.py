@@ -18,11 +18,11 @@ import pytest
 from adyton.attest import amd, snp
 from adyton.attest.certificates import parse_certificate
 from adyton.attest.snp import TCBVersion
+from adyton.collateral.documents import Document, chip_subject, parse_bundle, verify_document
+from adyton.collateral.fetcher import Response
+from adyton.collateral.kds import AMD_KDS, KDSClient, vcek_query
+from adyton.collateral.store import CollateralStore, Source
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, UsageError
-from adyton.net.collateral_store import CollateralStore, Source
-from adyton.net.documents import Document, chip_subject, parse_bundle, verify_document
-from adyton.net.fetch import Response
-from adyton.net.kds import AMD_KDS, KDSClient, vcek_query
 from tests.amd_factory import NOW, SNPScenario
 
 

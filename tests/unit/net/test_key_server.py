@@ -20,13 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
 from adyton.errors import Denied, Error, FetchFailed, OutOfOrder, StorageFailed, Timeout, VersionMismatch
-from adyton.keyserver.identity import Credential, make_server
-from adyton.keyserver.policy import REVOKED
+from adyton.keystore.approval import REVOKED
+from adyton.keystore.certificates import Credential, make_server
 from adyton.manifest.signed import SignedManifest
-from adyton.net import ratls
-from adyton.net.client import obtain_keys
-from adyton.net.listener import Limits
-from adyton.net.release import (
+from adyton.release import secret_provisioning
+from adyton.release.client import obtain_keys
+from adyton.release.messages import (
     PATH_CHALLENGE,
     PATH_RELEASE,
     PATH_USED,
@@ -38,10 +37,11 @@ from adyton.net.release import (
     parse_challenge,
     used_message,
 )
-from adyton.net.serving import server_identity
-from adyton.net.tls import client_context, use_certificate
-from adyton.net.wire import PROTOCOL
-from adyton.tee.sim import SimPlatform
+from adyton.release.tls import client_context, use_certificate
+from adyton.release.wire import PROTOCOL
+from adyton.server.listener import Limits
+from adyton.server.process import server_identity
+from adyton.sim.platform import SimPlatform
 from adyton.values import Digest
 from tests.owner_world import RA_TLS, RUNTIME_PARTS, Running, World, make_world, now, running
 from tests.unit.net.by_hand import (
@@ -150,8 +150,8 @@ def test_release_runs_at_a_time_are_counted_until_their_lease_ends(world: World)
 
 def test_release_answer_carries_a_checkpoint_that_verifies(world: World, server: Running) -> None:
     """Every grant says where the audit record stands, signed."""
-    from adyton.keyserver.audit import Checkpoint, verify_checkpoint
-    from adyton.keyserver.owner import audit_public_key
+    from adyton.keystore.audit import Checkpoint, verify_checkpoint
+    from adyton.keystore.home import audit_public_key
 
     signed = world.program()
     world.approve(signed)
@@ -214,7 +214,7 @@ def test_explain_with_another_manifest_than_was_measured_is_not_believed(world: 
 
 def test_explain_beyond_the_days_bound_keeps_no_manifest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that shows one program after another does not fill the disk; it is compared all the same."""
-    monkeypatch.setattr("adyton.net.explaining.MAX_SHOWN_BYTES_PER_DAY", 1)
+    monkeypatch.setattr("adyton.keyserver.explainer.MAX_SHOWN_BYTES_PER_DAY", 1)
     world.approve(world.program())
     signed = world.program(argument="x.py")
     with running(world) as server:
@@ -401,7 +401,7 @@ def test_client_imports_neither_database_nor_web_framework() -> None:
     import subprocess
     import sys
 
-    code = "import sys, adyton.net.client, adyton.net.release; print(*sys.modules)"
+    code = "import sys, adyton.release.client, adyton.release.messages; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"sqlalchemy", "uvicorn", "starlette", "typer", "h11", "jinja2", "asyncio"} & set(loaded)
 
@@ -494,7 +494,7 @@ def test_obtain_from_another_version_says_what_to_do(
     world: World, server: Running, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """A server that knows another version of the protocol, or this path not at all: both sides need the same Adyton."""
-    monkeypatch.setattr("adyton.net.release.PATH_CHALLENGE", path)
+    monkeypatch.setattr("adyton.release.messages.PATH_CHALLENGE", path)
     with pytest.raises(VersionMismatch) as caught:
         obtain(world, server, world.program())
     assert caught.value.check == "protocol version"
@@ -641,7 +641,7 @@ def test_tls_server_sends_no_session_ticket(world: World, server: Running) -> No
     host, _, port = server.ra_tls.rpartition(":")
     plain = socket.create_connection((host, int(port)), timeout=10)
     with context.wrap_socket(plain, server_hostname="adyton-key-server") as connection:
-        connection.sendall(ratls.REQUEST)
+        connection.sendall(secret_provisioning.REQUEST)
         connection.recv(1000)
         assert connection.session is None or not connection.session.has_ticket
 
@@ -740,7 +740,7 @@ def test_server_stops_gracefully_what_is_under_way_is_answered(world: World) -> 
 
 def test_answer_that_does_not_open_is_refused_by_the_enclave() -> None:
     """An altered answer, or one for another request, opens to nothing."""
-    from adyton.net.release import wrap_to
+    from adyton.release.messages import wrap_to
 
     key = EnclaveKey()
     wrapped = wrap_to(key.public_bytes, b"x" * 100, b"b" * 64)

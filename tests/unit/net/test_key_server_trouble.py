@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 import pytest
 
 from adyton.errors import AuditError, FetchFailed, StoreError
-from adyton.keyserver.policy import ADYTON
-from adyton.net.batches import Batches
-from adyton.net.listener import Limits
-from adyton.net.release import PATH_RELEASE, PATH_USED, used_message
-from adyton.net.service import Answer, Job
+from adyton.keyserver.decision_queue import Batches
+from adyton.keyserver.service import Answer, Job
+from adyton.keystore.approval import ADYTON
+from adyton.release.messages import PATH_RELEASE, PATH_USED, used_message
+from adyton.server.listener import Limits
 from tests.owner_world import World, running
 from tests.unit.net.by_hand import (
     Logged,
@@ -171,7 +171,7 @@ def test_readyz_says_no_more_than_whether(world: World) -> None:
 
 def test_readyz_recovers_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody sends requests to a server that is not ready, so it finds out itself that it is again."""
-    monkeypatch.setattr("adyton.net.readiness.KEPT_S", 0)
+    monkeypatch.setattr("adyton.keyserver.readiness.KEPT_S", 0)
     signed = world.program()
     limits = Limits(request_timeout_s=8)
     with running(world, limits=limits) as server, https(world, server.adyton) as connection:
@@ -211,7 +211,7 @@ def test_defect_outside_a_decision_is_answered(world: World, monkeypatch: pytest
 
 def test_too_many_that_wait_are_turned_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue has its bound; who is turned away is told to come again."""
-    monkeypatch.setattr("adyton.net.batches.MAX_WAITING", 2)
+    monkeypatch.setattr("adyton.keyserver.decision_queue.MAX_WAITING", 2)
     signed = world.program()
     world.approve(signed)
     service = world.service()
@@ -242,7 +242,7 @@ def test_too_many_that_wait_are_turned_away(world: World, monkeypatch: pytest.Mo
 
 def test_refused_challenge_is_logged(world: World) -> None:
     """A challenge of somebody else leaves a line in the log, and so does a release."""
-    from adyton.net.release import make_challenge
+    from adyton.release.messages import make_challenge
 
     signed = world.program()
     world.approve(signed)

@@ -13,8 +13,7 @@ import pytest
 from adyton.attest import dcap, sgx, tdx
 from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
 from adyton.attest.status import TCBStatus
-from adyton.errors import FetchFailed, MalformedQuote, UsageError
-from adyton.net.documents import (
+from adyton.collateral.documents import (
     Document,
     assemble,
     collateral_from,
@@ -23,11 +22,12 @@ from adyton.net.documents import (
     unverified_origin,
     verify_document,
 )
-from adyton.net.fetch import Response
-from adyton.net.pcs import INTEL_PCS, INTEL_ROOT_CRL, PCSClient
-from adyton.net.pcs_server import Answer, Form, answer, application
-from adyton.tee.sim import CAKind, SimPlatform
-from adyton.tee.sim_machine import Shape
+from adyton.collateral.fetcher import Response
+from adyton.collateral.pcs import INTEL_PCS, INTEL_ROOT_CRL, PCSClient
+from adyton.errors import FetchFailed, MalformedQuote, UsageError
+from adyton.sim.machine import Shape
+from adyton.sim.pcs_server import Answer, Form, answer, application
+from adyton.sim.platform import CAKind, SimPlatform
 from adyton.values import Measurement
 from tests.unit.net.servers import raw_server, saying, serving
 

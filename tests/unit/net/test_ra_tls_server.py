@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
+from adyton.keyserver.service import KeyService
 from adyton.manifest.signed import SignedManifest
-from adyton.net import ratls
-from adyton.net.listener import Limits
-from adyton.net.service import KeyService
-from adyton.net.tls import MAX_CLIENT_CHAIN_BYTES, client_context, use_certificate
+from adyton.release import secret_provisioning
+from adyton.release.tls import MAX_CLIENT_CHAIN_BYTES, client_context, use_certificate
+from adyton.server.listener import Limits
 from tests.owner_world import Running, World, now, running
 from tests.unit.net.by_hand import credential, entries, https, obtain, provision, reason, wait_until
 
@@ -36,7 +36,9 @@ def connect(world: World, address: str, pair: tuple[bytes, bytes]) -> ssl.SSLSoc
 # --- what uses up a run -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sent", [b"", ratls.REQUEST[:-1], ratls.REQUEST.replace(b"V1", b"V2"), b"G" * 35])
+@pytest.mark.parametrize(
+    "sent", [b"", secret_provisioning.REQUEST[:-1], secret_provisioning.REQUEST.replace(b"V1", b"V2"), b"G" * 35]
+)
 def test_ra_tls_without_the_request_uses_up_no_run(world: World, sent: bytes) -> None:
     """Who connects and asks for nothing is judged by nobody; the one run is there for who asks."""
     signed = world.program()
@@ -57,7 +59,7 @@ def test_ra_tls_slow_client_is_dropped_and_harms_nobody(world: World) -> None:
     world.approve(signed, protocols=("ra-tls",))
     with running(world, limits=Limits(request_timeout_s=1.5)) as server:
         with connect(world, server.ra_tls, credential(world, signed)) as connection:
-            for byte in ratls.REQUEST[:-1]:
+            for byte in secret_provisioning.REQUEST[:-1]:
                 connection.sendall(bytes([byte]))
             assert provision(world, server, *credential(world, signed)) != b""
             assert connection.recv(100) == b""
@@ -196,7 +198,7 @@ def test_tls_session_is_not_resumed(world: World, server: Running) -> None:
     world.approve(signed, protocols=("ra-tls",))
     pair = credential(world, signed)
     with connect(world, server.ra_tls, pair) as first:
-        first.sendall(ratls.REQUEST)
+        first.sendall(secret_provisioning.REQUEST)
         assert first.recv(1000)
         session = first.session
     context = client_context(world.ca_pem)

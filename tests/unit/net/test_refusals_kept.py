@@ -11,14 +11,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
-from adyton.keyserver import facts
+from adyton.keyserver import record_limits
+from adyton.keyserver.record_limits import MAX_GENUINE_PER_MINUTE, MAX_NOISE_PER_MINUTE, MAX_PER_PLATFORM, Refusals
+from adyton.keyserver.service import KeyService
+from adyton.keystore import facts
 from adyton.manifest.signed import SignedManifest
-from adyton.net import bounds
-from adyton.net.bounds import MAX_GENUINE_PER_MINUTE, MAX_NOISE_PER_MINUTE, MAX_PER_PLATFORM, Refusals
-from adyton.net.explanation import explain_message
-from adyton.net.release import NOT_KEPT, EnclaveKey, Refusal, ReleaseRequest
-from adyton.net.service import KeyService
-from adyton.net.serving import server_identity
+from adyton.release.explanation import explain_message
+from adyton.release.messages import NOT_KEPT, EnclaveKey, Refusal, ReleaseRequest
+from adyton.server.process import server_identity
 from adyton.values import Measurement
 from tests.owner_world import RUNTIME_PARTS, World, make_world, now
 from tests.unit.net.by_hand import entries, wait_until
@@ -135,7 +135,7 @@ def test_one_platform_cannot_fill_the_record(
     world: World, service: KeyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A genuine platform that asks again and again is counted, too, and the count is recorded at the stop."""
-    monkeypatch.setattr(bounds, "MAX_PER_PLATFORM", 3)
+    monkeypatch.setattr(record_limits, "MAX_PER_PLATFORM", 3)
     signed = world.program()
     found = [refusal(world, service, signed).denial for _ in range(5)]
     assert found[3:] == [NOT_KEPT] * 2
@@ -147,8 +147,8 @@ def test_one_platform_cannot_fill_the_record(
 
 def test_left_out_count_is_recorded_without_another_refusal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a flood is over its sum is written though nobody asks any more."""
-    monkeypatch.setattr("adyton.net.batches.IDLE_S", 0.02)
-    monkeypatch.setattr(bounds, "MAX_NOISE_PER_MINUTE", 1)
+    monkeypatch.setattr("adyton.keyserver.decision_queue.IDLE_S", 0.02)
+    monkeypatch.setattr(record_limits, "MAX_NOISE_PER_MINUTE", 1)
     times = [now()]
     service = world.service(clock=lambda: times[0])
     try:

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adyton.errors import KeyReleaseError, OutOfOrder, VersionMismatch
-from adyton.net import ratls
-from adyton.net.explanation import explain_message, parse_explain
-from adyton.net.grants import Granted, Terms
-from adyton.net.release import (
+from adyton.release import secret_provisioning
+from adyton.release.explanation import explain_message, parse_explain
+from adyton.release.grants import Granted, Terms
+from adyton.release.messages import (
     MAX_EVIDENCE_BYTES,
     MAX_NAMES,
     ChallengeAnswer,
@@ -233,9 +233,9 @@ def test_wrap_to_any_public_key_wraps_or_refuses(raw: bytes) -> None:
 def test_ra_tls_header_is_taken_exactly(raw: bytes) -> None:
     """Gramine's answer is read strictly: label, terminating zero, a size that is possible."""
     with pytest.raises(KeyReleaseError):
-        ratls.parse_header(raw)
-    good = ratls.response(b"k" * 16)
-    assert ratls.parse_header(good[:41]) == 16
+        secret_provisioning.parse_header(raw)
+    good = secret_provisioning.response(b"k" * 16)
+    assert secret_provisioning.parse_header(good[:41]) == 16
     for size in (0, 65537, 1 << 31, (1 << 32) - 1):
         with pytest.raises(OutOfOrder):
-            ratls.parse_header(good[:37] + size.to_bytes(4, "big"))
+            secret_provisioning.parse_header(good[:37] + size.to_bytes(4, "big"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adyton.errors import Denied, Error, FetchFailed, Timeout
-from adyton.net.client import _all_of
+from adyton.release.client import _all_of
 
 DENIED = Denied("the key server of maker refused: no", check="approval", expected="one", seen="none", remedy="ask her")
 OTHER = Denied("the key server of clinic refused: no", check="approval", expected="one", seen="revoked")

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
+from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied, Error
-from adyton.keyserver.policy import REVOKED
+from adyton.keyserver.record_limits import MAX_NOISE_PER_MINUTE
+from adyton.keyserver.service import Job
+from adyton.keystore.approval import REVOKED
 from adyton.manifest.measure import combine
-from adyton.net.bounds import MAX_NOISE_PER_MINUTE
-from adyton.net.client import obtain_keys
-from adyton.net.collateral_store import CollateralStore
-from adyton.net.service import Job
+from adyton.release.client import obtain_keys
 from tests.owner_world import RUNTIME_PARTS, World, now, running
 from tests.unit.net.by_hand import reason
 
@@ -224,7 +224,7 @@ def test_database_that_cannot_be_written_releases_nothing(world: World) -> None:
     """No audit entry, no key: with the store locked by somebody else, requests fail as *could not check*."""
     import sqlite3
 
-    import adyton.keyserver.database as module
+    import adyton.keystore.database as module
 
     signed = world.program()
     world.approve(signed)

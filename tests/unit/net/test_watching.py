@@ -14,13 +14,13 @@ from typing import NoReturn
 
 import pytest
 
+from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied, StorageFailed, StoreError
-from adyton.keyserver.owner import Home
-from adyton.net.checkpoints import Checkpoints
-from adyton.net.client import obtain_keys
-from adyton.net.collateral_store import CollateralStore
-from adyton.net.metrics import Metrics, Watched
-from adyton.net.serving import certificate_end, set_up_logging
+from adyton.keystore.home import Home
+from adyton.release.client import obtain_keys
+from adyton.server.checkpoints import Checkpoints
+from adyton.server.metrics import Metrics, Watched
+from adyton.server.process import certificate_end, set_up_logging
 from tests.owner_world import World, now, running
 from tests.unit.net.by_hand import Logged, entries, wait_until
 

@@ -10,7 +10,7 @@ from adyton.attest.snp import SNPReport
 from adyton.errors import MalformedManifest
 from adyton.manifest.model import parse_manifest
 from adyton.run.evidence import program_evidence
-from adyton.tee.sim import SimPlatform
+from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
 
 WORKLOAD = Measurement(bytes(range(32)))

@@ -25,8 +25,9 @@ PACKAGE = Path(identity.__file__).parent.parent
 
 RUN_MODULES = """
 import sys
-import adyton.cli.main, adyton.cli.run, adyton.run.launch, adyton.run.plan, adyton.net.client, adyton.net.ratls
-import adyton.tee.sim, adyton.tee.source, adyton.vfs.fuse, adyton.vfs.encrypted, adyton.vfs.attestation
+import adyton.cli.main, adyton.cli.run, adyton.run.launch, adyton.run.plan
+import adyton.release.client, adyton.release.secret_provisioning
+import adyton.sim.platform, adyton.tee.opener, adyton.vfs.fuse, adyton.vfs.encrypted, adyton.vfs.attestation
 import adyton.manifest.signed, adyton.storage.files, adyton.run.log, adyton.run.launcher, adyton.run.sandbox
 """
 

@@ -12,12 +12,13 @@ import pytest
 from adyton.attest import sgx, snp, tdx
 from adyton.attest.tdx import workload_rtmr3
 from adyton.errors import Error, NoDevice, StorageFailed, Timeout, UsageError
+from adyton.sim.platform import SimPlatform
 from adyton.tee.configfs_tsm import ConfigfsTSM
-from adyton.tee.gramine import GramineSource
+from adyton.tee.gramine_device import GramineSource
 from adyton.tee.hardware import open_hardware
+from adyton.tee.opener import open_source
 from adyton.tee.sev_guest import SEVGuestDevice, SNPSource
-from adyton.tee.sim import SimPlatform
-from adyton.tee.source import QuoteSource, open_source
+from adyton.tee.source import QuoteSource
 from adyton.tee.system import KERNEL, System, read_all, write_once
 from adyton.tee.tdx_guest import TDXSource, extend_workload, get_td_report
 from adyton.values import Measurement

@@ -19,10 +19,10 @@ from adyton.attest.roots import TrustRoots
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import workload_rtmr3
 from adyton.errors import NoDevice, Revoked, StorageFailed, TargetExists, UsageError
-from adyton.tee.sim import CAKind, Part, Revocable, SimPlatform
-from adyton.tee.sim_machine import Facts, Shape
-from adyton.tee.sim_vendor import ORGANISATION, Publication
-from adyton.tee.source import open_source
+from adyton.sim.machine import Facts, Shape
+from adyton.sim.platform import CAKind, Part, Revocable, SimPlatform
+from adyton.sim.vendor import ORGANISATION, Publication
+from adyton.tee.opener import open_source
 from adyton.values import Measurement
 
 MEASUREMENT = Measurement(bytes(range(32)))
@@ -373,7 +373,7 @@ def test_making_that_fails_midway_leaves_nothing(tmp_path: Path, monkeypatch: py
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adyton.tee.sim_files.os.fsync", full)
+    monkeypatch.setattr("adyton.sim.files.os.fsync", full)
     with pytest.raises(StorageFailed, match="No space left"):
         SimPlatform.create(tmp_path / "platform")
     assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adyton.net.collateral_store import CollateralStore
-from adyton.net.dashboard.serve import PASSWORD_FILE, DashboardThread
+from adyton.collateral.store import CollateralStore
+from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
 from tests.owner_world import World, make_world
 
 Connect = Callable[..., ssl.SSLSocket]

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from adyton.net.dashboard import accepting, app, patience
-from adyton.net.dashboard.requests import MAX_FIELDS, MAX_FORM_BYTES, MAX_LOGIN_BYTES, parse_form
+from adyton.server.dashboard import accepting, app, patience
+from adyton.server.dashboard.requests import MAX_FIELDS, MAX_FORM_BYTES, MAX_LOGIN_BYTES, parse_form
 from tests.faults.client.dashboard.conftest import Connect
 
 Browser = Callable[[str], httpx.Client]

@@ -1,0 +1,143 @@
+"""The client of AMD's Key Distribution Service: VCEK certificates, chains, CRLs.
+
+Source: AMD 57230, "VCEK Certificate and KDS Interface Specification". The service allows about one VCEK per ten seconds
+and address and answers 429 to more; a VCEK never changes for one chip and TCB, so it is asked for once. The request
+tells AMD which chip is being verified: a bundle or a local store avoids that.
+
+VLEK certificates are handed out to cloud providers only; a guest has its own from the host (the certificate table of
+the extended report), and only their chain and CRL come from here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode, urlsplit
+
+from adyton.attest.certificates import parse_certificate, parse_chain
+from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_CRL_BYTES
+from adyton.collateral.documents import Document
+from adyton.collateral.fetcher import Fetcher, HTTPFetcher, Response, retry_after_s
+from adyton.errors import FetchFailed, MalformedQuote, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adyton.attest.snp import TCBVersion
+
+AMD_KDS: Final = "https://kdsintf.amd.com"
+PRODUCTS: Final = ("Milan", "Genoa", "Turin")
+PACE_S: Final = 10.0
+"""How long to wait after a 429 that names no time."""
+MAX_WAIT_S: Final = 30.0
+_TURIN_ID_BYTES: Final = 8
+
+
+def vcek_query(product: str, tcb: TCBVersion) -> dict[str, str]:
+    """The parameters that name a TCB: two decimal digits each, `fmcSPL` first where the product has it."""
+    parts = {"blSPL": tcb.bootloader, "teeSPL": tcb.tee, "snpSPL": tcb.snp, "ucodeSPL": tcb.microcode}
+    if product == "Turin":
+        parts = {"fmcSPL": tcb.fmc or 0, **parts}
+    return {name: f"{svn:02d}" for name, svn in parts.items()}
+
+
+@dataclass(frozen=True)
+class KDSClient:
+    """AMD's service, or something that answers like it; waits once for its turn where the service asks to."""
+
+    base_url: str = AMD_KDS
+    fetcher: Fetcher = field(default_factory=HTTPFetcher)
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+            raise UsageError(
+                f"no address of a key distribution service: {self.base_url[:200]}",
+                check="address of the service",
+                expected="https://HOST[:PORT]",
+                seen=self.base_url[:200],
+            )
+
+    def vcek(self, product: str, chip_id: bytes, tcb: TCBVersion) -> Document:
+        """The VCEK of one chip (64 bytes of id) at one TCB, with its chain."""
+        _check_product(product)
+        if len(chip_id) != 64 or not any(chip_id):
+            raise FetchFailed(
+                "the report masks its chip id, so no VCEK can be asked for",
+                check="chip id",
+                expected="64 bytes that are not all zero",
+                seen=f"{len(chip_id)} bytes, all zero" if not any(chip_id) else f"{len(chip_id)} bytes",
+                remedy="take the certificate from the guest's extended report, or switch MASK_CHIP_KEY off",
+            )
+        name = chip_id[:_TURIN_ID_BYTES] if product == "Turin" else chip_id
+        path = f"/vcek/v1/{product}/{name.hex()}?{urlencode(vcek_query(product, tcb))}"
+        response = self._get(path, "VCEK certificate", MAX_CHAIN_BYTES)
+        parse_certificate(response.body, "VCEK")
+        return Document("amd-vcek", response.body, self.chain(product), response.url, self.clock())
+
+    def chain(self, product: str, *, vlek: bool = False) -> str:
+        """The chain (PEM: ASK or ASVK, then ARK) of one product."""
+        _check_product(product)
+        path = f"/{'vlek' if vlek else 'vcek'}/v1/{product}/cert_chain"
+        response = self._get(path, "AMD certificate chain", MAX_CHAIN_BYTES)
+        issuer, root = parse_chain(response.body, ("ASK", "ARK"), "AMD certificate chain")
+        return issuer.pem + root.pem
+
+    def vlek(self, leaf: bytes, product: str) -> Document:
+        """A VLEK (DER) that the guest has from its host, with its chain."""
+        path = f"{self.base_url.rstrip('/')}/vlek/v1/{product}/cert_chain"
+        return Document("amd-vlek", leaf, self.chain(product, vlek=True), path, self.clock())
+
+    def crl(self, product: str) -> Document:
+        """The CRL of one product's ARK."""
+        chain = self.chain(product)
+        ark = parse_chain(chain, ("ASK", "ARK"), "AMD certificate chain")[1]
+        response = self._get(f"/vcek/v1/{product}/crl", "AMD CRL", MAX_CRL_BYTES)
+        return Document("amd-crl", response.body, ark.pem, response.url, self.clock())
+
+    def _get(self, path: str, what: str, max_bytes: int) -> Response:
+        url = self.base_url.rstrip("/") + path
+        response = self.fetcher.get(url, max_bytes=max_bytes)
+        if response.status == 429:
+            wait_s = retry_after_s(response)
+            wait_s = PACE_S if wait_s is None else wait_s
+            if wait_s <= MAX_WAIT_S:
+                self.sleep(wait_s)
+                response = self.fetcher.get(url, max_bytes=max_bytes)
+        if response.status != 200:
+            raise _refused(response, what)
+        if not response.body:
+            raise MalformedQuote(f"the answer from {url} is empty", check=what, expected="DER or PEM", seen="nothing")
+        return response
+
+
+def _check_product(product: str) -> None:
+    if product not in PRODUCTS:
+        raise UsageError(
+            f"no AMD product {product!r}", check="product", expected=", ".join(PRODUCTS), seen=product[:60]
+        )
+
+
+def _refused(response: Response, what: str) -> FetchFailed:
+    meanings = {
+        400: ("the service calls the request wrong", "the chip id or TCB of the report is not a real one"),
+        404: ("the service does not know this chip or TCB", "check the product, and that the report is genuine"),
+        429: ("the service is asked too often", "wait ten seconds, and try again"),
+    }
+    meaning, remedy = meanings.get(response.status, ("the service failed", "try again later, or import a bundle"))
+    error = FetchFailed(
+        f"{what}: {meaning} (HTTP {response.status}) at {response.url[:200]}",
+        check="status of the answer",
+        expected="200",
+        seen=response.status,
+        remedy=remedy,
+    )
+    error.status = response.status
+    error.retry_after_s = retry_after_s(response)
+    if response.status == 429 and error.retry_after_s is None:
+        error.retry_after_s = PACE_S
+    return error

@@ -1,0 +1,81 @@
+"""A dry run: would this evidence get a key, and if not, which line stands in the way?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from adyton.keyserver.decide import Grant, Judged, Request, decide
+from adyton.values import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from adyton.attest.report import VerifiedReport
+    from adyton.keystore.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """What would happen for one key."""
+
+    key: str
+    granted: bool
+    judged: tuple[Judged, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "key": self.key,
+            "granted": self.granted,
+            "approvals": [
+                {
+                    "approval": judged.approval.id,
+                    "state": judged.approval.state,
+                    "app": judged.approval.approval.app,
+                    "version": judged.approval.approval.version,
+                    "lines": [line.to_dict() for line in judged.lines],
+                }
+                for judged in self.judged
+            ],
+        }
+
+
+def rehearse(
+    store: Store,
+    verify: Callable[[bytes, Iterable[Digest], datetime], Any],
+    evidence: bytes,
+    *,
+    key: str | None,
+    protocol: str,
+    manifest_sha256: Digest | None = None,
+    now: datetime | None = None,
+) -> list[Rehearsed]:
+    """Verify evidence and judge it by the approvals of one key or of all, without recording anything.
+
+    `manifest_sha256` is the manifest that the enclave would name; under SEV-SNP no program is known without it.
+    """
+    moment = datetime.now(UTC) if now is None else now
+    at_ms = int(moment.timestamp() * 1000)
+    found: list[Rehearsed] = []
+    with store.read() as view:
+        approvals = view.approvals()
+        roots = {
+            Digest.from_hex(tee.partition(":")[2]) for item in approvals for tee in item.approval.tees if ":" in tee
+        }
+        report: VerifiedReport = verify(evidence, roots, moment).report
+        for name in sorted({item.approval.key for item in approvals} if key is None else {key}):
+            request = Request(
+                key=name,
+                run="",
+                protocol=protocol,
+                report_data=report.report_data,
+                manifest_sha256=manifest_sha256,
+            )
+            decided = decide(request, report, approvals, lambda item: view.usage(item.id, "", at_ms), moment)
+            if isinstance(decided, Grant):
+                found.append(Rehearsed(name, True, (Judged(decided.approval, decided.claims.checks),)))
+            else:
+                found.append(Rehearsed(name, False, decided.judged))
+    return found

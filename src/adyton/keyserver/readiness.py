@@ -1,0 +1,61 @@
+"""Whether the store can be used: strangers may ask, so an answer is kept for a second and costs no write."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from adyton.errors import Error
+
+if TYPE_CHECKING:
+    from adyton.keystore.store import Store
+
+log = logging.getLogger("adyton.keyserver")
+
+KEPT_S: Final = 1.0
+
+
+class Readiness:
+    """What is known of the store: it is read, and written only where the last decision could not be; thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._failing = False
+        self._works = True
+        self._looked_at: float | None = None
+        self._looking = threading.Lock()
+
+    def note(self, *, works: bool) -> None:
+        """Whether a decision could be recorded just now."""
+        if works is self._failing:
+            self._failing = not works
+            self._works = works
+            self._looked_at = None
+
+    def works(self) -> bool:
+        """Whether the store can be used; while one caller looks, the others get what was known before."""
+        if not self._looking.acquire(blocking=False):
+            return self._works
+        try:
+            if self._looked_at is None or time.monotonic() - self._looked_at > KEPT_S:
+                self._works = self._look()
+                self._looked_at = time.monotonic()
+            return self._works
+        finally:
+            self._looking.release()
+
+    def _look(self) -> bool:
+        try:
+            if self._failing:
+                with self._store.write():
+                    pass
+                self._failing = False
+            else:
+                with self._store.read() as view:
+                    view.head()
+        except Error as error:
+            log.warning("the store does not work", extra={"reason": error.message})
+            return False
+        return True

@@ -1,0 +1,97 @@
+"""What keeps an approval from releasing anything on one of its TEEs, whatever evidence comes.
+
+An approval with such a gap is not made any more; one that is stored already is loaded, shown with its gap, and judged
+by it at every decision.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from adyton.attest.checks import Check
+from adyton.attest.guest import MUST_COVER, confidential_kind
+from adyton.errors import UsageError
+from adyton.manifest.review import RAW_REPORT_DATA, RAW_REPORT_DATA_TEES
+
+if TYPE_CHECKING:
+    from adyton.keystore.approval import Approval
+
+GUEST_LINE: Final = "guest image"
+SIGNER_LINE: Final = "identity of the program"
+RAW_LINE: Final = "report data of the program"
+
+PINNED_BY: Final = frozenset({"tdx"})
+"""Kinds of guest whose record pins all of it. SEV-SNP's does not: that its digest covers more than the firmware is a
+word that anybody can write, until a guest image document that `adyton` itself recomputes says so."""
+
+EXPECTED: Final = {
+    "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
+    "snp": f"a guest image document which says that the launch digest covers {', '.join(MUST_COVER)}",
+}
+REMEDY: Final = {
+    "tdx": (
+        "approve it again with --guest MRTD --rtmr0 HEX --rtmr1 HEX --rtmr2 HEX, computed from a guest image that you"
+        " built or checked; the measured guest image of a later version of Adyton comes with a document that holds them"
+    ),
+    "snp": (
+        "nothing can be approved for snp yet: the measured guest image of a later version of Adyton comes with a"
+        " document that says so; until then use sgx, or sim to try"
+    ),
+}
+
+
+def lines(approval: Approval, tee: str) -> list[Check]:
+    """The lines that say whether this approval can release anything on this TEE; none where none applies."""
+    found = []
+    kind = confidential_kind(tee)
+    if kind is not None:
+        named = [guest for guest in approval.guest_images if guest.kind == kind]
+        pinned = bool(named) and kind in PINNED_BY
+        if pinned:
+            seen = "pinned whole"
+        elif named:
+            seen = "a launch digest, and no document that says what it covers"
+        elif approval.guests:
+            seen = f"the firmware only ({', '.join(str(guest) for guest in approval.guests[:3])})"
+        else:
+            seen = "none"
+        found.append(Check(GUEST_LINE, EXPECTED[kind], seen, pinned, REMEDY[kind]))
+    if kind is not None and approval.mrsigner is not None:
+        found.append(
+            Check(
+                SIGNER_LINE,
+                "a measurement: the evidence of a confidential machine names no signer",
+                approval.identity(),
+                False,
+                "approve it by measurement (adyton approve MANIFEST without --by-signer)",
+            )
+        )
+    if approval.raw_report_data:
+        name = tee.partition(":")[0]
+        found.append(
+            Check(
+                RAW_LINE,
+                f"{RAW_REPORT_DATA} only under {', '.join(sorted(RAW_REPORT_DATA_TEES))}",
+                name,
+                name in RAW_REPORT_DATA_TEES,
+                "leave the key out of the manifest, build it again and approve that",
+            )
+        )
+    return found
+
+
+def gaps(approval: Approval) -> tuple[tuple[str, Check], ...]:
+    """On which of its TEEs it can release nothing, and the line that stands in the way."""
+    return tuple((tee, line) for tee in approval.tees for line in lines(approval, tee) if not line.ok)
+
+
+def check_sound(approval: Approval) -> None:
+    """Refuse to make an approval that could release nothing on one of its TEEs; raises UsageError."""
+    for tee, gap in gaps(approval):
+        raise UsageError(
+            f"this approval could release nothing under {tee}: the {gap.name} does not do",
+            check=gap.name,
+            expected=str(gap.expected),
+            seen=str(gap.seen),
+            remedy=gap.remedy,
+        )

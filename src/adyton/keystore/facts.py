@@ -1,0 +1,359 @@
+"""What the audit record says: who is approved, which keys there are, who has them, and who waits; pure.
+
+The database can be written by others, the record cannot without being noticed. So what decides a release is read from
+verified entries and kept here; rows of other tables are believed only where they are what this says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right, insort
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from adyton.errors import AuditError, UsageError
+from adyton.keystore.approval import REVOKED
+from adyton.keystore.audit import canonical
+from adyton.values import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from adyton.keystore.audit import Entry
+
+POLICY: Final = "policy"
+KEY_ADDED: Final = "key-added"
+DATA_KEY_ROTATED: Final = "data-key-rotated"
+RECORD_SIGNED: Final = "record-signed"
+RELEASE: Final = "release"
+DENIAL: Final = "denial"
+EXPLANATION: Final = "explanation"
+DISMISSED: Final = "candidate-dismissed"
+PRUNED: Final = "evidence-pruned"
+USED: Final = "used"
+"""Kinds of entries, by what happened."""
+
+WAITS: Final = "waits"
+"""Under which name a refusal, or its explanation, says which program waits for the owner from then on."""
+
+MAX_CANDIDATES: Final = 200
+"""Programs that wait for the owner; beyond that the one that asked longest ago makes room."""
+
+_SUBJECTS: Final[Mapping[str, str]] = {
+    POLICY: "approval",
+    KEY_ADDED: "key",
+    RELEASE: "grant",
+    DENIAL: "denial",
+    EXPLANATION: "denial",
+    USED: "grant",
+    "key-exported": "key",
+    "backup": "backup",
+}
+_LEASES_KEPT: Final = 10_000
+
+
+def waiting(measurement: Measurement, tee: str, key: str) -> dict[str, str]:
+    """What an entry says of a program that waits from then on, under the name `WAITS`."""
+    return {"measurement": measurement.hex(), "tee": tee, "key": key}
+
+
+def subject_of(kind: str, body: str) -> str | None:
+    """The id under which an entry is looked up, by its own text; None for kinds that are not."""
+    name = _SUBJECTS.get(kind)
+    if name is None:
+        return None
+    try:
+        return str(json.loads(body)[name])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""  # no entry of this kind is like that
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """One revision of an approval: its number, its state, and what it says."""
+
+    revision: int
+    state: str
+    document_sha256: bytes
+
+    @classmethod
+    def of(cls, revision: int, state: str, document: str) -> Stand:
+        """That of a row, or of what is about to become one."""
+        return cls(revision, state, hashlib.sha256(document.encode()).digest())
+
+    def __str__(self) -> str:
+        return f"revision {self.revision}, {self.state}, SHA-256 of its text {self.document_sha256.hex()[:16]}…"
+
+
+class Change(NamedTuple):
+    """A change of an approval: which entry says so, when it was, and how the approval stands since."""
+
+    seq: int
+    at_ms: int
+    stand: Stand
+
+
+class KeyVersion(NamedTuple):
+    """A version of a key or secret: which entry says so, its number and kind, and when it was made."""
+
+    seq: int
+    version: int
+    kind: str
+    at_ms: int
+
+
+class Lease(NamedTuple):
+    """What a run holds: until when, and under which id it was given."""
+
+    until_ms: int
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A program on a genuine platform that asked for a key and was not approved."""
+
+    measurement: Measurement
+    tee: str
+    key: str
+    first_at_ms: int
+    last_at_ms: int
+    requests: int
+    denial: str
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a stretch of the record says; `to` in a question is the entry up to which it is meant."""
+
+    changes: list[int] = field(default_factory=list)
+    """The entries that changed keys or approvals, or after which less evidence was kept."""
+    approvals: dict[str, list[Change]] = field(default_factory=dict)
+    keys: dict[str, list[KeyVersion]] = field(default_factory=dict)
+    data_keys: list[tuple[int, int]] = field(default_factory=list)
+    prunings: list[int] = field(default_factory=list)
+    runs: dict[str, int] = field(default_factory=dict)
+    """By approval: how many runs had its key."""
+    leases: dict[str, dict[str, Lease]] = field(default_factory=dict)
+    """By approval and run: leases, of which some may have ended."""
+    ends: dict[str, list[int]] = field(default_factory=dict)
+    """By approval: when its leases end, sorted, so that those that last need not be counted one by one."""
+    waiting: dict[tuple[bytes, str, str], Candidate] = field(default_factory=dict)
+    """By measurement, platform and key; the last to ask is the last."""
+    leases_kept: int = 0
+    forget_above: int = _LEASES_KEPT
+    is_whole: bool = True
+    """Whether it begins with the record: then each revision and version must follow the one before it."""
+
+    def note(self, entry: Entry) -> None:
+        """Take in the next entry, which is verified; raises AuditError where its text is not that of its kind."""
+        reader = _READERS.get(entry.kind)
+        if reader is None:
+            return
+        try:
+            reader(self, entry, json.loads(entry.body))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError):
+            raise AuditError(
+                f"audit entry {entry.seq} does not say what an entry of its kind says",
+                check=f"body of audit entry {entry.seq}",
+                expected=f"a {entry.kind} as Adyton records it",
+                seen=entry.body[:80],
+                remedy="the record was altered: adyton audit verify, and restore a backup",
+            ) from None
+
+    def newest(self, approval: str, to: int) -> Change | None:
+        """The change of an approval that stood once entry `to` was written; None where there was none yet."""
+        found = self.approvals.get(approval, ())
+        return next((change for change in reversed(found) if change.seq <= to), None)
+
+    def standing(self, to: int) -> dict[str, Change]:
+        """How every approval stood once entry `to` was written."""
+        found = {approval: self.newest(approval, to) for approval in self.approvals}
+        return {approval: change for approval, change in found.items() if change is not None}
+
+    def versions(self, name: str, to: int) -> list[KeyVersion]:
+        """The versions that a key had once entry `to` was written, the oldest first."""
+        return [version for version in self.keys.get(name, ()) if version.seq <= to]
+
+    def data_key(self, to: int) -> int:
+        """The version of the data key under which all keys were wrapped once entry `to` was written."""
+        return next((version for seq, version in reversed(self.data_keys) if seq <= to), 1)
+
+    def changed_at(self, to: int) -> int:
+        """The last entry up to `to` that changed a key or an approval; 0 where there is none."""
+        after = bisect_right(self.changes, to)
+        return self.changes[after - 1] if after else 0
+
+    def lease(self, approval: str, run: str, at_ms: int) -> Lease | None:
+        """What a run holds, if its lease still lasts."""
+        found = self.leases.get(approval, {}).get(run)
+        return found if found is not None and found.until_ms > at_ms else None
+
+    def active(self, approval: str, at_ms: int) -> int:
+        """How many runs hold a lease that still lasts."""
+        ends = self.ends.get(approval, [])
+        return len(ends) - bisect_right(ends, at_ms)
+
+    def candidates(self) -> list[Candidate]:
+        """Who waits, the last to ask first."""
+        return sorted(self.waiting.values(), key=lambda item: item.last_at_ms, reverse=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return {
+            "changes": self.changes,
+            "approvals": {
+                name: [
+                    (item.seq, item.at_ms, item.stand.revision, item.stand.state, item.stand.document_sha256.hex())
+                    for item in found
+                ]
+                for name, found in self.approvals.items()
+            },
+            "keys": self.keys,
+            "data_keys": self.data_keys,
+            "prunings": self.prunings,
+            "runs": self.runs,
+            "leases": self.leases,
+            "waiting": [
+                (
+                    item.measurement.hex(),
+                    item.tee,
+                    item.key,
+                    item.first_at_ms,
+                    item.last_at_ms,
+                    item.requests,
+                    item.denial,
+                )
+                for item in self.waiting.values()
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Facts:
+        """Read back what `to_dict` made, which something else has authenticated."""
+        found = cls(
+            changes=list(document["changes"]),
+            data_keys=[(seq, version) for seq, version in document["data_keys"]],
+            prunings=list(document["prunings"]),
+            runs=dict(document["runs"]),
+        )
+        for name, changes in document["approvals"].items():
+            found.approvals[name] = [
+                Change(seq, at_ms, Stand(revision, state, bytes.fromhex(sha256)))
+                for seq, at_ms, revision, state, sha256 in changes
+            ]
+        found.keys = {name: [KeyVersion(*item) for item in items] for name, items in document["keys"].items()}
+        found.leases = {
+            name: {run: Lease(*lease) for run, lease in leases.items()} for name, leases in document["leases"].items()
+        }
+        found._count_leases()
+        for measurement, tee, key, first, last, requests, denial in document["waiting"]:
+            item = Candidate(Measurement.from_hex(measurement), tee, key, first, last, requests, denial)
+            found.waiting[item.measurement.raw, tee, key] = item
+        return found
+
+    def _must_follow(self, before: int, number: int) -> None:
+        if self.is_whole and number != before + 1:
+            raise ValueError(f"{number} does not follow {before}")
+
+    # --- one kind of entry each -------------------------------------------------------------------------------------
+
+    def _policy(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        policy = body["policy"]
+        stand = Stand.of(body["revision"], body["state"], canonical(policy))
+        changes = self.approvals.setdefault(str(body["approval"]), [])
+        before = changes[-1].stand if changes else None
+        self._must_follow(0 if before is None else before.revision, stand.revision)
+        if before is not None and before.state == REVOKED and stand.state != REVOKED:
+            raise ValueError("what was revoked stays so")
+        changes.append(Change(entry.seq, entry.at_ms, stand))
+        self.changes.append(entry.seq)
+        if stand.revision == 1 and "measurement" in policy:
+            self._forget(policy["measurement"], policy["key"])
+
+    def _key_added(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        version = KeyVersion(entry.seq, int(body["version"]), str(body["kind"]), entry.at_ms)
+        versions = self.keys.setdefault(str(body["key"]), [])
+        self._must_follow(versions[-1].version if versions else 0, version.version)
+        versions.append(version)
+        self.changes.append(entry.seq)
+
+    def _data_key_rotated(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        self._must_follow(self.data_keys[-1][1] if self.data_keys else 1, int(body["version"]))
+        self.data_keys.append((entry.seq, int(body["version"])))
+        self.changes.append(entry.seq)
+
+    def _pruned(self, entry: Entry, _body: Mapping[str, Any]) -> None:
+        self.prunings.append(entry.seq)
+        self.changes.append(entry.seq)
+
+    def _release(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        run = str(body["run"])
+        for item in body["keys"]:
+            approval = str(item["approval"])
+            held = self.leases.setdefault(approval, {})
+            before = held.get(run)
+            if before is not None and before.until_ms > entry.at_ms:
+                continue
+            self.leases_kept += before is None
+            held[run] = lease = Lease(int(item["lease_until_ms"]), str(item["release"]))
+            insort(self.ends.setdefault(approval, []), lease.until_ms)
+            if not item["renewed"]:
+                self.runs[approval] = self.runs.get(approval, 0) + 1
+        if self.leases_kept > self.forget_above:
+            self._forget_leases(entry.at_ms)
+
+    def _forget_leases(self, at_ms: int) -> None:
+        self.leases = {
+            approval: {run: lease for run, lease in held.items() if lease.until_ms > at_ms}
+            for approval, held in self.leases.items()
+        }
+        self._count_leases()
+
+    def _count_leases(self) -> None:
+        self.ends = {
+            approval: sorted(lease.until_ms for lease in held.values()) for approval, held in self.leases.items()
+        }
+        self.leases_kept = sum(map(len, self.leases.values()))
+        self.forget_above = 2 * self.leases_kept + _LEASES_KEPT
+
+    def _waits(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        waits = body.get(WAITS)
+        if waits is None:
+            return
+        measurement, tee, key = Measurement.from_hex(waits["measurement"]), str(waits["tee"]), str(waits["key"])
+        before = self.waiting.pop((measurement.raw, tee, key), None)
+        first, requests = (entry.at_ms, 0) if before is None else (before.first_at_ms, before.requests)
+        if len(self.waiting) >= MAX_CANDIDATES:
+            del self.waiting[next(iter(self.waiting))]
+        item = Candidate(measurement, tee, key, first, entry.at_ms, requests + 1, str(body["denial"]))
+        self.waiting[measurement.raw, tee, key] = item
+
+    def _dismissed(self, _entry: Entry, body: Mapping[str, Any]) -> None:
+        self._forget(body["measurement"], body["key"])
+
+    def _forget(self, measurement: str, key: str) -> None:
+        raw = Measurement.from_hex(measurement).raw
+        for known in [item for item in self.waiting if (item[0], item[2]) == (raw, key)]:
+            del self.waiting[known]
+
+
+_READERS: Final[Mapping[str, Callable[[Facts, Entry, Mapping[str, Any]], None]]] = {
+    POLICY: Facts._policy,
+    KEY_ADDED: Facts._key_added,
+    DATA_KEY_ROTATED: Facts._data_key_rotated,
+    PRUNED: Facts._pruned,
+    RELEASE: Facts._release,
+    DENIAL: Facts._waits,
+    EXPLANATION: Facts._waits,
+    DISMISSED: Facts._dismissed,
+}
+
+
+def facts_of(entries: Iterable[Entry], before: Facts | None = None) -> Facts:
+    """What these entries say, after what was known before."""
+    found = Facts() if before is None else before
+    for entry in entries:
+        found.note(entry)
+    return found

@@ -1,0 +1,118 @@
+"""The key that signs grants: apart from the TLS server's, so that who has stolen that one alone can grant nothing.
+
+::
+
+    HOME/grant.crt   its certificate under the owner's CA (PEM), for no other purpose than this
+    HOME/grant.key   nonce (12) ‖ the Ed25519 key (32 bytes, AES-256-GCM) ‖ tag (16), bound to store and certificate
+
+It is sealed under a key that derives from the store's state key: the home without the store, or without the master
+key, signs nothing. Rotating the master key changes nothing here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from adyton.errors import StorageFailed, StoreError
+from adyton.keystore.certificates import Credential, make_grant
+from adyton.keystore.clock import now_ms
+from adyton.keystore.wrapping import read_private_file, replace_private_file
+
+if TYPE_CHECKING:
+    from adyton.keystore.home import Home
+    from adyton.keystore.store import Store
+
+CERTIFICATE: Final = "grant.crt"
+KEY: Final = "grant.key"
+MAX_CERTIFICATE_BYTES: Final = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class GrantKey:
+    """The key that signs grants, and its certificate (DER)."""
+
+    certificate_der: bytes
+    private: Ed25519PrivateKey
+
+
+def make_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None = None) -> None:
+    """Make a new key for grants and its certificate, in the place of any that were; raises where ca.key is not here."""
+    ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
+    private = Ed25519PrivateKey.generate()
+    certificate = make_grant(ca, private.public_key(), home.config.name, datetime.now(UTC) if now is None else now)
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    sealed = store.keyring.grant_seal.wrap(private.private_bytes_raw(), _binding(store, der))
+    replace_private_file(home.path / KEY, sealed)
+    replace_private_file(home.path / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+    (home.path / CERTIFICATE).chmod(0o644)
+    body = {"sha256": hashlib.sha256(der).hexdigest(), "actor": actor[:128]}
+    with store.write() as change:
+        change.record("grant-key-made", "", body, now_ms())
+
+
+def open_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None = None) -> GrantKey:
+    """The home's key for grants; an older home, or one where making it was cut short, gets one if its CA key is here.
+
+    Raises StoreError where it cannot be used, and says what makes another.
+    """
+    if not _is_whole(home, store):
+        if not (home.path / "ca.key").exists():
+            raise _unusable("none, and ca.key is not here to make one")
+        make_grant_key(home, store, actor=actor, now=now)
+    certificate = _certificate(home)
+    moment = datetime.now(UTC) if now is None else now
+    if not certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc:
+        raise _unusable(f"one that is valid until {certificate.not_valid_after_utc:%Y-%m-%d}")
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    return GrantKey(der, Ed25519PrivateKey.from_private_bytes(_opened(home, store, der)))
+
+
+def _is_whole(home: Home, store: Store) -> bool:
+    """Whether key and certificate are there and belong together; raises StoreError where they are somebody else's."""
+    if not (home.path / KEY).exists() or not (home.path / CERTIFICATE).exists():
+        return False
+    certificate = _certificate(home)
+    key = certificate.public_key()
+    try:
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(home.ca_path.read_bytes()))
+        raw = _opened(home, store, certificate.public_bytes(serialization.Encoding.DER))
+    except (StoreError, ValueError, TypeError, InvalidSignature):
+        return False
+    return isinstance(key, Ed25519PublicKey) and Ed25519PrivateKey.from_private_bytes(raw).public_key() == key
+
+
+def _opened(home: Home, store: Store, der: bytes) -> bytes:
+    sealed = read_private_file(home.path / KEY, KEY)
+    return store.keyring.grant_seal.unwrap(sealed, _binding(store, der), KEY)
+
+
+def _certificate(home: Home) -> x509.Certificate:
+    try:
+        with (home.path / CERTIFICATE).open("rb") as stream:
+            return x509.load_pem_x509_certificate(stream.read(MAX_CERTIFICATE_BYTES))
+    except OSError as error:
+        raise StorageFailed(f"{CERTIFICATE} cannot be read: {error.strerror}", check=CERTIFICATE) from error
+    except ValueError:
+        raise _unusable("something that is no certificate") from None
+
+
+def _binding(store: Store, der: bytes) -> bytes:
+    return b"\0".join((b"adyton grant key 1", store.id.hex().encode(), hashlib.sha256(der).digest()))
+
+
+def _unusable(seen: str) -> StoreError:
+    return StoreError(
+        "there is no key to sign grants with",
+        check=f"{CERTIFICATE} and {KEY}",
+        expected="a certificate for grants under ca.crt that is valid now, and its key, sealed for this store",
+        seen=seen,
+        remedy="adyton init --renew-server, where ca.key and the store are at hand; it makes a new one",
+    )

@@ -1,0 +1,89 @@
+"""Removing evidence and collateral of old decisions: what the record says stays, what stands behind it goes.
+
+Evidence is kept once under its hash, and collateral may serve decisions for months: what an entry that is younger than
+the chosen date names is kept, whenever it was stored first.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton.keystore.clock import now_ms
+from adyton.keystore.facts import DENIAL, PRUNED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from adyton.keystore.audit import Entry
+    from adyton.keystore.reader import Reader
+    from adyton.keystore.store import Store
+    from adyton.keystore.transaction import Transaction
+
+NAMES: Final = ("evidence", "collateral")
+"""Under which names an entry says what was kept for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a pruning removed."""
+
+    count: int
+    size_bytes: int
+
+
+def named(entry: Entry) -> dict[str, bytes]:
+    """What an entry says was kept for it: the SHA-256 of its evidence and collateral, by name."""
+    body = json.loads(entry.body)
+    found = {name: body.get(name) for name in NAMES}
+    return {name: bytes.fromhex(value) for name, value in found.items() if isinstance(value, str)}
+
+
+def prune(store: Store, before_ms: int, *, actor: str) -> Pruned:
+    """Remove the evidence and collateral that only entries older than `before_ms` name, and record that it was done."""
+    with store.read() as view:  # the long part, while others write
+        seen_to = view.head().seq
+        needed = _named_by(view.entries(since_ms=before_ms))
+    with store.write() as change:
+        needed |= _named_by(change.entries(after=seen_to))
+        count, size_bytes = change.forget_artifacts(before_ms, needed)
+        body = {"before_ms": before_ms, "count": count, "size_bytes": size_bytes, "actor": actor[:128]}
+        change.record(PRUNED, "", body, now_ms())
+    return Pruned(count, size_bytes)
+
+
+def prune_refused(change: Transaction, most_bytes: int, at_ms: int) -> None:
+    """Keep the evidence of refusals within a bound, the newest, and record what went; that of releases stays."""
+    found = change.forget_refused(most_bytes)
+    if found is not None:
+        before_ms, count, size_bytes = found
+        body = {"before_ms": before_ms, "of": DENIAL, "count": count, "size_bytes": size_bytes, "actor": "adyton serve"}
+        change.record(PRUNED, "", body, at_ms)
+
+
+def _named_by(entries: Iterable[Entry]) -> set[bytes]:
+    return {sha256 for entry in entries for sha256 in named(entry).values()}
+
+
+def missing(view: Reader, entry: Entry) -> dict[str, str]:
+    """What was kept for an entry and is not there any more, by name, with why."""
+    from adyton.keystore.clock import moment
+
+    found: dict[str, str] = {}
+    for name, sha256 in named(entry).items():
+        if view.artifact(sha256) is not None:
+            continue
+        pruned = [item for item in view.entries(kind=PRUNED) if _covers(json.loads(item.body), entry, name)]
+        found[name] = (
+            f"pruned on {moment(pruned[0].at_ms):%Y-%m-%d} (entry {pruned[0].seq})"
+            if pruned
+            else "missing, and the record does not say that it was pruned: something else removed it"
+        )
+    return found
+
+
+def _covers(pruning: dict[str, Any], entry: Entry, name: str) -> bool:
+    """Whether a pruning says that it removed this part of an entry: one of refusals removed no release's."""
+    of = pruning.get("of")
+    return bool(pruning["before_ms"] > entry.at_ms and (of is None or (of == entry.kind and name == NAMES[0])))

@@ -1,0 +1,488 @@
+"""The enclave's side of key release: prove what runs here, and get the keys that the manifest needs.
+
+Started with every protected program, so it imports little: no database, no web framework.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from adyton.errors import (
+    Denied,
+    Error,
+    FetchFailed,
+    KeyReleaseError,
+    MalformedManifest,
+    OutOfOrder,
+    Timeout,
+    Unavailable,
+    UsageError,
+    VersionMismatch,
+)
+from adyton.release.tls import client_context, use_certificate
+from adyton.values import Digest, Key128
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from adyton.manifest.model import Owner
+    from adyton.manifest.signed import SignedManifest
+    from adyton.release.grants import Terms
+    from adyton.release.messages import Refusal, ServerIdentity
+    from adyton.tee.source import QuoteSource
+
+TIMEOUT_S: Final = 30.0
+PATIENCE_S: Final = 3.0
+"""How long a refused connection is tried again: a key server that was started at the same moment takes a second."""
+PROTOCOLS: Final = ("adyton", "ra-tls")
+
+
+@dataclass(frozen=True, slots=True)
+class GrantInfo:
+    """What one key server granted: to quote in its owner's audit record."""
+
+    owner: str
+    grant: str
+    names: tuple[str, ...]
+    lease_s: int | None
+    checkpoint: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Released:
+    """Everything that the key servers gave for this run."""
+
+    keys: Mapping[str, Key128]
+    secrets: Mapping[str, bytes]
+    grants: tuple[GrantInfo, ...]
+
+    def __repr__(self) -> str:
+        return f"Released(keys={sorted(self.keys)}, secrets={sorted(self.secrets)}, <secret>)"
+
+
+def obtain_keys(
+    signed: SignedManifest,
+    source: QuoteSource,
+    servers: Mapping[str, str],
+    *,
+    protocol: str = "adyton",
+    runtime_parts: Callable[[], Mapping[str, str]] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Released:
+    """Get every key and secret that the manifest needs, from the key server of each owner.
+
+    `servers` maps an owner's name to `HOST:PORT`; with one owner the name may be "". With several owners all are asked
+    even if one refuses, so that the error says every reason. Raises Denied with the server's
+    text and denial id, and where the server, or what it grants, does not stand under the CA that the manifest pins;
+    Timeout or FetchFailed where it cannot be reached; UsageError for ra-tls where the manifest does not allow it.
+    `runtime_parts`, called only after a refusal, lets the
+    owner's record say what was changed.
+    """
+    if protocol not in PROTOCOLS:
+        raise UsageError("unknown protocol", check="--provisioning", expected=" or ".join(PROTOCOLS), seen=protocol)
+    if protocol == "ra-tls" and not signed.manifest.adyton.ra_tls:
+        raise UsageError(
+            "this program takes no keys over ra-tls, where nobody signs what is granted",
+            check="--provisioning",
+            expected="adyton; ra-tls only where the measured manifest allows it: whoever starts a program may work with"
+            " a thief of the key server's TLS key",
+            seen="ra-tls, and a manifest without adyton.insecure__ra_tls",
+            remedy="start it without --provisioning; or write insecure__ra_tls = true under [adyton] in the template,"
+            " build, and have the owner approve it",
+        )
+    keys: dict[str, Key128] = {}
+    secret_values: dict[str, bytes] = {}
+    grants: list[GrantInfo] = []
+    asked = {owner: (names, _address_of(owner, servers)) for owner, names in needed(signed).items()}
+    refusals: list[Error] = []
+    for owner, (names, address) in asked.items():
+        conversation = _Conversation(signed, source, owner, address, timeout_s, runtime_parts)
+        try:
+            if protocol == "adyton":
+                got_keys, got_secrets, grant = conversation.adyton(names)
+            else:
+                got_keys, got_secrets, grant = conversation.ra_tls(names)
+        except (KeyReleaseError, Unavailable) as refusal:
+            refusals.append(refusal)  # the others are asked all the same: the user sees every reason at once
+            continue
+        keys |= {name: Key128(value) for name, value in got_keys.items()}
+        secret_values |= got_secrets
+        grants.append(grant)
+    if refusals:
+        raise _all_of(refusals)
+    return Released(keys, secret_values, tuple(grants))
+
+
+def _late(what: str, timeout_s: float) -> Timeout:
+    return Timeout(
+        f"{what} within {timeout_s:.0f} s",
+        check="answer of the key server",
+        expected=f"an answer within {timeout_s:.0f} s",
+        seen="none",
+        remedy="is adyton serve running and reachable from here?",
+    )
+
+
+def _all_of(refusals: list[Error]) -> Error:
+    """One error that says every owner's; a verdict (Denied) if there is one among them, else *could not check*."""
+    first = next((error for error in refusals if isinstance(error, KeyReleaseError)), refusals[0])
+    if len(refusals) == 1:
+        return first
+
+    def joined(texts: list[str | None]) -> str | None:
+        return "; ".join(dict.fromkeys(text for text in texts if text)) or None
+
+    both = type(first)(
+        "\nand ".join(error.message for error in refusals),
+        check=joined([error.check for error in refusals]),
+        expected=joined([error.expected for error in refusals]),
+        seen=joined([error.seen for error in refusals]),
+        remedy=joined([error.remedy for error in refusals]),
+    )
+    for error in refusals:
+        for note in getattr(error, "__notes__", ()):
+            both.add_note(note)
+    return both
+
+
+def needed(signed: SignedManifest) -> dict[Owner, tuple[str, ...]]:
+    """Which names must come from which owner's key server, by the measured manifest."""
+    manifest = signed.manifest
+    found: dict[str, set[str]] = {}
+    owners = {owner.name: owner for owner in manifest.adyton.owners}
+    for name in manifest.key_names:
+        owner = manifest.owner_of(name)
+        if owner is None:
+            raise _no_owner(name)
+        found.setdefault(owner.name, set()).add(name)
+    for secret in manifest.adyton.secrets:
+        named = secret.owner or (next(iter(owners)) if len(owners) == 1 else None)
+        if named is None:
+            raise _no_owner(secret.name)
+        found.setdefault(named, set()).add(secret.name)
+    return {owners[name]: tuple(sorted(names)) for name, names in sorted(found.items())}
+
+
+def _no_owner(name: str) -> MalformedManifest:
+    return MalformedManifest(
+        f"the manifest does not say whose key server holds {name!r}",
+        check=f"owner of {name!r}",
+        expected="a table adyton.owners.NAME, and with several owners an entry in adyton.keys",
+        seen="none",
+        remedy="add it to the manifest template and build again",
+    )
+
+
+def _address_of(owner: Owner, servers: Mapping[str, str]) -> tuple[str, int]:
+    written = servers.get(owner.name) or (servers.get("") if len(servers) == 1 else None)
+    if written is None:
+        raise UsageError(
+            f"no address for the key server of {owner.name!r}",
+            check="--key-server",
+            expected=f"{owner.name}=HOST:PORT",
+            seen=", ".join(f"{name}={where}" if name else where for name, where in servers.items()) or "none",
+        )
+    host, colon, port = written.rpartition(":")
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise UsageError("this is no address", check="--key-server", expected="HOST:PORT", seen=written[:100])
+    return host.strip("[]"), int(port)
+
+
+class _Conversation:
+    """One owner's key server, for one run."""
+
+    def __init__(
+        self,
+        signed: SignedManifest,
+        source: QuoteSource,
+        owner: Owner,
+        address: tuple[str, int],
+        timeout_s: float,
+        runtime_parts: Callable[[], Mapping[str, str]] | None,
+    ) -> None:
+        if owner.ca is None:
+            raise MalformedManifest(
+                f"the manifest pins no CA for {owner.name!r}",
+                check=f"adyton.owners.{owner.name}.ca",
+                expected="the owner's CA certificate (PEM)",
+                seen="none",
+                remedy="a program that pins no owner could be fed anybody's keys: add ca_file and build again",
+            )
+        self._signed = signed
+        self._source = source
+        self._owner = owner
+        self._address = address
+        self._timeout_s = timeout_s
+        self._runtime_parts = runtime_parts
+        self._ca: str = owner.ca
+
+    # --- Adyton's protocol -------------------------------------------------------------------------------------
+
+    def adyton(self, names: tuple[str, ...]) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
+        """Challenge, evidence, release, acknowledgement, over one connection."""
+        import http.client
+        from datetime import UTC, datetime
+
+        from adyton.release.grants import verify_grant
+        from adyton.release.messages import (
+            PATH_CHALLENGE,
+            PATH_RELEASE,
+            PATH_USED,
+            EnclaveKey,
+            Refusal,
+            ReleaseRequest,
+            challenge_request,
+            parse_answer,
+            parse_challenge,
+            parse_payload,
+            used_message,
+        )
+
+        key = EnclaveKey()
+        connection = http.client.HTTPConnection(self._address[0], self._address[1], timeout=self._timeout_s)
+        connection.sock = self._connect(client_context(self._ca), self._owner.server_name)
+        try:
+            nonce = parse_challenge(self._post(connection, PATH_CHALLENGE, challenge_request())).nonce
+            unsigned = ReleaseRequest(nonce, key.public_bytes, self._signed.manifest_sha256, names, b"")
+            binding = unsigned.report_data(self._identity())
+            evidence = self._source.quote(binding)
+            request = ReleaseRequest(nonce, key.public_bytes, self._signed.manifest_sha256, names, evidence)
+            answer = parse_answer(self._post(connection, PATH_RELEASE, request.to_bytes()))
+            if isinstance(answer, Refusal):
+                self._explain(connection, answer)
+                raise denied(answer, self._owner.name)
+            verify_grant(self._ca_der, request, self._identity(), answer, datetime.now(UTC))
+            terms = answer.terms
+            payload = parse_payload(key.unwrap(terms.wrapped, binding))
+            if tuple(sorted({*payload.keys, *payload.secrets})) != names:
+                raise OutOfOrder(
+                    "the key server answered with other keys than were asked for",
+                    check="names in the grant",
+                    expected=", ".join(names),
+                    seen=", ".join(sorted({*payload.keys, *payload.secrets})),
+                )
+            with contextlib.suppress(Error):
+                self._post(connection, PATH_USED, used_message(terms.grant, payload.token))
+            return payload.keys, payload.secrets, self._info(terms, names)
+        finally:
+            connection.close()
+
+    def _info(self, terms: Terms, names: tuple[str, ...]) -> GrantInfo:
+        return GrantInfo(self._owner.name, terms.grant, names, terms.lease_s, terms.checkpoint)
+
+    @property
+    def _ca_der(self) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(self._ca.strip())
+
+    def _identity(self) -> ServerIdentity:
+        from adyton.release.messages import ServerIdentity
+
+        return ServerIdentity(Digest(hashlib.sha256(self._ca_der).digest()), self._owner.server_name)
+
+    def _explain(self, connection: object, refusal: Refusal) -> None:
+        """Show the manifest and the runtime's parts, so that the owner's record can say what was changed; best effort.
+
+        The key server says that it took them, and nothing of what it found.
+        """
+        from adyton.release.explanation import PATH_EXPLAIN, explain_message
+        from adyton.release.messages import NOT_KEPT
+
+        if self._runtime_parts is None or refusal.denial == NOT_KEPT:
+            return
+        with contextlib.suppress(Error):
+            message = explain_message(refusal.denial, self._signed.manifest_bytes, self._runtime_parts())
+            self._post(connection, f"{PATH_EXPLAIN}/{refusal.denial}", message)
+
+    def _post(self, connection: object, path: str, body: bytes) -> bytes:
+        import http.client
+
+        from adyton.release.messages import MAX_RESPONSE_BYTES
+
+        if not isinstance(connection, http.client.HTTPConnection):
+            raise UsageError("no connection")
+        where = f"{self._address[0]}:{self._address[1]}"
+        try:
+            headers = {"Content-Type": "application/json", "Host": self._owner.server_name}
+            connection.request("POST", path, body, headers)
+            response = connection.getresponse()
+            raw = response.read(MAX_RESPONSE_BYTES + 1)
+        except TimeoutError:
+            raise _late(f"the key server at {where} did not answer", self._timeout_s) from None
+        except (http.client.HTTPException, OSError) as error:
+            raise FetchFailed(
+                f"the key server at {where} broke off: {type(error).__name__}",
+                check="answer of the key server",
+                expected="an HTTP answer",
+                seen=str(error)[:160] or type(error).__name__,
+                remedy="look at the key server's log",
+            ) from error
+        if len(raw) > MAX_RESPONSE_BYTES:
+            raise OutOfOrder("the key server's answer is too long", expected=f"at most {MAX_RESPONSE_BYTES} bytes")
+        if response.status not in (200, 202, 403, 409):
+            raise _server_error(raw, response.status, where)
+        return raw
+
+    # --- TLS -----------------------------------------------------------------------------------------------------
+
+    def _connect(self, context: ssl.SSLContext, server_name: str) -> ssl.SSLSocket:
+        host, port = self._address
+        where = f"{host}:{port}"
+        patient_until = time.monotonic() + min(PATIENCE_S, self._timeout_s)
+        try:
+            while True:
+                try:
+                    plain = socket.create_connection((host, port), timeout=self._timeout_s)
+                    break
+                except ConnectionRefusedError:
+                    if time.monotonic() > patient_until:
+                        raise
+                    time.sleep(0.1)
+        except TimeoutError:
+            raise _late(f"the key server at {where} cannot be reached", self._timeout_s) from None
+        except OSError as error:
+            raise FetchFailed(
+                f"the key server at {where} cannot be reached: {error.strerror or error}",
+                check="connection to the key server",
+                expected=f"a key server at {where}",
+                seen=str(error.strerror or error),
+                remedy="start it with adyton serve, or name the right address with --key-server",
+            ) from error
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return context.wrap_socket(plain, server_hostname=server_name)
+        except ssl.SSLCertVerificationError as error:
+            plain.close()
+            raise _not_pinned(error, self._owner, where) from error
+        except TimeoutError:
+            plain.close()
+            raise _late(f"the key server at {where} did not finish the TLS handshake", self._timeout_s) from None
+        except (ssl.SSLError, OSError) as error:
+            plain.close()
+            raise FetchFailed(
+                f"TLS with the key server at {where} failed: {getattr(error, 'reason', None) or error}",
+                check="TLS handshake",
+                expected="TLS 1.3",
+                seen=str(getattr(error, "reason", None) or error)[:160],
+                remedy="is this the port of adyton serve --listen?",
+            ) from error
+
+    # --- Gramine's protocol ------------------------------------------------------------------------------------
+
+    def ra_tls(self, names: tuple[str, ...]) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
+        """RA-TLS and Gramine's secret provisioning, a connection for each name."""
+        from datetime import UTC, datetime, timedelta
+
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        from adyton.attest.ratls import make_certificate
+        from adyton.release import secret_provisioning
+
+        key = ec.generate_private_key(ec.SECP384R1())
+        now = datetime.now(UTC)
+        der = make_certificate(
+            key, self._source.quote, not_before=now - timedelta(hours=1), not_after=now + timedelta(days=1)
+        )
+        key_pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        found: dict[str, bytes] = {}
+        for name in names:
+            context = client_context(self._ca)
+            use_certificate(context, ssl.DER_cert_to_PEM_cert(der).encode(), key_pem)
+            server_name = self._owner.server_name if len(names) == 1 else f"{name}.keys.{self._owner.server_name}"
+            with self._connect(context, server_name) as connection:
+                try:
+                    connection.sendall(secret_provisioning.REQUEST)
+                    size = secret_provisioning.parse_header(_read_exactly(connection, secret_provisioning.HEADER_BYTES))
+                    found[name] = _read_exactly(connection, size)
+                except (EOFError, ssl.SSLError, ConnectionError):
+                    raise _silent_refusal(name, self._owner.name) from None
+                except TimeoutError:
+                    raise _late("the key server did not answer over RA-TLS", self._timeout_s) from None
+        secret_names = {secret.name for secret in self._signed.manifest.adyton.secrets}
+        keys = {name: value for name, value in found.items() if name not in secret_names}
+        for name, value in keys.items():
+            if len(value) != 16:
+                raise OutOfOrder(f"key {name!r} has {len(value)} bytes", check="length of the key", expected=16)
+        others = {name: value for name, value in found.items() if name in secret_names}
+        return keys, others, GrantInfo(self._owner.name, "", names, None)
+
+
+def denied(refusal: Refusal, owner: str) -> Denied:
+    """A server's refusal as the error that the program's start ends with."""
+    error = Denied(
+        f"the key server of {owner} refused: {refusal.message} (denial {refusal.denial})",
+        check=refusal.check,
+        expected=refusal.expected,
+        seen=refusal.seen,
+        remedy=refusal.remedy,
+    )
+    error.add_note(refusal.denial)
+    return error
+
+
+def _silent_refusal(name: str, owner: str) -> Denied:
+    return Denied(
+        f"the key server of {owner} closed the connection without giving key {name!r}",
+        check="answer over RA-TLS",
+        expected="the key",
+        seen="the end of the connection: this protocol has no reasons",
+        remedy="the reason is in the owner's log (adyton audit list --kind denial), or use --provisioning adyton",
+    )
+
+
+def _not_pinned(error: ssl.SSLCertVerificationError, owner: Owner, where: str) -> Denied:
+    return Denied(
+        f"this is not the key server of {owner.name}: its certificate does not stand under the pinned CA",
+        check="identity of the key server",
+        expected=f"a certificate for {owner.server_name!r} under the CA that the measured manifest pins for"
+        f" {owner.name!r}",
+        seen=f"at {where}: {error.verify_message or error.reason}",
+        remedy="somebody answers in the key server's place, or the address is wrong; nothing was sent to it",
+    )
+
+
+def _server_error(raw: bytes, status: int, where: str) -> Error:
+    from adyton.release.wire import PROTOCOL, parse_object
+
+    try:
+        document = parse_object(raw, 64 * 1024)
+    except Error:
+        document = {}
+    kind = FetchFailed if status == 503 else OutOfOrder
+    parts = {name: str(document[name])[:300] for name in ("check", "expected", "seen", "remedy") if name in document}
+    if status in (404, 426):
+        return VersionMismatch(
+            f"the key server at {where} speaks another version of the release protocol",
+            check="protocol version",
+            expected=PROTOCOL,
+            seen=str(document.get("protocol", f"HTTP status {status}"))[:60],
+            remedy="install the same version of Adyton on the key server and here, the newer of the two; then build the"
+            " program and have it approved again, since Adyton is part of what is measured",
+        )
+    message = str(document.get("message", f"HTTP status {status}"))[:300]
+    return kind(
+        f"the key server at {where} answered with an error: {message}",
+        check=parts.get("check"),
+        expected=parts.get("expected"),
+        seen=parts.get("seen"),
+        remedy=parts.get("remedy"),
+    )
+
+
+def _read_exactly(connection: ssl.SSLSocket, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        more = connection.recv(size - len(found))
+        if not more:
+            raise EOFError
+        found += more
+    return bytes(found)

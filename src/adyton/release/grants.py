@@ -1,0 +1,241 @@
+"""A grant and its signature: made by the owner's grant key, checked inside the enclave before the grant is opened.
+
+TLS proves that who answers has the key server's TLS key. That key lies on a machine on the net, and handles every
+connection; who steals it could answer in the key server's place and give a program keys of his own choosing. So a
+grant counts only with a signature of another key, whose certificate under the pinned CA is for this purpose alone::
+
+    signed = "adyton-release/2 grant\\0" ‖ lp(nonce) ‖ lp(public key) ‖ lp(manifest SHA-256)
+             ‖ lp(SHA-256 of the CA, DER) ‖ lp(server name)
+             ‖ lp( lp(name 1) ‖ lp(version 1, u32) ‖ … ) ‖ lp(grant id) ‖ lp(lease in s, u64)
+             ‖ lp(wrapped) ‖ lp(checkpoint, canonical JSON)
+    lp(x)  = length of x as u32, then x                                       (integers big-endian)
+
+Ed25519 over these bytes. The certificate's dates are held against the clock of the machine that the enclave runs on,
+which is the host's: they stop honest mistakes, not a host that works together with a thief.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from adyton.errors import Denied, UsageError
+from adyton.keystore.certificates import GRANT_PURPOSE
+from adyton.release.wire import PROTOCOL, b64, binary, identifier, malformed, members, number, printable, to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from adyton.release.messages import ReleaseRequest, ServerIdentity
+
+MAX_WRAPPED_BYTES: Final = 1 << 20
+MAX_CERTIFICATE_BYTES: Final = 4096
+SIGNATURE_BYTES: Final = 64
+MAX_VERSION: Final = (1 << 32) - 1
+_LABEL: Final = b"adyton-release/2 grant\0"
+_FOREIGN: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    InvalidSignature,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What is granted: the wrapped payload under an id, which version of each name, and where the record stands."""
+
+    grant: str
+    lease_s: int
+    versions: Mapping[str, int]
+    wrapped: bytes
+    checkpoint: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """The server's grant as it is sent: the terms, and the owner's signature over them for one request."""
+
+    terms: Terms
+    certificate: bytes
+    """DER, of the key that signed."""
+    signature: bytes
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        terms = self.terms
+        return to_bytes(
+            {
+                "protocol": PROTOCOL,
+                "status": "granted",
+                "grant": terms.grant,
+                "lease_s": terms.lease_s,
+                "versions": dict(terms.versions),
+                "wrapped": b64(terms.wrapped),
+                "checkpoint": dict(terms.checkpoint),
+                "certificate": b64(self.certificate),
+                "signature": b64(self.signature),
+            }
+        )
+
+
+def parse_granted(document: dict[str, Any]) -> Granted:
+    """Read a grant's members; raises OutOfOrder. Nothing of it is verified yet."""
+    fields = {"grant", "lease_s", "versions", "wrapped", "checkpoint", "certificate", "signature"}
+    members(document, {"protocol", "status", *fields})
+    versions, checkpoint = document["versions"], document["checkpoint"]
+    if not isinstance(versions, dict) or not 1 <= len(versions) <= 64:
+        raise malformed("versions", "a number for each name", type(versions).__name__)
+    for name in versions:
+        number(versions, name, MAX_VERSION)
+    plain = isinstance(checkpoint, dict) and all(type(value) in (str, int) for value in checkpoint.values())
+    if not plain or len(_canonical(checkpoint)) > 2048:
+        raise malformed("checkpoint", "an object of texts and numbers", type(checkpoint).__name__)
+    return Granted(
+        terms=Terms(
+            grant=identifier(document, "grant"),
+            lease_s=number(document, "lease_s", 1 << 32),
+            versions=versions,
+            wrapped=binary(document, "wrapped", 1, MAX_WRAPPED_BYTES),
+            checkpoint=checkpoint,
+        ),
+        certificate=binary(document, "certificate", 1, MAX_CERTIFICATE_BYTES),
+        signature=binary(document, "signature", SIGNATURE_BYTES, SIGNATURE_BYTES),
+    )
+
+
+def sign_grant(
+    key: Ed25519PrivateKey, certificate: bytes, request: ReleaseRequest, server: ServerIdentity, terms: Terms
+) -> Granted:
+    """Sign what is granted to this request; `certificate` is the key's, DER."""
+    return Granted(terms=terms, certificate=certificate, signature=key.sign(_signed(request, server, terms)))
+
+
+def verify_grant(
+    ca_der: bytes, request: ReleaseRequest, server: ServerIdentity, granted: Granted, now: datetime
+) -> None:
+    """Check that a grant was signed for this request by a grant key under this CA; raises Denied.
+
+    The steps, a function each: the certificate stands under the CA, is for grants and nothing else, is valid now, and
+    its key made the signature over request and terms.
+    """
+    if set(granted.terms.versions) != set(request.names):
+        raise _false(
+            "names in the grant", ", ".join(request.names), printable(", ".join(sorted(granted.terms.versions))[:200])
+        )
+    certificate, ca = _issued(granted.certificate, ca_der)
+    _check_purpose(certificate)
+    _check_dates(certificate, ca, now)
+    key = certificate.public_key()
+    if not isinstance(key, Ed25519PublicKey):
+        raise _false("key of the grant's certificate", "an Ed25519 key", type(key).__name__)
+    try:
+        key.verify(granted.signature, _signed(request, server, granted.terms))
+    except InvalidSignature:
+        raise _false(
+            "signature of the grant",
+            "a signature of the grant key over this request (challenge, key, manifest, server, names) and all terms",
+            "one that does not verify: over something else, or by another key",
+        ) from None
+
+
+def _issued(der: bytes, ca_der: bytes) -> tuple[x509.Certificate, x509.Certificate]:
+    """The certificate and the CA, the one signed by the other."""
+    try:
+        ca = x509.load_der_x509_certificate(ca_der)
+        is_ca = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except _FOREIGN:
+        raise UsageError(
+            "the pinned CA is not a CA's certificate", check="adyton.owners ca", remedy="build again"
+        ) from None
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        certificate.verify_directly_issued_by(ca)
+    except _FOREIGN as error:
+        raise _false("issuer of the grant's certificate", ca.subject.rfc4514_string(), type(error).__name__) from None
+    if not is_ca or certificate.version != x509.Version.v3:
+        raise _false("issuer of the grant's certificate", "a CA, and a certificate of version 3", "not so")
+    return certificate, ca
+
+
+def _check_purpose(certificate: x509.Certificate) -> None:
+    """For grants and for nothing else: no TLS server's certificate, no CA's, no audit key's."""
+    try:
+        extensions = certificate.extensions
+        constraints = extensions.get_extension_for_class(x509.BasicConstraints)
+        usage = extensions.get_extension_for_class(x509.KeyUsage)
+        purpose = extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+        unknown = [item for item in extensions if item.critical and isinstance(item.value, x509.UnrecognizedExtension)]
+        holds = (
+            not constraints.value.ca
+            and usage.value.digital_signature
+            and not usage.value.key_cert_sign
+            and purpose.critical
+            and list(purpose.value) == [GRANT_PURPOSE]
+            and not unknown
+        )
+        seen = ", ".join(oid.dotted_string for oid in purpose.value)[:200]
+    except _FOREIGN as error:
+        holds, seen = False, type(error).__name__
+    if not holds:
+        raise _false("purpose of the grant's certificate", f"grants alone ({GRANT_PURPOSE.dotted_string})", seen)
+
+
+def _check_dates(certificate: x509.Certificate, ca: x509.Certificate, now: datetime) -> None:
+    for what, each in (("the grant's certificate", certificate), ("the pinned CA", ca)):
+        begin, end = each.not_valid_before_utc, each.not_valid_after_utc
+        if not begin <= now <= end:
+            raise _false(
+                f"validity of {what}",
+                f"{begin:%Y-%m-%d} to {end:%Y-%m-%d}",
+                f"{now:%Y-%m-%d %H:%M:%S} by this machine's clock",
+                remedy="compare the clocks of both machines; the owner makes a new one with adyton init --renew-server",
+            )
+
+
+def _signed(request: ReleaseRequest, server: ServerIdentity, terms: Terms) -> bytes:
+    """What the signature is over: everything that the request and the grant depend on."""
+    versions = [_framed(name.encode(), struct.pack(">I", terms.versions[name])) for name in request.names]
+    return _LABEL + _framed(
+        request.nonce.raw,
+        request.public_key,
+        request.manifest_sha256.raw,
+        server.ca_sha256.raw,
+        server.server_name.encode(),
+        b"".join(versions),
+        terms.grant.encode(),
+        struct.pack(">Q", terms.lease_s),
+        terms.wrapped,
+        _canonical(terms.checkpoint),
+    )
+
+
+def _framed(*parts: bytes) -> bytes:
+    return b"".join(struct.pack(">I", len(part)) + part for part in parts)
+
+
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def _false(check: str, expected: str, seen: str, *, remedy: str | None = None) -> Denied:
+    return Denied(
+        "this is not a grant of the owner whose CA is pinned: its signature does not hold",
+        check=check,
+        expected=expected,
+        seen=seen,
+        remedy=remedy
+        or "whoever answered has the key server's TLS key and not its grant key: nothing of the answer was used; tell"
+        " the owner",
+    )

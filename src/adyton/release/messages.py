@@ -1,0 +1,407 @@
+"""Adyton's release protocol, version 2: the messages, what evidence is bound to, and how keys are wrapped.
+
+HTTP over TLS 1.3 under the owner's pinned CA; JSON messages; docs/release-protocol.md has every byte.
+
+::
+
+    enclave                                             key server
+      POST /adyton/v2/challenge   {}                 ->
+                                                     <-   nonce (32 bytes, single use, lives two minutes)
+      evidence over report data = SHA-512 of
+        label, nonce, fresh public key, manifest hash,
+        owner's CA hash, server name, names asked for
+      POST /adyton/v2/release     evidence, …        ->   verify, decide, record
+                                                     <-   keys wrapped to the public key (HPKE), signed
+                                                          (net.grants), or a refusal and a denial id
+      POST /adyton/v2/used        grant, token       ->   record
+      POST /adyton/v2/explain/ID  after a refusal    ->   what changed, for the owner's record
+
+This module is pure; both sides use it. A label keeps the number of the version that it came with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import (
+    AEAD,
+    KDF,
+    KEM,
+    MLKEM768X25519PrivateKey,
+    MLKEM768X25519PublicKey,
+    Suite,
+)
+
+from adyton.attest.report_data import RELEASE, framed
+from adyton.errors import OutOfOrder
+from adyton.release.grants import Granted, parse_granted
+from adyton.release.wire import (
+    PROTOCOL,
+    b64,
+    binary,
+    check_protocol,
+    identifier,
+    malformed,
+    members,
+    number,
+    parse_object,
+    printable,
+    text,
+    to_bytes,
+)
+from adyton.values import Digest, Nonce
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PATH_CHALLENGE: Final = "/adyton/v2/challenge"
+PATH_RELEASE: Final = "/adyton/v2/release"
+PATH_USED: Final = "/adyton/v2/used"
+
+MAX_EVIDENCE_BYTES: Final = 32 * 1024
+MAX_REQUEST_BYTES: Final = 64 * 1024
+MAX_RESPONSE_BYTES: Final = 1 << 20
+MAX_NAMES: Final = 64
+MLKEM_BYTES: Final = 1184
+PUBLIC_KEY_BYTES: Final = MLKEM_BYTES + 32
+TOKEN_BYTES: Final = 32
+PADDED_TO: Final = 256
+NOT_KEPT: Final = "not kept"
+"""In place of a denial's id: it was one of so many that the owner's log only counts it."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
+"""As `adyton.keystore.names` has it: nothing else names a key, and nothing else gets into a record."""
+
+_HPKE_LABEL: Final = b"adyton-release/1 keys\0"
+_RUN_LABEL: Final = b"adyton-release/1 run\0"
+_CHALLENGE_LABEL: Final = b"adyton-release/1 challenge\0"
+_SUITE: Final = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+
+
+# --- what evidence is bound to -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """The key server that an enclave means: its owner's CA (SHA-256 of the DER) and the name in its certificate."""
+
+    ca_sha256: Digest
+    server_name: str
+
+
+def report_data(
+    *, nonce: Nonce, public_key: bytes, manifest_sha256: Digest, server: ServerIdentity, names: tuple[str, ...]
+) -> bytes:
+    """The 64 bytes that the evidence must carry: SHA-512 over the label and six length-prefixed fields."""
+    fields = framed(
+        nonce.raw,
+        public_key,
+        manifest_sha256.raw,
+        server.ca_sha256.raw,
+        server.server_name.encode(),
+        framed(*(name.encode() for name in names)),
+    )
+    return hashlib.sha512(RELEASE + fields).digest()
+
+
+def run_id(public_key: bytes) -> str:
+    """The id of a run: a hash of the enclave's fresh public key, so that no other run can claim it."""
+    return hashlib.sha256(_RUN_LABEL + public_key).hexdigest()[:32]
+
+
+# --- challenges -------------------------------------------------------------------------------------------------
+
+
+def make_challenge(key: bytes, expires_at_s: int) -> Nonce:
+    """A nonce that carries its own end: u32 expiry ‖ 12 random bytes ‖ HMAC-SHA-256 over both, cut to 16 bytes.
+
+    The server keeps nothing until a challenge is answered, so a flood of requests for challenges fills no memory, and
+    several servers with one store accept each other's.
+    """
+    head = struct.pack(">I", expires_at_s) + secrets.token_bytes(12)
+    return Nonce(head + _challenge_mac(key, head))
+
+
+def check_challenge(key: bytes, nonce: Nonce, now_s: float) -> int:
+    """Check that this server (or one with the same store) made the challenge, and that it lives; returns its expiry."""
+    head, mac = nonce.raw[:16], nonce.raw[16:]
+    if not hmac.compare_digest(mac, _challenge_mac(key, head)):
+        raise OutOfOrder(
+            "this challenge is not one of this key server's",
+            check="challenge",
+            expected="a challenge that this key server made",
+            seen="another one",
+            remedy="ask for a challenge first, at the same key server",
+        )
+    expires_at_s = int(struct.unpack(">I", head[:4])[0])
+    if now_s > expires_at_s:
+        raise OutOfOrder(
+            "the challenge has expired",
+            check="age of the challenge",
+            expected="an answer before it expires",
+            seen=f"{now_s - expires_at_s:.0f} s too late",
+            remedy="ask for a new one; if that does not help, compare the clocks of both machines",
+        )
+    return expires_at_s
+
+
+def _challenge_mac(key: bytes, head: bytes) -> bytes:
+    return hmac.digest(key, _CHALLENGE_LABEL + head, "sha256")[:16]
+
+
+# --- the enclave's key ------------------------------------------------------------------------------------------
+
+
+class EnclaveKey:
+    """The enclave's key pair for one run: X25519 with ML-KEM-768; it never leaves this process."""
+
+    __slots__ = ("_private", "public_bytes")
+
+    def __init__(self) -> None:
+        lattice, curve = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
+        self._private = MLKEM768X25519PrivateKey(lattice, curve)
+        self.public_bytes: bytes = lattice.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
+
+    def unwrap(self, wrapped: bytes, binding: bytes) -> bytes:
+        """Open what `wrap_to` made for this key and these 64 bytes of report data; raises OutOfOrder."""
+        try:
+            return _SUITE.decrypt(wrapped, self._private, info=_HPKE_LABEL + binding)
+        except (InvalidTag, ValueError):
+            raise OutOfOrder(
+                "the key server's answer does not open",
+                check="HPKE tag of the wrapped keys",
+                expected="keys wrapped to this enclave's own key, for this very request",
+                seen="something else",
+                remedy="something between enclave and key server altered the answer: start again",
+            ) from None
+
+    def __repr__(self) -> str:
+        return "EnclaveKey(<secret>)"
+
+
+def parse_public_key(raw: bytes) -> MLKEM768X25519PublicKey:
+    """The enclave's public key: ML-KEM-768 encapsulation key (1184 bytes) ‖ X25519 (32 bytes); raises OutOfOrder."""
+    if len(raw) != PUBLIC_KEY_BYTES:
+        raise malformed("public key", f"{PUBLIC_KEY_BYTES} bytes", f"{len(raw)} bytes")
+    try:
+        lattice = MLKEM768PublicKey.from_public_bytes(raw[:MLKEM_BYTES])
+        return MLKEM768X25519PublicKey(lattice, X25519PublicKey.from_public_bytes(raw[MLKEM_BYTES:]))
+    except ValueError:
+        raise malformed("public key", "an ML-KEM-768 key and an X25519 key", "no such keys") from None
+
+
+def wrap_to(public_key: bytes, payload: bytes, binding: bytes) -> bytes:
+    """HPKE base mode (RFC 9180) to the enclave's key; `binding`, the request's report data, goes into `info`."""
+    try:
+        return _SUITE.encrypt(payload, parse_public_key(public_key), info=_HPKE_LABEL + binding)
+    except ValueError:
+        raise malformed("public key", "a key that can be wrapped to", "one that cannot") from None
+
+
+# --- what is wrapped -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Payload:
+    """What a grant carries for the enclave alone: keys, other secrets, and the token that acknowledges it."""
+
+    keys: Mapping[str, bytes]
+    secrets: Mapping[str, bytes]
+    token: bytes
+
+    def to_bytes(self) -> bytes:
+        """JSON, padded with spaces to a multiple of 256 bytes so that its length says little."""
+        raw = to_bytes(
+            {
+                "keys": {name: b64(value) for name, value in self.keys.items()},
+                "secrets": {name: b64(value) for name, value in self.secrets.items()},
+                "token": b64(self.token),
+            }
+        )
+        return raw + b" " * (-len(raw) % PADDED_TO)
+
+    def __repr__(self) -> str:
+        return f"Payload(keys={sorted(self.keys)}, secrets={sorted(self.secrets)}, <secret>)"
+
+
+def parse_payload(raw: bytes) -> Payload:
+    """Parse an unwrapped payload; raises OutOfOrder without quoting any of it."""
+    try:
+        document = parse_object(raw, MAX_RESPONSE_BYTES)
+        members(document, {"keys", "secrets", "token"})
+        found: list[dict[str, bytes]] = []
+        for name in ("keys", "secrets"):
+            table = document[name]
+            if not isinstance(table, dict) or len(table) > MAX_NAMES:
+                raise malformed(name, "an object", type(table).__name__)
+            low, high = (16, 16) if name == "keys" else (1, 64 * 1024)
+            found.append({entry: binary(table, entry, low, high) for entry in table})
+        return Payload(found[0], found[1], binary(document, "token", TOKEN_BYTES, TOKEN_BYTES))
+    except OutOfOrder:
+        raise OutOfOrder("the wrapped keys are malformed", check="form of the wrapped keys") from None
+
+
+# --- messages -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengeAnswer:
+    """The server's challenge: `nonce` is to be answered within `lifetime_s` seconds."""
+
+    nonce: Nonce
+    lifetime_s: int
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        return to_bytes({"protocol": PROTOCOL, "nonce": b64(self.nonce.raw), "lifetime_s": self.lifetime_s})
+
+
+def parse_challenge_request(raw: bytes) -> None:
+    """Parse a request for a challenge: nothing but the protocol's name."""
+    document = parse_object(raw, 1024)
+    check_protocol(document)
+    members(document, {"protocol"})
+
+
+def challenge_request() -> bytes:
+    """A request for a challenge."""
+    return to_bytes({"protocol": PROTOCOL})
+
+
+def parse_challenge(raw: bytes) -> ChallengeAnswer:
+    """Parse a challenge."""
+    document = parse_object(raw, 4096)
+    check_protocol(document)
+    members(document, {"protocol", "nonce", "lifetime_s"})
+    return ChallengeAnswer(Nonce(binary(document, "nonce", 32, 32)), number(document, "lifetime_s", 86400))
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRequest:
+    """The enclave's request: its evidence over everything else in it, and the names of what it needs."""
+
+    nonce: Nonce
+    public_key: bytes
+    manifest_sha256: Digest
+    names: tuple[str, ...]
+    evidence: bytes
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        return to_bytes(
+            {
+                "protocol": PROTOCOL,
+                "nonce": b64(self.nonce.raw),
+                "public_key": b64(self.public_key),
+                "manifest_sha256": self.manifest_sha256.hex(),
+                "names": list(self.names),
+                "evidence": b64(self.evidence),
+            }
+        )
+
+    def report_data(self, server: ServerIdentity) -> bytes:
+        """What the evidence must carry if it was made for this request to this server."""
+        return report_data(
+            nonce=self.nonce,
+            public_key=self.public_key,
+            manifest_sha256=self.manifest_sha256,
+            server=server,
+            names=self.names,
+        )
+
+
+def parse_release_request(raw: bytes) -> ReleaseRequest:
+    """Parse a request for keys; raises OutOfOrder, or VersionMismatch."""
+    document = parse_object(raw, MAX_REQUEST_BYTES)
+    check_protocol(document)
+    members(document, {"protocol", "nonce", "public_key", "manifest_sha256", "names", "evidence"})
+    names = document["names"]
+    if (
+        not isinstance(names, list)
+        or not 1 <= len(names) <= MAX_NAMES
+        or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
+        or names != sorted(set(names))
+    ):
+        raise malformed("names", f"1 to {MAX_NAMES} names of keys, sorted, each once", type(names).__name__)
+    return ReleaseRequest(
+        nonce=Nonce(binary(document, "nonce", 32, 32)),
+        public_key=binary(document, "public_key", PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES),
+        manifest_sha256=_digest(document, "manifest_sha256"),
+        names=tuple(names),
+        evidence=binary(document, "evidence", 1, MAX_EVIDENCE_BYTES),
+    )
+
+
+def _digest(document: dict[str, Any], name: str) -> Digest:
+    value = text(document, name, 64)
+    try:
+        raw = bytes.fromhex(value)
+    except ValueError:
+        raw = b""
+    if len(raw) != 32 or raw.hex() != value:
+        raise malformed(name, "64 lower-case hex digits", "something else")
+    return Digest(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The server's refusal, as much of it as the far side may know; the owner's log has all under the same id."""
+
+    denial: str
+    message: str
+    check: str
+    expected: str
+    seen: str
+    remedy: str
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        return to_bytes(
+            {
+                "protocol": PROTOCOL,
+                "status": "denied",
+                "denial": self.denial,
+                "message": self.message,
+                "check": self.check,
+                "expected": self.expected,
+                "seen": self.seen,
+                "remedy": self.remedy,
+            }
+        )
+
+
+def parse_answer(raw: bytes) -> Granted | Refusal:
+    """Parse the answer to a request for keys; a grant in it is not verified (`adyton.release.grants`)."""
+    document = parse_object(raw, MAX_RESPONSE_BYTES)
+    check_protocol(document)
+    status = document.get("status")
+    if status == "granted":
+        return parse_granted(document)
+    if status != "denied":
+        raise malformed("status", "granted or denied", str(status))
+    fields = ("denial", "message", "check", "expected", "seen", "remedy")
+    members(document, {"protocol", "status", *fields})
+    denial = NOT_KEPT if document["denial"] == NOT_KEPT else identifier(document, "denial")
+    return Refusal(denial, *(printable(text(document, name, 2000)) for name in fields[1:]))
+
+
+def used_message(grant: str, token: bytes) -> bytes:
+    """The acknowledgement of a grant."""
+    return to_bytes({"protocol": PROTOCOL, "grant": grant, "token": b64(token)})
+
+
+def parse_used(raw: bytes) -> tuple[str, bytes]:
+    """Parse an acknowledgement: (grant id, token)."""
+    document = parse_object(raw, 1024)
+    check_protocol(document)
+    members(document, {"protocol", "grant", "token"})
+    return identifier(document, "grant"), binary(document, "token", TOKEN_BYTES, TOKEN_BYTES)

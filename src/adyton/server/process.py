@@ -1,0 +1,260 @@
+"""The key server as a process: open the store, listen, say where, and stop gracefully when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import ssl
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton import __version__
+from adyton.collateral.background import FetchingCollateral
+from adyton.collateral.store import CollateralStore
+from adyton.collateral.verifier import Verifier
+from adyton.errors import UsageError
+from adyton.keyserver.service import KeyService
+from adyton.keystore.clock import now_ms
+from adyton.keystore.grant_key import open_grant_key
+from adyton.keystore.home import audit_private_key
+from adyton.release.messages import ServerIdentity
+from adyton.release.tls import server_context
+from adyton.server.checkpoints import Checkpoints
+from adyton.server.listener import Limits
+from adyton.server.protocols import KeyServer
+from adyton.storage.target import write_whole
+from adyton.values import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from adyton.keystore.home import Home
+    from adyton.keystore.store import Store
+    from adyton.server.dashboard.serve import DashboardThread
+    from adyton.server.metrics import Metrics
+
+log = logging.getLogger("adyton.keyserver")
+
+GRACE_S: Final = 10
+SWITCH_INTERVAL_S: Final = 0.001
+"""How long the decision thread may keep the sockets' thread waiting for the interpreter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where to listen, `HOST:PORT` each; None is off."""
+
+    adyton: str | None
+    ra_tls: str | None
+    dashboard: str | None
+    metrics: str | None = None
+
+
+def parse_address(written: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` or `[IPv6]:PORT`; raises UsageError."""
+    host, colon, port = written.rpartition(":")
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise UsageError("this is no address", check="listening address", expected="HOST:PORT", seen=written[:100])
+    return host.strip("[]"), int(port)
+
+
+class JSONLines(logging.Formatter):
+    """Log records as one JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record: time, level, event, and whatever was given as `extra`."""
+        document = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return json.dumps(document, default=str)
+
+
+class TextLines(logging.Formatter):
+    """Log records for a person."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level, event, and whatever was given as `extra`."""
+        extra = " ".join(f"{name}={value}" for name, value in _extra(record).items())
+        moment = datetime.fromtimestamp(record.created, UTC)
+        line = f"{moment:%H:%M:%S} {record.levelname.lower():<7} {record.getMessage()} {extra}".rstrip()
+        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+_PLAIN: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _PLAIN}
+
+
+def set_up_logging(*, json_logs: bool) -> None:
+    """Send the key server's log, and that of the libraries that it serves with, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines() if json_logs else TextLines())
+    for name, level in (("adyton", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def server_identity(home: Home) -> ServerIdentity:
+    """What evidence for this key server is bound to."""
+    der = ssl.PEM_cert_to_DER_cert(home.ca_path.read_text(encoding="ascii"))
+    return ServerIdentity(Digest(hashlib.sha256(der).digest()), home.config.server_names[0])
+
+
+def run(
+    home: Home,
+    addresses: Addresses,
+    *,
+    combine: Callable[[Mapping[str, Digest]], Digest],
+    collateral: Path | None = None,
+    online: bool = False,
+    ready_file: Path | None = None,
+    json_logs: bool = False,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what is under way and return."""
+    set_up_logging(json_logs=json_logs)
+    _no_core_files()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    store = home.open_store()
+    try:
+        home.check_not_older(store)
+        collateral_store = CollateralStore(collateral or home.collateral_path, online=online)
+        metrics = None
+        if addresses.metrics is not None:
+            from adyton.server.metrics import Metrics
+
+            metrics = Metrics()
+        service = KeyService(
+            store,
+            Verifier(FetchingCollateral(collateral_store)),
+            server_identity(home),
+            audit_private_key(home),
+            open_grant_key(home, store, actor="adyton serve"),
+            combine=combine,
+            challenge_lifetime_s=home.limit("challenge_lifetime_s"),
+            on_decision=None if metrics is None else metrics.observe,
+        )
+        try:
+            asyncio.run(_serve(home, service, addresses, ready_file, collateral_store, metrics))
+        finally:
+            service.close()
+            _note(store, "stopped")
+            home.keep_checkpoint(service.checkpoint())
+    finally:
+        store.close()
+
+
+def certificate_end(home: Home) -> datetime:
+    """When the key server's certificate ends."""
+    from cryptography import x509
+
+    return x509.load_pem_x509_certificate((home.path / "server.crt").read_bytes()).not_valid_after_utc
+
+
+def _no_core_files() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+
+
+async def _serve(
+    home: Home,
+    service: KeyService,
+    addresses: Addresses,
+    ready_file: Path | None,
+    collateral: CollateralStore,
+    metrics: Metrics | None,
+) -> None:
+    limits = Limits(
+        max_connections=home.limit("max_connections"),
+        max_active=home.limit("max_active"),
+        max_per_address=home.limit("max_per_address"),
+        first_byte_timeout_s=home.limit("first_byte_timeout_s"),
+        handshake_timeout_s=home.limit("handshake_timeout_s"),
+        request_timeout_s=home.limit("request_timeout_s"),
+        idle_timeout_s=home.limit("idle_timeout_s"),
+        max_active_per_address=home.limit("max_active_per_address"),
+        connection_timeout_s=home.limit("connection_timeout_s"),
+    )
+    server = KeyServer(service, limits)
+    checkpoints = Checkpoints(home, service)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    certificate, key = home.path / "server.crt", home.path / "server.key"
+    home.private("server.key")
+    found: dict[str, str] = {}
+    dashboard: DashboardThread | None = None
+    try:
+        if addresses.adyton is not None:
+            context = server_context(certificate, key, client_certificate=False)
+            found["adyton"] = _shown(server.listen_adyton(*parse_address(addresses.adyton), context).address)
+        if addresses.ra_tls is not None:
+            context = server_context(certificate, key, client_certificate=True)
+            found["ra-tls"] = _shown(server.listen_ra_tls(*parse_address(addresses.ra_tls), context).address)
+        if addresses.dashboard is not None:
+            from adyton.server.dashboard.serve import DashboardThread
+
+            dashboard = DashboardThread(home, service.store, collateral, *parse_address(addresses.dashboard))
+            found["dashboard"] = _shown(dashboard.address)
+        if metrics is not None and addresses.metrics is not None:
+            from adyton.server.metrics import Watched
+
+            metrics.watch(Watched(server, certificate_end(home), checkpoints, collateral))
+            found["metrics"] = _shown(metrics.listen(*parse_address(addresses.metrics)))
+        for name, address in found.items():
+            sys.stdout.write(f"listening {name} {address}\n")
+        sys.stdout.flush()
+        if ready_file is not None:
+            _write_ready(ready_file, {**found, "pid": os.getpid()})
+        _note(service.store, "started", listening=found)
+        keeper = asyncio.create_task(checkpoints.run())
+        await stop.wait()
+        log.info("stopping", extra={"open": server.counters.open})
+        keeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeper
+    finally:
+        await server.stop(GRACE_S)
+        if dashboard is not None:
+            await asyncio.to_thread(dashboard.stop)
+        if metrics is not None:
+            await asyncio.to_thread(metrics.stop)
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
+
+
+def _note(store: Store, what: str, **facts: object) -> None:
+    """Record that the server started or stopped."""
+    with store.write() as change:
+        change.record("server", "", {"what": what, "version": __version__, **facts}, now_ms())
+
+
+def _shown(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _write_ready(path: Path, document: Mapping[str, object]) -> None:
+    write_whole(path, json.dumps(document).encode() + b"\n")
