@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from adyton.pfile import seal, tree
+from adyton.pfile import geometry, seal
 from adyton.pfile.layout import DATA_SLOTS, NODE_BYTES, SLOT_BYTES, Metadata
 from adyton.pfile.paths import path_bytes
 from adyton.run import namespace
@@ -122,7 +122,7 @@ def _make_sparse(path: Path, key: Key128, size: int, sealed_as: str, places: lis
             return bytes(slot)
 
         for data, plain in contents.items():
-            slots[data // DATA_SLOTS][tree.data_slot_at(data)] = put(tree.physical_data(data), plain)
+            slots[data // DATA_SLOTS][geometry.data_slot_at(data)] = put(geometry.physical_data(data), plain)
         root = bytes(SLOT_BYTES)
         waiting = set(slots)
         while waiting:
@@ -131,14 +131,14 @@ def _make_sparse(path: Path, key: Key128, size: int, sealed_as: str, places: lis
             node = bytearray(NODE_BYTES)
             for at, slot in slots.pop(number).items():
                 node[at : at + SLOT_BYTES] = slot
-            root = put(tree.physical_tree(number), bytes(node))
+            root = put(geometry.physical_tree(number), bytes(node))
             if number:
-                slots[tree.parent(number)][tree.child_slot_at(number)] = root
-                waiting.add(tree.parent(number))
+                slots[geometry.parent(number)][geometry.child_slot_at(number)] = root
+                waiting.add(geometry.parent(number))
         metadata = Metadata(path_bytes(sealed_as), size, root, b"")
         host.seek(0)
         host.write(seal.seal_metadata(key, 2, metadata.to_bytes()).to_bytes())
-        host.truncate(tree.host_size(size))
+        host.truncate(geometry.host_size(size))
     return contents
 
 
@@ -146,7 +146,7 @@ def sparse(folder: Path, *, small: bool) -> None:
     """Memory of the serving process over random reads of a file of 100 GiB."""
     size, count = (1 << 30, 500) if small else (100 << 30, 20_000)
     chance = random.Random(7)
-    pages = chance.sample(range(1, tree.data_nodes(size) - 1), count)
+    pages = chance.sample(range(1, geometry.data_nodes(size) - 1), count)
     places = sorted({page - behind for page in pages for behind in (0, 1)})  # a page lies in two nodes
     with adyton_mount(folder) as top:
         key = Key128((folder / "key").read_bytes())

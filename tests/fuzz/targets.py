@@ -36,11 +36,11 @@ from adyton.keystore.home import Config
 from adyton.manifest.difference import differences
 from adyton.manifest.document import parse_document
 from adyton.manifest.explain import explain_manifest
+from adyton.manifest.findings import findings, not_covered, runtime_refusals
 from adyton.manifest.host import host_facts
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import parse_pal
 from adyton.manifest.observe import read_trace
-from adyton.manifest.review import findings, not_covered, runtime_refusals
 from adyton.manifest.schema import parse_size
 from adyton.manifest.signature import SIGSTRUCT_BYTES, Attributes, generate_signer, load_signer, parse_sigstruct, sign
 from adyton.manifest.signed import decode
@@ -399,7 +399,7 @@ def targets() -> dict[str, Target]:
             lambda: (json.dumps(_platform()[1]).encode(),),
             ("adyton.sim.vendor.Publication.from_dict",),
         ),
-        "protected-file": Target(_protected, _sealed, ("adyton.pfile.opening.read_envelope",)),
+        "protected-file": Target(_protected, _sealed, ("adyton.pfile.committed_state.read_envelope",)),
         "protected-header": Target(
             lambda raw: parse_envelope(raw[:4096].ljust(4096, b"\0")), _sealed, ("adyton.pfile.layout.parse_envelope",)
         ),

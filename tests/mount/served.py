@@ -102,7 +102,7 @@ def main() -> None:
     """Serve until unmounted."""
     from adyton.vfs import fuse
     from adyton.vfs.encrypted import EncryptedTree
-    from adyton.vfs.pulse import SYNC_S, Pulse
+    from adyton.vfs.storage_watchdog import SYNC_S, Pulse
 
     source, target, sealed_as, *more = sys.argv[1:]
 

@@ -17,7 +17,7 @@ import pytest
 
 from adyton.attest.report_data import program_report_data
 from adyton.run import namespace
-from adyton.run.names import HOSTS, host_name, resolv_conf
+from adyton.run.resolver_config import HOSTS, host_name, resolv_conf
 from tests import machine
 from tests.mount import world
 

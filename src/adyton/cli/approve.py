@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.attest.guest import Guest
-    from adyton.manifest.review import Finding
+    from adyton.manifest.findings import Finding
     from adyton.manifest.signed import SignedManifest
     from adyton.values import Measurement
 
@@ -99,7 +99,7 @@ def approve(
     from adyton.keyserver.consent import mine, propose, shown
     from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
     from adyton.keystore.home import actor
-    from adyton.manifest.review import check_tee, not_covered
+    from adyton.manifest.findings import check_tee, not_covered
     from adyton.manifest.signed import read_capped, read_signed
     from adyton.run.identity import runtime_identity
     from adyton.untrusted import parse_toml
@@ -266,11 +266,11 @@ def _mrenclave(
     Whether it comes from the manifest that the owner is shown can be told only where Gramine is installed.
     """
     from adyton.errors import BadSignature, UsageError
+    from adyton.manifest.findings import finding, findings
     from adyton.manifest.host import find_gramine
     from adyton.manifest.model import MAX_MANIFEST_BYTES
-    from adyton.manifest.review import finding, findings
     from adyton.manifest.signed import read_capped
-    from adyton.run.gramine import is_rendered_from, measure_for, read_prepared, stem_of
+    from adyton.run.gramine_backend import is_rendered_from, measure_for, read_prepared, stem_of
 
     if set(tees) != {"sgx"}:
         raise UsageError(

@@ -12,7 +12,7 @@ from adyton.cli.output import note, progress, say, say_json
 from adyton.errors import ManifestError, UsageError
 
 if TYPE_CHECKING:
-    from adyton.manifest.review import Finding
+    from adyton.manifest.findings import Finding
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -57,9 +57,9 @@ def build(
     from adyton.manifest.cache import HashCache, default_path
     from adyton.manifest.difference import certificate_name
     from adyton.manifest.final import finish
+    from adyton.manifest.findings import findings, not_covered, runtime_refusals, tee_refusals
     from adyton.manifest.host import find_gramine, host_facts
     from adyton.manifest.measure import workload_measurement
-    from adyton.manifest.review import findings, not_covered, runtime_refusals, tee_refusals
     from adyton.manifest.signature import MAX_PEM_BYTES, load_signer, sign
     from adyton.manifest.signed import decode, read_capped, signed_attributes
     from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
@@ -114,7 +114,7 @@ def build(
     paths = output / f"{name}.manifest", output / f"{name}.sig"
     prepared = None
     if gramine:
-        from adyton.run.gramine import installed, prepare
+        from adyton.run.gramine_backend import installed, prepare
 
         prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_whole)
     write_whole(paths[0], built.manifest_bytes)

@@ -38,7 +38,7 @@ def explain_measurement(
     from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, lay_out, measure, parse_pal
     from adyton.manifest.signature import SIGSTRUCT_BYTES, parse_sigstruct
     from adyton.manifest.signed import decode, read_capped, signature_path
-    from adyton.run.gramine import read_prepared, stem_of
+    from adyton.run.gramine_backend import read_prepared, stem_of
     from adyton.run.identity import runtime_identity
     from adyton.values import Measurement
 

@@ -33,7 +33,7 @@ def show(
     """Show every approval: program, version, platform, conditions, state, what it leaves open, what keeps it back."""
     from adyton.keystore.approval import REVOKED
     from adyton.keystore.approval_gaps import gaps
-    from adyton.manifest.review import words
+    from adyton.manifest.findings import words
 
     with owner_store(home) as (_, store), store.read() as view:
         found = view.approvals(key)

@@ -100,7 +100,7 @@ app: Final = _App()
 def run(request: Request) -> None:
     """Carry out a request; raises ScriptFailed with the program's exit code where that is not 0."""
     from adyton.cli.output import note, say_json
-    from adyton.manifest.review import check_tee
+    from adyton.manifest.findings import check_tee
     from adyton.manifest.signed import read_signed
     from adyton.run import sandbox
     from adyton.run.evidence import program_evidence
@@ -259,7 +259,7 @@ def _run_under_gramine(request: Request, signed: Any) -> None:
     """Hand over to Gramine: in an enclave, or (gramine-direct) to rehearse with the keys of the owner's own store."""
     from adyton.cli.key_option import default_home
     from adyton.cli.output import note
-    from adyton.run import gramine
+    from adyton.run import gramine_backend
 
     def tell(text: str) -> None:
         note(f"adyton: {text}")
@@ -269,7 +269,7 @@ def _run_under_gramine(request: Request, signed: Any) -> None:
     if request.grants is not None:
         tell("--grants is not used here: Gramine's protocol has no checkpoints, so nothing is written")
     if request.tee == "sgx":
-        ended = gramine.launch(
+        ended = gramine_backend.launch(
             request.manifest,
             arguments=request.arguments,
             stdin_from_host=signed.manifest.adyton.insecure_stdin,
@@ -279,7 +279,7 @@ def _run_under_gramine(request: Request, signed: Any) -> None:
         from adyton.keystore.home import load_key
 
         keys = {name: load_key(default_home(), name) for name in signed.manifest.key_names}
-        ended = gramine.rehearse(request.manifest, keys, arguments=request.arguments, note=tell)
+        ended = gramine_backend.rehearse(request.manifest, keys, arguments=request.arguments, note=tell)
     if ended:
         raise _failed(ended, None)
 

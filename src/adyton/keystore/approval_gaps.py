@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from adyton.attest.checks import Check
 from adyton.attest.guest import MUST_COVER, confidential_kind
 from adyton.errors import UsageError
-from adyton.manifest.review import RAW_REPORT_DATA, RAW_REPORT_DATA_TEES
+from adyton.manifest.findings import RAW_REPORT_DATA, RAW_REPORT_DATA_TEES
 
 if TYPE_CHECKING:
     from adyton.keystore.approval import Approval

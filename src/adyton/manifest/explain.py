@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from adyton.manifest.findings import findings, not_covered, one_line
 from adyton.manifest.model import Manifest
 from adyton.manifest.mrenclave import Layout
-from adyton.manifest.review import findings, not_covered, one_line
 from adyton.manifest.schema import format_size
 from adyton.manifest.signature import Sigstruct
 from adyton.values import Digest

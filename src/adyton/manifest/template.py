@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from adyton.errors import MalformedManifest, ManifestError, UsageError
+from adyton.manifest.findings import one_line
 from adyton.manifest.host import Facts, find_gramine, host_facts
 from adyton.manifest.model import MAX_PATH_CHARS
 from adyton.manifest.rendering import KINDS
-from adyton.manifest.review import one_line
 from adyton.untrusted import parse_json_object
 
 MAX_TEMPLATE_BYTES: Final = 16 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final
 
-from adyton.pfile import seal, tree
+from adyton.pfile import geometry, seal
 from adyton.pfile.layout import CHILD_SLOTS, DATA_SLOTS, INLINE_BYTES, NODE_BYTES, SLOT_BYTES
 from adyton.pfile.nodes import altered
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adyton.pfile.backing import Backing
 
 SEGMENT_DATA_BYTES: Final = DATA_SLOTS * NODE_BYTES
-SEGMENT_HOST_BYTES: Final = tree.SEGMENT_NODES * NODE_BYTES
+SEGMENT_HOST_BYTES: Final = geometry.SEGMENT_NODES * NODE_BYTES
 
 
 def segment_offset(number: int) -> int:
@@ -27,7 +27,7 @@ def segment_offset(number: int) -> int:
 
 def segment_host_offset(number: int) -> int:
     """The offset of segment `number` (its tree node) on the host."""
-    return tree.physical_tree(number) * NODE_BYTES
+    return geometry.physical_tree(number) * NODE_BYTES
 
 
 class Buffers:
@@ -62,7 +62,7 @@ class SegmentSealer:
         whole = buffers.host[: end + NODE_BYTES]
         slots = buffers.tree[: count * SLOT_BYTES]
         seal.seal_nodes(buffers.plain[:end], whole[NODE_BYTES:], slots)
-        if self._segments is not None and tree.children_of(number, self._segments):
+        if self._segments is not None and geometry.children_of(number, self._segments):
             with self._lock:
                 self._inner[number] = bytes(slots)
             self._backing.write_at(segment_host_offset(number) + NODE_BYTES, whole[NODE_BYTES:])
@@ -74,7 +74,7 @@ class SegmentSealer:
             self._slots[number] = bytes(slot)
         self._backing.write_at(segment_host_offset(number), whole)
         if self._segments is None and number:
-            self._make_inner(tree.parent(number))
+            self._make_inner(geometry.parent(number))
 
     def _make_inner(self, number: int) -> None:
         """A tree node that was written as a leaf has a child after all: take its slots back."""
@@ -83,7 +83,9 @@ class SegmentSealer:
         plain = bytearray(NODE_BYTES)
         got = self._backing.read_into(segment_host_offset(number), plain)
         if got != NODE_BYTES or seal.open_nodes(plain, self._slots.pop(number), plain) >= 0:
-            raise altered(self._backing.name, tree.physical_tree(number), f"tree node {number}", cut=got != NODE_BYTES)
+            raise altered(
+                self._backing.name, geometry.physical_tree(number), f"tree node {number}", cut=got != NODE_BYTES
+            )
         self._inner[number] = bytes(plain[: DATA_SLOTS * SLOT_BYTES])
 
     def finish(self, segments: int) -> bytes:
@@ -92,8 +94,8 @@ class SegmentSealer:
         for number in sorted(self._inner, reverse=True):
             plain[:] = self._inner.pop(number).ljust(NODE_BYTES, b"\0")
             first = CHILD_SLOTS * number + 1
-            for child in range(first, first + tree.children_of(number, segments)):
-                at = tree.child_slot_at(child)
+            for child in range(first, first + geometry.children_of(number, segments)):
+                at = geometry.child_slot_at(child)
                 plain[at : at + SLOT_BYTES] = self._slots.pop(child)
             seal.seal_nodes(plain, cipher, slot)
             self._slots[number] = bytes(slot)
@@ -108,8 +110,8 @@ class SegmentOpener:
         """Any order and several threads, for which the inner tree nodes are read first; or strictly `in_order`."""
         self._backing = backing
         self._size = size
-        self._data_nodes = tree.data_nodes(size)
-        self.count = tree.tree_nodes(size)
+        self._data_nodes = geometry.data_nodes(size)
+        self.count = geometry.tree_nodes(size)
         self._slots = bytearray(SLOT_BYTES * self.count)
         if self.count:
             self._slots[:SLOT_BYTES] = root_slot
@@ -119,7 +121,7 @@ class SegmentOpener:
     def _read_inner(self) -> None:
         node = memoryview(bytearray(NODE_BYTES))
         number = 0
-        while tree.children_of(number, self.count):
+        while geometry.children_of(number, self.count):
             got = self._backing.read_into(segment_host_offset(number), node)
             self._open_tree(number, node, node, cut=got != NODE_BYTES)
             number += 1
@@ -127,8 +129,8 @@ class SegmentOpener:
     def _open_tree(self, number: int, cipher: memoryview, plain: memoryview, *, cut: bool) -> None:
         slot = self._slots[SLOT_BYTES * number : SLOT_BYTES * (number + 1)]
         if cut or seal.open_nodes(cipher, slot, plain) >= 0:
-            raise altered(self._backing.name, tree.physical_tree(number), f"tree node {number}", cut=cut)
-        children = tree.children_of(number, self.count)
+            raise altered(self._backing.name, geometry.physical_tree(number), f"tree node {number}", cut=cut)
+        children = geometry.children_of(number, self.count)
         if children:
             at = SLOT_BYTES * (CHILD_SLOTS * number + 1)
             first = SLOT_BYTES * DATA_SLOTS
@@ -136,7 +138,7 @@ class SegmentOpener:
 
     def host_bytes(self, number: int) -> int:
         """How many bytes segment `number` has on the host."""
-        return NODE_BYTES * (1 + tree.data_in_tree(number, self._data_nodes))
+        return NODE_BYTES * (1 + geometry.data_in_tree(number, self._data_nodes))
 
     def open(self, number: int, buffers: Buffers) -> memoryview:
         """The verified plaintext of segment `number`, in the worker's own buffer."""
@@ -145,15 +147,15 @@ class SegmentOpener:
 
     def open_read(self, number: int, got: int, buffers: Buffers) -> memoryview:
         """The same where `got` bytes of the segment were read into `buffers.host` already."""
-        count = tree.data_in_tree(number, self._data_nodes)
+        count = geometry.data_in_tree(number, self._data_nodes)
         self._open_tree(number, buffers.host[:NODE_BYTES], buffers.tree, cut=got < NODE_BYTES)
         first = DATA_SLOTS * number
         if got < (count + 1) * NODE_BYTES:
             data = first + got // NODE_BYTES - 1
-            raise altered(self._backing.name, tree.physical_data(data), f"data node {data}", cut=True)
+            raise altered(self._backing.name, geometry.physical_data(data), f"data node {data}", cut=True)
         plain = buffers.plain[: count * NODE_BYTES]
         cipher = buffers.host[NODE_BYTES : (count + 1) * NODE_BYTES]
         bad = seal.open_nodes(cipher, buffers.tree[: count * SLOT_BYTES], plain)
         if bad >= 0:
-            raise altered(self._backing.name, tree.physical_data(first + bad), f"data node {first + bad}")
+            raise altered(self._backing.name, geometry.physical_data(first + bad), f"data node {first + bad}")
         return plain[: min(SEGMENT_DATA_BYTES, self._size - segment_offset(number))]

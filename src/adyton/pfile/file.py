@@ -20,7 +20,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
 
 from adyton.errors import Error, IntegrityError, StorageFailed, UsageError
-from adyton.pfile import opening, recovery, seal, tree
+from adyton.pfile import committed_state, geometry, recovery, seal
 from adyton.pfile.backing import Backing, read_at
 from adyton.pfile.bulk import Buffers, SegmentOpener
 from adyton.pfile.layout import (
@@ -193,7 +193,7 @@ class ProtectedFile:
         UnsupportedVersion, IntegrityError, WrongPath, StorageFailed.
         """
         try:
-            state = opening.committed_state(
+            state = committed_state.committed_state(
                 backing,
                 key,
                 path=None if path is None else path_bytes(path),
@@ -214,7 +214,7 @@ class ProtectedFile:
             cache_bytes=cache_bytes,
             use_log=use_log,
             power_safe=power_safe,
-            host_nodes=tree.host_nodes(state.metadata.size),
+            host_nodes=geometry.host_nodes(state.metadata.size),
             recovered=state.recovered,
         )
 
@@ -460,27 +460,29 @@ class ProtectedFile:
         if plain is None:
             plain = self._data.pop(data, None)
             if plain is None:  # what lies behind the end is blanked: Gramine may leave old content there
-                plain = self._read_nodes(data, 1) if data < tree.data_nodes(self._kept_size) else bytearray(NODE_BYTES)
+                plain = (
+                    self._read_nodes(data, 1) if data < geometry.data_nodes(self._kept_size) else bytearray(NODE_BYTES)
+                )
             self._dirty[data] = plain
         return plain
 
     def _blank_tail(self, data: int, plain: bytearray) -> None:
         """Zero what lies behind the end of the file."""
-        live = max(0, self._size - tree.first_offset(data))
+        live = max(0, self._size - geometry.first_offset(data))
         if live < NODE_BYTES:
             plain[live:] = bytes(NODE_BYTES - live)
 
     def _grow(self, size: int) -> None:
         """Extend with zeros; the format has no holes, so every new node is written, or on a failure none is kept."""
         before = self._size
-        count = tree.data_nodes(before)
+        count = geometry.data_nodes(before)
         if count and (before - INLINE_BYTES) % NODE_BYTES:
             self._to_change(count - 1)  # with a blank tail, which now becomes content
         self._metadata_dirty = True
         try:
-            for data in range(count, tree.data_nodes(size)):
+            for data in range(count, geometry.data_nodes(size)):
                 self._dirty[data] = bytearray(NODE_BYTES)
-                self._size = min(size, tree.first_offset(data + 1))
+                self._size = min(size, geometry.first_offset(data + 1))
                 if len(self._dirty) >= self._max_data:
                     self._commit(sync=False)
         except StorageFailed:
@@ -500,7 +502,7 @@ class ProtectedFile:
                 self._shrink(size)
 
     def _shrink(self, size: int) -> None:
-        count = tree.data_nodes(size)
+        count = geometry.data_nodes(size)
         last = self._to_change(count - 1) if count and (size - INLINE_BYTES) % NODE_BYTES else None
         self._metadata_dirty = True
         self._size = size
@@ -512,7 +514,7 @@ class ProtectedFile:
         for kept in (self._dirty, self._data):
             for data in [each for each in kept if each >= count]:
                 del kept[data]
-        self._nodes.forget_from(tree.tree_nodes(size))
+        self._nodes.forget_from(geometry.tree_nodes(size))
 
     def rebind(self, path: str) -> None:
         """Seal another path into the file and flush; call it before the host file is renamed, `moved_to` after.
@@ -574,7 +576,7 @@ class ProtectedFile:
         self._check_host()
         data = sorted(self._dirty)
         numbers = _with_ancestors({number // DATA_SLOTS for number in data} | self._nodes.pinned.keys())
-        touched = [*map(tree.physical_data, data), *map(tree.physical_tree, numbers)]
+        touched = [*map(geometry.physical_data, data), *map(geometry.physical_tree, numbers)]
         overwritten = [place for place in touched if place < self._host_nodes]
         careful = self._power_safe and self._durable
         trees = {number: self._tree_to_change(number) for number in numbers}
@@ -607,7 +609,7 @@ class ProtectedFile:
         """Refuse to write into a host file that is no longer the one this handle knows."""
         if self._envelope is None or self._torn:
             return
-        seen = opening.read_envelope(self._backing)
+        seen = committed_state.read_envelope(self._backing)
         if (seen.nonce, seen.tag, seen.version) != (self._envelope.nonce, self._envelope.tag, self._envelope.version):
             raise IntegrityError(
                 f"{self.name} changed on the host while it was open",
@@ -638,7 +640,7 @@ class ProtectedFile:
         return "replay"
 
     def _tree_to_change(self, number: int) -> bytearray:
-        if number < tree.tree_nodes(self._kept_size):
+        if number < geometry.tree_nodes(self._kept_size):
             return bytearray(self._nodes.tree(number))
         return bytearray(NODE_BYTES)
 
@@ -655,8 +657,8 @@ class ProtectedFile:
             cipher = bytearray(len(plain))
             slots = bytearray(SLOT_BYTES * count)
             seal.seal_nodes(plain, cipher, slots)
-            self._backing.write_at(tree.physical_data(first) * NODE_BYTES, cipher)
-            slot_at = tree.data_slot_at(first)
+            self._backing.write_at(geometry.physical_data(first) * NODE_BYTES, cipher)
+            slot_at = geometry.data_slot_at(first)
             trees[first // DATA_SLOTS][slot_at : slot_at + len(slots)] = slots
             at += count
 
@@ -665,16 +667,16 @@ class ProtectedFile:
         root_slot = self._nodes.root_slot if self._size > INLINE_BYTES else bytes(SLOT_BYTES)
         for number in reversed(numbers):
             plain = trees[number]
-            tree.zero_dangling(plain, number, self._size)
+            geometry.zero_dangling(plain, number, self._size)
             cipher = bytearray(NODE_BYTES)
             slot = bytearray(SLOT_BYTES)
             seal.seal_nodes(plain, cipher, slot)
-            self._backing.write_at(tree.physical_tree(number) * NODE_BYTES, cipher)
+            self._backing.write_at(geometry.physical_tree(number) * NODE_BYTES, cipher)
             if number == 0:
                 root_slot = bytes(slot)
             else:
-                at = tree.child_slot_at(number)
-                trees[tree.parent(number)][at : at + SLOT_BYTES] = slot
+                at = geometry.child_slot_at(number)
+                trees[geometry.parent(number)][at : at + SLOT_BYTES] = slot
         return root_slot
 
     def _seal_node_0(self, root_slot: bytes) -> Envelope:
@@ -689,7 +691,7 @@ class ProtectedFile:
         self._torn = False
         self._unsynced = True
         self._envelope = envelope
-        self._host_nodes = tree.host_nodes(self._size)
+        self._host_nodes = geometry.host_nodes(self._size)
         self._kept_size = self._size
         self._metadata_dirty = False
         self._nodes.root_slot = root_slot
@@ -800,7 +802,7 @@ def _with_ancestors(numbers: set[int]) -> list[int]:
     for number in numbers:
         up = number
         while up:
-            up = tree.parent(up)
+            up = geometry.parent(up)
             if up in found:
                 break
             found.add(up)

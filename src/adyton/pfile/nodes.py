@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from adyton.errors import IntegrityError
-from adyton.pfile import seal, tree
+from adyton.pfile import geometry, seal
 from adyton.pfile.layout import DATA_SLOTS, NODE_BYTES, SLOT_BYTES
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ class NodeReader:
         if number == 0:
             slot = self.root_slot
         else:
-            at = tree.child_slot_at(number)
-            slot = bytes(self.tree(tree.parent(number))[at : at + SLOT_BYTES])
+            at = geometry.child_slot_at(number)
+            slot = bytes(self.tree(geometry.parent(number))[at : at + SLOT_BYTES])
         plain = bytearray(NODE_BYTES)
-        place = tree.physical_tree(number)
+        place = geometry.physical_tree(number)
         got = self._backing.read_into(place * NODE_BYTES, plain)
         if got != NODE_BYTES or seal.open_nodes(plain, slot, plain) >= 0:
             raise altered(self._backing.name, place, f"tree node {number}", cut=got != NODE_BYTES)
@@ -89,13 +89,13 @@ class NodeReader:
         """The slots of `count` data nodes from `first`, all of one tree node."""
         number = first // DATA_SLOTS
         if number not in self._trees:
-            self._backing.will_read(tree.physical_data(first) * NODE_BYTES, count * NODE_BYTES)
-        at = tree.data_slot_at(first)
+            self._backing.will_read(geometry.physical_data(first) * NODE_BYTES, count * NODE_BYTES)
+        at = geometry.data_slot_at(first)
         return bytes(self.tree(number)[at : at + SLOT_BYTES * count])
 
     def open_run(self, first: int, slots: bytes, target: Buffer) -> None:
         """Read a run of data nodes of one tree node into `target` and open it there; a bad one wipes all of it."""
-        place = tree.physical_data(first)
+        place = geometry.physical_data(first)
         size = len(slots) // SLOT_BYTES * NODE_BYTES
         got = self._backing.read_into(place * NODE_BYTES, target)
         bad = got // NODE_BYTES
@@ -111,7 +111,7 @@ class NodeReader:
         for place in places:
             if place == 0:
                 continue
-            number, within = divmod(place - 1, tree.SEGMENT_NODES)
+            number, within = divmod(place - 1, geometry.SEGMENT_NODES)
             if within == 0:
                 self.tree(number)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adyton.attest.report_data import ProgramEvidence
-from adyton.manifest.review import check_tee
+from adyton.manifest.findings import check_tee
 
 if TYPE_CHECKING:
     from adyton.manifest.model import Manifest

@@ -19,8 +19,8 @@ from adyton.run.signals import PASSED_ON
 from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
-from adyton.vfs.pulse import STALLED_STATUS, START_S, Pulse
 from adyton.vfs.stage import StagedFile
+from adyton.vfs.storage_watchdog import STALLED_STATUS, START_S, Pulse
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence

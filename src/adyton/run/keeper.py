@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton import errors
 from adyton.errors import Error, MountFailed, SandboxFailed
-from adyton.run import callfilter, host, names, namespace, proc, sandbox, unprivileged
-from adyton.run.division import Division, divide
+from adyton.run import callfilter, host, namespace, proc, resolver_config, sandbox, unprivileged
 from adyton.run.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
 from adyton.run.log import EncryptedLog
 from adyton.run.plan import EncryptedMount, Plan
 from adyton.run.root import Root
 from adyton.run.signals import PASSED_ON
+from adyton.run.staging_plan import Division, divide
 from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
-from adyton.vfs.pulse import ANSWER_S, START_S, Pulse
 from adyton.vfs.stage import Staging, stage_encrypted
+from adyton.vfs.storage_watchdog import ANSWER_S, START_S, Pulse
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
@@ -304,7 +304,9 @@ class Keeper:
             env=env,
             network=plan.network,
             memory_bytes=plan.budget_bytes,
-            host_name=names.host_name(os.uname().nodename) if plan.domain_names_from_host else names.DEFAULT_HOST_NAME,
+            host_name=resolver_config.host_name(os.uname().nodename)
+            if plan.domain_names_from_host
+            else resolver_config.DEFAULT_HOST_NAME,
             dev_binds=dev_binds,
             proc=proc.options(proc.Covers.make(self._base)),
         )

@@ -106,7 +106,7 @@ def _serve(
 ) -> None:
     from adyton.vfs import fuse
     from adyton.vfs.encrypted import EncryptedTree
-    from adyton.vfs.pulse import SYNC_S, Pulse
+    from adyton.vfs.storage_watchdog import SYNC_S, Pulse
 
     harden_process()
     lock_memory()

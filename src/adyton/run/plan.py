@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from adyton.errors import MalformedManifest, UsageError
+from adyton.manifest.findings import runtime_refusals
 from adyton.manifest.model import Manifest, Secret, TrustedFile
-from adyton.manifest.review import runtime_refusals
 from adyton.pfile.paths import normalise
 from adyton.values import Key128
+from adyton.vfs.mount_table import MountTable, Place, below
 from adyton.vfs.stage import StagedFile
-from adyton.vfs.tree import MountTable, Place, below
 
 MAX_WORDS_BYTES: Final = 1 << 20
 DEFAULT_LOG: Final = "adyton.log"

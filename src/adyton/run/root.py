@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from adyton.errors import MountFailed
-from adyton.run import launcher, names, namespace, sandbox
+from adyton.run import launcher, namespace, resolver_config, sandbox
 from adyton.run.interfaces import interfaces, parse_mountinfo
 from adyton.run.plan import Plan
 from adyton.vfs.owner import Owner
@@ -83,11 +83,11 @@ class Root:
         """The host's resolv.conf, made safe, in place of whatever was listed there, as in Gramine."""
         self._owner.make_folders(self.path + "/etc")
         with contextlib.suppress(OSError):
-            content = names.resolv_conf(Path("/etc/resolv.conf").read_bytes()[: 1 << 16])
+            content = resolver_config.resolv_conf(Path("/etc/resolv.conf").read_bytes()[: 1 << 16])
             Path(self.path + "/etc/resolv.conf").unlink(missing_ok=True)
             _write(self.path + "/etc/resolv.conf", content, 0o444, self._owner)
         if not os.path.lexists(self.path + "/etc/hosts"):
-            _write(self.path + "/etc/hosts", names.HOSTS, 0o444, self._owner)
+            _write(self.path + "/etc/hosts", resolver_config.HOSTS, 0o444, self._owner)
 
     def _bind_allowed(self, source: str, target: str, *, is_folder: bool) -> None:
         try:

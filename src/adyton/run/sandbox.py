@@ -18,7 +18,7 @@ from typing import Final
 
 from adyton.errors import SandboxFailed
 from adyton.run import inherited
-from adyton.run.names import DEFAULT_HOST_NAME
+from adyton.run.resolver_config import DEFAULT_HOST_NAME
 from adyton.vfs.owner import Owner
 
 LAUNCHER: Final = "/sys/adyton-exec"

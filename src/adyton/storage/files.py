@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import IntegrityError, SourceChanged, StorageFailed
-from adyton.pfile import seal, tree
+from adyton.pfile import geometry, seal
 from adyton.pfile.backing import Backing, Memory, OSFile, storage_failed
 from adyton.pfile.bulk import SEGMENT_DATA_BYTES, Buffers, SegmentOpener, SegmentSealer, segment_offset
+from adyton.pfile.committed_state import committed_state
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import INLINE_BYTES, NODE_BYTES, Metadata
-from adyton.pfile.opening import committed_state
 from adyton.pfile.paths import path_bytes
 from adyton.storage.target import whole_or_absent
 
@@ -221,7 +221,7 @@ def _seal_descriptor(
     with _host(part, target) as host:
         inline = bytearray(min(size, INLINE_BYTES))
         _read_exactly(source, 0, memoryview(inline), name)
-        segments = tree.tree_nodes(size)
+        segments = geometry.tree_nodes(size)
         sealer = SegmentSealer(host, segments)
 
         def work(number: int, buffers: Buffers) -> int:

@@ -6,11 +6,11 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adyton.pfile import tree
+from adyton.pfile import geometry
 from adyton.pfile.backing import OSFile
+from adyton.pfile.committed_state import read_envelope
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import INLINE_BYTES, NODE_BYTES
-from adyton.pfile.opening import read_envelope
 from adyton.pfile.recovery import RECORD_BYTES
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def inspect_file(path: Path, key: Key128 | None) -> dict[str, Any]:
         return facts | {
             "path": file.path,
             "size_bytes": file.size,
-            "data_nodes": tree.data_nodes(file.size),
-            "tree_nodes": tree.tree_nodes(file.size),
+            "data_nodes": geometry.data_nodes(file.size),
+            "tree_nodes": geometry.tree_nodes(file.size),
             "root": file.root.hex(),
             "recovered": file.recovered,
             "authenticated": True,
@@ -55,6 +55,6 @@ def plain_size_range(nodes: int) -> tuple[int, int]:
     """The least and the greatest plaintext that a host file of `nodes` nodes can hold; it may hold nodes too many."""
     if nodes <= 2:
         return 0, INLINE_BYTES
-    segments, rest = divmod(nodes - 1, tree.SEGMENT_NODES)
+    segments, rest = divmod(nodes - 1, geometry.SEGMENT_NODES)
     data = 96 * segments + max(0, rest - 1)
     return INLINE_BYTES + NODE_BYTES * (data - 1) + 1, INLINE_BYTES + NODE_BYTES * data

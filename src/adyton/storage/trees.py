@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, UsageError, WrongPath
 from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile, storage_failed
+from adyton.pfile.committed_state import committed_state
 from adyton.pfile.file import ProtectedFile
-from adyton.pfile.opening import committed_state
 from adyton.pfile.paths import normalise
 from adyton.storage.files import (
     Advance,

@@ -22,7 +22,7 @@ from typing import Final
 from adyton.attest.report_data import REPORT_DATA_BYTES, ProgramEvidence
 from adyton.values import Key128
 from adyton.vfs.encrypted import FIXED_TIME_NS, Node
-from adyton.vfs.pulse import Pulse
+from adyton.vfs.storage_watchdog import Pulse
 
 MAX_PROCESSES: Final = 4096
 """Whose data is kept, the last to write it."""

@@ -30,10 +30,10 @@ from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.values import Key128
 from adyton.vfs import syscalls
-from adyton.vfs.pulse import Pulse
-from adyton.vfs.reads import shortcut_to
+from adyton.vfs.mount_table import join
+from adyton.vfs.native_reader import shortcut_to
 from adyton.vfs.stage import FIXED_TIME_S
-from adyton.vfs.tree import join
+from adyton.vfs.storage_watchdog import Pulse
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

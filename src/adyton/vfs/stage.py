@@ -25,7 +25,7 @@ from adyton.storage.files import decrypt_into
 from adyton.values import Digest, Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
-from adyton.vfs.pulse import START_S, Pulse
+from adyton.vfs.storage_watchdog import START_S, Pulse
 
 FIXED_TIME_S: Final = 315_532_800
 """1980-01-01: the time of everything that has none in the manifest (the earliest that zip files can hold)."""

@@ -18,8 +18,8 @@ from typing import Final
 
 from adyton.errors import DigestMismatch, StorageFailed
 from adyton.vfs.encrypted import FIXED_TIME_NS, Node
-from adyton.vfs.pulse import Pulse
 from adyton.vfs.stage import StagedFile
+from adyton.vfs.storage_watchdog import Pulse
 
 CHUNK_BYTES: Final = 128 << 10
 CHUNK_DIGEST_BYTES: Final = 16

@@ -25,8 +25,8 @@ from adyton.keyserver.service import KeyService
 from adyton.keystore.certificates import make_ca, make_grant
 from adyton.keystore.grant_key import GrantKey, make_grant_key, open_grant_key
 from adyton.keystore.home import audit_private_key
+from adyton.manifest.findings import findings
 from adyton.manifest.measure import combine
-from adyton.manifest.review import findings
 from adyton.release import grants
 from adyton.release.grants import Granted, Terms
 from adyton.release.messages import ReleaseRequest, ServerIdentity, parse_answer, parse_used

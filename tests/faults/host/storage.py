@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from adyton.vfs.pulse import ANSWER_S
+from adyton.vfs.storage_watchdog import ANSWER_S
 from tests.mount.served import Served
 
 END_S = ANSWER_S + 4.0

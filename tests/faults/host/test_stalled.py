@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.vfs.pulse import ANSWER_S
+from adyton.vfs.storage_watchdog import ANSWER_S
 from tests.faults.host.attacks import IN_TIME_S
 from tests.faults.host.running import Running
 from tests.faults.host.storage import END_S, Storage

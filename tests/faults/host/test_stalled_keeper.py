@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.vfs.pulse import START_S as BEFORE_S
+from adyton.vfs.storage_watchdog import START_S as BEFORE_S
 from tests.faults.host.running import START_S, Running
 from tests.faults.host.storage import END_S, Storage
 from tests.mount import world

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from adyton.manifest.findings import findings_table, runtime_refusals
 from adyton.manifest.keys import KEYS, Standing, reference_table
 from adyton.manifest.measure import workload_measurement
 from adyton.manifest.model import parse_manifest
-from adyton.manifest.review import findings_table, runtime_refusals
 from adyton.values import Digest
 
 DOCS = Path(__file__).parent.parent.parent.parent / "docs"

@@ -11,9 +11,7 @@ from adyton.errors import MalformedManifest, UsageError
 from adyton.keystore.certificates import make_ca
 from adyton.manifest.difference import Difference, differences
 from adyton.manifest.explain import explain_layout, explain_manifest, explain_signature
-from adyton.manifest.model import parse_manifest
-from adyton.manifest.mrenclave import Area, Layout
-from adyton.manifest.review import (
+from adyton.manifest.findings import (
     RULES,
     Danger,
     Exposes,
@@ -26,6 +24,8 @@ from adyton.manifest.review import (
     runtime_refusals,
     tee_refusals,
 )
+from adyton.manifest.model import parse_manifest
+from adyton.manifest.mrenclave import Area, Layout
 from adyton.manifest.signature import Attributes, generate_signer, load_signer, sign
 from adyton.values import Measurement
 

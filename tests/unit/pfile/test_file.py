@@ -21,7 +21,7 @@ from adyton.errors import (
     UsageError,
     WrongPath,
 )
-from adyton.pfile import seal, tree
+from adyton.pfile import geometry, seal
 from adyton.pfile.backing import Memory, OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import NODE_BYTES, Metadata, parse_envelope
@@ -106,13 +106,13 @@ def test_truncated_file_carries_no_old_plaintext() -> None:
     metadata = Metadata.parse(opened)
     root = bytearray(NODE_BYTES)
     assert seal.open_nodes(host.content[NODE_BYTES : 2 * NODE_BYTES], metadata.root_slot, root) == -1
-    nodes = tree.data_nodes(100_001)
+    nodes = geometry.data_nodes(100_001)
     assert root[nodes * 32 :] == bytes(NODE_BYTES - nodes * 32)
     last = bytearray(NODE_BYTES)
-    place = tree.physical_data(nodes - 1) * NODE_BYTES
+    place = geometry.physical_data(nodes - 1) * NODE_BYTES
     slot = bytes(root[(nodes - 1) * 32 : nodes * 32])
     assert seal.open_nodes(host.content[place : place + NODE_BYTES], slot, last) == -1
-    live = 100_001 - tree.first_offset(nodes - 1)
+    live = 100_001 - geometry.first_offset(nodes - 1)
     assert last[live:] == bytes(NODE_BYTES - live)
     with ProtectedFile.open(host, KEY, writable=True) as file:
         file.truncate(10)
@@ -156,7 +156,7 @@ def test_one_changed_byte_changes_one_slot() -> None:
         file.write_at(10_000, b"!")
     after = bytes(host.content)
     changed = [i for i in range(len(before) // NODE_BYTES) if before[i * 4096 :][:4096] != after[i * 4096 :][:4096]]
-    assert changed == [0, 1, tree.physical_data((10_000 - 3072) // 4096)]
+    assert changed == [0, 1, geometry.physical_data((10_000 - 3072) // 4096)]
 
 
 @pytest.mark.parametrize("version", [1, 2])

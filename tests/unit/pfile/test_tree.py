@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adyton.pfile import tree
+from adyton.pfile import geometry
 from adyton.pfile.layout import INLINE_BYTES, NODE_BYTES
 
 SIZES = {
@@ -25,35 +25,35 @@ SIZES = {
 @pytest.mark.parametrize(("size", "nodes"), SIZES.items())
 def test_host_size_of_known_sizes_is_as_described(size: int, nodes: int) -> None:
     """The table of the description."""
-    assert tree.host_nodes(size) == nodes
-    assert tree.host_size(size) == nodes * NODE_BYTES
+    assert geometry.host_nodes(size) == nodes
+    assert geometry.host_size(size) == nodes * NODE_BYTES
 
 
 def test_places_of_known_nodes_are_as_described() -> None:
     """The check values of the description."""
     places = {95: (97, 0, 95), 96: (99, 1, 0), 3167: (3201, 32, 95), 3168: (3203, 33, 0)}
     for data, (place, number, slot) in places.items():
-        assert tree.physical_data(data) == place
-        assert (data // 96, tree.data_slot_at(data)) == (number, 32 * slot)
-    assert [tree.physical_tree(number) for number in (0, 1, 2, 32, 33, 1057)] == [1, 98, 195, 3105, 3202, 102_530]
-    assert (tree.parent(32), tree.child_slot_at(32)) == (0, 32 * 127)
-    assert (tree.parent(33), tree.child_slot_at(33)) == (1, 32 * 96)
-    assert (tree.parent(1057), tree.child_slot_at(1057)) == (33, 32 * 96)
+        assert geometry.physical_data(data) == place
+        assert (data // 96, geometry.data_slot_at(data)) == (number, 32 * slot)
+    assert [geometry.physical_tree(number) for number in (0, 1, 2, 32, 33, 1057)] == [1, 98, 195, 3105, 3202, 102_530]
+    assert (geometry.parent(32), geometry.child_slot_at(32)) == (0, 32 * 127)
+    assert (geometry.parent(33), geometry.child_slot_at(33)) == (1, 32 * 96)
+    assert (geometry.parent(1057), geometry.child_slot_at(1057)) == (33, 32 * 96)
 
 
 def test_places_of_all_nodes_of_a_large_file_are_distinct_and_without_gap() -> None:
     """Node 0, the tree nodes and the data nodes together fill the host file, each its own place."""
     size = INLINE_BYTES + NODE_BYTES * 10_000
     places = [0]
-    places += [tree.physical_tree(number) for number in range(tree.tree_nodes(size))]
-    places += [tree.physical_data(data) for data in range(tree.data_nodes(size))]
-    assert sorted(places) == list(range(tree.host_nodes(size)))
+    places += [geometry.physical_tree(number) for number in range(geometry.tree_nodes(size))]
+    places += [geometry.physical_data(data) for data in range(geometry.data_nodes(size))]
+    assert sorted(places) == list(range(geometry.host_nodes(size)))
 
 
 def test_slots_of_all_nodes_are_distinct() -> None:
     """Every data and tree node has a slot of its own, within its parent."""
-    taken = {(data // 96, tree.data_slot_at(data)) for data in range(9600)}
-    taken |= {(tree.parent(number), tree.child_slot_at(number)) for number in range(1, 3201)}
+    taken = {(data // 96, geometry.data_slot_at(data)) for data in range(9600)}
+    taken |= {(geometry.parent(number), geometry.child_slot_at(number)) for number in range(1, 3201)}
     assert len(taken) == 9600 + 3200
     assert all(0 <= at <= NODE_BYTES - 32 for _, at in taken)
 
@@ -62,11 +62,13 @@ def test_sizes_grow_monotonically_and_count_their_nodes() -> None:
     """Over ten thousand sizes: never fewer nodes for more bytes, and counts that agree with each other."""
     before = 0
     for size in range(0, 60_000_000, 5987):
-        nodes = tree.host_nodes(size)
+        nodes = geometry.host_nodes(size)
         assert nodes >= before
-        assert nodes == 1 + tree.data_nodes(size) + tree.tree_nodes(size)
-        trees = tree.tree_nodes(size)
-        assert sum(tree.data_in_tree(number, tree.data_nodes(size)) for number in range(trees)) == tree.data_nodes(size)
+        assert nodes == 1 + geometry.data_nodes(size) + geometry.tree_nodes(size)
+        trees = geometry.tree_nodes(size)
+        assert sum(
+            geometry.data_in_tree(number, geometry.data_nodes(size)) for number in range(trees)
+        ) == geometry.data_nodes(size)
         before = nodes
 
 
@@ -74,14 +76,14 @@ def test_children_are_those_whose_parent_says_so() -> None:
     """`children_of` and `parent` agree for every tree of up to 1,100 nodes."""
     for count in (0, 1, 2, 33, 34, 1057, 1058, 1100):
         for number in range(count):
-            children = [child for child in range(1, count) if tree.parent(child) == number]
-            assert tree.children_of(number, count) == len(children)
+            children = [child for child in range(1, count) if geometry.parent(child) == number]
+            assert geometry.children_of(number, count) == len(children)
 
 
 def test_dangling_slots_are_zeroed_and_live_ones_kept() -> None:
     """Of a full tree node, a file that ends within it keeps exactly its slots."""
     plain = bytearray(b"\1" * NODE_BYTES)
-    tree.zero_dangling(plain, 0, INLINE_BYTES + NODE_BYTES * 97)
+    geometry.zero_dangling(plain, 0, INLINE_BYTES + NODE_BYTES * 97)
     assert plain == b"\1" * (97 * 32) + bytes(31 * 32)
-    tree.zero_dangling(plain, 0, INLINE_BYTES + 1)
+    geometry.zero_dangling(plain, 0, INLINE_BYTES + 1)
     assert plain == b"\1" * 32 + bytes(127 * 32)

@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from adyton.errors import BadSignature, ManifestError, NoDevice, RunError
 from adyton.manifest.final import finish
-from adyton.manifest.gramine import render_for_gramine
+from adyton.manifest.gramine_manifest import render_for_gramine
 from adyton.manifest.host import find_gramine
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import mrenclave, parse_pal
 from adyton.manifest.signature import generate_signer, load_signer, parse_sigstruct
-from adyton.run import gramine
+from adyton.run import gramine_backend
 from adyton.tee.machine import Machine
 from adyton.values import Key128
 
@@ -102,7 +102,7 @@ def final(place: Path, more: str = "", *, owner: bool = True, replaced: Mapping[
 
 def render(place: Path, raw: bytes, release: tuple[int, int] | None = None) -> Any:
     """Render for the constructed installation."""
-    facts = gramine.facts_of(gramine.installed())
+    facts = gramine_backend.facts_of(gramine_backend.installed())
     if release is not None:
         facts = type(facts)(release, facts.libos, facts.libos_sha256, facts.runtime_folder, facts.runtime_files)
     return render_for_gramine(raw, facts, ca_uri="file:ca.crt", cpus=4)
@@ -121,7 +121,7 @@ def test_gramine_that_is_not_installed_is_no_device(monkeypatch: pytest.MonkeyPa
     """Without Gramine there is no SGX backend, said plainly."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NoDevice, match="Gramine is not installed"):
-        gramine.installed()
+        gramine_backend.installed()
 
 
 def test_rendering_is_gramines_own_manifest(place: Path) -> None:
@@ -221,10 +221,15 @@ def test_rendering_without_the_provisioning_library_is_refused(place: Path) -> N
         render(place, final(place))
 
 
-def prepare(place: Path, key: rsa.RSAPrivateKey) -> gramine.Prepared:
+def prepare(place: Path, key: rsa.RSAPrivateKey) -> gramine_backend.Prepared:
     """Prepare the small program in its folder."""
-    return gramine.prepare(
-        Path("app.manifest"), final(place), key, gramine.installed(), date="2024-02-29", write=lambda p, b: _write(p, b)
+    return gramine_backend.prepare(
+        Path("app.manifest"),
+        final(place),
+        key,
+        gramine_backend.installed(),
+        date="2024-02-29",
+        write=lambda p, b: _write(p, b),
     )
 
 
@@ -250,7 +255,7 @@ def test_prepared_files_are_signed_for_their_mrenclave(place: Path, key: rsa.RSA
     assert sigstruct.date == "2024-02-29"
     assert (place / "app.gramine-ca.crt").read_text() == CA
     assert any("not compared" in note for note in prepared.notes)
-    again = gramine.read_prepared(Path("app.manifest"))
+    again = gramine_backend.read_prepared(Path("app.manifest"))
     assert (again.measurement, again.mrsigner) == (prepared.measurement, prepared.mrsigner)
 
 
@@ -290,7 +295,7 @@ def test_prepared_measurement_is_compared_with_gramines_signer(place: Path, key:
 def test_prepared_files_that_are_missing_are_named(place: Path) -> None:
     """Without --gramine at build time there is nothing to launch."""
     with pytest.raises(ManifestError, match=r"app\.gramine\.sig"):
-        gramine.read_prepared(Path("app.manifest"))
+        gramine_backend.read_prepared(Path("app.manifest"))
 
 
 def test_launch_on_a_machine_without_sgx_is_no_device(
@@ -298,12 +303,12 @@ def test_launch_on_a_machine_without_sgx_is_no_device(
 ) -> None:
     """The machine is checked before anything starts, and the backend says that it has never run on hardware."""
     prepare(place, key)
-    monkeypatch.setattr(gramine, "Machine", lambda: Machine(place / "empty"))
+    monkeypatch.setattr(gramine_backend, "Machine", lambda: Machine(place / "empty"))
     said: list[str] = []
     with pytest.raises(NoDevice, match="device /dev/sgx_enclave: absent") as refused:
-        gramine.launch(Path("app.manifest"), note=said.append)
+        gramine_backend.launch(Path("app.manifest"), note=said.append)
     assert refused.value.remedy is not None
-    assert said == [gramine.NEVER_RUN]
+    assert said == [gramine_backend.NEVER_RUN]
 
 
 @pytest.mark.parametrize(("body", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
@@ -312,10 +317,10 @@ def test_launch_passes_the_programs_exit_code(
 ) -> None:
     """Arguments go in, the exit code comes out, standard input is empty."""
     prepare(place, key)
-    monkeypatch.setattr(gramine, "check_machine", lambda: ())
+    monkeypatch.setattr(gramine_backend, "check_machine", lambda: ())
     shell = f'#!/bin/sh\necho "$@" > arguments\ncat > input\n{body}\n'
     script(place / "gramine" / "bin" / "gramine-sgx", shell)
-    assert gramine.launch(Path("app.manifest"), arguments=["a", "b"], note=lambda _text: None) == status
+    assert gramine_backend.launch(Path("app.manifest"), arguments=["a", "b"], note=lambda _text: None) == status
     assert (place / "arguments").read_text() == "app.gramine a b\n"
     assert (place / "input").read_bytes() == b""
 
@@ -338,11 +343,11 @@ def test_launch_translates_what_gramine_says(
 ) -> None:
     """Each known failure names what to change; the line that said so is shown."""
     prepare(place, key)
-    monkeypatch.setattr(gramine, "check_machine", lambda: ())
+    monkeypatch.setattr(gramine_backend, "check_machine", lambda: ())
     write(place / "message", output.encode() + b"\n")
     script(place / "gramine" / "bin" / "gramine-sgx", "#!/bin/sh\necho starting >&2\ncat message >&2\nexit 1\n")
     with pytest.raises(RunError) as refused:
-        gramine.launch(Path("app.manifest"), note=lambda _text: None)
+        gramine_backend.launch(Path("app.manifest"), note=lambda _text: None)
     assert refused.value.check == OUTPUTS[output]
     assert refused.value.seen == output[:200]
     assert refused.value.remedy
@@ -350,7 +355,7 @@ def test_launch_translates_what_gramine_says(
 
 def test_output_that_is_not_known_is_not_translated() -> None:
     """An ordinary traceback is the program's own affair."""
-    assert gramine.translate("Traceback (most recent call last):\nValueError: 3\n") is None
+    assert gramine_backend.translate("Traceback (most recent call last):\nValueError: 3\n") is None
 
 
 def test_rehearsal_runs_with_the_owners_keys_and_leaves_none(place: Path, key: rsa.RSAPrivateKey) -> None:
@@ -360,7 +365,7 @@ def test_rehearsal_runs_with_the_owners_keys_and_leaves_none(place: Path, key: r
         place / "gramine" / "bin" / "gramine-direct", '#!/bin/sh\necho "$1" > where\ncp "$1.manifest" seen\nexit 3\n'
     )
     said: list[str] = []
-    assert gramine.rehearse(Path("app.manifest"), {"default": Key128(bytes(16))}, note=said.append) == 3
+    assert gramine_backend.rehearse(Path("app.manifest"), {"default": Key128(bytes(16))}, note=said.append) == 3
     manifest = parse_manifest((place / "seen").read_text())
     assert manifest.insecure_keys["default"] == Key128(bytes(16))
     assert not any(name.startswith("SECRET_PROVISION") or name == "LD_PRELOAD" for name in manifest.env)
@@ -375,21 +380,21 @@ def test_launch_of_another_enclave_than_signed_is_refused(
 ) -> None:
     """A Gramine that was updated since the build would measure differently: said before it starts."""
     prepare(place, key)
-    monkeypatch.setattr(gramine, "check_machine", lambda: ())
+    monkeypatch.setattr(gramine_backend, "check_machine", lambda: ())
     pal = place / "gramine" / "lib" / "gramine" / "sgx" / "libpal.so"
     pal.write_bytes(libpal().replace(bytes(range(200, 210)), bytes(10)))
     with pytest.raises(BadSignature, match="not the one that was signed"):
-        gramine.launch(Path("app.manifest"), note=lambda _text: None)
+        gramine_backend.launch(Path("app.manifest"), note=lambda _text: None)
 
 
 def test_machine_is_checked_for_everything_that_sgx_needs(tmp_path: Path) -> None:
     """Processor, devices, Gramine, quoting service, EPC, quote provider; each missing one has a remedy."""
-    found = gramine.check_machine(Machine(tmp_path, path=str(tmp_path)))
+    found = gramine_backend.check_machine(Machine(tmp_path, path=str(tmp_path)))
     assert {finding.state for finding in found} == {"missing"}
     assert [finding.name for finding in found][-2:] == ["EPC memory", "DCAP quote provider"]
     assert all(finding.seen and finding.remedy for finding in found)
     write(tmp_path / "sys/devices/system/node/node0/x86/sgx_total_bytes", b"134217728\n")
     write(tmp_path / "usr/lib/libdcap_quoteprov.so.1", b"")
-    states = {finding.name: finding for finding in gramine.check_machine(Machine(tmp_path, path=str(tmp_path)))}
+    states = {finding.name: finding for finding in gramine_backend.check_machine(Machine(tmp_path, path=str(tmp_path)))}
     assert (states["EPC memory"].state, states["EPC memory"].seen) == ("ok", "128 MiB")
     assert states["DCAP quote provider"].state == "ok"

@@ -11,7 +11,7 @@ import pytest
 from adyton.attest.report_data import ProgramEvidence, program_report_data
 from adyton.values import Key128, Measurement
 from adyton.vfs.attestation import MAX_PROCESSES, AttestationTree
-from adyton.vfs.pulse import Pulse
+from adyton.vfs.storage_watchdog import Pulse
 
 KEY = Key128(bytes(range(16)))
 WORKLOAD = Measurement(bytes(range(32)))

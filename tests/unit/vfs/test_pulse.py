@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from adyton.vfs.pulse import Pulse
+from adyton.vfs.storage_watchdog import Pulse
 
 
 def test_operation_in_time_is_not_overdue() -> None:

@@ -15,10 +15,10 @@ from adyton.pfile import layout
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.values import Key128
-from adyton.vfs import reads
-from adyton.vfs.pulse import Pulse
+from adyton.vfs import native_reader
+from adyton.vfs.storage_watchdog import Pulse
 
-if not reads.NATIVE:
+if not native_reader.NATIVE:
     pytest.skip(
         "the C parts were not built: apt-get install gcc libssl-dev python3-dev, then make clean setup",
         allow_module_level=True,
@@ -43,7 +43,7 @@ class Reader:
     def __init__(self, path: Path, *, writable: bool = True, cache_bytes: int = 1 << 20) -> None:
         self.host = OSFile(path, writable=writable)
         self.file = ProtectedFile.open(self.host, KEY, writable=writable, cache_bytes=cache_bytes)
-        shortcut = reads.shortcut_to(self.host.fileno())
+        shortcut = native_reader.shortcut_to(self.host.fileno())
         assert shortcut is not None
         self.file.use_shortcut(shortcut)
         self.asked: list[tuple[int, int]] = []
@@ -205,7 +205,7 @@ def test_cut_file_is_pythons_to_refuse(path: Path) -> None:
 def test_file_forbidden_while_a_tree_node_is_fetched_is_pythons(path: Path) -> None:
     """Whatever was found until then."""
     reader = Reader(path)
-    shortcut = reads.shortcut_to(reader.host.fileno())
+    shortcut = native_reader.shortcut_to(reader.host.fileno())
     assert shortcut is not None
 
     def fetch(number: int) -> bytearray:
@@ -223,7 +223,7 @@ def test_file_forbidden_while_a_tree_node_is_fetched_is_pythons(path: Path) -> N
 def test_size_that_no_file_has_is_pythons(path: Path) -> None:
     """No place of a node is computed from it."""
     reader = Reader(path)
-    shortcut = reads.shortcut_to(reader.host.fileno())
+    shortcut = native_reader.shortcut_to(reader.host.fileno())
     assert shortcut is not None
     asked: list[int] = []
     _reads.install(
@@ -247,7 +247,7 @@ def test_program_that_reads_in_order_is_fetched_for(reader: Reader) -> None:
     with pytest.raises(BlockingIOError):
         os.read(reader.pipe, 24)
     reader.read(0, 131_072)
-    fd, offset, size = reads._ASK.unpack(os.read(reader.pipe, 24))
+    fd, offset, size = native_reader._ASK.unpack(os.read(reader.pipe, 24))
     assert fd == reader.host.fileno()
     assert (offset, size) == ((2 + 31) * 4096, (2 << 20) * 65 // 64)
     reader.read(131_072, 131_072)
@@ -257,10 +257,10 @@ def test_program_that_reads_in_order_is_fetched_for(reader: Reader) -> None:
 
 def test_thread_that_fetches_survives_a_closed_file() -> None:
     """What is asked for may be gone."""
-    ask = reads._start_thread()
-    os.write(ask, reads._ASK.pack(1 << 20, 0, 4096))
+    ask = native_reader._start_thread()
+    os.write(ask, native_reader._ASK.pack(1 << 20, 0, 4096))
     with open(__file__, "rb") as file:
-        os.write(ask, reads._ASK.pack(file.fileno(), 0, 4096))
+        os.write(ask, native_reader._ASK.pack(file.fileno(), 0, 4096))
         time.sleep(0.05)
     os.close(ask)
 

@@ -27,7 +27,7 @@ from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
 from adyton.keystore.approval_gaps import gaps
 from adyton.keystore.clock import moment, now_ms
 from adyton.keystore.names import check_name
-from adyton.manifest.review import not_covered, one_line, words
+from adyton.manifest.findings import not_covered, one_line, words
 from adyton.server.dashboard.devices import LIFETIME_S, Devices
 from adyton.server.dashboard.guesses import Guesses, source_of
 from adyton.server.dashboard.requests import MAX_LOGIN_BYTES, Form, cookie, is_foreign, number, read_form
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from adyton.keystore.facts import Candidate
     from adyton.keystore.reader import Reader
     from adyton.keystore.store import Store
-    from adyton.manifest.review import Finding
+    from adyton.manifest.findings import Finding
 
 COOKIE: Final = "__Host-adyton"
 DEVICE_COOKIE: Final = "__Host-adyton-device"

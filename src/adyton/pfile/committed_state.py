@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import Error, IntegrityError, NotProtectedFile, WrongPath
-from adyton.pfile import recovery, seal, tree
+from adyton.pfile import geometry, recovery, seal
 from adyton.pfile.backing import RECOVERY_SUFFIX, Backing, Overlay, read_at
 from adyton.pfile.layout import NODE_BYTES, Envelope, Metadata, parse_envelope
 from adyton.pfile.nodes import NodeReader
@@ -117,7 +117,7 @@ def _unreadable(backing: Backing, envelope: Envelope, *, recover: bool) -> Integ
 
 
 def _check_host_size(state: State) -> None:
-    needed, size = tree.host_size(state.metadata.size), state.backing.size()
+    needed, size = geometry.host_size(state.metadata.size), state.backing.size()
     if size % NODE_BYTES or size < needed:
         raise IntegrityError(
             f"{state.backing.name}: {size} bytes on the host, where its content takes {needed}",
@@ -178,7 +178,7 @@ def _state_before(
             return None
         if not _explains(envelope, metadata, before, old, path):
             return None
-        nodes = tree.host_nodes(old.size)
+        nodes = geometry.host_nodes(old.size)
         places = {node: place for node, place in undo.places.items() if node < nodes}
         overlay = Overlay(backing, log, places, node_bytes=NODE_BYTES, size=nodes * NODE_BYTES)
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from adyton.vfs._reads import Shortcut
-    from adyton.vfs.pulse import Pulse
+    from adyton.vfs.storage_watchdog import Pulse
 
 try:
     from adyton.vfs import _reads

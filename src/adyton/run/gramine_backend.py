@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from adyton.errors import BadSignature, ManifestError, NoDevice, RunError
 from adyton.manifest.document import parse_document, write_document
-from adyton.manifest.gramine import CA_PATH, Facts, Rendering, render_for_gramine
+from adyton.manifest.gramine_manifest import CA_PATH, Facts, Rendering, render_for_gramine
 from adyton.manifest.host import Installation, find_gramine
 from adyton.manifest.model import MAX_MANIFEST_BYTES, Manifest, TrustedFile, parse_manifest
 from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, mrenclave, parse_pal
