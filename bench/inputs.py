@@ -18,7 +18,7 @@ from pathlib import Path
 from adyton.pfile import geometry, seal
 from adyton.pfile.layout import DATA_SLOTS, NODE_BYTES, SLOT_BYTES, Metadata
 from adyton.pfile.paths import path_bytes
-from adyton.run import namespace
+from adyton.runtime import namespace
 from adyton.storage.files import encrypt_file
 from adyton.values import Key128
 from adyton.vfs.owner import Owner

@@ -25,7 +25,7 @@ from adyton.manifest.document import write_document
 from adyton.manifest.final import finish
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import Area, Layout, measure
-from adyton.run.identity import runtime_identity
+from adyton.runtime.identity import runtime_identity
 
 FILES = 66_788
 TEMPLATE = (

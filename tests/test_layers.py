@@ -29,8 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keyserver": _PURE | {"collateral", "keystore", "release"},
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
     "vfs": _PURE | {"storage"},
-    "run": _PURE | {"storage", "tee", "vfs", "release"},
-    "cli": _PURE | {"storage", "collateral", "sim", "tee", "keystore", "release", "keyserver", "server", "vfs", "run"},
+    "runtime": _PURE | {"storage", "tee", "vfs", "release"},
+    "cli": _PURE | {"storage", "collateral", "sim", "tee", "keystore", "release", "keyserver", "server", "vfs", "runtime"},
 }
 
 

@@ -1,8 +1,8 @@
 """Write the bill of materials (CycloneDX 1.6, JSON): what Adyton is made of, and what runs beside a protected program.
 
 Three sources: requirements/*.txt for the Python packages and the hashes of the files they may come from; the installed
-environment for what asks for what; and the runtime identity (adyton.run.identity) for the C parts, interpreter, system
-libraries and programs, each with its SHA-256 and, on Debian, its package. The same commit on the same machine gives the
+environment for what asks for what; and the runtime identity (adyton.runtime.identity) for the C parts, interpreter,
+system libraries and programs, each with its SHA-256 and, on Debian, its package. The same commit on the same machine gives the
 same bytes: the time is the commit's (or SOURCE_DATE_EPOCH), the serial number a hash of the content.
 
 Usage: sbom.py [--to FILE]
@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import adyton
-from adyton.run import identity
+from adyton.runtime import identity
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOCKS = ("lock.txt", "torch-cpu.txt", "torch.txt", "cuda.txt")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from adyton.keystore.home import load_key
-from adyton.run import namespace
+from adyton.runtime import namespace
 from demo.canary import Canary, draw, search
 from demo.world import Actor, World
 

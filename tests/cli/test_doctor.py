@@ -91,7 +91,7 @@ def fake_bwrap(folder: Path, status: int, words: str) -> Machine:
 @pytest.fixture
 def own_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial runs as this user, who may read the test's folder."""
-    monkeypatch.setattr("adyton.run.unprivileged.owner", Owner.caller)
+    monkeypatch.setattr("adyton.runtime.unprivileged.owner", Owner.caller)
 
 
 @pytest.mark.usefixtures("own_user")
@@ -125,7 +125,7 @@ def test_sandbox_whose_keeper_gets_no_view_of_its_own_is_missing(
     def refuse() -> str:
         raise SandboxFailed("no private namespace could be made: Permission denied")
 
-    monkeypatch.setattr("adyton.run.namespace.enter", refuse)
+    monkeypatch.setattr("adyton.runtime.namespace.enter", refuse)
     findings = list(doctor_host.sandbox(fake_bwrap(tmp_path, 0, "")))
     assert (findings[1].state, "no private namespace" in findings[1].seen) == ("missing", True)
 
@@ -133,7 +133,7 @@ def test_sandbox_whose_keeper_gets_no_view_of_its_own_is_missing(
 @pytest.mark.usefixtures("own_user")
 def test_sandbox_that_starts_is_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that ends with 0 is enough, and a private view."""
-    monkeypatch.setattr("adyton.run.namespace.enter", str)
+    monkeypatch.setattr("adyton.runtime.namespace.enter", str)
     assert [row.state for row in doctor_host.sandbox(fake_bwrap(tmp_path, 0, ""))] == ["ok", "ok"]
 
 

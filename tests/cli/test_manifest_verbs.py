@@ -13,8 +13,8 @@ import pytest
 
 from adyton.manifest.signature import generate_signer
 from adyton.manifest.signed import read_signed
-from adyton.run.identity import runtime_identity
-from tests.unit.run.test_gramine import libpal, script, write
+from adyton.runtime.identity import runtime_identity
+from tests.unit.runtime.test_gramine import libpal, script, write
 
 TEMPLATE = """
 libos.entrypoint = "/app"

@@ -20,7 +20,7 @@ from adyton.keystore.home import Home
 from adyton.manifest import signature
 from adyton.manifest.measure import combine
 from adyton.manifest.signed import read_signed
-from adyton.run import identity
+from adyton.runtime import identity
 from adyton.sim.machine import simulated_guest
 from adyton.sim.platform import SimPlatform
 from tests.owner_world import RUNTIME_PARTS, now, signer_pem

@@ -31,7 +31,7 @@ NOT_FUZZED: Final = {
     "adyton.sim.pcs_server.parse_listen": "a word of the command line",
     "adyton.server.process.parse_address": "a word of the command line",
     "adyton.keystore.facts.Facts.from_dict": "what the store wrote under a code of its own",
-    "adyton.run.interfaces.parse_mountinfo": "the kernel's own text",
+    "adyton.runtime.interfaces.parse_mountinfo": "the kernel's own text",
     "adyton.release.grants.parse_granted": "takes what parse_answer parsed",
 }
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from adyton.attest.report_data import program_report_data
-from adyton.run import namespace
-from adyton.run.resolver_config import HOSTS, host_name, resolv_conf
+from adyton.runtime import namespace
+from adyton.runtime.resolver_config import HOSTS, host_name, resolv_conf
 from tests import machine
 from tests.mount import world
 
@@ -155,9 +155,9 @@ def test_altered_trusted_file_stops_the_start(folder: Path) -> None:
     spec = world.shell("cat /script", trusted=["script"], mounts=[["chroot", "/script", "file:script"]])
     assert world.run(folder, spec).out == "echo hi"
     from adyton.errors import DigestMismatch
-    from adyton.run.keeper import Delivered
-    from adyton.run.launch import launch
-    from adyton.run.plan import plan
+    from adyton.runtime.keeper import Delivered
+    from adyton.runtime.launch import launch
+    from adyton.runtime.plan import plan
 
     before = os.getcwd()
     os.chdir(folder)
@@ -335,7 +335,7 @@ def test_interrupt_before_the_program_starts_ends_at_once(folder: Path) -> None:
     script = (
         "import sys, json, time\n"
         "from tests.mount import world\n"
-        "from adyton.run.launch import launch\nfrom adyton.run.plan import plan\n"
+        "from adyton.runtime.launch import launch\nfrom adyton.runtime.plan import plan\n"
         "from adyton.errors import ScriptFailed\n"
         "def slow():\n    print('asking', flush=True)\n    time.sleep(60)\n"
         "made = plan(world.manifest(world.shell('exit 0')), read_trusted=lambda e: b'')\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import IntegrityError, MountFailed, WrongPath
-from adyton.run.mounted import unmount
+from adyton.runtime.mounted import unmount
 
 pytestmark = pytest.mark.mount
 

@@ -28,9 +28,9 @@ RUN = """
 import os, pathlib, sys
 from adyton.errors import Error
 from adyton.manifest.model import parse_manifest
-from adyton.run.keeper import Delivered
-from adyton.run.launch import launch
-from adyton.run.plan import plan
+from adyton.runtime.keeper import Delivered
+from adyton.runtime.launch import launch
+from adyton.runtime.plan import plan
 from tests.mount.world import KEY
 try:
     made = plan(parse_manifest(pathlib.Path(sys.argv[1]).read_text()), read_trusted=lambda entry: b"")

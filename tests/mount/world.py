@@ -186,10 +186,10 @@ def snp_report(report_data: bytes) -> bytes:
 
 def main() -> int:
     """Carry out the spec in argv."""
-    from adyton.run.inherited import begin_anew
-    from adyton.run.keeper import Delivered
-    from adyton.run.launch import launch
-    from adyton.run.plan import plan
+    from adyton.runtime.inherited import begin_anew
+    from adyton.runtime.keeper import Delivered
+    from adyton.runtime.launch import launch
+    from adyton.runtime.plan import plan
 
     begin_anew()  # as `adyton run` does
     spec = json.loads(sys.argv[1])

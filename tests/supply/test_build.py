@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adyton.pfile import seal
-from adyton.run import identity
+from adyton.runtime import identity
 from tests.conftest import REPOSITORY
 
 PACKAGE = Path(identity.__file__).parent.parent
@@ -51,7 +51,7 @@ def clone(folder: Path) -> Path:
 
 def identity_in(folder: Path) -> str:
     """The runtime's identity when Adyton runs from this clone."""
-    code = "from adyton.run.identity import runtime_identity as r; i = r(); print(i.digest, i.parts['adyton'])"
+    code = "from adyton.runtime.identity import runtime_identity as r; i = r(); print(i.digest, i.parts['adyton'])"
     environment = {"PYTHONPATH": str(folder / "src"), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     return done.stdout

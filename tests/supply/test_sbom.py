@@ -16,7 +16,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from adyton.pfile import seal
-from adyton.run import identity
+from adyton.runtime import identity
 from tests.conftest import REPOSITORY
 from tests.supply.locked import read
 

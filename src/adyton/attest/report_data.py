@@ -77,7 +77,7 @@ class ProgramEvidence:
     """What a program gets where it asks for evidence; a program never reaches a source of evidence but through this.
 
     `raw` signs the program's bytes as they are: only where the manifest says so, on a TEE that allows it
-    (`adyton.run.evidence`).
+    (`adyton.runtime.evidence`).
     """
 
     __slots__ = ("_quote", "_raw", "_workload")

@@ -101,7 +101,7 @@ def approve(
     from adyton.keystore.home import actor
     from adyton.manifest.findings import check_tee, not_covered
     from adyton.manifest.signed import read_capped, read_signed
-    from adyton.run.identity import runtime_identity
+    from adyton.runtime.identity import runtime_identity
     from adyton.untrusted import parse_toml
 
     runtime = runtime_identity()
@@ -270,7 +270,7 @@ def _mrenclave(
     from adyton.manifest.host import find_gramine
     from adyton.manifest.model import MAX_MANIFEST_BYTES
     from adyton.manifest.signed import read_capped
-    from adyton.run.gramine_backend import is_rendered_from, measure_for, read_prepared, stem_of
+    from adyton.runtime.gramine_backend import is_rendered_from, measure_for, read_prepared, stem_of
 
     if set(tees) != {"sgx"}:
         raise UsageError(

@@ -63,7 +63,7 @@ def build(
     from adyton.manifest.signature import MAX_PEM_BYTES, load_signer, sign
     from adyton.manifest.signed import decode, read_capped, signed_attributes
     from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
-    from adyton.run.identity import runtime_identity
+    from adyton.runtime.identity import runtime_identity
     from adyton.storage.target import write_whole
     from adyton.tee.source import TEES
 
@@ -114,7 +114,7 @@ def build(
     paths = output / f"{name}.manifest", output / f"{name}.sig"
     prepared = None
     if gramine:
-        from adyton.run.gramine_backend import installed, prepare
+        from adyton.runtime.gramine_backend import installed, prepare
 
         prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_whole)
     write_whole(paths[0], built.manifest_bytes)

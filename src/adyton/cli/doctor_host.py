@@ -105,7 +105,7 @@ def sandbox(machine: Machine) -> Iterator[Finding]:
 
 def _try_bubblewrap(program: str) -> subprocess.CompletedProcess[str]:
     """Start `true` as a run starts a program: as the user that it has, with a /proc of its own, and filtered."""
-    from adyton.run import callfilter, unprivileged
+    from adyton.runtime import callfilter, unprivileged
     from adyton.vfs.owner import Owner
 
     owner = unprivileged.owner()
@@ -133,7 +133,7 @@ def _try_bubblewrap(program: str) -> subprocess.CompletedProcess[str]:
 
 def _private_view() -> str:
     """What keeps this process from a private view of mounts, as a run's keeper has it; empty where nothing does."""
-    from adyton.run import namespace
+    from adyton.runtime import namespace
 
     out, into = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -166,7 +166,7 @@ def _allow_namespaces(machine: Machine) -> str:
 
 def swap(machine: Machine) -> Iterator[Finding]:
     """Unencrypted swap writes plaintext to a disk."""
-    from adyton.run.host import unencrypted_swap
+    from adyton.runtime.host import unencrypted_swap
 
     areas = unencrypted_swap(machine.text("/proc/swaps"), sys=machine.root / "sys")
     if areas:

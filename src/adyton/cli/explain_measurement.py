@@ -38,8 +38,8 @@ def explain_measurement(
     from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, lay_out, measure, parse_pal
     from adyton.manifest.signature import SIGSTRUCT_BYTES, parse_sigstruct
     from adyton.manifest.signed import decode, read_capped, signature_path
-    from adyton.run.gramine_backend import read_prepared, stem_of
-    from adyton.run.identity import runtime_identity
+    from adyton.runtime.gramine_backend import read_prepared, stem_of
+    from adyton.runtime.identity import runtime_identity
     from adyton.values import Measurement
 
     wanted = None if measurement is None else Measurement.from_hex(measurement)

@@ -31,7 +31,7 @@ def mount(
     """
     from adyton.cli.key_option import choose_key
     from adyton.cli.output import note
-    from adyton.run.mounted import mount as start
+    from adyton.runtime.mounted import mount as start
 
     start(
         source,

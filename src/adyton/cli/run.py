@@ -18,9 +18,9 @@ from adyton.errors import ScriptFailed, UsageError
 if TYPE_CHECKING:
     from adyton.manifest.model import TrustedFile
     from adyton.release.client import GrantInfo
-    from adyton.run.keeper import Delivered
-    from adyton.run.launch import Ended
-    from adyton.run.plan import LogPlan
+    from adyton.runtime.keeper import Delivered
+    from adyton.runtime.launch import Ended
+    from adyton.runtime.plan import LogPlan
 
 _WITH_VALUE: Final = {
     "--tee": "tee",
@@ -82,7 +82,7 @@ class _App:
     """The verb as `cli.main` calls it: by hand where that will do, else through Typer."""
 
     def __call__(self, *, args: Sequence[str], prog_name: str) -> None:
-        from adyton.run.inherited import begin_anew
+        from adyton.runtime.inherited import begin_anew
 
         begin_anew()
         request = parse(args)
@@ -102,11 +102,11 @@ def run(request: Request) -> None:
     from adyton.cli.output import note, say_json
     from adyton.manifest.findings import check_tee
     from adyton.manifest.signed import read_signed
-    from adyton.run import sandbox
-    from adyton.run.evidence import program_evidence
-    from adyton.run.identity import runtime_identity
-    from adyton.run.launch import launch
-    from adyton.run.plan import plan
+    from adyton.runtime import sandbox
+    from adyton.runtime.evidence import program_evidence
+    from adyton.runtime.identity import runtime_identity
+    from adyton.runtime.launch import launch
+    from adyton.runtime.plan import plan
     from adyton.vfs.stage import read_verified
 
     if request.tee is None:
@@ -141,7 +141,7 @@ def run(request: Request) -> None:
 
     def obtain() -> Delivered:
         from adyton.release.client import obtain_keys
-        from adyton.run.keeper import Delivered
+        from adyton.runtime.keeper import Delivered
 
         if not made.key_names and not made.secrets:
             return Delivered({})
@@ -259,7 +259,7 @@ def _run_under_gramine(request: Request, signed: Any) -> None:
     """Hand over to Gramine: in an enclave, or (gramine-direct) to rehearse with the keys of the owner's own store."""
     from adyton.cli.key_option import default_home
     from adyton.cli.output import note
-    from adyton.run import gramine_backend
+    from adyton.runtime import gramine_backend
 
     def tell(text: str) -> None:
         note(f"adyton: {text}")

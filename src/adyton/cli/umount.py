@@ -15,6 +15,6 @@ def umount(
     target: Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where `adyton mount` mounted.")],
 ) -> None:
     """Unmount MOUNTPOINT; returns once every file is flushed to the encrypted folder."""
-    from adyton.run.mounted import unmount
+    from adyton.runtime.mounted import unmount
 
     unmount(target)

@@ -18,7 +18,7 @@ from adyton.collateral.store import CollateralStore
 from adyton.keystore.approval import Approval, StoredApproval
 from adyton.manifest.measure import combine
 from adyton.manifest.signed import SignedManifest
-from adyton.run import identity
+from adyton.runtime import identity
 from adyton.server.dashboard.serve import DashboardThread, password_of
 from tests.owner_world import RUNTIME_PARTS, World, make_world
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.run.calls import NUMBERS
+from adyton.runtime.calls import NUMBERS
 from tests.faults.program.inside import report
 
 pytestmark = [

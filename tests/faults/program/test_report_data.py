@@ -23,7 +23,7 @@ from adyton.collateral.verifier import Verified
 from adyton.keyserver.service import Answer, KeyService
 from adyton.manifest.signed import SignedManifest
 from adyton.release.messages import EnclaveKey, ReleaseRequest
-from adyton.run.evidence import program_evidence
+from adyton.runtime.evidence import program_evidence
 from adyton.server.process import server_identity
 from adyton.values import Measurement
 from tests.amd_factory import LAUNCH, NOW, SNPScenario

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton import errors
 from adyton.errors import Error, MountFailed, SandboxFailed
-from adyton.run import callfilter, host, namespace, proc, resolver_config, sandbox, unprivileged
-from adyton.run.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
-from adyton.run.log import EncryptedLog
-from adyton.run.plan import EncryptedMount, Plan
-from adyton.run.root import Root
-from adyton.run.signals import PASSED_ON
-from adyton.run.staging_plan import Division, divide
+from adyton.runtime import callfilter, host, namespace, proc, resolver_config, sandbox, unprivileged
+from adyton.runtime.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
+from adyton.runtime.log import EncryptedLog
+from adyton.runtime.plan import EncryptedMount, Plan
+from adyton.runtime.root import Root
+from adyton.runtime.signals import PASSED_ON
+from adyton.runtime.staging_plan import Division, divide
 from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner

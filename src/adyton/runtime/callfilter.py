@@ -14,8 +14,8 @@ import errno
 from typing import Final
 
 from adyton.errors import SandboxFailed
-from adyton.run.bpf import Fragment, answer, encode, if_any_bit, if_at_least, if_equal, if_one_of, keep_bits, load
-from adyton.run.calls import NUMBERS
+from adyton.runtime.bpf import Fragment, answer, encode, if_any_bit, if_at_least, if_equal, if_one_of, keep_bits, load
+from adyton.runtime.calls import NUMBERS
 
 ALLOW: Final = 0x7FFF0000
 KILL: Final = 0x80000000

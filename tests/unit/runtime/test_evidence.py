@@ -9,7 +9,7 @@ from adyton.attest.report_data import program_report_data
 from adyton.attest.snp import SNPReport
 from adyton.errors import MalformedManifest
 from adyton.manifest.model import parse_manifest
-from adyton.run.evidence import program_evidence
+from adyton.runtime.evidence import program_evidence
 from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
 

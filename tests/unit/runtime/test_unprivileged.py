@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import SandboxFailed
-from adyton.run import inherited, proc
-from adyton.run.unprivileged import PREFERRED, _mapped, choose
+from adyton.runtime import inherited, proc
+from adyton.runtime.unprivileged import PREFERRED, _mapped, choose
 from adyton.vfs.owner import Owner
 
 EVERYONE = [(0, (1 << 32) - 1)]

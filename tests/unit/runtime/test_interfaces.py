@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adyton.run.interfaces import MountRow, interfaces, parse_mountinfo
+from adyton.runtime.interfaces import MountRow, interfaces, parse_mountinfo
 
 INFO = r"""21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 22 21 0:19 / /proc rw,relatime shared:5 - proc proc rw

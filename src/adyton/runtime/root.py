@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from adyton.errors import MountFailed
-from adyton.run import launcher, namespace, resolver_config, sandbox
-from adyton.run.interfaces import interfaces, parse_mountinfo
-from adyton.run.plan import Plan
+from adyton.runtime import launcher, namespace, resolver_config, sandbox
+from adyton.runtime.interfaces import interfaces, parse_mountinfo
+from adyton.runtime.plan import Plan
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import FIXED_TIME_S
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import SandboxFailed
-from adyton.run import bpf
-from adyton.run.callfilter import ABSENT, ALLOW, ARCHITECTURES, KILL, ON_HOST_FILES, REFUSED, program
-from adyton.run.calls import NUMBERS
+from adyton.runtime import bpf
+from adyton.runtime.callfilter import ABSENT, ALLOW, ARCHITECTURES, KILL, ON_HOST_FILES, REFUSED, program
+from adyton.runtime.calls import NUMBERS
 
 MACHINES = list(NUMBERS)
 OTHER_ARCHITECTURES = {"i386": 0x40000003, "arm": 0x40000028, "none": 0, "big endian": 0x000000B7}

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from adyton.errors import SandboxFailed
-from adyton.run import inherited
-from adyton.run.resolver_config import DEFAULT_HOST_NAME
+from adyton.runtime import inherited
+from adyton.runtime.resolver_config import DEFAULT_HOST_NAME
 from adyton.vfs.owner import Owner
 
 LAUNCHER: Final = "/sys/adyton-exec"

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from adyton import errors
 from adyton.errors import Error, RunError, ScriptFailed
-from adyton.run import host, inherited, sandbox
-from adyton.run.keeper import Delivered, Interrupted, Keeper
-from adyton.run.plan import Plan
-from adyton.run.signals import PASSED_ON, pass_on
+from adyton.runtime import host, inherited, sandbox
+from adyton.runtime.keeper import Delivered, Interrupted, Keeper
+from adyton.runtime.plan import Plan
+from adyton.runtime.signals import PASSED_ON, pass_on
 from adyton.vfs import syscalls
 
 if TYPE_CHECKING:

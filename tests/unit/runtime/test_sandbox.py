@@ -11,10 +11,10 @@ import pytest
 
 from adyton.cli.run import parse
 from adyton.errors import SandboxFailed
-from adyton.run import launcher, sandbox
-from adyton.run.plan import EncryptedMount, Plan
-from adyton.run.root import elf_interpreter
-from adyton.run.staging_plan import divide
+from adyton.runtime import launcher, sandbox
+from adyton.runtime.plan import EncryptedMount, Plan
+from adyton.runtime.root import elf_interpreter
+from adyton.runtime.staging_plan import divide
 from adyton.values import Digest
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import StagedFile

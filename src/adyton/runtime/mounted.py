@@ -23,7 +23,7 @@ from adyton import errors
 from adyton.errors import Error, MountFailed, WrongPath
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from adyton.pfile.paths import normalise
-from adyton.run.host import allow_many_files, harden_process, lock_memory
+from adyton.runtime.host import allow_many_files, harden_process, lock_memory
 from adyton.values import Key128
 from adyton.vfs import syscalls
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adyton.run.resolver_config import DEFAULT_HOST_NAME, MAX_LINES, host_name, resolv_conf
+from adyton.runtime.resolver_config import DEFAULT_HOST_NAME, MAX_LINES, host_name, resolv_conf
 
 
 def test_resolv_conf_keeps_what_resolvers_read() -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import Error, MountFailed
-from adyton.run import host
-from adyton.run.plan import EncryptedMount
-from adyton.run.signals import PASSED_ON
+from adyton.runtime import host
+from adyton.runtime.plan import EncryptedMount
+from adyton.runtime.signals import PASSED_ON
 from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner

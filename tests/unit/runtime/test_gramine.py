@@ -20,7 +20,7 @@ from adyton.manifest.host import find_gramine
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import mrenclave, parse_pal
 from adyton.manifest.signature import generate_signer, load_signer, parse_sigstruct
-from adyton.run import gramine_backend
+from adyton.runtime import gramine_backend
 from adyton.tee.machine import Machine
 from adyton.values import Key128
 

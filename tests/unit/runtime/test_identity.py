@@ -16,8 +16,8 @@ import pytest
 from adyton import elf
 from adyton.errors import NoDevice
 from adyton.manifest.measure import RUNTIME_LABEL, combine
-from adyton.run import identity
-from adyton.run.identity import PACKAGES, runtime_identity
+from adyton.runtime import identity
+from adyton.runtime.identity import PACKAGES, runtime_identity
 from adyton.values import Digest
 from tests.mount import world
 
@@ -25,16 +25,16 @@ PACKAGE = Path(identity.__file__).parent.parent
 
 RUN_MODULES = """
 import sys
-import adyton.cli.main, adyton.cli.run, adyton.run.launch, adyton.run.plan
+import adyton.cli.main, adyton.cli.run, adyton.runtime.launch, adyton.runtime.plan
 import adyton.release.client, adyton.release.secret_provisioning
 import adyton.sim.platform, adyton.tee.opener, adyton.vfs.fuse, adyton.vfs.encrypted, adyton.vfs.attestation
-import adyton.manifest.signed, adyton.storage.files, adyton.run.log, adyton.run.launcher, adyton.run.sandbox
+import adyton.manifest.signed, adyton.storage.files, adyton.runtime.log, adyton.runtime.launcher, adyton.runtime.sandbox
 """
 
 
 def of_copy(folder: Path) -> str:
     """The identity that Adyton computes when it runs from a copy of its package."""
-    code = "from adyton.run.identity import runtime_identity; print(runtime_identity().digest)"
+    code = "from adyton.runtime.identity import runtime_identity; print(runtime_identity().digest)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -162,7 +162,7 @@ def test_identity_of_a_copy_elsewhere_is_the_same(copy: Path) -> None:
         "pfile/gcm.c",
         "pfile/gcm.h",
         "vfs/_reads.c",
-        "run/identity.py",
+        "runtime/identity.py",
         "cli/run.py",
         "manifest/new_module.py",
     ],

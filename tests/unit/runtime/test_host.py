@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import SandboxFailed
-from adyton.run.host import allow_many_files, check_core_pattern, check_swap, harden_process, unencrypted_swap
+from adyton.runtime.host import allow_many_files, check_core_pattern, check_swap, harden_process, unencrypted_swap
 
 HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from adyton.errors import SandboxFailed
-from adyton.run import host, keeper, launch
+from adyton.runtime import host, keeper, launch
 
 
 class _Deaf:
