@@ -26,7 +26,7 @@ from adyton.attest.policy import Policy
 from adyton.attest.roots import TrustRoots
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote
-from tests.evidence_factory import MRENCLAVE, Scenario
+from tests.support.evidence_factory import MRENCLAVE, Scenario
 
 VECTORS = Path(__file__).parent.parent.parent / "shared" / "vectors" / "evidence"
 

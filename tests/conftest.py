@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.plain_reports"]
+pytest_plugins = ["tests.support.plain_reports"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     # Started in the background of a script, where the shell ignores Ctrl-C: what the tests start must not inherit that.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.machine import REPOSITORY
+from tests.support.machine import REPOSITORY
 
 REENTERED = (
     """
@@ -54,7 +54,17 @@ def test_after_it():
 def test_failure_whose_source_cannot_be_parsed_is_reported(tmp_path: Path, source: str, failed: int) -> None:
     """It fails with its own message and places, and the next test runs: SystemError forced, and as CPython makes it."""
     (tmp_path / "test_it.py").write_text(source)
-    words = [sys.executable, "-m", "pytest", "-p", "tests.plain_reports", "-p", "no:cacheprovider", "-q", "test_it.py"]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.support.plain_reports",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "test_it.py",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTEST_ADDOPTS": ""}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert "INTERNALERROR" not in done.stdout + done.stderr

@@ -2,10 +2,9 @@
 
 Three sources: requirements/*.txt for the Python packages and the hashes of the files they may come from; the installed
 environment for what asks for what; and the runtime identity (adyton.runtime.identity) for the C parts, interpreter,
-system libraries and programs, each with its SHA-256 and, on Debian, its package. The same commit on the same machine gives the
-same bytes: the time is the commit's (or SOURCE_DATE_EPOCH), the serial number a hash of the content.
-
-Usage: sbom.py [--to FILE]
+system libraries and programs, each with its SHA-256 and, on Debian, its package. The same commit on the same machine
+gives the same bytes: the time is the commit's (or SOURCE_DATE_EPOCH), the serial number a hash of the content. Usage:
+sbom.py [--to FILE]
 """
 
 from __future__ import annotations

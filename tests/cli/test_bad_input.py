@@ -30,8 +30,8 @@ from adyton.errors import (
     UnknownKey,
     UsageError,
 )
-from tests import machine
 from tests.cli.chain import KEY, NOTES, Chain, Place, adopting_orphans, nothing_left
+from tests.support import machine
 
 pytestmark = pytest.mark.mount
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="a machine that lacks something is made as root")

@@ -27,7 +27,7 @@ from adyton.sim.machine import Shape
 from adyton.sim.pcs_server import application
 from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
-from tests.unit.net.servers import self_signed, serving
+from tests.support.servers import self_signed, serving
 
 
 @pytest.fixture(autouse=True)

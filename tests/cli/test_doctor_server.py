@@ -13,7 +13,7 @@ from adyton.keystore.backup import back_up
 from adyton.keystore.certificates import Credential, make_server
 from adyton.tee.machine import Machine
 from adyton.values import Finding
-from tests.owner_world import World, make_world, now
+from tests.support.owner_world import World, make_world, now
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from adyton.manifest.signature import generate_signer
 from adyton.manifest.signed import read_signed
 from adyton.runtime.identity import runtime_identity
-from tests.unit.runtime.test_gramine import libpal, script, write
+from tests.unit.runtime.test_gramine_backend import libpal, script, write
 
 TEMPLATE = """
 libos.entrypoint = "/app"
@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signer: bytes) -> Pat
     home = tmp_path / "home"
     home.mkdir()
     (home / "signer.pem").write_bytes(signer)
-    shutil.copy(Path(__file__).parent.parent / "unit" / "run" / "owner-ca.pem", home / "ca.crt")
+    shutil.copy(Path(__file__).parent.parent / "support" / "owner-ca.pem", home / "ca.crt")
     (tmp_path / "app").write_text("program")
     (tmp_path / "app.manifest.template").write_text(TEMPLATE)
     monkeypatch.setenv("ADYTON_HOME", str(home))

@@ -23,7 +23,7 @@ from adyton.manifest.signed import read_signed
 from adyton.runtime import identity
 from adyton.sim.machine import simulated_guest
 from adyton.sim.platform import SimPlatform
-from tests.owner_world import RUNTIME_PARTS, now, signer_pem
+from tests.support.owner_world import RUNTIME_PARTS, now, signer_pem
 
 ROOT = "sim:" + "0" * 64
 Run = Callable[..., tuple[int, str, str]]

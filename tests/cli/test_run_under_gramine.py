@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.runtime.test_gramine import libpal, script, write
+from tests.unit.runtime.test_gramine_backend import libpal, script, write
 
 TEMPLATE = """
 libos.entrypoint = "/usr/bin/app"

@@ -20,8 +20,8 @@ from adyton.collateral.store import CollateralStore
 from adyton.errors import AppraisalFailed, BadChain, FetchFailed, MalformedQuote, Stale, StorageFailed
 from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
-from tests.amd_factory import SNPScenario
-from tests.evidence_factory import LONG, MRENCLAVE, NOW, REPORT_DATA, Scenario
+from tests.support.amd_factory import SNPScenario
+from tests.support.evidence_factory import LONG, MRENCLAVE, NOW, REPORT_DATA, Scenario
 
 AT = str(int(NOW.timestamp()))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.machine import REPOSITORY
+from tests.support.machine import REPOSITORY
 
 
 def set_up(folder: Path, purpose: str = "", **programs: str) -> subprocess.CompletedProcess[str]:

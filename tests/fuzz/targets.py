@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 KEY: Final = Key128(bytes(range(16)))
 
-OWNER_CA: Final = (Path(__file__).parent.parent / "unit" / "run" / "owner-ca.pem").read_text(encoding="ascii")
+OWNER_CA: Final = (Path(__file__).parent.parent / "support" / "owner-ca.pem").read_text(encoding="ascii")
 MANIFEST: Final = """
 libos.entrypoint = "/app"
 loader.argv = ["app", "x"]
@@ -273,7 +273,7 @@ def _release() -> dict[str, Target]:
                 target = function
             else:
                 continue  # takes what another parser made
-            found[f"net-{name.removeprefix('parse_')}"] = Target(target, seeds, (f"{module.__name__}.{name}",))
+            found[f"release-{name.removeprefix('parse_')}"] = Target(target, seeds, (f"{module.__name__}.{name}",))
     return found
 
 
@@ -290,7 +290,7 @@ def targets() -> dict[str, Target]:
     block = bytearray(512)
     block[:11], block[124:136], block[156:157] = b"header.json", b"%011o\0" % len(header), b"0"
     checkpoint = json.dumps(Checkpoint(STORE, 1, bytes(32), 1, bytes(64)).to_dict()).encode()
-    m, k = "adyton.manifest", "adyton.keyserver"
+    m, k = "adyton.manifest", "adyton.keystore"
     return {
         **{
             f"attest-{name}": Target(parse, (raw,), ATTEST_COVERS.get(name, ()))
@@ -350,12 +350,12 @@ def targets() -> dict[str, Target]:
         "approval": Target(
             lambda raw: Approval.from_dict(parse_json_object(raw, what="approval")),
             (json.dumps(APPROVAL).encode(),),
-            (f"{k}.policy.Approval.from_dict",),
+            (f"{k}.approval.Approval.from_dict",),
         ),
         "approval-time": Target(
             _text(lambda text: parse_time(text, "time")),
             (b"2030-01-01T00:00:00Z", b"2030-01-01"),
-            (f"{k}.policy.parse_time",),
+            (f"{k}.approval.parse_time",),
         ),
         "guest-image": Target(
             lambda raw: parse_guest(parse_json(raw, what="guest image")),
@@ -365,20 +365,20 @@ def targets() -> dict[str, Target]:
         "dashboard-form": Target(
             _form, (b"csrf=a&allow=debug&allow=any-version", b"app=%C3%A9&version=v+1"), (f"{_D}.requests.parse_form",)
         ),
-        "config": Target(_text(Config.parse), (CONFIG.encode(),), (f"{k}.owner.Config.parse",)),
+        "config": Target(_text(Config.parse), (CONFIG.encode(),), (f"{k}.home.Config.parse",)),
         "export": Target(
-            lambda raw: read_export(io.BytesIO(raw)), (_export(_entries(2), 2),), (f"{k}.export.read_export",)
+            lambda raw: read_export(io.BytesIO(raw)), (_export(_entries(2), 2),), (f"{k}.audit_export.read_export",)
         ),
         "checkpoint": Target(
             lambda raw: checkpoints_of(raw, "checkpoint"),
             (checkpoint, b'{"grants": [{"checkpoint": ' + checkpoint + b"}]}"),
-            (f"{k}.export.checkpoints_of", f"{k}.audit.Checkpoint.from_dict"),
+            (f"{k}.audit_export.checkpoints_of", f"{k}.audit.Checkpoint.from_dict"),
         ),
         "backup-header": Target(parse_header, (bytes(block) + header,), (f"{k}.backup_header.parse_header",)),
         "recovery-share": Target(
             _text(parse_share),
             _shares,
-            (f"{k}.shares.parse_share",),
+            (f"{k}.backup_shares.parse_share",),
         ),
         "collateral-bundle": Target(
             _documents, lambda: (_platform()[3],), ("adyton.collateral.documents.parse_bundle",)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import machine
 from tests.mount.served import Served, serve
+from tests.support import machine
 
 
 @pytest.fixture(autouse=True)

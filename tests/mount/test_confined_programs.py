@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from demo.canary import draw, search
-from tests import machine
 from tests.mount.java_class import copying_class
 from tests.mount.test_proposed import Program, build, run_proposed
 from tests.mount.world import decrypt
+from tests.support import machine
 
 pytestmark = [
     pytest.mark.mount,

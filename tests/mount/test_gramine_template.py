@@ -12,9 +12,9 @@ import pytest
 from adyton.manifest.final import finish
 from adyton.manifest.host import host_facts, multiarch_libdir
 from adyton.manifest.template import render
-from tests import machine
 from tests.mount.test_proposed import RUN
 from tests.mount.world import REPOSITORY, decrypt, encrypt
+from tests.support import machine
 
 PYTHON = machine.SYSTEM_PYTHON
 LIBRARY = f"/usr/lib/{Path(PYTHON).name}"

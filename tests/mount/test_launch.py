@@ -18,8 +18,8 @@ import pytest
 from adyton.attest.report_data import program_report_data
 from adyton.runtime import namespace
 from adyton.runtime.resolver_config import HOSTS, host_name, resolv_conf
-from tests import machine
 from tests.mount import world
+from tests.support import machine
 
 pytestmark = pytest.mark.mount
 

@@ -24,7 +24,7 @@ from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.storage.files import encrypt_file
 from adyton.values import Digest, Key128, Measurement
-from tests import machine
+from tests.support import machine
 
 KEY = Key128(bytes(range(16)))
 WORKLOAD = Measurement(bytes(range(32)))
@@ -177,7 +177,7 @@ def decrypt(folder: Path, name: str) -> bytes:
 
 def snp_report(report_data: bytes) -> bytes:
     """What the test AMD's chip signs for the guest that runs here."""
-    from tests.amd_factory import SNPScenario
+    from tests.support.amd_factory import SNPScenario
 
     scenario = SNPScenario()
     scenario.fields["report_data"] = report_data

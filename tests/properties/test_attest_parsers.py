@@ -23,8 +23,8 @@ from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
 from adyton.attest.token import verify_token
 from adyton.errors import Error
-from tests.amd_factory import SNPScenario
-from tests.evidence_factory import FMSPC, Scenario, key, sgx_extension
+from tests.support.amd_factory import SNPScenario
+from tests.support.evidence_factory import FMSPC, Scenario, key, sgx_extension
 
 SLOW_S = 0.5
 

@@ -13,8 +13,8 @@ from adyton.pfile import seal
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import NODE_BYTES
 from adyton.values import Key128
-from tests.disks import FillingDisk
-from tests.recorder import Recorder, recording
+from tests.support.disks import FillingDisk
+from tests.support.recorder import Recorder, recording
 from tests.vectors.pfile import second
 
 EDGES = (0, 1, 3071, 3072, 3073, 7167, 7168, 7169, 396_287, 396_288, 396_289, 400_385)

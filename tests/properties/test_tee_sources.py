@@ -13,7 +13,7 @@ from adyton.errors import Unavailable
 from adyton.sim.pcs_server import answer
 from adyton.sim.platform import SimPlatform
 from adyton.tee.configfs_tsm import ConfigfsTSM
-from tests.unit.tee.kernel_double import TSM, Instance
+from tests.support.kernel_double import TSM, Instance
 
 FAST = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 OURS = b"\xaa" * 64

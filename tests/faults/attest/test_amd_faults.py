@@ -13,8 +13,8 @@ from adyton.attest.checks import Checks
 from adyton.attest.report import VerifiedReport
 from adyton.attest.snp import TCBVersion
 from adyton.errors import BadChain, EvidenceError, MalformedQuote, Mismatch, Revoked, Stale
-from tests.amd_factory import LONG, NOW, BuiltReport, SNPScenario
 from tests.faults.attest.test_dcap_faults import disable
+from tests.support.amd_factory import LONG, NOW, BuiltReport, SNPScenario
 
 PAST = (LONG[0], NOW - timedelta(seconds=1))
 FUTURE = (NOW + timedelta(seconds=1), LONG[1])

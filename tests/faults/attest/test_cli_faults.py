@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from adyton.cli.main import main
-from tests.evidence_factory import MRENCLAVE, NOW, Scenario
 from tests.faults.attest.test_dcap_faults import FAULTS, Fault
+from tests.support.evidence_factory import MRENCLAVE, NOW, Scenario
 
 
 def _judge(folder: Path, fault: Fault | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, object]]:

@@ -16,7 +16,7 @@ from adyton.attest import dcap, sgx, tdx
 from adyton.attest.checks import Checks
 from adyton.attest.report import VerifiedReport
 from adyton.errors import BadChain, EvidenceError, MalformedQuote, Mismatch, Revoked, Stale
-from tests.evidence_factory import LONG, MONTH, NOW, Built, Cert, Scenario, Window, pem, stamp
+from tests.support.evidence_factory import LONG, MONTH, NOW, Built, Cert, Scenario, Window, pem, stamp
 
 PAST: Window = (LONG[0], NOW - timedelta(seconds=1))
 FUTURE: Window = (NOW + timedelta(seconds=1), LONG[1])

@@ -15,7 +15,7 @@ import pytest
 from adyton.attest import quote as quote_module
 from adyton.attest.evidence import parse_evidence
 from adyton.errors import MalformedQuote
-from tests.evidence_factory import Scenario
+from tests.support.evidence_factory import Scenario
 
 Spoil = Callable[[bytearray], None]
 

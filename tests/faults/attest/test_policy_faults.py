@@ -16,8 +16,8 @@ from adyton.attest.policy import Policy
 from adyton.attest.report import VerifiedReport
 from adyton.attest.snp import SNPReport
 from adyton.errors import AppraisalFailed
-from tests.amd_factory import LAUNCH, SNPScenario
-from tests.evidence_factory import MRENCLAVE, MRSIGNER, NOW, REPORT_DATA, Scenario, level
+from tests.support.amd_factory import LAUNCH, SNPScenario
+from tests.support.evidence_factory import MRENCLAVE, MRSIGNER, NOW, REPORT_DATA, Scenario, level
 
 OTHER32, OTHER48 = "11" * 32, "11" * 48
 MIN_TCB = {"Milan": {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219}}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.owner_world import World, make_world
+from tests.support.owner_world import World, make_world
 
 
 @pytest.fixture

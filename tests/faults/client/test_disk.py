@@ -32,8 +32,8 @@ from adyton.manifest.measure import combine
 from adyton.manifest.signed import SignedManifest
 from adyton.release.messages import EnclaveKey, Refusal, ReleaseRequest
 from adyton.server.process import server_identity
-from tests.owner_world import RUNTIME_PARTS, World, now
-from tests.unit.net.by_hand import Logged, entries, wait_until
+from tests.support.owner_world import RUNTIME_PARTS, World, now
+from tests.support.release_by_hand import Logged, entries, wait_until
 
 DAY_MS = 86_400_000
 PER_ENTRY_BYTES = 1024

@@ -30,8 +30,8 @@ from adyton.release.messages import (
 from adyton.release.wire import PROTOCOL
 from adyton.server.process import server_identity
 from adyton.server.protocols import BEAT_S, MAX_BEATS, until_beat
-from tests.owner_world import RUNTIME_PARTS, World, make_world, now, running
-from tests.unit.net.by_hand import credential, entries, explanation, https, post, provision, reason, wait_until
+from tests.support.owner_world import RUNTIME_PARTS, World, make_world, now, running
+from tests.support.release_by_hand import credential, entries, explanation, https, post, provision, reason, wait_until
 
 
 def nothing(_world: World, _signed: SignedManifest) -> None:

@@ -33,9 +33,9 @@ from adyton.release.messages import ReleaseRequest, ServerIdentity, parse_answer
 from adyton.release.tls import server_context
 from adyton.release.wire import PROTOCOL
 from adyton.server.process import server_identity
-from tests.owner_world import RA_TLS, Running, World, make_world, now, running
-from tests.unit.net.by_hand import entries, obtain
-from tests.unit.net.servers import raw_server
+from tests.support.owner_world import RA_TLS, Running, World, make_world, now, running
+from tests.support.release_by_hand import entries, obtain
+from tests.support.servers import raw_server
 
 Sign = Callable[[Any, bytes, ReleaseRequest, ServerIdentity, Terms], Granted]
 

@@ -44,8 +44,8 @@ from adyton.release.wire import PROTOCOL, parse_object
 from adyton.server.listener import Limits
 from adyton.server.process import server_identity
 from adyton.values import Digest
-from tests.owner_world import RUNTIME_PARTS, Running, World, running
-from tests.unit.net.by_hand import answer, entries, get, https, post, wait_until
+from tests.support.owner_world import RUNTIME_PARTS, Running, World, running
+from tests.support.release_by_hand import answer, entries, get, https, post, wait_until
 
 PATIENCE_S = 300
 LIMITS = Limits(request_timeout_s=PATIENCE_S, idle_timeout_s=PATIENCE_S, connection_timeout_s=3 * PATIENCE_S)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.database.writer import Writer
-from tests.owner_world import World, make_world
-from tests.postgres import postgres, programs
+from tests.support.owner_world import World, make_world
+from tests.support.postgres import postgres, programs
 
 
 @pytest.fixture(scope="session")

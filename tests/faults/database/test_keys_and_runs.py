@@ -10,7 +10,7 @@ from adyton.keystore import schema
 from adyton.keystore.reader import KEY, SECRET
 from adyton.release.client import obtain_keys
 from tests.faults.database.writer import Writer, denied, is_named, list_keys, opened, release, releases_nothing, verify
-from tests.owner_world import World, running
+from tests.support.owner_world import World, running
 
 NEWER = b"n" * 16
 

@@ -14,7 +14,7 @@ from adyton.keystore.backup import back_up, restore
 from adyton.keystore.facts import DATA_KEY_ROTATED, KEY_ADDED, POLICY, RECORD_SIGNED
 from adyton.keystore.home import Home, rotate_master_file
 from tests.faults.database.writer import REFUSED, Writer, is_named, opened, revoke, verify
-from tests.owner_world import World
+from tests.support.owner_world import World
 
 
 def made_older(world: World, writer: Writer) -> bytes:

@@ -22,7 +22,7 @@ from tests.faults.database.writer import (
     revoke,
     verify,
 )
-from tests.owner_world import World, running
+from tests.support.owner_world import World, running
 
 
 def newest(writer: Writer) -> dict[str, Any]:

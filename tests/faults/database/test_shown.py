@@ -24,7 +24,7 @@ from adyton.release.client import obtain_keys
 from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.values import Measurement
 from tests.faults.database.writer import Writer, is_named, list_approvals, opened, release, verify
-from tests.owner_world import RUNTIME_PARTS, World, make_world, running
+from tests.support.owner_world import RUNTIME_PARTS, World, make_world, running
 
 NOT_READ = ("created_at", "added_at", "changed_at")
 """Columns that nothing reads: the record says when it was."""

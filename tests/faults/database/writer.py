@@ -17,7 +17,7 @@ from adyton.keystore.approval import REVOKED
 from adyton.keystore.store import Store
 from adyton.manifest.signed import SignedManifest
 from adyton.release.client import obtain_keys
-from tests.owner_world import Running, World
+from tests.support.owner_world import Running, World
 
 Rows = dict[str, list[dict[str, Any]]]
 REFUSED = (StoreError, AuditError)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import machine
 from tests.faults.host.storage import Storage
 from tests.mount.served import Served, serve
+from tests.support import machine
 
 
 @pytest.fixture

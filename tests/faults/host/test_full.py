@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import Error
-from tests import machine
 from tests.faults.host.attacks import IN_TIME_S, fails, forget
 from tests.faults.host.running import START_S, Running
 from tests.mount import world
 from tests.mount.served import Served, serve
+from tests.support import machine
 
 pytestmark = pytest.mark.mount
 

@@ -15,8 +15,8 @@ from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.server.process import server_identity
 from adyton.sim.machine import SimEnclave, simulated_guest
 from adyton.values import Measurement
-from tests.owner_world import World, make_world
-from tests.unit.net.by_hand import reason
+from tests.support.owner_world import World, make_world
+from tests.support.release_by_hand import reason
 
 
 @pytest.fixture

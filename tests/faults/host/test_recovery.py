@@ -13,9 +13,9 @@ import pytest
 
 from adyton.errors import Error
 from adyton.pfile.recovery import MAX_RECORDS, RECORD_BYTES
-from tests import machine
 from tests.faults.host.attacks import IN_TIME_S, flip, forget
 from tests.mount.served import Served, serve
+from tests.support import machine
 
 pytestmark = pytest.mark.mount
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import machine
 from tests.faults.host.attacks import IN_TIME_S, fails, flip, forget
 from tests.mount.served import REPOSITORY, Served, serve
+from tests.support import machine
 
 pytestmark = pytest.mark.mount
 

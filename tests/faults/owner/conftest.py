@@ -20,7 +20,7 @@ from adyton.manifest.measure import combine
 from adyton.manifest.signed import SignedManifest
 from adyton.runtime import identity
 from adyton.server.dashboard.serve import DashboardThread, password_of
-from tests.owner_world import RUNTIME_PARTS, World, make_world
+from tests.support.owner_world import RUNTIME_PARTS, World, make_world
 
 PARTS = {name: digest.hex() for name, digest in RUNTIME_PARTS.items()}
 

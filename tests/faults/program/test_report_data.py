@@ -26,10 +26,10 @@ from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.runtime.evidence import program_evidence
 from adyton.server.process import server_identity
 from adyton.values import Measurement
-from tests.amd_factory import LAUNCH, NOW, SNPScenario
 from tests.mount import world as mounts
-from tests.owner_world import World, allow_snp, make_world, now
-from tests.unit.net.by_hand import reason
+from tests.support.amd_factory import LAUNCH, NOW, SNPScenario
+from tests.support.owner_world import World, allow_snp, make_world, now
+from tests.support.release_by_hand import reason
 
 RAW = "[adyton]\ninsecure__raw_report_data = true\n"
 

@@ -16,7 +16,7 @@ from adyton.attest.report import VerifiedReport
 from adyton.attest.roots import TrustRoots
 from adyton.errors import BadChain, Mismatch, Revoked, Stale, UsageError
 from adyton.values import Digest
-from tests.evidence_factory import NOW, Built, Scenario
+from tests.support.evidence_factory import NOW, Built, Scenario
 
 
 def verify(built: Built, cache: dcap.Cache, **changes: Any) -> VerifiedReport:

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 from adyton.attest.certificates import decode_crl, load_p256, parse_certificate, parse_chain, parse_crl, split_pem
 from adyton.errors import MalformedQuote
-from tests.amd_factory import SNPScenario
-from tests.evidence_factory import NOW, Revocations, Scenario, key, name, pem
+from tests.support.amd_factory import SNPScenario
+from tests.support.evidence_factory import NOW, Revocations, Scenario, key, name, pem
 
 
 def test_certificate_reads_what_the_library_reads() -> None:
@@ -69,7 +69,7 @@ def test_certificate_with_serial_number_zero_verifies_over_its_own_bytes() -> No
 
 def test_rsa_signature_with_another_scheme_is_not_accepted() -> None:
     """AMD signs with RSA-PSS and SHA-384; PKCS#1 v1.5 under the same key does not count."""
-    from tests.amd_factory import rsa_key
+    from tests.support.amd_factory import rsa_key
 
     builder = x509.CertificateBuilder(
         name("ARK-Milan"), name("ARK-Milan"), rsa_key("ark").public_key(), 1, NOW.replace(year=2020), NOW

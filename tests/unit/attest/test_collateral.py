@@ -11,8 +11,8 @@ import pytest
 from adyton.attest.collateral import AMDCollateral, Collateral, parse_collateral
 from adyton.attest.signed_json import cut_signed
 from adyton.errors import MalformedQuote
-from tests.amd_factory import SNPScenario
-from tests.evidence_factory import Scenario
+from tests.support.amd_factory import SNPScenario
+from tests.support.evidence_factory import Scenario
 
 
 def test_collateral_round_trips_and_is_what_the_peer_reads() -> None:

@@ -15,8 +15,8 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.policy import Policy
 from adyton.attest.token import sign_token, verify_token
 from adyton.errors import BadChain, MalformedQuote, Mismatch, UsageError
-from tests.amd_factory import LAUNCH, SNPScenario
-from tests.evidence_factory import MRENCLAVE, NOW, REPORT_DATA, Scenario, level
+from tests.support.amd_factory import LAUNCH, SNPScenario
+from tests.support.evidence_factory import MRENCLAVE, NOW, REPORT_DATA, Scenario, level
 
 GOOD = {"tees": ["sgx"], "measurements": [MRENCLAVE.hex()]}
 QUESTIONS = (

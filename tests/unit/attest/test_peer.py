@@ -25,7 +25,7 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
 from adyton.errors import Error
-from tests.evidence_factory import Built, Scenario, level, svn_level
+from tests.support.evidence_factory import Built, Scenario, level, svn_level
 
 POLICY_THERE = (
     "Debug mode",

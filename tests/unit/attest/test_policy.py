@@ -16,7 +16,7 @@ from adyton.attest.snp import TCBVersion
 from adyton.attest.status import TCBStatus
 from adyton.errors import AppraisalFailed, UsageError
 from adyton.values import Digest, Measurement
-from tests.evidence_factory import MRENCLAVE, MRSIGNER, NOW, REPORT_DATA, Scenario, level
+from tests.support.evidence_factory import MRENCLAVE, MRSIGNER, NOW, REPORT_DATA, Scenario, level
 
 EVERYTHING: dict[str, Any] = {
     "tees": ["sgx", "sim-tdx:" + "ab" * 32, "sim:" + "cd" * 32, "snp", "tdx"],

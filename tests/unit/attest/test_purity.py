@@ -12,7 +12,7 @@ from adyton.attest.appraise import Policy, appraise
 from adyton.attest.collateral import Collateral
 from adyton.attest.dcap import verify
 from adyton.attest.sgx import parse_quote
-from tests.evidence_factory import MRENCLAVE, REPORT_DATA, Scenario
+from tests.support.evidence_factory import MRENCLAVE, REPORT_DATA, Scenario
 
 MODULES = sorted(Path(adyton.attest.__file__).parent.glob("*.py"))
 IMPURE = {

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 from adyton.attest import dcap, ratls, sgx
 from adyton.attest.ratls import EVIDENCE_OID, LEGACY_OID, LEGACY_OID_INTENDED
 from adyton.errors import BadChain, Error, MalformedQuote, Mismatch, UsageError
-from tests.evidence_factory import Scenario
+from tests.support.evidence_factory import Scenario
 
 KEY = ec.derive_private_key(11, ec.SECP384R1())
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

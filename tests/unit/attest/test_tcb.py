@@ -11,7 +11,7 @@ from adyton.attest import dcap, sgx, tdx
 from adyton.attest.report import VerifiedReport
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
 from adyton.errors import MalformedQuote
-from tests.evidence_factory import Scenario, level, svn_level
+from tests.support.evidence_factory import Scenario, level, svn_level
 
 ALL = [5] * 16
 TDX_ALL = [3, 0] + [2] * 14

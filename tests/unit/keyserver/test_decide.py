@@ -27,8 +27,8 @@ from adyton.keystore.reader import Usage
 from adyton.sim.machine import simulated_guest
 from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement
-from tests.amd_factory import LAUNCH, REPORT_DATA, SNPScenario
-from tests.owner_world import FixedCollateral, World, allow_snp, make_world, now
+from tests.support.amd_factory import LAUNCH, REPORT_DATA, SNPScenario
+from tests.support.owner_world import FixedCollateral, World, allow_snp, make_world, now
 
 BINDING = bytes(range(64))
 NOTHING_USED = Usage(0, 0, None)

@@ -13,7 +13,7 @@ from adyton.manifest.host import host_facts, multiarch_libdir
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.template import render
 
-CA = (Path(__file__).parent.parent / "run" / "owner-ca.pem").read_text()
+CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()
 TEMPLATE = """
 libos.entrypoint = "/app"
 fs.mounts = [{ path = "/app", uri = "file:app" }]

@@ -14,7 +14,7 @@ from adyton.values import Digest
 
 LEAST = 'libos.entrypoint = "/app"\nfs.mounts = []\n'
 ZERO = "0" * 64
-PEM = (Path(__file__).parent.parent / "run" / "owner-ca.pem").read_text().replace("\n", "\\n")
+PEM = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text().replace("\n", "\\n")
 
 
 def test_manifest_of_required_keys_has_gramines_defaults() -> None:

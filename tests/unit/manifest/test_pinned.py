@@ -14,7 +14,7 @@ from adyton.keystore.certificates import make_ca, make_server
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.pinned import ca_sha256, ca_within, check_ca
 
-CA = (Path(__file__).parent.parent / "run" / "owner-ca.pem").read_text()
+CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()
 MALLORY = make_ca("mallory", datetime.now(UTC))
 OTHER = MALLORY.certificate_pem.decode()
 LEAF = make_server(MALLORY, ("x",), datetime.now(UTC)).certificate_pem.decode()

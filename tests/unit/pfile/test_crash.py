@@ -21,8 +21,8 @@ from adyton.pfile.backing import Memory, OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.recovery import RECORD_BYTES
 from adyton.values import Key128
-from tests.disks import RecordingDisk, after_kill, after_power_cut
-from tests.recorder import recording
+from tests.support.disks import RecordingDisk, after_kill, after_power_cut
+from tests.support.recorder import recording
 
 KEY = Key128(bytes(range(16)))
 PATH = "out/result"

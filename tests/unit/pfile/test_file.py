@@ -26,8 +26,8 @@ from adyton.pfile.backing import Memory, OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import NODE_BYTES, Metadata, parse_envelope
 from adyton.values import Key128
-from tests.disks import FillingDisk
-from tests.recorder import recording
+from tests.support.disks import FillingDisk
+from tests.support.recorder import recording
 from tests.vectors.pfile import second
 
 KEY = Key128(bytes(range(16)))

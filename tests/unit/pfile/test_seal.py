@@ -11,7 +11,7 @@ import pytest
 from adyton.pfile import keys, seal
 from adyton.pfile.layout import NODE_BYTES, SEALED_BYTES, SLOT_BYTES, Metadata
 from adyton.values import Key128
-from tests.recorder import KeyUsedTwice, recording
+from tests.support.recorder import KeyUsedTwice, recording
 
 ENGINES = [pytest.param(seal.engine, id="in use"), pytest.param(seal.Fallback, id="fallback")]
 

@@ -37,7 +37,7 @@ from adyton.storage.files import (
     verify_file,
 )
 from adyton.values import Key128
-from tests.recorder import recording
+from tests.support.recorder import recording
 from tests.vectors.pfile import second
 
 KEY = Key128(bytes(range(16)))

@@ -22,7 +22,7 @@ from adyton.tee.source import QuoteSource
 from adyton.tee.system import KERNEL, System, read_all, write_once
 from adyton.tee.tdx_guest import TDXSource, extend_workload, get_td_report
 from adyton.values import Measurement
-from tests.unit.tee.kernel_double import TSM, Gramine, Instance, KernelDouble, SEVGuest, TDXGuest, fail
+from tests.support.kernel_double import TSM, Gramine, Instance, KernelDouble, SEVGuest, TDXGuest, fail
 
 REPORT_DATA = bytes(range(64))
 OTHER_DATA = bytes(64)

@@ -12,7 +12,7 @@ import pytest
 
 from adyton.collateral.store import CollateralStore
 from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
-from tests.owner_world import World, make_world
+from tests.support.owner_world import World, make_world
 
 Connect = Callable[..., ssl.SSLSocket]
 

@@ -14,7 +14,7 @@ from adyton.errors import UsageError
 from adyton.server.dashboard.devices import LIFETIME_S, Devices
 from adyton.server.dashboard.guesses import FORGET_S, FREE, LONGEST_WAIT_S, MAX_SOURCES, Guesses, source_of
 from adyton.server.dashboard.serve import LEAST_PASSWORD_BYTES, PASSWORD_FILE, password_of
-from tests.owner_world import World
+from tests.support.owner_world import World
 
 Browser = Callable[[str], httpx.Client]
 DEVICE = "__Host-adyton-device"

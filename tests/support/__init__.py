@@ -1,0 +1,1 @@
+"""Helpers of the tests: doubles, factories, machines, worlds."""
