@@ -87,7 +87,7 @@ def write_document(document: Mapping[str, Any], trusted: Sequence[tuple[str, str
     parts = [
         f"{_HEAD}{uri}{_MIDDLE}{digest}{_TAIL}"
         if plain(uri)
-        else tomli_w.dumps({"sgx": {"trusted_files": [{"uri": uri, "sha256": digest}]}}) + "\n"
+        else "[[sgx.trusted_files]]\n" + tomli_w.dumps({"uri": uri, "sha256": digest}) + "\n"
         for uri, digest in trusted
     ]
     return f"{text}\n{''.join(parts)}"
