@@ -21,7 +21,8 @@ from typing import Final
 
 from adyton.attest.report_data import REPORT_DATA_BYTES, ProgramEvidence
 from adyton.values import Key128
-from adyton.vfs.encrypted import FIXED_TIME_NS, Node
+from adyton.vfs.node import FIXED_TIME_NS, Node
+from adyton.vfs.read_only_tree import ReadOnlyTree
 from adyton.vfs.storage_watchdog import Pulse
 
 MAX_PROCESSES: Final = 4096
@@ -40,10 +41,11 @@ class _Opened:
     path: str
 
 
-class AttestationTree:
+class AttestationTree(ReadOnlyTree):
     """The pseudo-files; `evidence` is what the program gets for the bytes that it wrote."""
 
     direct: Final = True
+    refusal = errno.EPERM
 
     def __init__(
         self,
@@ -166,53 +168,13 @@ class AttestationTree:
         """As `truncate`."""
         self.node(opened.name)
 
-    def flush(self, opened: _Opened, *, sync: bool) -> None:
-        """Nothing waits to be written."""
-
     def release(self, opened: _Opened) -> None:
         """Forget what was made at opening."""
         opened.content = b""
 
-    def _refuse(self, path: str) -> OSError:
-        return OSError(errno.EPERM, os.strerror(errno.EPERM), path)
-
-    def sync_folder(self, path: str) -> None:
-        """Nothing waits to be written."""
-
-    def make_folder(self, path: str, mode: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(path)
-
-    def remove(self, path: str) -> None:
-        """Refused."""
-        raise self._refuse(path)
-
-    def remove_folder(self, path: str) -> None:
-        """Refused."""
-        raise self._refuse(path)
-
-    def rename(self, old: str, new: str, flags: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(old)
-
-    def set_mode(self, path: str, mode: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(path)
-
-    def set_node_mode(self, opened: _Opened, mode: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(opened.name)
-
     def set_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:  # noqa: ARG002
         """Times stay fixed."""
         self.node(path)
-
-    def set_node_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
-        """Times stay fixed."""
-
-    def room(self) -> os.statvfs_result | None:
-        """No disk is behind this."""
-        return None
 
     def close(self) -> None:
         """Forget the keys."""

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from adyton.errors import Error, MountFailed, StorageFailed
 from adyton.vfs import libfuse
-from adyton.vfs.encrypted import Node
 from adyton.vfs.native_reader import quick_reads
+from adyton.vfs.node import Node
 from adyton.vfs.owner import Owner
 from adyton.vfs.storage_watchdog import Pulse
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from adyton.errors import DigestMismatch, StorageFailed
-from adyton.vfs.encrypted import FIXED_TIME_NS, Node
+from adyton.vfs.node import FIXED_TIME_NS, Node
+from adyton.vfs.read_only_tree import ReadOnlyTree
 from adyton.vfs.stage import StagedFile
 from adyton.vfs.storage_watchdog import Pulse
 
@@ -39,7 +40,7 @@ def _chunk_digest(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()[:CHUNK_DIGEST_BYTES]
 
 
-class TrustedTree:
+class TrustedTree(ReadOnlyTree):
     """The files, named by their number; read-only. Relative paths count from the folder where this is made."""
 
     direct: Final = False
@@ -169,68 +170,8 @@ class TrustedTree:
         """The node of an open file."""
         return opened.node
 
-    def _refuse(self, path: str) -> OSError:
-        return OSError(errno.EROFS, os.strerror(errno.EROFS), path)
-
-    def create(self, path: str, mode: int) -> _File:  # noqa: ARG002 - the adapter's interface
-        """Refused."""
-        raise self._refuse(path)
-
-    def write(self, opened: _File, data: memoryview, offset: int) -> int:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(opened.entry.source)
-
-    def truncate(self, path: str, size: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(path)
-
-    def resize(self, opened: _File, size: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(opened.entry.source)
-
-    def flush(self, opened: _File, *, sync: bool) -> None:
-        """Nothing waits to be written."""
-
     def release(self, opened: _File) -> None:
         """The descriptor stays, with what was verified of it."""
-
-    def sync_folder(self, path: str) -> None:
-        """Nothing waits to be written."""
-
-    def make_folder(self, path: str, mode: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(path)
-
-    def remove(self, path: str) -> None:
-        """Refused."""
-        raise self._refuse(path)
-
-    def remove_folder(self, path: str) -> None:
-        """Refused."""
-        raise self._refuse(path)
-
-    def rename(self, old: str, new: str, flags: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(old)
-
-    def set_mode(self, path: str, mode: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(path)
-
-    def set_node_mode(self, opened: _File, mode: int) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(opened.entry.source)
-
-    def set_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:  # noqa: ARG002
-        """Refused."""
-        raise self._refuse(path)
-
-    def set_node_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
-        """Times stay the manifest's."""
-
-    def room(self) -> os.statvfs_result | None:
-        """No room for anything."""
-        return None
 
     def close(self) -> None:
         """Close the descriptors."""

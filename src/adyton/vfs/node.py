@@ -1,0 +1,33 @@
+"""What a served tree remembers of one path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from adyton.vfs.stage import FIXED_TIME_S
+
+if TYPE_CHECKING:
+    from adyton.vfs.open_files import OpenFile
+
+FIXED_TIME_NS: Final = FIXED_TIME_S * 10**9
+"""The time that every file has until the program sets one, in nanoseconds since 1970."""
+
+
+@dataclass(slots=True)
+class Node:
+    """One file or folder, for the length of the run. Times are in nanoseconds, sizes in bytes (-1: not known yet)."""
+
+    inode: int
+    is_folder: bool
+    mode: int
+    mtime_ns: int
+    atime_ns: int
+    size: int = -1
+    root: bytes = b""
+    links: int = 1
+    complete: bool = False
+    """Of a folder: a name that is not known to be in it is not there, whatever the host shows."""
+    size_before_enospc: int = 0
+    """Of a file that was closed with more than the host had room for: the size that the kernel still believes."""
+    opened: OpenFile | None = None

@@ -1,0 +1,212 @@
+"""The protected files of one encrypted mount that are open: opened once, shared by handles, remembered when closed.
+
+A file whose last state is remembered is refused in any other state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from adyton.errors import Error, UsageError
+from adyton.pfile.file import ProtectedFile
+from adyton.pfile.paths import path_bytes
+from adyton.vfs.host_file import HostFile
+from adyton.vfs.host_folder import HostFolder, os_error
+from adyton.vfs.mount_table import join
+from adyton.vfs.native_reader import shortcut_to
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from adyton.values import Key128
+    from adyton.vfs._reads import Shortcut
+    from adyton.vfs.known_names import KnownNames
+    from adyton.vfs.node import Node
+    from adyton.vfs.storage_watchdog import Pulse
+
+_CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 64 << 10))
+"""Cache of one more open file, by how many are open already: 1000 open files stay below 64 MiB."""
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """A protected file held open by one or more handles; `path` is None once it was removed."""
+
+    file: ProtectedFile
+    host: HostFile
+    node: Node
+    path: str | None
+    shortcut: Shortcut | None
+    handles: int = 0
+
+    def removed(self) -> None:
+        """The file has no name any more."""
+        self.host.removed()
+        self.path = None
+        self.node.links = 0
+
+
+class OpenFiles:
+    """Opens, closes and re-seals the files of one mount."""
+
+    def __init__(
+        self,
+        host: HostFolder,
+        known: KnownNames,
+        key: Key128,
+        *,
+        sealed_as: str,
+        read_only: bool,
+        power_safe: bool,
+        new_node: Callable[[str, os.stat_result | None, int | None], Node],
+        refusal: Callable[[OSError, str], OSError],
+        event: Callable[[str], None],
+        pulse: Pulse,
+    ) -> None:
+        self._host = host
+        self._known = known
+        self._key = key
+        self._sealed_as = sealed_as
+        self._read_only = read_only
+        self._power_safe = power_safe
+        self._new_node = new_node
+        self._refusal = refusal
+        self._event = event
+        self._pulse = pulse
+        self._count = 0
+
+    def attach(self, path: str) -> OpenFile:
+        """The open file at a path; opened, and verified against what is remembered, if need be."""
+        known = self._known.get(path)
+        if known is not None and known.is_folder:
+            raise os_error(errno.EISDIR, path)
+        if known is not None and known.opened is not None:
+            return known.opened
+        host = self._open_host(path, os.O_RDONLY if self._read_only else os.O_RDWR)
+        found = os.fstat(host.fileno())
+        file = ProtectedFile.open(
+            host,
+            self._key,
+            path=self._sealed(path),
+            writable=not self._read_only,
+            expected_root=known.root if known is not None and known.root else None,
+            cache_bytes=self._cache_bytes(),
+            power_safe=self._power_safe,
+        )
+        return self._opened(path, file, host, known or self._new_node(path, found, None))
+
+    def create(self, path: str, mode: int) -> OpenFile:
+        """Create a file at a path where the run knows none."""
+        exclusive = 0 if self._known.is_absent(path) else os.O_EXCL
+        host = self._open_host(path, os.O_RDWR | os.O_CREAT | exclusive, mode)
+        try:
+            file = ProtectedFile.create(
+                host,
+                self._key,
+                path=self._sealed(path),
+                cache_bytes=self._cache_bytes(),
+                power_safe=self._power_safe,
+            )
+        except Error:
+            folder, name = self._host.split(path)
+            os.unlink(name, dir_fd=folder)
+            raise
+        node = self._new_node(path, None, mode)
+        node.mtime_ns = node.atime_ns = time.time_ns()
+        return self._opened(path, file, host, node)
+
+    def detach(self, opened: OpenFile) -> None:
+        """Close the file once no handle is left; its last state is remembered."""
+        if opened.handles > 0:
+            return
+        opened.node.opened = None
+        self._count -= 1
+        try:
+            opened.file.close()
+        finally:
+            with contextlib.suppress(Error):
+                opened.node.root = opened.file.root
+            opened.node.size = opened.file.size
+
+    def give_up(self, opened: OpenFile) -> None:
+        """Take back one handle where a failure can only be told as an event."""
+        opened.handles -= 1
+        try:
+            self.detach(opened)
+        except Error as error:
+            self._event(f"{opened.host.name}: {error.message}")
+
+    def check_lengths(self, paths: Iterable[str]) -> None:
+        """Refuse a path that is too long to be sealed into its file."""
+        for path in paths:
+            try:
+                path_bytes(self._sealed(path))
+            except UsageError as error:
+                raise os_error(errno.ENAMETOOLONG, path) from error
+
+    def rebind(self, files: Iterable[tuple[str, str]]) -> list[tuple[OpenFile, str]]:
+        """Seal new paths into files, all or none; each stays open, by a handle of its own, until the rename is done."""
+        held: list[tuple[OpenFile, str]] = []
+        try:
+            for old, new in files:
+                self._pulse.beat()
+                opened = self.attach(old)
+                opened.handles += 1
+                held.append((opened, new))
+                opened.file.rebind(self._sealed(new))
+        except BaseException:
+            self.rebind_back(held)
+            for opened, _ in held:
+                self.give_up(opened)
+            raise
+        return held
+
+    def rebind_back(self, held: Iterable[tuple[OpenFile, str]]) -> None:
+        """Seal the old paths in again, since the rename failed."""
+        for opened, _ in held:
+            try:
+                opened.file.rebind(self._sealed(opened.path or ""))
+            except Error as error:
+                self._event(f"{opened.host.name}: {error.message}")
+
+    def close(self) -> None:
+        """Close whatever is still open; every file is flushed, and what fails is told as an event."""
+        for node in self._known:
+            if node.opened is not None:
+                node.opened.handles = 0
+                try:
+                    self.detach(node.opened)
+                except Error as error:
+                    self._event(error.message)
+
+    def _sealed(self, path: str) -> str:
+        return self._sealed_as if not path else join(self._sealed_as, path)
+
+    def _cache_bytes(self) -> int:
+        return next(size for most, size in _CACHE_BYTES if self._count < most)
+
+    def _open_host(self, path: str, flags: int, mode: int = 0) -> HostFile:
+        folder, name = self._host.split(path)
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, (mode | 0o600) & 0o777, dir_fd=folder)
+        except OSError as error:
+            raise self._refusal(error, path) from error
+        return HostFile(fd, os.dup(folder), name, self._host.name_of(path), self._pulse)
+
+    def _opened(self, path: str, file: ProtectedFile, host: HostFile, node: Node) -> OpenFile:
+        if node.size > file.size:
+            node.size_before_enospc = node.size
+        node.size = file.size
+        node.root = file.root
+        shortcut = None if node.size_before_enospc > file.size else shortcut_to(host.fileno())
+        if shortcut is not None:
+            file.use_shortcut(shortcut)
+        node.opened = OpenFile(file, host, node, path, shortcut)
+        self._count += 1
+        return node.opened
