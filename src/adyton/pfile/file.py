@@ -1,35 +1,25 @@
 """One protected file: read, write, truncate, flush, rebind, over a `Backing`.
 
-This module alone decides which nodes are written, and when.  A flush is one commit:
-
-1.  what the nodes to be overwritten hold goes to the recovery log                              [sync]
-2.  node 0 is written again with the pending flag set (version 2)                               [sync]
-3.  dirty data nodes, then the tree nodes above them, children first, each under a new key      [sync]
-4.  node 0 under a new nonce: this is the commit                                  [sync if asked for]
-5.  what the file no longer reaches is cut off
-
-The syncs make the order hold over a power cut.  They are left out for a file that was never synced and so
-has nothing to lose, and with `power_safe=False`; the order then holds when the process is killed.
+This module decides what is in memory: which nodes are cached, and which are dirty. How they reach the host is
+`commit`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from adyton.errors import Error, IntegrityError, StorageFailed, UsageError
-from adyton.pfile import committed_state, geometry, recovery, seal
-from adyton.pfile.backing import Backing, read_at
+from adyton.errors import StorageFailed, UsageError
+from adyton.pfile import committed_state, geometry
+from adyton.pfile.backing import Backing
 from adyton.pfile.bulk import Buffers, SegmentOpener
+from adyton.pfile.commit import Change, CommittedFile
+from adyton.pfile.data_cache import DataCache
 from adyton.pfile.layout import (
     DATA_SLOTS,
-    FLAGS_AT,
     INLINE_BYTES,
     MAX_FILE_BYTES,
     NODE_BYTES,
-    PENDING,
     SLOT_BYTES,
     VERSIONS,
     Envelope,
@@ -51,8 +41,6 @@ CACHE_BYTES: Final = 16 * 2**20
 """The default bound of a handle's cache: three quarters tree nodes (enough for 1.1 GiB), one quarter data."""
 
 _SEGMENTS_AT_ONCE: Final = 32
-
-_Undoing = Literal["nothing", "replay", "cut", "seal again"]
 
 
 class Shortcut(Protocol):
@@ -97,30 +85,26 @@ class ProtectedFile:
         self.recovered = recovered
         """Whether opening it undid a flush that had not ended."""
         self._backing = backing
-        self._key = key
         self._version = version
         self._writable = writable
-        self._use_log = use_log
-        self._power_safe = power_safe
 
         self._path = metadata.path
         self._size = metadata.size
         live = min(metadata.size, INLINE_BYTES)
         self._inline = bytearray(metadata.inline[:live].ljust(INLINE_BYTES, b"\0"))
         self._nodes = NodeReader(backing, metadata.root_slot, max_trees=max(8, cache_bytes // NODE_BYTES * 3 // 4))
-        self._data: OrderedDict[int, bytearray] = OrderedDict()
-        self._max_data = max(4, cache_bytes // NODE_BYTES // 4)
-        self._dirty: dict[int, bytearray] = {}
+        self._cache = DataCache(max_nodes=max(4, cache_bytes // NODE_BYTES // 4))
         self._metadata_dirty = False
-
-        self._envelope = envelope  # of the committed state
-        self._host_nodes = host_nodes  # of the committed state
+        self._host = CommittedFile(
+            backing,
+            key,
+            version=version,
+            envelope=envelope,
+            host_nodes=host_nodes,
+            use_log=use_log,
+            power_safe=power_safe,
+        )
         self._kept_size = metadata.size  # the least size since the last commit: what lies below is on the host
-        self._durable = host_nodes > 0  # the host holds something that a power cut must not take
-        self._unsynced = False  # something was written since the last sync
-        self._undoing: _Undoing = "nothing"  # what a flush that failed left to be done
-        self._torn = False  # a flush failed half-way and cannot be undone: the next one mends it
-        self._log: Backing | None = None
         self._closed = False
         self._shortcut: Shortcut | None = None
         self._lock = threading.RLock()
@@ -248,14 +232,12 @@ class ProtectedFile:
     @property
     def root(self) -> bytes:
         """48 bytes that identify the committed state; every flush that writes changes them."""
-        if self._envelope is None:
-            raise StorageFailed(f"{self.name} was never flushed", check="root of the file")
-        return self._envelope.nonce + self._envelope.tag
+        return self._host.root
 
     @property
     def dirty(self) -> bool:
         """Whether there is something to flush."""
-        return bool(self._dirty or self._metadata_dirty)
+        return bool(self._cache.dirty or self._metadata_dirty)
 
     # ---------------------------------------------------------------- reading
 
@@ -304,24 +286,24 @@ class ProtectedFile:
                 return b""
             first, within = divmod(offset - INLINE_BYTES, NODE_BYTES)
             length = end - offset
-            plain = self._cached(first)
+            plain = self._cache.get(first)
             if within + length <= NODE_BYTES:
                 if plain is None:
                     plain = self._read_nodes(first, 1)
-                    self._keep(first, plain)
+                    self._cache.keep(first, plain)
                 return bytes(memoryview(plain)[within : within + length])
-            following = self._cached(first + 1)
+            following = self._cache.get(first + 1)
             if plain is None and following is None and (first + 1) % DATA_SLOTS:
                 both = self._read_nodes(first, 2)
-                self._keep(first, both[:NODE_BYTES])
-                self._keep(first + 1, both[NODE_BYTES:])
+                self._cache.keep(first, both[:NODE_BYTES])
+                self._cache.keep(first + 1, both[NODE_BYTES:])
                 return bytes(memoryview(both)[within : within + length])
             if plain is None:
                 plain = self._read_nodes(first, 1)
-                self._keep(first, plain)
+                self._cache.keep(first, plain)
             if following is None:
                 following = self._read_nodes(first + 1, 1)
-                self._keep(first + 1, following)
+                self._cache.keep(first + 1, following)
             return bytes(plain[within:] + following[: within + length - NODE_BYTES])
 
     def _read_nodes(self, first: int, count: int) -> bytearray:
@@ -337,14 +319,14 @@ class ProtectedFile:
         """Copy out what is cached; the rest as runs (first data node, slots), with the offset and view they fill."""
         start = offset
         runs: list[tuple[int, bytes]] = []
-        cached = bool(self._dirty or self._data)
+        cached = bool(self._cache)
         for _ in range(_SEGMENTS_AT_ONCE):
             first = (offset - INLINE_BYTES) // NODE_BYTES
             last = min((end - 1 - INLINE_BYTES) // NODE_BYTES, first - first % DATA_SLOTS + DATA_SLOTS - 1)
             missing = first
             if cached:
                 for data in range(first, last + 1):
-                    plain = self._cached(data)
+                    plain = self._cache.get(data)
                     if plain is None:
                         continue
                     if missing < data:
@@ -360,14 +342,6 @@ class ProtectedFile:
                 offset = end
                 break
         return runs, start, view[: offset - start]
-
-    def _cached(self, data: int) -> bytearray | None:
-        plain = self._dirty.get(data)
-        if plain is None:
-            plain = self._data.get(data)
-            if plain is not None:
-                self._data.move_to_end(data)
-        return plain
 
     def _open(self, runs: list[tuple[int, bytes]], start: int, view: memoryview) -> int:
         """Read, open and place the runs of a plan; how many bytes the plan covered."""
@@ -388,17 +362,12 @@ class ProtectedFile:
             # a node that was used in part is kept: the next read may want the rest of it
             with self._lock:
                 if stop > end:
-                    self._keep(first + count - 1, plain[-NODE_BYTES:])
+                    self._cache.keep(first + count - 1, plain[-NODE_BYTES:])
                 if begin < start and count > 1:
-                    self._keep(first, plain[:NODE_BYTES])
+                    self._cache.keep(first, plain[:NODE_BYTES])
                 elif begin < start:
-                    self._keep(first, plain)
+                    self._cache.keep(first, plain)
         return len(view)
-
-    def _keep(self, data: int, plain: bytearray) -> None:
-        self._data[data] = plain
-        if len(self._data) > self._max_data:
-            self._data.popitem(last=False)
 
     def segments(self) -> SegmentOpener:
         """The committed content as segments, for several threads that read all of it."""
@@ -428,7 +397,7 @@ class ProtectedFile:
             _check_size(end)
             if not view:
                 return
-            if len(self._dirty) >= self._max_data:
+            if self._cache.is_full:
                 self._commit(sync=False)  # it failed before: no more is taken until it succeeds
             if offset > self._size:
                 self._grow(offset)
@@ -443,27 +412,22 @@ class ProtectedFile:
                 number, within = divmod(offset - INLINE_BYTES, NODE_BYTES)
                 part = min(NODE_BYTES - within, len(view))
                 if part == NODE_BYTES:
-                    self._data.pop(number, None)
-                    self._dirty[number] = bytearray(view[:NODE_BYTES])
+                    self._cache.replace(number, bytearray(view[:NODE_BYTES]))
                 else:
                     self._to_change(number)[within : within + part] = view[:part]
                 view = view[part:]
                 offset += part
                 if offset > self._size:
                     self._size = offset
-                if len(self._dirty) >= self._max_data:
+                if self._cache.is_full:
                     self._commit(sync=False)
 
     def _to_change(self, data: int) -> bytearray:
         """The plaintext of a data node, now dirty; a node that the host does not have yet is zeros."""
-        plain = self._dirty.get(data)
-        if plain is None:
-            plain = self._data.pop(data, None)
-            if plain is None:  # what lies behind the end is blanked: Gramine may leave old content there
-                plain = (
-                    self._read_nodes(data, 1) if data < geometry.data_nodes(self._kept_size) else bytearray(NODE_BYTES)
-                )
-            self._dirty[data] = plain
+        plain = self._cache.get(data)
+        if plain is None:  # what lies behind the end is blanked: Gramine may leave old content there
+            plain = self._read_nodes(data, 1) if data < geometry.data_nodes(self._kept_size) else bytearray(NODE_BYTES)
+        self._cache.replace(data, plain)
         return plain
 
     def _blank_tail(self, data: int, plain: bytearray) -> None:
@@ -481,9 +445,9 @@ class ProtectedFile:
         self._metadata_dirty = True
         try:
             for data in range(count, geometry.data_nodes(size)):
-                self._dirty[data] = bytearray(NODE_BYTES)
+                self._cache.replace(data, bytearray(NODE_BYTES))
                 self._size = min(size, geometry.first_offset(data + 1))
-                if len(self._dirty) >= self._max_data:
+                if self._cache.is_full:
                     self._commit(sync=False)
         except StorageFailed:
             self._shrink(before)
@@ -511,9 +475,7 @@ class ProtectedFile:
             self._blank_tail(count - 1, last)
         if size < INLINE_BYTES:
             self._inline[size:] = bytes(INLINE_BYTES - size)
-        for kept in (self._dirty, self._data):
-            for data in [each for each in kept if each >= count]:
-                del kept[data]
+        self._cache.forget_from(count)
         self._nodes.forget_from(geometry.tree_nodes(size))
 
     def rebind(self, path: str) -> None:
@@ -540,10 +502,7 @@ class ProtectedFile:
         """Say that the host file now lies at `place`; its recovery log at the old one goes."""
         with self._lock:
             self._ready()
-            if self._log is not None:
-                self._log.close()
-                self._log = None
-            self._backing.moved_to(place, sync=self._power_safe)
+            self._host.moved_to(place)
 
     # ---------------------------------------------------------------- committing
 
@@ -564,166 +523,24 @@ class ProtectedFile:
             if not self._writable:
                 return
             self._commit(sync=sync)
-            if sync and (self._unsynced or not self._durable):
-                self._sync()
-                self._durable = True
+            if sync:
+                self._host.make_durable()
             self._open_shortcut()
 
     def _commit(self, *, sync: bool, log_anyway: bool = False) -> None:
-        """Steps 1 to 5 of a flush, if anything is dirty."""
+        """Commit what is dirty, if anything is."""
         if not self.dirty:
             return
-        self._check_host()
-        data = sorted(self._dirty)
-        numbers = _with_ancestors({number // DATA_SLOTS for number in data} | self._nodes.pinned.keys())
-        touched = [*map(geometry.physical_data, data), *map(geometry.physical_tree, numbers)]
-        overwritten = [place for place in touched if place < self._host_nodes]
-        careful = self._power_safe and self._durable
-        trees = {number: self._tree_to_change(number) for number in numbers}
+        change = Change(self._path, self._size, self._kept_size, bytes(self._inline), self._cache.dirty)
+        self._host.commit(change, self._nodes, log_anyway=log_anyway)
+        self._settle()
+        self._host.cut_off(sync=sync)
 
-        undoing: _Undoing = "seal again" if overwritten or self._envelope is None else "cut"
-        if self._use_log and self._host_nodes > 0 and (overwritten or careful or log_anyway):
-            undoing = self._begin(overwritten, careful=careful, flag=bool(touched), otherwise=undoing)
-        self._undoing = undoing
-        try:
-            self._seal_data(data, trees)
-            root_slot = self._seal_trees(numbers, trees)
-            if careful and touched:
-                self._backing.sync()
-            envelope = self._seal_node_0(root_slot)
-        except BaseException:
-            if undoing == "seal again":
-                self._nodes.pin(trees)
-                self._torn = True
-            with contextlib.suppress(Error):  # then the next call tries again
-                self._undo()
-            raise
-        self._settle(envelope, root_slot, trees)
-        if self._backing.size() > NODE_BYTES * self._host_nodes:
-            if careful or sync:
-                self._sync()
-            with contextlib.suppress(StorageFailed):  # the file is whole with some nodes too many
-                self._backing.truncate(NODE_BYTES * self._host_nodes)
-
-    def _check_host(self) -> None:
-        """Refuse to write into a host file that is no longer the one this handle knows."""
-        if self._envelope is None or self._torn:
-            return
-        seen = committed_state.read_envelope(self._backing)
-        if (seen.nonce, seen.tag, seen.version) != (self._envelope.nonce, self._envelope.tag, self._envelope.version):
-            raise IntegrityError(
-                f"{self.name} changed on the host while it was open",
-                check="node 0 on the host",
-                expected=self.root.hex(),
-                seen=(seen.nonce + seen.tag).hex(),
-                remedy="another writer used it, or another version was put in its place; open it again",
-            )
-
-    def _begin(self, overwritten: list[int], *, careful: bool, flag: bool, otherwise: _Undoing) -> _Undoing:
-        """Steps 1 and 2: the log and the pending flag; how to undo, which is `otherwise` where no log is possible."""
-        if careful and self._unsynced:
-            self._sync()  # the log still leads back from what was not synced
-        if self._log is None:
-            self._log = self._backing.open_log(create=True)
-        if self._log is None:
-            return otherwise
-        recovery.write_log(self._log, self._backing, overwritten)
-        if careful:
-            self._log.sync()
-        if flag and self._envelope is not None and self._version != 1:
-            self._undoing = "replay"
-            node_0 = bytearray(read_at(self._backing, 0, NODE_BYTES))
-            node_0[FLAGS_AT] |= PENDING
-            self._backing.write_at(0, node_0)
-            if careful:
-                self._backing.sync()
-        return "replay"
-
-    def _tree_to_change(self, number: int) -> bytearray:
-        if number < geometry.tree_nodes(self._kept_size):
-            return bytearray(self._nodes.tree(number))
-        return bytearray(NODE_BYTES)
-
-    def _seal_data(self, data: list[int], trees: dict[int, bytearray]) -> None:
-        """Seal and write the dirty data nodes, in runs; their slots go to `trees`."""
-        at = 0
-        while at < len(data):
-            first = data[at]
-            room = min(DATA_SLOTS - first % DATA_SLOTS, len(data) - at)
-            count = 1
-            while count < room and data[at + count] == first + count:
-                count += 1
-            plain = b"".join([self._dirty[number] for number in data[at : at + count]])
-            cipher = bytearray(len(plain))
-            slots = bytearray(SLOT_BYTES * count)
-            seal.seal_nodes(plain, cipher, slots)
-            self._backing.write_at(geometry.physical_data(first) * NODE_BYTES, cipher)
-            slot_at = geometry.data_slot_at(first)
-            trees[first // DATA_SLOTS][slot_at : slot_at + len(slots)] = slots
-            at += count
-
-    def _seal_trees(self, numbers: list[int], trees: dict[int, bytearray]) -> bytes:
-        """Seal and write tree nodes, children first; the slot of the root, which is zeros where there is none."""
-        root_slot = self._nodes.root_slot if self._size > INLINE_BYTES else bytes(SLOT_BYTES)
-        for number in reversed(numbers):
-            plain = trees[number]
-            geometry.zero_dangling(plain, number, self._size)
-            cipher = bytearray(NODE_BYTES)
-            slot = bytearray(SLOT_BYTES)
-            seal.seal_nodes(plain, cipher, slot)
-            self._backing.write_at(geometry.physical_tree(number) * NODE_BYTES, cipher)
-            if number == 0:
-                root_slot = bytes(slot)
-            else:
-                at = geometry.child_slot_at(number)
-                trees[geometry.parent(number)][at : at + SLOT_BYTES] = slot
-        return root_slot
-
-    def _seal_node_0(self, root_slot: bytes) -> Envelope:
-        metadata = Metadata(self._path, self._size, root_slot, bytes(self._inline))
-        envelope = seal.seal_metadata(self._key, self._version, metadata.to_bytes())
-        self._backing.write_at(0, envelope.to_bytes())
-        return envelope
-
-    def _settle(self, envelope: Envelope, root_slot: bytes, trees: dict[int, bytearray]) -> None:
+    def _settle(self) -> None:
         """The commit is on the host: make it the state in memory."""
-        self._undoing = "nothing"
-        self._torn = False
-        self._unsynced = True
-        self._envelope = envelope
-        self._host_nodes = geometry.host_nodes(self._size)
         self._kept_size = self._size
         self._metadata_dirty = False
-        self._nodes.root_slot = root_slot
-        self._nodes.pinned = {}
-        for number, plain in trees.items():
-            self._nodes.keep(number, plain)
-        self._data.update(self._dirty)
-        self._dirty = {}
-        while len(self._data) > self._max_data:
-            self._data.popitem(last=False)
-
-    def _sync(self) -> None:
-        self._backing.sync()
-        self._unsynced = False
-
-    def _undo(self) -> None:
-        """Put back on the host what a failed flush overwrote; what was to be flushed stays dirty."""
-        if self._undoing == "replay" and self._log is not None:
-            undo = recovery.parse_log(self._log)
-            if undo is None:
-                raise StorageFailed(
-                    f"the recovery log of {self.name} was altered",
-                    check="recovery log",
-                    expected="the records that this handle wrote",
-                    seen="others",
-                    remedy="somebody else wrote to it; get the file again from its owner",
-                )
-            recovery.replay(self._log, undo, self._backing, nodes=self._host_nodes)
-        elif self._undoing == "cut" and self._envelope is not None:
-            self._backing.write_at(0, self._envelope.to_bytes())
-            self._backing.truncate(NODE_BYTES * self._host_nodes)
-        self._undoing = "nothing"
+        self._cache.settle()
 
     # ---------------------------------------------------------------- closing
 
@@ -736,22 +553,14 @@ class ProtectedFile:
                 if self._writable:
                     self._ready()
                     self._commit(sync=False)
-                    if self._log is not None:
-                        if self._power_safe and self._durable and self._unsynced:
-                            self._sync()
-                        self._log.close()
-                        self._log = None
-                        self._backing.remove_log()
+                    self._host.remove_log()
             finally:
                 self._closed = True
                 if self._shortcut is not None:
                     self._shortcut.forbid()
-                self._dirty.clear()
-                self._data.clear()
+                self._cache.clear()
                 self._nodes.forget_from(0)
-                if self._log is not None:
-                    self._log.close()
-                self._backing.close()
+                self._host.close()
 
     def __enter__(self) -> Self:
         return self
@@ -773,8 +582,7 @@ class ProtectedFile:
             )
         if writing and self._shortcut is not None:
             self._shortcut.forbid()
-        if self._undoing != "nothing":
-            self._undo()
+        self._host.finish_undoing()
 
 
 def _check_version(version: int) -> None:
@@ -795,15 +603,3 @@ def _check_size(size: int) -> None:
             expected=f"at most {MAX_FILE_BYTES}",
             seen=size,
         )
-
-
-def _with_ancestors(numbers: set[int]) -> list[int]:
-    found = set(numbers)
-    for number in numbers:
-        up = number
-        while up:
-            up = geometry.parent(up)
-            if up in found:
-                break
-            found.add(up)
-    return sorted(found)

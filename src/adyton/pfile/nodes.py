@@ -10,7 +10,7 @@ from adyton.pfile import geometry, seal
 from adyton.pfile.layout import DATA_SLOTS, NODE_BYTES, SLOT_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from typing_extensions import Buffer
 
@@ -41,7 +41,7 @@ class NodeReader:
 
     @property
     def known(self) -> dict[int, bytearray]:
-        """The tree nodes that were verified and are kept, for who only reads; always the same object."""
+        """The tree nodes that were verified and are kept. The C reader shares this cache: it is never rebound."""
         return self._trees
 
     def tree(self, number: int) -> bytearray:
@@ -72,6 +72,13 @@ class NodeReader:
         self._trees.move_to_end(number)
         if len(self._trees) > self._max_trees:
             self._trees.popitem(last=False)
+
+    def committed(self, root_slot: bytes, trees: Mapping[int, bytearray]) -> None:
+        """The host holds these tree nodes now, below this root."""
+        self.root_slot = root_slot
+        self.pinned = {}
+        for number, plain in trees.items():
+            self.keep(number, plain)
 
     def pin(self, trees: dict[int, bytearray]) -> None:
         """Hold on to tree nodes that the host does not have."""

@@ -49,8 +49,8 @@ class Witness:
         witness = self
 
         class Watched(ProtectedFile):
-            def _settle(self, *args: object) -> None:
-                super()._settle(*args)  # type: ignore[arg-type]
+            def _settle(self) -> None:
+                super()._settle()
                 witness._commit(durable=False)
 
             def flush(self, sync: bool = False) -> None:

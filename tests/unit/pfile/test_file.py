@@ -178,13 +178,13 @@ def test_cache_stays_within_its_bound() -> None:
         for _ in range(500):
             offset = chance.randrange(3_000_000 - 5000)
             assert file.read_at(offset, 5000) == content[offset : offset + 5000]
-            kept = len(file._data) + len(file._dirty) + len(file._nodes._trees)
+            kept = len(file._cache) + len(file._nodes._trees)
             assert kept * NODE_BYTES <= allowed
         for number in range(300):
             file.write_at(number * 9000, b"x" * 9000)
-            assert len(file._dirty) <= file._max_data
+            assert len(file._cache.dirty) <= file._cache.max_nodes
         file.flush()
-        assert len(file._data) <= file._max_data
+        assert len(file._cache) <= file._cache.max_nodes
 
 
 # ---------------------------------------------------------------- refusals
@@ -502,7 +502,7 @@ def test_memory_stays_bounded_on_a_full_disk() -> None:
         except StorageFailed:
             refused += 1
     assert refused > 40
-    assert len(file._dirty) <= 2 * file._max_data
+    assert len(file._cache.dirty) <= 2 * file._cache.max_nodes
     disk.good_writes = 1 << 30
     file.close()
 
