@@ -61,7 +61,9 @@ def test_known_names_agree_with_a_plain_set_of_paths(data: st.DataObject) -> Non
         match data.draw(st.sampled_from(("add", "remove", "move", "exchange"))):
             case "add" if path not in model.there:
                 made = data.draw(st.booleans())
-                node = _node(is_folder=made, complete=made and data.draw(st.booleans()))
+                # where the program took something away, only what it makes itself can come to stand
+                complete = made and (model.is_absent(path) or data.draw(st.booleans()))
+                node = _node(is_folder=made, complete=complete)
                 model.there[path] = node
                 model.gone.discard(path)
                 known.add(path, node)
