@@ -9,7 +9,7 @@
                        store.sqlite   all tables of the store, as of one moment; keys in it stay wrapped
 
 The key of `content` is 16 bytes: derived from a passphrase by scrypt, or drawn and split by Shamir's scheme, so that
-any N of M shares give it back and fewer say nothing about it (`keyserver.shares`).
+any N of M shares give it back and fewer say nothing about it (`keystore.backup_shares`).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _configure_sqlite(raw: Any, _record: Any) -> None:
 def make_engine(url: str) -> sa.Engine:
     """An engine over `sqlite:///PATH` or `postgresql+psycopg://…`; raises StoreError for anything else.
 
-    A PostgreSQL on another machine must prove itself over TLS: see `keyserver.transport`.
+    A PostgreSQL on another machine must prove itself over TLS: see `keystore.database_transport`.
     """
     try:
         parsed = sa.make_url(url)

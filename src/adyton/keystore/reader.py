@@ -22,7 +22,7 @@ from adyton.keystore import schema
 from adyton.keystore.approval import Approval, StoredApproval
 from adyton.keystore.audit import Entry, Head, linked
 from adyton.keystore.clock import moment
-from adyton.keystore.facts import POLICY, PRUNED, USED, Candidate, Stand, subject_of
+from adyton.keystore.facts import POLICY, PRUNED, USED, ApprovalRevision, Candidate, subject_of
 from adyton.keystore.ledger import STEP, Ledger
 from adyton.manifest.measure import combine, workload_measurement
 from adyton.values import Digest, Key128, Measurement
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.keystore.audit import Checkpoint
-    from adyton.keystore.facts import Change, KeyVersion, Lease
+    from adyton.keystore.facts import ApprovalChange, KeyVersion, Lease
     from adyton.keystore.keyring import Keyring
     from adyton.keystore.wrapping import WrappingKey
 
@@ -269,9 +269,9 @@ class Reader:
         one is missing.
         """
         rows = {row.id: row for row in self._connection.execute(sa.select(schema.approvals)).all()}
-        recorded = self._standing()
+        recorded = self._newest_changes()
         for approval_id in sorted(recorded.keys() - rows.keys()):
-            raise self._not_as_recorded(approval_id, None, recorded[approval_id].stand)
+            raise self._not_as_recorded(approval_id, None, recorded[approval_id].revision)
         found = [self._stored(row) for row in rows.values()]
         found.sort(key=lambda item: recorded[item.id].seq, reverse=True)
         return [item for item in found if key in (None, item.approval.key)]
@@ -283,9 +283,9 @@ class Reader:
         ).one_or_none()
         if row is not None:
             return self._stored(row)
-        recorded = self._newest(approval_id)
+        recorded = self._newest_change(approval_id)
         if recorded is not None:
-            raise self._not_as_recorded(approval_id, None, recorded.stand)
+            raise self._not_as_recorded(approval_id, None, recorded.revision)
         raise UsageError(
             f"no approval {approval_id[:40]!r}",
             check="approval id",
@@ -295,9 +295,9 @@ class Reader:
 
     def _stored(self, row: Any) -> StoredApproval:
         self._authenticate(row)
-        there, recorded = Stand.of(row.revision, row.state, row.document), self._newest(row.id)
-        if recorded is None or there != recorded.stand:
-            raise self._not_as_recorded(row.id, there, None if recorded is None else recorded.stand)
+        there, recorded = ApprovalRevision.create(row.revision, row.state, row.document), self._newest_change(row.id)
+        if recorded is None or there != recorded.revision:
+            raise self._not_as_recorded(row.id, there, None if recorded is None else recorded.revision)
         approval = Approval.from_dict(json.loads(row.document))
         if approval.key != row.key:
             raise StoreError(
@@ -310,7 +310,9 @@ class Reader:
         return StoredApproval(row.id, row.state, row.revision, approval, moment(recorded.at_ms))
 
     @staticmethod
-    def _not_as_recorded(approval_id: str, there: Stand | None, recorded: Stand | None) -> StoreError:
+    def _not_as_recorded(
+        approval_id: str, there: ApprovalRevision | None, recorded: ApprovalRevision | None
+    ) -> StoreError:
         what = "an older one was put back" if there is not None else "it was removed"
         return StoreError(
             f"approval {approval_id} is not as it was left: {what}",
@@ -332,13 +334,13 @@ class Reader:
                 " to the database",
             )
 
-    def _newest(self, approval_id: str) -> Change | None:
+    def _newest_change(self, approval_id: str) -> ApprovalChange | None:
         """How an approval stands by the audit record as this view sees it."""
-        return self._ledger.newest(approval_id, self._verified_to.seq)
+        return self._ledger.newest_change(approval_id, self._verified_to.seq)
 
-    def _standing(self) -> dict[str, Change]:
+    def _newest_changes(self) -> dict[str, ApprovalChange]:
         """How every approval stands by the audit record as this view sees it."""
-        return self._ledger.standing(self._verified_to.seq)
+        return self._ledger.newest_changes(self._verified_to.seq)
 
     def _changes_of(self, approval_id: str | None) -> list[int]:
         """The entries that changed an approval, or any (None)."""
@@ -553,8 +555,8 @@ class Reader:
     def hold_approvals_against_record(self) -> None:
         """Compare every approval with the record; raises AuditError."""
         rows = self._connection.execute(sa.select(schema.approvals)).all()
-        there = {row.id: Stand.of(row.revision, row.state, row.document) for row in rows}
-        recorded = {approval: change.stand for approval, change in self._standing().items()}
+        there = {row.id: ApprovalRevision.create(row.revision, row.state, row.document) for row in rows}
+        recorded = {approval: change.revision for approval, change in self._newest_changes().items()}
         for approval_id in sorted(there.keys() | recorded.keys()):
             by_record, by_row = recorded.get(approval_id), there.get(approval_id)
             if by_record != by_row:

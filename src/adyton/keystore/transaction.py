@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from adyton.keystore.audit import Checkpoint
-    from adyton.keystore.facts import Change, KeyVersion
+    from adyton.keystore.facts import ApprovalChange, KeyVersion
     from adyton.keystore.keyring import Keyring
     from adyton.keystore.ledger import Ledger
 
@@ -223,11 +223,11 @@ class Transaction(Reader):
         """As for a reader, with those that wait since this transaction."""
         return self._ledger.candidates(self._own)
 
-    def _newest(self, approval_id: str) -> Change | None:
-        return self._said.newest(approval_id, self._head.seq) or super()._newest(approval_id)
+    def _newest_change(self, approval_id: str) -> ApprovalChange | None:
+        return self._said.newest_change(approval_id, self._head.seq) or super()._newest_change(approval_id)
 
-    def _standing(self) -> dict[str, Change]:
-        return {**super()._standing(), **self._said.standing(self._head.seq)}
+    def _newest_changes(self) -> dict[str, ApprovalChange]:
+        return {**super()._newest_changes(), **self._said.newest_changes(self._head.seq)}
 
     def _changes_of(self, approval_id: str | None) -> list[int]:
         said = self._said.approvals
@@ -346,7 +346,7 @@ class Transaction(Reader):
     ) -> StoredApproval:
         """Change an approval's state or content; the former revision stays in the history.
 
-        One with a gap (`keyserver.gaps`) can only be revoked.
+        One with a gap (`keystore.approval_gaps`) can only be revoked.
         """
         before = self.approval(approval_id)
         after = before.approval if approval is None else approval
