@@ -47,7 +47,7 @@ def make_owner(folder: Path) -> None:
     from adyton.collateral.store import CollateralStore
     from adyton.keystore.approval import Approval
     from adyton.keystore.home import init_home
-    from adyton.keystore.reader import KEY
+    from adyton.keystore.tables.keys import KEY
     from adyton.sim.platform import SimPlatform
     from adyton.values import Measurement
 

@@ -37,8 +37,7 @@ def new(
     """Make a new key and keep it in the store; nobody gets it until a program is approved for it."""
     from adyton.errors import UsageError
     from adyton.keystore.home import actor
-    from adyton.keystore.reader import KEY, SECRET
-    from adyton.keystore.transaction import MAX_SECRET_BYTES
+    from adyton.keystore.tables.keys import KEY, MAX_SECRET_BYTES, SECRET
     from adyton.keystore.wrapping import read_private_file
     from adyton.values import Key128
 
@@ -116,7 +115,7 @@ def rotate(name: Name, home: HomeOption = None, as_json: JSONOption = False) -> 
     Files encrypted under the old version need `adyton rekey` before programs can read them again.
     """
     from adyton.keystore.home import actor
-    from adyton.keystore.reader import KEY
+    from adyton.keystore.tables.keys import KEY
     from adyton.values import Key128
 
     with owner_store(home) as (_, store), store.write() as change:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 POLICY: Final = "policy"
 KEY_ADDED: Final = "key-added"
 DATA_KEY_ROTATED: Final = "data-key-rotated"
+MASTER_KEY_ROTATED: Final = "master-key-rotated"
 RECORD_SIGNED: Final = "record-signed"
 RELEASE: Final = "release"
 DENIAL: Final = "denial"
@@ -33,6 +34,9 @@ DISMISSED: Final = "candidate-dismissed"
 PRUNED: Final = "evidence-pruned"
 USED: Final = "used"
 """Kinds of entries, by what happened."""
+
+AWAITED: Final = "awaited"
+"""The state of a grant that was not acknowledged yet; one that was is USED."""
 
 WAITS: Final = "waits"
 """Under which name a refusal, or its explanation, says which program waits for the owner from then on."""

@@ -30,7 +30,8 @@ from adyton.keystore.facts import RECORD_SIGNED
 from adyton.keystore.keyring import Keyring
 from adyton.keystore.ledger import Ledger, check_end
 from adyton.keystore.reader import Reader
-from adyton.keystore.transaction import Cache, Transaction
+from adyton.keystore.transaction import Transaction
+from adyton.keystore.transaction_cache import Cache
 from adyton.keystore.wrapping import WrappingKey
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class Store:
         options = AS_OF_ONE_MOMENT[self.engine.dialect.name]
         try:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
-                yield Reader(connection, self.keyring, ledger or self._ledger), known, kept
+                yield Reader.create(connection, self.keyring, ledger or self._ledger), known, kept
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
 
@@ -347,7 +348,7 @@ class Store:
                         remedy="something other than Adyton wrote to the database: restore the newest backup (adyton"
                         " restore)",
                     )
-                view = Reader(connection, keyring, recorded)
+                view = Reader.create(connection, keyring, recorded)
                 return self._verify(view, recorded, (), recorded.head, None)
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from adyton.errors import StorageFailed, StoreError, VersionMismatch
 from adyton.keystore import home, schema
 from adyton.keystore.home import Home, init_home, rotate_master_file
-from adyton.keystore.reader import KEY
 from adyton.keystore.store import Store
+from adyton.keystore.tables.keys import KEY
 from adyton.keystore.transaction import Transaction
 from adyton.keystore.wrapping import WrappingKey, rename_private_file, replace_private_file, write_private_file
 from adyton.release.client import obtain_keys

@@ -33,8 +33,8 @@ from adyton.keystore.home import (
     renew_server_certificate,
     rotate_master_file,
 )
-from adyton.keystore.reader import KEY, SECRET
 from adyton.keystore.store import Store
+from adyton.keystore.tables.keys import KEY, SECRET
 from adyton.keystore.transaction import Transaction
 from adyton.keystore.wrapping import WrappingKey, master_from_command, master_from_passphrase, read_private_file
 from adyton.sim.machine import simulated_guest
