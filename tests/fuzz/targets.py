@@ -32,7 +32,7 @@ from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
 from adyton.keystore.backup_header import parse_header
 from adyton.keystore.backup_shares import parse_share, split_key
-from adyton.keystore.home import Config
+from adyton.keystore.config import Config
 from adyton.manifest.difference import differences
 from adyton.manifest.document import parse_document
 from adyton.manifest.explain import explain_manifest
@@ -365,7 +365,7 @@ def targets() -> dict[str, Target]:
         "dashboard-form": Target(
             _form, (b"csrf=a&allow=debug&allow=any-version", b"app=%C3%A9&version=v+1"), (f"{_D}.requests.parse_form",)
         ),
-        "config": Target(_text(Config.parse), (CONFIG.encode(),), (f"{k}.home.Config.parse",)),
+        "config": Target(_text(Config.parse), (CONFIG.encode(),), (f"{k}.config.Config.parse",)),
         "export": Target(
             lambda raw: read_export(io.BytesIO(raw)), (_export(_entries(2), 2),), (f"{k}.audit_export.read_export",)
         ),

@@ -37,7 +37,8 @@ def backup(
     """
     from adyton.errors import UsageError
     from adyton.keystore.backup import back_up
-    from adyton.keystore.home import actor, ask_passphrase
+    from adyton.keystore.home import actor
+    from adyton.keystore.passphrase import ask_passphrase
     from adyton.keystore.wrapping import read_private_file, write_private_file
 
     numbers: tuple[int, int] | None = None

@@ -129,14 +129,15 @@ def rotate_store(
     home: HomeOption = None,
 ) -> None:
     """Wrap every key anew under a new data key (and, with --master, that one under a new master key)."""
-    from adyton.keystore.home import actor, rotate_master_file
+    from adyton.keystore.home import actor
+    from adyton.keystore.master_rotation import rotate_master_file
 
     with owner_store(home) as (found, store):
         with store.write() as change:
             version = change.rotate_data_key(actor=actor())
         say(f"data key version {version}")
         if master:
-            rotate_master_file(found, store)
+            rotate_master_file(found, store, actor=actor())
             say(f"new master key in {found.path / 'master.key'}; keys and policies are unchanged")
 
 

@@ -32,13 +32,16 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError, VersionMismatch
 from adyton.keystore import schema
 from adyton.keystore.audit import sign_checkpoint
+from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.backup_archive import STORE, pack, unpack
 from adyton.keystore.backup_header import HEAD_BYTES, VERSION, parse_header
 from adyton.keystore.backup_sealed import Part
 from adyton.keystore.backup_shares import Share, check_shares, join_key, listed, split_key
 from adyton.keystore.clock import now_ms
+from adyton.keystore.config import Config
 from adyton.keystore.database import AS_OF_ONE_MOMENT, make_engine, store_error
-from adyton.keystore.home import Config, Home, audit_private_key
+from adyton.keystore.home import Home
+from adyton.keystore.home_lock import alone
 from adyton.keystore.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, write_private_file
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
@@ -96,7 +99,8 @@ def back_up(
     with store.write() as change:
         change.record("backup", backup_id, {"backup": backup_id, "actor": actor[:128]}, now_ms())
     with (
-        home.alone("making a backup"),  # the tables are read before the files: the master key must be that of both
+        # the tables are read before the files: the master key must be that of both
+        alone(home.path, "making a backup"),
         tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent) as name,
     ):
         folder = Path(name)

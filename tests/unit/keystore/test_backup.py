@@ -27,7 +27,9 @@ from adyton.keystore.backup import (
 from adyton.keystore.backup_archive import pack
 from adyton.keystore.backup_shares import Share, join_key, parse_share, split_key
 from adyton.keystore.clock import now_ms
-from adyton.keystore.home import Home, rotate_master_file
+from adyton.keystore.home import Home
+from adyton.keystore.home_lock import alone
+from adyton.keystore.master_rotation import rotate_master_file
 from adyton.values import Key128
 from tests.support.owner_world import World
 
@@ -129,15 +131,15 @@ def test_restore_of_an_older_store_than_the_backups_checkpoint_is_refused(world:
 
 def test_backup_and_rotation_of_the_master_key_exclude_each_other(world: World, tmp_path: Path) -> None:
     """A backup made across a rotation would hold tables under one master key and the file of another."""
-    with world.home.alone("test"):
+    with alone(world.home.path, "test"):
         with pytest.raises(StoreError, match="to itself"):
             back_up(world.home, world.store, tmp_path / "b", passphrase=PASSPHRASE, split=None, actor="test")
         before = (world.home.path / "master.key").read_bytes()
         with pytest.raises(StoreError, match="to itself"):
-            rotate_master_file(world.home, world.store)
+            rotate_master_file(world.home, world.store, actor="test")
     assert (world.home.path / "master.key").read_bytes() == before
     assert not (tmp_path / "b").exists()
-    rotate_master_file(world.home, world.store)
+    rotate_master_file(world.home, world.store, actor="test")
     back_up(world.home, world.store, tmp_path / "b", passphrase=PASSPHRASE, split=None, actor="test")
     restore(tmp_path / "b", tmp_path / "new", passphrase=lambda: PASSPHRASE, verify=whole)
 

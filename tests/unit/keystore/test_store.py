@@ -21,18 +21,14 @@ from adyton.errors import AuditError, OutOfOrder, StorageFailed, StoreError, Unk
 from adyton.keystore import schema
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
 from adyton.keystore.audit import Checkpoint, Head, entry_hash, sign_checkpoint, verify_checkpoint
+from adyton.keystore.audit_key import audit_private_key, audit_public_key
 from adyton.keystore.clock import now_ms
-from adyton.keystore.home import (
-    Config,
-    Home,
-    ask_passphrase,
-    audit_private_key,
-    audit_public_key,
-    init_home,
-    load_key,
-    renew_server_certificate,
-    rotate_master_file,
-)
+from adyton.keystore.config import Config
+from adyton.keystore.home import Home, load_key
+from adyton.keystore.master_rotation import rotate_master_file
+from adyton.keystore.new_home import init_home
+from adyton.keystore.passphrase import ask_passphrase
+from adyton.keystore.server_certificate import renew_server_certificate
 from adyton.keystore.store import Store
 from adyton.keystore.tables.keys import KEY, SECRET
 from adyton.keystore.transaction import Transaction
@@ -132,7 +128,7 @@ def test_rotate_data_key_and_master_key_keeps_every_key(world: World) -> None:
     with world.store.write() as change:
         assert change.rotate_data_key(actor="test") == 2
     old = (world.home.path / "master.key").read_bytes()
-    rotate_master_file(world.home, world.store)
+    rotate_master_file(world.home, world.store, actor="test")
     assert (world.home.path / "master.key").read_bytes() != old
     reopened = world.home.open_store()
     with reopened.read() as view:
