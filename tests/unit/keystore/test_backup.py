@@ -16,16 +16,14 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
-from adyton.keystore import backup as backup_module
 from adyton.keystore import schema
-from adyton.keystore.backup import (
-    back_up,
-    key_from_passphrase,
-    read_header,
-    restore,
-)
-from adyton.keystore.backup_archive import pack
-from adyton.keystore.backup_shares import Share, join_key, parse_share, split_key
+from adyton.keystore.backup import create as create_module
+from adyton.keystore.backup.archive import pack
+from adyton.keystore.backup.create import back_up
+from adyton.keystore.backup.key import key_from_passphrase
+from adyton.keystore.backup.restore import read_header, restore
+from adyton.keystore.backup.shares import Share, join_key, parse_share, split_key
+from adyton.keystore.backup.tables import copy_tables
 from adyton.keystore.clock import now_ms
 from adyton.keystore.home import Home
 from adyton.keystore.home_lock import alone
@@ -89,7 +87,6 @@ def test_restore_on_another_machine_brings_everything_back(world: World, tmp_pat
 def test_backup_while_serving_restores(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written while a backup is made belongs to the next one, and does not make this one seem too old."""
     service = world.service()
-    copy_tables = backup_module._copy_tables
 
     def copy(engine: sa.Engine, path: Path) -> None:
         copy_tables(engine, path)
@@ -97,7 +94,7 @@ def test_backup_while_serving_restores(world: World, tmp_path: Path, monkeypatch
             change.record("note", "", {"number": 1}, now_ms())
         world.home.keep_checkpoint(service.checkpoint())
 
-    monkeypatch.setattr(backup_module, "_copy_tables", copy)
+    monkeypatch.setattr(create_module, "copy_tables", copy)
     world.home.keep_checkpoint(service.checkpoint())
     back_up(world.home, world.store, tmp_path / "backup", passphrase=PASSPHRASE, split=None, actor="test")
     service.close()
@@ -321,7 +318,7 @@ def test_folder_where_a_file_should_be_is_refused_in_words(
         if member == "store.sqlite":
             pack(archive, f"home/{name}", world.home.ca_path, seen)
 
-    monkeypatch.setattr(backup_module, "pack", also)
+    monkeypatch.setattr(create_module, "pack", also)
     backup = tmp_path / "backup"
     back_up(world.home, world.store, backup, passphrase=b"long enough", split=None, actor="test")
     with pytest.raises(StorageFailed, match="put together"):
