@@ -23,8 +23,9 @@ from adyton.keystore.tables import approvals as approvals_module
 from adyton.manifest.signed import SignedManifest
 from adyton.release.client import obtain_keys
 from adyton.server.dashboard import guesses, patience
-from adyton.server.dashboard.app import NOTES_A_MINUTE, PAGE
 from adyton.server.dashboard.guesses import FREE
+from adyton.server.dashboard.login import NOTES_A_MINUTE
+from adyton.server.dashboard.pages.timeline import PAGE
 from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.server.dashboard.sessions import Sessions
 from adyton.sim.machine import simulated_guest
