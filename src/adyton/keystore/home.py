@@ -182,7 +182,7 @@ def load_key(home: Path, name: str) -> Key128:
     """A protected-file key from the owner's store, by name."""
     store = Home.open(home).open_store()
     try:
-        with store.read() as view:
-            return view.load_key(name)
+        with store.read() as reader:
+            return reader.load_key(name)
     finally:
         store.close()

@@ -30,7 +30,7 @@ MAX_AT_ONCE: Final = 10_000
 """How many entries are held in memory until the head that they lead to is reached."""
 
 RECENT: Final = 8192
-"""The newest so many hashes are kept: views that began a moment ago end at one of them."""
+"""The newest so many hashes are kept: readers that began a moment ago end at one of them."""
 
 FORM: Final = 1
 """The form of `to_dict`."""

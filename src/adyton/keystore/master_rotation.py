@@ -38,8 +38,8 @@ def rotate_master_file(home: Home, store: Store, *, actor: str) -> None:
     current, beside = home.path / CURRENT, home.path / NEXT
     new = WrappingKey.generate()
     with alone(home.path, "rotating the master key"):
-        with store.write() as change:
-            if not _same(current, change.current_master()):
+        with store.write() as transaction:
+            if not _same(current, transaction.current_master()):
                 raise StoreError(
                     "master.key is not the key that opens the store",
                     check="master.key",
@@ -49,7 +49,7 @@ def rotate_master_file(home: Home, store: Store, *, actor: str) -> None:
                 )
             beside.unlink(missing_ok=True)  # what is there opens nothing: master.key does
             write_private_file(beside, new.reveal())
-            change.rewrap(new, actor=actor)
+            transaction.rewrap(new, actor=actor)
         _check_opens(home, new)
         rename_private_file(beside, current)
     store.keyring.master = new
@@ -61,10 +61,10 @@ def _check_opens(home: Home, master: WrappingKey) -> None:
 
     store = Store.open(home.store_url(), master)
     try:
-        with store.read() as view:
-            every = view.keys()
+        with store.read() as reader:
+            every = reader.keys()
             for key in every:
-                view.reveal(key.name)
+                reader.reveal(key.name)
     finally:
         store.close()
 

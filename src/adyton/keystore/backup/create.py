@@ -66,8 +66,8 @@ def back_up(
         key = Key128.generate()
         shares = split_key(key, backup_id, needed, total)
         header["shares"] = listed(shares)
-    with store.write() as change:
-        change.record("backup", backup_id, {"backup": backup_id, "actor": actor[:128]}, now_ms())
+    with store.write() as transaction:
+        transaction.record("backup", backup_id, {"backup": backup_id, "actor": actor[:128]}, now_ms())
     with (
         # the tables are read before the files: the master key must be that of both
         alone(home.path, "making a backup"),

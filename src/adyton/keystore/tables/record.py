@@ -85,7 +85,7 @@ class RecordReader:
     def begin(self, known: Head, kept: Checkpoint | None) -> None:
         """Read the record on to its head here.
 
-        `known` is the last entry that this process knew before the view began, `kept` the checkpoint that then lay in
+        `known` is the last entry that this process knew before this began, `kept` the checkpoint that then lay in
         the home. Raises StoreError where the store is older than they are, AuditError where the record was altered.
         """
         self._check_reaches(known)

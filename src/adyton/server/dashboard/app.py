@@ -54,21 +54,21 @@ class Dashboard:
                 Route("/login", login.page, methods=["GET"]),
                 Route("/login", login.log_in, methods=["POST"]),
                 Route("/logout", login.guarded(login.log_out, form=True), methods=["POST"]),
-                Route("/", show("home.html", lambda _, view: home(view, collateral))),
-                Route("/programs", show("programs.html", lambda _, view: programs(view))),
+                Route("/", show("home.html", lambda _, reader: home(reader, collateral))),
+                Route("/programs", show("programs.html", lambda _, reader: programs(reader))),
                 Route("/approve", change(lambda to, sent: change_state(to, sent, mine, APPROVED)), methods=["POST"]),
-                Route("/approvals/{id}", show("approval.html", lambda asked, view: approval(asked, view, mine))),
+                Route("/approvals/{id}", show("approval.html", lambda asked, reader: approval(asked, reader, mine))),
                 Route("/revoke", change(lambda to, sent: change_state(to, sent, mine, REVOKED)), methods=["POST"]),
                 Route(
                     "/candidates/{measurement}/{key}",
-                    show("candidate.html", lambda asked, view: candidate(asked, view, mine)),
+                    show("candidate.html", lambda asked, reader: candidate(asked, reader, mine)),
                 ),
                 Route("/accept", change(lambda to, sent: accept(to, sent, mine)), methods=["POST"]),
                 Route("/dismiss", change(dismiss), methods=["POST"]),
                 Route("/timeline", show("timeline.html", timeline)),
                 Route("/entries/{seq}", show("entry.html", one_entry)),
-                Route("/platforms", show("platforms.html", lambda _, view: platforms(view, collateral))),
-                Route("/keys", show("keys.html", lambda _, view: keys(view))),
+                Route("/platforms", show("platforms.html", lambda _, reader: platforms(reader, collateral))),
+                Route("/keys", show("keys.html", lambda _, reader: keys(reader))),
             ],
             exception_handlers={HTTPException: self._http_error, Error: self._refused, Exception: self._failed},
         )
@@ -86,8 +86,8 @@ class Dashboard:
 
         async def page(request: Request, session: Session) -> Response:
             def work() -> dict[str, Any]:
-                with self._store.read() as view:
-                    return content(request, view)
+                with self._store.read() as reader:
+                    return content(request, reader)
 
             return self._renderer.page(template, session, **await run_in_threadpool(work))
 
@@ -100,8 +100,8 @@ class Dashboard:
             sent: Form = request.state.form
 
             def run() -> None:
-                with self._store.write() as change:
-                    work(change, sent)
+                with self._store.write() as transaction:
+                    work(transaction, sent)
 
             await run_in_threadpool(run)
             return with_headers(RedirectResponse("/programs", 303))

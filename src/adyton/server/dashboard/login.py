@@ -133,5 +133,5 @@ class Login:
         await run_in_threadpool(self._note, {**body, "not_recorded_before": more} if more else body)
 
     def _note(self, body: Mapping[str, object]) -> None:
-        with self._store.write() as change:
-            change.record("dashboard", "", body, now_ms())
+        with self._store.write() as transaction:
+            transaction.record("dashboard", "", body, now_ms())

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from adyton.keystore.reader import Reader
 
 
-def home(view: Reader, collateral: CollateralStore) -> dict[str, Any]:
+def home(reader: Reader, collateral: CollateralStore) -> dict[str, Any]:
     """What the page shows."""
-    entries = view.newest_entries(12, kinds=("release", "denial", "policy"))
-    approvals = view.approvals()
+    entries = reader.newest_entries(12, kinds=("release", "denial", "policy"))
+    approvals = reader.approvals()
     return {
         "events": [event(entry) for entry in entries],
-        "candidates": view.candidates()[:5],
+        "candidates": reader.candidates()[:5],
         "pending": [item for item in approvals if item.state == PENDING],
         "standing": sum(item.state == APPROVED for item in approvals),
-        "keys": len(view.keys()),
-        "entries": view.head().seq,
+        "keys": len(reader.keys()),
+        "entries": reader.head().seq,
         "warnings": _warnings(collateral),
     }
 

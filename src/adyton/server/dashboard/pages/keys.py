@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from adyton.keystore.reader import Reader
 
 
-def keys(view: Reader) -> dict[str, Any]:
+def keys(reader: Reader) -> dict[str, Any]:
     """What the page shows."""
     standing: dict[str, list[Any]] = {}
-    for item in view.approvals():
+    for item in reader.approvals():
         if item.state == APPROVED:
             standing.setdefault(item.approval.key, []).append(item)
-    return {"keys": view.keys(), "standing": standing}
+    return {"keys": reader.keys(), "standing": standing}

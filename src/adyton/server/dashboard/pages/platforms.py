@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 SOON_DAYS: Final = 7
 
 
-def platforms(view: Reader, collateral: CollateralStore) -> dict[str, Any]:
+def platforms(reader: Reader, collateral: CollateralStore) -> dict[str, Any]:
     """What the page shows."""
     seen: dict[tuple[str, str], dict[str, Any]] = {}
-    for entry in view.newest_entries(2000, kinds=("release", "denial")):
+    for entry in reader.newest_entries(2000, kinds=("release", "denial")):
         body = json.loads(entry.body)
         if "tee" in body:
             platform = body.get("platform", {})

@@ -31,40 +31,42 @@ if TYPE_CHECKING:
 ACTOR: Final = "dashboard"
 
 
-def programs(view: Reader) -> dict[str, Any]:
+def programs(reader: Reader) -> dict[str, Any]:
     """What the list of programs shows."""
     order = {PENDING: 0, APPROVED: 1, REVOKED: 2}
     found = sorted(
-        view.approvals(), key=lambda item: (item.approval.app, order[item.state], -item.changed_at.timestamp())
+        reader.approvals(), key=lambda item: (item.approval.app, order[item.state], -item.changed_at.timestamp())
     )
     by_name: dict[str, list[Any]] = {}
     for item in found:
         by_name.setdefault(item.approval.app, []).append(item)
     at_ms = now_ms()
-    usage = {item.id: view.usage(item.id, "", at_ms) for item in found if item.state != PENDING}
+    usage = {item.id: reader.usage(item.id, "", at_ms) for item in found if item.state != PENDING}
     found_gaps = {item.id: gaps(item.approval) for item in found if item.state != REVOKED}
-    return {"programs": by_name, "candidates": view.candidates(), "usage": usage, "gaps": found_gaps}
+    return {"programs": by_name, "candidates": reader.candidates(), "usage": usage, "gaps": found_gaps}
 
 
-def candidate(request: Request, view: Reader, mine: Mine) -> dict[str, Any]:
+def candidate(request: Request, reader: Reader, mine: Mine) -> dict[str, Any]:
     """What the page of a program that waits shows; raises UsageError where none waits."""
     try:
         measurement = Measurement.from_hex(request.path_params["measurement"])
     except UsageError:
         raise UsageError("this is no measurement") from None
     found = [
-        item for item in view.candidates() if item.measurement == measurement and item.key == request.path_params["key"]
+        item
+        for item in reader.candidates()
+        if item.measurement == measurement and item.key == request.path_params["key"]
     ]
     if not found:
         raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
-    guest = _guest(view, found[0])
+    guest = _guest(reader, found[0])
     tees = sorted({item.tee for item in found})
-    explained = [json.loads(entry.body) for entry in view.entries(kind="explanation", subject=found[0].denial)]
+    explained = [json.loads(entry.body) for entry in reader.entries(kind="explanation", subject=found[0].denial)]
     refused, draft, manifest, left_open = "", None, None, []
     try:
-        draft = _draft(view, measurement, found[0].tee, found[0].key, app="x", version="x")
-        left_open = _left_open(shown(view, draft, mine), tees)
-        manifest = manifest_of(view, draft)
+        draft = _draft(reader, measurement, found[0].tee, found[0].key, app="x", version="x")
+        left_open = _left_open(shown(reader, draft, mine), tees)
+        manifest = manifest_of(reader, draft)
     except UsageError as error:  # it can be dismissed all the same
         refused, draft = error.message, None
     return {
@@ -76,43 +78,43 @@ def candidate(request: Request, view: Reader, mine: Mine) -> dict[str, Any]:
         "left_open": left_open,
         "uncovered": () if draft is None else draft.not_covered,
         "explained": explained,
-        "apps": sorted({item.approval.app for item in view.approvals()}),
+        "apps": sorted({item.approval.app for item in reader.approvals()}),
     }
 
 
-def approval(request: Request, view: Reader, mine: Mine) -> dict[str, Any]:
+def approval(request: Request, reader: Reader, mine: Mine) -> dict[str, Any]:
     """What the page of one approval shows; raises UsageError where there is none."""
-    item = view.approval(check_name(request.path_params["id"], "approval id"))
-    manifest = manifest_of(view, item.approval)
+    item = reader.approval(check_name(request.path_params["id"], "approval id"))
+    manifest = manifest_of(reader, item.approval)
     return {
         "item": item,
         "argv": () if manifest is None else tuple(map(one_line, manifest.argv or ())),
-        "left_open": _left_open(shown(view, item.approval, mine), item.approval.tees),
+        "left_open": _left_open(shown(reader, item.approval, mine), item.approval.tees),
         "uncovered": item.approval.not_covered if manifest is None else not_covered(manifest),
     }
 
 
-def change_state(change: Transaction, sent: Form, mine: Mine, state: str) -> None:
+def change_state(transaction: Transaction, sent: Form, mine: Mine, state: str) -> None:
     """Approve or revoke an approval that is stored."""
     chosen = check_name(sent.get("id"), "approval id")
-    alter(change, chosen, owner=mine, named=sent.allow, actor=ACTOR, state=state)
+    alter(transaction, chosen, owner=mine, named=sent.allow, actor=ACTOR, state=state)
 
 
-def dismiss(change: Transaction, sent: Form) -> None:
+def dismiss(transaction: Transaction, sent: Form) -> None:
     """Let a program wait no longer."""
     measurement = Measurement.from_hex(sent.get("measurement"))
-    if not change.dismiss_candidate(measurement, sent.get("key"), actor=ACTOR):
+    if not transaction.dismiss_candidate(measurement, sent.get("key"), actor=ACTOR):
         raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
 
 
-def accept(change: Transaction, sent: Form, mine: Mine) -> None:
+def accept(transaction: Transaction, sent: Form, mine: Mine) -> None:
     """Approve a program that waits, as it was shown."""
     measurement = Measurement.from_hex(sent.get("measurement"))
-    waiting = {(item.measurement, item.tee, item.key): item for item in change.candidates()}
+    waiting = {(item.measurement, item.tee, item.key): item for item in transaction.candidates()}
     wanted = (measurement, sent.get("tee"), sent.get("key"))
     if wanted not in waiting:
         raise UsageError("this program is not waiting (any more)", remedy="look at Programs")
-    guest = _guest(change, waiting[wanted])
+    guest = _guest(transaction, waiting[wanted])
     if sent.get("guest") != ("" if guest is None else guest.hex()):
         raise UsageError(
             "this program has asked again from another guest image",
@@ -121,13 +123,13 @@ def accept(change: Transaction, sent: Form, mine: Mine) -> None:
             seen="none" if guest is None else guest.hex(),
             remedy="look at it again",
         )
-    draft = _draft(change, *wanted, app=sent.get("app"), version=sent.get("version"))
-    propose(change, draft, owner=mine, named=sent.allow, actor=ACTOR)
+    draft = _draft(transaction, *wanted, app=sent.get("app"), version=sent.get("version"))
+    propose(transaction, draft, owner=mine, named=sent.allow, actor=ACTOR)
 
 
-def _draft(view: Reader, measurement: Measurement, tee: str, key: str, *, app: str, version: str) -> Approval:
+def _draft(reader: Reader, measurement: Measurement, tee: str, key: str, *, app: str, version: str) -> Approval:
     """The approval of a program that waits, as it is shown and as it is made."""
-    behind = view.behind(measurement)
+    behind = reader.behind(measurement)
     made = Approval(
         key=key,
         app=app,
@@ -138,7 +140,7 @@ def _draft(view: Reader, measurement: Measurement, tee: str, key: str, *, app: s
         manifest_sha256=Digest(hashlib.sha256(behind[0]).digest()) if behind else None,
         note="approved on the dashboard",
     )
-    manifest = manifest_of(view, made)
+    manifest = manifest_of(reader, made)
     return made if manifest is None else made.changed(not_covered=not_covered(manifest))
 
 
@@ -148,10 +150,10 @@ def _left_open(found: Iterable[Finding], tees: Collection[str]) -> list[dict[str
     return sorted(lines, key=lambda line: not line["exposes"])
 
 
-def _guest(view: Reader, item: Candidate) -> Measurement | None:
+def _guest(reader: Reader, item: Candidate) -> Measurement | None:
     """The guest image from which a program in a confidential machine last asked; None for an enclave."""
     if not item.tee.startswith(("tdx", "sim-tdx")):
         return None
-    for entry in view.entries(kind="denial", subject=item.denial):
+    for entry in reader.entries(kind="denial", subject=item.denial):
         return Measurement.from_hex(json.loads(entry.body)["measurement"])
     raise UsageError("the refusal of this program is not in the record", remedy="let it ask again")

@@ -20,26 +20,28 @@ PAGE: Final = 50
 """Entries on a page."""
 
 
-def timeline(request: Request, view: Reader) -> dict[str, Any]:
+def timeline(request: Request, reader: Reader) -> dict[str, Any]:
     """What the list shows."""
     kind = request.query_params.get("kind", "")
     kinds = (kind,) if kind in ("release", "denial", "policy", "used", "explanation") else ()
     before = number(request.query_params.get("before", ""))
-    found = view.newest_entries(PAGE + 1, kinds=kinds, before=before)
+    found = reader.newest_entries(PAGE + 1, kinds=kinds, before=before)
     older = found[PAGE - 1].seq if len(found) > PAGE else None
     return {"events": [event(entry) for entry in found[:PAGE]], "kind": kind, "before": before, "older": older}
 
 
-def one_entry(request: Request, view: Reader) -> dict[str, Any]:
+def one_entry(request: Request, reader: Reader) -> dict[str, Any]:
     """What the page of one entry shows; raises UsageError where there is none."""
     seq = number(request.path_params["seq"])
-    entry = None if seq is None else view.entry(seq)
+    entry = None if seq is None else reader.entry(seq)
     if entry is None:
         raise UsageError("there is no such entry")
     body = json.loads(entry.body)
-    assessment = replay(view, entry) if entry.kind in ("release", "denial") else None
+    assessment = replay(reader, entry) if entry.kind in ("release", "denial") else None
     subject = body.get("denial")
-    explained = [json.loads(item.body) for item in view.entries(kind="explanation", subject=subject)] if subject else []
+    explained = (
+        [json.loads(item.body) for item in reader.entries(kind="explanation", subject=subject)] if subject else []
+    )
     return {
         "entry": entry,
         "event": event(entry),
