@@ -46,8 +46,8 @@ def make_owner(folder: Path) -> None:
     """An owner with a key, a platform with its collateral in her home, and an approved program."""
     from adyton.collateral.store import CollateralStore
     from adyton.keystore.approval import Approval
-    from adyton.keystore.home import init_home
-    from adyton.keystore.reader import KEY
+    from adyton.keystore.new_home import init_home
+    from adyton.keystore.tables.keys import KEY
     from adyton.sim.platform import SimPlatform
     from adyton.values import Measurement
 

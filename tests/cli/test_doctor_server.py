@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adyton.cli.doctor_server import owner
-from adyton.keystore.backup import back_up
+from adyton.keystore.backup.create import back_up
 from adyton.keystore.certificates import Credential, make_server
 from adyton.tee.machine import Machine
 from adyton.values import Finding

@@ -14,9 +14,9 @@ from cryptography import x509
 from adyton.attest.guest import MUST_COVER
 from adyton.cli import main as command_line
 from adyton.collateral.store import CollateralStore
-from adyton.keystore import transaction as change_module
 from adyton.keystore.approval import Approval
 from adyton.keystore.home import Home
+from adyton.keystore.tables import approvals as approvals_module
 from adyton.manifest import signature
 from adyton.manifest.measure import combine
 from adyton.manifest.signed import read_signed
@@ -249,7 +249,7 @@ def test_sim_tdx_goes_the_whole_way_and_an_older_approval_says_why_not(
     )
     store = home.open_store()
     with monkeypatch.context() as older, store.write() as change:
-        older.setattr(change_module, "check_sound", lambda _approval: None)
+        older.setattr(approvals_module, "check_sound", lambda _approval: None)
         change.add_approval(old, actor="test")
     store.close()
     status, out, error = run("policy", "test", "quote")

@@ -30,9 +30,9 @@ from adyton.errors import UsageError
 from adyton.keystore.approval import Approval, parse_time
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
-from adyton.keystore.backup_header import parse_header
-from adyton.keystore.backup_shares import parse_share, split_key
-from adyton.keystore.home import Config
+from adyton.keystore.backup.header import parse_header
+from adyton.keystore.backup.shares import parse_share, split_key
+from adyton.keystore.config import Config
 from adyton.manifest.difference import differences
 from adyton.manifest.document import parse_document
 from adyton.manifest.explain import explain_manifest
@@ -365,7 +365,7 @@ def targets() -> dict[str, Target]:
         "dashboard-form": Target(
             _form, (b"csrf=a&allow=debug&allow=any-version", b"app=%C3%A9&version=v+1"), (f"{_D}.requests.parse_form",)
         ),
-        "config": Target(_text(Config.parse), (CONFIG.encode(),), (f"{k}.home.Config.parse",)),
+        "config": Target(_text(Config.parse), (CONFIG.encode(),), (f"{k}.config.Config.parse",)),
         "export": Target(
             lambda raw: read_export(io.BytesIO(raw)), (_export(_entries(2), 2),), (f"{k}.audit_export.read_export",)
         ),
@@ -374,11 +374,11 @@ def targets() -> dict[str, Target]:
             (checkpoint, b'{"grants": [{"checkpoint": ' + checkpoint + b"}]}"),
             (f"{k}.audit_export.checkpoints_of", f"{k}.audit.Checkpoint.from_dict"),
         ),
-        "backup-header": Target(parse_header, (bytes(block) + header,), (f"{k}.backup_header.parse_header",)),
+        "backup-header": Target(parse_header, (bytes(block) + header,), (f"{k}.backup.header.parse_header",)),
         "recovery-share": Target(
             _text(parse_share),
             _shares,
-            (f"{k}.backup_shares.parse_share",),
+            (f"{k}.backup.shares.parse_share",),
         ),
         "collateral-bundle": Target(
             _documents, lambda: (_platform()[3],), ("adyton.collateral.documents.parse_bundle",)

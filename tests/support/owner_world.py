@@ -24,11 +24,13 @@ from adyton.errors import FetchFailed
 from adyton.keyserver.service import KeyService
 from adyton.keystore import approval_gaps
 from adyton.keystore.approval import Approval
+from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.facts import DENIAL, WAITS, waiting
 from adyton.keystore.grant_key import open_grant_key
-from adyton.keystore.home import Home, audit_private_key, init_home
-from adyton.keystore.reader import KEY
+from adyton.keystore.home import Home
+from adyton.keystore.new_home import init_home
 from adyton.keystore.store import Store
+from adyton.keystore.tables.keys import KEY
 from adyton.manifest.measure import combine, workload_measurement
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.signature import generate_signer, load_signer, sign

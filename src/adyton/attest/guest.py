@@ -87,7 +87,7 @@ class SNPGuest:
     """A SEV-SNP guest: a launch digest, and the statement that it covers kernel, initrd, command line and ACPI tables.
 
     Only a guest image document can know that, and there is none yet: no approval with one releases anything
-    (`keyserver.gaps`).
+    (`keystore.approval_gaps`).
     """
 
     kind: ClassVar[str] = "snp"

@@ -87,7 +87,7 @@ def verify(
     """Verify every entry's hash from the first to the last, and that every checkpoint lies on the chain."""
     from adyton.cli.owner_options import chosen_home
     from adyton.keystore.audit import verify_chain, verify_checkpoint
-    from adyton.keystore.home import audit_public_key
+    from adyton.keystore.audit_key import audit_public_key
 
     given = {path: _read_checkpoints(path) for path in checkpoint or ()}
     found = chosen_home(home)
@@ -127,8 +127,8 @@ def make_checkpoint(
 ) -> None:
     """Sign where the record stands now; keep it somewhere else."""
     from adyton.keystore.audit import sign_checkpoint
+    from adyton.keystore.audit_key import audit_private_key
     from adyton.keystore.clock import now_ms
-    from adyton.keystore.home import audit_private_key
     from adyton.storage.target import write_whole
 
     with owner_store(home) as (found, store):
@@ -153,8 +153,8 @@ def export(
 ) -> None:
     """Write the whole record, with a signed checkpoint at its end, for somebody else to verify."""
     from adyton.keystore.audit import sign_checkpoint
+    from adyton.keystore.audit_key import audit_private_key
     from adyton.keystore.clock import now_ms
-    from adyton.keystore.home import audit_private_key
     from adyton.keystore.prune import named
     from adyton.storage.target import whole_or_absent, write_whole
 

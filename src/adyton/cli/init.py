@@ -50,16 +50,13 @@ def init(
 
     from adyton.errors import UsageError
     from adyton.keystore.certificates import DEFAULT_SERVER_NAME
+    from adyton.keystore.config import MASTER_KINDS
     from adyton.keystore.grant_key import make_grant_key
-    from adyton.keystore.home import (
-        MASTER_KINDS,
-        actor,
-        ask_passphrase,
-        default_home,
-        init_home,
-        renew_server_certificate,
-    )
+    from adyton.keystore.home import actor, default_home
     from adyton.keystore.names import check_name
+    from adyton.keystore.new_home import init_home
+    from adyton.keystore.passphrase import ask_passphrase
+    from adyton.keystore.server_certificate import renew_server_certificate
 
     if renew_server:
         with owner_store(home) as (found, store):

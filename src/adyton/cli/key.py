@@ -37,8 +37,7 @@ def new(
     """Make a new key and keep it in the store; nobody gets it until a program is approved for it."""
     from adyton.errors import UsageError
     from adyton.keystore.home import actor
-    from adyton.keystore.reader import KEY, SECRET
-    from adyton.keystore.transaction import MAX_SECRET_BYTES
+    from adyton.keystore.tables.keys import KEY, MAX_SECRET_BYTES, SECRET
     from adyton.keystore.wrapping import read_private_file
     from adyton.values import Key128
 
@@ -116,7 +115,7 @@ def rotate(name: Name, home: HomeOption = None, as_json: JSONOption = False) -> 
     Files encrypted under the old version need `adyton rekey` before programs can read them again.
     """
     from adyton.keystore.home import actor
-    from adyton.keystore.reader import KEY
+    from adyton.keystore.tables.keys import KEY
     from adyton.values import Key128
 
     with owner_store(home) as (_, store), store.write() as change:
@@ -130,14 +129,15 @@ def rotate_store(
     home: HomeOption = None,
 ) -> None:
     """Wrap every key anew under a new data key (and, with --master, that one under a new master key)."""
-    from adyton.keystore.home import actor, rotate_master_file
+    from adyton.keystore.home import actor
+    from adyton.keystore.master_rotation import rotate_master_file
 
     with owner_store(home) as (found, store):
         with store.write() as change:
             version = change.rotate_data_key(actor=actor())
         say(f"data key version {version}")
         if master:
-            rotate_master_file(found, store)
+            rotate_master_file(found, store, actor=actor())
             say(f"new master key in {found.path / 'master.key'}; keys and policies are unchanged")
 
 

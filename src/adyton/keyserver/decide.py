@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adyton.attest.appraise import Claims
     from adyton.attest.report import VerifiedReport
     from adyton.keystore.approval import Approval, StoredApproval
-    from adyton.keystore.reader import Usage
+    from adyton.keystore.recorded_facts import Usage
     from adyton.values import Digest
 
 _DECIDER: Final = object()

@@ -49,11 +49,11 @@ from adyton.keyserver.refusal import (
 from adyton.keystore.approval import ADYTON, RA_TLS
 from adyton.keystore.audit import Checkpoint, canonical, sign_checkpoint
 from adyton.keystore.clock import now_ms
-from adyton.keystore.facts import DENIAL, RELEASE, WAITS, waiting
+from adyton.keystore.facts import AWAITED, DENIAL, RELEASE, WAITS, waiting
 from adyton.keystore.names import check_name, new_id
 from adyton.keystore.prune import prune_refused
-from adyton.keystore.reader import AWAITED, KEY
-from adyton.keystore.transaction import REFUSED
+from adyton.keystore.tables.evidence import REFUSED
+from adyton.keystore.tables.keys import KEY
 from adyton.release.grants import Granted, Terms, sign_grant
 from adyton.release.messages import (
     NOT_KEPT,

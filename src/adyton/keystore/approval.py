@@ -79,7 +79,7 @@ class Approval:
 
     The program is named either by `measurement`, or by `mrsigner` with `isv_prod_id` and `min_isv_svn`.
     `guest_images` are the guests, each pinned whole, that a confidential machine may have booted; without one nothing
-    is released there, since the machine's host could put another Adyton in this one's place (`keyserver.gaps`).
+    is released there, since the machine's host could put another Adyton in this one's place (`keystore.approval_gaps`).
     `guests` (MRTD, or SEV-SNP's launch measurement) is how older approvals named them: it pins the firmware only.
     `raw_report_data` says that the manifest has `adyton.insecure__raw_report_data`.
     `advisories` maps an accepted advisory to the time until which it is accepted (None: without end).

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BUSY_TIMEOUT_S: Final = 10
+LOOK_FOR_WRITER: Final = (
+    "nothing is released on it: restore the newest backup (adyton restore), and look for who wrote to the database"
+)
+"""What to do where a row is not as Adyton left it."""
 
 AS_OF_ONE_MOMENT: Final[Mapping[str, dict[str, Any]]] = {
     "sqlite": {},
@@ -51,7 +55,7 @@ def _configure_sqlite(raw: Any, _record: Any) -> None:
 def make_engine(url: str) -> sa.Engine:
     """An engine over `sqlite:///PATH` or `postgresql+psycopg://…`; raises StoreError for anything else.
 
-    A PostgreSQL on another machine must prove itself over TLS: see `keyserver.transport`.
+    A PostgreSQL on another machine must prove itself over TLS: see `keystore.database_transport`.
     """
     try:
         parsed = sa.make_url(url)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 POLICY: Final = "policy"
 KEY_ADDED: Final = "key-added"
 DATA_KEY_ROTATED: Final = "data-key-rotated"
+MASTER_KEY_ROTATED: Final = "master-key-rotated"
 RECORD_SIGNED: Final = "record-signed"
 RELEASE: Final = "release"
 DENIAL: Final = "denial"
@@ -33,6 +34,9 @@ DISMISSED: Final = "candidate-dismissed"
 PRUNED: Final = "evidence-pruned"
 USED: Final = "used"
 """Kinds of entries, by what happened."""
+
+AWAITED: Final = "awaited"
+"""The state of a grant that was not acknowledged yet; one that was is USED."""
 
 WAITS: Final = "waits"
 """Under which name a refusal, or its explanation, says which program waits for the owner from then on."""
@@ -70,28 +74,28 @@ def subject_of(kind: str, body: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
+class ApprovalRevision:
     """One revision of an approval: its number, its state, and what it says."""
 
-    revision: int
+    number: int
     state: str
     document_sha256: bytes
 
     @classmethod
-    def of(cls, revision: int, state: str, document: str) -> Stand:
-        """That of a row, or of what is about to become one."""
-        return cls(revision, state, hashlib.sha256(document.encode()).digest())
+    def create(cls, number: int, state: str, document: str) -> ApprovalRevision:
+        """From the number, the state and the canonical JSON text of an approval."""
+        return cls(number, state, hashlib.sha256(document.encode()).digest())
 
     def __str__(self) -> str:
-        return f"revision {self.revision}, {self.state}, SHA-256 of its text {self.document_sha256.hex()[:16]}…"
+        return f"revision {self.number}, {self.state}, SHA-256 of its text {self.document_sha256.hex()[:16]}…"
 
 
-class Change(NamedTuple):
-    """A change of an approval: which entry says so, when it was, and how the approval stands since."""
+class ApprovalChange(NamedTuple):
+    """A change of an approval: which entry says so, when it was made, and the revision that it made."""
 
     seq: int
     at_ms: int
-    stand: Stand
+    revision: ApprovalRevision
 
 
 class KeyVersion(NamedTuple):
@@ -129,7 +133,7 @@ class Facts:
 
     changes: list[int] = field(default_factory=list)
     """The entries that changed keys or approvals, or after which less evidence was kept."""
-    approvals: dict[str, list[Change]] = field(default_factory=dict)
+    approvals: dict[str, list[ApprovalChange]] = field(default_factory=dict)
     keys: dict[str, list[KeyVersion]] = field(default_factory=dict)
     data_keys: list[tuple[int, int]] = field(default_factory=list)
     prunings: list[int] = field(default_factory=list)
@@ -162,14 +166,14 @@ class Facts:
                 remedy="the record was altered: adyton audit verify, and restore a backup",
             ) from None
 
-    def newest(self, approval: str, to: int) -> Change | None:
-        """The change of an approval that stood once entry `to` was written; None where there was none yet."""
+    def newest_change(self, approval: str, to: int) -> ApprovalChange | None:
+        """The last change of an approval up to entry `to`; None where there is none."""
         found = self.approvals.get(approval, ())
         return next((change for change in reversed(found) if change.seq <= to), None)
 
-    def standing(self, to: int) -> dict[str, Change]:
-        """How every approval stood once entry `to` was written."""
-        found = {approval: self.newest(approval, to) for approval in self.approvals}
+    def newest_changes(self, to: int) -> dict[str, ApprovalChange]:
+        """The last change of every approval up to entry `to`."""
+        found = {approval: self.newest_change(approval, to) for approval in self.approvals}
         return {approval: change for approval, change in found.items() if change is not None}
 
     def versions(self, name: str, to: int) -> list[KeyVersion]:
@@ -204,10 +208,7 @@ class Facts:
         return {
             "changes": self.changes,
             "approvals": {
-                name: [
-                    (item.seq, item.at_ms, item.stand.revision, item.stand.state, item.stand.document_sha256.hex())
-                    for item in found
-                ]
+                name: [(seq, at_ms, item.number, item.state, item.document_sha256.hex()) for seq, at_ms, item in found]
                 for name, found in self.approvals.items()
             },
             "keys": self.keys,
@@ -240,8 +241,8 @@ class Facts:
         )
         for name, changes in document["approvals"].items():
             found.approvals[name] = [
-                Change(seq, at_ms, Stand(revision, state, bytes.fromhex(sha256)))
-                for seq, at_ms, revision, state, sha256 in changes
+                ApprovalChange(seq, at_ms, ApprovalRevision(number, state, bytes.fromhex(sha256)))
+                for seq, at_ms, number, state, sha256 in changes
             ]
         found.keys = {name: [KeyVersion(*item) for item in items] for name, items in document["keys"].items()}
         found.leases = {
@@ -261,15 +262,15 @@ class Facts:
 
     def _policy(self, entry: Entry, body: Mapping[str, Any]) -> None:
         policy = body["policy"]
-        stand = Stand.of(body["revision"], body["state"], canonical(policy))
+        revision = ApprovalRevision.create(body["revision"], body["state"], canonical(policy))
         changes = self.approvals.setdefault(str(body["approval"]), [])
-        before = changes[-1].stand if changes else None
-        self._must_follow(0 if before is None else before.revision, stand.revision)
-        if before is not None and before.state == REVOKED and stand.state != REVOKED:
+        before = changes[-1].revision if changes else None
+        self._must_follow(0 if before is None else before.number, revision.number)
+        if before is not None and before.state == REVOKED and revision.state != REVOKED:
             raise ValueError("what was revoked stays so")
-        changes.append(Change(entry.seq, entry.at_ms, stand))
+        changes.append(ApprovalChange(entry.seq, entry.at_ms, revision))
         self.changes.append(entry.seq)
-        if stand.revision == 1 and "measurement" in policy:
+        if revision.number == 1 and "measurement" in policy:
             self._forget(policy["measurement"], policy["key"])
 
     def _key_added(self, entry: Entry, body: Mapping[str, Any]) -> None:

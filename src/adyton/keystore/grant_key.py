@@ -54,8 +54,8 @@ def make_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None
     replace_private_file(home.path / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
     (home.path / CERTIFICATE).chmod(0o644)
     body = {"sha256": hashlib.sha256(der).hexdigest(), "actor": actor[:128]}
-    with store.write() as change:
-        change.record("grant-key-made", "", body, now_ms())
+    with store.write() as transaction:
+        transaction.record("grant-key-made", "", body, now_ms())
 
 
 def open_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None = None) -> GrantKey:

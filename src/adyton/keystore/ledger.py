@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from adyton.keystore.audit import Entry
-    from adyton.keystore.facts import Candidate, Change, KeyVersion, Lease
+    from adyton.keystore.facts import ApprovalChange, Candidate, KeyVersion, Lease
 
 STEP: Final = 64
 """The hash of every so many-th entry is kept."""
@@ -30,7 +30,7 @@ MAX_AT_ONCE: Final = 10_000
 """How many entries are held in memory until the head that they lead to is reached."""
 
 RECENT: Final = 8192
-"""The newest so many hashes are kept: views that began a moment ago end at one of them."""
+"""The newest so many hashes are kept: readers that began a moment ago end at one of them."""
 
 FORM: Final = 1
 """The form of `to_dict`."""
@@ -136,15 +136,15 @@ class Ledger:
 
     # --- what the record says ---------------------------------------------------------------------------------------
 
-    def newest(self, approval: str, to: int) -> Change | None:
-        """As `Facts.newest`."""
+    def newest_change(self, approval: str, to: int) -> ApprovalChange | None:
+        """As `Facts.newest_change`."""
         with self._lock:
-            return self._state.facts.newest(approval, to)
+            return self._state.facts.newest_change(approval, to)
 
-    def standing(self, to: int) -> dict[str, Change]:
-        """As `Facts.standing`."""
+    def newest_changes(self, to: int) -> dict[str, ApprovalChange]:
+        """As `Facts.newest_changes`."""
         with self._lock:
-            return self._state.facts.standing(to)
+            return self._state.facts.newest_changes(to)
 
     def changes_of(self, approval: str | None, to: int) -> list[int]:
         """The entries up to `to` that changed an approval, or any (None)."""

@@ -42,39 +42,39 @@ def named(entry: Entry) -> dict[str, bytes]:
 
 def prune(store: Store, before_ms: int, *, actor: str) -> Pruned:
     """Remove the evidence and collateral that only entries older than `before_ms` name, and record that it was done."""
-    with store.read() as view:  # the long part, while others write
-        seen_to = view.head().seq
-        needed = _named_by(view.entries(since_ms=before_ms))
-    with store.write() as change:
-        needed |= _named_by(change.entries(after=seen_to))
-        count, size_bytes = change.forget_artifacts(before_ms, needed)
+    with store.read() as reader:  # the long part, while others write
+        seen_to = reader.head().seq
+        needed = _named_by(reader.entries(since_ms=before_ms))
+    with store.write() as transaction:
+        needed |= _named_by(transaction.entries(after=seen_to))
+        count, size_bytes = transaction.forget_artifacts(before_ms, needed)
         body = {"before_ms": before_ms, "count": count, "size_bytes": size_bytes, "actor": actor[:128]}
-        change.record(PRUNED, "", body, now_ms())
+        transaction.record(PRUNED, "", body, now_ms())
     return Pruned(count, size_bytes)
 
 
-def prune_refused(change: Transaction, most_bytes: int, at_ms: int) -> None:
+def prune_refused(transaction: Transaction, most_bytes: int, at_ms: int) -> None:
     """Keep the evidence of refusals within a bound, the newest, and record what went; that of releases stays."""
-    found = change.forget_refused(most_bytes)
+    found = transaction.forget_refused(most_bytes)
     if found is not None:
         before_ms, count, size_bytes = found
         body = {"before_ms": before_ms, "of": DENIAL, "count": count, "size_bytes": size_bytes, "actor": "adyton serve"}
-        change.record(PRUNED, "", body, at_ms)
+        transaction.record(PRUNED, "", body, at_ms)
 
 
 def _named_by(entries: Iterable[Entry]) -> set[bytes]:
     return {sha256 for entry in entries for sha256 in named(entry).values()}
 
 
-def missing(view: Reader, entry: Entry) -> dict[str, str]:
+def missing(reader: Reader, entry: Entry) -> dict[str, str]:
     """What was kept for an entry and is not there any more, by name, with why."""
     from adyton.keystore.clock import moment
 
     found: dict[str, str] = {}
     for name, sha256 in named(entry).items():
-        if view.artifact(sha256) is not None:
+        if reader.artifact(sha256) is not None:
             continue
-        pruned = [item for item in view.entries(kind=PRUNED) if _covers(json.loads(item.body), entry, name)]
+        pruned = [item for item in reader.entries(kind=PRUNED) if _covers(json.loads(item.body), entry, name)]
         found[name] = (
             f"pruned on {moment(pruned[0].at_ms):%Y-%m-%d} (entry {pruned[0].seq})"
             if pruned

@@ -105,7 +105,7 @@ audit: Final = Table(
 )
 """The audit record; `subject` repeats the id in the body by which an entry is looked up (it is not hashed).
 
-Approvals' newest revisions, versions of keys, runs and leases, and who waits are read from here: `keyserver.facts`."""
+Approvals' newest revisions, versions of keys, runs and leases, and who waits are read from here: `keystore.facts`."""
 
 artifacts: Final = Table(
     "artifacts",

@@ -30,7 +30,8 @@ from adyton.keystore.facts import RECORD_SIGNED
 from adyton.keystore.keyring import Keyring
 from adyton.keystore.ledger import Ledger, check_end
 from adyton.keystore.reader import Reader
-from adyton.keystore.transaction import Cache, Transaction
+from adyton.keystore.transaction import Transaction
+from adyton.keystore.transaction_cache import Cache
 from adyton.keystore.wrapping import WrappingKey
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ class Store:
         with _disposed_if_it_fails(make_engine(url)) as engine:
             cls._make_tables(engine, master)
             store = cls(engine, master)
-            with store.write() as change:
+            with store.write() as transaction:
                 body = {"actor": actor[:128], "schema": schema.SCHEMA_VERSION}
-                change.record("store-created", "", body, now_ms())
+                transaction.record("store-created", "", body, now_ms())
             return store
 
     @staticmethod
@@ -249,20 +250,20 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A view of the store as of one moment, whoever writes meanwhile."""
-        with self._view() as (view, known, kept):
-            view.begin(known, self._not_held(kept))
+        """The store as of one moment, whoever writes meanwhile."""
+        with self._reader() as (reader, known, kept):
+            reader.begin(known, self._not_held(kept))
             self._held = kept
-            yield view
+            yield reader
 
     @contextmanager
-    def _view(self, ledger: Ledger | None = None) -> Iterator[tuple[Reader, Head, Checkpoint | None]]:
-        """A view that has not begun yet, with what it must contain: both were known before it was taken."""
+    def _reader(self, ledger: Ledger | None = None) -> Iterator[tuple[Reader, Head, Checkpoint | None]]:
+        """A reader that has not begun yet, with what it must contain: both were known before it was taken."""
         known, kept = self._ledger.head, self._kept()
         options = AS_OF_ONE_MOMENT[self.engine.dialect.name]
         try:
             with self.engine.connect().execution_options(**options) as connection, connection.begin():
-                yield Reader(connection, self.keyring, ledger or self._ledger), known, kept
+                yield Reader.create(connection, self.keyring, ledger or self._ledger), known, kept
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
 
@@ -291,11 +292,11 @@ class Store:
 
     def _check_kept(self, transaction: Transaction) -> None:
         """Read a change of keys or approvals back: a database that dropped it would go on with what was before it."""
-        with self._view(Ledger(self.id)) as (view, _, _):
-            transaction.check_kept(view)
-        with self.read() as view:
-            view.approvals()
-            view.keys()
+        with self._reader(Ledger(self.id)) as (reader, _, _):
+            transaction.check_kept(reader)
+        with self.read() as reader:
+            reader.approvals()
+            reader.keys()
 
     def verify_audit(self, checkpoints: Sequence[Checkpoint] = ()) -> Head:
         """Verify the whole audit record, and that its head, all approvals and keys agree with it; raises AuditError.
@@ -303,27 +304,27 @@ class Store:
         From then on nothing that was verified is read again, and a store without it is refused.
         """
         recorded = Ledger(self.id)
-        with self._view(recorded) as (view, known, kept):
-            head = self._verify(view, recorded, checkpoints, known, kept)
+        with self._reader(recorded) as (reader, known, kept):
+            head = self._verify(reader, recorded, checkpoints, known, kept)
         if recorded.head.seq >= self._ledger.head.seq:  # else another thread has read further meanwhile
             self._ledger = recorded
         return head
 
     def _verify(
         self,
-        view: Reader,
+        reader: Reader,
         recorded: Ledger,
         checkpoints: Sequence[Checkpoint],
         known: Head,
         kept: Checkpoint | None,
     ) -> Head:
-        with closing(view.load(0, view.head().seq)) as entries:
+        with closing(reader.load(0, reader.head().seq)) as entries:
             head = verify_chain(self.id, recorded.noting(entries), checkpoints)
-        check_end(head, view.head())
-        view.begin(known, kept)
-        view.hold_approvals_against_record()
-        view.hold_keys_against_record()
-        view.kept_facts()
+        check_end(head, reader.head())
+        reader.begin(known, kept)
+        reader.hold_approvals_against_record()
+        reader.hold_keys_against_record()
+        reader.kept_facts()
         return head
 
     def verify_copy(self, copy: sa.Engine) -> Head:
@@ -347,15 +348,15 @@ class Store:
                         remedy="something other than Adyton wrote to the database: restore the newest backup (adyton"
                         " restore)",
                     )
-                view = Reader(connection, keyring, recorded)
-                return self._verify(view, recorded, (), recorded.head, None)
+                reader = Reader.create(connection, keyring, recorded)
+                return self._verify(reader, recorded, (), recorded.head, None)
         except sa.exc.SQLAlchemyError as error:
             raise store_error(error) from error
 
     def verify_rest(self) -> None:
         """Compare what else is kept with the record: manifests, evidence, the ids of entries; after `verify_audit`."""
-        with self.read() as view:
-            view.hold_rest_against_record()
+        with self.read() as reader:
+            reader.hold_rest_against_record()
 
     def head(self) -> Head:
         """The last entry of the record that this process has verified."""

@@ -22,9 +22,9 @@ from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
 from adyton.errors import UsageError
 from adyton.keyserver.service import KeyService
+from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.clock import now_ms
 from adyton.keystore.grant_key import open_grant_key
-from adyton.keystore.home import audit_private_key
 from adyton.release.messages import ServerIdentity
 from adyton.release.tls import server_context
 from adyton.server.checkpoints import Checkpoints

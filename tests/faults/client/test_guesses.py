@@ -15,7 +15,7 @@ import pytest
 
 from adyton.attest.appraise import appraise
 from adyton.keystore.approval import PENDING, REVOKED
-from adyton.keystore.reader import KEY
+from adyton.keystore.tables.keys import KEY
 from adyton.manifest.signed import SignedManifest
 from adyton.release.explanation import PATH_EXPLAIN, explain_message
 from adyton.release.messages import (

@@ -22,9 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from adyton.collateral.verifier import Verifier
 from adyton.errors import Denied, Error, OutOfOrder, UsageError
 from adyton.keyserver.service import KeyService
+from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.certificates import make_ca, make_grant
 from adyton.keystore.grant_key import GrantKey, make_grant_key, open_grant_key
-from adyton.keystore.home import audit_private_key
 from adyton.manifest.findings import findings
 from adyton.manifest.measure import combine
 from adyton.release import grants

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from adyton.errors import OutOfOrder, StoreError, UnknownKey
 from adyton.keystore import schema
-from adyton.keystore.reader import KEY, SECRET
+from adyton.keystore.tables.keys import KEY, SECRET
 from adyton.release.client import obtain_keys
 from tests.faults.database.writer import Writer, denied, is_named, list_keys, opened, release, releases_nothing, verify
 from tests.support.owner_world import World, running

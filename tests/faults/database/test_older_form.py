@@ -10,9 +10,11 @@ import sqlalchemy as sa
 from adyton.errors import AuditError, StoreError
 from adyton.keystore import schema
 from adyton.keystore.audit import entry_hash
-from adyton.keystore.backup import back_up, restore
+from adyton.keystore.backup.create import back_up
+from adyton.keystore.backup.restore import restore
 from adyton.keystore.facts import DATA_KEY_ROTATED, KEY_ADDED, POLICY, RECORD_SIGNED
-from adyton.keystore.home import Home, rotate_master_file
+from adyton.keystore.home import Home
+from adyton.keystore.master_rotation import rotate_master_file
 from tests.faults.database.writer import REFUSED, Writer, is_named, opened, revoke, verify
 from tests.support.owner_world import World
 
@@ -113,7 +115,7 @@ def test_leaked_data_key_put_back_before_the_next_rotation(world: World, writer:
 
     is_named(rotate, "before the store's data key was rotated")
     with pytest.raises(StoreError):
-        rotate_master_file(world.home, world.store)
+        rotate_master_file(world.home, world.store, actor="test")
     assert {row["data_key"] for row in writer.rows(schema.keys)} == {1}
 
 
@@ -124,7 +126,7 @@ def test_rotation_of_the_master_key_that_the_database_undoes(world: World, write
     then = f"UPDATE meta SET value = {literal} WHERE name = 'state'"
     writer.trigger("back", "UPDATE", "meta", f"NEW.name = 'state' AND NEW.value <> {literal}", then=then)
     with pytest.raises(StoreError), opened(world) as store:
-        rotate_master_file(world.home, store)
+        rotate_master_file(world.home, store, actor="test")
     with opened(world) as store, store.read() as view:
         assert view.head().seq
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from adyton.errors import AuditError, Denied, StoreError, Unavailable
 from adyton.keystore import schema
 from adyton.keystore.audit import entry_hash
-from adyton.keystore.reader import KEY
+from adyton.keystore.tables.keys import KEY
 from tests.faults.database.writer import (
     Writer,
     denied,
@@ -275,7 +275,7 @@ def test_what_was_written_down_of_the_record_is_authenticated(
     world: World, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The facts that a process starts from: altered they are refused, older ones only cost time."""
-    monkeypatch.setattr("adyton.keystore.transaction.FACTS_EVERY", 3)
+    monkeypatch.setattr("adyton.keystore.tables.record.FACTS_EVERY", 3)
     approval = world.approve(world.program())
     for number in range(5):
         with world.store.write() as change:

@@ -17,9 +17,8 @@ from adyton.errors import AuditError, Denied
 from adyton.keyserver.replay import replay
 from adyton.keystore import schema
 from adyton.keystore.audit import canonical
-from adyton.keystore.facts import DENIAL, WAITS, waiting
+from adyton.keystore.facts import AWAITED, DENIAL, WAITS, waiting
 from adyton.keystore.prune import missing
-from adyton.keystore.reader import AWAITED
 from adyton.release.client import obtain_keys
 from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.values import Measurement

@@ -18,8 +18,8 @@ from adyton.errors import AuditError, Error, StoreError, UsageError
 from adyton.keyserver.difference import manifest_differences
 from adyton.keystore.audit import Entry, Head, canonical, entry_hash, sign_checkpoint, start_hash, verify_chain
 from adyton.keystore.audit_export import checkpoints_of, read_export
-from adyton.keystore.backup_header import parse_header
-from adyton.keystore.home import Config
+from adyton.keystore.backup.header import parse_header
+from adyton.keystore.config import Config
 from tests.unit.test_untrusted import LONG
 
 if TYPE_CHECKING:

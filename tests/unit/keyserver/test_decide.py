@@ -23,7 +23,7 @@ from adyton.keyserver.refusal import owner_reason, told_reason
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval, StoredApproval
 from adyton.keystore.audit import MAX_BODY_BYTES, canonical
 from adyton.keystore.facts import Lease
-from adyton.keystore.reader import Usage
+from adyton.keystore.recorded_facts import Usage
 from adyton.sim.machine import simulated_guest
 from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement

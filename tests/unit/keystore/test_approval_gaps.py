@@ -8,9 +8,9 @@ import pytest
 
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.errors import UsageError
-from adyton.keystore import transaction as change_module
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
 from adyton.keystore.approval_gaps import gaps
+from adyton.keystore.tables import approvals as approvals_module
 from adyton.sim.machine import simulated_guest
 from adyton.values import Digest, Measurement
 from tests.support.owner_world import World, allow_snp
@@ -89,7 +89,7 @@ def test_stored_approval_with_a_gap_is_shown_and_revoked_and_nothing_else(
     """One of an older Adyton loads; it is not approved, widened or changed any more, until it names its guest."""
     old = _approval(tees=("tdx",), guests=(GUEST,))
     with monkeypatch.context() as older:
-        older.setattr(change_module, "check_sound", lambda _approval: None)
+        older.setattr(approvals_module, "check_sound", lambda _approval: None)
         with world.store.write() as change:
             stored = change.add_approval(old, actor="test", state=PENDING)
     with world.store.read() as view:
@@ -102,7 +102,7 @@ def test_stored_approval_with_a_gap_is_shown_and_revoked_and_nothing_else(
         whole = old.changed(guest_images=(simulated_guest(),))
         change.change_approval(stored.id, actor="test", approval=whole)
     with monkeypatch.context() as older:
-        older.setattr(change_module, "check_sound", lambda _approval: None)
+        older.setattr(approvals_module, "check_sound", lambda _approval: None)
         with world.store.write() as change:
             change.change_approval(stored.id, actor="test", approval=old)
     with world.store.write() as change:

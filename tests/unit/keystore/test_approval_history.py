@@ -14,8 +14,8 @@ from adyton.keystore import schema
 from adyton.keystore.approval import APPROVED, REVOKED
 from adyton.keystore.audit import canonical
 from adyton.keystore.home import Home
-from adyton.keystore.reader import KEY
 from adyton.keystore.store import Store
+from adyton.keystore.tables.keys import KEY
 from adyton.release.client import obtain_keys
 from tests.support.owner_world import World, running
 from tests.support.release_by_hand import reason

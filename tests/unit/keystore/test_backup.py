@@ -16,18 +16,18 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError
-from adyton.keystore import backup as backup_module
 from adyton.keystore import schema
-from adyton.keystore.backup import (
-    back_up,
-    key_from_passphrase,
-    read_header,
-    restore,
-)
-from adyton.keystore.backup_archive import pack
-from adyton.keystore.backup_shares import Share, join_key, parse_share, split_key
+from adyton.keystore.backup import create as create_module
+from adyton.keystore.backup.archive import pack
+from adyton.keystore.backup.create import back_up
+from adyton.keystore.backup.key import key_from_passphrase
+from adyton.keystore.backup.restore import read_header, restore
+from adyton.keystore.backup.shares import Share, join_key, parse_share, split_key
+from adyton.keystore.backup.tables import copy_tables
 from adyton.keystore.clock import now_ms
-from adyton.keystore.home import Home, rotate_master_file
+from adyton.keystore.home import Home
+from adyton.keystore.home_lock import alone
+from adyton.keystore.master_rotation import rotate_master_file
 from adyton.values import Key128
 from tests.support.owner_world import World
 
@@ -87,7 +87,6 @@ def test_restore_on_another_machine_brings_everything_back(world: World, tmp_pat
 def test_backup_while_serving_restores(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written while a backup is made belongs to the next one, and does not make this one seem too old."""
     service = world.service()
-    copy_tables = backup_module._copy_tables
 
     def copy(engine: sa.Engine, path: Path) -> None:
         copy_tables(engine, path)
@@ -95,7 +94,7 @@ def test_backup_while_serving_restores(world: World, tmp_path: Path, monkeypatch
             change.record("note", "", {"number": 1}, now_ms())
         world.home.keep_checkpoint(service.checkpoint())
 
-    monkeypatch.setattr(backup_module, "_copy_tables", copy)
+    monkeypatch.setattr(create_module, "copy_tables", copy)
     world.home.keep_checkpoint(service.checkpoint())
     back_up(world.home, world.store, tmp_path / "backup", passphrase=PASSPHRASE, split=None, actor="test")
     service.close()
@@ -129,15 +128,15 @@ def test_restore_of_an_older_store_than_the_backups_checkpoint_is_refused(world:
 
 def test_backup_and_rotation_of_the_master_key_exclude_each_other(world: World, tmp_path: Path) -> None:
     """A backup made across a rotation would hold tables under one master key and the file of another."""
-    with world.home.alone("test"):
+    with alone(world.home.path, "test"):
         with pytest.raises(StoreError, match="to itself"):
             back_up(world.home, world.store, tmp_path / "b", passphrase=PASSPHRASE, split=None, actor="test")
         before = (world.home.path / "master.key").read_bytes()
         with pytest.raises(StoreError, match="to itself"):
-            rotate_master_file(world.home, world.store)
+            rotate_master_file(world.home, world.store, actor="test")
     assert (world.home.path / "master.key").read_bytes() == before
     assert not (tmp_path / "b").exists()
-    rotate_master_file(world.home, world.store)
+    rotate_master_file(world.home, world.store, actor="test")
     back_up(world.home, world.store, tmp_path / "b", passphrase=PASSPHRASE, split=None, actor="test")
     restore(tmp_path / "b", tmp_path / "new", passphrase=lambda: PASSPHRASE, verify=whole)
 
@@ -319,7 +318,7 @@ def test_folder_where_a_file_should_be_is_refused_in_words(
         if member == "store.sqlite":
             pack(archive, f"home/{name}", world.home.ca_path, seen)
 
-    monkeypatch.setattr(backup_module, "pack", also)
+    monkeypatch.setattr(create_module, "pack", also)
     backup = tmp_path / "backup"
     back_up(world.home, world.store, backup, passphrase=b"long enough", split=None, actor="test")
     with pytest.raises(StorageFailed, match="put together"):

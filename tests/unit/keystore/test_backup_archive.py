@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import FileFormatError
-from adyton.keystore import backup_archive
+from adyton.keystore.backup import archive as backup_archive
 
 GOOD = {"home/config.toml": b"c", "home/collateral/a b+c.json": b"{}", "store.sqlite": b"tables"}
 

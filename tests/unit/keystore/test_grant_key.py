@@ -12,7 +12,7 @@ from cryptography import x509
 from adyton.errors import StoreError
 from adyton.keystore.certificates import GRANT_PURPOSE
 from adyton.keystore.grant_key import make_grant_key, open_grant_key
-from adyton.keystore.home import rotate_master_file
+from adyton.keystore.master_rotation import rotate_master_file
 from tests.support.owner_world import World, make_world, now
 from tests.support.release_by_hand import entries
 
@@ -79,7 +79,7 @@ def test_grant_key_whose_certificate_has_ended_says_so(world: World) -> None:
 def test_grant_key_outlasts_a_new_master_key(world: World) -> None:
     """What seals it does not change with the master key."""
     before = key_of(world)
-    rotate_master_file(world.home, world.store)
+    rotate_master_file(world.home, world.store, actor="test")
     assert key_of(world) == before
     store = world.home.open_store()
     try:

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from adyton.errors import AuditError, Denied, StoreError
 from adyton.keystore import schema
 from adyton.keystore.approval import REVOKED
-from adyton.keystore.backup import back_up, restore
+from adyton.keystore.backup.create import back_up
+from adyton.keystore.backup.restore import restore
 from adyton.keystore.clock import now_ms
 from adyton.release.client import obtain_keys
 from tests.support.owner_world import World, make_world, running

@@ -11,10 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.errors import StorageFailed, StoreError, VersionMismatch
-from adyton.keystore import home, schema
-from adyton.keystore.home import Home, init_home, rotate_master_file
-from adyton.keystore.reader import KEY
+from adyton.keystore import master_rotation, schema
+from adyton.keystore.home import Home
+from adyton.keystore.master_rotation import rotate_master_file
+from adyton.keystore.new_home import init_home
 from adyton.keystore.store import Store
+from adyton.keystore.tables.keys import KEY
 from adyton.keystore.transaction import Transaction
 from adyton.keystore.wrapping import WrappingKey, rename_private_file, replace_private_file, write_private_file
 from adyton.release.client import obtain_keys
@@ -28,7 +30,7 @@ def rotate_both(home: Home) -> None:
     store = home.open_store()
     with store.write() as change:
         change.rotate_data_key(actor="test")
-    rotate_master_file(home, store)
+    rotate_master_file(home, store, actor="test")
     store.close()
 
 
@@ -60,7 +62,7 @@ def test_rotation_between_commit_and_rename_does_not_stop_a_running_server(
         seen.append(reveal(world.store))
         rename_private_file(beside, to)
 
-    monkeypatch.setattr(home, "rename_private_file", look)
+    monkeypatch.setattr(master_rotation, "rename_private_file", look)
     rotate_both(world.home)
     assert seen == [VALUE]
 
@@ -110,11 +112,15 @@ def _cut_after(function: Callable[..., object]) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("where", "what", "cut", "rotated"),
     [
-        pytest.param(home, "write_private_file", _cut, False, id="before-the-new-key-is-written"),
-        pytest.param(home, "write_private_file", _cut_after(write_private_file), False, id="once-it-is-written"),
+        pytest.param(master_rotation, "write_private_file", _cut, False, id="before-the-new-key-is-written"),
+        pytest.param(
+            master_rotation, "write_private_file", _cut_after(write_private_file), False, id="once-it-is-written"
+        ),
         pytest.param(Transaction, "rewrap", _cut_after(Transaction.rewrap), False, id="before-the-commit"),
-        pytest.param(home, "rename_private_file", _cut, True, id="between-commit-and-rename"),
-        pytest.param(home, "rename_private_file", _cut_after(rename_private_file), True, id="after-the-rename"),
+        pytest.param(master_rotation, "rename_private_file", _cut, True, id="between-commit-and-rename"),
+        pytest.param(
+            master_rotation, "rename_private_file", _cut_after(rename_private_file), True, id="after-the-rename"
+        ),
     ],
 )
 def test_rotation_cut_short_anywhere_the_store_opens(
@@ -130,7 +136,7 @@ def test_rotation_cut_short_anywhere_the_store_opens(
     with monkeypatch.context() as patched:
         patched.setattr(where, what, cut)
         with pytest.raises(_PowerCut):
-            rotate_master_file(world.home, world.store)
+            rotate_master_file(world.home, world.store, actor="test")
     for _ in range(2):
         store = Home.open(world.home.path).open_store()
         assert reveal(store) == VALUE
@@ -150,11 +156,11 @@ def test_rotation_by_one_who_opened_the_store_before_another_cut_short_loses_not
     """The key beside is the only one that opens the store: a second rotation does not throw it away."""
     late = world.home.open_store()
     with monkeypatch.context() as patched:
-        patched.setattr(home, "rename_private_file", _cut)
+        patched.setattr(master_rotation, "rename_private_file", _cut)
         with pytest.raises(_PowerCut):
-            rotate_master_file(world.home, world.store)
+            rotate_master_file(world.home, world.store, actor="test")
     with pytest.raises(StoreError, match="not the key that opens the store"):
-        rotate_master_file(world.home, late)
+        rotate_master_file(world.home, late, actor="test")
     late.close()
     store = world.home.open_store()
     assert reveal(store) == VALUE
@@ -164,7 +170,7 @@ def test_rotation_by_one_who_opened_the_store_before_another_cut_short_loses_not
 def test_rotate_data_key_by_one_whose_master_key_is_the_old_one_uses_the_new_one(world: World) -> None:
     """Nothing is ever wrapped under a master key that does not open the store any more."""
     late = world.home.open_store()
-    rotate_master_file(world.home, world.store)
+    rotate_master_file(world.home, world.store, actor="test")
     with late.write() as change:
         change.rotate_data_key(actor="test")
     late.close()

@@ -20,7 +20,8 @@ import sqlalchemy as sa
 from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied, StoreError, Unavailable, UsageError
 from adyton.keystore import schema
-from adyton.keystore.backup import back_up, restore
+from adyton.keystore.backup.create import back_up
+from adyton.keystore.backup.restore import restore
 from adyton.keystore.home import Home
 from adyton.release.client import obtain_keys
 from tests.support.owner_world import World, make_world, now

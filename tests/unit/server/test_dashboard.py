@@ -18,13 +18,14 @@ import pytest
 
 from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied
-from adyton.keystore import transaction as change_module
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED
+from adyton.keystore.tables import approvals as approvals_module
 from adyton.manifest.signed import SignedManifest
 from adyton.release.client import obtain_keys
 from adyton.server.dashboard import guesses, patience
-from adyton.server.dashboard.app import NOTES_A_MINUTE, PAGE
 from adyton.server.dashboard.guesses import FREE
+from adyton.server.dashboard.login import NOTES_A_MINUTE
+from adyton.server.dashboard.pages.timeline import PAGE
 from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.server.dashboard.sessions import Sessions
 from adyton.sim.machine import simulated_guest
@@ -314,7 +315,7 @@ def test_approval_that_pins_the_firmware_only_is_shown_as_such(
 ) -> None:
     """An approval of an earlier Adyton: it releases nothing, and the page says why and what to do."""
     with monkeypatch.context() as older, world.store.write() as change:
-        older.setattr(change_module, "check_sound", lambda _approval: None)
+        older.setattr(approvals_module, "check_sound", lambda _approval: None)
         guests = (Measurement(b"g" * 48),)
         change.add_approval(world.approval(world.program().measurement, tees=("tdx",), guests=guests), actor="test")
     text = client.get("/programs").text

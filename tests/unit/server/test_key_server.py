@@ -151,7 +151,7 @@ def test_release_runs_at_a_time_are_counted_until_their_lease_ends(world: World)
 def test_release_answer_carries_a_checkpoint_that_verifies(world: World, server: Running) -> None:
     """Every grant says where the audit record stands, signed."""
     from adyton.keystore.audit import Checkpoint, verify_checkpoint
-    from adyton.keystore.home import audit_public_key
+    from adyton.keystore.audit_key import audit_public_key
 
     signed = world.program()
     world.approve(signed)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from adyton.server.dashboard import accepting, app, patience
+from adyton.server.dashboard import accepting, login, patience
 from adyton.server.dashboard.requests import MAX_FIELDS, MAX_FORM_BYTES, MAX_LOGIN_BYTES, parse_form
 from tests.faults.client.dashboard.conftest import Connect
 
@@ -220,7 +220,7 @@ def test_what_fails_unforeseen_is_logged_without_a_value(
     def fail(_page: object, _peer: str) -> None:
         raise RuntimeError("the password was hunter2")
 
-    monkeypatch.setattr(app.Dashboard, "_note_refused", fail)
+    monkeypatch.setattr(login.Login, "_note_refused", fail)
     said = answer(connect(), post("/login", b"password=hunter2"))
     assert said.startswith(b"HTTP/1.1 500 ")
     (found,) = [record for record in caplog.records if record.levelno >= logging.ERROR]

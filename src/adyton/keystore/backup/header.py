@@ -14,6 +14,9 @@ from adyton.keystore.audit import STORE_ID_BYTES
 from adyton.untrusted import parse_json_object
 
 VERSION: Final = 1
+CONTENT_PATH: Final = "/adyton-backup"
+"""The path to which the protected file inside a backup is bound."""
+
 MAX_HEADER_BYTES: Final = 64 * 1024
 _TAR_BLOCK_BYTES: Final = 512
 HEAD_BYTES: Final = _TAR_BLOCK_BYTES + MAX_HEADER_BYTES

@@ -1,0 +1,68 @@
+"""The newest checkpoint, kept in the home and not in the store, so that an older copy of the store is noticed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from typing import TYPE_CHECKING, Final
+
+from adyton.errors import StorageFailed, StoreError
+from adyton.keystore.audit_key import audit_public_key
+from adyton.keystore.wrapping import read_private_file, replace_private_file
+from adyton.untrusted import parse_json_object
+
+if TYPE_CHECKING:
+    from adyton.keystore.audit import Checkpoint
+    from adyton.keystore.home import Home
+
+CHECKPOINT_FILE: Final = "checkpoint.json"
+
+
+class CheckpointFile:
+    """checkpoint.json in a home; thread-safe."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self.path = home.path / CHECKPOINT_FILE
+        self._verified: tuple[tuple[int, int, int], Checkpoint | None] | None = None
+        """Which file was verified (inode, time of change in ns, size), and what it says."""
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Keep this checkpoint. A newer one that another process has kept meanwhile stays."""
+        lock = os.open(self._home.path / ".checkpoint.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            there = self.read()
+            if there is None or there.store_id != checkpoint.store_id or there.seq < checkpoint.seq:
+                replace_private_file(self.path, json.dumps(checkpoint.to_dict()).encode())
+        finally:
+            os.close(lock)
+
+    def read(self) -> Checkpoint | None:
+        """The checkpoint, its signature not verified; None where the key server never ran."""
+        from adyton.keystore.audit import Checkpoint
+
+        if not self.path.exists():
+            return None
+        raw = read_private_file(self.path, "checkpoint")
+        return Checkpoint.from_dict(parse_json_object(raw, what="checkpoint.json", refuse=StoreError))
+
+    def verified(self) -> Checkpoint | None:
+        """The checkpoint, its signature verified; None where there is none. Read again where the file is another."""
+        from adyton.keystore.audit import verify_checkpoint
+
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageFailed(f"checkpoint.json cannot be read: {error.strerror}", check="checkpoint.json") from error
+        which = (status.st_ino, status.st_mtime_ns, status.st_size)
+        known = self._verified
+        if known is None or known[0] != which:
+            kept = self.read()
+            if kept is not None:
+                verify_checkpoint(kept, audit_public_key(self._home))
+            known = self._verified = (which, kept)
+        return known[1]

@@ -1,0 +1,96 @@
+"""What the audit record says to one reader or transaction: up to the entry where it began, and what it adds itself.
+
+The ledger is shared by all threads and reads on. So each question to it names the last entry that counts here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adyton.keystore.facts import Facts
+
+if TYPE_CHECKING:
+    from adyton.keystore.audit import Entry
+    from adyton.keystore.facts import ApprovalChange, Candidate, KeyVersion, Lease
+    from adyton.keystore.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How far an approval's limits are used up, seen from one run."""
+
+    runs: int
+    active: int
+    own: Lease | None
+    """The release that this run holds already, with a lease that still lasts."""
+
+
+class RecordedFacts:
+    """The facts of the record up to entry `to`, and of the entries that were added after it with `note`."""
+
+    def __init__(self, ledger: Ledger, to: int) -> None:
+        self._ledger = ledger
+        self._to = to
+        self._end = to
+        self._added = Facts(is_whole=False)
+        self._entries: list[Entry] = []
+
+    def note(self, entry: Entry) -> None:
+        """Take in an entry that follows all others."""
+        self._added.note(entry)
+        self._entries.append(entry)
+        self._end = entry.seq
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether an added entry changes a key or an approval, or says that evidence was removed."""
+        return bool(self._added.changes)
+
+    def changed_at(self) -> int:
+        """The last entry up to `to` that changed a key or an approval; added entries do not count."""
+        return self._ledger.changed_at(self._to)
+
+    def newest_change(self, approval: str) -> ApprovalChange | None:
+        """The last change of an approval; None where there is none."""
+        return self._added.newest_change(approval, self._end) or self._ledger.newest_change(approval, self._to)
+
+    def newest_changes(self) -> dict[str, ApprovalChange]:
+        """The last change of every approval."""
+        return {**self._ledger.newest_changes(self._to), **self._added.newest_changes(self._end)}
+
+    def changes_of(self, approval: str | None) -> list[int]:
+        """The numbers of the entries that changed an approval, or any approval (None), in order."""
+        added = self._added.approvals
+        own = [change.seq for name in added if approval in (None, name) for change in added[name]]
+        return self._ledger.changes_of(approval, self._to) + sorted(own)
+
+    def key_names(self) -> list[str]:
+        """The names of all keys and secrets, sorted."""
+        return sorted({*self._ledger.key_names(self._to), *self._added.keys})
+
+    def versions(self, name: str) -> list[KeyVersion]:
+        """The versions of a key or secret, the oldest first; empty where there is none of this name."""
+        return self._ledger.versions(name, self._to) + self._added.keys.get(name, [])
+
+    def data_key(self) -> int:
+        """The version of the data key that wraps all keys."""
+        return self._added.data_keys[-1][1] if self._added.data_keys else self._ledger.data_key(self._to)
+
+    def usage(self, approval: str, run: str, at_ms: int, *, counted: bool) -> Usage:
+        """How much of an approval's limits is used (unless not `counted`), and whether this run holds a lease.
+
+        The ledger answers for all that it has read, also beyond `to`: a reader sees the newest releases.
+        """
+        runs, active, own = self._ledger.used(approval, run, at_ms, counted=counted)
+        own = own or self._added.lease(approval, run, at_ms)
+        if not counted:
+            return Usage(0, 0, own)
+        held = self._added.leases.get(approval, {}).items()
+        lasting = [run for run, lease in held if lease.until_ms > at_ms]
+        more = sum(self._ledger.lease(approval, run, at_ms) is None for run in lasting)
+        return Usage(runs + self._added.runs.get(approval, 0), active + more, own)
+
+    def candidates(self) -> list[Candidate]:
+        """Programs that asked and were not approved, the last to ask first."""
+        return self._ledger.candidates(self._entries)

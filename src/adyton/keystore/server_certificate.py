@@ -1,0 +1,39 @@
+"""Renewing the key server's certificate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from adyton.errors import UsageError
+from adyton.keystore.certificates import Credential, make_server
+from adyton.keystore.wrapping import replace_private_file
+
+if TYPE_CHECKING:
+    from adyton.keystore.home import Home
+
+
+def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime | None = None) -> None:
+    """Make a new key and certificate for the key server under the same CA; manifests stay as they are.
+
+    `names` are its names from now on, kept in config.toml; the first must stay, since manifests pin it.
+    """
+    pinned = home.config.server_names[0]
+    if names and names[0] != pinned:
+        raise UsageError(
+            "the key server's first name cannot change: every manifest pins it",
+            check="--server-name",
+            expected=f"{pinned} first, then any others",
+            seen=", ".join(names),
+            remedy=f"adyton init --renew-server --server-name {pinned} --server-name {names[0]}; a new first name needs"
+            " a new home, and programs that are built and approved again",
+        )
+    ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
+    made = make_server(ca, names or home.config.server_names, datetime.now(UTC) if now is None else now)
+    replace_private_file(home.path / "server.key", made.key_pem)
+    replace_private_file(home.path / "server.crt", made.certificate_pem)
+    (home.path / "server.crt").chmod(0o644)
+    if names and names != home.config.server_names:
+        changed = replace(home.config, server_names=names)
+        replace_private_file(home.path / "config.toml", changed.to_toml().encode())
