@@ -293,8 +293,9 @@ def test_only_these_modules_use_the_network() -> None:
 def test_only_the_key_store_uses_a_database() -> None:
     """One room knows SQL, and one module of it opens the owner's database."""
     assert {name for name in PRODUCT if _uses(name, DATABASE) and _within(name, QUERIES) is None} == set()
-    opening = {name for name in PRODUCT if _calls(name, {"create_engine"})}
-    assert opening == set(OPENS_DATABASES)
+    opening = {name: _within(name, OPENS_DATABASES) for name in PRODUCT if _calls(name, {"create_engine"})}
+    assert [name for name, entry in opening.items() if entry is None] == []
+    assert set(opening.values()) == set(OPENS_DATABASES)
 
 
 # --- the seven rules ---------------------------------------------------------------------------------------------

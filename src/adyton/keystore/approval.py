@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from adyton.attest.guest import Guest, SNPGuest, TDXGuest, parse_guest
 from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
 from adyton.attest.policy import Policy as EvidencePolicy
+from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.errors import StoreError, UsageError
 from adyton.keystore.names import check_name
 from adyton.values import Digest, Measurement
@@ -32,17 +33,10 @@ APPROVED: Final = "approved"
 REVOKED: Final = "revoked"
 STATES: Final = (PENDING, APPROVED, REVOKED)
 
-ACCEPTABLE_STATUSES: Final = (
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "TDRelaunchAdvised",
-    "TDRelaunchAdvisedConfigurationNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
+ACCEPTABLE_STATUSES: Final = tuple(
+    status.value for status in TCBStatus if status not in NEVER_ACCEPTED | {TCBStatus.NOT_STATED}
 )
-"""TCB statuses that an owner may accept by name; Revoked and NotSupported never are."""
+"""TCB statuses that an owner may accept by name. For SEV-SNP, which states none, the lowest versions decide."""
 
 OWN_EVIDENCE_ENTRIES: Final = frozenset(
     {"tees", "statuses", "exemptions", "measurements", "workloads", "signers", "any_program", "allow_debug", "any_of"}
