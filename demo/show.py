@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from demo.attacks import Refusal
+    from demo.outcome import Told
     from demo.steps import Journey, Step
-    from demo.story import Told
 
 SIMULATED = (
     "This machine's TEE is simulated: protocols, formats, checks and refusals are the real ones,"

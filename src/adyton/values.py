@@ -14,6 +14,11 @@ from adyton.errors import UsageError
 
 KEY_BYTES: Final = 16
 NONCE_BYTES: Final = 32
+NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
+"""What may name a key, a secret, a program or a version (ASCII). Both sides of the release protocol check it."""
+
+GRANT_PURPOSE: Final = "2.25.3674707917392626790769346016838999790"
+"""The extended key usage of the certificate that signs grants, and of no other (an OID from a UUID, ITU-T X.667)."""
 
 
 def _unhex(text: str, what: str, sizes: tuple[int, ...]) -> bytes:

@@ -35,7 +35,7 @@ EXPECTED = {
     "module": ("Denied", APPROVAL, "runtime: adyton"),
     "argument": ("Denied", APPROVAL, "loader.argv"),
     "variable": ("Denied", APPROVAL, "PYTHONINSPECT"),
-    "mount": ("Denied", APPROVAL, "fs.mounts"),
+    "mount": ("Denied", APPROVAL, "mount /"),
     "pinned server": ("Denied", "report data", "server_name"),
     "owner": ("Denied", APPROVAL, "loader.env.CLINIC"),
     "root": ("Denied", "root", "root that is not trusted"),

@@ -30,13 +30,12 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
+from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
 from adyton.attest.snp import TCBVersion
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.errors import UsageError
 from adyton.values import Digest, Measurement
 
-_TEE: Final = re.compile(r"sgx|tdx|snp|(sim|sim-tdx):[0-9a-f]{64}", re.ASCII)
-_ADVISORY: Final = re.compile(r"[A-Z]+(-[A-Z0-9]+)+", re.ASCII)
 _NO_MINIMUM: Final[Mapping[str, TCBVersion]] = MappingProxyType({})
 _MAX_DEPTH: Final = 4
 _MAX_ENTRIES: Final = 4096
@@ -141,8 +140,8 @@ class Policy:
         differs = {name for name, default in _defaults() if getattr(self, name) != default}
         object.__setattr__(self, "named", self.named | differs)
         for tee in self.tees:
-            if _TEE.fullmatch(tee) is None:
-                raise _wrong("tees", "sgx, tdx, snp, sim:<64 hex> or sim-tdx:<64 hex>", tee)
+            if not is_tee_name(tee):
+                raise _wrong("tees", TEE_NAMES, tee)
         for name in [*self.statuses, *(item.name for item in self.exemptions)]:
             if name in {status.value for status in NEVER_ACCEPTED}:
                 raise _wrong("statuses", "nothing that can never be accepted", name)
@@ -286,7 +285,7 @@ def _exemptions(name: str, value: object) -> tuple[Exemption, ...]:
     for item in _list(name, value):
         table = _table(name, item, ("name", "owner", "until", "reason"))
         what = _string(f"{name}.name", table.get("name"))
-        if what not in known and _ADVISORY.fullmatch(what) is None:
+        if what not in known and not is_advisory_name(what):
             raise _wrong(f"{name}.name", "a status or an advisory such as INTEL-SA-00615", what)
         reason = table.get("reason", "")
         if not isinstance(reason, str):

@@ -228,22 +228,14 @@ def _document(entry: Entry) -> dict[str, Any]:
 
 def summary(entry: Entry) -> str:
     """An entry in one line."""
+    from adyton.keystore.audit_words import entry_words
     from adyton.keystore.clock import moment
 
-    body = json.loads(entry.body)
-    if entry.kind == "release":
-        keys = ", ".join(f"{item['key']} to {item['app']} {item['app_version']}" for item in body["keys"])
-        text = f"{body['grant']}: {keys}; {body['tee']}, {body['status']}, from {body['peer']}"
-    elif entry.kind == "denial":
-        reason = body.get("reason", body["told"])  # an older entry has one text for both sides
-        text = f"{body['denial']}: {reason['message']}; from {body['peer']}"
-    elif entry.kind == "policy":
-        policy = body["policy"]
-        what = f"{policy['app']} {policy['version']} for {policy['key']}"
-        text = f"{body['approval']}: {body['state']}, {what}, by {body['actor']}"
-    else:
-        text = ", ".join(f"{name} {value}" for name, value in body.items() if isinstance(value, str | int))[:160]
-    return f"{entry.seq:>6}  {moment(entry.at_ms):%Y-%m-%d %H:%M:%S}  {entry.kind:<10}  {text}"
+    words = entry_words(entry)
+    said = [words.title] if words.title != entry.kind else []
+    text = "; ".join([*said, words.detail])
+    subject = f"{words.subject}: " if words.subject else ""
+    return f"{entry.seq:>6}  {moment(entry.at_ms):%Y-%m-%d %H:%M:%S}  {entry.kind:<10}  {subject}{text}"
 
 
 def _show_body(value: Any, indent: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from adyton.cli.output import note, say, say_json
 
 if TYPE_CHECKING:
-    from adyton.sim.platform import CAKind
+    from adyton.sim.vendor import CAKind
 
 app = typer.Typer(
     add_completion=False,

@@ -89,7 +89,7 @@ class _App:
         if request is None:
             from adyton.cli.run_options import app as slower
 
-            slower(args=list(args), prog_name=prog_name)
+            slower(args=list(args), prog_name=prog_name, obj=lambda **asked: run(Request(**asked)))
         else:
             run(request)
 
@@ -109,6 +109,13 @@ def run(request: Request) -> None:
     from adyton.runtime.plan import plan
     from adyton.vfs.stage import read_verified
 
+    if request.provisioning not in PROVISIONING:
+        raise UsageError(
+            "unknown way to ask for keys",
+            check="--provisioning",
+            expected="adyton or ra-tls",
+            seen=request.provisioning,
+        )
     if request.tee is None:
         raise UsageError(
             "no TEE was named",

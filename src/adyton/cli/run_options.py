@@ -1,4 +1,8 @@
-"""The command line of `adyton run` as Typer has it: for its help, and for what is wrong with a command line."""
+"""The command line of `adyton run` as Typer has it: for its help, and for what is wrong with a command line.
+
+`adyton.cli.run` gives the function that carries out a request as the context's object, so that this module need not
+import it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,12 @@ from typing import Annotated
 
 import typer
 
-from adyton.cli.run import PROVISIONING, Request
-from adyton.cli.run import run as carry_out
-from adyton.errors import UsageError
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def run(
+    context: typer.Context,
     manifest: Annotated[Path, typer.Argument(help="NAME.manifest as `adyton build` wrote it, NAME.sig beside it.")],
     arguments: Annotated[
         list[str] | None,
@@ -52,8 +53,13 @@ def run(
     Relative paths in the manifest are relative to the current folder. Standard output and error go to the encrypted
     log, unless the manifest says insecure__stdio. Exit code: the program's own; where Adyton failed, its error's.
     """
-    if provisioning not in PROVISIONING:
-        raise UsageError(
-            "unknown way to ask for keys", check="--provisioning", expected="adyton or ra-tls", seen=provisioning
-        )
-    carry_out(Request(manifest, tee, key_server or [], sim_platform, provisioning, grants, as_json, arguments or []))
+    context.obj(
+        manifest=manifest,
+        tee=tee,
+        key_servers=key_server or [],
+        sim_platform=sim_platform,
+        provisioning=provisioning,
+        grants=grants,
+        as_json=as_json,
+        arguments=arguments or [],
+    )

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton import confined_process
 from adyton.errors import Error, OutOfOrder
-from adyton.keyserver.difference import MAX_LINES, Difference, manifest_differences, part_differences
+from adyton.keyserver.difference import MAX_LINES, owner_line, part_differences, read_manifest
+from adyton.manifest import difference as manifest_difference
 from adyton.release.explanation import Explanation, check_parts, parse_explain
 from adyton.release.wire import malformed, members, number, parse_object, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from adyton.manifest.difference import Difference
 
 MODULE: Final = "adyton.keyserver.comparison"
 MAX_APPROVED: Final = 5
@@ -93,20 +96,24 @@ def unpack(raw: bytes) -> bytes:
 def compare(raw: bytes) -> bytes:
     """Manifest and parts, then the same of approved programs with their names; the fewest differences out (JSON)."""
     manifest, parts, *approved = frames(raw)
+    shown = read_manifest(manifest)
     shown_parts = json.loads(parts)
     best: list[Difference] = []
     against = ""
     for at in range(0, len(approved), 3):
         name, known, known_parts = approved[at : at + 3]
         try:
-            found = part_differences(json.loads(known_parts), shown_parts) + manifest_differences(known, manifest)
+            found = [
+                *part_differences(json.loads(known_parts), shown_parts),
+                *manifest_difference.compare(read_manifest(known), shown),
+            ]
         except Error:
             continue
         if not against or len(found) < len(best):
             best, against = found, name.decode()
     document = {
         "against": against,
-        "changed": [line.for_owner() for line in best[:MAX_LINES]],
+        "changed": [owner_line(item) for item in best[:MAX_LINES]],
         "more": max(0, len(best) - MAX_LINES),
     }
     return json.dumps(document).encode()

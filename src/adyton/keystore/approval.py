@@ -6,14 +6,15 @@ read again for every request, and round-trip through `to_dict` and `from_dict`.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adyton.attest.guest import Guest, SNPGuest, TDXGuest, parse_guest
+from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
 from adyton.attest.policy import Policy as EvidencePolicy
+from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.errors import StoreError, UsageError
 from adyton.keystore.names import check_name
 from adyton.values import Digest, Measurement
@@ -32,17 +33,10 @@ APPROVED: Final = "approved"
 REVOKED: Final = "revoked"
 STATES: Final = (PENDING, APPROVED, REVOKED)
 
-ACCEPTABLE_STATUSES: Final = (
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "TDRelaunchAdvised",
-    "TDRelaunchAdvisedConfigurationNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
+ACCEPTABLE_STATUSES: Final = tuple(
+    status.value for status in TCBStatus if status not in NEVER_ACCEPTED | {TCBStatus.NOT_STATED}
 )
-"""TCB statuses that an owner may accept by name; Revoked and NotSupported never are."""
+"""TCB statuses that an owner may accept by name. For SEV-SNP, which states none, the lowest versions decide."""
 
 OWN_EVIDENCE_ENTRIES: Final = frozenset(
     {"tees", "statuses", "exemptions", "measurements", "workloads", "signers", "any_program", "allow_debug", "any_of"}
@@ -51,18 +45,16 @@ OWN_EVIDENCE_ENTRIES: Final = frozenset(
 
 DEFAULT_LEASE_S: Final = 24 * 3600
 MAX_LEASE_S: Final = 366 * 24 * 3600
-_TEE: Final = re.compile(r"sgx|tdx|snp|sim:[0-9a-f]{64}|sim-tdx:[0-9a-f]{64}", re.ASCII)
-_ADVISORY: Final = re.compile(r"[A-Z0-9][A-Z0-9-]{2,40}", re.ASCII)
 
 
 def check_tee(tee: str) -> str:
     """Return `tee` if it names a platform that can be approved; raises UsageError otherwise."""
-    if not _TEE.fullmatch(tee):
+    if not is_tee_name(tee):
         bare = tee in ("sim", "sim-tdx")
         raise UsageError(
             f"{tee!r} is no platform that can be approved",
             check="platform (--tee)",
-            expected="sgx, tdx, snp, sim:<64 hex digits> or sim-tdx:<64 hex digits>",
+            expected=TEE_NAMES,
             seen=tee[:100],
             remedy=(
                 "a simulated platform is accepted only by the fingerprint of its root: adyton platform show"
@@ -193,7 +185,7 @@ class Approval:
         if not self.tcb_statuses:
             raise UsageError("an approval accepts no TCB status, so nobody could have the key", check="TCB status")
         for advisory in self.advisories:
-            if not _ADVISORY.fullmatch(advisory):
+            if not is_advisory_name(advisory):
                 raise UsageError(f"{advisory[:60]!r} is no advisory id", check="advisory", expected="as INTEL-SA-00615")
         if not self.protocols or any(protocol not in PROTOCOLS for protocol in self.protocols):
             raise UsageError(

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from adyton.errors import StoreError, UsageError
+from adyton.values import GRANT_PURPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 DEFAULT_SERVER_NAME: Final = "adyton-key-server"
 KEY_LABEL: Final = "keys"
 """A client of Gramine's protocol asks for `KEY.keys.SERVER_NAME` where a program may have several keys."""
-
-GRANT_PURPOSE: Final = x509.ObjectIdentifier("2.25.3674707917392626790769346016838999790")
-"""The extended key usage of what signs grants, and of nothing else (an OID from a UUID, ITU-T X.667)."""
 
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 825
@@ -104,7 +102,7 @@ def make_audit(ca: Credential, owner: str, now: datetime) -> Credential:
 def make_grant(ca: Credential, public_key: ed25519.Ed25519PublicKey, owner: str, now: datetime) -> x509.Certificate:
     """The certificate of the key that signs grants: for that purpose only, so that no TLS client takes it."""
     builder = _issued(ca, f"{owner} grants", public_key, now, SERVER_DAYS).add_extension(
-        x509.ExtendedKeyUsage([GRANT_PURPOSE]), critical=True
+        x509.ExtendedKeyUsage([x509.ObjectIdentifier(GRANT_PURPOSE)]), critical=True
     )
     return builder.sign(_ca_key(ca), hashes.SHA384())
 

@@ -7,9 +7,10 @@ import secrets
 from typing import Final
 
 from adyton.errors import UsageError
+from adyton.values import NAME_PATTERN
 
 MAX_NAME_CHARACTERS: Final = 64
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
+_NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
 
 
 def check_name(name: str, what: str = "key name") -> str:

@@ -1,20 +1,34 @@
-"""Which file, mount or key makes two manifests measure differently."""
+"""Which file, mount or key makes two manifests measure differently.
+
+`adyton diff` shows this to an owner, and a key server records it where it refuses a changed program.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeVar
 
+from adyton.errors import MalformedManifest
 from adyton.manifest.document import parse_document
+from adyton.manifest.findings import one_line
 from adyton.manifest.model import Manifest, Mount, TrustedFile, manifest_from
 
-_ELSEWHERE = {"sgx.trusted_files", "adyton.files", "fs.mounts"}
+MAX_SHOWN_CHARACTERS: Final = 200
+"""The most that is shown of a text value."""
+_BEFORE_CHARACTERS: Final = 40
+"""Of these, how many stand before the first character that differs."""
+_TRUSTED_FILES: Final = "sgx.trusted_files"
+_COMPARED_AS_ENTRIES: Final = frozenset({_TRUSTED_FILES, "adyton.files", "fs.mounts"})
+
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that differs: `kind` is file, mount, key or form; `before` or `after` is None where it is absent."""
+    """One thing that differs: `kind` is file, mount, key, form or runtime; a side is None where it is absent."""
 
     kind: str
     what: str
@@ -28,36 +42,74 @@ class Difference:
             text = f"{self.kind} {self.what}: removed, was {self.before}"
         else:
             text = f"{self.kind} {self.what}: {self.before} -> {self.after}"
-        return text.replace("\n", "\\n")  # one line each, so that no value can pose as a line of its own
+        return one_line(text)  # so that no value can pose as a line of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Comparable:
+    """A manifest's text, read for a comparison; `manifest` is None where it is none of this version of Adyton."""
+
+    text: str
+    document: Mapping[str, Any]
+    block: Sequence[tuple[str, str]]
+    manifest: Manifest | None
+
+
+def read_unchecked(text: str) -> Comparable:
+    """Read somebody else's manifest, which may have keys of another version; raises MalformedManifest if not TOML."""
+    document, block = parse_document(text)
+    try:
+        return Comparable(text, document, block, manifest_from(document, block))
+    except MalformedManifest:
+        return Comparable(text, document, block, None)
 
 
 def differences(before: str, after: str) -> tuple[Difference, ...]:
-    """Everything that differs between two manifest texts: keys first, then mounts, then files, each in order.
-
-    Equal texts give none, and only equal texts do: what differs in nothing but spelling or order is named as form.
-    """
+    """Everything that differs between two manifest texts; raises MalformedManifest where one is no manifest."""
     if before == after:
         return ()
     (document1, block1), (document2, block2) = parse_document(before), parse_document(after)
-    manifest1, manifest2 = manifest_from(document1, block1), manifest_from(document2, block2)
-    found = [
-        *_keys(document1, document2),
-        *_mounts(manifest1, manifest2),
-        *_files(manifest1.trusted_files, manifest2.trusted_files),
-    ]
+    return compare(
+        Comparable(before, document1, block1, manifest_from(document1, block1)),
+        Comparable(after, document2, block2, manifest_from(document2, block2)),
+    )
+
+
+def compare(before: Comparable, after: Comparable) -> tuple[Difference, ...]:
+    """Everything that differs: keys first, then mounts, then files, each in order.
+
+    Equal texts give none, and only equal texts do: what differs in nothing but spelling or order is named as form.
+    Where a text is no manifest of this version, mounts and files are compared as other keys are.
+    """
+    if before.text == after.text:
+        return ()
+    values = _values(before.document, before.block), _values(after.document, after.block)
+    if before.manifest is None or after.manifest is None:
+        found = _keys(*values, ())
+    else:
+        found = [
+            *_keys(*values, _COMPARED_AS_ENTRIES),
+            *_mounts(before.manifest, after.manifest),
+            *_files(before.manifest.trusted_files, after.manifest.trusted_files),
+        ]
     return tuple(found) or (Difference("form", "the text", "the same keys and values", "in another order or spelling"),)
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in table.items():
-        full = f"{prefix}{name}"
-        if full in _ELSEWHERE:
-            continue
-        if isinstance(value, dict) and value:
-            found.update(_flatten(value, f"{full}."))
-        else:
-            found[full] = _shown(value)
+def _values(document: Mapping[str, Any], block: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Every value of a document by its dotted name; a list is one value."""
+    found: dict[str, Any] = {}
+
+    def add(table: Mapping[str, Any], prefix: str) -> None:
+        for name, value in table.items():
+            if isinstance(value, dict) and value:
+                add(value, f"{prefix}{name}.")
+            else:
+                found[f"{prefix}{name}"] = value
+
+    add(document, "")
+    if block:
+        entries = [{"uri": uri, "sha256": sha256} for uri, sha256 in block]
+        found[_TRUSTED_FILES] = [*found[_TRUSTED_FILES], *entries]
     return found
 
 
@@ -65,11 +117,21 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        text = f'"{value}"'
         if value.startswith("-----BEGIN CERTIFICATE-----"):
             return f"certificate {certificate_name(value)}"
-        return text if len(text) <= 200 else f"{text[:200]}…"
+        return f'"{value}"'
     return str(value)
+
+
+def around_difference(text: str, other: str | None, limit: int = MAX_SHOWN_CHARACTERS) -> str:
+    """At most `limit` characters of a text, among them the first one that differs from `other`."""
+    if len(text) <= limit:
+        return text
+    shared = range(min(len(text), len(other or "")))
+    differs = bisect_left(shared, True, key=lambda at: text[: at + 1] != (other or "")[: at + 1])
+    start = 0 if differs < limit else differs - _BEFORE_CHARACTERS
+    end = start + limit
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
 
 
 def certificate_name(pem: str) -> str:
@@ -86,13 +148,20 @@ def certificate_name(pem: str) -> str:
     return f"SHA-256 {sha256(der).hexdigest()}"
 
 
-def _keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
-    old, new = _flatten(before), _flatten(after)
-    return [
-        Difference("key", name, old.get(name), new.get(name))
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
+def _keys(before: Mapping[str, Any], after: Mapping[str, Any], passed_over: Iterable[str]) -> list[Difference]:
+    found = []
+    for name in dict.fromkeys([*before, *after]):
+        if name in passed_over:
+            continue
+        old, new = (_shown(table[name]) if name in table else None for table in (before, after))
+        if old != new:
+            found.append(Difference("key", name, _cut(before.get(name), old, new), _cut(after.get(name), new, old)))
+    return found
+
+
+def _cut(value: object, shown: str | None, other: str | None) -> str | None:
+    """A text value cut to its bound; lists stay whole."""
+    return around_difference(shown, other) if shown is not None and isinstance(value, str) else shown
 
 
 def _mount_text(mount: Mount) -> str:
@@ -103,8 +172,9 @@ def _mount_text(mount: Mount) -> str:
 
 
 def _mounts(before: Manifest, after: Manifest) -> list[Difference]:
-    old = {mount.path: _mount_text(mount) for mount in before.mounts}
-    new = {mount.path: _mount_text(mount) for mount in after.mounts}
+    old, new = (
+        _by_name([(mount.path, _mount_text(mount)) for mount in manifest.mounts]) for manifest in (before, after)
+    )
     found = [
         Difference("mount", path, old.get(path), new.get(path))
         for path in dict.fromkeys([*old, *new])
@@ -113,6 +183,19 @@ def _mounts(before: Manifest, after: Manifest) -> list[Difference]:
     orders = [[mount.path for mount in manifest.mounts] for manifest in (before, after)]
     if orders[0] != orders[1] and not found:
         found.append(Difference("mount", "order", " ".join(orders[0]), " ".join(orders[1])))
+    return found
+
+
+def _by_name(entries: Sequence[tuple[str, _Entry]]) -> dict[str, _Entry]:
+    """Entries by name; one with a name that was there already is numbered, so that none is lost."""
+    found = dict(entries)
+    if len(found) == len(entries):
+        return found
+    found = {}
+    seen: Counter[str] = Counter()
+    for name, entry in entries:
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name} (number {seen[name]})"] = entry
     return found
 
 
@@ -128,7 +211,7 @@ def _file_text(entry: TrustedFile) -> str:
 
 
 def _files(before: tuple[TrustedFile, ...], after: tuple[TrustedFile, ...]) -> list[Difference]:
-    old, new = {entry.uri: entry for entry in before}, {entry.uri: entry for entry in after}
+    old, new = (_by_name([(entry.uri, entry) for entry in entries]) for entries in (before, after))
     found = []
     for uri in dict.fromkeys([*old, *new]):
         one, two = old.get(uri), new.get(uri)

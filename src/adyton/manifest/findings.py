@@ -18,7 +18,7 @@ from adyton.manifest.model import SGX_SEALING_KEYS, Manifest, Mount
 from adyton.manifest.pinned import ca_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 RAW_REPORT_DATA: Final = "adyton.insecure__raw_report_data"
 RAW_REPORT_DATA_TEES: Final = frozenset({"sim", "sgx", "gramine-direct"})
@@ -133,6 +133,10 @@ def _mounts(manifest: Manifest, wanted: Callable[[Mount], bool]) -> Iterable[str
     return (mount.path for mount in manifest.all_mounts if wanted(mount))
 
 
+def _is_shared_memory(mount: Mount) -> bool:
+    return mount.type == "untrusted_shm"
+
+
 _E, _C, _W = Danger.EXPOSED, Danger.CONTROLLED, Danger.WEAKENED
 _ALWAYS, _GRAMINE, _NOTE = Exposes.ALWAYS, Exposes.UNDER_GRAMINE, Exposes.NEVER
 _OUT: Final = "leave it out"
@@ -146,7 +150,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("debug", _E, _ALWAYS, "sgx.debug", "a debug enclave: the host can read its memory, keys and data", "leave it out; key servers refuse debug enclaves", lambda m: _if(m.sgx.debug)),
     Rule("key-in-manifest", _E, _ALWAYS, "fs.insecure__keys.{}", "the key stands in the manifest, which everyone may read", "take it out and let a key server release the key", lambda m: sorted(m.insecure_keys)),
     Rule("output-in-clear", _E, _ALWAYS, "adyton.insecure__stdio", "what the program prints goes to the host in clear", "leave it out: output then goes to an encrypted log", lambda m: _if(m.adyton.insecure_stdio)),
-    Rule("shared-memory", _E, _ALWAYS, "fs.mounts", "{} is memory shared with the host, which reads and writes it", "leave the mount out", lambda m: _mounts(m, lambda mount: mount.type == "untrusted_shm")),
+    Rule("shared-memory", _E, _ALWAYS, "fs.mounts", "{} is memory shared with the host, which reads and writes it", "leave the mount out", lambda m: _mounts(m, _is_shared_memory)),
     Rule("unlisted-files", _C, _ALWAYS, "sgx.file_check_policy", "every file under the mounts is readable unchecked: the host chooses what the program loads", 'write "strict", and list the files', lambda m: _if(m.file_check_policy != "strict")),
     Rule("arguments-from-host", _C, _ALWAYS, "loader.insecure__use_cmdline_argv", "the host chooses the arguments, hence among readable files the script that runs", "write the arguments into loader.argv", lambda m: _if(m.use_cmdline_argv)),
     Rule("environment-from-host", _C, _ALWAYS, "loader.insecure__use_host_env", "the host chooses the whole environment (LD_PRELOAD, PYTHONPATH, …)", "write the variables into loader.env", lambda m: _if(m.use_host_env)),
@@ -300,21 +304,43 @@ def check_tee(manifest: Manifest, tee: str) -> None:
 
 def runtime_refusals(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     """Keys (with the reason) that Adyton's own runtime cannot honour and hence refuses; under `sgx` Gramine may."""
-    found = []
+    return tuple((key, reason) for key, reason, _ in _beyond_the_runtime(manifest))
+
+
+def check_runtime(manifest: Manifest) -> None:
+    """Raise MalformedManifest where `runtime_refusals` has any."""
+    for key, reason, remedy in _beyond_the_runtime(manifest):
+        raise MalformedManifest(
+            f"Adyton's runtime cannot honour {key}: {reason}",
+            check=f"manifest key {key}",
+            expected="a key that this runtime honours (docs/manifest.md)",
+            seen=key,
+            remedy=remedy,
+        )
+
+
+def _beyond_the_runtime(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    """Each key that the runtime cannot honour, why, and what to do."""
+    leave = "take it out, or run under --tee sgx, where Gramine reads it"
     if manifest.disallow_subprocesses:
-        found.append(("sys.disallow_subprocesses", "the sandbox does not forbid new processes"))
+        yield "sys.disallow_subprocesses", "the sandbox does not forbid new processes", leave
     if manifest.mock_syscalls:
-        found.append(("sys.debug__mock_syscalls", "made-up results of system calls exist only under Gramine"))
+        yield "sys.debug__mock_syscalls", "made-up results of system calls exist only under Gramine", leave
     if manifest.allowed_ioctls:
-        found.append(("sys.allowed_ioctls", "no host device is visible to which an ioctl could pass"))
+        yield "sys.allowed_ioctls", "no host device is visible to which an ioctl could pass", leave
     if manifest.file_check_policy != "strict":
-        found.append(("sgx.file_check_policy", "a file that no list names is not there at all"))
-    if manifest.root.type == "encrypted":
-        found.append(("fs.root.type", "an encrypted folder needs a path of its own in fs.mounts"))
-    found += [("sgx.allowed_files", f"{uri} is a device") for uri in manifest.allowed_files if uri.startswith("dev:")]
+        listing = 'write "strict", and list the files that the program needs; `adyton new` finds them'
+        yield "sgx.file_check_policy", "a file that no list names is not there at all", listing
+    if manifest.root.type not in ("chroot", "tmpfs"):
+        elsewhere = "mount the encrypted folder at a path of its own in fs.mounts"
+        yield "fs.root.type", "an encrypted folder needs a path of its own in fs.mounts", elsewhere
+    for uri in manifest.allowed_files:
+        if uri.startswith("dev:"):
+            yield "sgx.allowed_files", f"{uri} is a device", leave
     for position, mount in enumerate(manifest.mounts):
-        if mount.type == "untrusted_shm":
-            found.append((f"fs.mounts[{position}]", "memory shared with the host exists only under SGX"))
+        if _is_shared_memory(mount):
+            private = "leave this mount out; /dev/shm is there, in private memory"
+            yield f"fs.mounts[{position}]", "memory shared with the host exists only under SGX", private
         if mount.type == "encrypted" and mount.key_name.startswith("_sgx_"):
-            found.append((f"fs.mounts[{position}].key_name", f"the sealing key {mount.key_name} exists only under SGX"))
-    return tuple(found)
+            reason = f"the sealing key {mount.key_name} exists only under SGX"
+            yield f"fs.mounts[{position}].key_name", reason, leave

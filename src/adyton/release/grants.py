@@ -26,8 +26,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from adyton.errors import Denied, UsageError
-from adyton.keystore.certificates import GRANT_PURPOSE
 from adyton.release.wire import PROTOCOL, b64, binary, identifier, malformed, members, number, printable, to_bytes
+from adyton.values import GRANT_PURPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,14 +182,14 @@ def _check_purpose(certificate: x509.Certificate) -> None:
             and usage.value.digital_signature
             and not usage.value.key_cert_sign
             and purpose.critical
-            and list(purpose.value) == [GRANT_PURPOSE]
+            and [oid.dotted_string for oid in purpose.value] == [GRANT_PURPOSE]
             and not unknown
         )
         seen = ", ".join(oid.dotted_string for oid in purpose.value)[:200]
     except _FOREIGN as error:
         holds, seen = False, type(error).__name__
     if not holds:
-        raise _false("purpose of the grant's certificate", f"grants alone ({GRANT_PURPOSE.dotted_string})", seen)
+        raise _false("purpose of the grant's certificate", f"grants alone ({GRANT_PURPOSE})", seen)
 
 
 def _check_dates(certificate: x509.Certificate, ca: x509.Certificate, now: datetime) -> None:

@@ -12,7 +12,7 @@ HTTP over TLS 1.3 under the owner's pinned CA; JSON messages; docs/release-proto
         owner's CA hash, server name, names asked for
       POST /adyton/v2/release     evidence, …        ->   verify, decide, record
                                                      <-   keys wrapped to the public key (HPKE), signed
-                                                          (net.grants), or a refusal and a denial id
+                                                          (release.grants), or a refusal and a denial id
       POST /adyton/v2/used        grant, token       ->   record
       POST /adyton/v2/explain/ID  after a refusal    ->   what changed, for the owner's record
 
@@ -58,7 +58,7 @@ from adyton.release.wire import (
     text,
     to_bytes,
 )
-from adyton.values import Digest, Nonce
+from adyton.values import NAME_PATTERN, Digest, Nonce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,8 +78,8 @@ PADDED_TO: Final = 256
 NOT_KEPT: Final = "not kept"
 """In place of a denial's id: it was one of so many that the owner's log only counts it."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
-"""As `adyton.keystore.names` has it: nothing else names a key, and nothing else gets into a record."""
+_NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
+"""Nothing else names a key, and nothing else gets into a record."""
 
 _HPKE_LABEL: Final = b"adyton-release/1 keys\0"
 _RUN_LABEL: Final = b"adyton-release/1 run\0"

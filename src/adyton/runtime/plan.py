@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from adyton.errors import MalformedManifest, UsageError
-from adyton.manifest.findings import runtime_refusals
+from adyton.manifest.findings import check_runtime
 from adyton.manifest.model import Manifest, Secret, TrustedFile
 from adyton.pfile.paths import normalise
 from adyton.values import Key128
@@ -171,30 +171,7 @@ def _refuse_unsupported(manifest: Manifest) -> None:
             seen="folders, or files without a hash",
             remedy="run `adyton build` on it, and give `adyton run` what that writes",
         )
-    if manifest.file_check_policy != "strict":
-        raise MalformedManifest(
-            "sgx.file_check_policy = allow_all_but_log has no meaning where only listed files are there at all",
-            check="sgx.file_check_policy",
-            expected="strict",
-            seen=manifest.file_check_policy,
-            remedy="list the files that the program needs; `adyton new` finds them",
-        )
-    if manifest.root.type == "encrypted":
-        raise MalformedManifest(
-            "fs.root cannot be an encrypted mount under Adyton's runtime",
-            check="fs.root.type",
-            expected="chroot or tmpfs",
-            seen="encrypted",
-            remedy="mount the encrypted folder at a path of its own in fs.mounts",
-        )
-    for key, reason in runtime_refusals(manifest):
-        raise MalformedManifest(
-            f"Adyton's runtime cannot honour {key}: {reason}",
-            check=f"manifest key {key}",
-            expected="a key that this runtime honours (docs/manifest.md)",
-            seen=key,
-            remedy="take it out, or run under --tee sgx, where Gramine reads it",
-        )
+    check_runtime(manifest)
 
 
 def _check_place(place: Place, earlier: Sequence[Place]) -> None:
@@ -207,14 +184,6 @@ def _check_place(place: Place, earlier: Sequence[Place]) -> None:
                 seen=place.path,
                 remedy="mount it beside the encrypted folder",
             )
-    if place.mount.type == "untrusted_shm":
-        raise MalformedManifest(
-            f"mount {place.path}: memory shared with the host exists only under SGX",
-            check="type of the mount",
-            expected="chroot, encrypted or tmpfs",
-            seen="untrusted_shm",
-            remedy="leave this mount out; /dev/shm is there, in private memory",
-        )
     for reserved in RESERVED:
         if place.path != SHARED_MEMORY and (place.path == reserved or place.path.startswith(reserved + "/")):
             raise MalformedManifest(

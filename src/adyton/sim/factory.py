@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from adyton.sim.machine import Facts, Shape
-    from adyton.sim.platform import CAKind
+    from adyton.sim.vendor import CAKind
 
 _PRIVATE: Final = 0o600
 _PUBLIC: Final = 0o644

@@ -26,7 +26,8 @@ from adyton.sim.machine import Shape
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from adyton.sim.platform import CAKind, SimPlatform
+    from adyton.sim.platform import SimPlatform
+    from adyton.sim.vendor import CAKind
 
 log = logging.getLogger("adyton.pcs")
 

@@ -43,9 +43,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from adyton.attest.collateral import Collateral
-    from adyton.sim.vendor import Publication
+    from adyton.sim.vendor import CAKind, Publication
 
-CAKind = Literal["platform", "processor"]
 Part = Literal["platform", "qe", "td-qe", "module"]
 Revocable = Literal["pck", "ca", "signer"]
 

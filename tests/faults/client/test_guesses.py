@@ -304,7 +304,7 @@ def test_owner_reads_what_the_stranger_does_not(world: World) -> None:
         shown(world, signed, document, server.adyton)
         found = explanation(world)
     assert found["denial"] == document["denial"]
-    assert found["changed"] == ["loader.argv[1]: approved classify.py, seen guess.py"]
+    assert found["changed"] == ["loader.argv: approved ['python3', 'classify.py'], seen ['python3', 'guess.py']"]
 
 
 def test_explanation_of_another_owners_denial_is_answered_as_any(world: World, tmp_path: Any) -> None:

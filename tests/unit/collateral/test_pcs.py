@@ -27,7 +27,8 @@ from adyton.collateral.pcs import INTEL_PCS, INTEL_ROOT_CRL, PCSClient
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 from adyton.sim.machine import Shape
 from adyton.sim.pcs_server import Answer, Form, answer, application
-from adyton.sim.platform import CAKind, SimPlatform
+from adyton.sim.platform import SimPlatform
+from adyton.sim.vendor import CAKind
 from adyton.values import Measurement
 from tests.support.servers import raw_server, saying, serving
 

@@ -10,9 +10,9 @@ import pytest
 from cryptography import x509
 
 from adyton.errors import StoreError
-from adyton.keystore.certificates import GRANT_PURPOSE
 from adyton.keystore.grant_key import make_grant_key, open_grant_key
 from adyton.keystore.master_rotation import rotate_master_file
+from adyton.values import GRANT_PURPOSE
 from tests.support.owner_world import World, make_world, now
 from tests.support.release_by_hand import entries
 
@@ -35,7 +35,7 @@ def test_grant_key_is_made_with_the_home(world: World) -> None:
     certificate = x509.load_der_x509_certificate(found.certificate_der)
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(world.home.ca_path.read_bytes()))
     purpose = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    assert (list(purpose.value), purpose.critical) == ([GRANT_PURPOSE], True)
+    assert ([oid.dotted_string for oid in purpose.value], purpose.critical) == ([GRANT_PURPOSE], True)
     assert (world.home.path / "grant.key").stat().st_mode & 0o777 == 0o600
     assert len(entries(world, "grant-key-made")) == 1
     assert "private" not in repr(found)

@@ -93,8 +93,9 @@ def test_relative_entrypoint_is_below_the_start_folder() -> None:
     ("change", "said"),
     [
         ({"trusted_files": (TrustedFile("file:/host/bin/"),)}, "template"),
-        ({"file_check_policy": "allow_all_but_log"}, "allow_all_but_log"),
+        ({"file_check_policy": "allow_all_but_log"}, "file_check_policy"),
         ({"root": Mount("encrypted", "/", "file:.")}, "fs.root"),
+        ({"root": Mount("untrusted_shm", "/", "dev:/x")}, "fs.root"),
         ({"mounts": (*BASE.mounts, Mount("chroot", "/dev/x", "file:/x"))}, "makes /dev itself"),
         ({"mounts": (*BASE.mounts, Mount("chroot", "/proc", "file:/proc"))}, "makes /proc itself"),
         ({"mounts": (*BASE.mounts, Mount("untrusted_shm", "/shm", "dev:/dev/shm"))}, "only under SGX"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -279,7 +280,7 @@ def test_tdx_program_that_showed_itself_is_accepted_with_its_guest(client: httpx
             obtain_keys(signed, world.enclave(signed, tdx=True), {"": server.adyton}, runtime_parts=parts)
         wait_until(lambda: bool(record(world, "explanation")), within_s=120)
         text = client.get(f"/candidates/{signed.measurement}/weights").text
-        assert "loader.argv[1]: approved classify.py, seen other.py" in text
+        assert "loader.argv: approved ['python3', 'classify.py'], seen ['python3', 'other.py']" in html.unescape(text)
         guest = re.search(r'name="guest" value="([0-9a-f]{96})"', text)
         tee = re.search(r"<option>(sim-tdx:[^<]+)</option>", text)
         assert guest is not None
@@ -414,7 +415,7 @@ def test_browser_login_refusal_approve_release(world: World, page: str, tmp_path
         browser.click(".events li.bad a")
         refusal = browser.text()
         assert "has not approved this program" in refusal
-        assert "loader.argv[1]: approved classify.py, seen classify2.py" in refusal
+        assert "loader.argv: approved ['python3', 'classify.py'], seen ['python3', 'classify2.py']" in refusal
         assert "SIMULATED" in refusal.upper()
         browser.screenshot(shots / "refusal.png")
         browser.open(f"{page}/programs")

@@ -172,11 +172,14 @@ def runtime_parts(changed: str | None = None) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("attempt", "changed"),
     [
-        ({"argument": "leak.py"}, "loader.argv[1]: approved classify.py, seen leak.py"),
-        ({"extra": 'loader.env.LEAK = "1"'}, "loader.env.LEAK: approved nothing, seen 1"),
-        ({"extra": 'loader.env.LD_PRELOAD = "evil.so"'}, "loader.env.LD_PRELOAD: approved nothing, seen evil.so"),
-        ({"extra": "sys.stack.size = '8M'"}, "sys.stack.size: approved nothing, seen 8M"),
-        ({"debug": True}, "sgx.debug: approved False, seen True"),
+        (
+            {"argument": "leak.py"},
+            "loader.argv: approved ['python3', 'classify.py'], seen ['python3', 'leak.py']",
+        ),
+        ({"extra": 'loader.env.LEAK = "1"'}, 'loader.env.LEAK: approved nothing, seen "1"'),
+        ({"extra": 'loader.env.LD_PRELOAD = "evil.so"'}, 'loader.env.LD_PRELOAD: approved nothing, seen "evil.so"'),
+        ({"extra": "sys.stack.size = '8M'"}, 'sys.stack.size: approved nothing, seen "8M"'),
+        ({"debug": True}, "sgx.debug: approved false, seen true"),
     ],
     ids=["argument", "environment", "preload", "stack", "debug"],
 )

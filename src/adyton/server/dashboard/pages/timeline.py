@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.attest import explain
 from adyton.errors import UsageError
 from adyton.keyserver.replay import replay
+from adyton.keystore.audit_words import entry_words
 from adyton.server.dashboard.requests import number
 
 if TYPE_CHECKING:
@@ -55,23 +56,12 @@ def one_entry(request: Request, reader: Reader) -> dict[str, Any]:
 
 def event(entry: Entry) -> dict[str, Any]:
     """An audit entry as a line of the timeline."""
-    body = json.loads(entry.body)
-    tone, title, detail = "plain", entry.kind, ""
-    if entry.kind == "release":
-        tone = "good"
-        title = "Released " + ", ".join(item["key"] for item in body["keys"])
-        detail = ", ".join(dict.fromkeys(f"to {item['app']} {item['app_version']}" for item in body["keys"]))
-        simulated = "simulated " if str(body["tee"]).startswith("sim") else ""
-        detail += f", {simulated}platform {body['status']}, over {body['protocol']}, from {body['peer']}"
-    elif entry.kind == "denial":
-        tone = "bad"
-        title = "Refused " + (", ".join(body["names"]) or "a request")
-        detail = f"{body.get('reason', body['told'])['message']}; from {body['peer']}"
-    elif entry.kind == "policy":
-        policy = body["policy"]
-        title = f"{body['state'].capitalize()}: {policy['app']} {policy['version']}"
-        detail = f"for key {policy['key']}, by {body['actor']}"
-    else:
-        parts = [f"{name} {value}" for name, value in body.items() if isinstance(value, str | int) and value != ""]
-        detail = ", ".join(parts)[:200]
-    return {"seq": entry.seq, "at_ms": entry.at_ms, "kind": entry.kind, "tone": tone, "title": title, "detail": detail}
+    said = entry_words(entry)
+    return {
+        "seq": entry.seq,
+        "at_ms": entry.at_ms,
+        "kind": entry.kind,
+        "tone": said.tone,
+        "title": said.title,
+        "detail": said.detail,
+    }
