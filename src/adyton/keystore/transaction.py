@@ -506,7 +506,6 @@ class Transaction(Reader):
                 break
             before_ms, count, gone_bytes = at + 1, count + 1, gone_bytes + int(size_bytes)
         self._connection.execute(sa.delete(table).where(table.c.kind == REFUSED, table.c.at < before_ms))
-        self._changed_policy = True  # whoever remembers what is stored reads it again
         return before_ms, count, gone_bytes
 
     def forget_artifacts(self, before_ms: int, needed: set[bytes]) -> tuple[int, int]:
