@@ -423,12 +423,15 @@ def assemble(found: Mapping[tuple[Kind, str], Verified], origin: Origin) -> Coll
 
 def missing(origin: Origin, kind: Kind, subject: str) -> FetchFailed:
     """That a document which a quote needs is not there."""
+    vlek = "a VLEK is with the guest, which has it from its host: adyton collateral fetch --vlek FILE"
     return FetchFailed(
         f"no collateral to judge this evidence with: {kind} {subject} under the root {origin.root} is missing",
         check="collateral at hand",
         expected=f"{kind} {subject}",
         seen="none",
-        remedy="fetch it: adyton collateral fetch --for EVIDENCE (--pcs URL for a simulated platform or a PCCS), "
+        remedy=vlek
+        if kind == "amd-vlek"
+        else "fetch it: adyton collateral fetch --for EVIDENCE (--pcs URL for a simulated platform or a PCCS), "
         "or import a bundle: adyton collateral import",
     )
 
