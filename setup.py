@@ -1,4 +1,6 @@
-"""The C parts: nodes sealed and opened over OpenSSL, and FUSE's reads of them; without these Python does it, slower.
+"""The C parts: nodes sealed and opened over OpenSSL, FUSE's reads of them, and the program that sets argv[0].
+
+Without a compiler they are left out. Then Python seals and reads, slower, and a program's argv[0] is its path.
 
 What they are built to depends on the sources, the compiler and the interpreter, and not on the folder or the time.
 """
@@ -22,6 +24,9 @@ class BuildParts(build_ext):
         super().build_extensions()
 
 
+FLAGS = ["-O2", "-g0", f"-ffile-prefix-map={ROOT}=.", "-Wall", "-Wextra", "-fvisibility=hidden"]
+
+
 def extension(name: str, source: str) -> Extension:
     """An extension module that is built with gcm.c, or left out where there is no compiler."""
     return Extension(
@@ -29,7 +34,18 @@ def extension(name: str, source: str) -> Extension:
         [source, f"{GCM}.c"],
         depends=[f"{GCM}.h"],
         libraries=["crypto"],
-        extra_compile_args=["-O2", "-g0", f"-ffile-prefix-map={ROOT}=.", "-Wall", "-Wextra", "-fvisibility=hidden"],
+        extra_compile_args=FLAGS,
+        optional=True,
+    )
+
+
+def executable(name: str, source: str) -> Extension:
+    """A program that needs no library and starts at `_start`, built in the form of an extension module."""
+    return Extension(
+        name,
+        [source],
+        extra_compile_args=[*FLAGS, "-fno-stack-protector"],
+        extra_link_args=["-nostdlib", "-Wl,-e,_start"],
         optional=True,
     )
 
@@ -39,5 +55,6 @@ setup(
     ext_modules=[
         extension("adyton.pfile._gcm", "src/adyton/pfile/_gcm.c"),
         extension("adyton.vfs._reads", "src/adyton/vfs/_reads.c"),
+        executable("adyton.runtime._launcher", "src/adyton/runtime/_launcher.c"),
     ],
 )

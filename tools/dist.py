@@ -86,7 +86,7 @@ def main() -> None:
         for path in sorted(built.iterdir()):
             if path.name.endswith(".tar.gz"):
                 normalise(path, epoch)
-            elif sum(name.endswith(".so") for name in zipfile.ZipFile(path).namelist()) != 2:
+            elif sum(name.endswith(".so") for name in zipfile.ZipFile(path).namelist()) != 3:
                 sys.exit("dist: the C parts were not built: install gcc, python3-dev and libssl-dev")
         options.to.mkdir(parents=True, exist_ok=True)
         for path in sorted(built.iterdir()):

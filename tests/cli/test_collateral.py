@@ -13,20 +13,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from typer.testing import CliRunner, Result
 
 from adyton.attest import dcap
+from adyton.attest.certificates import parse_certificate
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
 from adyton.cli import collateral, platform, verify
 from adyton.collateral.documents import build_bundle, documents_of
 from adyton.collateral.store import CollateralStore, Source
-from adyton.errors import Error, FetchFailed, Stale, TargetExists, UsageError
+from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, TargetExists, UsageError
 from adyton.sim.machine import Shape
 from adyton.sim.pcs_server import application
 from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
+from tests.support.amd_factory import SNPScenario
 from tests.support.servers import self_signed, serving
 
 
@@ -92,6 +97,39 @@ def test_fetch_for_evidence_fetches_what_it_needs(service: str, made: SimPlatfor
     names = {row["name"] for row in json.loads(result.stdout)["documents"]}
     assert f"tcb-info-tdx-{made.fmspc.hex()}" in names
     assert not any("sgx" in name for name in names)
+
+
+def vlek_service() -> Starlette:
+    """The chain of VLEKs, as AMD's service has it."""
+    built = SNPScenario(vlek=True).built().collateral
+    chain = "".join(parse_certificate(raw, "AMD").pem for raw in (built.ask, built.ark))
+    return Starlette(routes=[Route("/vlek/v1/Milan/cert_chain", lambda _: PlainTextResponse(chain))])
+
+
+@pytest.mark.parametrize("form", ["DER", "PEM"])
+def test_fetch_keeps_a_vlek_with_its_chain(tmp_path: Path, form: str) -> None:
+    """The certificate is the guest's, the chain is AMD's; both are in the store then."""
+    leaf = SNPScenario(vlek=True).built().collateral.leaf
+    path = tmp_path / "vlek"
+    path.write_bytes(leaf if form == "DER" else parse_certificate(leaf, "VLEK").pem.encode())
+    with serving(vlek_service()) as url:
+        rows = json.loads(run("fetch", "--vlek", path, "--kds", url, "--json").stdout)["documents"]
+    assert [row["name"].startswith("amd-vlek-milan-") for row in rows] == [True]
+    assert json.loads(run("show", "--json").stdout)["documents"][0]["state"] == "valid"
+
+
+def test_fetch_takes_no_vcek_and_no_garbage_for_a_vlek(tmp_path: Path) -> None:
+    """A chip's certificate is not a provider's; a file that is no certificate is refused before anything is asked."""
+    (tmp_path / "vcek").write_bytes(SNPScenario().built().collateral.leaf)
+    (tmp_path / "garbage").write_bytes(b"0" * 100_000)
+    with serving(vlek_service()) as url:
+        with pytest.raises((BadChain, MalformedQuote)):
+            run("fetch", "--vlek", tmp_path / "vcek", "--kds", url)
+        with pytest.raises(MalformedQuote):
+            run("fetch", "--vlek", tmp_path / "garbage", "--kds", url)
+    with pytest.raises(StorageFailed):
+        run("fetch", "--vlek", tmp_path / "nowhere")
+    assert json.loads(run("show", "--json").stdout)["documents"] == []
 
 
 def test_fetch_again_uses_the_remembered_source(service: str, made: SimPlatform) -> None:

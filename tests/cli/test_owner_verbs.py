@@ -435,6 +435,21 @@ def test_init_renew_server(run: Run, tmp_path: Path) -> None:
     assert run("key", "list")[0] == 0
 
 
+def test_init_with_a_server_name_keeps_the_name_that_manifests_pin(run: Run, tmp_path: Path) -> None:
+    """A manifest that names no server_name pins adyton-key-server: every certificate has it, also a renewed one."""
+    assert run("init", "--server-name", "keys.example.org")[0] == 0
+    for more in ((), ("192.0.2.7",)):
+        words = ("keys.example.org", *more)
+        if more:
+            assert run("init", "--renew-server", *(part for name in words for part in ("--server-name", name)))[0] == 0
+        certificate = x509.load_pem_x509_certificate((tmp_path / "owner" / "server.crt").read_bytes())
+        alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = alternatives.get_values_for_type(x509.DNSName)
+        assert {"keys.example.org", "adyton-key-server"} <= set(names)
+        assert {"*.keys.keys.example.org", "*.keys.adyton-key-server"} <= set(names)
+        assert Home.open(tmp_path / "owner").config.server_names == (*words, "adyton-key-server")
+
+
 def test_init_renew_server_keeps_the_name_that_manifests_pin(run: Run, tmp_path: Path) -> None:
     """Another first name would make every manifest ask for a server that is not there; a bad one is no name."""
     run("init")

@@ -429,10 +429,7 @@ ATTEST_COVERS: Final[dict[str, tuple[str, ...]]] = {
     "sgx-extension": (f"{_A}.pck.parse_sgx_extension",),
     "tcb-info": (f"{_A}.tcbinfo.parse_tcb_info",),
     "qe-identity": (f"{_A}.tcbinfo.parse_enclave_identity",),
-    "collateral": (
-        f"{_A}.collateral.parse_collateral",
-        f"{_A}.collateral.Collateral.from_dict",
-    ),
+    "collateral": (f"{_A}.collateral.Collateral.from_dict",),
     "amd-collateral": (f"{_A}.collateral.AMDCollateral.from_dict",),
     "ratls-certificate": (f"{_A}.ratls.parse_certificate",),
     "ratls-evidence": (f"{_A}.ratls.parse_evidence_extension",),

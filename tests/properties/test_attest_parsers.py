@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 
 from adyton.attest import der, ratls, sgx, snp, tdx
 from adyton.attest.certificates import decode_crl, parse_certificate, parse_crl, split_pem
-from adyton.attest.collateral import parse_collateral
+from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.pck import parse_sgx_extension
 from adyton.attest.policy import Policy
 from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
-from adyton.attest.token import verify_token
-from adyton.errors import Error
+from adyton.errors import Error, MalformedQuote
+from adyton.untrusted import parse_json_object
 from tests.support.amd_factory import SNPScenario
-from tests.support.evidence_factory import FMSPC, Scenario, key, sgx_extension
+from tests.support.evidence_factory import FMSPC, Scenario, sgx_extension
 
 SLOW_S = 0.5
 
@@ -39,6 +39,10 @@ def _policy(text: str) -> object:
     except (ValueError, RecursionError):
         return None
     return Policy.from_dict(document)
+
+
+def _amd_collateral(text: str) -> object:
+    return AMDCollateral.from_dict(parse_json_object(text, what="collateral", refuse=MalformedQuote))
 
 
 def _ratls_certificate() -> bytes:
@@ -84,13 +88,12 @@ def seeds() -> dict[str, tuple[Callable[[bytes], object], bytes]]:
         "tcb-info": (_text(parse_tcb_info), collateral.tcb_info.encode()),
         "qe-identity": (_text(parse_enclave_identity), collateral.qe_identity.encode()),
         "served-json": (_text(lambda text: cut_signed(text, "tcbInfo")), served.encode()),
-        "collateral": (_text(parse_collateral), collateral.to_json().encode()),
-        "amd-collateral": (_text(parse_collateral), report.collateral.to_json().encode()),
+        "collateral": (_text(Collateral.from_json), collateral.to_json().encode()),
+        "amd-collateral": (_text(_amd_collateral), report.collateral.to_json().encode()),
         "policy": (_text(_policy), json.dumps(policy).encode()),
         "ratls-certificate": (ratls.parse_certificate, certificate),
         "ratls-evidence": (ratls.parse_evidence_extension, evidence),
         "ratls-claims": (ratls.parse_claims, claims),
-        "token": (_text(lambda text: verify_token(text, key("ak").public_key())), b"e30.e30.e30"),
     }
 
 

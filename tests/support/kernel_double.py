@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from adyton.tee.sev_guest import SNP_GET_EXT_REPORT, SNP_GET_REPORT
-from adyton.tee.tdx_guest import TDX_CMD_GET_REPORT0
 
 
 def fail(number: int) -> OSError:
@@ -311,20 +310,19 @@ class Gramine(KernelDouble):
 
 
 class TDXGuest(TSM):
-    """A TDX guest: configfs-tsm, /dev/tdx_guest, and RTMR3 in sysfs."""
+    """A TDX guest: configfs-tsm, and RTMR3 in sysfs."""
 
     RTMR3 = "/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384"
 
     def __init__(self, make: Callable[[bytes, int], bytes] = lambda inblob, _level: inblob, **sizes: int) -> None:
         super().__init__("tdx_guest", make, **sizes)
         self.rtmr3: bytes | None = bytes(48)
-        self.device_error: int | None = None
 
     def exists(self, path: str) -> bool:
         """The register is there on newer kernels only."""
         if path == self.RTMR3:
             return self.rtmr3 is not None
-        return path == "/dev/tdx_guest" or super().exists(path)
+        return super().exists(path)
 
     def content_of(self, path: str) -> bytes:
         """The register's present value, 48 raw bytes."""
@@ -340,15 +338,6 @@ class TDXGuest(TSM):
         if len(data) != 48:
             raise fail(errno.EINVAL)
         self.rtmr3 = hashlib.sha384(self.rtmr3 + data).digest()
-
-    def ioctl(self, descriptor: int, request: int, buffer: bytearray) -> int:
-        """TDX_CMD_GET_REPORT0 fills 1024 bytes behind the 64 of report data [tdx-guest.c]; others ENOTTY."""
-        if self.device_error is not None:
-            raise fail(self.device_error)
-        if self.opened[descriptor].path != "/dev/tdx_guest" or request != TDX_CMD_GET_REPORT0:
-            raise fail(errno.ENOTTY)
-        buffer[64:] = bytes(buffer[:64]) + bytes(1024 - 64)
-        return 0
 
 
 class SEVGuest(TSM):

@@ -136,9 +136,3 @@ class AMDCollateral:
     def to_json(self) -> str:
         """As a JSON document."""
         return json.dumps(self.to_dict(), indent=1)
-
-
-def parse_collateral(text: str) -> Collateral | AMDCollateral:
-    """Parse one collateral document, Intel's or AMD's, decided by its members; raises MalformedQuote."""
-    document = _load(text)
-    return AMDCollateral.from_dict(document) if "amd_leaf" in document else Collateral.from_dict(document)

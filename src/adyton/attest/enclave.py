@@ -112,11 +112,6 @@ class EnclaveReport:
         return FIELDS["isv_svn"].number(self.raw)
 
     @property
-    def config_id(self) -> bytes:
-        """CONFIGID (key separation and sharing), 64 bytes."""
-        return FIELDS["config_id"].of(self.raw)
-
-    @property
     def report_data(self) -> bytes:
         """The 64 bytes that the enclave chose."""
         return FIELDS["report_data"].of(self.raw)

@@ -4,7 +4,7 @@ Two extensions: the older one holds a quote whose report data is the SHA-256 of 
 tagged evidence, OID 2.23.133.5.4.9) holds CBOR `60000([quote, claims])`, whose quote's report data is the SHA-256 of
 the claims, which hold the hash of the public key. Where the newer one is present, it alone counts.
 
-A certificate binds its key only together with a verified report: see `check_binding`.
+A certificate binds its key only together with a verified report whose report data is `expected_report_data`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from adyton.attest.certificates import FOREIGN
-from adyton.attest.checks import Checks
 from adyton.attest.evidence import parse_evidence
 from adyton.errors import BadChain, MalformedQuote, Mismatch, UsageError
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.attest.evidence import Evidence
-    from adyton.attest.report import VerifiedReport
 
 EVIDENCE_OID: Final = x509.ObjectIdentifier("2.23.133.5.4.9")
 LEGACY_OID: Final = x509.ObjectIdentifier("0.6.9.42.840.113741.1337.6")
@@ -321,24 +319,4 @@ def parse_certificate(raw: bytes, *, allow_legacy: bool = True) -> RATLSCertific
         claims_bytes=claims_bytes,
         claims=claims,
         legacy_quote=legacy,
-    )
-
-
-def check_binding(certificate: RATLSCertificate, report: VerifiedReport) -> None:
-    """The verified report is of this certificate's quote, and its report data binds the certificate's key."""
-    checks = Checks()
-    checks.require(
-        "RA-TLS certificate: the verified quote is the one inside",
-        report.evidence.to_bytes() == certificate.quote,
-        expected="the quote in the certificate",
-        seen="another quote",
-        error=Mismatch,
-    )
-    checks.require(
-        "RA-TLS certificate: report data binds its key",
-        hmac.compare_digest(report.report_data, certificate.expected_report_data),
-        expected=certificate.expected_report_data,
-        seen=report.report_data,
-        error=Mismatch,
-        remedy="the quote was made for another key: refuse the peer",
     )

@@ -173,11 +173,6 @@ class SNPReport:
         return bool(self.number("key_info") & 1)
 
     @property
-    def is_turin(self) -> bool:
-        """Whether the processor's family has Turin's TCB layout (versions 3 and up say so)."""
-        return self.number("cpuid_family") >= TURIN_FAMILY
-
-    @property
     def product(self) -> str | None:
         """Product name as AMD's key server uses it, from the CPUID fields; None in version 2 or where unknown."""
         family, model = self.number("cpuid_family"), self.number("cpuid_model")

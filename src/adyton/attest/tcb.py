@@ -115,10 +115,6 @@ def _with_qe(status: TCBStatus, qe: TCBStatus) -> TCBStatus:
     return qe if qe in (S.REVOKED, S.NOT_SUPPORTED) else status
 
 
-class ModuleMismatch(Exception):
-    """The TDX module after a relaunch has no identity in the TCB info."""
-
-
 def judge(
     info: TCBInfo,
     identity: EnclaveIdentity,

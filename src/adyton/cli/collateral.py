@@ -12,7 +12,7 @@ from adyton.cli.output import note, say, say_json
 
 if TYPE_CHECKING:
     from adyton.attest.evidence import Evidence
-    from adyton.collateral.store import CollateralStore, Held, Outcome
+    from adyton.collateral.store import CollateralStore, Held, Outcome, Source
     from adyton.values import Digest
 
 app = typer.Typer(
@@ -64,6 +64,13 @@ def fetch(
     for_: Annotated[
         list[Path] | None, typer.Option("--for", help="Evidence to fetch for (repeatable).", metavar="EVIDENCE")
     ] = None,
+    vlek: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="VLEK certificate (DER or PEM) that a guest has from its host, to keep with AMD's chain (repeatable).",
+            metavar="FILE",
+        ),
+    ] = None,
     fmspc: Annotated[
         list[str] | None, typer.Option(help="Kind of platform to fetch for: 12 hex digits (repeatable).", metavar="HEX")
     ] = None,
@@ -105,12 +112,13 @@ def fetch(
         evidence = _read_evidence(path)
         asked = amd_sources if isinstance(evidence, SNPReport) else sources
         outcomes += store.fetch_for(evidence, now, sources=asked)
+    outcomes += [_keep_vlek(path, store, amd_sources[0], now) for path in vlek or ()]
     kinds = [_fmspc(text) for text in fmspc or ()]
     if not outcomes and not kinds and named:
         kinds = _known_fmspcs(store, named)
     if kinds:
         outcomes += store.fetch(fmspcs=kinds, tees=tees, sources=sources, root=wanted_root, now=now)
-    if not for_ and not fmspc and not named:
+    if not for_ and not vlek and not fmspc and not named:
         outcomes += store.refresh(now)
         if not any(True for _ in store.held()):
             outcomes += store.fetch(tees=tees, sources=sources, root=wanted_root, now=now)
@@ -118,6 +126,28 @@ def fetch(
     if named and any(outcome.verified is not None for outcome in outcomes):
         store.remember_sources(named)
     _report(outcomes, as_json=as_json)
+
+
+def _keep_vlek(path: Path, store: CollateralStore, source: Source, now: datetime) -> Outcome:
+    """Keep a VLEK, which AMD gives to its host alone. The chain above it comes from AMD's service."""
+    from adyton.attest.amd import parse_chip_certificate
+    from adyton.attest.certificates import parse_certificate, split_pem
+    from adyton.attest.layout import MAX_CHAIN_BYTES
+    from adyton.collateral.store import Outcome
+    from adyton.errors import EvidenceError, StorageFailed, Unavailable
+
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CHAIN_BYTES + 1)
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    leaf = split_pem(raw, "VLEK")[0] if raw.startswith(b"-----BEGIN") else raw
+    product = parse_chip_certificate(parse_certificate(leaf, "VLEK")).product.partition("-")[0]
+    try:
+        verified = store.put_vlek(leaf, product, now, source=source)
+    except (EvidenceError, Unavailable) as error:
+        return Outcome("amd-vlek", None, error)
+    return Outcome(verified.name, verified)
 
 
 def _api_key(path: Path) -> str:

@@ -19,7 +19,9 @@ def init(
     server_name: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name or IP address of the key server; the first one is what manifests pin.", show_default=False
+            help="A name or IP address of the key server (repeatable). Its certificate has adyton-key-server besides,"
+            " the name that manifests pin unless they say server_name.",
+            show_default=False,
         ),
     ] = None,
     master: Annotated[str, typer.Option(help="Where the master key comes from: file, passphrase or command.")] = "file",
@@ -74,7 +76,9 @@ def init(
     check_name(name, "owner's name")
     from adyton.manifest.signature import generate_signer
 
-    names = tuple(server_name) if server_name else (DEFAULT_SERVER_NAME, "localhost", "127.0.0.1")
+    names: tuple[str, ...] = (DEFAULT_SERVER_NAME, "localhost", "127.0.0.1")
+    if server_name:
+        names = tuple(dict.fromkeys((*server_name, DEFAULT_SERVER_NAME)))
     passphrase = None
     if master == "passphrase":
         given = ask_passphrase(confirm=True)

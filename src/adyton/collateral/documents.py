@@ -28,7 +28,7 @@ from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
-from adyton.errors import BadChain, EvidenceError, FetchFailed, MalformedQuote, Stale
+from adyton.errors import BadChain, FetchFailed, MalformedQuote, Stale
 from adyton.untrusted import parse_json_object
 from adyton.values import Digest
 
@@ -423,12 +423,15 @@ def assemble(found: Mapping[tuple[Kind, str], Verified], origin: Origin) -> Coll
 
 def missing(origin: Origin, kind: Kind, subject: str) -> FetchFailed:
     """That a document which a quote needs is not there."""
+    vlek = "a VLEK is with the guest, which has it from its host: adyton collateral fetch --vlek FILE"
     return FetchFailed(
         f"no collateral to judge this evidence with: {kind} {subject} under the root {origin.root} is missing",
         check="collateral at hand",
         expected=f"{kind} {subject}",
         seen="none",
-        remedy="fetch it: adyton collateral fetch --for EVIDENCE (--pcs URL for a simulated platform or a PCCS), "
+        remedy=vlek
+        if kind == "amd-vlek"
+        else "fetch it: adyton collateral fetch --for EVIDENCE (--pcs URL for a simulated platform or a PCCS), "
         "or import a bundle: adyton collateral import",
     )
 
@@ -484,34 +487,3 @@ def build_bundle(documents: Iterable[Document]) -> bytes:
     """A bundle: one JSON file with the documents as they were served."""
     rows = [document.to_dict() for document in documents]
     return json.dumps({"format": BUNDLE_FORMAT, "documents": rows}, indent=1).encode() + b"\n"
-
-
-def index(
-    documents: Iterable[Document], root: Digest, channel: Channel = "standard"
-) -> dict[tuple[Kind, str], Verified]:
-    """Verify documents and keep those under this root and of this channel; of two for one thing, the newer.
-
-    Documents that do not verify are left out: a bundle may hold more than is needed, and what is needed and missing
-    is refused by `assemble`.
-    """
-    found: dict[tuple[Kind, str], Verified] = {}
-    for document in documents:
-        try:
-            verified = verify_document(document)
-        except EvidenceError:
-            continue
-        key = (document.kind, verified.subject)
-        if verified.root != root or document.channel != channel:
-            continue
-        if key not in found or (verified.number or 0, verified.issued_at) > (
-            found[key].number or 0,
-            found[key].issued_at,
-        ):
-            found[key] = verified
-    return found
-
-
-def collateral_from(documents: Iterable[Document], quote: SGXQuote | TDXQuote) -> Collateral:
-    """The collateral for one quote out of these documents (of a bundle); raises FetchFailed where one is missing."""
-    origin = unverified_origin(quote)
-    return assemble(index(documents, origin.root), origin)

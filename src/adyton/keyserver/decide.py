@@ -113,7 +113,6 @@ class Denial:
 
     key: str
     judged: tuple[Judged, ...]
-    knows_key: bool = True
 
     @property
     def is_used_up(self) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DEFAULT_SERVER_NAME: Final = "adyton-key-server"
+"""What a manifest pins that names no `server_name`."""
 KEY_LABEL: Final = "keys"
 """A client of Gramine's protocol asks for `KEY.keys.SERVER_NAME` where a program may have several keys."""
 
@@ -63,12 +64,17 @@ def make_ca(owner: str, now: datetime) -> Credential:
 
 
 def make_server(ca: Credential, names: Sequence[str], now: datetime) -> Credential:
-    """A certificate for the key server under the CA; the first of `names` is the one that manifests pin."""
+    """A certificate for the key server under the CA.
+
+    Manifests pin the first of `names`, or the default name where it is among them. For these, the name that asks for
+    one of several keys over RA-TLS (`KEY.keys.NAME`) is in the certificate too.
+    """
     if not names:
         raise UsageError("the key server needs a name", check="server name")
     key = ec.generate_private_key(ec.SECP256R1())
     alternatives: list[x509.GeneralName] = []
-    for name in dict.fromkeys((*names, f"*.{KEY_LABEL}.{names[0]}")):
+    pinned = [name for name in names if name in (names[0], DEFAULT_SERVER_NAME)]
+    for name in dict.fromkeys((*names, *(f"*.{KEY_LABEL}.{name}" for name in pinned))):
         try:
             alternatives.append(x509.IPAddress(ipaddress.ip_address(name)))
         except ValueError:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from adyton.errors import UsageError
-from adyton.keystore.certificates import Credential, make_server
+from adyton.keystore.certificates import DEFAULT_SERVER_NAME, Credential, make_server
 from adyton.keystore.wrapping import replace_private_file
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime | None = None) -> None:
     """Make a new key and certificate for the key server under the same CA; manifests stay as they are.
 
-    `names` are its names from now on, kept in config.toml; the first must stay, since manifests pin it.
+    `names` are its names from now on, kept in config.toml. The first and the default name stay, since manifests pin
+    them.
     """
     pinned = home.config.server_names[0]
     if names and names[0] != pinned:
@@ -29,6 +30,8 @@ def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime |
             remedy=f"adyton init --renew-server --server-name {pinned} --server-name {names[0]}; a new first name needs"
             " a new home, and programs that are built and approved again",
         )
+    if names and DEFAULT_SERVER_NAME in home.config.server_names:
+        names = tuple(dict.fromkeys((*names, DEFAULT_SERVER_NAME)))
     ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
     made = make_server(ca, names or home.config.server_names, datetime.now(UTC) if now is None else now)
     replace_private_file(home.path / "server.key", made.key_pem)

@@ -15,7 +15,7 @@ import ssl
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton.errors import NoDevice, UsageError
+from adyton.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def _openssl() -> ctypes.CDLL:
     library = ctypes.CDLL(_ssl.__file__)
     for name in ("SSL_CTX_set_cert_verify_callback", "SSL_CTX_ctrl", "SSL_CTX_get_verify_mode"):
         if not hasattr(library, name):
-            raise NoDevice(
+            raise UsageError(
                 "this Python's OpenSSL does not offer what the RA-TLS server needs",
                 check="OpenSSL of the ssl module",
                 expected=name,
@@ -61,15 +61,22 @@ def _openssl() -> ctypes.CDLL:
 
 def _context_pointer(library: ctypes.CDLL, context: ssl.SSLContext) -> int:
     if sys.implementation.name != "cpython" or not (3, 11) <= sys.version_info[:2] <= (3, 14):
-        raise NoDevice(
+        raise UsageError(
             "the RA-TLS server knows the inside of CPython 3.11 to 3.14 only",
             check="Python of the RA-TLS server",
             expected="CPython 3.11 to 3.14",
             seen=f"{sys.implementation.name} {sys.version.split()[0]}",
+            remedy="serve with one of these, or without --gramine-listen",
         )
     pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__).value
     if pointer is None or library.SSL_CTX_get_verify_mode(pointer) != 1 | 2:
-        raise NoDevice("the ssl module's context is not laid out as expected", check="Python of the RA-TLS server")
+        raise UsageError(
+            "the ssl module's context is not laid out as expected",
+            check="Python of the RA-TLS server",
+            expected="an SSL_CTX first in the context object",
+            seen="something else",
+            remedy="serve with Debian's CPython, or without --gramine-listen",
+        )
     return pointer
 
 

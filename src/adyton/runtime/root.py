@@ -48,7 +48,9 @@ class Root:
         self._link_interpreter()
         if plan.argv[0] != plan.entrypoint:
             code = launcher.program()
-            if code is not None:
+            if code is None:
+                self._note("argv[0] is the program's path: Adyton was installed without a C compiler")
+            else:
                 _write(self.path + sandbox.LAUNCHER, code, 0o555, self._owner)
         for secret in plan.secrets:
             if secret.file is not None:

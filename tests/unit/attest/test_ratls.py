@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from adyton.attest import dcap, ratls, sgx
+from adyton.attest.assess import assess
+from adyton.attest.policy import Policy
 from adyton.attest.ratls import EVIDENCE_OID, LEGACY_OID, LEGACY_OID_INTENDED
 from adyton.errors import BadChain, Error, MalformedQuote, Mismatch, UsageError
-from tests.support.evidence_factory import Scenario
+from tests.support.evidence_factory import MRENCLAVE, Scenario
 
 KEY = ec.derive_private_key(11, ec.SECP384R1())
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -61,7 +63,6 @@ def test_certificate_made_here_parses_verifies_and_binds(curve: ec.EllipticCurve
     scenario = Scenario()
     built = scenario.built()
     report = dcap.verify(sgx.parse_quote(parsed.quote), built.collateral, built.roots, built.now)
-    ratls.check_binding(parsed, report)
     assert report.report_data == parsed.expected_report_data
     assert (parsed.not_before, parsed.not_after) == (FIRST, LAST)
 
@@ -182,16 +183,6 @@ def test_evidence_for_another_key_is_refused() -> None:
     assert caught.value.check == "RA-TLS certificate: claims name its key"
 
 
-def test_report_of_another_quote_does_not_bind() -> None:
-    """The verified report must be of the very quote inside."""
-    parsed = ratls.parse_certificate(certificate())
-    built = Scenario().built()
-    report = dcap.verify(sgx.parse_quote(built.quote), built.collateral, built.roots, built.now)
-    with pytest.raises(Mismatch) as caught:
-        ratls.check_binding(parsed, report)
-    assert caught.value.check == "RA-TLS certificate: the verified quote is the one inside"
-
-
 @pytest.mark.parametrize("newer", [True, False])
 def test_quote_made_for_other_report_data_does_not_bind(newer: bool) -> None:
     """All 64 bytes of report data count, also those that Gramine's own verifier does not look at."""
@@ -200,10 +191,11 @@ def test_quote_made_for_other_report_data_does_not_bind(newer: bool) -> None:
     value = ratls.encode_evidence(quote, content) if newer else quote
     parsed = ratls.parse_certificate(with_extensions([(EVIDENCE_OID if newer else LEGACY_OID, value)]))
     built = Scenario().built()
-    report = dcap.verify(sgx.parse_quote(quote), built.collateral, built.roots, built.now)
-    with pytest.raises(Mismatch) as caught:
-        ratls.check_binding(parsed, report)
-    assert caught.value.check == "RA-TLS certificate: report data binds its key"
+    bound = parsed.expected_report_data
+    policy = Policy.from_dict({"tees": ["sgx"], "measurements": [MRENCLAVE.hex()]})
+    found = assess(parsed.evidence, built.collateral, built.roots, policy, built.now, report_data=bound)
+    assert found.claims is None
+    assert [check.name for check in found.checks if not check.ok] == ["report data"]
 
 
 def test_certificate_not_signed_with_its_own_key_is_refused() -> None:

@@ -218,6 +218,16 @@ def test_vlek_of_the_guest_is_kept_with_its_chain(tmp_path: Path) -> None:
     assert report.platform["provider"] == "test provider"
 
 
+def test_missing_vlek_is_told_with_where_it_is(tmp_path: Path) -> None:
+    """AMD hands out no VLEK, so the remedy is not to fetch it."""
+    kds = KDS(SNPScenario(vlek=True))
+    store = kds.store(tmp_path)
+    store.fetch_for(kds.report, kds.now)
+    with pytest.raises(FetchFailed) as caught:
+        store.for_report(kds.report, kds.now, roots=kds.built.roots)
+    assert "--vlek FILE" in str(caught.value.remedy)
+
+
 def test_service_under_another_root_reaches_no_report(milan: KDS, tmp_path: Path) -> None:
     """Certificates that lead to a foreign ARK lie apart: a report under AMD's own pins does not find them."""
     store = milan.store(tmp_path)

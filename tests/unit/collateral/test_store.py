@@ -17,7 +17,6 @@ from adyton.attest.status import TCBStatus
 from adyton.collateral.documents import (
     Channel,
     Document,
-    collateral_from,
     documents_of,
     parse_bundle,
     unverified_origin,
@@ -641,18 +640,6 @@ def test_bundle_larger_than_any_is_refused() -> None:
     """The size of a bundle is capped before it is parsed."""
     with pytest.raises(MalformedQuote, match="bytes"):
         parse_bundle(b" " * ((64 << 20) + 1))
-
-
-def test_collateral_of_a_bundle_takes_the_newer_of_two(world: World) -> None:
-    """Of two documents for one thing the newer counts, in whatever order they stand; foreign ones do not disturb."""
-    old = documents_of(world.platform.collateral(world.now), "", world.now)
-    world.platform.raise_tcb(now=world.now + timedelta(minutes=1))
-    new = documents_of(world.platform.collateral(world.now + timedelta(minutes=2)), "", world.now)
-    broken = dataclasses.replace(old[0], body=b"{}")
-    expected = json.loads(new[0].body)["tcbInfo"]["tcbEvaluationDataNumber"]
-    for documents in ((*old, *new, broken), (broken, *new, *old)):
-        collateral = collateral_from(documents, world.quote())
-        assert json.loads(collateral.tcb_info)["tcbEvaluationDataNumber"] == expected == 2
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------

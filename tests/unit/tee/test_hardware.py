@@ -20,7 +20,7 @@ from adyton.tee.opener import open_source
 from adyton.tee.sev_guest import SEVGuestDevice, SNPSource
 from adyton.tee.source import QuoteSource
 from adyton.tee.system import KERNEL, System, read_all, write_once
-from adyton.tee.tdx_guest import TDXSource, extend_workload, get_td_report
+from adyton.tee.tdx_guest import TDXSource, extend_workload
 from adyton.values import Measurement
 from tests.support.kernel_double import TSM, Gramine, Instance, KernelDouble, SEVGuest, TDXGuest, fail
 
@@ -313,27 +313,6 @@ def test_tdx_quote_over_other_report_data_is_refused(platform: SimPlatform) -> N
     other = platform.enclave(measurement=WORKLOAD, shape="tdx").quote(OTHER_DATA)
     with pytest.raises(StorageFailed, match="other report data"):
         TDXSource(None, TDXGuest(lambda _inblob, _level: other)).quote(REPORT_DATA)
-
-
-def test_td_report_is_what_the_ioctl_filled_in() -> None:
-    """TDX_CMD_GET_REPORT0 fills 1024 bytes behind the report data."""
-    assert get_td_report(REPORT_DATA, TDXGuest()) == REPORT_DATA + bytes(960)
-
-
-@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, StorageFailed), (errno.ENOTTY, NoDevice)])
-def test_td_report_that_fails_is_told(number: int, kind: type[Error]) -> None:
-    """The ioctl's errors become refusals; the device is closed."""
-    system = TDXGuest()
-    system.device_error = number
-    with pytest.raises(kind):
-        get_td_report(REPORT_DATA, system)
-    assert system.opened == {}
-
-
-def test_td_report_outside_a_guest_is_no_device() -> None:
-    """Without the device this is no TDX guest."""
-    with pytest.raises(NoDevice):
-        get_td_report(REPORT_DATA, KernelDouble())
 
 
 # --- SEV-SNP ----------------------------------------------------------------------------------------------------------
