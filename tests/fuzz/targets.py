@@ -25,7 +25,7 @@ from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
 from adyton.collateral.documents import Document, build_bundle, documents_of, parse_bundle, verify_document
-from adyton.collateral.fetcher import Response, retry_after_s
+from adyton.collateral.http_client import Response, retry_after_s
 from adyton.errors import UsageError
 from adyton.keystore.approval import Approval, parse_time
 from adyton.keystore.audit import Checkpoint

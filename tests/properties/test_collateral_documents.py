@@ -23,7 +23,7 @@ from adyton.collateral.documents import (
     parse_bundle,
     verify_document,
 )
-from adyton.collateral.fetcher import Response, retry_after_s
+from adyton.collateral.http_client import Response, retry_after_s
 from adyton.errors import Error, EvidenceError, MalformedQuote
 from adyton.sim.platform import SimPlatform
 from adyton.sim.vendor import Publication

@@ -17,7 +17,7 @@ from adyton.attest.certificates import decode_crl
 from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_CRL_BYTES, MAX_JSON_BYTES
 from adyton.attest.quote import CertificationType, parse_ppid_certification
 from adyton.collateral.documents import Channel, Document, last_certificate, pck_request
-from adyton.collateral.fetcher import Fetcher, HTTPFetcher, Response, retry_after_s
+from adyton.collateral.http_client import Fetcher, HTTPFetcher, Response, retry_after_s
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 from adyton.untrusted import parse_json
 

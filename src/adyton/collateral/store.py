@@ -55,7 +55,7 @@ from adyton.collateral.documents import (
     unverified_origin,
     verify_document,
 )
-from adyton.collateral.fetcher import HTTPFetcher
+from adyton.collateral.http_client import HTTPFetcher
 from adyton.collateral.kds import AMD_KDS, KDSClient
 from adyton.collateral.pcs import INTEL_PCS, PCSClient, root_of
 from adyton.errors import (

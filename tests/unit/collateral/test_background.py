@@ -17,7 +17,7 @@ from adyton.attest import sgx
 from adyton.attest.ratls import make_certificate
 from adyton.collateral.background import MAX_FETCHES, MAX_UNPROVEN_FETCHES, MAX_WHO_WAIT, Fetching, FetchingCollateral
 from adyton.collateral.documents import Channel
-from adyton.collateral.fetcher import Response
+from adyton.collateral.http_client import Response
 from adyton.collateral.pcs import PCSClient
 from adyton.collateral.store import CollateralStore, Source
 from adyton.collateral.verifier import Verifier

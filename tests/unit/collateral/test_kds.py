@@ -19,7 +19,7 @@ from adyton.attest import amd, snp
 from adyton.attest.certificates import parse_certificate
 from adyton.attest.snp import TCBVersion
 from adyton.collateral.documents import Document, chip_subject, parse_bundle, verify_document
-from adyton.collateral.fetcher import Response
+from adyton.collateral.http_client import Response
 from adyton.collateral.kds import AMD_KDS, KDSClient, vcek_query
 from adyton.collateral.store import CollateralStore, Source
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, UsageError

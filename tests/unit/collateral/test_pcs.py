@@ -22,7 +22,7 @@ from adyton.collateral.documents import (
     unverified_origin,
     verify_document,
 )
-from adyton.collateral.fetcher import Response
+from adyton.collateral.http_client import Response
 from adyton.collateral.pcs import INTEL_PCS, INTEL_ROOT_CRL, PCSClient
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 from adyton.sim.machine import Shape

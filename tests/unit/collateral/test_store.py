@@ -23,7 +23,7 @@ from adyton.collateral.documents import (
     unverified_origin,
     verify_document,
 )
-from adyton.collateral.fetcher import Response
+from adyton.collateral.http_client import Response
 from adyton.collateral.pcs import PCSClient
 from adyton.collateral.store import NEGATIVE_S, CollateralStore, Source, read_bundle_files
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, Timeout, UsageError
