@@ -24,7 +24,8 @@ from adyton.attest.guest import parse_guest
 from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
-from adyton.collateral.documents import Document, build_bundle, documents_of, parse_bundle, verify_document
+from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
+from adyton.collateral.documents import Document, verify_document
 from adyton.collateral.http_client import Response, retry_after_s
 from adyton.errors import UsageError
 from adyton.keystore.approval import Approval, parse_time
@@ -381,7 +382,7 @@ def targets() -> dict[str, Target]:
             (f"{k}.backup_shares.parse_share",),
         ),
         "collateral-bundle": Target(
-            _documents, lambda: (_platform()[3],), ("adyton.collateral.documents.parse_bundle",)
+            _documents, lambda: (_platform()[3],), ("adyton.collateral.bundle.parse_bundle",)
         ),
         "collateral-document": Target(
             lambda raw: verify_document(Document.from_dict(parse_json(raw, what="document"))),

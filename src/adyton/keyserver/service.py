@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.attest import ratls
 from adyton.attest.checks import text
 from adyton.attest.sgx import SGXQuote
-from adyton.collateral.background import Fetching
+from adyton.collateral.background import Pending
 from adyton.errors import AuditError, Denied, Error, OutOfOrder, StoreError, Unavailable
 from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
 from adyton.keyserver.decision_queue import MAX_WAITING, Batches
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from adyton.collateral.verifier import Verified, Verifier
+    from adyton.collateral.verifier import VerifiedEvidence, Verifier
     from adyton.keystore.grant_key import GrantKey
     from adyton.keystore.store import Store
     from adyton.keystore.transaction import Transaction
@@ -99,7 +99,7 @@ class Job:
     """The request itself, where it came over Adyton's own protocol."""
     future: Future[Answer] = field(default_factory=Future)
     received_at: float = field(default_factory=time.monotonic)
-    verified: Verified | None = None
+    verified: VerifiedEvidence | None = None
     error: Error | None = None
     grants: tuple[Grant, ...] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
@@ -353,14 +353,16 @@ class KeyService:
         if job.error is not None:
             return True
         try:
-            job.verified = self.verifier.verify(job.evidence, roots, self._clock())
-        except Fetching as error:
-            return not self._park(job, error)
+            found = self.verifier.verify(job.evidence, roots, self._clock())
         except Error as error:
             job.error = error
+            return True
+        if isinstance(found, Pending):
+            return not self._park(job, found)
+        job.verified = found
         return True
 
-    def _park(self, job: Job, fetching: Fetching) -> bool:
+    def _park(self, job: Job, pending: Pending) -> bool:
         """Let a request wait for its collateral, once, while the others are decided; False where it cannot."""
 
         def resume() -> None:
@@ -370,10 +372,10 @@ class KeyService:
 
         if not job.has_waited:
             job.parked = job.has_waited = True
-            if fetching.when_done(resume):
+            if pending.when_done(resume):
                 return True
             job.parked = False
-        job.error = fetching.error
+        job.error = pending.error()
         return False
 
     def _record_left_out(self, *, whole: bool = False) -> None:

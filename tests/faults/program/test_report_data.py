@@ -19,7 +19,7 @@ from adyton.attest.assess import verify_evidence
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.attest.ratls import make_certificate
-from adyton.collateral.verifier import Verified
+from adyton.collateral.verifier import VerifiedEvidence
 from adyton.keyserver.service import Answer, KeyService
 from adyton.manifest.signed import SignedManifest
 from adyton.release.messages import EnclaveKey, ReleaseRequest
@@ -71,10 +71,12 @@ class TestAMD:
     def __init__(self) -> None:
         self._built = SNPScenario().built()
 
-    def verify(self, raw: bytes, _sim_roots: Any, at: datetime) -> Verified:
+    def verify(self, raw: bytes, _sim_roots: Any, at: datetime) -> VerifiedEvidence:
         """As `Verifier.verify`."""
         built = self._built
-        return Verified(verify_evidence(parse_evidence(raw), built.collateral, built.roots, at), built.collateral)
+        return VerifiedEvidence(
+            verify_evidence(parse_evidence(raw), built.collateral, built.roots, at), built.collateral
+        )
 
 
 @pytest.fixture

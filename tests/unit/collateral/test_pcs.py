@@ -13,16 +13,10 @@ import pytest
 from adyton.attest import dcap, sgx, tdx
 from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
 from adyton.attest.status import TCBStatus
-from adyton.collateral.documents import (
-    Document,
-    assemble,
-    collateral_from,
-    index,
-    last_certificate,
-    unverified_origin,
-    verify_document,
-)
+from adyton.collateral.bundle import index
+from adyton.collateral.documents import Document, last_certificate, verify_document
 from adyton.collateral.http_client import Response
+from adyton.collateral.needs import assemble, unverified_origin
 from adyton.collateral.pcs import INTEL_PCS, INTEL_ROOT_CRL, PCSClient
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 from adyton.sim.machine import Shape
@@ -59,7 +53,9 @@ def test_fetched_documents_verify_a_quote(service: str, platform: SimPlatform, s
     raw = platform.enclave(measurement=MEASUREMENT, shape=shape).quote(bytes(64))
     parsed = sgx.parse_quote(raw) if shape == "sgx" else tdx.parse_quote(raw)
     roots = TrustRoots().with_sim([platform.root_fingerprint])
-    report = dcap.verify(parsed, collateral_from(documents, parsed), roots, datetime.now(UTC))
+    origin = unverified_origin(parsed)
+    collateral = assemble(index(documents, origin.root), origin)
+    report = dcap.verify(parsed, collateral, roots, datetime.now(UTC))
     assert report.status is TCBStatus.UP_TO_DATE
     assert report.tee == ("sim" if shape == "sgx" else "sim-tdx")
 
