@@ -33,7 +33,8 @@ from adyton.collateral.sources import Source
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
 from adyton.errors import FetchFailed, Unavailable
-from adyton.keyserver.service import Answer, KeyService
+from adyton.keyserver.service import KeyService
+from adyton.keyserver.stages import Answered
 from adyton.sim.pcs_server import answer
 from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
@@ -93,7 +94,7 @@ def service(world: World, pcs: Service) -> Iterator[KeyService]:
     found.close()
 
 
-def ask(world: World, service: KeyService, platform: SimPlatform) -> Future[Answer]:
+def ask(world: World, service: KeyService, platform: SimPlatform) -> Future[Answered]:
     """A program on this platform asks for its key."""
     key = ec.generate_private_key(ec.SECP384R1())
     times = {"not_before": now() - timedelta(hours=1), "not_after": now() + timedelta(hours=1)}
