@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.sgx import parse_quote
-from adyton.collateral.store import CollateralStore, Source
+from adyton.collateral.downloads import Downloads
+from adyton.collateral.lookup import Lookup
+from adyton.collateral.sources import Source
+from adyton.collateral.store import CollateralStore
 from adyton.sim import pcs_server
 from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
@@ -113,9 +117,10 @@ def store_rows(folder: Path, platform: SimPlatform) -> list[Row]:
     try:
         source = Source(pcs_server.url_of(listening))
         store = CollateralStore(folder / "store")
-        store.fetch(fmspcs=[platform.fmspc], sources=[source], now=now)
+        fetch = partial(Downloads(store).fetch, fmspcs=[platform.fmspc], sources=[source], now=now)
+        fetch()
         client = source.client("standard")
-        fetch_ms = best_ms(lambda: store.fetch(fmspcs=[platform.fmspc], sources=[source], now=now), rounds=3, repeat=2)
+        fetch_ms = best_ms(fetch, rounds=3, repeat=2)
         get_ms = best_ms(lambda: client.qe_identity("sgx"), rounds=3, repeat=5)
     finally:
         server.should_exit = True
@@ -126,8 +131,9 @@ def store_rows(folder: Path, platform: SimPlatform) -> list[Row]:
         path for path in (folder / "store").rglob("*.json") if "-" in path.name and "tdx" not in path.name
     ]
     names = [str(path) for path in files]
-    cold_ms = best_ms(lambda: CollateralStore(folder / "store").for_quote(quote, now), repeat=5)
-    warm_ms = best_ms(lambda: store.for_quote(quote, now), repeat=200)
+    cold_ms = best_ms(lambda: Lookup(CollateralStore(folder / "store")).for_quote(quote, now), repeat=5)
+    lookup = Lookup(store)
+    warm_ms = best_ms(lambda: lookup.for_quote(quote, now), repeat=200)
     read_ms = best_ms(lambda: [json.loads(path.read_bytes()) for path in files], repeat=20)
     stat_ms = best_ms(lambda: [os.stat(name) for name in names], repeat=200)
     return [

@@ -24,8 +24,8 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
 from adyton.cli import collateral, platform, verify
-from adyton.collateral.documents import build_bundle, documents_of
-from adyton.collateral.store import CollateralStore, Source
+from adyton.collateral.bundle import build_bundle, documents_of
+from adyton.collateral.sources import Source, SourceList
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, TargetExists, UsageError
 from adyton.sim.machine import Shape
 from adyton.sim.pcs_server import application
@@ -160,7 +160,7 @@ def test_export_and_import_carry_everything(service: str, tmp_path: Path) -> Non
 
 def test_first_fetch_with_nothing_named_gets_what_is_common(service: str, home: Path) -> None:
     """With an empty store and nothing named, CRLs and QE identities come, and it is said what is lacking."""
-    CollateralStore(home / "collateral").remember_sources([Source(service)])
+    SourceList(home / "collateral").remember([Source(service)])
     result = run("fetch")
     assert result.output.count("valid until") == 5
     assert "--fmspc" in result.output
@@ -200,7 +200,7 @@ def test_fetch_from_a_pccs_with_a_certificate_of_its_own(made: SimPlatform, tmp_
         with pytest.raises(FetchFailed, match="not trusted"):
             run("fetch", "--pcs", url)
         assert run("fetch", "--pcs", url, "--pcs-ca", tls[0]).output.count("valid until") == 7
-        assert CollateralStore(home / "collateral").sources()[0] == Source(url, str(tls[0].resolve()))
+        assert SourceList(home / "collateral").known()[0] == Source(url, str(tls[0].resolve()))
         assert run("fetch", "--fmspc", made.fmspc.hex()).output.count("valid until") == 7
 
 

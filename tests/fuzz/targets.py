@@ -24,8 +24,9 @@ from adyton.attest.guest import parse_guest
 from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
-from adyton.collateral.documents import Document, build_bundle, documents_of, parse_bundle, verify_document
-from adyton.collateral.fetcher import Response, retry_after_s
+from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
+from adyton.collateral.documents import Document, verify_document
+from adyton.collateral.http_client import Response, retry_after_s
 from adyton.errors import UsageError
 from adyton.keystore.approval import Approval, parse_time
 from adyton.keystore.audit import Checkpoint
@@ -380,9 +381,7 @@ def targets() -> dict[str, Target]:
             _shares,
             (f"{k}.backup.shares.parse_share",),
         ),
-        "collateral-bundle": Target(
-            _documents, lambda: (_platform()[3],), ("adyton.collateral.documents.parse_bundle",)
-        ),
+        "collateral-bundle": Target(_documents, lambda: (_platform()[3],), ("adyton.collateral.bundle.parse_bundle",)),
         "collateral-document": Target(
             lambda raw: verify_document(Document.from_dict(parse_json(raw, what="document"))),
             lambda: _platform()[2],

@@ -14,16 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adyton.collateral.documents import (
-    BUNDLE_FORMAT,
-    KINDS,
-    Document,
-    build_bundle,
-    documents_of,
-    parse_bundle,
-    verify_document,
-)
-from adyton.collateral.fetcher import Response, retry_after_s
+from adyton.collateral.bundle import BUNDLE_FORMAT, build_bundle, documents_of, parse_bundle
+from adyton.collateral.documents import KINDS, Document, verify_document
+from adyton.collateral.http_client import Response, retry_after_s
 from adyton.errors import Error, EvidenceError, MalformedQuote
 from adyton.sim.platform import SimPlatform
 from adyton.sim.vendor import Publication

@@ -12,7 +12,9 @@ from adyton.cli.output import note, say, say_json
 
 if TYPE_CHECKING:
     from adyton.attest.evidence import Evidence
-    from adyton.collateral.store import CollateralStore, Held, Outcome, Source
+    from adyton.collateral.downloads import Downloads
+    from adyton.collateral.sources import Source
+    from adyton.collateral.store import CollateralStore, Held, Outcome
     from adyton.values import Digest
 
 app = typer.Typer(
@@ -93,42 +95,44 @@ def fetch(
 ) -> None:
     """Fetch collateral, verify it, and keep it; without --for and --fmspc, what is here or what the service knows."""
     from adyton.attest.snp import SNPReport
-    from adyton.collateral.store import Source
+    from adyton.collateral.downloads import Downloads
+    from adyton.collateral.sources import Source
     from adyton.errors import UsageError
 
     if tee not in ("sgx", "tdx", "both"):
         raise UsageError(f"no collateral for {tee!r}", check="--tee", expected="sgx, tdx or both", seen=tee)
     tees = ("sgx", "tdx") if tee == "both" else (tee,)
-    store, now, wanted_root = _store(home, early=early), datetime.now(UTC), _root(root)
+    now, wanted_root = datetime.now(UTC), _root(root)
+    downloads = Downloads(_store(home, early=early))
     if api_key_file is not None:
         key = _api_key(api_key_file)
-        store.client_of = lambda source, channel: source.client(channel, key)
+        downloads.client_of = lambda source, channel: source.client(channel, key)
     ca_file = None if pcs_ca is None else str(pcs_ca.resolve())
     named = tuple(Source(url, ca_file) for url in pcs or ())
-    sources = named or store.sources()
+    sources = named or downloads.sources.known()
     outcomes: list[Outcome] = []
-    amd_sources = tuple(Source(url, ca_file) for url in kds or ()) or store.kds
+    amd_sources = tuple(Source(url, ca_file) for url in kds or ()) or downloads.kds
     for path in for_ or ():
         evidence = _read_evidence(path)
         asked = amd_sources if isinstance(evidence, SNPReport) else sources
-        outcomes += store.fetch_for(evidence, now, sources=asked)
-    outcomes += [_keep_vlek(path, store, amd_sources[0], now) for path in vlek or ()]
+        outcomes += downloads.fetch_for(evidence, now, sources=asked)
+    outcomes += [_keep_vlek(path, downloads, amd_sources[0], now) for path in vlek or ()]
     kinds = [_fmspc(text) for text in fmspc or ()]
     if not outcomes and not kinds and named:
-        kinds = _known_fmspcs(store, named)
+        kinds = _known_fmspcs(downloads, named)
     if kinds:
-        outcomes += store.fetch(fmspcs=kinds, tees=tees, sources=sources, root=wanted_root, now=now)
+        outcomes += downloads.fetch(fmspcs=kinds, tees=tees, sources=sources, root=wanted_root, now=now)
     if not for_ and not vlek and not fmspc and not named:
-        outcomes += store.refresh(now)
-        if not any(True for _ in store.held()):
-            outcomes += store.fetch(tees=tees, sources=sources, root=wanted_root, now=now)
+        outcomes += downloads.refresh(now)
+        if not any(True for _ in downloads.store.held()):
+            outcomes += downloads.fetch(tees=tees, sources=sources, root=wanted_root, now=now)
             note("TCB info is per kind of platform: name evidence (--for) or an FMSPC (--fmspc) to fetch it")
     if named and any(outcome.verified is not None for outcome in outcomes):
-        store.remember_sources(named)
+        downloads.sources.remember(named)
     _report(outcomes, as_json=as_json)
 
 
-def _keep_vlek(path: Path, store: CollateralStore, source: Source, now: datetime) -> Outcome:
+def _keep_vlek(path: Path, downloads: Downloads, source: Source, now: datetime) -> Outcome:
     """Keep a VLEK, which AMD gives to its host alone. The chain above it comes from AMD's service."""
     from adyton.attest.amd import parse_chip_certificate
     from adyton.attest.certificates import parse_certificate, split_pem
@@ -144,7 +148,7 @@ def _keep_vlek(path: Path, store: CollateralStore, source: Source, now: datetime
     leaf = split_pem(raw, "VLEK")[0] if raw.startswith(b"-----BEGIN") else raw
     product = parse_chip_certificate(parse_certificate(leaf, "VLEK")).product.partition("-")[0]
     try:
-        verified = store.put_vlek(leaf, product, now, source=source)
+        verified = downloads.put_vlek(leaf, product, now, source=source)
     except (EvidenceError, Unavailable) as error:
         return Outcome("amd-vlek", None, error)
     return Outcome(verified.name, verified)
@@ -175,13 +179,13 @@ def _fmspc(text: str) -> bytes:
     return raw
 
 
-def _known_fmspcs(store: CollateralStore, sources: tuple[Any, ...]) -> list[bytes]:
+def _known_fmspcs(downloads: Downloads, sources: tuple[Any, ...]) -> list[bytes]:
     """Every kind of platform that these services know, if they are few."""
     from adyton.errors import UsageError
 
     found: list[bytes] = []
     for source in sources:
-        found += store.client_of(source, store.channel).fmspcs()
+        found += downloads.client_of(source, downloads.store.channel).fmspcs()
     if len(found) > 16:
         raise UsageError(
             f"the service knows {len(found)} kinds of platform: say which",
@@ -270,8 +274,9 @@ def show(
 
 
 def _held_in_bundles(paths: list[Path]) -> list[Held]:
-    from adyton.collateral.documents import parse_bundle, verify_document
-    from adyton.collateral.store import Held, read_bundle_files
+    from adyton.collateral.bundle import parse_bundle, read_bundle_files
+    from adyton.collateral.documents import verify_document
+    from adyton.collateral.store import Held
     from adyton.errors import Error
     from adyton.values import Digest
 
@@ -306,7 +311,7 @@ def export(
     home: Home = None,
 ) -> None:
     """Write every document into one bundle, for machines without a network and for the record."""
-    from adyton.collateral.documents import parse_bundle
+    from adyton.collateral.bundle import parse_bundle
     from adyton.errors import UsageError
     from adyton.sim.files import write_file
 
@@ -326,7 +331,7 @@ def import_(
     as_json: AsJSON = False,
 ) -> None:
     """Take over a bundle; every document is verified, and refused if it has expired or is older than what is here."""
-    from adyton.collateral.store import read_bundle_files
+    from adyton.collateral.bundle import read_bundle_files
 
     store, now = _store(home), datetime.now(UTC)
     outcomes: list[Outcome] = []

@@ -174,6 +174,7 @@ def try_evidence(
     Nothing is released and nothing recorded. What the evidence is bound to is not compared, since that belongs to a
     connection.
     """
+    from adyton.collateral.lookup import Lookup
     from adyton.collateral.store import CollateralStore
     from adyton.collateral.verifier import Verifier
     from adyton.errors import AppraisalFailed, Denied
@@ -183,7 +184,7 @@ def try_evidence(
     raw = read_capped(evidence, MAX_EVIDENCE_BYTES, "evidence")
     named = None if manifest is None else manifest_digest(manifest)
     with owner_store(home) as (found, store):
-        verifier = Verifier(CollateralStore(collateral or found.collateral_path))
+        verifier = Verifier(Lookup(CollateralStore(collateral or found.collateral_path)))
         results = rehearse(store, verifier.verify, raw, key=key, protocol=protocol, manifest_sha256=named)
     if as_json:
         say_json({"results": [result.to_dict() for result in results]})

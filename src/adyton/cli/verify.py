@@ -294,7 +294,8 @@ def _take_json(raw: bytes, path: Path, found: _Found) -> None:
     """Collateral, Intel's or AMD's; a bundle; or a single document of the store."""
     from adyton.attest.certificates import split_pem
     from adyton.attest.collateral import AMDCollateral, Collateral
-    from adyton.collateral.documents import Document, parse_bundle
+    from adyton.collateral.bundle import parse_bundle
+    from adyton.collateral.documents import Document
     from adyton.errors import MalformedQuote
     from adyton.untrusted import parse_json_object
 
@@ -372,7 +373,7 @@ def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Co
     from adyton.attest.sgx import SGXQuote
     from adyton.attest.snp import SNPReport
     from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
-    from adyton.collateral.documents import unverified_origin
+    from adyton.collateral.needs import unverified_origin
 
     if isinstance(evidence, SNPReport):
         raise _missing("this is for quotes only")
@@ -398,15 +399,15 @@ def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> 
     from contextlib import suppress
 
     from adyton.attest.snp import SNPReport
-    from adyton.collateral import documents
+    from adyton.collateral import documents, needs
     from adyton.errors import EvidenceError, FetchFailed
 
     if isinstance(evidence, SNPReport) or not held:
         return []
-    origin = documents.unverified_origin(evidence)
-    known: dict[tuple[documents.Kind, str], documents.Verified] = {}
+    origin = needs.unverified_origin(evidence)
+    known: dict[tuple[documents.Kind, str], documents.VerifiedDocument] = {}
 
-    def rank(verified: documents.Verified) -> tuple[bool, datetime]:
+    def rank(verified: documents.VerifiedDocument) -> tuple[bool, datetime]:
         return verified.issued_at <= now <= verified.expires_at, verified.issued_at
 
     for document in held:
@@ -416,20 +417,21 @@ def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> 
             if verified.root == origin.root and (key not in known or rank(verified) > rank(known[key])):
                 known[key] = verified
     try:
-        return [documents.assemble(known, origin)]
+        return [needs.assemble(known, origin)]
     except FetchFailed:
         return []
 
 
 def _from_store(evidence: Evidence, home: Path | None, now: datetime) -> Collateral | AMDCollateral:
     from adyton.attest.snp import SNPReport
+    from adyton.collateral.lookup import Lookup
     from adyton.collateral.store import CollateralStore
 
     folder = (home or Path.home() / ".adyton") / "collateral"
     if not folder.is_dir():
         raise _missing(f"no --collateral was given and there is no store at {folder}")
-    store = CollateralStore(folder)
-    return store.for_report(evidence, now) if isinstance(evidence, SNPReport) else store.for_quote(evidence, now)
+    lookup = Lookup(CollateralStore(folder))
+    return lookup.for_report(evidence, now) if isinstance(evidence, SNPReport) else lookup.for_quote(evidence, now)
 
 
 def _choose_amd(evidence: Evidence, found: _Found) -> AMDCollateral:

@@ -1,7 +1,7 @@
-"""Collateral that is missing is fetched beside the decisions, never in them: only who needs it waits for it.
+"""Fetches beside the decisions: evidence whose collateral is missing waits, and nothing else waits for it.
 
-One fetch at a time for each platform, few at all, fewer for evidence that shows no chain to a pinned root (anybody can
-make that). What could not be fetched is left alone for a while.
+One fetch at a time for each platform, few at all, and fewer for evidence that shows no chain to a pinned root (anybody
+can make that). What could not be fetched is not tried again for a while.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
 from adyton.attest.quote import CertificationType
-from adyton.attest.snp import SNPReport
+from adyton.collateral.backoff import Backoff
+from adyton.collateral.lookup import Lookup
 from adyton.errors import Error, Stale, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable, Iterable
     from datetime import datetime
 
     from adyton.attest.collateral import AMDCollateral, Collateral
     from adyton.attest.sgx import SGXQuote
+    from adyton.attest.snp import SNPReport
     from adyton.attest.tdx import TDXQuote
-    from adyton.collateral.store import CollateralStore
+    from adyton.collateral.downloads import Downloads
 
 log = logging.getLogger("adyton.keyserver")
 
@@ -34,93 +36,106 @@ MAX_UNPROVEN_FETCHES: Final = 2
 MAX_WHO_WAIT: Final = 64
 """Requests that wait for one fetch."""
 
-LEFT_ALONE_S: Final = 20.0
-"""How long what could not be fetched is not asked for again."""
+FAILED_S: Final = 20.0
+"""How long what could not be fetched for evidence is not tried again."""
 
-_MAX_REMEMBERED: Final = 256
+REFRESH_PAUSE_S: Final = 600.0
+"""How long after a refresh of what is due the next one may begin."""
+
+_REFRESH: Final = "refresh"
+
+Purpose = Literal["proven", "unproven", "refresh"]
+"""What a fetch is for: evidence with a chain to a pinned root, evidence without one, or what is due."""
 
 
-@dataclass(eq=False)
+def has_place(running: Iterable[Purpose], purpose: Purpose) -> bool:
+    """Whether one more fetch may begin beside these; strangers' evidence never keeps what is due from being fetched."""
+    if purpose == "refresh":
+        return True
+    evidence = [each for each in running if each != "refresh"]
+    if len(evidence) >= MAX_FETCHES:
+        return False
+    return purpose == "proven" or evidence.count("unproven") < MAX_UNPROVEN_FETCHES
+
+
 class Fetch:
-    """One fetch under way, and who is to be told when it ends."""
+    """One fetch under way, and who is told when it ends; thread-safe."""
 
-    unproven: bool
-    callbacks: list[Callable[[], None]] = field(default_factory=list)
-    ended: bool = False
+    def __init__(self, purpose: Purpose) -> None:
+        self.purpose: Final = purpose
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], None]] = []
+        self._ended = False
 
-
-class Fetching(Exception):
-    """What is missing is on its way; `when_done` has somebody told when it is here, or cannot be had.
-
-    No refusal and so no `Error`; `error` is what to say where nobody can wait.
-    """
-
-    def __init__(self, owner: FetchingCollateral, fetch: Fetch) -> None:
-        super().__init__("the collateral is being fetched")
-        self.error = Unavailable(
-            "the collateral for this platform is being fetched",
-            check="collateral",
-            expected="collateral for this platform",
-            seen="a fetch that has not ended",
-            remedy="try again in a moment",
-        )
-        self._owner = owner
-        self._fetch = fetch
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._ended
 
     def when_done(self, callback: Callable[[], None]) -> bool:
-        """Call back once when the fetch has ended; False where too many wait for it already."""
-        return self._owner.wait_for(self._fetch, callback)
-
-
-class FetchingCollateral:
-    """A collateral store that answers at once: with what is here, or with `Fetching`; thread-safe."""
-
-    def __init__(self, store: CollateralStore) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._running: dict[object, Fetch] = {}
-        self._failed: dict[object, tuple[float, Error]] = {}
-
-    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral:
-        """What is here for this quote; raises Fetching where it is being fetched, else as the store does."""
-        try:
-            return self._store.for_quote(quote, now, fetch=False)
-        except (Unavailable, Stale) as error:
-            if not self._store.online:
-                raise
-            origin = self._store.origin(quote)
-            unproven = quote.signature.certification_type != CertificationType.PCK_CHAIN
-            self._begin(origin, lambda: self._store.for_quote(quote, now), error, unproven=unproven)
-            raise
-
-    def for_report(self, report: SNPReport, now: datetime) -> AMDCollateral:
-        """The same for a report of SEV-SNP."""
-        try:
-            return self._store.for_report(report, now, fetch=False)
-        except (Unavailable, Stale) as error:
-            if not self._store.online:
-                raise
-            chip = (report.chip_id, report.field("reported_tcb"))
-            self._begin(chip, lambda: self._store.for_report(report, now), error, unproven=True)
-            raise
-
-    def _begin(self, what: object, work: Callable[[], object], missing: Error, *, unproven: bool) -> None:
-        """Start a fetch unless it runs; raises Fetching, the error of one that failed lately, or returns."""
+        """Call back once when the fetch has ended: at once where it has; False where too many wait for it."""
         with self._lock:
-            failed = self._failed.get(what)
-            if failed is not None and time.monotonic() < failed[0]:
-                raise failed[1] from missing
-            fetch = self._running.get(what)
-            if fetch is None:
-                if len(self._running) >= MAX_FETCHES or (
-                    unproven and sum(each.unproven for each in self._running.values()) >= MAX_UNPROVEN_FETCHES
-                ):
-                    return
-                fetch = self._running[what] = Fetch(unproven)
-                threading.Thread(target=self._fetch, args=(what, fetch, work), name="collateral", daemon=True).start()
-        raise Fetching(self, fetch)
+            if not self._ended:
+                if len(self._callbacks) >= MAX_WHO_WAIT:
+                    return False
+                self._callbacks.append(callback)
+                return True
+        callback()
+        return True
 
-    def _fetch(self, what: object, fetch: Fetch, work: Callable[[], object]) -> None:
+    def end(self) -> None:
+        """Tell everybody who waits."""
+        with self._lock:
+            self._ended = True
+        for callback in self._callbacks:
+            callback()
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="collateral", daemon=True).start()
+
+
+class BackgroundFetches:
+    """Fetches in threads of their own, each once at a time, with a pause after one that failed; thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        start: Callable[[Callable[[], None]], object] = _in_a_thread,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._start = start
+        self._clock_s = clock_s
+        self._lock = threading.Lock()
+        self._running: dict[Hashable, Fetch] = {}
+        self._backoff: Backoff[Hashable, Error | None] = Backoff()
+
+    def begin(
+        self, key: Hashable, work: Callable[[], object], purpose: Purpose, *, pause_s: float = 0.0
+    ) -> Fetch | Error | None:
+        """Begin a fetch unless it runs already.
+
+        Returns the fetch that runs, the error of one that failed a short while ago, or None where it cannot begin:
+        there is no place, or it pauses. `pause_s` is the pause after success.
+        """
+        with self._lock:
+            wait = self._backoff.get(key, self._clock_s())
+            if wait is not None:
+                return wait.reason
+            running = self._running.get(key)
+            if running is not None:
+                return running
+            if not has_place([each.purpose for each in self._running.values()], purpose):
+                return None
+            fetch = self._running[key] = Fetch(purpose)
+        try:
+            self._start(lambda: self._run(key, fetch, work, pause_s))
+        except BaseException:
+            self._end(key, fetch)
+            raise
+        return fetch
+
+    def _run(self, key: Hashable, fetch: Fetch, work: Callable[[], object], pause_s: float) -> None:
         failure: Error | None = None
         try:
             work()
@@ -130,24 +145,85 @@ class FetchingCollateral:
         except Exception:
             failure = Unavailable("fetching the collateral failed inside", check="collateral")
             log.exception("internal error while fetching collateral")
-        with self._lock:
-            del self._running[what]
-            self._failed.pop(what, None)
-            if failure is not None:
-                while len(self._failed) >= _MAX_REMEMBERED:
-                    del self._failed[next(iter(self._failed))]
-                self._failed[what] = (time.monotonic() + LEFT_ALONE_S, failure)
-            fetch.ended = True
-        for callback in fetch.callbacks:
-            callback()
+        self._end(key, fetch, pause_s if failure is None else max(pause_s, FAILED_S), failure)
 
-    def wait_for(self, fetch: Fetch, callback: Callable[[], None]) -> bool:
-        """Call back when this fetch has ended: at once where it has; False where too many wait for it."""
+    def _end(self, key: Hashable, fetch: Fetch, wait_s: float = 0.0, failure: Error | None = None) -> None:
         with self._lock:
-            if not fetch.ended:
-                if len(fetch.callbacks) >= MAX_WHO_WAIT:
-                    return False
-                fetch.callbacks.append(callback)
-                return True
-        callback()
-        return True
+            del self._running[key]
+            now_s = self._clock_s()
+            self._backoff.note(key, now_s + wait_s, failure, now_s)
+        fetch.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Collateral that is being fetched; a value that a lookup returns in the collateral's place."""
+
+    fetch: Fetch
+
+    def when_done(self, callback: Callable[[], None]) -> bool:
+        """Call back once when it is here or cannot be had; False where too many wait for it already."""
+        return self.fetch.when_done(callback)
+
+    def error(self) -> Unavailable:
+        """What to say where nobody can wait."""
+        return Unavailable(
+            "the collateral for this platform is being fetched",
+            check="collateral",
+            expected="collateral for this platform",
+            seen="a fetch that has not ended",
+            remedy="try again in a moment",
+        )
+
+
+class BackgroundLookup:
+    """Collateral for evidence at once, from a store, or `Pending` where it is being fetched; thread-safe.
+
+    What has passed half of its validity is served, and fetched anew in the background.
+    """
+
+    def __init__(
+        self,
+        here: Lookup,
+        fetching: Lookup,
+        refresh: Callable[[datetime], object],
+        fetches: BackgroundFetches | None = None,
+    ) -> None:
+        self._here = here
+        self._fetching = fetching
+        self._refresh = refresh
+        self._fetches = fetches or BackgroundFetches()
+
+    @classmethod
+    def create(cls, downloads: Downloads, fetches: BackgroundFetches | None = None) -> BackgroundLookup:
+        """A lookup in the store that these downloads fill."""
+        here, fetching = Lookup(downloads.store), Lookup(downloads.store, downloads)
+        return cls(here, fetching, downloads.refresh, fetches)
+
+    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral | Pending:
+        """What is here for this quote; raises as the lookup does where it is not here and cannot be fetched now."""
+        try:
+            found = self._here.find(quote, now)
+        except (Unavailable, Stale) as missing:
+            carries_chain = quote.signature.certification_type == CertificationType.PCK_CHAIN
+            purpose: Purpose = "proven" if carries_chain else "unproven"
+            return self._begin(self._here.origin(quote), lambda: self._fetching.for_quote(quote, now), purpose, missing)
+        if now >= found.due_at:
+            self._fetches.begin(_REFRESH, lambda: self._refresh(now), "refresh", pause_s=REFRESH_PAUSE_S)
+        return found.collateral
+
+    def for_report(self, report: SNPReport, now: datetime) -> AMDCollateral | Pending:
+        """The same for a report of SEV-SNP, which carries no chain."""
+        try:
+            return self._here.for_report(report, now)
+        except (Unavailable, Stale) as missing:
+            chip = (report.chip_id, report.field("reported_tcb"))
+            return self._begin(chip, lambda: self._fetching.for_report(report, now), "unproven", missing)
+
+    def _begin(self, key: Hashable, work: Callable[[], object], purpose: Purpose, missing: Error) -> Pending:
+        begun = self._fetches.begin(key, work, purpose)
+        if isinstance(begun, Fetch):
+            return Pending(begun)
+        if begun is None:
+            raise missing
+        raise begun.with_traceback(None) from missing

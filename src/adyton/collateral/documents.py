@@ -1,9 +1,9 @@
-"""Collateral as single documents: each judged by itself, put together for one quote, carried in bundles.
+"""Single collateral documents: what one is, and the check that its signatures lead to the root of its own chain.
 
-A service hands out TCB info, QE identities, CRLs and PCK certificates one at a time; each has an issuer chain that
-leads to a root. A document belongs to the root it leads to (by the SHA-256 of that root's DER) and is kept apart from
-those of other roots, so that whoever sets up a root of his own reaches only the evidence under it. Whether a root is
-trusted at all is decided where evidence is verified, never here.
+A service hands out TCB info, QE identities, CRLs and certificates one at a time. Each has an issuer chain that leads to
+a root. A document belongs to that root (by the SHA-256 of the root's DER) and is kept apart from those of other roots,
+so that whoever makes a root of his own reaches only the evidence under it. Whether a root is trusted at all is decided
+where evidence is verified, never here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,24 +19,18 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 from adyton.attest import amd, dcap
 from adyton.attest.certificates import ecdsa_is_valid, parse_certificate, parse_chain, parse_crl, split_pem
 from adyton.attest.checks import Checks
-from adyton.attest.collateral import Collateral
 from adyton.attest.layout import MAX_CRL_BYTES, MAX_JSON_BYTES
-from adyton.attest.pck import SGX_EXTENSION, parse_sgx_extension
-from adyton.attest.quote import PPID_SIZES, CertificationType
-from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
-from adyton.attest.sgx import SGXQuote
+from adyton.attest.roots import TrustRoots
 from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
-from adyton.errors import BadChain, FetchFailed, MalformedQuote, Stale
-from adyton.untrusted import parse_json_object
+from adyton.errors import BadChain, MalformedQuote, Stale
 from adyton.values import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from adyton.attest.certificates import CRL, Certificate
     from adyton.attest.snp import TCBVersion
-    from adyton.attest.tdx import TDXQuote
 
 Kind = Literal["tcb-info", "qe-identity", "pck-crl", "root-crl", "pck-certificate", "amd-vcek", "amd-vlek", "amd-crl"]
 Channel = Literal["standard", "early"]
@@ -54,10 +47,8 @@ KINDS: Final[tuple[Kind, ...]] = (
 )
 BINARY: Final[frozenset[Kind]] = frozenset({"pck-crl", "root-crl", "amd-vcek", "amd-vlek", "amd-crl"})
 """Kinds whose body is DER; the others' is text."""
-BUNDLE_FORMAT: Final = "adyton-collateral-bundle-1"
-MAX_BUNDLE_BYTES: Final = 64 << 20
-MAX_BUNDLE_DOCUMENTS: Final = 4096
-_INNER: Final[Mapping[str, str]] = {"tcb-info": "tcbInfo", "qe-identity": "enclaveIdentity"}
+SIGNED_MEMBER: Final[Mapping[str, str]] = {"tcb-info": "tcbInfo", "qe-identity": "enclaveIdentity"}
+"""The member of a signed JSON document that its signature covers."""
 _SUBJECT: Final = re.compile(r"[a-z0-9-]{1,80}")
 
 
@@ -102,13 +93,13 @@ class Document:
             or data["kind"] not in KINDS
             or data["channel"] not in ("standard", "early")
         ):
-            raise _malformed("collateral document", "other members than a document has")
+            raise malformed("collateral document", "other members than a document has")
         try:
             binary = data["kind"] in BINARY
             body = base64.b64decode(data["body"], validate=True) if binary else data["body"].encode()
             fetched_at = datetime.strptime(data["fetched_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         except (ValueError, binascii.Error):
-            raise _malformed("collateral document", "a body or time that does not decode") from None
+            raise malformed("collateral document", "a body or time that does not decode") from None
         return cls(
             kind=cast("Kind", data["kind"]),
             body=body,
@@ -120,12 +111,13 @@ class Document:
         )
 
 
-def _malformed(what: str, seen: object) -> MalformedQuote:
+def malformed(what: str, seen: object) -> MalformedQuote:
+    """The error for a document, chain or bundle that does not parse."""
     return MalformedQuote(f"the {what} does not parse: {seen}", check=f"parse of the {what}", seen=seen)
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifiedDocument:
     """A document whose signature leads to the root that it is kept under, with what it says about itself."""
 
     document: Document
@@ -139,16 +131,22 @@ class Verified:
 
     @property
     def name(self) -> str:
-        """What the document is called in a store: kind, subject, and the channel unless it is the standard one."""
+        """The document's name in a store: kind, subject, and the channel unless it is the standard one."""
         channel = f".{self.document.channel}" if self.document.channel != "standard" else ""
         return f"{self.document.kind}-{self.subject}{channel}"
+
+
+def stored_name(kind: Kind, subject: str, channel: Channel = "standard") -> str:
+    """Under which name a store of this channel looks for a document; only signed JSON differs between channels."""
+    suffix = f".{channel}" if channel != "standard" and kind in SIGNED_MEMBER else ""
+    return f"{kind}-{subject}{suffix}"
 
 
 def _root_of(chain: str, what: str) -> tuple[Certificate, TrustRoots]:
     """The last certificate of a chain, and roots among which only that one stands."""
     blocks = split_pem(chain, f"{what} chain")
     if not blocks:
-        raise _malformed(f"{what} chain", "no certificate")
+        raise malformed(f"{what} chain", "no certificate")
     root = parse_certificate(blocks[-1], f"{what} root CA")
     only = frozenset({root.fingerprint})
     return root, TrustRoots(intel=only, sim=frozenset())
@@ -165,7 +163,7 @@ def _require_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
     )
 
 
-def _verify_signed_json(checks: Checks, document: Document) -> Verified:
+def _verify_signed_json(checks: Checks, document: Document) -> VerifiedDocument:
     what = "TCB info" if document.kind == "tcb-info" else "QE identity"
     root, roots = _root_of(document.chain, what)
     signer, _ = parse_chain(document.chain, (f"{what} signer", f"{what} root CA"), f"{what} chain")
@@ -180,7 +178,7 @@ def _verify_signed_json(checks: Checks, document: Document) -> Verified:
         seen=signer.common_name,
         error=BadChain,
     )
-    text, signature = cut_signed(_text(document.body, what), _INNER[document.kind])
+    text, signature = cut_signed(document_text(document.body, what), SIGNED_MEMBER[document.kind])
     key = signer.p256
     raw = bytes.fromhex(signature) if re.fullmatch(r"[0-9a-fA-F]{128}", signature) else b""
     checks.require(
@@ -200,19 +198,20 @@ def _verify_signed_json(checks: Checks, document: Document) -> Verified:
         subject = {"QE": "sgx", "TD_QE": "tdx"}.get(identity.id, identity.id.lower().replace("_", "-"))
         issued, expires, number = identity.issue_date, identity.next_update, identity.evaluation_number
     expires = min(expires, signer.window.not_after, root.window.not_after)
-    return Verified(document, root.fingerprint, subject, issued, expires, number)
+    return VerifiedDocument(document, root.fingerprint, subject, issued, expires, number)
 
 
-def _text(raw: bytes, what: str) -> str:
+def document_text(raw: bytes, what: str) -> str:
+    """The text of a signed JSON document or a PEM certificate, within its size limit; raises MalformedQuote."""
     if len(raw) > MAX_JSON_BYTES:
-        raise _malformed(what, f"{len(raw)} bytes")
+        raise malformed(what, f"{len(raw)} bytes")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise _malformed(what, "not UTF-8") from None
+        raise malformed(what, "not UTF-8") from None
 
 
-def _verify_pck_crl(checks: Checks, document: Document) -> Verified:
+def _verify_pck_crl(checks: Checks, document: Document) -> VerifiedDocument:
     root, roots = _root_of(document.chain, "PCK CRL")
     ca, _ = parse_chain(document.chain, ("PCK CRL issuer", "PCK CRL root CA"), "PCK CRL chain")
     dcap.check_root(checks, root, roots)
@@ -220,7 +219,7 @@ def _verify_pck_crl(checks: Checks, document: Document) -> Verified:
     crl = parse_crl(document.body, "PCK CRL")
     _require_crl(checks, crl, ca)
     expires = min(crl.window.not_after, ca.window.not_after, root.window.not_after)
-    return Verified(document, root.fingerprint, ca_kind(ca), crl.window.not_before, expires, crl.number)
+    return VerifiedDocument(document, root.fingerprint, ca_kind(ca), crl.window.not_before, expires, crl.number)
 
 
 def ca_kind(ca: Certificate) -> str:
@@ -231,24 +230,24 @@ def ca_kind(ca: Certificate) -> str:
     return "ca-" + hashlib.sha256(ca.spki).hexdigest()[:32]
 
 
-def _verify_root_crl(checks: Checks, document: Document) -> Verified:
+def _verify_root_crl(checks: Checks, document: Document) -> VerifiedDocument:
     root, roots = _root_of(document.chain, "root CRL")
     parse_chain(document.chain, ("root CA",), "root CRL chain")
     dcap.check_root(checks, root, roots)
     crl = parse_crl(document.body, "root CA CRL")
     _require_crl(checks, crl, root)
     expires = min(crl.window.not_after, root.window.not_after)
-    return Verified(document, root.fingerprint, "root", crl.window.not_before, expires, crl.number)
+    return VerifiedDocument(document, root.fingerprint, "root", crl.window.not_before, expires, crl.number)
 
 
-def _verify_pck_certificate(checks: Checks, document: Document) -> Verified:
+def _verify_pck_certificate(checks: Checks, document: Document) -> VerifiedDocument:
     _, roots = _root_of(document.chain, "PCK certificate")
-    pck = dcap.check_pck_chain(checks, _text(document.body, "PCK certificate") + document.chain, roots)
+    pck = dcap.check_pck_chain(checks, document_text(document.body, "PCK certificate") + document.chain, roots)
     if _SUBJECT.fullmatch(document.request) is None:
-        raise _malformed("PCK certificate document", "no request that it answers")
+        raise malformed("PCK certificate document", "no request that it answers")
     leaf = pck.leaf.window
     expires = min(window.not_after for window in pck.windows)
-    return Verified(document, pck.root.fingerprint, document.request, leaf.not_before, expires, None)
+    return VerifiedDocument(document, pck.root.fingerprint, document.request, leaf.not_before, expires, None)
 
 
 def chip_subject(product: str, tcb: TCBVersion, chip_id: bytes | None) -> str:
@@ -257,7 +256,7 @@ def chip_subject(product: str, tcb: TCBVersion, chip_id: bytes | None) -> str:
     return f"{product.lower()}-{tcb.to_bytes().hex()}{chip}"
 
 
-def _verify_chip_certificate(checks: Checks, document: Document) -> Verified:
+def _verify_chip_certificate(checks: Checks, document: Document) -> VerifiedDocument:
     vlek = document.kind == "amd-vlek"
     leaf = parse_certificate(document.body, "VLEK" if vlek else "VCEK")
     ask, ark = parse_chain(document.chain, ("ASK", "ARK"), "AMD chain")
@@ -265,14 +264,14 @@ def _verify_chip_certificate(checks: Checks, document: Document) -> Verified:
     product = amd.check_chain(checks, leaf, ask, ark, roots)
     chip = amd.parse_chip_certificate(leaf)
     if chip.product.partition("-")[0] != product or (chip.hardware_id is None) != vlek:
-        raise _malformed("chip certificate", f"the product {chip.product} under {ark.common_name}")
+        raise malformed("chip certificate", f"the product {chip.product} under {ark.common_name}")
     windows = (leaf.window, ask.window, ark.window)
     subject = chip_subject(product, chip.tcb, chip.hardware_id)
     expires = min(window.not_after for window in windows)
-    return Verified(document, ark.fingerprint, subject, leaf.window.not_before, expires, None)
+    return VerifiedDocument(document, ark.fingerprint, subject, leaf.window.not_before, expires, None)
 
 
-def _verify_amd_crl(checks: Checks, document: Document) -> Verified:
+def _verify_amd_crl(checks: Checks, document: Document) -> VerifiedDocument:
     ark = parse_chain(document.chain, ("ARK",), "AMD CRL chain")[0]
     checks.require(
         "ARK: self-signed",
@@ -285,10 +284,10 @@ def _verify_amd_crl(checks: Checks, document: Document) -> Verified:
     _require_crl(checks, crl, ark)
     product = re.sub(r"[^a-z0-9-]", "", ark.common_name.removeprefix("ARK-").lower())[:20]
     expires = min(crl.window.not_after, ark.window.not_after)
-    return Verified(document, ark.fingerprint, product, crl.window.not_before, expires, crl.number)
+    return VerifiedDocument(document, ark.fingerprint, product, crl.window.not_before, expires, crl.number)
 
 
-def verify_document(document: Document) -> Verified:
+def verify_document(document: Document) -> VerifiedDocument:
     """Check that a document is signed and leads to the root of its own chain, and read what it is about.
 
     Raises MalformedQuote or BadChain. Validity in time is judged by `check_current`, revocation of the signer by
@@ -296,8 +295,8 @@ def verify_document(document: Document) -> Verified:
     """
     checks = Checks()
     if len(document.body) > MAX_CRL_BYTES:
-        raise _malformed(document.kind, f"{len(document.body)} bytes")
-    if document.kind in _INNER:
+        raise malformed(document.kind, f"{len(document.body)} bytes")
+    if document.kind in SIGNED_MEMBER:
         return _verify_signed_json(checks, document)
     if document.kind == "pck-crl":
         return _verify_pck_crl(checks, document)
@@ -310,7 +309,7 @@ def verify_document(document: Document) -> Verified:
     return _verify_pck_certificate(checks, document)
 
 
-def check_current(found: Verified, now: datetime) -> None:
+def check_current(found: VerifiedDocument, now: datetime) -> None:
     """Refuse a document that is expired or not yet valid at `now`; raises Stale."""
     if found.issued_at <= now <= found.expires_at:
         return
@@ -325,165 +324,9 @@ def check_current(found: Verified, now: datetime) -> None:
     )
 
 
-# --- which documents a quote needs ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a quote says it comes from, unverified: which documents to look for."""
-
-    root: Digest
-    tee: Literal["sgx", "tdx"]
-    ca: str | None
-    fmspc: bytes | None
-    request: str | None
-    """The PCK request, for quotes that only name their platform."""
-
-    @property
-    def names(self) -> tuple[tuple[Kind, str], ...]:
-        """Kind and subject of each document that verification needs, as far as they are known yet.
-
-        A PCK certificate that has to be asked for stands first: which others are needed is known for sure only then.
-        """
-        wanted: list[tuple[Kind, str]] = [("root-crl", "root"), ("qe-identity", self.tee)]
-        if self.ca is not None:
-            wanted.append(("pck-crl", self.ca))
-        if self.fmspc is not None:
-            wanted.append(("tcb-info", f"{self.tee}-{self.fmspc.hex()}"))
-        if self.request is not None:
-            wanted.insert(0, ("pck-certificate", self.request))
-        return tuple(wanted)
-
-
-def pck_request(kind: int, data: bytes) -> str:
-    """A name for the request that certification data of types 1 to 3 stands for: a hash of it."""
-    return hashlib.sha256(kind.to_bytes(1, "little") + data).hexdigest()[:40]
-
-
-def origin_of_chain(chain: str | bytes, tee: Literal["sgx", "tdx"], request: str | None = None) -> Origin:
-    """Where a PCK chain says it comes from."""
-    leaf, ca, root = parse_chain(chain, ("PCK certificate", "PCK CA", "root CA"), "PCK certificate chain")
-    extension = leaf.unrecognized(SGX_EXTENSION)
-    if extension is None:
-        raise _malformed("PCK certificate", "no SGX extension")
-    return Origin(root.fingerprint, tee, ca_kind(ca), parse_sgx_extension(extension).fmspc, request)
-
-
-def unverified_origin(quote: SGXQuote | TDXQuote, *, root: Digest = INTEL_SGX_ROOT) -> Origin:
-    """Where a quote says it comes from; `root` is assumed where the quote carries no chain (types 1 to 4)."""
-    tee: Literal["sgx", "tdx"] = "sgx" if isinstance(quote, SGXQuote) else "tdx"
-    kind, data = quote.signature.certification_type, quote.signature.certification_data
-    if kind == CertificationType.PCK_CHAIN:
-        return origin_of_chain(data, tee)
-    if kind == CertificationType.PCK_LEAF:
-        (leaf,) = parse_chain(data, ("PCK certificate",), "certification data")
-        extension = leaf.unrecognized(SGX_EXTENSION)
-        if extension is None:
-            raise _malformed("PCK certificate", "no SGX extension")
-        issuer = leaf.issuer.rfc4514_string()
-        ca = "processor" if "PCK Processor CA" in issuer else "platform"
-        return Origin(root, tee, ca, parse_sgx_extension(extension).fmspc, pck_request(kind, data))
-    if kind not in PPID_SIZES:
-        raise _malformed("quote", f"certification data of type {kind}")
-    return Origin(root, tee, None, None, pck_request(kind, data))
-
-
-def assemble(found: Mapping[tuple[Kind, str], Verified], origin: Origin) -> Collateral:
-    """Put the documents for one origin together; raises FetchFailed naming the first that is missing."""
-
-    def take(kind: Kind, subject: str) -> Document:
-        verified = found.get((kind, subject))
-        if verified is None:
-            raise missing(origin, kind, subject)
-        return verified.document
-
-    chain: str | None = None
-    if origin.request is not None:
-        certificate = take("pck-certificate", origin.request)
-        chain = certificate.body.decode("ascii", "replace") + certificate.chain
-        origin = origin_of_chain(chain, origin.tee, origin.request)
-    info = take("tcb-info", f"{origin.tee}-{(origin.fmspc or b'').hex()}")
-    identity = take("qe-identity", origin.tee)
-    crl = take("pck-crl", origin.ca or "")
-    info_text, info_signature = cut_signed(_text(info.body, "TCB info"), "tcbInfo")
-    identity_text, identity_signature = cut_signed(_text(identity.body, "QE identity"), "enclaveIdentity")
-    return Collateral(
-        tcb_info=info_text,
-        tcb_info_signature=bytes.fromhex(info_signature),
-        tcb_info_issuer_chain=info.chain,
-        qe_identity=identity_text,
-        qe_identity_signature=bytes.fromhex(identity_signature),
-        qe_identity_issuer_chain=identity.chain,
-        pck_crl=crl.body,
-        pck_crl_issuer_chain=crl.chain,
-        root_ca_crl=take("root-crl", "root").body,
-        pck_certificate_chain=chain,
-    )
-
-
-def missing(origin: Origin, kind: Kind, subject: str) -> FetchFailed:
-    """That a document which a quote needs is not there."""
-    vlek = "a VLEK is with the guest, which has it from its host: adyton collateral fetch --vlek FILE"
-    return FetchFailed(
-        f"no collateral to judge this evidence with: {kind} {subject} under the root {origin.root} is missing",
-        check="collateral at hand",
-        expected=f"{kind} {subject}",
-        seen="none",
-        remedy=vlek
-        if kind == "amd-vlek"
-        else "fetch it: adyton collateral fetch --for EVIDENCE (--pcs URL for a simulated platform or a PCCS), "
-        "or import a bundle: adyton collateral import",
-    )
-
-
-# --- from and to other shapes ----------------------------------------------------------------------------------------
-
-
-def documents_of(collateral: Collateral, url: str, fetched_at: datetime) -> tuple[Document, ...]:
-    """The single documents that a `Collateral` (the shape of QuoteCollateralV3) was put together from."""
-    root = last_certificate(collateral.pck_crl_issuer_chain)
-
-    def signed(kind: Kind, text: str, signature: bytes, chain: str) -> Document:
-        body = f'{{"{_INNER[kind]}":{text},"signature":"{signature.hex()}"}}'
-        return Document(kind, body.encode(), chain, url, fetched_at)
-
-    found = [
-        signed("tcb-info", collateral.tcb_info, collateral.tcb_info_signature, collateral.tcb_info_issuer_chain),
-        signed(
-            "qe-identity",
-            collateral.qe_identity,
-            collateral.qe_identity_signature,
-            collateral.qe_identity_issuer_chain,
-        ),
-        Document("pck-crl", collateral.pck_crl, collateral.pck_crl_issuer_chain, url, fetched_at),
-        Document("root-crl", collateral.root_ca_crl, root, url, fetched_at),
-    ]
-    return tuple(found)
-
-
 def last_certificate(chain: str) -> str:
     """The root of a PEM chain, as PEM: its last certificate."""
     at = chain.rfind("-----BEGIN CERTIFICATE-----")
     if at < 0:
-        raise _malformed("issuer chain", "no certificate")
+        raise malformed("issuer chain", "no certificate")
     return chain[at:].rstrip("\x00 \r\n") + "\n"
-
-
-def parse_bundle(raw: bytes) -> tuple[Document, ...]:
-    """Read a bundle, or one collateral file in the shape of QuoteCollateralV3; raises MalformedQuote."""
-    data = parse_json_object(raw, what="bundle", refuse=MalformedQuote, limit_bytes=MAX_BUNDLE_BYTES)
-    if data.get("format") != BUNDLE_FORMAT:
-        if "format" in data:
-            raise _malformed("bundle", f"the format {str(data['format'])[:60]!r}")
-        collateral = Collateral.from_dict(data)
-        return documents_of(collateral, "", datetime.fromtimestamp(0, UTC))
-    rows = data.get("documents")
-    if set(data) != {"format", "documents"} or not isinstance(rows, list) or len(rows) > MAX_BUNDLE_DOCUMENTS:
-        raise _malformed("bundle", "no list of documents")
-    return tuple(Document.from_dict(row) for row in rows)
-
-
-def build_bundle(documents: Iterable[Document]) -> bytes:
-    """A bundle: one JSON file with the documents as they were served."""
-    rows = [document.to_dict() for document in documents]
-    return json.dumps({"format": BUNDLE_FORMAT, "documents": rows}, indent=1).encode() + b"\n"

@@ -19,7 +19,7 @@ from urllib.parse import urlencode, urlsplit
 from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_CRL_BYTES
 from adyton.collateral.documents import Document
-from adyton.collateral.fetcher import Fetcher, HTTPFetcher, Response, retry_after_s
+from adyton.collateral.http_client import Fetcher, HTTPFetcher, Response, retry_after_s
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from urllib.parse import unquote, urlencode, urlsplit
 from adyton.attest.certificates import decode_crl
 from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_CRL_BYTES, MAX_JSON_BYTES
 from adyton.attest.quote import CertificationType, parse_ppid_certification
-from adyton.collateral.documents import Channel, Document, last_certificate, pck_request
-from adyton.collateral.fetcher import Fetcher, HTTPFetcher, Response, retry_after_s
+from adyton.collateral.documents import Channel, Document
+from adyton.collateral.http_client import Fetcher, HTTPFetcher, Response, retry_after_s
+from adyton.collateral.needs import pck_request
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 from adyton.untrusted import parse_json
 
@@ -208,8 +209,3 @@ def _chain(response: Response, kind: str) -> str:
         seen="none",
         remedy="check that the address is the one of a PCS or PCCS, API version 4",
     )
-
-
-def root_of(document: Document) -> str:
-    """The root (PEM) that a document's chain ends in."""
-    return last_certificate(document.chain)

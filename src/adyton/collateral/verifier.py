@@ -12,6 +12,7 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.quote import CertificationType
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
+from adyton.collateral.background import Pending
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,22 +26,22 @@ if TYPE_CHECKING:
 
 
 class CollateralSource(Protocol):
-    """Where collateral comes from.
+    """Where collateral comes from: there, or `Pending` where it is being fetched.
 
-    Raises Unavailable where there is none for this evidence, Stale where it is old, Fetching where it is on its way.
+    Raises Unavailable where there is none for this evidence, and Stale where it is old.
     """
 
-    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime, /) -> Collateral:
+    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime, /) -> Collateral | Pending:
         """Collateral for this quote's platform."""
         ...
 
-    def for_report(self, report: SNPReport, now: datetime, /) -> AMDCollateral:
+    def for_report(self, report: SNPReport, now: datetime, /) -> AMDCollateral | Pending:
         """The certificates of this report's chip."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifiedEvidence:
     """A report, and the collateral that it was verified with."""
 
     report: VerifiedReport
@@ -54,21 +55,24 @@ class Verifier:
         self._collateral = collateral
         self._cache = dcap.Cache()
 
-    def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> Verified:
-        """Verify evidence at the time `now`; raises an EvidenceError that names the step, Unavailable, or Fetching.
+    def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> VerifiedEvidence | Pending:
+        """Verify evidence at the time `now`; raises an EvidenceError that names the step, or Unavailable.
 
-        A certificate chain in the evidence is judged first, up to a pinned root: it needs no collateral, and so nobody
-        has collateral fetched for a platform that is not trusted anyway.
+        Where its collateral is being fetched, the result is `Pending`, and nothing is verified yet. A certificate chain
+        in the evidence is judged first, up to a pinned root: it needs no collateral, and so nobody has collateral
+        fetched for a platform that is not trusted anyway.
         """
         evidence = parse_evidence(raw)
         roots = TrustRoots().with_sim(sim_roots)
-        collateral: Collateral | AMDCollateral
+        collateral: Collateral | AMDCollateral | Pending
         if isinstance(evidence, SNPReport):
             collateral = self._collateral.for_report(evidence, now)
         else:
             self._check_chain(evidence, roots)
             collateral = self._collateral.for_quote(evidence, now)
-        return Verified(verify_evidence(evidence, collateral, roots, now, cache=self._cache), collateral)
+        if isinstance(collateral, Pending):
+            return collateral
+        return VerifiedEvidence(verify_evidence(evidence, collateral, roots, now, cache=self._cache), collateral)
 
     def _check_chain(self, quote: SGXQuote | TDXQuote, roots: TrustRoots) -> None:
         if quote.signature.certification_type != CertificationType.PCK_CHAIN:

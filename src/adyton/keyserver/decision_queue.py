@@ -1,14 +1,18 @@
-"""One thread that takes what waits in batches, and that nothing which happens in a batch can end."""
+"""Requests that wait for their decision, and the one thread that takes them in batches."""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from adyton.keyserver.stages import Answered, Received
 
 log = logging.getLogger("adyton.keyserver")
 
@@ -21,8 +25,28 @@ IDLE_S: Final = 5.0
 Item = TypeVar("Item")
 
 
-class Batches(Generic[Item]):
-    """A bounded queue and the thread that empties it: `work` gets up to 64 at a time, `idle` is called in between."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiting:
+    """A request, and the future that its client waits for."""
+
+    received: Received
+    future: Future[Answered] = field(default_factory=Future)
+    has_waited: bool = False
+    """Whether it waited for collateral already; it does so once."""
+
+    def claim(self) -> bool:
+        """Whether somebody still waits for the answer; from now on it will be given."""
+        if self.future.done():
+            return False
+        return self.future.running() or self.future.set_running_or_notify_cancel()
+
+
+class DecisionQueue(Generic[Item]):
+    """A bounded queue, and the thread that empties it; nothing that happens in a batch ends the thread.
+
+    `work` gets up to 64 items at a time, in the order in which they came. `idle` is called when nothing came for a
+    while.
+    """
 
     def __init__(self, work: Callable[[list[Item]], None], idle: Callable[[], None]) -> None:
         self._work = work

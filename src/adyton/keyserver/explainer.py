@@ -30,7 +30,7 @@ from adyton.keyserver.record_limits import (
     MAX_SHOWN_BYTES_PER_DAY,
     MAX_SHOWN_KEPT_BYTES,
     Budget,
-    Shares,
+    PlatformBudget,
 )
 from adyton.keystore.approval import APPROVED
 from adyton.keystore.clock import now_ms
@@ -99,8 +99,8 @@ class Explainer:
         self._store = store
         self._combine = combine
         self._shown = Budget(MAX_SHOWN_BYTES_PER_DAY)
-        self._written = Shares(MAX_EXPLAINED_BYTES_PER_DAY, MAX_PLATFORM_EXPLAINED_BYTES_PER_DAY)
-        self._busy_s = Shares(MAX_BUSY_S_PER_HOUR, MAX_PLATFORM_BUSY_S_PER_HOUR, period_ms=3_600_000)
+        self._written = PlatformBudget(MAX_EXPLAINED_BYTES_PER_DAY, MAX_PLATFORM_EXPLAINED_BYTES_PER_DAY)
+        self._busy_s = PlatformBudget(MAX_BUSY_S_PER_HOUR, MAX_PLATFORM_BUSY_S_PER_HOUR, period_ms=3_600_000)
         self._lock = threading.Lock()
         self._expected: OrderedDict[str, Ticket] = OrderedDict()
         self._reading: Counter[str] = Counter()

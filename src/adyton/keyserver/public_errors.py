@@ -18,7 +18,7 @@ def busy(
     return error
 
 
-def for_far_side(error: Exception, doing: str) -> Error:
+def public_error(error: Exception, doing: str) -> Error:
     """The error as a stranger may see it.
 
     What is wrong with her own message she is told; all else (the database, a file, a defect) is the owner's, and goes

@@ -77,7 +77,7 @@ class Budget:
             self._period, self._spent = period, 0
 
 
-class Shares:
+class PlatformBudget:
     """So much in a period for all platforms together, and of it so much for one; for one thread."""
 
     def __init__(self, limit: int, share: int, *, period_ms: int = _DAY_MS) -> None:
@@ -103,7 +103,7 @@ class Shares:
         return self._of_platform[platform]
 
 
-class Refusals:
+class RefusalLimits:
     """Which refusals are recorded whole; the rest are counted, and the sum of a minute or an hour is recorded."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Refusals:
         self._sums: list[dict[str, int]] = []
         self._summed = Budget(MAX_SUMS_PER_DAY)
         self._noise_bytes = Budget(MAX_NOISE_BYTES_PER_DAY)
-        self._genuine_bytes = Shares(MAX_GENUINE_BYTES_PER_DAY, MAX_PLATFORM_BYTES_PER_DAY)
+        self._genuine_bytes = PlatformBudget(MAX_GENUINE_BYTES_PER_DAY, MAX_PLATFORM_BYTES_PER_DAY)
 
     def may_keep(self, platform: str | None, at_ms: int) -> bool:
         """Whether one more is recorded: of this platform, whose evidence is bound to its request, or of none."""
@@ -166,7 +166,7 @@ class Refusals:
         self._left_out.clear()
 
 
-class Lines:
+class LogLimit:
     """Which lines of the log are written for messages that nothing is recorded of; thread-safe enough: a count."""
 
     def __init__(self) -> None:

@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton import __version__
-from adyton.collateral.background import FetchingCollateral
+from adyton.collateral.background import BackgroundLookup
+from adyton.collateral.downloads import Downloads
+from adyton.collateral.lookup import Lookup
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
 from adyton.errors import UsageError
@@ -135,7 +137,8 @@ def run(
     store = home.open_store()
     try:
         home.check_not_older(store)
-        collateral_store = CollateralStore(collateral or home.collateral_path, online=online)
+        collateral_store = CollateralStore(collateral or home.collateral_path)
+        lookup = BackgroundLookup.create(Downloads(collateral_store)) if online else Lookup(collateral_store)
         metrics = None
         if addresses.metrics is not None:
             from adyton.server.metrics import Metrics
@@ -143,7 +146,7 @@ def run(
             metrics = Metrics()
         service = KeyService(
             store,
-            Verifier(FetchingCollateral(collateral_store)),
+            Verifier(lookup),
             server_identity(home),
             audit_private_key(home),
             open_grant_key(home, store, actor="adyton serve"),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h11
 
 from adyton.errors import Error, OutOfOrder, Unavailable, VersionMismatch
-from adyton.keyserver.public_errors import busy, for_far_side
+from adyton.keyserver.public_errors import busy, public_error
 from adyton.release import secret_provisioning
 from adyton.release.explanation import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_answer
 from adyton.release.messages import (
@@ -212,7 +212,7 @@ class KeyServer:
         except (OSError, EOFError):
             raise
         except Exception as error:
-            told = for_far_side(error, f"answer {path}")
+            told = public_error(error, f"answer {path}")
             return _status(told), to_bytes({"protocol": PROTOCOL, "status": "error", **told.details()})
 
     def _stopping(self) -> bool:

@@ -23,7 +23,7 @@ from adyton.keyserver.record_limits import (
     MAX_NOISE_BYTES_PER_DAY,
     MAX_SUMS_PER_DAY,
     Budget,
-    Refusals,
+    RefusalLimits,
 )
 from adyton.keyserver.service import KeyService
 from adyton.keystore import schema
@@ -164,26 +164,26 @@ def test_flood_of_days_adds_no_more_than_its_bound(world: World, service: KeySer
 
 def test_entries_of_strangers_are_bounded_by_the_day_in_bytes() -> None:
     """Not the number of a minute's refusals alone: a day of minutes has its bound, and each platform its share."""
-    refusals = Refusals()
+    limits = RefusalLimits()
     at_ms, spent = 0, 0
     while at_ms < DAY_MS:
         for _ in range(10):
-            if refusals.may_keep(None, at_ms):
-                refusals.wrote(None, 2000, at_ms)
+            if limits.may_keep(None, at_ms):
+                limits.wrote(None, 2000, at_ms)
                 spent += 2000
         at_ms += 60_000
     assert MAX_NOISE_BYTES_PER_DAY <= spent < MAX_NOISE_BYTES_PER_DAY + 2000
-    assert refusals.may_keep(None, DAY_MS)
-    refusals.wrote("a", record_limits.MAX_PLATFORM_BYTES_PER_DAY, DAY_MS)
-    assert not refusals.may_keep("a", DAY_MS)
-    assert refusals.may_keep("b", DAY_MS)
-    refusals.wrote("c", record_limits.MAX_GENUINE_BYTES_PER_DAY, DAY_MS)
-    assert not refusals.may_keep("b", DAY_MS)
+    assert limits.may_keep(None, DAY_MS)
+    limits.wrote("a", record_limits.MAX_PLATFORM_BYTES_PER_DAY, DAY_MS)
+    assert not limits.may_keep("a", DAY_MS)
+    assert limits.may_keep("b", DAY_MS)
+    limits.wrote("c", record_limits.MAX_GENUINE_BYTES_PER_DAY, DAY_MS)
+    assert not limits.may_keep("b", DAY_MS)
 
 
 def test_one_platform_does_not_use_up_what_all_may_have_explained() -> None:
     """Who lets his programs be explained all day long takes his own share, and the next platform has its own."""
-    shares = record_limits.Shares(100, 25)
+    shares = record_limits.PlatformBudget(100, 25)
     while shares.has_room("a", 0):
         shares.spend("a", 5, 0)
     assert shares.has_room("b", 0)
@@ -220,15 +220,15 @@ def test_explanations_of_one_platform_leave_those_of_another_their_place(
 
 def test_sums_of_a_year_of_floods_are_few() -> None:
     """A flood in every minute leaves sixty sums, then one an hour; none of what it counts is lost."""
-    refusals = Refusals()
+    limits = RefusalLimits()
     found = []
     for minute in range(2 * 1440):
         for _ in range(record_limits.MAX_NOISE_PER_MINUTE + 1):
-            refusals.may_keep(None, minute * 60_000)
-        sums = refusals.sums((minute + 1) * 60_000)
+            limits.may_keep(None, minute * 60_000)
+        sums = limits.sums((minute + 1) * 60_000)
         found += sums
-        refusals.recorded(sums)
-    found += refusals.sums(None)
+        limits.recorded(sums)
+    found += limits.sums(None)
     assert sum(each["refused_without_evidence"] for each in found) == 2 * 1440
     assert len(found) <= 2 * (MAX_SUMS_PER_DAY + 24)
 
@@ -237,7 +237,7 @@ def test_genuine_evidence_of_refusals_is_kept_within_its_bounds(
     world: World, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """A host with a TEE makes refusals without end: the newest evidence stays, and that of releases."""
-    monkeypatch.setattr("adyton.keyserver.service.MAX_EVIDENCE_KEPT_BYTES", 60_000)
+    monkeypatch.setattr("adyton.keyserver.request_record.MAX_EVIDENCE_KEPT_BYTES", 60_000)
     service = world.service(clock=clock)
     try:
         assert ask(world, service, world.program()) is None
@@ -261,7 +261,7 @@ def test_genuine_evidence_beyond_the_day_is_kept_by_its_hash(
     world: World, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """The day's bound holds before the bound on all of it does."""
-    monkeypatch.setattr("adyton.keyserver.service.MAX_EVIDENCE_BYTES_PER_DAY", 12_000)
+    monkeypatch.setattr("adyton.keyserver.request_record.MAX_EVIDENCE_BYTES_PER_DAY", 12_000)
     service = world.service(clock=clock)
     try:
         for number in range(6):

@@ -166,7 +166,8 @@ def test_refusals_until_one_is_not_kept_say_nothing_of_the_approvals(
     """A refusal takes as much of a day's bytes whether it lists no approval or many: counting them tells nothing."""
     charged: list[int] = []
     monkeypatch.setattr(
-        "adyton.keyserver.record_limits.Refusals.wrote", lambda _self, _platform, size, _at_ms: charged.append(size)
+        "adyton.keyserver.record_limits.RefusalLimits.wrote",
+        lambda _self, _platform, size, _at_ms: charged.append(size),
     )
     signed = world.program(argument="guess.py")
     for number in range(30):
@@ -269,11 +270,11 @@ def test_requests_without_an_answer_are_counted(world: World) -> None:
                 assert ask(world, connection, world.program(argument="guess.py"), "weights")[0] == 403
             assert service.undecided == 0
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(service._batches, "put", lambda _job: False)
+                patch.setattr(service._queue, "put", lambda _job: False)
                 assert ask(world, connection, world.program(), "weights")[0] == 503
             assert service.undecided == 0
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(service._batches, "put", lambda _job: True)
+                patch.setattr(service._queue, "put", lambda _job: True)
                 held = [service.provision([], None, "peer") for _ in range(5)]
                 assert service.undecided == 5
             for future in held:

@@ -141,7 +141,7 @@ def test_other_signatures_grant_nothing(
     world: World, thief: World, monkeypatch: pytest.MonkeyPatch, make: Callable[[World], Sign], check: str
 ) -> None:
     """Not by the TLS key, not by the audit key, not under the true certificate without its key, not by another CA."""
-    monkeypatch.setattr("adyton.keyserver.service.sign_grant", make(world))
+    monkeypatch.setattr("adyton.keyserver.answer.sign_grant", make(world))
     with answering(world, thief) as server:
         assert refused(world, server).check == check
 
@@ -172,10 +172,10 @@ def test_grant_for_another_request_is_refused(world: World, thief: World, monkey
         heard.append(true_sign(*arguments))
         return heard[-1]
 
-    monkeypatch.setattr("adyton.keyserver.service.sign_grant", listen)
+    monkeypatch.setattr("adyton.keyserver.answer.sign_grant", listen)
     with running(world) as server:
         assert obtain(world, server, world.program()).keys
-    monkeypatch.setattr("adyton.keyserver.service.sign_grant", lambda *_arguments: heard[0])
+    monkeypatch.setattr("adyton.keyserver.answer.sign_grant", lambda *_arguments: heard[0])
     with answering(world, thief) as server:
         assert refused(world, server).check == "signature of the grant"
 
@@ -202,7 +202,7 @@ def test_grant_that_was_altered_on_its_way_is_refused(
         granted = true_sign(*arguments)
         return replace(granted, terms=replace(granted.terms, **change))
 
-    monkeypatch.setattr("adyton.keyserver.service.sign_grant", altered)
+    monkeypatch.setattr("adyton.keyserver.answer.sign_grant", altered)
     with running(world) as server:
         error = refused(world, server)
     assert error.check in ("signature of the grant", "names in the grant")

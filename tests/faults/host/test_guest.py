@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from adyton.attest.guest import TDXGuest
-from adyton.keyserver.service import Answer, KeyService
+from adyton.keyserver.service import KeyService
+from adyton.keyserver.stages import Answered
 from adyton.manifest.signed import SignedManifest
 from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.server.process import server_identity
@@ -34,7 +35,7 @@ def service(world: World) -> Iterator[KeyService]:
     found.close()
 
 
-def ask(world: World, service: KeyService, signed: SignedManifest, **registers: bytes) -> Answer:
+def ask(world: World, service: KeyService, signed: SignedManifest, **registers: bytes) -> Answered:
     """The host's guest asks in the program's name; RTMR3 says what an honest guest's would."""
     nonce, _ = service.challenge()
     request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), b"")

@@ -19,8 +19,9 @@ from adyton.attest.assess import verify_evidence
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.attest.ratls import make_certificate
-from adyton.collateral.verifier import Verified
-from adyton.keyserver.service import Answer, KeyService
+from adyton.collateral.verifier import VerifiedEvidence
+from adyton.keyserver.service import KeyService
+from adyton.keyserver.stages import Answered
 from adyton.manifest.signed import SignedManifest
 from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.runtime.evidence import program_evidence
@@ -55,7 +56,7 @@ def asked(world: World, service: KeyService, signed: SignedManifest) -> Asked:
     return Asked(request, request.report_data(server_identity(world.home)))
 
 
-def answered(service: KeyService, asked: Asked, evidence: bytes) -> Answer:
+def answered(service: KeyService, asked: Asked, evidence: bytes) -> Answered:
     """What the key server says to it."""
     return service.release(replace(asked.request, evidence=evidence), "attacker").result(60)
 
@@ -71,10 +72,12 @@ class TestAMD:
     def __init__(self) -> None:
         self._built = SNPScenario().built()
 
-    def verify(self, raw: bytes, _sim_roots: Any, at: datetime) -> Verified:
+    def verify(self, raw: bytes, _sim_roots: Any, at: datetime) -> VerifiedEvidence:
         """As `Verifier.verify`."""
         built = self._built
-        return Verified(verify_evidence(parse_evidence(raw), built.collateral, built.roots, at), built.collateral)
+        return VerifiedEvidence(
+            verify_evidence(parse_evidence(raw), built.collateral, built.roots, at), built.collateral
+        )
 
 
 @pytest.fixture
@@ -164,7 +167,7 @@ def test_program_cannot_make_itself_another_run(world: World, service: KeyServic
     assert answered(service, again, source.quote(again.report_data)).granted is not None
 
 
-def ra_tls(world: World, service: KeyService, signed: SignedManifest) -> Answer:
+def ra_tls(world: World, service: KeyService, signed: SignedManifest) -> Answered:
     """The program makes an RA-TLS certificate of its own, and the host connects with it."""
     evidence = program_evidence(world.enclave(signed), signed.manifest, signed.measurement)
     window = {"not_before": now() - timedelta(hours=1), "not_after": datetime(2100, 1, 1, tzinfo=UTC)}

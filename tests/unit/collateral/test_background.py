@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
@@ -14,15 +14,27 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest import sgx
+from adyton.attest.collateral import Collateral
 from adyton.attest.ratls import make_certificate
-from adyton.collateral.background import MAX_FETCHES, MAX_UNPROVEN_FETCHES, MAX_WHO_WAIT, Fetching, FetchingCollateral
+from adyton.collateral.background import (
+    MAX_FETCHES,
+    MAX_UNPROVEN_FETCHES,
+    MAX_WHO_WAIT,
+    BackgroundFetches,
+    BackgroundLookup,
+    Pending,
+)
 from adyton.collateral.documents import Channel
-from adyton.collateral.fetcher import Response
+from adyton.collateral.downloads import Downloads
+from adyton.collateral.http_client import Response
+from adyton.collateral.lookup import Found, Lookup
 from adyton.collateral.pcs import PCSClient
-from adyton.collateral.store import CollateralStore, Source
+from adyton.collateral.sources import Source
+from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
 from adyton.errors import FetchFailed, Unavailable
-from adyton.keyserver.service import Answer, KeyService
+from adyton.keyserver.service import KeyService
+from adyton.keyserver.stages import Answered
 from adyton.sim.pcs_server import answer
 from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
@@ -73,16 +85,16 @@ def service(world: World, pcs: Service) -> Iterator[KeyService]:
     def client_of(source: Source, channel: Channel) -> PCSClient:
         return PCSClient(source.url, pcs, channel, clock=now)
 
-    store = CollateralStore(world.home.collateral_path, online=True, client_of=client_of)
-    store.import_bundle(world.platform.collateral(now()).to_json().encode(), now())
-    store.remember_sources([Source("http://pcs.invalid")])
-    found = world.service(verifier=Verifier(FetchingCollateral(store)))
+    downloads = Downloads(CollateralStore(world.home.collateral_path), client_of=client_of)
+    downloads.store.import_bundle(world.platform.collateral(now()).to_json().encode(), now())
+    downloads.sources.remember([Source("http://pcs.invalid")])
+    found = world.service(verifier=Verifier(BackgroundLookup.create(downloads)))
     yield found
     pcs.open.set()
     found.close()
 
 
-def ask(world: World, service: KeyService, platform: SimPlatform) -> Future[Answer]:
+def ask(world: World, service: KeyService, platform: SimPlatform) -> Future[Answered]:
     """A program on this platform asks for its key."""
     key = ec.generate_private_key(ec.SECP384R1())
     times = {"not_before": now() - timedelta(hours=1), "not_after": now() + timedelta(hours=1)}
@@ -126,14 +138,14 @@ def test_fetch_that_ends_before_anybody_waits_for_it(
 ) -> None:
     """A request that is about to wait when the fetch ends is decided with what was fetched, as if it had waited."""
     approve_on(world, other)
-    when_done = Fetching.when_done
+    when_done = Pending.when_done
 
-    def late(fetching: Fetching, callback: Callable[[], None]) -> bool:
+    def late(pending: Pending, callback: Callable[[], None]) -> bool:
         pcs.open.set()
-        wait_until(lambda: fetching._fetch.ended)
-        return when_done(fetching, callback)
+        wait_until(lambda: pending.fetch.ended)
+        return when_done(pending, callback)
 
-    monkeypatch.setattr(Fetching, "when_done", late)
+    monkeypatch.setattr(Pending, "when_done", late)
     assert ask(world, service, other).result(60).payload is not None
     assert entries(world, "denial") == []
 
@@ -173,29 +185,35 @@ def test_fetch_that_fails_is_no_verdict_and_is_left_alone(
 
 
 class Missing:
-    """A collateral store that has nothing, and whose fetches do not end until they are let."""
-
-    online = True
+    """A lookup that finds nothing, and whose fetches do not end until they are let."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
         self.fetches = 0
 
-    def for_quote(self, quote: Any, _now: Any, *, fetch: bool = True) -> None:
-        """Nothing is here; fetching it takes its time."""
-        if fetch:
-            self.fetches += 1
-            assert self.open.wait(60)
+    def find(self, _quote: Any, _now: Any) -> None:
+        """Nothing is here."""
+        raise FetchFailed("is missing")
+
+    def for_quote(self, _quote: Any, _now: Any) -> None:
+        """Fetching it takes its time."""
+        self.fetches += 1
+        assert self.open.wait(60)
         raise FetchFailed("is missing")
 
     def origin(self, quote: Any) -> object:
         """Each quote object is another platform's."""
         return id(quote)
 
+    def in_background(self) -> BackgroundLookup:
+        """A lookup that has this one fetch."""
+        lookup = cast("Lookup", self)
+        return BackgroundLookup(lookup, lookup, lambda _now: None)
+
 
 @pytest.fixture
 def missing() -> Iterator[Missing]:
-    """Such a store."""
+    """Such a lookup."""
     found = Missing()
     yield found
     found.open.set()
@@ -208,48 +226,92 @@ def quotes(folder: Path, count: int, *, carries_chain: bool) -> list[sgx.SGXQuot
     return [sgx.parse_quote(raw) for _ in range(count)]
 
 
-def outcomes(collateral: FetchingCollateral, asked: list[sgx.SGXQuote]) -> list[type[Exception]]:
-    """What asking for each of them gives."""
-    found: list[type[Exception]] = []
+def outcomes(collateral: BackgroundLookup, asked: list[sgx.SGXQuote]) -> list[type]:
+    """What asking for each of them gives: a value or an error."""
+    found: list[type] = []
     for quote in asked:
-        with pytest.raises((Unavailable, Fetching)) as caught:
-            collateral.for_quote(quote, now())
-        found.append(type(caught.value))
+        try:
+            found.append(type(collateral.for_quote(quote, now())))
+        except Unavailable as error:
+            found.append(type(error))
     return found
 
 
 def test_fetches_at_once_are_few_and_fewer_without_a_chain(missing: Missing, tmp_path: Path) -> None:
     """Evidence that anybody can make takes a part of the places only."""
-    collateral = FetchingCollateral(cast("CollateralStore", missing))
+    collateral = missing.in_background()
     unproven = quotes(tmp_path, MAX_UNPROVEN_FETCHES + 1, carries_chain=False)
-    assert outcomes(collateral, unproven) == [Fetching] * MAX_UNPROVEN_FETCHES + [FetchFailed]
+    assert outcomes(collateral, unproven) == [Pending] * MAX_UNPROVEN_FETCHES + [FetchFailed]
     rest = MAX_FETCHES - MAX_UNPROVEN_FETCHES
     proven = quotes(tmp_path, rest + 1, carries_chain=True)
-    assert outcomes(collateral, proven) == [Fetching] * rest + [FetchFailed]
-    assert outcomes(collateral, [unproven[0], proven[0]]) == [Fetching] * 2
+    assert outcomes(collateral, proven) == [Pending] * rest + [FetchFailed]
+    assert outcomes(collateral, [unproven[0], proven[0]]) == [Pending] * 2
     wait_until(lambda: missing.fetches == MAX_FETCHES)
 
 
 def test_those_who_wait_for_one_fetch_are_bounded_and_all_are_told(missing: Missing, tmp_path: Path) -> None:
     """One more than may wait is turned away; the others are told when it ends, and who comes later at once."""
-    collateral = FetchingCollateral(cast("CollateralStore", missing))
     (quote,) = quotes(tmp_path, 1, carries_chain=True)
-    with pytest.raises(Fetching) as caught:
-        collateral.for_quote(quote, now())
+    pending = missing.in_background().for_quote(quote, now())
+    assert isinstance(pending, Pending)
     told: list[int] = []
     for number in range(MAX_WHO_WAIT):
-        assert caught.value.when_done(lambda number=number: told.append(number))  # type: ignore[misc]
-    assert not caught.value.when_done(lambda: told.append(-1))
+        assert pending.when_done(lambda number=number: told.append(number))  # type: ignore[misc]
+    assert not pending.when_done(lambda: told.append(-1))
     with Logged():
         missing.open.set()
         wait_until(lambda: len(told) == MAX_WHO_WAIT)
-    assert caught.value.when_done(lambda: told.append(-2))
+    assert pending.when_done(lambda: told.append(-2))
     assert sorted(told) == [-2, *range(MAX_WHO_WAIT)]
 
 
-def test_offline_store_has_nothing_fetched(missing: Missing, tmp_path: Path) -> None:
-    """Without --online what is missing is missing."""
-    missing.online = False
-    collateral = FetchingCollateral(cast("CollateralStore", missing))
-    assert outcomes(collateral, quotes(tmp_path, 1, carries_chain=True)) == [FetchFailed]
-    assert missing.fetches == 0
+def test_key_server_without_online_has_nothing_fetched(
+    world: World, pcs: Service, other: SimPlatform, tmp_path: Path
+) -> None:
+    """Without --online what is missing is missing: that is recorded, and nobody is asked."""
+    approve_on(world, other)
+    service = world.service(verifier=Verifier(Lookup(CollateralStore(tmp_path / "collateral"))))
+    try:
+        with Logged(), pytest.raises(Unavailable):
+            ask(world, service, other).result(60)
+    finally:
+        service.close()
+    assert "is missing" in str(entries(world, "denial")[0]["detail"])
+    assert pcs.asked == []
+
+
+class Silent:
+    """A lookup whose documents are all here, and due."""
+
+    def find(self, _quote: Any, at: datetime) -> Found:
+        """What is here."""
+        return Found(cast("Collateral", object()), at)
+
+
+def test_thread_that_cannot_start_keeps_no_place_and_nobody_waiting(missing: Missing, tmp_path: Path) -> None:
+    """Without a thread there is no fetch; whoever began to wait for it is told."""
+    starts: list[int] = []
+
+    def broken(_work: Callable[[], None]) -> None:
+        starts.append(1)
+        raise RuntimeError("can't start new thread")
+
+    lookup = cast("Lookup", missing)
+    collateral = BackgroundLookup(lookup, lookup, lambda _now: None, BackgroundFetches(start=broken))
+    for quote in quotes(tmp_path, MAX_FETCHES + 1, carries_chain=True):
+        with pytest.raises(RuntimeError):
+            collateral.for_quote(quote, now())
+    assert len(starts) == MAX_FETCHES + 1
+
+
+def test_what_is_due_is_fetched_while_strangers_hold_all_places(missing: Missing, tmp_path: Path) -> None:
+    """Fetches for evidence never keep the key server from fetching anew what it has."""
+    fetches = BackgroundFetches()
+    lookup = cast("Lookup", missing)
+    holding = BackgroundLookup(lookup, lookup, lambda _now: None, fetches)
+    proven = quotes(tmp_path, MAX_FETCHES, carries_chain=True)
+    assert outcomes(holding, proven) == [Pending] * MAX_FETCHES
+    refreshed = threading.Event()
+    due = BackgroundLookup(cast("Lookup", Silent()), lookup, lambda _now: refreshed.set(), fetches)
+    due.for_quote(proven[0], now())
+    assert refreshed.wait(60)

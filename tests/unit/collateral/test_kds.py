@@ -18,10 +18,14 @@ import pytest
 from adyton.attest import amd, snp
 from adyton.attest.certificates import parse_certificate
 from adyton.attest.snp import TCBVersion
-from adyton.collateral.documents import Document, chip_subject, parse_bundle, verify_document
-from adyton.collateral.fetcher import Response
+from adyton.collateral.bundle import parse_bundle
+from adyton.collateral.documents import Document, chip_subject, verify_document
+from adyton.collateral.downloads import Downloads
+from adyton.collateral.http_client import Response
 from adyton.collateral.kds import AMD_KDS, KDSClient, vcek_query
-from adyton.collateral.store import CollateralStore, Source
+from adyton.collateral.lookup import Lookup
+from adyton.collateral.sources import Source
+from adyton.collateral.store import CollateralStore
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, UsageError
 from tests.support.amd_factory import NOW, SNPScenario
 
@@ -80,9 +84,9 @@ class KDS:
         """A client of this double."""
         return KDSClient("https://kds.invalid", self, clock=lambda: self.now, sleep=self.sleep)
 
-    def store(self, folder: Path, *, online: bool = False) -> CollateralStore:
-        """A store whose AMD source is this double."""
-        return CollateralStore(folder, online=online, kds_of=self.client)
+    def downloads(self, folder: Path) -> Downloads:
+        """What asks this double for a store's documents."""
+        return Downloads(CollateralStore(folder), kds_of=self.client)
 
 
 @pytest.fixture(params=["Milan", "Turin"])
@@ -99,48 +103,49 @@ def milan() -> KDS:
 
 def test_fetched_certificates_verify_the_report(kds: KDS, tmp_path: Path) -> None:
     """VCEK, chain and CRL from the service are all that verifying the report needs, and are asked for once."""
-    store = kds.store(tmp_path)
-    outcomes = store.fetch_for(kds.report, kds.now)
+    downloads = kds.downloads(tmp_path)
+    outcomes = downloads.fetch_for(kds.report, kds.now)
     assert [outcome.error for outcome in outcomes] == [None, None]
-    collateral = store.for_report(kds.report, kds.now, roots=kds.built.roots)
+    collateral = Lookup(downloads.store).for_report(kds.report, kds.now, roots=kds.built.roots)
     assert amd.verify(kds.report, collateral, kds.built.roots, kds.now).revocation_checked
     vceks = [url for url in kds.asked if "SPL" in url]
     assert len(vceks) == 1
     assert ("fmcSPL" in vceks[0]) == (kds.scenario.product == "Turin")
-    store.fetch_for(kds.report, kds.now)
+    downloads.fetch_for(kds.report, kds.now)
     assert len([url for url in kds.asked if "SPL" in url]) == 1
 
 
 def test_offline_store_says_how_to_fetch(milan: KDS, tmp_path: Path) -> None:
     """Without the chip's certificate the report cannot be checked, and nothing is asked."""
     with pytest.raises(FetchFailed, match="is missing"):
-        milan.store(tmp_path).for_report(milan.report, milan.now, roots=milan.built.roots)
+        Lookup(milan.downloads(tmp_path).store).for_report(milan.report, milan.now, roots=milan.built.roots)
     assert milan.asked == []
 
 
 def test_online_store_fetches_when_evidence_waits(milan: KDS, tmp_path: Path) -> None:
     """With `online` the certificates come with the first report."""
-    store = milan.store(tmp_path, online=True)
+    downloads = milan.downloads(tmp_path)
+    lookup = Lookup(downloads.store, downloads)
     for _ in range(2):
-        collateral = store.for_report(milan.report, milan.now, roots=milan.built.roots)
+        collateral = lookup.for_report(milan.report, milan.now, roots=milan.built.roots)
         assert collateral.leaf == milan.built.collateral.leaf
     assert len([url for url in milan.asked if "SPL" in url]) == 1
 
 
 def test_expired_crl_fails_closed(milan: KDS, tmp_path: Path) -> None:
     """Beyond the CRL's next update the report is refused."""
-    store = milan.store(tmp_path)
-    store.fetch_for(milan.report, milan.now)
+    downloads = milan.downloads(tmp_path)
+    downloads.fetch_for(milan.report, milan.now)
     with pytest.raises(Stale, match="amd-crl-milan expired"):
-        store.for_report(milan.report, milan.now + timedelta(days=21), roots=milan.built.roots)
+        Lookup(downloads.store).for_report(milan.report, milan.now + timedelta(days=21), roots=milan.built.roots)
 
 
 def test_refresh_fetches_the_crl_and_never_a_vcek(milan: KDS, tmp_path: Path) -> None:
     """A VCEK never changes; the CRL is fetched anew after half of its validity."""
-    store = milan.store(tmp_path)
-    store.fetch_for(milan.report, milan.now)
+    downloads = milan.downloads(tmp_path)
+    downloads.fetch_for(milan.report, milan.now)
     milan.asked.clear()
-    outcomes = store.refresh(milan.now + timedelta(days=9))
+    outcomes = downloads.refresh(milan.now + timedelta(days=9))
     assert [outcome.name for outcome in outcomes] == ["amd-crl-milan"]
     assert not any("SPL" in url for url in milan.asked)
 
@@ -157,14 +162,14 @@ def test_busy_service_is_waited_for_once(milan: KDS, retry_after: str | None, wa
 def test_busy_service_that_asks_for_long_is_left_alone(milan: KDS, tmp_path: Path) -> None:
     """A long wait is not sat out: the source is left alone until then, in every process."""
     milan.busy, milan.retry_after = 1, "600"
-    outcomes = milan.store(tmp_path).fetch_for(milan.report, milan.now)
+    outcomes = milan.downloads(tmp_path).fetch_for(milan.report, milan.now)
     assert isinstance(outcomes[0].error, FetchFailed)
     assert outcomes[0].error.retry_after_s == 600
     assert milan.slept == []
-    outcomes = milan.store(tmp_path).fetch_for(milan.report, milan.now + timedelta(seconds=300))
+    outcomes = milan.downloads(tmp_path).fetch_for(milan.report, milan.now + timedelta(seconds=300))
     assert "left alone" in str(outcomes[0].error)
     assert len(milan.asked) == 1
-    outcomes = milan.store(tmp_path).fetch_for(milan.report, milan.now + timedelta(seconds=601))
+    outcomes = milan.downloads(tmp_path).fetch_for(milan.report, milan.now + timedelta(seconds=601))
     assert [outcome.error for outcome in outcomes] == [None, None]
 
 
@@ -179,12 +184,12 @@ def test_pace_of_the_service_is_kept(milan: KDS) -> None:
 def test_unknown_chip_is_refused_and_remembered(milan: KDS, tmp_path: Path) -> None:
     """A 404 says so, and the same chip is not asked for again at once."""
     stranger = milan.report.replace(chip_id=b"\7" * 64)
-    store = milan.store(tmp_path)
-    outcomes = store.fetch_for(stranger, milan.now)
+    downloads = milan.downloads(tmp_path)
+    outcomes = downloads.fetch_for(stranger, milan.now)
     assert isinstance(outcomes[0].error, FetchFailed)
     assert outcomes[0].error.status == 404
     asked = len(milan.asked)
-    store.fetch_for(stranger, milan.now + timedelta(seconds=10))
+    downloads.fetch_for(stranger, milan.now + timedelta(seconds=10))
     assert len(milan.asked) == asked
 
 
@@ -201,19 +206,19 @@ def test_version_2_report_tries_the_products_of_its_time(tmp_path: Path) -> None
     scenario.fields |= {"version": 2, "cpuid_family": 0, "cpuid_model": 0}
     kds = KDS(scenario)
     assert kds.report.product is None
-    store = kds.store(tmp_path)
-    assert [outcome.error for outcome in store.fetch_for(kds.report, kds.now)] == [None, None]
-    collateral = store.for_report(kds.report, kds.now, roots=kds.built.roots)
+    downloads = kds.downloads(tmp_path)
+    assert [outcome.error for outcome in downloads.fetch_for(kds.report, kds.now)] == [None, None]
+    collateral = Lookup(downloads.store).for_report(kds.report, kds.now, roots=kds.built.roots)
     amd.verify(kds.report, collateral, kds.built.roots, kds.now)
 
 
 def test_vlek_of_the_guest_is_kept_with_its_chain(tmp_path: Path) -> None:
     """A VLEK comes from the guest's host; chain and CRL from AMD; together they verify the report."""
     kds = KDS(SNPScenario(vlek=True))
-    store = kds.store(tmp_path)
-    assert [outcome.name for outcome in store.fetch_for(kds.report, kds.now)] == ["amd-crl-milan"]
-    store.put_vlek(kds.built.collateral.leaf, "Milan", kds.now)
-    collateral = store.for_report(kds.report, kds.now, roots=kds.built.roots)
+    downloads = kds.downloads(tmp_path)
+    assert [outcome.name for outcome in downloads.fetch_for(kds.report, kds.now)] == ["amd-crl-milan"]
+    downloads.put_vlek(kds.built.collateral.leaf, "Milan", kds.now)
+    collateral = Lookup(downloads.store).for_report(kds.report, kds.now, roots=kds.built.roots)
     report = amd.verify(kds.report, collateral, kds.built.roots, kds.now)
     assert report.platform["provider"] == "test provider"
 
@@ -221,48 +226,48 @@ def test_vlek_of_the_guest_is_kept_with_its_chain(tmp_path: Path) -> None:
 def test_missing_vlek_is_told_with_where_it_is(tmp_path: Path) -> None:
     """AMD hands out no VLEK, so the remedy is not to fetch it."""
     kds = KDS(SNPScenario(vlek=True))
-    store = kds.store(tmp_path)
-    store.fetch_for(kds.report, kds.now)
+    downloads = kds.downloads(tmp_path)
+    downloads.fetch_for(kds.report, kds.now)
     with pytest.raises(FetchFailed) as caught:
-        store.for_report(kds.report, kds.now, roots=kds.built.roots)
+        Lookup(downloads.store).for_report(kds.report, kds.now, roots=kds.built.roots)
     assert "--vlek FILE" in str(caught.value.remedy)
 
 
 def test_service_under_another_root_reaches_no_report(milan: KDS, tmp_path: Path) -> None:
     """Certificates that lead to a foreign ARK lie apart: a report under AMD's own pins does not find them."""
-    store = milan.store(tmp_path)
-    store.fetch_for(milan.report, milan.now)
+    downloads = milan.downloads(tmp_path)
+    downloads.fetch_for(milan.report, milan.now)
     with pytest.raises(FetchFailed, match="is missing"):
-        store.for_report(milan.report, milan.now)
+        Lookup(downloads.store).for_report(milan.report, milan.now)
 
 
 @pytest.mark.parametrize("kind", ["amd-vcek", "amd-crl"])
 def test_altered_amd_document_is_refused(milan: KDS, tmp_path: Path, kind: str) -> None:
     """A flipped byte is refused on the way in, and on the disk when it is read."""
-    store = milan.store(tmp_path)
-    store.fetch_for(milan.report, milan.now)
-    document = next(item for item in parse_bundle(store.export_bundle()) if item.kind == kind)
+    downloads = milan.downloads(tmp_path)
+    downloads.fetch_for(milan.report, milan.now)
+    document = next(item for item in parse_bundle(downloads.store.export_bundle()) if item.kind == kind)
     body = bytearray(document.body)
     body[-3] ^= 1
     altered = dataclasses.replace(document, body=bytes(body))
     with pytest.raises((BadChain, MalformedQuote)):
         verify_document(altered)
-    held = next(held for held in store.held() if held.name.startswith(kind))
+    held = next(held for held in downloads.store.held() if held.name.startswith(kind))
     (tmp_path / held.root.hex() / f"{held.name}.json").write_text(json.dumps(altered.to_dict()))
     with pytest.raises(StorageFailed, match="altered or damaged"):
-        milan.store(tmp_path).for_report(milan.report, milan.now, roots=milan.built.roots)
+        Lookup(milan.downloads(tmp_path).store).for_report(milan.report, milan.now, roots=milan.built.roots)
 
 
 def test_amd_documents_travel_in_bundles(milan: KDS, tmp_path: Path) -> None:
     """A bundle brings an offline store what verifies the report."""
-    store = milan.store(tmp_path / "one")
-    store.fetch_for(milan.report, milan.now)
-    other = milan.store(tmp_path / "other")
-    outcomes = other.import_bundle(store.export_bundle(), milan.now)
+    downloads = milan.downloads(tmp_path / "one")
+    downloads.fetch_for(milan.report, milan.now)
+    other = CollateralStore(tmp_path / "other")
+    outcomes = other.import_bundle(downloads.store.export_bundle(), milan.now)
     assert [outcome.error for outcome in outcomes] == [None, None]
     amd.verify(
         milan.report,
-        other.for_report(milan.report, milan.now, roots=milan.built.roots),
+        Lookup(other).for_report(milan.report, milan.now, roots=milan.built.roots),
         milan.built.roots,
         milan.now,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -11,18 +11,12 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import pytest
 
 from adyton.attest import dcap, sgx, tdx
-from adyton.attest.collateral import Collateral
 from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
 from adyton.attest.status import TCBStatus
-from adyton.collateral.documents import (
-    Document,
-    Origin,
-    assemble,
-    last_certificate,
-    unverified_origin,
-    verify_document,
-)
-from adyton.collateral.fetcher import Response
+from adyton.collateral.bundle import index
+from adyton.collateral.documents import Document, last_certificate, verify_document
+from adyton.collateral.http_client import Response
+from adyton.collateral.needs import assemble, unverified_origin
 from adyton.collateral.pcs import INTEL_PCS, INTEL_ROOT_CRL, PCSClient
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 from adyton.sim.machine import Shape
@@ -35,12 +29,6 @@ from tests.support.servers import raw_server, saying, serving
 MEASUREMENT = Measurement(bytes(32))
 FORMS: tuple[Form, ...] = ("pcs", "pccs")
 SHAPES: tuple[Shape, ...] = ("sgx", "tdx")
-
-
-def collateral_from(documents: Iterable[Document], origin: Origin) -> Collateral:
-    """The collateral that these documents come to."""
-    verified = [verify_document(document) for document in documents]
-    return assemble({(item.document.kind, item.subject): item for item in verified}, origin)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +54,9 @@ def test_fetched_documents_verify_a_quote(service: str, platform: SimPlatform, s
     raw = platform.enclave(measurement=MEASUREMENT, shape=shape).quote(bytes(64))
     parsed = sgx.parse_quote(raw) if shape == "sgx" else tdx.parse_quote(raw)
     roots = TrustRoots().with_sim([platform.root_fingerprint])
-    report = dcap.verify(parsed, collateral_from(documents, unverified_origin(parsed)), roots, datetime.now(UTC))
+    origin = unverified_origin(parsed)
+    collateral = assemble(index(documents, origin.root), origin)
+    report = dcap.verify(parsed, collateral, roots, datetime.now(UTC))
     assert report.status is TCBStatus.UP_TO_DATE
     assert report.tee == ("sim" if shape == "sgx" else "sim-tdx")
 

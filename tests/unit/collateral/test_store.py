@@ -12,19 +12,21 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from adyton.attest import dcap, sgx, tdx
+from adyton.attest.collateral import Collateral
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import TCBStatus
-from adyton.collateral.documents import (
-    Channel,
-    Document,
-    documents_of,
-    parse_bundle,
-    unverified_origin,
-    verify_document,
-)
-from adyton.collateral.fetcher import Response
+from adyton.collateral.background import BackgroundFetches, BackgroundLookup
+from adyton.collateral.backoff import NEGATIVE_S
+from adyton.collateral.bundle import documents_of, index, parse_bundle, read_bundle_files
+from adyton.collateral.documents import Channel, Document, verify_document
+from adyton.collateral.downloads import Downloads
+from adyton.collateral.http_client import Response
+from adyton.collateral.lookup import Lookup
+from adyton.collateral.needs import assemble, unverified_origin
 from adyton.collateral.pcs import PCSClient
-from adyton.collateral.store import NEGATIVE_S, CollateralStore, Source, read_bundle_files
+from adyton.collateral.sources import Source
+from adyton.collateral.store import CollateralStore
+from adyton.collateral.verifier import CollateralSource
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, Timeout, UsageError
 from adyton.sim.machine import Shape
 from adyton.sim.pcs_server import answer
@@ -62,13 +64,27 @@ class World:
         names = {name.lower(): value for name, value in answered.headers.items()}
         return Response(url, answered.status, names, answered.body)
 
-    def store(self, name: str = "store", *, online: bool = False, channel: Channel = "standard") -> CollateralStore:
-        """A store that asks this world."""
+    def store(self, name: str = "store", *, channel: Channel = "standard") -> CollateralStore:
+        """A store in this world."""
+        return CollateralStore(self.folder / name, channel=channel)
+
+    def downloads(self, store: CollateralStore | None = None) -> Downloads:
+        """What asks this world for the store's documents."""
 
         def client_of(source: Source, channel: Channel) -> PCSClient:
             return PCSClient(source.url, self, channel, clock=lambda: self.now)
 
-        return CollateralStore(self.folder / name, online=online, channel=channel, client_of=client_of)
+        return Downloads(store or self.store(), client_of=client_of)
+
+    def lookup(self, store: CollateralStore | None = None, *, online: bool = False) -> Lookup:
+        """What evidence is judged with; `online` fetches what is missing."""
+        downloads = self.downloads(store)
+        return Lookup(downloads.store, downloads if online else None)
+
+    def in_background(self, start: Callable[[Callable[[], None]], object]) -> BackgroundLookup:
+        """A lookup whose fetches are started so, by this world's clock."""
+        fetches = BackgroundFetches(start=start, clock_s=lambda: self.now.timestamp())
+        return BackgroundLookup.create(self.downloads(), fetches)
 
     def quote(self, shape: Shape = "sgx") -> sgx.SGXQuote | tdx.TDXQuote:
         """A parsed quote of the platform."""
@@ -78,17 +94,21 @@ class World:
     def filled(self, name: str = "store") -> CollateralStore:
         """A store with everything for both shapes."""
         store = self.store(name)
-        store.remember_sources([SOURCE])
-        outcomes = store.fetch(fmspcs=[self.platform.fmspc], sources=[SOURCE], now=self.now)
+        downloads = self.downloads(store)
+        downloads.sources.remember([SOURCE])
+        outcomes = downloads.fetch(fmspcs=[self.platform.fmspc], sources=[SOURCE], now=self.now)
         assert [outcome.error for outcome in outcomes] == [None] * 7
         self.asked.clear()
         return store
 
-    def status(self, store: CollateralStore, shape: Shape = "sgx") -> TCBStatus:
+    def status(self, source: CollateralStore | CollateralSource, shape: Shape = "sgx") -> TCBStatus:
         """What a verifier with this store says about a quote now."""
         quoted = self.quote(shape)
+        lookup = Lookup(source) if isinstance(source, CollateralStore) else source
+        collateral = lookup.for_quote(quoted, self.now)
+        assert isinstance(collateral, Collateral)
         roots = TrustRoots().with_sim([self.platform.root_fingerprint])
-        return dcap.verify(quoted, store.for_quote(quoted, self.now), roots, self.now).status
+        return dcap.verify(quoted, collateral, roots, self.now).status
 
 
 @pytest.fixture
@@ -128,30 +148,31 @@ def test_store_survives_a_new_process(world: World) -> None:
 def test_collateral_is_the_same_object_until_a_document_changes(world: World) -> None:
     """A verifier that caches by the collateral object hits its cache, until newer documents came."""
     store, quoted = world.filled(), world.quote()
-    first = store.for_quote(quoted, world.now)
-    assert store.for_quote(world.quote(), world.now) is first
+    lookup = world.lookup(store)
+    first = lookup.for_quote(quoted, world.now)
+    assert lookup.for_quote(world.quote(), world.now) is first
     world.now += timedelta(hours=1)
     world.platform.raise_tcb(now=world.now)
-    store.fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
-    assert store.for_quote(quoted, world.now) is not first
+    world.downloads(store).fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    assert lookup.for_quote(quoted, world.now) is not first
 
 
 def test_offline_store_without_documents_says_how_to_fetch(world: World) -> None:
     """What is missing is `could not check`, named, with the command that fetches it; nothing is asked."""
     with pytest.raises(FetchFailed, match="is missing") as caught:
-        world.store().for_quote(world.quote(), world.now)
+        world.lookup().for_quote(world.quote(), world.now)
     assert "adyton collateral fetch" in str(caught.value.remedy)
     assert world.asked == []
 
 
 def test_online_store_fetches_what_is_missing_once(world: World) -> None:
     """With `online` the documents for a quote come when it does, and only once."""
-    store = world.store(online=True)
-    store.remember_sources([SOURCE])
-    assert world.status(store) is TCBStatus.UP_TO_DATE
+    world.downloads().sources.remember([SOURCE])
+    lookup = world.lookup(online=True)
+    assert world.status(lookup) is TCBStatus.UP_TO_DATE
     asked = len(world.asked)
     assert asked >= 4
-    assert world.status(store) is TCBStatus.UP_TO_DATE
+    assert world.status(lookup) is TCBStatus.UP_TO_DATE
     assert len(world.asked) == asked
 
 
@@ -159,15 +180,15 @@ def test_online_store_fetches_what_is_missing_once(world: World) -> None:
 def test_quotes_that_only_name_their_platform_get_its_certificate(tmp_path: Path, online: bool) -> None:
     """For certification data of type 3 the PCK certificate is fetched and kept; its chain goes into the collateral."""
     world = World(tmp_path, carries_chain=False)
-    store = world.store(online=online)
-    store.remember_sources([SOURCE])
+    store = world.store()
+    world.downloads(store).sources.remember([SOURCE])
     quoted = world.quote()
     origin = unverified_origin(quoted, root=world.platform.root_fingerprint)
     assert origin.fmspc is None
     if not online:
-        outcomes = store.fetch_for(quoted, world.now)
+        outcomes = world.downloads(store).fetch_for(quoted, world.now)
         assert [outcome.error for outcome in outcomes] == [None] * len(outcomes)
-    collateral = store.for_quote(quoted, world.now)
+    collateral = world.lookup(store, online=online).for_quote(quoted, world.now)
     names = {held.name for held in store.held()}
     assert f"pck-certificate-{origin.request}" in names
     assert collateral.pck_certificate_chain is not None
@@ -183,10 +204,10 @@ def test_quotes_that_carry_their_certificate_alone_get_its_issuers(world: World)
     alone = dataclasses.replace(whole.signature, certification_type=4, certification_data=data)
     quoted = dataclasses.replace(whole, signature=alone)
     store = world.store()
-    outcomes = store.fetch_for(quoted, world.now, sources=[SOURCE])
+    outcomes = world.downloads(store).fetch_for(quoted, world.now, sources=[SOURCE])
     assert [outcome.error for outcome in outcomes] == [None] * len(outcomes)
     roots = TrustRoots().with_sim([world.platform.root_fingerprint])
-    collateral = store.for_quote(quoted, world.now)
+    collateral = Lookup(store).for_quote(quoted, world.now)
     assert dcap.verify(quoted, collateral, roots, world.now).status is TCBStatus.UP_TO_DATE
 
 
@@ -197,7 +218,7 @@ def test_refresh_before_half_of_the_validity_asks_nobody(world: World) -> None:
     """Fresh documents are left as they are."""
     store = world.filled()
     world.now += timedelta(days=13)
-    assert store.refresh(world.now) == []
+    assert world.downloads(store).refresh(world.now) == []
     assert world.asked == []
 
 
@@ -205,18 +226,17 @@ def test_refresh_after_half_of_the_validity_fetches_anew(world: World) -> None:
     """From half of the validity on (within a tenth) everything but the year-long root CRL is fetched anew."""
     store = world.filled()
     world.now += timedelta(days=17)
-    outcomes = store.refresh(world.now)
+    outcomes = world.downloads(store).refresh(world.now)
     assert len(outcomes) == 6
     assert all(outcome.verified is not None and outcome.verified.issued_at <= world.now for outcome in outcomes)
-    assert store.refresh(world.now) == []
+    assert world.downloads(store).refresh(world.now) == []
 
 
 def test_online_store_refreshes_in_the_background_when_due(world: World) -> None:
     """Evidence after half of the validity is judged at once with what is here, and starts one refresh."""
     world.filled()
-    store = world.store(online=True)
-    waiting: list[Callable[[], object]] = []
-    store.in_background = waiting.append
+    waiting: list[Callable[[], None]] = []
+    store = world.in_background(waiting.append)
     assert world.status(store) is TCBStatus.UP_TO_DATE
     assert waiting == []
     world.now += timedelta(days=17)
@@ -234,8 +254,7 @@ def test_online_store_refreshes_in_the_background_when_due(world: World) -> None
 def test_online_store_tries_a_failed_refresh_again_only_later(world: World) -> None:
     """A source that is down is asked every ten minutes, not with every piece of evidence."""
     world.filled()
-    store = world.store(online=True)
-    store.in_background = lambda work: work()
+    store = world.in_background(lambda work: work())
     world.trouble["one.invalid"] = silent
     world.now += timedelta(days=17)
     asked: list[int] = []
@@ -253,7 +272,7 @@ def test_failed_refresh_keeps_what_is_valid(world: World) -> None:
     store = world.filled()
     world.trouble["one.invalid"] = silent
     world.now += timedelta(days=29)
-    assert all(outcome.error is not None for outcome in store.refresh(world.now))
+    assert all(outcome.error is not None for outcome in world.downloads(store).refresh(world.now))
     assert world.status(store) is TCBStatus.UP_TO_DATE
 
 
@@ -261,17 +280,17 @@ def test_failed_refresh_keeps_what_is_valid(world: World) -> None:
 def test_expired_collateral_fails_closed(world: World, online: bool) -> None:
     """After the next-update time evidence is refused, unless newer collateral can be had."""
     world.filled()
-    store = world.store(online=online)
+    lookup = world.lookup(online=online)
     world.trouble["one.invalid"] = silent
     world.now += timedelta(days=31)
     with pytest.raises((Stale, Timeout)):
-        store.for_quote(world.quote(), world.now)
+        lookup.for_quote(world.quote(), world.now)
     world.trouble.clear()
     if online:
-        assert world.status(store) is TCBStatus.UP_TO_DATE
+        assert world.status(lookup) is TCBStatus.UP_TO_DATE
     else:
         with pytest.raises(Stale, match="expired"):
-            store.for_quote(world.quote(), world.now)
+            lookup.for_quote(world.quote(), world.now)
 
 
 def test_collateral_from_the_future_is_refused(world: World) -> None:
@@ -297,7 +316,7 @@ def test_older_evaluation_number_is_refused(world: World) -> None:
     store = world.filled()
     world.now += timedelta(minutes=1)
     world.platform.raise_tcb(now=world.now)
-    store.fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    world.downloads(store).fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
     for document in old[:3]:
         with pytest.raises(Stale, match="older than one that was seen"):
             store.put(document, world.now)
@@ -309,7 +328,7 @@ def test_older_issue_date_with_the_same_number_is_refused(world: World) -> None:
     old = documents_of(world.platform.collateral(world.now), "", world.now)
     store = world.filled()
     world.now += timedelta(days=17)
-    store.refresh(world.now)
+    world.downloads(store).refresh(world.now)
     with pytest.raises(Stale, match="older"):
         store.put(old[0], world.now)
 
@@ -322,16 +341,16 @@ def test_older_file_put_back_on_disk_is_refused(world: World) -> None:
     old = path.read_bytes()
     world.now += timedelta(minutes=1)
     world.platform.raise_tcb(now=world.now)
-    store.fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    world.downloads(store).fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
     path.write_bytes(old)
     with pytest.raises(Stale, match="older"):
-        world.store().for_quote(world.quote(), world.now)
+        world.lookup().for_quote(world.quote(), world.now)
 
 
 def test_the_same_document_again_is_accepted(world: World) -> None:
     """Fetching twice is no going back."""
     store = world.filled()
-    outcomes = store.fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    outcomes = world.downloads(store).fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
     assert [outcome.error for outcome in outcomes] == [None] * 7
 
 
@@ -372,7 +391,7 @@ def test_document_altered_on_disk_is_refused(world: World, which: int) -> None:
     path = store.directory / world.platform.root_fingerprint.hex() / f"{name}.json"
     path.write_text(json.dumps(flipped(document).to_dict()))
     with pytest.raises(StorageFailed, match="altered or damaged") as caught:
-        world.store().for_quote(world.quote(), world.now)
+        world.lookup().for_quote(world.quote(), world.now)
     assert str(path) in caught.value.message
     broken = [held for held in world.store().held() if held.error is not None]
     assert [held.name for held in broken] == [name]
@@ -384,7 +403,7 @@ def test_file_that_is_no_document_is_refused(world: World, content: str) -> None
     store = world.filled()
     (store.directory / world.platform.root_fingerprint.hex() / "root-crl-root.json").write_text(content)
     with pytest.raises(StorageFailed, match="root-crl-root"):
-        world.store().for_quote(world.quote(), world.now)
+        world.lookup().for_quote(world.quote(), world.now)
 
 
 def test_document_under_another_name_is_refused(world: World) -> None:
@@ -393,7 +412,7 @@ def test_document_under_another_name_is_refused(world: World) -> None:
     folder = store.directory / world.platform.root_fingerprint.hex()
     (folder / "qe-identity-tdx.json").write_bytes((folder / "qe-identity-sgx.json").read_bytes())
     with pytest.raises(StorageFailed, match="another document"):
-        world.store().for_quote(world.quote("tdx"), world.now)
+        world.lookup().for_quote(world.quote("tdx"), world.now)
 
 
 def test_documents_of_another_root_are_kept_apart(world: World, tmp_path: Path) -> None:
@@ -407,7 +426,7 @@ def test_documents_of_another_root_are_kept_apart(world: World, tmp_path: Path) 
     store.put(document, world.now)
     assert world.status(store) is TCBStatus.UP_TO_DATE
     with pytest.raises(FetchFailed, match="is missing"):
-        store.for_quote(foreign.quote(), world.now)
+        Lookup(store).for_quote(foreign.quote(), world.now)
 
 
 def test_damaged_marks_are_refused(world: World) -> None:
@@ -416,7 +435,7 @@ def test_damaged_marks_are_refused(world: World) -> None:
     for content in ('{"a": {"number": "x", "issued_at": "2026-01-01T00:00:00Z"}}', '{"a": 1}', "nonsense"):
         (store.directory / world.platform.root_fingerprint.hex() / "marks.json").write_text(content)
         with pytest.raises(StorageFailed):
-            world.store().for_quote(world.quote(), world.now)
+            world.lookup().for_quote(world.quote(), world.now)
 
 
 # --- several sources --------------------------------------------------------------------------------------------------
@@ -426,7 +445,7 @@ def test_second_source_serves_when_the_first_is_silent(world: World) -> None:
     """Each document comes from the first source that has it."""
     world.trouble["one.invalid"] = silent
     store = world.store()
-    outcomes = store.fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE, OTHER], now=world.now)
+    outcomes = world.downloads(store).fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE, OTHER], now=world.now)
     assert all(outcome.verified is not None for outcome in outcomes)
     assert all("two.invalid" in outcome.verified.document.url for outcome in outcomes if outcome.verified)
 
@@ -435,13 +454,13 @@ def test_second_source_serves_when_the_first_hands_out_rubbish(world: World) -> 
     """A source whose answers do not verify is passed over."""
     world.trouble["one.invalid"] = lambda url: Response(url, 200, {"tcb-info-issuer-chain": "x"}, b"{}")
     store = world.store()
-    outcomes = store.fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE, OTHER], now=world.now)
+    outcomes = world.downloads(store).fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE, OTHER], now=world.now)
     assert all(outcome.verified is not None for outcome in outcomes)
 
 
 def test_no_source_at_all_is_said(world: World) -> None:
     """Without any source the refusal names the option."""
-    outcomes = world.store().fetch(fmspcs=[world.platform.fmspc], sources=[], now=world.now)
+    outcomes = world.downloads().fetch(fmspcs=[world.platform.fmspc], sources=[], now=world.now)
     assert all(outcome.error is not None and "--pcs" in str(outcome.error.remedy) for outcome in outcomes)
 
 
@@ -450,48 +469,48 @@ def test_retry_after_is_obeyed(world: World, status: int) -> None:
     """A source that asks for 90 seconds of peace gets them, also from another process; then it is asked again."""
     world.trouble["one.invalid"] = busy(status, "90")
     store = world.store()
-    store.fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    world.downloads(store).fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
     assert len(world.asked) == 1
     world.trouble.clear()
     world.now += timedelta(seconds=60)
-    outcomes = world.store().fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    outcomes = world.downloads().fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
     assert all(isinstance(outcome.error, FetchFailed) for outcome in outcomes)
     assert "left alone until" in str(outcomes[0].error)
     assert len(world.asked) == 1
     world.now += timedelta(seconds=31)
-    outcomes = world.store().fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    outcomes = world.downloads().fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
     assert all(outcome.verified is not None for outcome in outcomes)
 
 
 def test_unknown_platform_is_not_asked_for_again_at_once(world: World) -> None:
     """A 404 is remembered for minutes when evidence waits for it, so that nobody can make us hammer a service."""
-    store = world.store(online=True)
-    store.remember_sources([SOURCE])
+    world.downloads().sources.remember([SOURCE])
+    lookup = world.lookup(online=True)
     world.trouble["one.invalid"] = busy(404)
     for _ in range(3):
         with pytest.raises(FetchFailed):
-            store.for_quote(world.quote(), world.now)
+            lookup.for_quote(world.quote(), world.now)
     asked = len(world.asked)
     world.now += timedelta(seconds=NEGATIVE_S + 1)
     world.trouble.clear()
-    assert world.status(store) is TCBStatus.UP_TO_DATE
+    assert world.status(lookup) is TCBStatus.UP_TO_DATE
     assert asked <= 2
 
 
 def test_sources_are_remembered_in_their_order(world: World) -> None:
     """Named sources come first the next time; without any, Intel's service is asked."""
-    store = world.store()
-    assert [source.url for source in store.sources()] == ["https://api.trustedservices.intel.com"]
-    store.remember_sources([SOURCE])
-    store.remember_sources([OTHER])
-    assert store.sources() == (OTHER, SOURCE)
+    sources = world.downloads().sources
+    assert [source.url for source in sources.known()] == ["https://api.trustedservices.intel.com"]
+    sources.remember([SOURCE])
+    sources.remember([OTHER])
+    assert sources.known() == (OTHER, SOURCE)
 
 
 def test_early_channel_is_kept_apart(world: World) -> None:
     """`update=early` documents lie beside the standard ones, and each store serves its own."""
     world.filled()
     early = world.store(channel="early")
-    early.fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    world.downloads(early).fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
     assert any("update=early" in url for url in world.asked)
     names = {held.name for held in early.held()}
     assert {"qe-identity-sgx", "qe-identity-sgx.early"} <= names
@@ -628,7 +647,7 @@ def test_pck_certificate_without_its_request_is_refused(tmp_path: Path) -> None:
     """A PCK certificate is filed under the request that it answers, so it must name one."""
     world = World(tmp_path, carries_chain=False)
     store = world.store()
-    store.fetch_for(world.quote(), world.now, sources=[SOURCE])
+    world.downloads(store).fetch_for(world.quote(), world.now, sources=[SOURCE])
     document = next(item for item in parse_bundle(store.export_bundle()) if item.kind == "pck-certificate")
     verify_document(document)
     for request in ("", "../up", "A" * 100):
@@ -642,6 +661,19 @@ def test_bundle_larger_than_any_is_refused() -> None:
         parse_bundle(b" " * ((64 << 20) + 1))
 
 
+def test_collateral_of_a_bundle_takes_the_newer_of_two(world: World) -> None:
+    """Of two documents for one thing the newer counts, in whatever order they stand; foreign ones do not disturb."""
+    old = documents_of(world.platform.collateral(world.now), "", world.now)
+    world.platform.raise_tcb(now=world.now + timedelta(minutes=1))
+    new = documents_of(world.platform.collateral(world.now + timedelta(minutes=2)), "", world.now)
+    broken = dataclasses.replace(old[0], body=b"{}")
+    origin = unverified_origin(world.quote())
+    expected = json.loads(new[0].body)["tcbInfo"]["tcbEvaluationDataNumber"]
+    for documents in ((*old, *new, broken), (broken, *new, *old)):
+        collateral = assemble(index(documents, origin.root), origin)
+        assert json.loads(collateral.tcb_info)["tcbEvaluationDataNumber"] == expected == 2
+
+
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 
@@ -652,7 +684,7 @@ def test_store_where_a_file_stands_in_the_way_says_so(world: World) -> None:
     with pytest.raises(StorageFailed):
         store.put(document_of(world, "tcb-info"), world.now)
     with pytest.raises((StorageFailed, FetchFailed)):
-        store.for_quote(world.quote(), world.now)
+        Lookup(store).for_quote(world.quote(), world.now)
 
 
 def test_write_that_fails_leaves_the_old_document(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -662,7 +694,7 @@ def test_write_that_fails_leaves_the_old_document(world: World, monkeypatch: pyt
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adyton.collateral.store.os.fsync", full)
+    monkeypatch.setattr("adyton.collateral.folder.os.fsync", full)
     with pytest.raises(StorageFailed, match="No space left"):
         store.put(document_of(world, "tcb-info"), world.now)
     monkeypatch.undo()
@@ -676,5 +708,5 @@ def test_two_stores_on_one_folder_see_each_others_documents(world: World) -> Non
     assert world.status(running) is TCBStatus.UP_TO_DATE
     world.now += timedelta(minutes=1)
     world.platform.raise_tcb(now=world.now)
-    world.store().fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
+    world.downloads().fetch(fmspcs=[world.platform.fmspc], sources=[SOURCE], now=world.now)
     assert world.status(running) is TCBStatus.OUT_OF_DATE

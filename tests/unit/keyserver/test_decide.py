@@ -15,7 +15,7 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import MUST_COVER, SNPGuest, TDXGuest
 from adyton.attest.report import VerifiedReport
 from adyton.attest.roots import TrustRoots
-from adyton.collateral.verifier import Verified, Verifier
+from adyton.collateral.verifier import VerifiedEvidence, Verifier
 from adyton.errors import UsageError
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
 from adyton.keyserver.dry_run import rehearse
@@ -56,13 +56,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield world
 
 
+def verified(collateral: FixedCollateral, quote: bytes, platform: SimPlatform) -> VerifiedReport:
+    """What a verifier with this collateral says about a quote."""
+    found = Verifier(collateral).verify(quote, {platform.root_fingerprint}, now())
+    assert isinstance(found, VerifiedEvidence)
+    return found.report
+
+
 def report_of(world: World, **changes: Any) -> VerifiedReport:
     """A verified report of the usual program, with other fields or on another platform."""
     platform = changes.pop("platform", world.platform)
     signed = world.program()
     quote = world.enclave(signed, platform=platform, **changes).quote(BINDING)
-    verifier = Verifier(FixedCollateral(platform))
-    return verifier.verify(quote, {platform.root_fingerprint}, now()).report
+    return verified(FixedCollateral(platform), quote, platform)
 
 
 def case_of(world: World, *, report: VerifiedReport | None = None, **changes: Any) -> Case:
@@ -217,7 +223,7 @@ def test_decide_revoked_platform_is_never_accepted(base: World) -> None:
 def domain(base: World) -> VerifiedReport:
     """A verified report of the usual program in a simulated trust domain."""
     quote = base.enclave(base.program(), tdx=True).quote(BINDING)
-    return Verifier(base.collateral).verify(quote, {base.platform.root_fingerprint}, now()).report
+    return verified(base.collateral, quote, base.platform)
 
 
 def _guest(**changes: bytes) -> TDXGuest:
@@ -457,7 +463,7 @@ def test_rehearse_sev_snp_says_yes_with_the_manifest(base: World, snp_case: Case
     """A dry run of an SEV-SNP report needs the manifest that the program would name, and then can grant."""
     with base.store.write() as change:
         change.add_approval(snp_case.stored.approval, actor="test")
-    verified = Verified(snp_case.report, SNPScenario().built().collateral)
+    verified = VerifiedEvidence(snp_case.report, SNPScenario().built().collateral)
 
     def granted(manifest_sha256: Digest | None) -> bool:
         (found,) = rehearse(

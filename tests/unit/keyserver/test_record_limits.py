@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
 from adyton.keyserver import record_limits
-from adyton.keyserver.record_limits import MAX_GENUINE_PER_MINUTE, MAX_NOISE_PER_MINUTE, MAX_PER_PLATFORM, Refusals
+from adyton.keyserver.record_limits import MAX_GENUINE_PER_MINUTE, MAX_NOISE_PER_MINUTE, MAX_PER_PLATFORM, RefusalLimits
 from adyton.keyserver.service import KeyService
 from adyton.keystore import facts
 from adyton.manifest.signed import SignedManifest
@@ -73,30 +73,30 @@ def candidates(world: World) -> list[tuple[Measurement, str]]:
 
 def test_refusals_each_platform_has_its_share_of_a_minute() -> None:
     """One platform cannot use up another's share, nor all of them the record; the next minute is another."""
-    refusals = Refusals()
-    assert sum(refusals.may_keep("a", 0) for _ in range(MAX_PER_PLATFORM + 5)) == MAX_PER_PLATFORM
-    assert refusals.may_keep("b", 0)
-    assert sum(refusals.may_keep(None, 0) for _ in range(MAX_NOISE_PER_MINUTE + 7)) == MAX_NOISE_PER_MINUTE
-    kept = sum(refusals.may_keep(f"c{number}", 0) for number in range(MAX_GENUINE_PER_MINUTE))
+    limits = RefusalLimits()
+    assert sum(limits.may_keep("a", 0) for _ in range(MAX_PER_PLATFORM + 5)) == MAX_PER_PLATFORM
+    assert limits.may_keep("b", 0)
+    assert sum(limits.may_keep(None, 0) for _ in range(MAX_NOISE_PER_MINUTE + 7)) == MAX_NOISE_PER_MINUTE
+    kept = sum(limits.may_keep(f"c{number}", 0) for number in range(MAX_GENUINE_PER_MINUTE))
     assert kept == MAX_GENUINE_PER_MINUTE - MAX_PER_PLATFORM - 1
-    assert refusals.may_keep("a", MINUTE_MS)
-    assert refusals.may_keep(None, MINUTE_MS)
+    assert limits.may_keep("a", MINUTE_MS)
+    assert limits.may_keep(None, MINUTE_MS)
 
 
 def test_refusals_left_out_are_summed_up_when_their_minute_is_over() -> None:
     """The sum is given until it is recorded, and that of an unfinished minute when all are asked for."""
-    refusals = Refusals()
+    limits = RefusalLimits()
     for _ in range(MAX_NOISE_PER_MINUTE + 7):
-        refusals.may_keep(None, 0)
-    assert refusals.sums(1) == []
-    sums = refusals.sums(MINUTE_MS)
+        limits.may_keep(None, 0)
+    assert limits.sums(1) == []
+    sums = limits.sums(MINUTE_MS)
     assert sums == [{"refused_without_evidence": 7, "minute": 0}]
-    assert refusals.sums(MINUTE_MS) == sums
-    refusals.recorded(sums)
-    assert refusals.sums(None) == []
+    assert limits.sums(MINUTE_MS) == sums
+    limits.recorded(sums)
+    assert limits.sums(None) == []
     for _ in range(MAX_PER_PLATFORM + 2):
-        refusals.may_keep("a", 5 * MINUTE_MS)
-    assert refusals.sums(None) == [{"refused_on_genuine_platforms": 2, "minute": 5}]
+        limits.may_keep("a", 5 * MINUTE_MS)
+    assert limits.sums(None) == [{"refused_on_genuine_platforms": 2, "minute": 5}]
 
 
 # --- what is noise ------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ import sqlalchemy as sa
 
 from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied, Error
-from adyton.keyserver.service import Answer, KeyService
+from adyton.keyserver.service import KeyService
+from adyton.keyserver.stages import Answered
 from adyton.keystore.approval import REVOKED
 from adyton.release.client import obtain_keys
 from adyton.release.messages import EnclaveKey, ReleaseRequest
@@ -58,7 +59,7 @@ def world(database: Server | None, tmp_path: Path) -> Iterator[World]:
         yield found
 
 
-def ask(world: World, service: KeyService) -> Future[Answer]:
+def ask(world: World, service: KeyService) -> Future[Answered]:
     """A request of an approved program, without sockets."""
     signed = world.program()
     key = EnclaveKey()

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.ratls import make_certificate
-from adyton.keyserver.service import Answer, KeyService
+from adyton.keyserver.service import KeyService
+from adyton.keyserver.stages import Answered
 from adyton.keystore.approval import REVOKED
 from adyton.manifest.signed import SignedManifest
 from tests.support.owner_world import World, now
@@ -24,7 +25,7 @@ def service(world: World) -> Iterator[KeyService]:
     found.close()
 
 
-def ask(world: World, service: KeyService, signed: SignedManifest, server_name: str | None) -> Answer:
+def ask(world: World, service: KeyService, signed: SignedManifest, server_name: str | None) -> Answered:
     """Gramine's protocol with this name in the TLS handshake."""
     key = ec.generate_private_key(ec.SECP384R1())
     hour = timedelta(hours=1)

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import pytest
 
 from adyton.errors import AuditError, FetchFailed, StoreError
-from adyton.keyserver.decision_queue import Batches
-from adyton.keyserver.service import Answer, Job
+from adyton.keyserver.decision_queue import DecisionQueue, Waiting
+from adyton.keyserver.stages import Answered, Received
 from adyton.keystore.approval import ADYTON
 from adyton.release.messages import PATH_RELEASE, PATH_USED, used_message
 from adyton.server.listener import Limits
@@ -87,18 +87,19 @@ def test_client_that_leaves_during_the_decision_is_recorded_and_ends_nothing(wor
 
 def test_job_is_claimed_by_whoever_decides_it_and_never_once_it_is_over() -> None:
     """A request is decided as long as somebody waits; what was taken back or answered is left alone."""
-    waits, gone, answered = (Job(ADYTON, (), b"", "r", "peer", None) for _ in range(3))
+    received = Received(protocol=ADYTON, names=(), evidence=b"", run="r", peer="peer", report_data=None)
+    waits, gone, answered = (Waiting(received) for _ in range(3))
     assert waits.claim()
     assert waits.claim()
     assert not waits.future.cancel()
     gone.future.cancel()
     assert not gone.claim()
     assert not gone.claim()
-    answered.future.set_result(Answer(None))
+    answered.future.set_result(Answered(None))
     assert not answered.claim()
 
 
-def test_batches_survive_whatever_the_work_does() -> None:
+def test_queue_survives_whatever_the_work_does() -> None:
     """A defect in one batch is logged, and the next is worked on."""
     seen: list[list[int]] = []
 
@@ -106,12 +107,12 @@ def test_batches_survive_whatever_the_work_does() -> None:
         seen.append(batch)
         raise RuntimeError("broken")
 
-    batches: Batches[int] = Batches(work, lambda: None)
+    decisions: DecisionQueue[int] = DecisionQueue(work, lambda: None)
     with Logged() as logged:
-        assert batches.put(1)
+        assert decisions.put(1)
         wait_until(lambda: seen == [[1]])
-        assert batches.put(2)
-        batches.close()
+        assert decisions.put(2)
+        decisions.close()
     assert [2] in seen
     assert len(logged.records) == len(seen)
 
@@ -120,7 +121,7 @@ def test_ready_without_its_thread_is_not(world: World) -> None:
     """A server whose decisions have ended says so, instead of being asked for ever."""
     service = world.service()
     assert service.is_ready()
-    service._batches.close()
+    service._queue.close()
     assert not service.is_ready()
 
 

@@ -72,7 +72,7 @@ def test_ra_tls_failure_inside_closes_the_connection(world: World, server: Runni
     signed = world.program()
     world.approve(signed, protocols=("ra-tls",))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server.server.service._batches, "put", lambda _job: False)
+        patch.setattr(server.server.service._queue, "put", lambda _job: False)
         assert provision(world, server, *credential(world, signed)) == b""
     assert provision(world, server, *credential(world, signed)) != b""
     wait_until(lambda: server.server.counters.open == 0)

@@ -18,7 +18,7 @@ import pytest
 from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied, Error
 from adyton.keyserver.record_limits import MAX_NOISE_PER_MINUTE
-from adyton.keyserver.service import Job
+from adyton.keyserver.stages import Verified
 from adyton.keystore.approval import REVOKED
 from adyton.manifest.measure import combine
 from adyton.release.client import obtain_keys
@@ -75,7 +75,7 @@ def test_revoke_between_the_request_and_its_decision_refuses_it(world: World, mo
     about_to_decide = threading.Event()
     decide_all = service._decide_all
 
-    def noticed(batch: list[Job]) -> Any:
+    def noticed(batch: list[Verified]) -> Any:
         about_to_decide.set()
         return decide_all(batch)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.collateral.fetcher import HTTPFetcher, Response, retry_after_s
+from adyton.collateral.http_client import HTTPFetcher, Response, retry_after_s
 from adyton.errors import FetchFailed, Timeout, UsageError
 from tests.support.servers import Handler, dripping, raw_server, saying, self_signed
 
@@ -253,7 +253,7 @@ def test_get_through_a_proxy_tunnels_tls(
 ) -> None:
     """An https address goes through CONNECT, with the user's name for the proxy and nothing of the request."""
     seen: list[bytes] = []
-    monkeypatch.setattr("adyton.collateral.fetcher._is_loopback", lambda _host: False)
+    monkeypatch.setattr("adyton.collateral.http_client._is_loopback", lambda _host: False)
     with raw_server(saying(OK + b"Content-Length: 2\r\n\r\nok"), tls[0]) as url, raw_server(proxying(seen)) as proxy:
         no_proxies.setenv("HTTPS_PROXY", proxy.replace("http://", "http://user:p%40ss@"))
         assert HTTPFetcher(5, tls[1]).get(f"{url}/secret-path", max_bytes=10).body == b"ok"
@@ -300,7 +300,7 @@ def test_this_machine_is_never_asked_for_through_a_proxy(no_proxies: pytest.Monk
 
 def test_host_in_no_proxy_is_asked_directly(no_proxies: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
     """NO_PROXY is obeyed."""
-    monkeypatch.setattr("adyton.collateral.fetcher._is_loopback", lambda _host: False)
+    monkeypatch.setattr("adyton.collateral.http_client._is_loopback", lambda _host: False)
     no_proxies.setenv("http_proxy", "http://127.0.0.1:1")
     no_proxies.setenv("no_proxy", "127.0.0.1")
     with raw_server(saying(OK + b"Content-Length: 2\r\n\r\nok")) as url:

@@ -1,0 +1,182 @@
+"""What one piece of evidence is judged with: the documents that it needs, taken from a store and put together."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from adyton.attest.roots import TrustRoots
+from adyton.attest.sgx import SGXQuote
+from adyton.collateral.documents import last_certificate
+from adyton.collateral.needs import (
+    assemble,
+    assemble_amd,
+    origin_of_chain,
+    pck_chain,
+    unverified_chips,
+    unverified_origin,
+)
+from adyton.collateral.requests import certificate_request, request_for
+from adyton.collateral.store import IMMUTABLE
+from adyton.errors import Error, FetchFailed, Stale, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.attest.snp import SNPReport
+    from adyton.attest.tdx import TDXQuote
+    from adyton.collateral.documents import Kind, VerifiedDocument
+    from adyton.collateral.downloads import Downloads
+    from adyton.collateral.needs import ChipOrigin, Origin
+    from adyton.collateral.pcs import PCSClient
+    from adyton.collateral.requests import Request
+    from adyton.collateral.store import CollateralStore, Outcome
+    from adyton.values import Digest
+
+MAX_REMEMBERED: Final = 1024
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The collateral for one quote, and when the first of its documents is due to be fetched anew."""
+
+    collateral: Collateral
+    due_at: datetime
+
+
+@dataclass
+class Lookup:
+    """Collateral for evidence, each document verified and valid; thread-safe.
+
+    Without `downloads` only the store is asked. With them, what is missing or has expired there is fetched first, and
+    the caller waits for it.
+    """
+
+    store: CollateralStore
+    downloads: Downloads | None = None
+    _found: dict[Origin, tuple[tuple[VerifiedDocument, ...], Found]] = field(default_factory=dict, repr=False)
+    _origins: dict[tuple[bool, int, bytes], Origin] = field(default_factory=dict, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    # --- quotes
+
+    def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral:
+        """The collateral for one quote; raises as `find` does."""
+        return self.find(quote, now).collateral
+
+    def find(self, quote: SGXQuote | TDXQuote, now: datetime) -> Found:
+        """The collateral for one quote, each document verified and valid at `now`.
+
+        Raises FetchFailed where a document is missing, Stale where one has expired, StorageFailed where one on disk was
+        altered, and MalformedQuote where the quote does not say where it comes from. The same object is returned as
+        long as no document changes, so that a cache of verified collateral can use it as its key.
+        """
+        origin = self.origin(quote)
+        found: dict[tuple[Kind, str], VerifiedDocument] = {}
+        wanted = list(origin.names)
+        while wanted:
+            kind, subject = wanted.pop(0)
+            verified = found[kind, subject] = self._get(quote, origin, kind, subject, now)
+            if kind == "pck-certificate":
+                origin = origin_of_chain(pck_chain(verified.document), origin.tee, origin.request)
+                wanted = [name for name in origin.names if name not in found]
+        return self._assembled(found, origin)
+
+    def origin(self, quote: SGXQuote | TDXQuote) -> Origin:
+        """Where a quote says it comes from; remembered, since reading the certificates is most of the work."""
+        signature = quote.signature
+        digest = hashlib.sha256(signature.certification_data).digest()
+        key = (isinstance(quote, SGXQuote), int(signature.certification_type), digest)
+        with self._lock:
+            known = self._origins.get(key)
+        if known is not None:
+            return known
+        origin = unverified_origin(quote)
+        if origin.request is not None:
+            return unverified_origin(quote, root=self.store.root_of_request(origin.request))
+        with self._lock:
+            if len(self._origins) >= MAX_REMEMBERED:
+                self._origins.clear()
+            self._origins[key] = origin
+        return origin
+
+    def _get(
+        self, quote: SGXQuote | TDXQuote, origin: Origin, kind: Kind, subject: str, now: datetime
+    ) -> VerifiedDocument:
+        try:
+            return self.store.get(origin.root, kind, subject, now)
+        except (Unavailable, Stale):
+            if self.downloads is None:
+                raise
+            if kind == "pck-certificate":
+                return _taken(self.downloads.fetch_one(certificate_request(quote, origin), now))
+            return _fetched(self.downloads, origin, kind, subject, now)
+
+    def _assembled(self, found: Mapping[tuple[Kind, str], VerifiedDocument], origin: Origin) -> Found:
+        parts = tuple(found[key] for key in sorted(found))
+        with self._lock:
+            known = self._found.get(origin)
+            if known is not None and len(known[0]) == len(parts) and all(map(operator.is_, known[0], parts)):
+                return known[1]
+        due = [self.store.due_at(part) for part in parts if part.document.kind not in IMMUTABLE]
+        made = Found(assemble(found, origin), min(due, default=_NEVER))
+        with self._lock:
+            if len(self._found) >= MAX_REMEMBERED:
+                self._found.clear()
+            self._found[origin] = (parts, made)
+        return made
+
+    # --- SEV-SNP reports
+
+    def for_report(self, report: SNPReport, now: datetime, *, roots: TrustRoots | None = None) -> AMDCollateral:
+        """The certificates and CRL for one SEV-SNP report, under the pinned ARK of its product.
+
+        The product comes from the report, or (in version 2, which does not say) from what is here. Raises FetchFailed
+        where something is missing, Stale where it has expired, and StorageFailed where it was altered on disk.
+        """
+        pinned = (roots or TrustRoots()).amd
+        last: Error | None = None
+        for chip in unverified_chips(report):
+            ark = pinned.get(chip.product)
+            if ark is None:
+                continue
+            try:
+                return self._for_chip(chip, ark, now)
+            except (Unavailable, Stale) as error:
+                last = error
+            if self.downloads is None:
+                continue
+            errors = [outcome.error for outcome in self.downloads.fetch_chip(chip, now) if outcome.error is not None]
+            if not errors:
+                return self._for_chip(chip, ark, now)
+            last = errors[0]
+        raise last or FetchFailed("the report names no product that AMD's roots are known for", check="AMD product")
+
+    def _for_chip(self, chip: ChipOrigin, ark: Digest, now: datetime) -> AMDCollateral:
+        certificate = self.store.get(ark, *chip.certificate, now)
+        return assemble_amd(certificate.document, self.store.get(ark, *chip.crl, now).document)
+
+
+def _fetched(downloads: Downloads, origin: Origin, kind: Kind, subject: str, now: datetime) -> VerifiedDocument:
+    """Fetch one document while evidence waits for it; the root's CRL takes the root, which another document names."""
+
+    def fetch(request: Request[PCSClient]) -> VerifiedDocument:
+        return _taken(downloads.fetch_one(request, now, root=origin.root, respect_negative_cache=True))
+
+    if kind != "root-crl":
+        return fetch(request_for(kind, subject))
+    pck_crl = fetch(request_for("pck-crl", origin.ca or "platform"))
+    return fetch(request_for(kind, subject, last_certificate(pck_crl.document.chain)))
+
+
+def _taken(outcome: Outcome) -> VerifiedDocument:
+    """The document that was fetched; raises why it cannot be had."""
+    if outcome.verified is None:
+        raise outcome.error or FetchFailed(f"{outcome.name} could not be fetched")
+    return outcome.verified

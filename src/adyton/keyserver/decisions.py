@@ -1,0 +1,298 @@
+"""One request decided: within a transaction, by the owner's approvals, and with its entry in the audit record.
+
+Nothing leaves from here. The caller commits the transaction first, and answers then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from adyton.attest.sgx import SGXQuote
+from adyton.errors import Denied, Error, OutOfOrder, Unavailable
+from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
+from adyton.keyserver.explainer import Ticket, waits
+from adyton.keyserver.public_errors import busy
+from adyton.keyserver.record_limits import OWNERS_BYTES
+from adyton.keyserver.refusal import (
+    Reason,
+    cut_details,
+    evidence_reason,
+    fitting,
+    owner_reason,
+    told_reason,
+    unchecked_reason,
+)
+from adyton.keyserver.request_record import RequestRecord
+from adyton.keyserver.stages import Decided, Outcome, Refused, Release, Unchecked
+from adyton.keystore.audit import canonical
+from adyton.keystore.facts import DENIAL, RELEASE, WAITS, waiting
+from adyton.keystore.names import new_id
+from adyton.keystore.tables.keys import KEY
+from adyton.release.messages import NOT_KEPT, Payload, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from adyton.attest.report import VerifiedReport
+    from adyton.keyserver.record_limits import RefusalLimits
+    from adyton.keyserver.stages import Received, Verified
+    from adyton.keystore.transaction import Transaction
+
+log = logging.getLogger("adyton.keyserver")
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One verified request, the transaction that it is decided in, and the time of the decision."""
+
+    change: Transaction
+    verified: Verified
+    now: datetime
+    at_ms: int
+
+    @property
+    def received(self) -> Received:
+        return self.verified.received
+
+
+class Decisions:
+    """Decides requests within the record's limits; for one thread."""
+
+    def __init__(self, server_name: str, limits: RefusalLimits) -> None:
+        self._server_name = server_name
+        self._limits = limits
+        self._record = RequestRecord()
+
+    def decide(self, change: Transaction, verified: Verified, now: datetime, at_ms: int) -> Decided:
+        """Decide one request, and record the decision in this transaction.
+
+        A nonce is used up before any approval is read: a request that comes again is refused, whatever it asks for.
+        """
+        return Decided(verified.received, self._outcome(_Case(change, verified, now, at_ms)))
+
+    def _outcome(self, case: _Case) -> Outcome:
+        result = case.verified.result
+        if isinstance(result, Unavailable):
+            return self._unchecked(case, result)
+        if isinstance(result, Error):
+            return self._refuse_evidence(case, result)
+        try:
+            _use_nonce(case)
+        except OutOfOrder as error:
+            return self._refuse_evidence(case, error)
+        if not case.received.names:
+            return self._decide_by_measurement(case, result.report)
+        return self._decide_by_name(case, result.report)
+
+    def _decide_by_name(self, case: _Case, report: VerifiedReport) -> Outcome:
+        """Give all keys that the request names, or none."""
+        grants: list[Grant] = []
+        for name in case.received.names:
+            decided = _judge(case, report, name)
+            if isinstance(decided, Denial):
+                decide_in_vain(_request(case.received, name), report, case.change.approvals(), case.now)
+                return self._refuse(case, report, decided)
+            grants.append(decided)
+        return self._grant(case, tuple(grants))
+
+    def _decide_by_measurement(self, case: _Case, report: VerifiedReport) -> Outcome:
+        """Gramine's protocol names no key: give the one that this program may have, or say why the closest is not.
+
+        A key whose runs are used up counts as one that it may have: else the last run of one key would hand out
+        another in its place.
+        """
+        allowed: list[Grant] = []
+        used_up: list[Denial] = []
+        closest: tuple[tuple[bool, int], Denial] | None = None
+        for key in sorted({stored.approval.key for stored in case.change.approvals()}):
+            decided = _judge(case, report, key)
+            if isinstance(decided, Grant):
+                allowed.append(decided)
+            elif decided.is_used_up:
+                used_up.append(decided)
+            elif decided.judged:
+                best = decided.judged[0]
+                distance = not best.is_this_program, len(best.failed)
+                if closest is None or distance < closest[0]:
+                    closest = distance, decided
+        if len(allowed) + len(used_up) > 1:
+            several = Denied(
+                "several keys are approved for this program over ra-tls, and the protocol names none",
+                check="name of the key",
+                expected="one key",
+                seen=f"{len(allowed) + len(used_up)} keys",
+                remedy=f"connect to KEY.keys.{self._server_name}, or approve one key only for ra-tls",
+            )
+            detail = {"evidence": cut_details(several)}
+            return Refused(self._refuse_genuine(case, report, detail, lambda known: evidence_reason(several, known)))
+        if allowed:
+            return self._grant(case, tuple(allowed))
+        if used_up:
+            return self._refuse(case, report, used_up[0])
+        return self._refuse(case, report, closest[1] if closest else Denial("(any)", ()))
+
+    # --- outcomes ----------------------------------------------------------------------------------------------
+
+    def _grant(self, case: _Case, grants: tuple[Grant, ...]) -> Release:
+        change, received = case.change, case.received
+        keys: dict[str, bytes] = {}
+        secret_values: dict[str, bytes] = {}
+        versions: dict[str, int] = {}
+        listed = []
+        for grant in grants:
+            info, value = change.reveal(grant.key)
+            (keys if info.kind == KEY else secret_values)[grant.key] = value
+            versions[grant.key] = info.version
+            listed.append(
+                {
+                    "key": grant.key,
+                    "version": info.version,
+                    "approval": grant.approval.id,
+                    "revision": grant.approval.revision,
+                    "app": grant.approval.approval.app,
+                    "app_version": grant.approval.approval.version,
+                    "release": new_id("r") if grant.renews is None else grant.renews,
+                    "renewed": grant.renews is not None,
+                    "lease_until_ms": int(grant.lease_until.timestamp() * 1000),
+                }
+            )
+        grant_id = new_id("g")
+        payload = Payload(keys, secret_values, change.token_of(grant_id))
+        evidence = change.keep_released(received.evidence, case.at_ms).hex()
+        facts = self._record.facts(change, case.verified, case.at_ms)
+        change.record(RELEASE, grant_id, {"grant": grant_id, "keys": listed, "evidence": evidence, **facts}, case.at_ms)
+        named = {"keys": ",".join(grant.key for grant in grants), "app": grants[0].approval.approval.app}
+        log.info("released", extra={"grant": grant_id, "peer": received.peer, **named})
+        return Release(grant_id, grants, versions, payload)
+
+    def _refuse(self, case: _Case, report: VerifiedReport, denial: Denial) -> Refused:
+        """Refuse genuine evidence that no approval is for; the owner's record says how near each approval comes."""
+        platform = case.verified.platform
+        bound = platform is not None
+        unknown = not any(judged.is_this_program for judged in denial.judged)
+        waiting_for: dict[str, Any] = {}
+        if unknown and bound and isinstance(report.evidence, SGXQuote) and case.change.has_key(denial.key):
+            waiting_for = {WAITS: waiting(report.measurement, report.tee_with_root, denial.key)}
+        detail = denial.to_dict()
+        listed = fitting(detail) if bound else {"key": denial.key, "approvals": [], "more": 0}
+        reason_of = (lambda known: owner_reason(denial, report, known)) if bound else None
+        refusal = self._refuse_genuine(case, report, listed, reason_of, waiting_for)
+        if refusal.denial == NOT_KEPT:
+            return Refused(refusal)
+        ticket = Ticket(
+            denial=refusal.denial,
+            platform=platform or "",
+            evidence=report.evidence,
+            tee=report.tee_with_root,
+            key=denial.key,
+            approvals=tuple(judged["approval"] for judged in detail["approvals"]),
+            waits=bound and waits(detail),
+            made_at=time.monotonic(),
+        )
+        return Refused(refusal, ticket)
+
+    def _refuse_genuine(
+        self,
+        case: _Case,
+        report: VerifiedReport,
+        detail: dict[str, Any],
+        reason_of: Callable[[str | None], Reason] | None,
+        waiting_for: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Refusal:
+        """Refuse genuine evidence: the client is told the same whatever the reason is; the record has the reason.
+
+        Without `reason_of` the reason is what the client is told: the evidence was not made for this request.
+        """
+        received, bound = case.received, case.verified.platform is not None
+
+        def told(known: str | None) -> Reason:
+            return told_reason(report, received.names, received.protocol, known, for_this_request=bound)
+
+        return self._deny(case, told, detail, reason_of=reason_of, waiting_for=waiting_for)
+
+    def _refuse_evidence(self, case: _Case, error: Error) -> Refused:
+        detail = {"evidence": cut_details(error)}
+        return Refused(self._deny(case, lambda known: evidence_reason(error, known), detail))
+
+    def _unchecked(self, case: _Case, error: Unavailable) -> Unchecked:
+        """No verdict; but the owner should know what was missing."""
+        told = self._deny(case, unchecked_reason, {"unchecked": cut_details(error)})
+        return Unchecked(
+            busy(told.message, check=told.check, expected=told.expected, seen=told.seen, remedy=told.remedy)
+        )
+
+    def _deny(
+        self,
+        case: _Case,
+        told_of: Callable[[str | None], Reason],
+        detail: dict[str, Any],
+        *,
+        reason_of: Callable[[str | None], Reason] | None = None,
+        waiting_for: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Refusal:
+        """Refuse, and record it with what waits since then, unless there were too many lately: then without an id."""
+        change, platform, at_ms = case.change, case.verified.platform, case.at_ms
+        denial_id = new_id("d") if self._limits.may_keep(platform, at_ms) else None
+        told = told_of(denial_id)
+        parts = (told.message, told.check, told.expected, told.seen, told.remedy)
+        if denial_id is None:
+            return Refusal(NOT_KEPT, *parts)
+        reason = told if reason_of is None else reason_of(denial_id)
+        body = {
+            "denial": denial_id,
+            "told": told.to_dict(),
+            "reason": reason.to_dict(),
+            "detail": detail,
+            **self._record.facts(change, case.verified, at_ms),
+            **self._record.refused_evidence(change, case.verified, at_ms),
+        }
+        change.record(DENIAL, denial_id, {**body, **waiting_for}, at_ms)
+        size = len(canonical(body))  # without what waits: who counts refusals must not learn whether a key exists
+        if platform is not None:
+            size += OWNERS_BYTES - len(canonical(detail)) - len(canonical(reason.to_dict()))
+        self._limits.wrote(platform, size, at_ms)
+        log.info("denied", extra={"denial": denial_id, "peer": case.received.peer, "check": reason.check})
+        return Refusal(denial_id, *parts)
+
+
+def _use_nonce(case: _Case) -> None:
+    """Use up the challenge of Adyton's own protocol; raises OutOfOrder where it was used before.
+
+    RA-TLS has none: there the handshake proves that the client holds the key of its certificate.
+    """
+    message = case.received.message
+    if message is not None:
+        nonce = message.nonce.raw
+        case.change.use_nonce(nonce, 1000 * int.from_bytes(nonce[:4], "big"), case.at_ms)
+
+
+def _judge(case: _Case, report: VerifiedReport, key: str) -> Grant | Denial:
+    change = case.change
+    return decide(
+        _request(case.received, key),
+        report,
+        change.approvals(key),
+        lambda stored: change.usage(
+            stored.id,
+            case.received.run,
+            case.at_ms,
+            counted=stored.approval.max_runs is not None or stored.approval.max_active is not None,
+        ),
+        case.now,
+    )
+
+
+def _request(received: Received, key: str) -> Request:
+    """What is asked for, of one of the keys that are named."""
+    return Request(
+        key=key,
+        run=received.run,
+        protocol=received.protocol,
+        report_data=received.report_data,
+        manifest_sha256=received.manifest_sha256,
+    )

@@ -1,0 +1,89 @@
+"""What the record keeps of a request: facts in its entry, and beside it the evidence and its collateral."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton.attest.checks import text
+from adyton.keyserver.record_limits import MAX_EVIDENCE_BYTES_PER_DAY, MAX_EVIDENCE_KEPT_BYTES, Budget
+from adyton.keyserver.refusal import program_of
+from adyton.keystore.prune import prune_refused
+from adyton.keystore.tables.evidence import REFUSED
+
+if TYPE_CHECKING:
+    from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.keyserver.stages import Verified
+    from adyton.keystore.transaction import Transaction
+
+MAX_UNPROVEN_NAMES: Final = 4
+"""Of the names that somebody asked for without genuine evidence, so many are recorded."""
+
+MAX_PLATFORM_CHARACTERS: Final = 200
+_MAX_REMEMBERED: Final = 64
+
+
+class RequestRecord:
+    """Keeps requests within the bounds of one key server; for one thread."""
+
+    def __init__(self) -> None:
+        self._refused_evidence = Budget(MAX_EVIDENCE_BYTES_PER_DAY)
+        self._unpruned_bytes = MAX_EVIDENCE_KEPT_BYTES
+        self._collateral_json: dict[int, tuple[object, bytes]] = {}
+
+    def facts(self, change: Transaction, verified: Verified, at_ms: int) -> dict[str, Any]:
+        """What an entry says of a request, whatever its decision; keeps the collateral of genuine evidence."""
+        received, evidence = verified.received, verified.evidence
+        names = list(received.names)
+        facts: dict[str, Any] = {
+            "protocol": received.protocol,
+            "peer": received.peer,
+            "names": names if evidence is not None else names[:MAX_UNPROVEN_NAMES],
+            "run": received.run,
+        }
+        if received.manifest_sha256 is not None:
+            facts["manifest_sha256"] = received.manifest_sha256.hex()
+        if received.report_data is not None:
+            facts["report_data"] = received.report_data.hex()
+        if evidence is not None:
+            report = evidence.report
+            platform = report.platform.items()
+            facts |= {
+                "tee": report.tee_with_root,
+                "program": program_of(report),
+                "measurement": report.measurement.hex(),
+                "mrsigner": str(report.mrsigner) if report.mrsigner else "",
+                "status": str(report.status),
+                "advisories": list(report.advisories),
+                "debug": report.debug,
+                "platform": {str(name): text(value)[:MAX_PLATFORM_CHARACTERS] for name, value in platform},
+            }
+            raw = self._collateral_bytes(evidence.collateral)
+            facts["collateral"] = change.keep_artifact("collateral", raw, at_ms).hex()
+        return facts
+
+    def refused_evidence(self, change: Transaction, verified: Verified, at_ms: int) -> dict[str, Any]:
+        """What is kept of refused evidence: genuine evidence itself, within bounds; of all other its hash.
+
+        Anybody can make evidence that does not verify, as much of it as he likes.
+        """
+        raw = verified.received.evidence
+        if not raw:
+            return {}
+        if verified.evidence is None or not self._refused_evidence.has_room(at_ms, len(raw)):
+            return {"evidence_sha256": hashlib.sha256(raw).hexdigest()}
+        self._refused_evidence.spend(len(raw), at_ms)
+        sha256 = change.keep_artifact(REFUSED, raw, at_ms)
+        self._unpruned_bytes += len(raw)
+        if self._unpruned_bytes > MAX_EVIDENCE_KEPT_BYTES // 16:  # the sum reads what is kept: not for every refusal
+            prune_refused(change, MAX_EVIDENCE_KEPT_BYTES, at_ms)
+            self._unpruned_bytes = 0
+        return {"evidence": sha256.hex()}
+
+    def _collateral_bytes(self, collateral: Collateral | AMDCollateral) -> bytes:
+        known = self._collateral_json.get(id(collateral))
+        if known is None or known[0] is not collateral:
+            if len(self._collateral_json) > _MAX_REMEMBERED:
+                self._collateral_json.clear()
+            known = self._collateral_json[id(collateral)] = (collateral, collateral.to_json().encode())
+        return known[1]
