@@ -9,10 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "adyton"
 
-_GROUND = {"errors", "values", "untrusted", "elf", "confined_process"}
+_GROUND = {"check", "errors", "values", "untrusted", "elf", "confined_process"}
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "check": set(),
+    "errors": {"check"},
     "values": {"errors"},
     "untrusted": {"errors"},
     "elf": set(),

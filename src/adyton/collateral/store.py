@@ -550,16 +550,15 @@ class CollateralStore:
                 continue
             until = _moment(row.get("until"))
             if until is not None and now < until:
-                error = FetchFailed(
+                return FetchFailed(
                     f"{urlsplit(source.url).netloc} is left alone until {until:%Y-%m-%d %H:%M:%S} UTC: "
                     f"{str(row.get('why'))[:300]}",
                     check="source asked too often, or without what is wanted",
                     expected=f"not before {_stamp(until)}",
                     seen=_stamp(now),
                     remedy="wait, or name another source",
+                    retry_after_s=(until - now).total_seconds(),
                 )
-                error.retry_after_s = (until - now).total_seconds()
-                return error
         return None
 
     def _note_refusal(self, source: Source, name: str, error: FetchFailed, now: datetime) -> None:
@@ -763,8 +762,13 @@ def _read_json(path: Path, default: Any, limit: int = _STATE_BYTES) -> Any:
     try:
         return parse_json(raw, what=f"file {path}", refuse=StorageFailed, limit_bytes=limit)
     except StorageFailed as error:
-        error.remedy = "remove it and fetch the collateral again"
-        raise
+        raise StorageFailed(
+            error.message,
+            check=error.check,
+            expected=error.expected,
+            seen=error.seen,
+            remedy="remove it and fetch the collateral again",
+        ) from None
 
 
 def _write_json(path: Path, data: object) -> None:

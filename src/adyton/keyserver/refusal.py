@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton.attest.checks import Check, text
+from adyton.check import Check, text
 from adyton.errors import BadChain
 from adyton.keystore.audit import canonical
 

@@ -19,8 +19,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest import ratls
-from adyton.attest.checks import text
 from adyton.attest.sgx import SGXQuote
+from adyton.check import text
 from adyton.collateral.background import Fetching
 from adyton.errors import AuditError, Denied, Error, OutOfOrder, StoreError, Unavailable
 from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
