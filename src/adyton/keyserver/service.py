@@ -37,12 +37,12 @@ from adyton.keyserver.record_limits import (
     Refusals,
 )
 from adyton.keyserver.refusal import (
-    Reason,
     cut_details,
     evidence_reason,
     fitting,
     owner_reason,
     program_of,
+    reason_parts,
     told_reason,
     unchecked_reason,
 )
@@ -56,7 +56,6 @@ from adyton.keystore.reader import AWAITED, KEY
 from adyton.keystore.transaction import REFUSED
 from adyton.release.grants import Granted, Terms, sign_grant
 from adyton.release.messages import (
-    NOT_KEPT,
     Payload,
     Refusal,
     ReleaseRequest,
@@ -482,7 +481,7 @@ class KeyService:
                 remedy=f"connect to KEY.keys.{self.identity.server_name}, or approve one key only for ra-tls",
             )
             detail = {"evidence": cut_details(several)}
-            self._refuse_genuine(change, job, detail, at_ms, lambda known: evidence_reason(several, known), {})
+            self._refuse_genuine(change, job, detail, at_ms, lambda known: evidence_reason(several, known).parts(), {})
         elif allowed:
             self._grant(change, job, tuple(allowed), at_ms)
         elif used_up:
@@ -539,7 +538,7 @@ class KeyService:
         detail = denial.to_dict()
         bound = job.platform is not None
         listed = fitting(detail) if bound else {"key": denial.key, "approvals": [], "more": 0}
-        reason_of = (lambda known: owner_reason(denial, report, known)) if bound else None
+        reason_of = (lambda known: reason_parts(owner_reason(denial, report, known))) if bound else None
         denial_id = self._refuse_genuine(change, job, listed, at_ms, reason_of, waiting_for)
         if denial_id is None:
             return
@@ -560,7 +559,7 @@ class KeyService:
         job: Job,
         detail: dict[str, Any],
         at_ms: int,
-        reason_of: Callable[[str | None], Reason] | None,
+        reason_of: Callable[[str | None], dict[str, str]] | None,
         waiting_for: Mapping[str, Any],
     ) -> str | None:
         """Refuse genuine evidence: the far side is told the same whatever the reason is; the record has it.
@@ -571,7 +570,7 @@ class KeyService:
             raise StoreError("a request without verified evidence cannot be judged")
         report, bound = job.verified.report, job.platform is not None
 
-        def told(known: str | None) -> Reason:
+        def told(known: str | None) -> Refusal:
             return told_reason(report, job.names, job.protocol, known, for_this_request=bound)
 
         return self._deny(change, job, told, detail, at_ms, reason_of=reason_of, waiting_for=waiting_for)
@@ -593,25 +592,23 @@ class KeyService:
         self,
         change: Transaction,
         job: Job,
-        told_of: Callable[[str | None], Reason],
+        told_of: Callable[[str | None], Refusal],
         detail: dict[str, Any],
         at_ms: int,
         *,
-        reason_of: Callable[[str | None], Reason] | None = None,
+        reason_of: Callable[[str | None], dict[str, str]] | None = None,
         waiting_for: Mapping[str, Any] = MappingProxyType({}),
     ) -> str | None:
         """Refuse, and record it, with what waits since then, unless there were too many lately: its id."""
         platform = job.platform
         denial_id = new_id("d") if self._refusals.may_keep(platform, at_ms) else None
-        told = told_of(denial_id)
-        parts = (told.message, told.check, told.expected, told.seen, told.remedy)
-        job.refusal = Refusal(denial_id or NOT_KEPT, *parts)
+        told = job.refusal = told_of(denial_id)
         if denial_id is not None:
-            reason = told if reason_of is None else reason_of(denial_id)
+            reason = told.parts() if reason_of is None else reason_of(denial_id)
             body = {
                 "denial": denial_id,
-                "told": told.to_dict(),
-                "reason": reason.to_dict(),
+                "told": told.parts(),
+                "reason": reason,
                 "detail": detail,
                 **self._facts(change, job, at_ms),
                 **self._refused_facts(change, job, at_ms),
@@ -619,9 +616,9 @@ class KeyService:
             change.record(DENIAL, denial_id, {**body, **waiting_for}, at_ms)
             size = len(canonical(body))  # without what waits: who counts refusals must not learn whether a key exists
             if platform is not None:
-                size += OWNERS_BYTES - len(canonical(detail)) - len(canonical(reason.to_dict()))
+                size += OWNERS_BYTES - len(canonical(detail)) - len(canonical(reason))
             self._refusals.wrote(platform, size, at_ms)
-            log.info("denied", extra={"denial": denial_id, "peer": job.peer, "check": reason.check})
+            log.info("denied", extra={"denial": denial_id, "peer": job.peer, "check": reason["check"]})
         return denial_id
 
     def _refused_facts(self, change: Transaction, job: Job, at_ms: int) -> dict[str, Any]:
