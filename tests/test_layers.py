@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "adyton"
 
-_GROUND = {"errors", "values", "untrusted", "elf", "confined_process"}
+_GROUND = {"check", "errors", "values", "untrusted", "elf", "confined_process"}
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "check": set(),
+    "errors": {"check"},
     "values": {"errors"},
     "untrusted": {"errors"},
     "elf": set(),

@@ -2,7 +2,7 @@
 
 The process gets its input on standard input and nothing else of this one: no descriptor, no environment but where
 modules lie, no secret. It bounds itself before it reads a byte, and is killed at its deadline. What it answers is
-`+` and the result, or `-` and why the input was refused.
+`+` and the result, or `-` and the error (`Error.to_bytes`) that says why the input was refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 READ_BYTES: Final = 1 << 16
-MAX_REASON_BYTES: Final = 600
+MAX_REASON_CHARS: Final = 600
 NICE: Final = 10
 """How far such work stands behind everything else of the key server."""
 
@@ -70,8 +70,9 @@ def run(module: str, task: str, content: bytes, bounds: Bounds) -> bytes:
             process.kill()
     if answer[:1] == _DONE:
         return answer[1:]
-    reason = answer[1 : 1 + MAX_REASON_BYTES].decode("utf-8", "replace")
-    raise OutOfOrder("what was shown cannot be read", check="form of what was shown", seen=reason)
+    refused = Error.parse(answer[1:], unknown=OutOfOrder)
+    seen = refused.message[:MAX_REASON_CHARS]
+    raise OutOfOrder("what was shown cannot be read", check="form of what was shown", seen=seen)
 
 
 def _answer(process: subprocess.Popen[bytes], bounds: Bounds) -> bytes:
@@ -124,7 +125,7 @@ def child(tasks: dict[str, Callable[[bytes], bytes]], arguments: list[str]) -> N
     try:
         answer = _DONE + tasks[task](content)
     except Error as error:
-        answer = _REFUSED + error.message.encode("utf-8", "replace")[:MAX_REASON_BYTES]
+        answer = _REFUSED + error.to_bytes()
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()
     os._exit(0)

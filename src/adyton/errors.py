@@ -21,14 +21,40 @@ server to a status, the file system to an errno.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+import json
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
+
+from adyton.check import Check, text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping
+    from typing import Self, Unpack
+
+MAX_TEXT_CHARS: Final = 16_384
+MAX_CHECKS: Final = 64
+MAX_ENCODED_BYTES: Final = 1 << 20
+"""The most that is sent of an error, and the most that is taken: characters of one text, checks, bytes in all."""
+
+_MAX_WAIT_S: Final = 10**9
+_NO_MESSAGE: Final = "an error came without its message"
+
+
+class Parts(TypedDict, total=False):
+    """What an error takes beside its message: the four parts of the one check that failed, or all `checks`."""
+
+    check: str | None
+    expected: object
+    seen: object
+    remedy: str | None
+    checks: Iterable[Check]
 
 
 class Error(Exception):
-    """Anything that Adyton refuses or fails at; says what was checked, expected, seen, and what to do."""
+    """Anything that Adyton refuses or fails at; says what was checked, expected, seen, and what to do.
+
+    Nothing of an error changes after it was made. `checks` are all the checks that it carries, in their order; where
+    they are not given, `check`, `expected`, `seen` and `remedy` make one check that failed.
+    """
 
     exit_code: ClassVar[int] = 1
 
@@ -40,16 +66,39 @@ class Error(Exception):
         expected: object = None,
         seen: object = None,
         remedy: str | None = None,
+        checks: Iterable[Check] = (),
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.check = check
-        self.expected = None if expected is None else str(expected)
-        self.seen = None if seen is None else str(seen)
-        self.remedy = remedy
+        self.message: Final = message
+        self.checks: Final = tuple(checks) or _one_check(check, expected, seen, remedy)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not hold."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    @property
+    def check(self) -> str | None:
+        """The name of the first check that failed."""
+        return next((check.name or None for check in self.failed), None)
+
+    @property
+    def expected(self) -> str | None:
+        """What the first check that failed expected."""
+        return next((_shown(check.expected) for check in self.failed), None)
+
+    @property
+    def seen(self) -> str | None:
+        """What the first check that failed saw."""
+        return next((_shown(check.seen) for check in self.failed), None)
+
+    @property
+    def remedy(self) -> str | None:
+        """What repairs it."""
+        return next((check.remedy for check in self.failed), None)
 
     def details(self) -> dict[str, str]:
-        """The refusal as data: `error`, `message`, and whichever of check, expected, seen, remedy are known."""
+        """What a person or a script is shown: `error`, `message`, and whichever of the four parts are known."""
         found = {
             "check": self.check,
             "expected": self.expected,
@@ -59,8 +108,109 @@ class Error(Exception):
         return {
             "error": type(self).__name__,
             "message": self.message,
-            **{name: text for name, text in found.items() if text is not None},
+            **{name: shown for name, shown in found.items() if shown is not None},
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole error as JSON, for `from_dict` at the other end of a pipe: `details`, and what those leave out.
+
+        Each text is cut to MAX_TEXT_CHARS characters. Of more than MAX_CHECKS checks only those that failed are told.
+        """
+        found: dict[str, Any] = {name: _cut(shown) for name, shown in self.details().items()}
+        if self.checks != self.failed[:1]:
+            listed = self.checks if len(self.checks) <= MAX_CHECKS else self.failed[:MAX_CHECKS]
+            found["checks"] = [_check_to_dict(check) for check in listed]
+        return found | self._facts()
+
+    def to_bytes(self) -> bytes:
+        """`to_dict` as one line of JSON without its end."""
+        return json.dumps(self.to_dict()).encode()
+
+    @classmethod
+    def from_dict(cls, document: object, *, unknown: type[Self] | None = None) -> Self:
+        """Make again what `to_dict` told; never raises, whoever made `document`.
+
+        Only `cls` and the classes of the tree below it are made, by their names. Anything else becomes `unknown`, or
+        `cls` where that is not given. What is no text, no check or too much is left out.
+        """
+        told = document if isinstance(document, dict) else {}
+        kind = _TREE.get(told["error"]) if isinstance(told.get("error"), str) else None
+        if kind is None or not issubclass(kind, cls):
+            kind = unknown or cls
+        message = _text(told.get("message"))
+        return kind._rebuilt(_NO_MESSAGE if message is None else message, _checks(told), told)
+
+    @classmethod
+    def parse(cls, raw: bytes, *, unknown: type[Self] | None = None) -> Self:
+        """Make again what `to_bytes` gave, as `from_dict` does; what is no JSON is an error without a message."""
+        try:
+            document = json.loads(raw) if len(raw) <= MAX_ENCODED_BYTES else None
+        except (ValueError, RecursionError):
+            document = None
+        return cls.from_dict(document, unknown=unknown)
+
+    def _facts(self) -> dict[str, Any]:
+        """What objects of this class know beside message and checks, as JSON."""
+        return {}
+
+    @classmethod
+    def _rebuilt(cls, message: str, checks: tuple[Check, ...], _told: Mapping[str, object]) -> Self:
+        """An error of this class; its own facts are in what was told, and nothing of that is believed."""
+        return cls(message, checks=checks)
+
+
+def _one_check(check: str | None, expected: object, seen: object, remedy: str | None) -> tuple[Check, ...]:
+    if check is None and expected is None and seen is None and remedy is None:
+        return ()
+    wanted, found = (None if value is None else str(value) for value in (expected, seen))
+    return (Check(check or "", wanted, found, False, remedy),)
+
+
+def _shown(value: object) -> str | None:
+    return None if value is None else text(value)
+
+
+def _cut(shown: str) -> str:
+    return shown if len(shown) <= MAX_TEXT_CHARS else shown[: MAX_TEXT_CHARS - 1] + "…"
+
+
+def _check_to_dict(check: Check) -> dict[str, Any]:
+    parts = {"expected": _shown(check.expected), "seen": _shown(check.seen), "remedy": check.remedy}
+    known = {name: _cut(shown) for name, shown in parts.items() if shown is not None}
+    return {"name": _cut(check.name), "ok": check.ok, **known}
+
+
+def _text(value: object) -> str | None:
+    return _cut(value) if isinstance(value, str) else None
+
+
+def _whole(value: object, low: int, high: int) -> int | None:
+    return value if type(value) is int and low <= value <= high else None
+
+
+def _seconds(value: object) -> float | None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= _MAX_WAIT_S else None
+
+
+def _checks(told: Mapping[str, object]) -> tuple[Check, ...]:
+    """The checks of an error that somebody told; without a list of them, the one that its four parts make."""
+    rows = told.get("checks")
+    if not isinstance(rows, list):
+        expected, seen = _text(told.get("expected")), _text(told.get("seen"))
+        return _one_check(_text(told.get("check")), expected, seen, _text(told.get("remedy")))
+    return tuple(
+        Check(
+            _text(row.get("name")) or "",
+            _text(row.get("expected")),
+            _text(row.get("seen")),
+            row.get("ok") is True,
+            _text(row.get("remedy")),
+        )
+        for row in rows[:MAX_CHECKS]
+        if isinstance(row, dict)
+    )
 
 
 class UsageError(Error):
@@ -165,40 +315,10 @@ class Stale(EvidenceError):
     exit_code = 94
 
 
-class Reason(Protocol):
-    """A check that failed, as data; `adyton.attest.checks.Check` is one."""
-
-    @property
-    def name(self) -> str:
-        """Which check."""
-
-    @property
-    def remedy(self) -> str | None:
-        """What repairs it."""
-
-    def to_dict(self) -> dict[str, str | bool]:
-        """Name, expected, seen, ok and remedy."""
-
-
 class AppraisalFailed(EvidenceError):
-    """The evidence is genuine, and the policy does not accept it; `reasons` are all the checks that failed."""
+    """The evidence is genuine, and the policy does not accept it; `failed` are all the checks that failed."""
 
     exit_code = 95
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        check: str | None = None,
-        expected: object = None,
-        seen: object = None,
-        remedy: str | None = None,
-        reasons: Sequence[Reason] = (),
-        checks: Sequence[Reason] = (),
-    ) -> None:
-        super().__init__(message, check=check, expected=expected, seen=seen, remedy=remedy)
-        self.reasons = tuple(reasons)
-        self.checks = tuple(checks)
 
 
 class Mismatch(EvidenceError):
@@ -217,6 +337,20 @@ class Denied(KeyReleaseError):
     """The key server refused the request."""
 
     exit_code = 101
+
+    def __init__(self, message: str, *, denials: Iterable[str] = (), **parts: Unpack[Parts]) -> None:
+        super().__init__(message, **parts)
+        self.denials: Final = tuple(denials)
+        """Under which ids the owners' records hold the refusal."""
+
+    def _facts(self) -> dict[str, Any]:
+        return {"denials": [_cut(denial) for denial in self.denials[:MAX_CHECKS]]} if self.denials else {}
+
+    @classmethod
+    def _rebuilt(cls, message: str, checks: tuple[Check, ...], told: Mapping[str, object]) -> Self:
+        ids = told.get("denials")
+        denials = [_cut(value) for value in ids[:MAX_CHECKS] if isinstance(value, str)] if isinstance(ids, list) else ()
+        return cls(message, denials=denials, checks=checks)
 
 
 class UnknownKey(KeyReleaseError):
@@ -254,8 +388,11 @@ class Unavailable(Error):
 
     exit_code = 110
 
-    for_strangers: bool = False
-    """Whether its text was made for whoever asked over the network; all other text is the owner's."""
+    def __init__(self, message: str, *, public: bool = False, **parts: Unpack[Parts]) -> None:
+        super().__init__(message, **parts)
+        self.public: Final = public
+        """Whether its text was made for whoever asked over the network. All other text is the owner's, and so is
+        whatever came over a pipe: this is never told, and never believed."""
 
 
 class FetchFailed(Unavailable):
@@ -263,10 +400,23 @@ class FetchFailed(Unavailable):
 
     exit_code = 111
 
-    status: int | None = None
-    """The HTTP status that refused it, where one did."""
-    retry_after_s: float | None = None
-    """How long the service asked to be left alone."""
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after_s: float | None = None, **parts: Unpack[Parts]
+    ) -> None:
+        super().__init__(message, **parts)
+        self.status: Final = status
+        """The HTTP status that refused it, where one did."""
+        self.retry_after_s: Final = retry_after_s
+        """How long the service asked to be left alone."""
+
+    def _facts(self) -> dict[str, Any]:
+        found = {"status": self.status, "retry_after_s": self.retry_after_s}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @classmethod
+    def _rebuilt(cls, message: str, checks: tuple[Check, ...], told: Mapping[str, object]) -> Self:
+        wait_s = _seconds(told.get("retry_after_s"))
+        return cls(message, status=_whole(told.get("status"), 100, 999), retry_after_s=wait_s, checks=checks)
 
 
 class NoDevice(Unavailable):
@@ -310,4 +460,18 @@ class ScriptFailed(RunError):
 
     def __init__(self, message: str, *, status: int, remedy: str | None = None) -> None:
         super().__init__(message, check="exit status of the program", expected=0, seen=status, remedy=remedy)
-        self.status = status
+        self.status: Final = status
+
+    def _facts(self) -> dict[str, Any]:
+        return {"status": self.status}
+
+    @classmethod
+    def _rebuilt(cls, message: str, checks: tuple[Check, ...], told: Mapping[str, object]) -> Self:
+        status = _whole(told.get("status"), 1, 255) or 1  # never 0: that would pass for success
+        return cls(message, status=status, remedy=next((check.remedy for check in checks if not check.ok), None))
+
+
+_TREE: Final[dict[str, type[Error]]] = {
+    name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, Error)
+}
+"""Every class by its name: nothing else is made of what another process or machine calls an error."""

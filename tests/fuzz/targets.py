@@ -27,7 +27,7 @@ from adyton.attest.snp import TCBVersion
 from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
 from adyton.collateral.documents import Document, verify_document
 from adyton.collateral.http_client import Response, retry_after_s
-from adyton.errors import UsageError
+from adyton.errors import Denied, Error, FetchFailed, UsageError
 from adyton.keystore.approval import Approval, parse_time
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
@@ -307,6 +307,11 @@ def targets() -> dict[str, Target]:
             lambda raw: parse_json(raw, what="text"),
             (header, checkpoint, json.dumps(APPROVAL).encode()),
             ("adyton.untrusted.parse_json",),
+        ),
+        "error": Target(
+            Error.parse,
+            (Denied("m", check="c", denials=["d-1"]).to_bytes(), FetchFailed("m", status=404).to_bytes()),
+            ("adyton.errors.Error.parse", "adyton.errors.Error.from_dict"),
         ),
         "json-object": Target(
             lambda raw: parse_json_object(raw, what="text"), (header,), ("adyton.untrusted.parse_json_object",)

@@ -140,17 +140,15 @@ def _check_name(checks: Checks, certificate: Certificate, name: str) -> None:
 
 def check_chain(checks: Checks, leaf: Certificate, ask: Certificate, ark: Certificate, roots: TrustRoots) -> str:
     """Step 1: leaf by ASK by a pinned ARK; returns the product whose ARK it is."""
-    product = next((name for name, pin in roots.amd.items() if pin == ark.fingerprint), None)
-    checks.require(
+    product = checks.require_found(
         "ARK: pinned",
-        product is not None,
+        next((name for name, pin in roots.amd.items() if pin == ark.fingerprint), None),
         expected=", ".join(f"{name} {pin}" for name, pin in roots.amd.items()),
         seen=ark.fingerprint,
         error=BadChain,
         message=f"the chain ends in a root that is not AMD's: SHA-256 {ark.fingerprint}",
         remedy="refuse the evidence: it is not from an AMD processor",
     )
-    product = product or ark.common_name.removeprefix("ARK-")
     vlek = leaf.what == "VLEK"
     _check_name(checks, ark, f"ARK-{product}")
     _check_issued(checks, ark, ark)

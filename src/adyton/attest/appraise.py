@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from adyton.attest.checks import Check, text
 from adyton.attest.enclave import FLAG_EINITTOKEN_KEY, FLAG_INIT, FLAG_MODE64, FLAG_PROVISION_KEY
 from adyton.attest.policy import Policy
 from adyton.attest.sgx import SGXQuote
@@ -30,10 +29,11 @@ from adyton.attest.tdx import (
     KNOWN_ATTRIBUTES,
     TDXQuote,
 )
+from adyton.check import Check
 from adyton.errors import AppraisalFailed, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from datetime import datetime
 
     from adyton.attest.policy import Exemption
@@ -57,19 +57,6 @@ _REMEDY_TCB: Final = {
     TCBStatus.REVOKED: "never trust this platform again: use another machine",
     TCBStatus.NOT_SUPPORTED: "the platform is older than anything Intel knows: update BIOS, microcode and TDX module",
 }
-
-
-def _refusal(reasons: Sequence[Check], checks: Sequence[Check]) -> AppraisalFailed:
-    first = reasons[0]
-    return AppraisalFailed(
-        "the policy does not accept this evidence: " + "; ".join(reason.name for reason in reasons),
-        check=first.name,
-        expected=text(first.expected),
-        seen=text(first.seen),
-        remedy=first.remedy,
-        reasons=reasons,
-        checks=checks,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +91,10 @@ class _Judgement:
     def __init__(self) -> None:
         self.checks: list[Check] = []
         self.used: list[Exemption] = []
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if not check.ok]
 
     def require(self, name: str, ok: bool, *, expected: object, seen: object, remedy: str) -> None:
         self.checks.append(Check(name, expected, seen, ok, remedy))
@@ -413,17 +404,15 @@ def appraise(report: VerifiedReport, policy: Policy, now: datetime, *, report_da
     """
     if now.tzinfo is None:
         raise UsageError("the time of appraisal needs a time zone")
-    best: _Judgement | None = None
+    refused: list[_Judgement] = []
     for alternative in policy.alternatives():
         judgement = _judge(report, alternative, now, report_data)
-        failed = [check for check in judgement.checks if not check.ok]
-        if not failed:
+        if not judgement.failed:
             return _claims(report, alternative, judgement, report_data)
-        if best is None or len(failed) < sum(not check.ok for check in best.checks):
-            best = judgement
-    if best is None:
-        raise UsageError("the policy has no alternative to judge by")
-    raise _refusal([check for check in best.checks if not check.ok], best.checks)
+        refused.append(judgement)
+    closest = min(refused, key=lambda judgement: len(judgement.failed))
+    names = "; ".join(check.name for check in closest.failed)
+    raise AppraisalFailed(f"the policy does not accept this evidence: {names}", checks=closest.checks)
 
 
 def _claims(report: VerifiedReport, policy: Policy, judgement: _Judgement, report_data: bytes | None) -> Claims:

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 from adyton.attest import amd, dcap
 from adyton.attest.appraise import appraise
-from adyton.attest.checks import Check, Checks
-from adyton.attest.collateral import AMDCollateral
+from adyton.attest.checks import Checks
+from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.snp import SNPReport
+from adyton.check import Check
 from adyton.errors import AppraisalFailed, EvidenceError, Mismatch
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.attest.appraise import Claims
-    from adyton.attest.collateral import Collateral
     from adyton.attest.evidence import Evidence
     from adyton.attest.policy import Policy
     from adyton.attest.report import VerifiedReport
@@ -62,19 +62,18 @@ def verify_evidence(
     checks: Checks | None = None,
 ) -> VerifiedReport:
     """Verify evidence of any kind with the collateral of its vendor; raises an EvidenceError that names the step."""
-    if isinstance(evidence, SNPReport) != isinstance(collateral, AMDCollateral):
-        raise Mismatch(
-            "the collateral is of another vendor than the evidence",
-            check="collateral: vendor",
-            expected="AMD" if isinstance(evidence, SNPReport) else "Intel",
-            seen="AMD" if isinstance(collateral, AMDCollateral) else "Intel",
-            remedy="fetch the collateral of this evidence: adyton collateral fetch --for EVIDENCE",
-        )
-    if isinstance(evidence, SNPReport) and isinstance(collateral, AMDCollateral):
-        return amd.verify(evidence, collateral, roots, now, checks=checks)
-    if not isinstance(evidence, SNPReport) and not isinstance(collateral, AMDCollateral):
+    if isinstance(evidence, SNPReport):
+        if isinstance(collateral, AMDCollateral):
+            return amd.verify(evidence, collateral, roots, now, checks=checks)
+    elif isinstance(collateral, Collateral):
         return dcap.verify(evidence, collateral, roots, now, cache=cache, checks=checks)
-    raise Mismatch("unreachable: evidence and collateral were compared above")
+    raise Mismatch(
+        "the collateral is of another vendor than the evidence",
+        check="collateral: vendor",
+        expected="AMD" if isinstance(evidence, SNPReport) else "Intel",
+        seen="AMD" if isinstance(collateral, AMDCollateral) else "Intel",
+        remedy="fetch the collateral of this evidence: adyton collateral fetch --for EVIDENCE",
+    )
 
 
 def assess(
@@ -98,11 +97,12 @@ def assess(
         checks.done += claims.checks
     except AppraisalFailed as error:
         refusal = error
-        checks.done += [check for check in error.checks if isinstance(check, Check)]
+        checks.done += error.checks
     except EvidenceError as error:
         refusal = error
         if all(check.ok for check in checks.done):
-            checks.done.append(Check(error.check or "evidence", error.expected, error.seen, False, error.remedy))
+            first = next(iter(error.failed), Check("", None, None, ok=False))
+            checks.done.append(first._replace(name=first.name or "evidence"))
     return Assessment(
         evidence=evidence,
         now=now,

@@ -1,51 +1,13 @@
-"""The record of a verification: every check by name, what was expected, what was seen, and whether it held."""
+"""The checks of a verification, in their order; the first that does not hold ends it."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from enum import Enum
-from typing import NamedTuple
+from typing import TypeVar
 
+from adyton.check import Check, text
 from adyton.errors import EvidenceError
 
-
-def text(value: object) -> str:
-    """A value as a person reads it: bytes in hex, times in UTC, collections by comma."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, (tuple, list)):
-        return ", ".join(text(item) for item in value) or "none"
-    if isinstance(value, (set, frozenset)):
-        return ", ".join(sorted(text(item) for item in value)) or "none"
-    return str(value)
-
-
-class Check(NamedTuple):
-    """One check and its outcome."""
-
-    name: str
-    expected: object
-    seen: object
-    ok: bool
-    remedy: str | None = None
-
-    def to_dict(self) -> dict[str, str | bool]:
-        """As JSON: name, expected, seen, ok, and the remedy where it failed."""
-        found: dict[str, str | bool] = {
-            "name": self.name,
-            "expected": text(self.expected),
-            "seen": text(self.seen),
-            "ok": self.ok,
-        }
-        if self.remedy is not None and not self.ok:
-            found["remedy"] = self.remedy
-        return found
+Found = TypeVar("Found")
 
 
 class Checks:
@@ -68,17 +30,31 @@ class Checks:
         remedy: str | None = None,
     ) -> None:
         """Record a check; where it does not hold, raise `error`."""
-        self.done.append(Check(name, expected, seen, ok, remedy))
-        if not ok:
-            shown = text(seen)
-            raise error(
-                message or f"{name}: expected {text(expected)}, seen {shown}",
-                check=name,
-                expected=text(expected),
-                seen=shown,
-                remedy=remedy,
-            )
-
-    def note(self, check: Check) -> None:
-        """Record a check that was judged elsewhere."""
+        check = Check(name, expected, seen, ok, remedy)
         self.done.append(check)
+        if not ok:
+            raise _refusal(check, error, message)
+
+    def require_found(
+        self,
+        name: str,
+        value: Found | None,
+        *,
+        expected: object,
+        seen: object,
+        error: type[EvidenceError] = EvidenceError,
+        message: str | None = None,
+        remedy: str | None = None,
+    ) -> Found:
+        """Record a check that `value` is there, and return it; where it is None, raise `error`."""
+        check = Check(name, expected, seen, value is not None, remedy)
+        self.done.append(check)
+        if value is None:
+            raise _refusal(check, error, message)
+        return value
+
+
+def _refusal(check: Check, error: type[EvidenceError], message: str | None) -> EvidenceError:
+    expected, seen = text(check.expected), text(check.seen)
+    shown = check._replace(expected=expected, seen=seen)
+    return error(message or f"{check.name}: expected {expected}, seen {seen}", checks=[shown])

@@ -39,13 +39,14 @@ from adyton.attest.certificates import (
     parse_chain,
     parse_crl,
 )
-from adyton.attest.checks import Check, Checks
+from adyton.attest.checks import Checks
 from adyton.attest.pck import SGX_EXTENSION, Platform, parse_sgx_extension
 from adyton.attest.quote import PPID_SIZES, CertificationType, parse_ppid_certification
 from adyton.attest.report import VERIFIER, VerifiedReport
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tcbinfo import EnclaveIdentity, TCBInfo, parse_enclave_identity, parse_tcb_info
 from adyton.attest.validity import check_validity
+from adyton.check import Check
 from adyton.errors import BadChain, MalformedQuote, Mismatch, Revoked, UsageError
 from adyton.values import Digest, Measurement
 
@@ -379,17 +380,14 @@ def check_tdx_module(checks: Checks, quote: TDXQuote, info: TCBInfo) -> None:
     """Step E: the TDX module is one that the TCB info knows, by version, signer and attributes."""
     report = quote.report
     svn = report.tee_tcb_svn
-    module = tcb.module_identity(info, svn)
-    checks.require(
+    module = checks.require_found(
         "TDX module: known version",
-        module is not None,
+        tcb.module_identity(info, svn),
         expected=[identity.id for identity in info.modules],
         seen=f"TDX_{svn[1]:02X}",
         error=Mismatch,
         remedy=_REFRESH,
     )
-    if module is None:  # only where that check was disabled by a test
-        return
     svn2 = report.tee_tcb_svn2
     if svn2 is not None:
         checks.require(
@@ -478,17 +476,15 @@ def _certification_chain(quote: SGXQuote | TDXQuote, collateral: Collateral, che
     kind = quote.signature.certification_type
     if kind == CertificationType.PCK_CHAIN:
         return quote.signature.certification_data
-    given = collateral.pck_certificate_chain
-    checks.require(
+    return checks.require_found(
         "PCK certificate chain: given",
-        given is not None,
+        collateral.pck_certificate_chain,
         expected="a PCK certificate chain in the quote or in the collateral",
         seen=f"certification data of type {kind} and none in the collateral",
         error=Mismatch,
         message=f"certification data of type {kind} does not hold the PCK certificate chain",
         remedy="fetch the PCK certificate from Intel's PCS or a PCCS: adyton collateral fetch --for EVIDENCE",
     )
-    return given or ""
 
 
 def _check_certification(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, checks: Checks) -> None:

@@ -10,10 +10,10 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton.attest.checks import Check, text
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
+from adyton.check import Check, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from adyton.attest.checks import Check
     from adyton.attest.snp import SNPReport
     from adyton.attest.status import TCBStatus
+    from adyton.check import Check
 
 VERIFIER: Final = object()
 """Held by the two verifiers; whoever else makes a VerifiedReport is refused."""

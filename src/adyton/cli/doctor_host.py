@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from adyton.errors import SandboxFailed
+from adyton.errors import MAX_ENCODED_BYTES, SandboxFailed
 from adyton.tee.machine import Machine
 from adyton.values import Finding
 
@@ -141,14 +141,14 @@ def _private_view() -> str:
         try:
             namespace.enter()
         except SandboxFailed as error:
-            os.write(into, error.message.encode()[:200])
+            os.write(into, error.to_bytes())
         finally:
             os._exit(0)
     os.close(into)
     with os.fdopen(out, "rb") as pipe:
-        told = pipe.read().decode(errors="replace")
+        told = pipe.read(MAX_ENCODED_BYTES + 1)
     os.waitpid(child, 0)
-    return told
+    return SandboxFailed.parse(told).message[:200] if told else ""
 
 
 def _allow_namespaces(machine: Machine) -> str:

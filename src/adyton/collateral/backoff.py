@@ -117,13 +117,12 @@ def _moment(wait: Wait[str]) -> datetime:
 
 def _left_alone(url: str, wait: Wait[str], now: datetime) -> FetchFailed:
     until = _moment(wait)
-    error = FetchFailed(
+    return FetchFailed(
         f"{urlsplit(url).netloc} is left alone until {until:%Y-%m-%d %H:%M:%S} UTC: "
         f"{wait.reason[:_MAX_REASON_CHARACTERS]}",
         check="source asked too often, or without what is wanted",
         expected=f"not before {stamp(until)}",
         seen=stamp(now),
         remedy="wait, or name another source",
+        retry_after_s=wait.until_s - now.timestamp(),
     )
-    error.retry_after_s = wait.until_s - now.timestamp()
-    return error

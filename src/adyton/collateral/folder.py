@@ -61,8 +61,13 @@ def read_json(path: Path, default: Any, *, limit_bytes: int = MAX_STATE_BYTES) -
     try:
         return parse_json(raw, what=f"file {path}", refuse=StorageFailed, limit_bytes=limit_bytes)
     except StorageFailed as error:
-        error.remedy = "remove it and fetch the collateral again"
-        raise
+        raise StorageFailed(
+            error.message,
+            check=error.check,
+            expected=error.expected,
+            seen=error.seen,
+            remedy="remove it and fetch the collateral again",
+        ) from None
 
 
 def write_json(path: Path, data: object) -> None:

@@ -129,15 +129,13 @@ def _refused(response: Response, what: str) -> FetchFailed:
         429: ("the service is asked too often", "wait ten seconds, and try again"),
     }
     meaning, remedy = meanings.get(response.status, ("the service failed", "try again later, or import a bundle"))
-    error = FetchFailed(
+    wait_s = retry_after_s(response)
+    return FetchFailed(
         f"{what}: {meaning} (HTTP {response.status}) at {response.url[:200]}",
         check="status of the answer",
         expected="200",
         seen=response.status,
         remedy=remedy,
+        status=response.status,
+        retry_after_s=PACE_S if response.status == 429 and wait_s is None else wait_s,
     )
-    error.status = response.status
-    error.retry_after_s = retry_after_s(response)
-    if response.status == 429 and error.retry_after_s is None:
-        error.retry_after_s = PACE_S
-    return error

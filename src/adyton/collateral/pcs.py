@@ -53,7 +53,7 @@ def _refused(response: Response, what: str) -> FetchFailed:
     meaning, remedy = _MEANINGS.get(response.status, ("the service refuses", "name another source"))
     request_id = response.headers.get("request-id", "")[:80]
     wait_s = retry_after_s(response)
-    error = FetchFailed(
+    return FetchFailed(
         f"{what}: {meaning} (HTTP {response.status}"
         + (f", request {request_id}" if request_id.isprintable() and request_id else "")
         + (f", retry after {wait_s:.0f} s" if wait_s is not None else "")
@@ -62,10 +62,9 @@ def _refused(response: Response, what: str) -> FetchFailed:
         expected="200",
         seen=response.status,
         remedy=remedy,
+        status=response.status,
+        retry_after_s=wait_s,
     )
-    error.status = response.status
-    error.retry_after_s = wait_s
-    return error
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.appraise import appraise
-from adyton.attest.checks import Check, text
 from adyton.attest.policy import Exemption, Policy, SignerRule
 from adyton.attest.snp import SNPReport
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
+from adyton.check import Check, text
 from adyton.errors import AppraisalFailed, UsageError
 from adyton.keystore import approval_gaps
 from adyton.keystore.approval import APPROVED, REVOKED
@@ -192,7 +192,7 @@ def _lines(
     try:
         claims = appraise(report, policy, now, report_data=request.report_data)
     except AppraisalFailed as refused:
-        return lines + _reasons(refused), None
+        return lines + list(refused.checks), None
     return lines + list(claims.checks), claims
 
 
@@ -267,13 +267,6 @@ def _usage_lines(approval: Approval, usage: Usage) -> list[Check]:
             )
         )
     return lines
-
-
-def _reasons(refused: AppraisalFailed) -> list[Check]:
-    reasons = getattr(refused, "checks", None) or getattr(refused, "reasons", None)
-    if reasons:
-        return list(reasons)
-    return [Check(refused.check or "evidence", refused.expected, refused.seen, ok=False, remedy=refused.remedy)]
 
 
 def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manifest: bool = False) -> Policy:

@@ -18,11 +18,11 @@ from adyton.keyserver.explainer import Ticket, waits
 from adyton.keyserver.public_errors import busy
 from adyton.keyserver.record_limits import OWNERS_BYTES
 from adyton.keyserver.refusal import (
-    Reason,
     cut_details,
     evidence_reason,
     fitting,
     owner_reason,
+    reason_parts,
     told_reason,
     unchecked_reason,
 )
@@ -129,7 +129,9 @@ class Decisions:
                 remedy=f"connect to KEY.keys.{self._server_name}, or approve one key only for ra-tls",
             )
             detail = {"evidence": cut_details(several)}
-            return Refused(self._refuse_genuine(case, report, detail, lambda known: evidence_reason(several, known)))
+            return Refused(
+                self._refuse_genuine(case, report, detail, lambda known: evidence_reason(several, known).parts())
+            )
         if allowed:
             return self._grant(case, tuple(allowed))
         if used_up:
@@ -180,7 +182,7 @@ class Decisions:
             waiting_for = {WAITS: waiting(report.measurement, report.tee_with_root, denial.key)}
         detail = denial.to_dict()
         listed = fitting(detail) if bound else {"key": denial.key, "approvals": [], "more": 0}
-        reason_of = (lambda known: owner_reason(denial, report, known)) if bound else None
+        reason_of = (lambda known: reason_parts(owner_reason(denial, report, known))) if bound else None
         refusal = self._refuse_genuine(case, report, listed, reason_of, waiting_for)
         if refusal.denial == NOT_KEPT:
             return Refused(refusal)
@@ -201,7 +203,7 @@ class Decisions:
         case: _Case,
         report: VerifiedReport,
         detail: dict[str, Any],
-        reason_of: Callable[[str | None], Reason] | None,
+        reason_of: Callable[[str | None], dict[str, str]] | None,
         waiting_for: Mapping[str, Any] = MappingProxyType({}),
     ) -> Refusal:
         """Refuse genuine evidence: the client is told the same whatever the reason is; the record has the reason.
@@ -210,7 +212,7 @@ class Decisions:
         """
         received, bound = case.received, case.verified.platform is not None
 
-        def told(known: str | None) -> Reason:
+        def told(known: str | None) -> Refusal:
             return told_reason(report, received.names, received.protocol, known, for_this_request=bound)
 
         return self._deny(case, told, detail, reason_of=reason_of, waiting_for=waiting_for)
@@ -229,24 +231,23 @@ class Decisions:
     def _deny(
         self,
         case: _Case,
-        told_of: Callable[[str | None], Reason],
+        told_of: Callable[[str | None], Refusal],
         detail: dict[str, Any],
         *,
-        reason_of: Callable[[str | None], Reason] | None = None,
+        reason_of: Callable[[str | None], dict[str, str]] | None = None,
         waiting_for: Mapping[str, Any] = MappingProxyType({}),
     ) -> Refusal:
         """Refuse, and record it with what waits since then, unless there were too many lately: then without an id."""
         change, platform, at_ms = case.change, case.verified.platform, case.at_ms
         denial_id = new_id("d") if self._limits.may_keep(platform, at_ms) else None
         told = told_of(denial_id)
-        parts = (told.message, told.check, told.expected, told.seen, told.remedy)
         if denial_id is None:
-            return Refusal(NOT_KEPT, *parts)
-        reason = told if reason_of is None else reason_of(denial_id)
+            return told
+        reason = told.parts() if reason_of is None else reason_of(denial_id)
         body = {
             "denial": denial_id,
-            "told": told.to_dict(),
-            "reason": reason.to_dict(),
+            "told": told.parts(),
+            "reason": reason,
             "detail": detail,
             **self._record.facts(change, case.verified, at_ms),
             **self._record.refused_evidence(change, case.verified, at_ms),
@@ -254,10 +255,10 @@ class Decisions:
         change.record(DENIAL, denial_id, {**body, **waiting_for}, at_ms)
         size = len(canonical(body))  # without what waits: who counts refusals must not learn whether a key exists
         if platform is not None:
-            size += OWNERS_BYTES - len(canonical(detail)) - len(canonical(reason.to_dict()))
+            size += OWNERS_BYTES - len(canonical(detail)) - len(canonical(reason))
         self._limits.wrote(platform, size, at_ms)
-        log.info("denied", extra={"denial": denial_id, "peer": case.received.peer, "check": reason.check})
-        return Refusal(denial_id, *parts)
+        log.info("denied", extra={"denial": denial_id, "peer": case.received.peer, "check": reason["check"]})
+        return told
 
 
 def _use_nonce(case: _Case) -> None:

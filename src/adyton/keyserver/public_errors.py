@@ -13,9 +13,7 @@ def busy(
     message: str, *, check: str, expected: object, seen: str | None, remedy: str | None = "try again in a moment"
 ) -> Unavailable:
     """What a stranger is told when the key server cannot answer now."""
-    error = Unavailable(message, check=check, expected=expected, seen=seen, remedy=remedy)
-    error.for_strangers = True
-    return error
+    return Unavailable(message, check=check, expected=expected, seen=seen, remedy=remedy, public=True)
 
 
 def public_error(error: Exception, doing: str) -> Error:
@@ -24,7 +22,7 @@ def public_error(error: Exception, doing: str) -> Error:
     What is wrong with her own message she is told; all else (the database, a file, a defect) is the owner's, and goes
     to the log instead.
     """
-    if isinstance(error, OutOfOrder | VersionMismatch) or (isinstance(error, Unavailable) and error.for_strangers):
+    if isinstance(error, OutOfOrder | VersionMismatch) or (isinstance(error, Unavailable) and error.public):
         return error
     if isinstance(error, Error):
         log.error("could not %s", doing, extra={"reason": error.message, **_more(error)})

@@ -3,16 +3,19 @@
 What the far side is told follows from what it showed itself, and from nothing that the owner keeps: not which programs
 she approved, not how near this one comes, not whether a key of that name exists. So it can confirm no guess. The
 comparison with her approvals is hers.
+
+The two texts have two types. What the far side is told is a `Refusal`, a message of the release protocol. The owner's
+reason is a `Denied`, which nothing here can send.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton.attest.checks import Check, text
-from adyton.errors import BadChain
+from adyton.check import Check, text
+from adyton.errors import BadChain, Denied
 from adyton.keystore.audit import canonical
+from adyton.release.messages import NOT_KEPT, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,27 +26,6 @@ if TYPE_CHECKING:
 
 MAX_TEXT_CHARACTERS: Final = 600
 MAX_DETAIL_BYTES: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why something was refused, in the five parts that every refusal has."""
-
-    message: str
-    check: str
-    expected: str
-    seen: str
-    remedy: str
-
-    def to_dict(self) -> dict[str, str]:
-        """As JSON."""
-        return {
-            "message": self.message,
-            "check": self.check,
-            "expected": self.expected,
-            "seen": self.seen,
-            "remedy": self.remedy,
-        }
 
 
 def _ask(denial_id: str | None) -> str:
@@ -64,6 +46,11 @@ def cut_details(error: Error) -> dict[str, str]:
     return {name: _cut(value) for name, value in error.details().items()}
 
 
+def reason_parts(reason: Denied) -> dict[str, str]:
+    """The owner's reason as data for the record: message, check, expected, seen, remedy."""
+    return {name: shown for name, shown in reason.details().items() if name != "error"}
+
+
 def fitting(detail: dict[str, Any]) -> dict[str, Any]:
     """A denial's detail for the record, without the farthest approvals where it would be longer than 4 KiB."""
     found = dict(detail)
@@ -81,14 +68,15 @@ def program_of(report: VerifiedReport) -> str:
 
 def told_reason(
     report: VerifiedReport, asked: Sequence[str], protocol: str, denial_id: str | None, *, for_this_request: bool
-) -> Reason:
+) -> Refusal:
     """The far side's text for genuine evidence that got no key: the same whatever the owner's approvals say.
 
     `asked` are the names in the request; `for_this_request` is whether the evidence was made for it.
     """
     ask = _ask(denial_id)
     if not for_this_request:
-        return Reason(
+        return Refusal(
+            denial_id or NOT_KEPT,
             "this evidence was made for something else than this request",
             "report data",
             "the hash of this very request (challenge, public key, manifest, owner, server, names)",
@@ -101,7 +89,8 @@ def told_reason(
         platform += f" ({', '.join(report.advisories)})"
     if report.debug:
         platform += ", debug"
-    return Reason(
+    return Refusal(
+        denial_id or NOT_KEPT,
         _cut(f"the owner has not approved this program, on this platform as it is now, for {keys}"),
         "approval of the program and its platform",
         _cut(f"an approval of the owner that lets this program have {keys} here and now"),
@@ -110,38 +99,38 @@ def told_reason(
     )
 
 
-def owner_reason(denial: Denial, report: VerifiedReport, denial_id: str | None) -> Reason:
+def owner_reason(denial: Denial, report: VerifiedReport, denial_id: str | None) -> Denied:
     """The owner's text for a request that no approval grants, for her record only."""
     ask = _ask(denial_id)
     closest = denial.judged[0] if denial.judged else None
     if closest is None or not closest.is_this_program:
-        return Reason(
+        return Denied(
             f"the owner has not approved this program for key {denial.key!r}",
-            "measurement of the program",
-            f"a program that the owner approved for key {denial.key!r}",
-            program_of(report),
-            f"{ask}: if she means this program, she approves its measurement; if the program should be the approved"
-            " one, something of it was changed: script, library, Adyton itself, argument, environment, mount or"
-            " pinned server",
+            check="measurement of the program",
+            expected=f"a program that the owner approved for key {denial.key!r}",
+            seen=program_of(report),
+            remedy=f"{ask}: if she means this program, she approves its measurement; if the program should be the"
+            " approved one, something of it was changed: script, library, Adyton itself, argument, environment, mount"
+            " or pinned server",
         )
     line = closest.failed[0]
     app = closest.approval.approval
     what = f"{app.app} {app.version}"
     if line.name == "approval":
         state = text(line.seen)
-        return Reason(
+        return Denied(
             f"the owner's approval of {what} for key {denial.key!r} is {state}",
-            "approval",
-            "an approval that stands",
-            state,
-            ask,
+            check="approval",
+            expected="an approval that stands",
+            seen=state,
+            remedy=ask,
         )
-    return Reason(
+    return Denied(
         f"key {denial.key!r} is not released to {what}: {_plural(closest.failed)}",
-        line.name,
-        _cut(line.expected),
-        _cut(line.seen),
-        f"{line.remedy}; {ask}" if line.remedy else ask,
+        check=line.name,
+        expected=_cut(line.expected),
+        seen=_cut(line.seen),
+        remedy=f"{line.remedy}; {ask}" if line.remedy else ask,
     )
 
 
@@ -150,9 +139,10 @@ def _plural(failed: tuple[Check, ...]) -> str:
     return f"{names[0]} does not hold" if len(names) == 1 else f"{', '.join(names)} do not hold"
 
 
-def unchecked_reason(denial_id: str | None) -> Reason:
+def unchecked_reason(denial_id: str | None) -> Refusal:
     """The far side's text where the key server lacks what evidence is checked against; the owner's log says what."""
-    return Reason(
+    return Refusal(
+        denial_id or NOT_KEPT,
         "the key server could not check this evidence",
         "collateral",
         "current collateral for this platform",
@@ -161,18 +151,20 @@ def unchecked_reason(denial_id: str | None) -> Reason:
     )
 
 
-def evidence_reason(error: Error, denial_id: str | None) -> Reason:
+def evidence_reason(error: Error, denial_id: str | None) -> Refusal:
     """The far side's text for evidence that was refused before any approval was read."""
     ask = _ask(denial_id)
     if isinstance(error, BadChain) and (error.check or "").endswith("pinned"):
-        return Reason(
+        return Refusal(
+            denial_id or NOT_KEPT,
             f"the owner has approved no program on this platform: {error.message}"[:MAX_TEXT_CHARACTERS],
             "root of the platform's certificates",
             "Intel's or AMD's root, or a simulated root that one of the owner's approvals names (sim:FINGERPRINT)",
             _cut(error.seen),
             f"run on a platform that she approved, or {ask}",
         )
-    return Reason(
+    return Refusal(
+        denial_id or NOT_KEPT,
         error.message[:MAX_TEXT_CHARACTERS],
         error.check or "evidence",
         _cut(error.expected or "evidence that verifies"),

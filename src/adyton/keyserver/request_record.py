@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton.attest.checks import text
+from adyton.check import text
 from adyton.keyserver.record_limits import MAX_EVIDENCE_BYTES_PER_DAY, MAX_EVIDENCE_KEPT_BYTES, Budget
 from adyton.keyserver.refusal import program_of
 from adyton.keystore.prune import prune_refused

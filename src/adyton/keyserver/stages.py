@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from adyton.attest.checks import text
+from adyton.check import text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from adyton.attest.checks import Check
 from adyton.attest.guest import MUST_COVER, confidential_kind
+from adyton.check import Check
 from adyton.errors import UsageError
 from adyton.manifest.findings import RAW_REPORT_DATA, RAW_REPORT_DATA_TEES
 

@@ -11,7 +11,7 @@ import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from adyton.errors import Error, IntegrityError, NotProtectedFile, WrongPath
+from adyton.errors import Error, FileFormatError, IntegrityError, NotProtectedFile, WrongPath
 from adyton.pfile import geometry, recovery, seal
 from adyton.pfile.backing import RECOVERY_SUFFIX, Backing, Overlay, read_at
 from adyton.pfile.layout import NODE_BYTES, Envelope, Metadata, parse_envelope
@@ -52,10 +52,8 @@ def read_envelope(backing: Backing) -> Envelope:
         )
     try:
         return parse_envelope(raw)
-    except Error as error:
-        error.message = f"{backing.name}: {error.message}"
-        error.args = (error.message,)
-        raise
+    except FileFormatError as error:
+        raise type(error)(f"{backing.name}: {error.message}", checks=error.checks) from None
 
 
 def committed_state(

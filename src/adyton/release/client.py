@@ -30,8 +30,10 @@ from adyton.release.tls import client_context, use_certificate
 from adyton.values import Digest, Key128
 
 if TYPE_CHECKING:
+    import http.client
     from collections.abc import Callable, Mapping
 
+    from adyton.errors import Parts
     from adyton.manifest.model import Owner
     from adyton.manifest.signed import SignedManifest
     from adyton.release.grants import Terms
@@ -42,6 +44,8 @@ TIMEOUT_S: Final = 30.0
 PATIENCE_S: Final = 3.0
 """How long a refused connection is tried again: a key server that was started at the same moment takes a second."""
 PROTOCOLS: Final = ("adyton", "ra-tls")
+_TOLD: Final = frozenset({"message", "check", "expected", "seen", "remedy"})
+"""What is taken of an error that a key server answers with; its class follows from the HTTP status alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +143,17 @@ def _all_of(refusals: list[Error]) -> Error:
     def joined(texts: list[str | None]) -> str | None:
         return "; ".join(dict.fromkeys(text for text in texts if text)) or None
 
-    both = type(first)(
-        "\nand ".join(error.message for error in refusals),
-        check=joined([error.check for error in refusals]),
-        expected=joined([error.expected for error in refusals]),
-        seen=joined([error.seen for error in refusals]),
-        remedy=joined([error.remedy for error in refusals]),
-    )
-    for error in refusals:
-        for note in getattr(error, "__notes__", ()):
-            both.add_note(note)
-    return both
+    message = "\nand ".join(error.message for error in refusals)
+    parts: Parts = {
+        "check": joined([error.check for error in refusals]),
+        "expected": joined([error.expected for error in refusals]),
+        "seen": joined([error.seen for error in refusals]),
+        "remedy": joined([error.remedy for error in refusals]),
+    }
+    if isinstance(first, Denied):
+        ids = [denial for error in refusals if isinstance(error, Denied) for denial in error.denials]
+        return Denied(message, denials=ids, **parts)
+    return type(first)(message, **parts)
 
 
 def needed(signed: SignedManifest) -> dict[Owner, tuple[str, ...]]:
@@ -286,7 +290,7 @@ class _Conversation:
 
         return ServerIdentity(Digest(hashlib.sha256(self._ca_der).digest()), self._owner.server_name)
 
-    def _explain(self, connection: object, refusal: Refusal) -> None:
+    def _explain(self, connection: http.client.HTTPConnection, refusal: Refusal) -> None:
         """Show the manifest and the runtime's parts, so that the owner's record can say what was changed; best effort.
 
         The key server says that it took them, and nothing of what it found.
@@ -300,13 +304,11 @@ class _Conversation:
             message = explain_message(refusal.denial, self._signed.manifest_bytes, self._runtime_parts())
             self._post(connection, f"{PATH_EXPLAIN}/{refusal.denial}", message)
 
-    def _post(self, connection: object, path: str, body: bytes) -> bytes:
+    def _post(self, connection: http.client.HTTPConnection, path: str, body: bytes) -> bytes:
         import http.client
 
         from adyton.release.messages import MAX_RESPONSE_BYTES
 
-        if not isinstance(connection, http.client.HTTPConnection):
-            raise UsageError("no connection")
         where = f"{self._address[0]}:{self._address[1]}"
         try:
             headers = {"Content-Type": "application/json", "Host": self._owner.server_name}
@@ -418,15 +420,16 @@ class _Conversation:
 
 def denied(refusal: Refusal, owner: str) -> Denied:
     """A server's refusal as the error that the program's start ends with."""
-    error = Denied(
+    from adyton.release.messages import NOT_KEPT
+
+    return Denied(
         f"the key server of {owner} refused: {refusal.message} (denial {refusal.denial})",
         check=refusal.check,
         expected=refusal.expected,
         seen=refusal.seen,
         remedy=refusal.remedy,
+        denials=() if refusal.denial == NOT_KEPT else (refusal.denial,),
     )
-    error.add_note(refusal.denial)
-    return error
 
 
 def _silent_refusal(name: str, owner: str) -> Denied:
@@ -451,14 +454,12 @@ def _not_pinned(error: ssl.SSLCertVerificationError, owner: Owner, where: str) -
 
 
 def _server_error(raw: bytes, status: int, where: str) -> Error:
-    from adyton.release.wire import PROTOCOL, parse_object
+    from adyton.release.wire import PROTOCOL, parse_object, printable
 
     try:
         document = parse_object(raw, 64 * 1024)
     except Error:
         document = {}
-    kind = FetchFailed if status == 503 else OutOfOrder
-    parts = {name: str(document[name])[:300] for name in ("check", "expected", "seen", "remedy") if name in document}
     if status in (404, 426):
         return VersionMismatch(
             f"the key server at {where} speaks another version of the release protocol",
@@ -468,14 +469,12 @@ def _server_error(raw: bytes, status: int, where: str) -> Error:
             remedy="install the same version of Adyton on the key server and here, the newer of the two; then build the"
             " program and have it approved again, since Adyton is part of what is measured",
         )
-    message = str(document.get("message", f"HTTP status {status}"))[:300]
-    return kind(
-        f"the key server at {where} answered with an error: {message}",
-        check=parts.get("check"),
-        expected=parts.get("expected"),
-        seen=parts.get("seen"),
-        remedy=parts.get("remedy"),
+    told = Error.from_dict(
+        {"message": f"HTTP status {status}"}
+        | {name: printable(shown[:300]) for name, shown in document.items() if name in _TOLD and isinstance(shown, str)}
     )
+    kind = FetchFailed if status == 503 else OutOfOrder
+    return kind(f"the key server at {where} answered with an error: {told.message}", checks=told.checks)
 
 
 def _read_exactly(connection: ssl.SSLSocket, size: int) -> bytes:

@@ -354,7 +354,10 @@ def _digest(document: dict[str, Any], name: str) -> Digest:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The server's refusal, as much of it as the far side may know; the owner's log has all under the same id."""
+    """The server's refusal, as much of it as the far side may know; the owner's log has all under the same id.
+
+    `denial` is that id, or NOT_KEPT.
+    """
 
     denial: str
     message: str
@@ -363,20 +366,19 @@ class Refusal:
     seen: str
     remedy: str
 
+    def parts(self) -> dict[str, str]:
+        """What was refused and why, without the id."""
+        return {
+            "message": self.message,
+            "check": self.check,
+            "expected": self.expected,
+            "seen": self.seen,
+            "remedy": self.remedy,
+        }
+
     def to_bytes(self) -> bytes:
         """As JSON."""
-        return to_bytes(
-            {
-                "protocol": PROTOCOL,
-                "status": "denied",
-                "denial": self.denial,
-                "message": self.message,
-                "check": self.check,
-                "expected": self.expected,
-                "seen": self.seen,
-                "remedy": self.remedy,
-            }
-        )
+        return to_bytes({"protocol": PROTOCOL, "status": "denied", "denial": self.denial, **self.parts()})
 
 
 def parse_answer(raw: bytes) -> Granted | Refusal:

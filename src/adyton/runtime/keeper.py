@@ -169,7 +169,7 @@ class Keeper:
             seen="none",
             remedy="see what is wrong with the disk or share where the run's files lie",
         )
-        self._tell({"failure": {**failure.details(), "status": None}})
+        self._tell({"failure": failure.to_dict()})
         # this process may not be able to end before the storage answers, and what it started is not to wait for that
         if self._sandbox is not None:
             self._sandbox.kill_now()

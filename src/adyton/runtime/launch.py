@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from adyton import errors
 from adyton.errors import Error, RunError, ScriptFailed
 from adyton.runtime import host, inherited, sandbox
 from adyton.runtime.keeper import Delivered, Interrupted, Keeper
@@ -120,7 +119,7 @@ def _become_keeper(
             except Interrupted as stop:
                 tell({"interrupted": stop.number})
             except Error as error:
-                tell({"failure": {**error.details(), "status": getattr(error, "status", None)}})
+                tell({"failure": error.to_dict()})
     except Interrupted as stop:  # as early as that signals were let in, or a second one
         tell({"interrupted": stop.number})
     except BaseException as error:
@@ -163,7 +162,7 @@ def _outcome(result: dict[str, Any], status: int | None) -> Ended:
         number = signal.Signals(result["interrupted"])
         raise ScriptFailed(f"stopped by {number.name} before the program started", status=128 + number)
     if "failure" in result:
-        raise _error_from(result["failure"])
+        raise Error.from_dict(result["failure"], unknown=RunError)
     if "bug" in result:
         raise RuntimeError("the keeper failed:\n" + result["bug"])
     raise RunError(
@@ -173,17 +172,3 @@ def _outcome(result: dict[str, Any], status: int | None) -> Ended:
         seen=status,
         remedy="it was killed, or memory ran out (dmesg); nothing of the run is left",
     )
-
-
-def _error_from(failure: dict[str, Any]) -> Error:
-    kind = getattr(errors, failure["error"])
-    if kind is ScriptFailed:
-        return ScriptFailed(failure["message"], status=failure["status"], remedy=failure.get("remedy"))
-    made: Error = kind(
-        failure["message"],
-        check=failure.get("check"),
-        expected=failure.get("expected"),
-        seen=failure.get("seen"),
-        remedy=failure.get("remedy"),
-    )
-    return made

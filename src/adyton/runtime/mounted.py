@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -19,8 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from adyton import errors
-from adyton.errors import Error, MountFailed, WrongPath
+from adyton.errors import MAX_ENCODED_BYTES, Error, MountFailed, NotProtectedFile, WrongPath
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from adyton.pfile.paths import normalise
 from adyton.runtime.host import allow_many_files, harden_process, lock_memory
@@ -29,6 +27,8 @@ from adyton.vfs import syscalls
 
 UNMOUNT_LIMIT_S: Final = 60.0
 _PROBED_FILES: Final = 1000
+_MOUNTED: Final = b"+"
+"""What the server in the background says once it is mounted; anything else is an error (`Error.to_bytes`)."""
 
 
 def mount(
@@ -57,12 +57,10 @@ def mount(
         )
     os.close(report_in)
     with os.fdopen(report_out, "rb") as pipe:
-        raw = pipe.read()
-    message = json.loads(raw) if raw else {"error": "MountFailed", "message": "the file server ended without a word"}
-    if "mounted" not in message:
+        raw = pipe.read(MAX_ENCODED_BYTES + 1)
+    if raw != _MOUNTED:
         os.waitpid(child, 0)
-        kind = getattr(errors, message.pop("error"))
-        raise kind(message.pop("message"), **message)
+        raise Error.parse(raw, unknown=MountFailed) if raw else MountFailed("the file server ended without a word")
 
 
 def _run_in_background(serve: Callable[[Callable[[], None]], None], report: int) -> None:
@@ -71,7 +69,7 @@ def _run_in_background(serve: Callable[[Callable[[], None]], None], report: int)
         os.setsid()
 
         def ready() -> None:
-            os.write(report, b'{"mounted": true}')
+            os.write(report, _MOUNTED)
             os.close(report)
             nothing = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
@@ -82,7 +80,7 @@ def _run_in_background(serve: Callable[[Callable[[], None]], None], report: int)
             status = 0
         except Error as error:
             with contextlib.suppress(OSError):
-                os.write(report, json.dumps(error.details()).encode())
+                os.write(report, error.to_bytes())
             _to_syslog(error.message)
             status = error.exit_code
     finally:
@@ -175,7 +173,7 @@ def _probe(source: Path, key: Key128, stored: str, *, chosen: bool) -> None:
         try:
             with ProtectedFile.open(OSFile(path), key) as file:
                 sealed = file.path
-        except errors.NotProtectedFile:
+        except NotProtectedFile:
             continue
         rest = os.fspath(path.relative_to(source))
         expected = f"{stored}/{rest}" if stored else rest

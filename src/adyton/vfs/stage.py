@@ -39,7 +39,6 @@ _BATCH_BYTES: Final = 8 << 20
 _BATCH_FILES: Final = 128
 _LINK_AT_LEAST_BYTES: Final = 64 << 10
 _END_LIMIT_S: Final = 2.0
-_MAX_REPORT_BYTES: Final = 1 << 20
 _SOURCE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _TARGET_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -139,7 +138,7 @@ class Staging:
                     for line in lines:
                         message = json.loads(line)
                         if "error" in message:
-                            failure = failure or _error_from(message)
+                            failure = failure or Error.from_dict(message, unknown=MountFailed)
                             continue
                         done_bytes += message["done"]
                         if advance is not None:
@@ -266,7 +265,7 @@ def _work(root: str, owner: Owner, batches: list[list[StagedFile]], queue: int, 
     buffer = bytearray(_CHUNK_BYTES)
 
     def tell(error: Error) -> None:
-        os.write(report, json.dumps({**error.details(), "seconds": 0}).encode()[:_MAX_REPORT_BYTES] + b"\n")
+        os.write(report, error.to_bytes() + b"\n")
 
     pulse = Pulse(answer_s=START_S)
     pulse.watch(lambda late: tell(_stalled(late)))
@@ -441,19 +440,6 @@ def _unstageable(path: str, error: OSError) -> MountFailed:
         expected="room for every trusted file and read-only input" if full else "success",
         seen=error.strerror or str(error),
         remedy="raise adyton.memory_budget" if full else "see the system's log",
-    )
-
-
-_ERRORS: Final[dict[str, type[Error]]] = {"DigestMismatch": DigestMismatch, "MountFailed": MountFailed}
-
-
-def _error_from(message: dict[str, str]) -> Error:
-    return _ERRORS[message["error"]](
-        message["message"],
-        check=message.get("check"),
-        expected=message.get("expected"),
-        seen=message.get("seen"),
-        remedy=message.get("remedy"),
     )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from adyton.attest import amd, appraise, dcap, snp
-from adyton.attest.checks import Check
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.policy import Policy
 from adyton.attest.report import VerifiedReport
 from adyton.attest.snp import SNPReport
+from adyton.check import Check
 from adyton.errors import AppraisalFailed
 from tests.support.amd_factory import LAUNCH, SNPScenario
 from tests.support.evidence_factory import MRENCLAVE, MRSIGNER, NOW, REPORT_DATA, Scenario, level
@@ -190,8 +190,8 @@ def test_policy_fault_is_refused_by_its_requirement_alone(
     policy = Policy.from_dict(fault.policy)
     with pytest.raises(AppraisalFailed) as caught:
         appraise.appraise(report, policy, NOW, report_data=fault.report_data)
-    assert [reason.name for reason in caught.value.reasons] == [fault.check]
-    assert all(reason.remedy for reason in caught.value.reasons)
+    assert [reason.name for reason in caught.value.failed] == [fault.check]
+    assert all(reason.remedy for reason in caught.value.failed)
     judgement: Any = vars(appraise)["_Judgement"]
     require = judgement.require
 
@@ -224,5 +224,5 @@ def test_appraisal_long_after_verification_is_refused() -> None:
     report = report_of("sgx", Fault("good", "", {}))
     with pytest.raises(AppraisalFailed) as caught:
         appraise.appraise(report, Policy.from_dict(sgx_policy()), NOW + timedelta(minutes=11), report_data=REPORT_DATA)
-    assert [reason.name for reason in caught.value.reasons] == ["verified at the time of appraisal"]
-    assert all(isinstance(reason, Check) for reason in caught.value.reasons)
+    assert [reason.name for reason in caught.value.failed] == ["verified at the time of appraisal"]
+    assert all(isinstance(reason, Check) for reason in caught.value.failed)

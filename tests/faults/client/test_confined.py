@@ -46,7 +46,7 @@ def test_refusal_of_a_task_is_cut() -> None:
     with pytest.raises(OutOfOrder) as caught:
         confined_process.run(TASKS, "refuse", b"no", Bounds())
     assert str(caught.value.seen).startswith("nox")
-    assert len(str(caught.value.seen)) <= confined_process.MAX_REASON_BYTES
+    assert len(str(caught.value.seen)) <= confined_process.MAX_REASON_CHARS
 
 
 def test_process_that_is_taken_over_finds_no_secret_and_writes_no_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_empty_policy_accepts_nothing() -> None:
     """An empty policy refuses, and the reasons say what it lacks."""
     with pytest.raises(AppraisalFailed) as caught:
         appraise(good_report(), Policy(), NOW, report_data=REPORT_DATA)
-    assert {reason.name for reason in caught.value.reasons} == {"TEE", "program"}
+    assert {reason.name for reason in caught.value.failed} == {"TEE", "program"}
 
 
 def test_policy_with_any_program_accepts_any_but_says_so() -> None:
@@ -153,11 +153,11 @@ def test_policy_alternatives_inherit_and_one_must_be_met() -> None:
     assert appraise(report, both, NOW, report_data=REPORT_DATA).bound
     with pytest.raises(AppraisalFailed) as caught:
         appraise(report, Policy.from_dict(outer | {"any_of": [signer]}), NOW, report_data=REPORT_DATA)
-    assert [reason.name for reason in caught.value.reasons] == ["signer"]
+    assert [reason.name for reason in caught.value.failed] == ["signer"]
     strict = Policy.from_dict(outer | {"min_evaluation_number": 99, "any_of": [met]})
     with pytest.raises(AppraisalFailed) as caught:
         appraise(report, strict, NOW, report_data=REPORT_DATA)
-    assert [reason.name for reason in caught.value.reasons] == ["TCB evaluation data number"]
+    assert [reason.name for reason in caught.value.failed] == ["TCB evaluation data number"]
 
 
 def test_policy_alternative_that_names_the_default_keeps_it() -> None:
@@ -193,7 +193,7 @@ def test_policy_exemptions_end() -> None:
         else:
             with pytest.raises(AppraisalFailed) as caught:
                 appraise(report, policy, NOW, report_data=REPORT_DATA)
-            assert any("ended" in str(reason.to_dict()["seen"]) for reason in caught.value.reasons)
+            assert any("ended" in str(reason.to_dict()["seen"]) for reason in caught.value.failed)
 
 
 def test_policy_names_its_simulated_roots() -> None:

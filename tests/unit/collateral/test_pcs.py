@@ -121,7 +121,7 @@ def test_pck_certificate_of_a_platform_that_quotes_only_name(tmp_path: Path, for
             client.tcb_info("sgx", platform.fmspc),
         ]
     origin = unverified_origin(quoted, root=platform.root_fingerprint)
-    collateral = collateral_from(documents, origin)
+    collateral = assemble(index(documents, origin.root), origin)
     roots = TrustRoots().with_sim([platform.root_fingerprint])
     assert dcap.verify(quoted, collateral, roots, datetime.now(UTC)).status is TCBStatus.UP_TO_DATE
 

@@ -40,7 +40,6 @@ def test_refusals_mixed_are_a_verdict_only_if_one_of_them_is(refusals: list[Erro
 
 def test_refusals_keep_every_denial_to_quote() -> None:
     """The numbers under which the owners find the refusals travel along."""
-    first, second = Denied("a"), Denied("b")
-    first.add_note("d-1")
-    second.add_note("d-2")
-    assert _all_of([first, second]).__notes__ == ["d-1", "d-2"]
+    joined = _all_of([Denied("a", denials=["d-1"]), Denied("b", denials=["d-2"])])
+    assert isinstance(joined, Denied)
+    assert joined.denials == ("d-1", "d-2")

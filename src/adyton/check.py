@@ -1,0 +1,46 @@
+"""One check by its name: what was expected, what was seen, whether it held, and what repairs it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from typing import NamedTuple
+
+
+def text(value: object) -> str:
+    """A value as a person reads it: bytes in hex, times in UTC, collections by comma."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, (tuple, list)):
+        return ", ".join(text(item) for item in value) or "none"
+    if isinstance(value, (set, frozenset)):
+        return ", ".join(sorted(text(item) for item in value)) or "none"
+    return str(value)
+
+
+class Check(NamedTuple):
+    """One check and its outcome; `expected` or `seen` is None where there is nothing to say."""
+
+    name: str
+    expected: object
+    seen: object
+    ok: bool
+    remedy: str | None = None
+
+    def to_dict(self) -> dict[str, str | bool]:
+        """As JSON: name, expected, seen, ok, and the remedy where it failed."""
+        found: dict[str, str | bool] = {
+            "name": self.name,
+            "expected": text(self.expected),
+            "seen": text(self.seen),
+            "ok": self.ok,
+        }
+        if self.remedy is not None and not self.ok:
+            found["remedy"] = self.remedy
+        return found
