@@ -71,7 +71,7 @@ def run(module: str, task: str, content: bytes, bounds: Bounds) -> bytes:
     if answer[:1] == _DONE:
         return answer[1:]
     refused = Error.parse(answer[1:], unknown=OutOfOrder)
-    seen = refused.message[:MAX_REASON_CHARS]
+    seen = refused.message[:MAX_REASON_CHARS].encode("utf-8", "replace").decode()  # the record takes Unicode only
     raise OutOfOrder("what was shown cannot be read", check="form of what was shown", seen=seen)
 
 

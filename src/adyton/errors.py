@@ -22,6 +22,7 @@ server to a status, the file system to an errno.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 
 from adyton.check import Check, text
@@ -35,6 +36,7 @@ MAX_CHECKS: Final = 64
 MAX_ENCODED_BYTES: Final = 1 << 20
 """The most that is sent of an error, and the most that is taken: characters of one text, checks, bytes in all."""
 
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _MAX_WAIT_S: Final = 10**9
 _NO_MESSAGE: Final = "an error came without its message"
 
@@ -181,7 +183,8 @@ def _check_to_dict(check: Check) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    return _cut(value) if isinstance(value, str) else None
+    """A text that somebody told; of lone surrogates only those stay that stand for the bytes of a file's name."""
+    return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", _cut(value)) if isinstance(value, str) else None
 
 
 def _whole(value: object, low: int, high: int) -> int | None:
@@ -349,8 +352,8 @@ class Denied(KeyReleaseError):
     @classmethod
     def _rebuilt(cls, message: str, checks: tuple[Check, ...], told: Mapping[str, object]) -> Self:
         ids = told.get("denials")
-        denials = [_cut(value) for value in ids[:MAX_CHECKS] if isinstance(value, str)] if isinstance(ids, list) else ()
-        return cls(message, denials=denials, checks=checks)
+        found = [_text(value) for value in ids[:MAX_CHECKS]] if isinstance(ids, list) else []
+        return cls(message, denials=[value for value in found if value is not None], checks=checks)
 
 
 class UnknownKey(KeyReleaseError):

@@ -138,6 +138,13 @@ def test_bytes_of_another_form_are_refused_as_the_expected_kind(raw: bytes) -> N
     assert error.message == "an error came without its message"
 
 
+def test_lone_surrogates_stay_only_where_a_name_has_them() -> None:
+    """A file's name may have any bytes, which Python reads so; no text has the others, and no encoding."""
+    error = Error.parse(b'{"message": "\\udc80 \\ud800 \\udfff", "seen": "\\ud83d\\ude00"}')
+    assert error.message.encode("utf-8", "surrogateescape").decode("utf-8", "replace") == "\ufffd \ufffd \ufffd"
+    assert error.seen == "\N{GRINNING FACE}"
+
+
 def test_failed_program_is_never_made_one_that_succeeded() -> None:
     """An exit status of 0, or none, in what is told would turn a failure into success."""
     for status in (0, -1, 256, True, "0", None, 1.0):
