@@ -239,7 +239,7 @@ CONNECTING_CALLS = {
 """Calls of asyncio (and of `socket`) that open a connection or listen for one."""
 
 OPENS_SOCKETS = {
-    "adyton.collateral.fetcher": "fetches collateral from the vendors",
+    "adyton.collateral.http_client": "fetches collateral from the vendors",
     "adyton.release.client": "asks a key server for keys",
     "adyton.release.tls": "the TLS contexts of the release protocols",
     "adyton.server": "the owner's side: key server, metrics, dashboard",
