@@ -49,7 +49,7 @@ Purpose = Literal["proven", "unproven", "refresh"]
 
 
 def has_place(running: Iterable[Purpose], purpose: Purpose) -> bool:
-    """Whether one more fetch may begin beside these; strangers' evidence never keeps what is due from being fetched."""
+    """Whether one more fetch may begin beside these; no evidence keeps what is due from being fetched."""
     if purpose == "refresh":
         return True
     evidence = [each for each in running if each != "refresh"]
