@@ -208,17 +208,22 @@ class BackgroundLookup:
             carries_chain = quote.signature.certification_type == CertificationType.PCK_CHAIN
             purpose: Purpose = "proven" if carries_chain else "unproven"
             return self._begin(self._here.origin(quote), lambda: self._fetching.for_quote(quote, now), purpose, missing)
-        if now >= found.due_at:
-            self._fetches.begin(_REFRESH, lambda: self._refresh(now), "refresh", pause_s=REFRESH_PAUSE_S)
+        self._refresh_if_due(found.due_at, now)
         return found.collateral
 
     def for_report(self, report: SNPReport, now: datetime) -> AMDCollateral | Pending:
         """The same for a report of SEV-SNP, which carries no chain."""
         try:
-            return self._here.for_report(report, now)
+            found = self._here.find_for_report(report, now)
         except (Unavailable, Stale) as missing:
             chip = (report.chip_id, report.field("reported_tcb"))
             return self._begin(chip, lambda: self._fetching.for_report(report, now), "unproven", missing)
+        self._refresh_if_due(found.due_at, now)
+        return found.collateral
+
+    def _refresh_if_due(self, due_at: datetime, now: datetime) -> None:
+        if now >= due_at:
+            self._fetches.begin(_REFRESH, lambda: self._refresh(now), "refresh", pause_s=REFRESH_PAUSE_S)
 
     def _begin(self, key: Hashable, work: Callable[[], object], purpose: Purpose, missing: Error) -> Pending:
         begun = self._fetches.begin(key, work, purpose)

@@ -283,7 +283,7 @@ def test_key_server_without_online_has_nothing_fetched(
 class Silent:
     """A lookup whose documents are all here, and due."""
 
-    def find(self, _quote: Any, at: datetime) -> Found:
+    def find(self, _quote: Any, at: datetime) -> Found[Collateral]:
         """What is here."""
         return Found(cast("Collateral", object()), at)
 
