@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -96,7 +97,10 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 class BackgroundFetches:
-    """Fetches in threads of their own, each once at a time, with a pause after one that failed; thread-safe."""
+    """Fetches in threads of their own, each once at a time, with a pause after one that failed; thread-safe.
+
+    Each purpose has a memory of its own: a flood of evidence that cannot be judged makes no other pause forgotten.
+    """
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class BackgroundFetches:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._running: dict[Hashable, Fetch] = {}
-        self._backoff: Backoff[Hashable, Error | None] = Backoff()
+        self._backoff: dict[Purpose, Backoff[Hashable, Error | None]] = defaultdict(Backoff)
 
     def begin(
         self, key: Hashable, work: Callable[[], object], purpose: Purpose, *, pause_s: float = 0.0
@@ -119,7 +123,7 @@ class BackgroundFetches:
         there is no place, or it pauses. `pause_s` is the pause after success.
         """
         with self._lock:
-            wait = self._backoff.get(key, self._clock_s())
+            wait = self._backoff[purpose].get(key, self._clock_s())
             if wait is not None:
                 return wait.reason
             running = self._running.get(key)
@@ -151,7 +155,7 @@ class BackgroundFetches:
         with self._lock:
             del self._running[key]
             now_s = self._clock_s()
-            self._backoff.note(key, now_s + wait_s, failure, now_s)
+            self._backoff[fetch.purpose].note(key, now_s + wait_s, failure, now_s)
         fetch.end()
 
 
