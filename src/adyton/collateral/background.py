@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -49,7 +50,7 @@ Purpose = Literal["proven", "unproven", "refresh"]
 
 
 def has_place(running: Iterable[Purpose], purpose: Purpose) -> bool:
-    """Whether one more fetch may begin beside these; strangers' evidence never keeps what is due from being fetched."""
+    """Whether one more fetch may begin beside these; no evidence keeps what is due from being fetched."""
     if purpose == "refresh":
         return True
     evidence = [each for each in running if each != "refresh"]
@@ -96,7 +97,10 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 class BackgroundFetches:
-    """Fetches in threads of their own, each once at a time, with a pause after one that failed; thread-safe."""
+    """Fetches in threads of their own, each once at a time, with a pause after one that failed; thread-safe.
+
+    Each purpose has a memory of its own: a flood of evidence that cannot be judged makes no other pause forgotten.
+    """
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class BackgroundFetches:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._running: dict[Hashable, Fetch] = {}
-        self._backoff: Backoff[Hashable, Error | None] = Backoff()
+        self._backoff: dict[Purpose, Backoff[Hashable, Error | None]] = defaultdict(Backoff)
 
     def begin(
         self, key: Hashable, work: Callable[[], object], purpose: Purpose, *, pause_s: float = 0.0
@@ -119,7 +123,7 @@ class BackgroundFetches:
         there is no place, or it pauses. `pause_s` is the pause after success.
         """
         with self._lock:
-            wait = self._backoff.get(key, self._clock_s())
+            wait = self._backoff[purpose].get(key, self._clock_s())
             if wait is not None:
                 return wait.reason
             running = self._running.get(key)
@@ -151,7 +155,7 @@ class BackgroundFetches:
         with self._lock:
             del self._running[key]
             now_s = self._clock_s()
-            self._backoff.note(key, now_s + wait_s, failure, now_s)
+            self._backoff[fetch.purpose].note(key, now_s + wait_s, failure, now_s)
         fetch.end()
 
 
@@ -208,17 +212,22 @@ class BackgroundLookup:
             carries_chain = quote.signature.certification_type == CertificationType.PCK_CHAIN
             purpose: Purpose = "proven" if carries_chain else "unproven"
             return self._begin(self._here.origin(quote), lambda: self._fetching.for_quote(quote, now), purpose, missing)
-        if now >= found.due_at:
-            self._fetches.begin(_REFRESH, lambda: self._refresh(now), "refresh", pause_s=REFRESH_PAUSE_S)
+        self._refresh_if_due(found.due_at, now)
         return found.collateral
 
     def for_report(self, report: SNPReport, now: datetime) -> AMDCollateral | Pending:
         """The same for a report of SEV-SNP, which carries no chain."""
         try:
-            return self._here.for_report(report, now)
+            found = self._here.find_for_report(report, now)
         except (Unavailable, Stale) as missing:
             chip = (report.chip_id, report.field("reported_tcb"))
             return self._begin(chip, lambda: self._fetching.for_report(report, now), "unproven", missing)
+        self._refresh_if_due(found.due_at, now)
+        return found.collateral
+
+    def _refresh_if_due(self, due_at: datetime, now: datetime) -> None:
+        if now >= due_at:
+            self._fetches.begin(_REFRESH, lambda: self._refresh(now), "refresh", pause_s=REFRESH_PAUSE_S)
 
     def _begin(self, key: Hashable, work: Callable[[], object], purpose: Purpose, missing: Error) -> Pending:
         begun = self._fetches.begin(key, work, purpose)

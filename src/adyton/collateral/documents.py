@@ -2,8 +2,8 @@
 
 A service hands out TCB info, QE identities, CRLs and certificates one at a time. Each has an issuer chain that leads to
 a root. A document belongs to that root (by the SHA-256 of the root's DER) and is kept apart from those of other roots,
-so that whoever makes a root of his own reaches only the evidence under it. Whether a root is trusted at all is decided
-where evidence is verified, never here.
+so that anybody who makes a root of his own reaches only the evidence under it. Whether a root is trusted at all is
+decided where evidence is verified, never here.
 """
 
 from __future__ import annotations

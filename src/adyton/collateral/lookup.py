@@ -7,7 +7,7 @@ import operator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from adyton.attest.roots import TrustRoots
 from adyton.attest.sgx import SGXQuote
@@ -25,7 +25,7 @@ from adyton.collateral.store import IMMUTABLE
 from adyton.errors import Error, FetchFailed, Stale, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from adyton.attest.collateral import AMDCollateral, Collateral
     from adyton.attest.snp import SNPReport
@@ -42,11 +42,14 @@ MAX_REMEMBERED: Final = 1024
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The collateral for one quote, and when the first of its documents is due to be fetched anew."""
+Kept = TypeVar("Kept", bound="Collateral | AMDCollateral")
 
-    collateral: Collateral
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[Kept]):
+    """The collateral for one piece of evidence, and when the first of its documents is due to be fetched anew."""
+
+    collateral: Kept
     due_at: datetime
 
 
@@ -60,7 +63,9 @@ class Lookup:
 
     store: CollateralStore
     downloads: Downloads | None = None
-    _found: dict[Origin, tuple[tuple[VerifiedDocument, ...], Found]] = field(default_factory=dict, repr=False)
+    _found: dict[Origin, tuple[tuple[VerifiedDocument, ...], Found[Collateral]]] = field(
+        default_factory=dict, repr=False
+    )
     _origins: dict[tuple[bool, int, bytes], Origin] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
@@ -70,7 +75,7 @@ class Lookup:
         """The collateral for one quote; raises as `find` does."""
         return self.find(quote, now).collateral
 
-    def find(self, quote: SGXQuote | TDXQuote, now: datetime) -> Found:
+    def find(self, quote: SGXQuote | TDXQuote, now: datetime) -> Found[Collateral]:
         """The collateral for one quote, each document verified and valid at `now`.
 
         Raises FetchFailed where a document is missing, Stale where one has expired, StorageFailed where one on disk was
@@ -118,23 +123,32 @@ class Lookup:
                 return _taken(self.downloads.fetch_one(certificate_request(quote, origin), now))
             return _fetched(self.downloads, origin, kind, subject, now)
 
-    def _assembled(self, found: Mapping[tuple[Kind, str], VerifiedDocument], origin: Origin) -> Found:
+    def _assembled(self, found: Mapping[tuple[Kind, str], VerifiedDocument], origin: Origin) -> Found[Collateral]:
         parts = tuple(found[key] for key in sorted(found))
         with self._lock:
             known = self._found.get(origin)
             if known is not None and len(known[0]) == len(parts) and all(map(operator.is_, known[0], parts)):
                 return known[1]
-        due = [self.store.due_at(part) for part in parts if part.document.kind not in IMMUTABLE]
-        made = Found(assemble(found, origin), min(due, default=_NEVER))
+        made = Found(assemble(found, origin), self._due_at(parts))
         with self._lock:
             if len(self._found) >= MAX_REMEMBERED:
                 self._found.clear()
             self._found[origin] = (parts, made)
         return made
 
+    def _due_at(self, parts: Iterable[VerifiedDocument]) -> datetime:
+        due = [self.store.due_at(part) for part in parts if part.document.kind not in IMMUTABLE]
+        return min(due, default=_NEVER)
+
     # --- SEV-SNP reports
 
     def for_report(self, report: SNPReport, now: datetime, *, roots: TrustRoots | None = None) -> AMDCollateral:
+        """The certificates and CRL for one SEV-SNP report; raises as `find_for_report` does."""
+        return self.find_for_report(report, now, roots=roots).collateral
+
+    def find_for_report(
+        self, report: SNPReport, now: datetime, *, roots: TrustRoots | None = None
+    ) -> Found[AMDCollateral]:
         """The certificates and CRL for one SEV-SNP report, under the pinned ARK of its product.
 
         The product comes from the report, or (in version 2, which does not say) from what is here. Raises FetchFailed
@@ -158,9 +172,9 @@ class Lookup:
             last = errors[0]
         raise last or FetchFailed("the report names no product that AMD's roots are known for", check="AMD product")
 
-    def _for_chip(self, chip: ChipOrigin, ark: Digest, now: datetime) -> AMDCollateral:
-        certificate = self.store.get(ark, *chip.certificate, now)
-        return assemble_amd(certificate.document, self.store.get(ark, *chip.crl, now).document)
+    def _for_chip(self, chip: ChipOrigin, ark: Digest, now: datetime) -> Found[AMDCollateral]:
+        certificate, crl = (self.store.get(ark, *each, now) for each in (chip.certificate, chip.crl))
+        return Found(assemble_amd(certificate.document, crl.document), self._due_at((certificate, crl)))
 
 
 def _fetched(downloads: Downloads, origin: Origin, kind: Kind, subject: str, now: datetime) -> VerifiedDocument:

@@ -49,7 +49,7 @@ class VerifiedEvidence:
 
 
 class Verifier:
-    """Verifies evidence; keeps what collateral and chains it has verified already."""
+    """Verifies evidence; caches the collateral and the chains that it has verified already."""
 
     def __init__(self, collateral: CollateralSource) -> None:
         self._collateral = collateral

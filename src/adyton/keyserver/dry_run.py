@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from adyton.collateral.background import Pending
 from adyton.keyserver.decide import Grant, Judged, Request, decide
 from adyton.values import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from adyton.attest.report import VerifiedReport
+    from adyton.collateral.verifier import VerifiedEvidence
     from adyton.keystore.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
+class DryRun:
     """What would happen for one key."""
 
     key: str
@@ -42,29 +43,32 @@ class Rehearsed:
         }
 
 
-def rehearse(
+def dry_run(
     store: Store,
-    verify: Callable[[bytes, Iterable[Digest], datetime], Any],
+    verify: Callable[[bytes, Iterable[Digest], datetime], VerifiedEvidence | Pending],
     evidence: bytes,
     *,
     key: str | None,
     protocol: str,
     manifest_sha256: Digest | None = None,
     now: datetime | None = None,
-) -> list[Rehearsed]:
+) -> list[DryRun]:
     """Verify evidence and judge it by the approvals of one key or of all, without recording anything.
 
     `manifest_sha256` is the manifest that the enclave would name; under SEV-SNP no program is known without it.
     """
     moment = datetime.now(UTC) if now is None else now
     at_ms = int(moment.timestamp() * 1000)
-    found: list[Rehearsed] = []
+    found: list[DryRun] = []
     with store.read() as view:
         approvals = view.approvals()
         roots = {
             Digest.from_hex(tee.partition(":")[2]) for item in approvals for tee in item.approval.tees if ":" in tee
         }
-        report: VerifiedReport = verify(evidence, roots, moment).report
+        verified = verify(evidence, roots, moment)
+        if isinstance(verified, Pending):
+            raise verified.error()
+        report = verified.report
         for name in sorted({item.approval.key for item in approvals} if key is None else {key}):
             request = Request(
                 key=name,
@@ -75,7 +79,7 @@ def rehearse(
             )
             decided = decide(request, report, approvals, lambda item: view.usage(item.id, "", at_ms), moment)
             if isinstance(decided, Grant):
-                found.append(Rehearsed(name, True, (Judged(decided.approval, decided.claims.checks),)))
+                found.append(DryRun(name, True, (Judged(decided.approval, decided.claims.checks),)))
             else:
-                found.append(Rehearsed(name, False, decided.judged))
+                found.append(DryRun(name, False, decided.judged))
     return found

@@ -3,9 +3,9 @@
 Only what a refusal of genuine evidence announced is taken, once, few at a time and few of one platform. It is read in
 a process of its own, and believed only where what it shows is what the evidence measured.
 
-The far side is told that it was taken before anything is worked out. Whether it can be taken depends on what is being
-read, never on what is being worked out: else the time until a place is free would say what was found. What there is no
-room to work out is dropped, and nobody is told but the log.
+The client is told that its explanation was taken before anything is worked out. Whether it can be taken depends on what
+is being read, never on what is being worked out: else the time until a place is free would say what was found. What
+there is no room to work out is dropped, and only the log says so.
 """
 
 from __future__ import annotations

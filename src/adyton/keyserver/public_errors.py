@@ -1,4 +1,4 @@
-"""What the far side is told when the key server itself fails: that it could not check, and nothing of why."""
+"""What a peer is told when the key server itself fails: that it could not check, and nothing of why."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def busy(
 
 
 def public_error(error: Exception, doing: str) -> Error:
-    """The error as a stranger may see it.
+    """The error as an unauthenticated client may see it.
 
-    What is wrong with her own message she is told; all else (the database, a file, a defect) is the owner's, and goes
-    to the log instead.
+    The client is told what is wrong with its own message. All else (the database, a file, a defect) is the owner's and
+    goes to the log.
     """
     if isinstance(error, OutOfOrder | VersionMismatch) or (isinstance(error, Unavailable) and error.public):
         return error

@@ -1,4 +1,4 @@
-"""Whether the store can be used: strangers may ask, so an answer is kept for a second and costs no write."""
+"""Whether the store can be used. Anybody may ask, so an answer is kept for a second and costs no write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEPT_S: Final = 1.0
 
 
 class Readiness:
-    """What is known of the store: it is read, and written only where the last decision could not be; thread-safe."""
+    """Tries the store: reads it, and writes only where the last decision could not be recorded. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,7 +1,7 @@
-"""How much of what strangers send is kept: a flood of refusals, or of manifests, is counted and fills no disk.
+"""Limits on what the record keeps of unauthenticated clients: a flood is counted and does not fill the disk.
 
-All bounds of one key server together let strangers add at most 19 MiB a day to the record, which is never cut, and keep
-512 MiB of evidence and manifests beside it, the newest (docs/key-server.md has the sum).
+All limits of one key server together let such clients add at most 19 MiB a day to the record, which is never cut, and
+keep 512 MiB of evidence and manifests beside it, the newest (docs/key-server.md has the sum).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_GENUINE_PER_MINUTE: Final = 600
 MAX_NOISE_BYTES_PER_DAY: Final = 512 << 10
 MAX_GENUINE_BYTES_PER_DAY: Final = 16 << 20
 MAX_PLATFORM_BYTES_PER_DAY: Final = 4 << 20
-"""What these refusals may add to the record in a day, and of it the refusals on one genuine platform."""
+"""How much these refusals may add to the record in a day, and those on one genuine platform of it."""
 
 OWNERS_BYTES: Final = 8 * 1024
 """What a refusal of genuine evidence is charged for the owner's part of it, however long that is (at most so long).
@@ -53,7 +53,7 @@ _MAX_PLATFORMS: Final = 4096
 
 
 class Budget:
-    """So much in a period, a day where none is named; for one thread."""
+    """A limit on a sum in each period (a day where none is given). For one thread."""
 
     def __init__(self, limit: int, *, period_ms: int = _DAY_MS) -> None:
         self._limit = limit
@@ -62,12 +62,12 @@ class Budget:
         self._spent = 0
 
     def has_room(self, at_ms: int, size: int = 1) -> bool:
-        """Whether so much more fits."""
+        """Whether `size` more fits."""
         self._turn(at_ms)
         return self._spent + size <= self._limit
 
     def spend(self, size: int, at_ms: int) -> None:
-        """Note that so much was used."""
+        """Add to the sum."""
         self._turn(at_ms)
         self._spent += size
 
@@ -78,7 +78,7 @@ class Budget:
 
 
 class PlatformBudget:
-    """So much in a period for all platforms together, and of it so much for one; for one thread."""
+    """A limit on a sum in each period for all platforms together, and a share of it for each. For one thread."""
 
     def __init__(self, limit: int, share: int, *, period_ms: int = _DAY_MS) -> None:
         self._all = Budget(limit, period_ms=period_ms)
@@ -91,7 +91,7 @@ class PlatformBudget:
         return self._all.has_room(at_ms) and self._own(platform).has_room(at_ms)
 
     def spend(self, platform: str, size: int, at_ms: int) -> None:
-        """Note that this platform used so much."""
+        """Add to the sum of this platform and of all."""
         self._all.spend(size, at_ms)
         self._own(platform).spend(size, at_ms)
 
@@ -133,7 +133,7 @@ class RefusalLimits:
         return kept
 
     def wrote(self, platform: str | None, size_bytes: int, at_ms: int) -> None:
-        """Note how long the entry of a refusal that was kept is, by what the far side knows of it."""
+        """Note how long the entry of a refusal that was kept is, by what its client knows of it."""
         if platform is None:
             self._noise_bytes.spend(size_bytes, at_ms)
         else:
@@ -145,7 +145,7 @@ class RefusalLimits:
         return list(self._sums)
 
     def recorded(self, sums: list[dict[str, int]]) -> None:
-        """These sums stand in the record."""
+        """Forget these sums: they stand in the record."""
         del self._sums[: len(sums)]
 
     def _turn(self, minute: int) -> None:
@@ -167,7 +167,7 @@ class RefusalLimits:
 
 
 class LogLimit:
-    """Which lines of the log are written for messages that nothing is recorded of; thread-safe enough: a count."""
+    """Limits the log lines for messages that nothing is recorded of. A race between threads writes a line too many."""
 
     def __init__(self) -> None:
         self._budget = Budget(MAX_LINES_PER_MINUTE, period_ms=60_000)

@@ -1,10 +1,11 @@
-"""What the key server speaks over its connections: Adyton's protocol over HTTPS, and Gramine's over RA-TLS.
+"""The key server's two protocols over its connections: Adyton's over HTTPS, and Gramine's over RA-TLS.
 
-One request at a time on a connection, each with a deadline and a bound on its length. HTTP is parsed by h11, TLS is
-the `ssl` module's, connections are `Listener`'s, decisions are `KeyService`'s.
+A connection carries one request at a time, each with a deadline and a limit on its length. HTTP is parsed by h11, TLS
+is the `ssl` module's, connections are `Listener`'s, decisions are `KeyService`'s.
 
-What a client is refused it learns on the beat of a clock that began with its request, on which one is settled when it
-comes, by how many wait with it: how long the decision took, and so what it was compared with, does not show.
+A refusal is sent at a multiple of a fixed interval (`BEAT_S`) after its request was taken. The number of requests that
+wait settles the multiple when the request comes. So the answer's time does not show how long the decision took, nor
+what the evidence was compared with.
 """
 
 from __future__ import annotations

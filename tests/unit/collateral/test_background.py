@@ -24,6 +24,7 @@ from adyton.collateral.background import (
     BackgroundLookup,
     Pending,
 )
+from adyton.collateral.backoff import MAX_REMEMBERED
 from adyton.collateral.documents import Channel
 from adyton.collateral.downloads import Downloads
 from adyton.collateral.http_client import Response
@@ -283,7 +284,7 @@ def test_key_server_without_online_has_nothing_fetched(
 class Silent:
     """A lookup whose documents are all here, and due."""
 
-    def find(self, _quote: Any, at: datetime) -> Found:
+    def find(self, _quote: Any, at: datetime) -> Found[Collateral]:
         """What is here."""
         return Found(cast("Collateral", object()), at)
 
@@ -315,3 +316,19 @@ def test_what_is_due_is_fetched_while_strangers_hold_all_places(missing: Missing
     due = BackgroundLookup(cast("Lookup", Silent()), lookup, lambda _now: refreshed.set(), fetches)
     due.for_quote(proven[0], now())
     assert refreshed.wait(60)
+
+
+def test_flood_of_evidence_ends_no_pause_of_what_is_due() -> None:
+    """However many fetches for evidence fail, a refresh that failed begins again only after its pause."""
+    refreshed: list[int] = []
+    fetches = BackgroundFetches(start=lambda work: work(), clock_s=lambda: 1000.0)
+
+    def missing() -> None:
+        raise FetchFailed("not there")
+
+    for _ in range(2):
+        fetches.begin("refresh", lambda: refreshed.append(1), "refresh", pause_s=600)
+        with Logged():
+            for number in range(MAX_REMEMBERED + 10):
+                fetches.begin(number, missing, "unproven")
+    assert len(refreshed) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -17,7 +17,9 @@ import pytest
 
 from adyton.attest import amd, snp
 from adyton.attest.certificates import parse_certificate
+from adyton.attest.collateral import AMDCollateral
 from adyton.attest.snp import TCBVersion
+from adyton.collateral.background import BackgroundFetches, BackgroundLookup
 from adyton.collateral.bundle import parse_bundle
 from adyton.collateral.documents import Document, chip_subject, verify_document
 from adyton.collateral.downloads import Downloads
@@ -147,6 +149,27 @@ def test_refresh_fetches_the_crl_and_never_a_vcek(milan: KDS, tmp_path: Path) ->
     milan.asked.clear()
     outcomes = downloads.refresh(milan.now + timedelta(days=9))
     assert [outcome.name for outcome in outcomes] == ["amd-crl-milan"]
+    assert not any("SPL" in url for url in milan.asked)
+
+
+def test_crl_that_is_due_is_fetched_in_the_background(
+    milan: KDS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report after half of the CRL's validity is judged at once with what is here, and has it fetched anew."""
+    monkeypatch.setattr("adyton.collateral.lookup.TrustRoots", lambda: milan.built.roots)
+    downloads = milan.downloads(tmp_path)
+    downloads.fetch_for(milan.report, milan.now)
+    milan.asked.clear()
+    waiting: list[Callable[[], None]] = []
+    lookup = BackgroundLookup.create(downloads, BackgroundFetches(start=waiting.append))
+    lookup.for_report(milan.report, milan.now)
+    assert waiting == []
+    for _ in range(2):
+        assert isinstance(lookup.for_report(milan.report, milan.now + timedelta(days=9)), AMDCollateral)
+    assert milan.asked == []
+    (work,) = waiting
+    work()
+    assert any(url.endswith("/crl") for url in milan.asked)
     assert not any("SPL" in url for url in milan.asked)
 
 

@@ -1,7 +1,7 @@
 """How long the dashboard waits for a request, and how many connections it takes, in all and of one address.
 
-The newest connection takes the place of the one that is there longest, so that a stranger who holds many keeps nobody
-out; one that showed the cookie of somebody who knows the password stays.
+The newest connection takes the place of the oldest one, so that a client that holds many keeps nobody out. A connection
+that showed the cookie of somebody who knows the password stays.
 """
 
 from __future__ import annotations
