@@ -22,7 +22,7 @@ from adyton.keystore.approval import APPROVED, PENDING, REVOKED
 from adyton.keystore.tables import approvals as approvals_module
 from adyton.manifest.signed import SignedManifest
 from adyton.release.client import obtain_keys
-from adyton.server.dashboard import guesses, patience
+from adyton.server.dashboard import guesses, http_timeouts
 from adyton.server.dashboard.guesses import FREE
 from adyton.server.dashboard.login import NOTES_A_MINUTE
 from adyton.server.dashboard.pages.timeline import PAGE
@@ -337,7 +337,7 @@ HALF = [b"GET / HTTP/1.1\r\nHost: ", b"POST /login HTTP/1.1\r\nHost: x\r\nConten
 
 def test_silent_connection_is_dropped_in_time(world: World, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who says nothing is not waited for."""
-    monkeypatch.setattr(patience, "REQUEST_S", 0.5)
+    monkeypatch.setattr(http_timeouts, "REQUEST_S", 0.5)
     connection = half_request(world, page, "127.0.0.1", b"")
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         assert connection.recv(100) == b""
@@ -349,7 +349,7 @@ def test_half_request_is_dropped_in_time_however_it_trickles_in(
     world: World, page: str, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     """A request must be whole in time; each further byte does not begin the time anew."""
-    monkeypatch.setattr(patience, "REQUEST_S", 0.7)
+    monkeypatch.setattr(http_timeouts, "REQUEST_S", 0.7)
     connection = half_request(world, page, "127.0.0.1", said)
 
     def trickle() -> None:
@@ -367,8 +367,8 @@ def test_half_requests_of_one_address_leave_room_for_the_owner(
     world: World, page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One address has its share of connections; its oldest goes for each beyond, and the owner's page comes."""
-    monkeypatch.setattr(patience, "REQUEST_S", 300)
-    held = [half_request(world, page, "127.0.0.2", b"GET / HTT") for _ in range(patience.MAX_PER_ADDRESS)]
+    monkeypatch.setattr(http_timeouts, "REQUEST_S", 300)
+    held = [half_request(world, page, "127.0.0.2", b"GET / HTT") for _ in range(http_timeouts.MAX_PER_ADDRESS)]
     beyond = half_request(world, page, "127.0.0.2", b"")
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         assert held[0].recv(100) == b""

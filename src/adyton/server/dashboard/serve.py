@@ -19,7 +19,7 @@ from adyton.keystore.wrapping import read_private_file, write_private_file
 from adyton.release.tls import server_context
 from adyton.server.dashboard.accepting import Accepting
 from adyton.server.dashboard.app import Dashboard
-from adyton.server.dashboard.patience import PatientProtocol
+from adyton.server.dashboard.http_timeouts import BoundedProtocol
 from adyton.server.dashboard.shield import Shield
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class _Server(uvicorn.Server):
 
 
 def _config(dashboard: Dashboard) -> uvicorn.Config:
-    class Protocol(PatientProtocol):
+    class Protocol(BoundedProtocol):
         recognise = staticmethod(dashboard.recognises)
 
     config = uvicorn.Config(

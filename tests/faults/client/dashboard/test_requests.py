@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from adyton.server.dashboard import accepting, login, patience
+from adyton.server.dashboard import accepting, http_timeouts, login
 from adyton.server.dashboard.requests import MAX_FIELDS, MAX_FORM_BYTES, MAX_LOGIN_BYTES, parse_form
 from tests.faults.client.dashboard.conftest import Connect
 
@@ -293,8 +293,8 @@ def test_held_connections_of_many_addresses_keep_nobody_out(
     connect: Connect, browser: Browser, password: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest goes for the newest, so that who holds them all must always begin again."""
-    monkeypatch.setattr(patience, "REQUEST_S", 600.0)
-    for number in range(patience.MAX_CONNECTIONS + 10):
+    monkeypatch.setattr(http_timeouts, "REQUEST_S", 600.0)
+    for number in range(http_timeouts.MAX_CONNECTIONS + 10):
         connect(f"127.0.2.{number // 10 + 1}").sendall(b"GET / HTT")
     client = browser("127.0.0.1")
     assert client.post("/login", data={"password": password}).status_code == 303

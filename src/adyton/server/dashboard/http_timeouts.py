@@ -27,7 +27,7 @@ MAX_CONNECTIONS: Final = 64
 MAX_PER_ADDRESS: Final = 24
 
 
-class PatientProtocol(H11Protocol):
+class BoundedProtocol(H11Protocol):
     """uvicorn's own HTTP, with an end to every wait."""
 
     recognise: Callable[[list[tuple[bytes, bytes]]], bool] = staticmethod(lambda _headers: False)
@@ -42,7 +42,7 @@ class PatientProtocol(H11Protocol):
         """Take a connection, and let another go where there are too many."""
         super().connection_made(transport)
         self.since = self.loop.time()
-        every = [other for other in self.connections if isinstance(other, PatientProtocol)]
+        every = [other for other in self.connections if isinstance(other, BoundedProtocol)]
         same = [other for other in every if other.source() == self.source()]
         if len(same) > MAX_PER_ADDRESS:
             self._make_room(same)
@@ -54,7 +54,7 @@ class PatientProtocol(H11Protocol):
         """Whose connection it is."""
         return source_of(self.client[0] if self.client else "")
 
-    def _make_room(self, among: Iterable[PatientProtocol]) -> None:
+    def _make_room(self, among: Iterable[BoundedProtocol]) -> None:
         others = [other for other in among if other is not self and not other.recognised]
         going = min(others, key=lambda other: other.since, default=self)
         self.connections.discard(going)
