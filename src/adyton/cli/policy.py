@@ -177,14 +177,14 @@ def try_evidence(
     from adyton.collateral.store import CollateralStore
     from adyton.collateral.verifier import Verifier
     from adyton.errors import AppraisalFailed, Denied
-    from adyton.keyserver.dry_run import rehearse
+    from adyton.keyserver.dry_run import dry_run
     from adyton.manifest.signed import read_capped
 
     raw = read_capped(evidence, MAX_EVIDENCE_BYTES, "evidence")
     named = None if manifest is None else manifest_digest(manifest)
     with owner_store(home) as (found, store):
         verifier = Verifier(CollateralStore(collateral or found.collateral_path))
-        results = rehearse(store, verifier.verify, raw, key=key, protocol=protocol, manifest_sha256=named)
+        results = dry_run(store, verifier.verify, raw, key=key, protocol=protocol, manifest_sha256=named)
     if as_json:
         say_json({"results": [result.to_dict() for result in results]})
     else:

@@ -42,7 +42,7 @@ class Rehearsed:
         }
 
 
-def rehearse(
+def dry_run(
     store: Store,
     verify: Callable[[bytes, Iterable[Digest], datetime], Any],
     evidence: bytes,

@@ -43,8 +43,8 @@ CACHE_BYTES: Final = 16 * 2**20
 _SEGMENTS_AT_ONCE: Final = 32
 
 
-class Shortcut(Protocol):
-    """A way to the host's nodes past this class, for readers: open only while they hold all that is to be read."""
+class NativeReader(Protocol):
+    """Reads the host's nodes without this class. It may do so only while they hold everything that is to be read."""
 
     def allow(self, size: int, trees: dict[int, bytearray], fetch: Callable[[int], bytearray], /) -> None:
         """The host holds `size` bytes of plaintext; `trees` are verified tree nodes of it, `fetch` gives the others."""
@@ -106,7 +106,7 @@ class ProtectedFile:
         )
         self._kept_size = metadata.size  # the least size since the last commit: what lies below is on the host
         self._closed = False
-        self._shortcut: Shortcut | None = None
+        self._native_reader: NativeReader | None = None
         self._lock = threading.RLock()
 
     # ---------------------------------------------------------------- opening
@@ -506,15 +506,15 @@ class ProtectedFile:
 
     # ---------------------------------------------------------------- committing
 
-    def use_shortcut(self, shortcut: Shortcut) -> None:
-        """Open `shortcut` whenever nothing waits to be flushed; it must not be used while a method here runs."""
+    def use_native_reader(self, native_reader: NativeReader) -> None:
+        """Let `native_reader` read whenever nothing waits to be flushed, but never while a method here runs."""
         with self._lock:
-            self._shortcut = shortcut
-            self._open_shortcut()
+            self._native_reader = native_reader
+            self._allow_native_reader()
 
-    def _open_shortcut(self) -> None:
-        if self._shortcut is not None and not self.dirty and not self._nodes.pinned:
-            self._shortcut.allow(self._size, self._nodes.known, self._nodes.tree)
+    def _allow_native_reader(self) -> None:
+        if self._native_reader is not None and not self.dirty and not self._nodes.pinned:
+            self._native_reader.allow(self._size, self._nodes.shared_cache, self._nodes.tree)
 
     def flush(self, sync: bool = False) -> None:
         """Commit everything written so far; `sync` returns only once it is durable."""
@@ -525,7 +525,7 @@ class ProtectedFile:
             self._commit(sync=sync)
             if sync:
                 self._host.make_durable()
-            self._open_shortcut()
+            self._allow_native_reader()
 
     def _commit(self, *, sync: bool, log_anyway: bool = False) -> None:
         """Commit what is dirty, if anything is."""
@@ -556,8 +556,8 @@ class ProtectedFile:
                     self._host.remove_log()
             finally:
                 self._closed = True
-                if self._shortcut is not None:
-                    self._shortcut.forbid()
+                if self._native_reader is not None:
+                    self._native_reader.forbid()
                 self._cache.clear()
                 self._nodes.forget_from(0)
                 self._host.close()
@@ -580,8 +580,8 @@ class ProtectedFile:
                 expected="writable=True",
                 seen="writable=False",
             )
-        if writing and self._shortcut is not None:
-            self._shortcut.forbid()
+        if writing and self._native_reader is not None:
+            self._native_reader.forbid()
         self._host.finish_undoing()
 
 

@@ -20,7 +20,7 @@ from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import StagedFile
-from adyton.vfs.storage_watchdog import STALLED_STATUS, START_S, Pulse
+from adyton.vfs.storage_watchdog import STALLED_STATUS, START_S, StorageWatchdog
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
@@ -56,7 +56,7 @@ class Served:
     files: Sequence[StagedFile]
     attestation: Attestation | None
 
-    def trees(self, event: Callable[[str], None], pulse: Pulse) -> dict[str, Tree]:
+    def trees(self, event: Callable[[str], None], watchdog: StorageWatchdog) -> dict[str, Tree]:
         """The file systems, made in the process that serves them."""
         from adyton.vfs.attestation import AttestationTree
         from adyton.vfs.encrypted import EncryptedTree
@@ -72,14 +72,14 @@ class Served:
                 read_only=mount.read_only,
                 power_safe=mount.recovery,
                 event=event,
-                pulse=pulse,
+                watchdog=watchdog,
             )
         if self.files:
-            found[TRUSTED] = TrustedTree(self.files, event=event, pulse=pulse)
+            found[TRUSTED] = TrustedTree(self.files, event=event, watchdog=watchdog)
         if self.attestation is not None:
             what = self.attestation
             found[ATTESTATION] = AttestationTree(
-                what.evidence, what.keys, kind=what.kind, event=event, pulse=pulse, caller=calling_process
+                what.evidence, what.keys, kind=what.kind, event=event, watchdog=watchdog, caller=calling_process
             )
         return found
 
@@ -206,13 +206,13 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
 
     try:
         os.set_inheritable(fuse_fd, True)
-        pulse = Pulse()
-        pulse.watch(event)
-        pulse.start("opening the mounts")
-        with pulse.lasting(START_S):
-            trees = served.trees(event, pulse)
-        pulse.stop()
-        fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, pulse=pulse, owner=served.owner)
+        watchdog = StorageWatchdog()
+        watchdog.watch(event)
+        watchdog.start("opening the mounts")
+        with watchdog.lasting(START_S):
+            trees = served.trees(event, watchdog)
+        watchdog.stop()
+        fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, watchdog=watchdog, owner=served.owner)
     except Error as error:
         event(error.message)
         return error.exit_code

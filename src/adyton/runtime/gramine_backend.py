@@ -341,7 +341,7 @@ def launch(
     return _launch([str(program), str(prepared.stem), *arguments], stdin_from_host=stdin_from_host)
 
 
-def rehearse(
+def dry_run(
     manifest_path: Path,
     keys: Mapping[str, Key128],
     *,
@@ -360,13 +360,13 @@ def rehearse(
     shared = Path("/dev/shm")  # noqa: S108 - memory, never a disk
     with tempfile.TemporaryDirectory(prefix="adyton-rehearsal-", dir=shared) as folder:
         stem = Path(folder) / prepared.stem.name
-        text = rehearsal_manifest(raw, keys)
+        text = dry_run_manifest(raw, keys)
         with os.fdopen(os.open(f"{stem}.manifest", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
         return _launch([str(installation.programs / "gramine-direct"), str(stem), *arguments], stdin_from_host=False)
 
 
-def rehearsal_manifest(raw: bytes, keys: Mapping[str, Key128]) -> str:
+def dry_run_manifest(raw: bytes, keys: Mapping[str, Key128]) -> str:
     """A rendered manifest without secret provisioning, and with the keys in clear."""
     document, block = parse_document(decode(raw))
     environment = document["loader"]["env"]

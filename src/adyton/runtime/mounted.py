@@ -106,22 +106,22 @@ def _serve(
 ) -> None:
     from adyton.vfs import fuse
     from adyton.vfs.encrypted import EncryptedTree
-    from adyton.vfs.storage_watchdog import SYNC_S, Pulse
+    from adyton.vfs.storage_watchdog import SYNC_S, StorageWatchdog
 
     harden_process()
     lock_memory()
     allow_many_files()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    pulse = Pulse(answer_s=SYNC_S)  # the owner's own disk, which may have to wake up
+    watchdog = StorageWatchdog(answer_s=SYNC_S)  # the owner's own disk, which may have to wake up
     tree = EncryptedTree(
-        os.fspath(source), key, sealed_as=stored, read_only=read_only, believe_host=True, event=event, pulse=pulse
+        os.fspath(source), key, sealed_as=stored, read_only=read_only, believe_host=True, event=event, watchdog=watchdog
     )
     options = ["default_permissions", "auto_unmount"] + (["ro"] if read_only else [])
     fuse.serve(
         {"": tree},
         os.fspath(target),
         event=event,
-        pulse=pulse,
+        watchdog=watchdog,
         options=options,
         ready=ready,
         name=os.path.abspath(source),

@@ -37,7 +37,7 @@ class Root:
             Path(target).touch()
         namespace.bind(source, target, read_only=read_only)
 
-    def furnish(self, secrets: Mapping[str, bytes]) -> None:
+    def populate(self, secrets: Mapping[str, bytes]) -> None:
         """The directories and small files that the sandbox needs or that programs expect."""
         plan = self._plan
         for path in ("/dev", "/proc", "/sys/devices/system/cpu", "/tmp", plan.start_dir):  # noqa: S108

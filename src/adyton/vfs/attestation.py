@@ -23,7 +23,7 @@ from adyton.attest.report_data import REPORT_DATA_BYTES, ProgramEvidence
 from adyton.values import Key128
 from adyton.vfs.node import FIXED_TIME_NS, Node
 from adyton.vfs.read_only_tree import ReadOnlyTree
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 MAX_PROCESSES: Final = 4096
 """Whose data is kept, the last to write it."""
@@ -54,11 +54,11 @@ class AttestationTree(ReadOnlyTree):
         *,
         kind: str,
         event: Callable[[str], None] = lambda _text: None,
-        pulse: Pulse | None = None,
+        watchdog: StorageWatchdog | None = None,
         caller: Callable[[], Hashable] = lambda: None,
     ) -> None:
         self._caller = caller
-        self._pulse = pulse or Pulse()
+        self._watchdog = watchdog or StorageWatchdog()
         self._source = evidence
         self._keys = dict(keys)
         self._kind = kind
@@ -117,7 +117,7 @@ class AttestationTree(ReadOnlyTree):
     def _evidence(self) -> bytes:
         if self._source is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "quote")
-        with self._pulse.lasting(QUOTE_S):
+        with self._watchdog.lasting(QUOTE_S):
             return self._source.over(self._user_data_of_caller())
 
     def _user_data_of_caller(self) -> bytes:

@@ -26,7 +26,7 @@ from adyton.vfs.known_names import KnownNames
 from adyton.vfs.node import FIXED_TIME_NS, Node
 from adyton.vfs.open_files import OpenFile, OpenFiles
 from adyton.vfs.rename import KNOWN_FLAGS, Rename, check_rename
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 
 class EncryptedTree:
@@ -48,9 +48,9 @@ class EncryptedTree:
         believe_host: bool = False,
         power_safe: bool = False,
         event: Callable[[str], None] = lambda _text: None,
-        pulse: Pulse | None = None,
+        watchdog: StorageWatchdog | None = None,
     ) -> None:
-        self._pulse = pulse or Pulse()
+        self._watchdog = watchdog or StorageWatchdog()
         self._read_only = read_only
         self._believe_host = believe_host
         self._event = event
@@ -67,10 +67,10 @@ class EncryptedTree:
             new_node=lambda path, host, mode: self._new_node(path, is_folder=False, mode=mode, host=host),
             refusal=self.host_error,
             event=event,
-            pulse=self._pulse,
+            watchdog=self._watchdog,
         )
         self._rename = Rename(
-            self, self._host, self._known, self._files, self._pulse, new_names_complete=not believe_host
+            self, self._host, self._known, self._files, self._watchdog, new_names_complete=not believe_host
         )
 
     # ---------------------------------------------------------------- looking
@@ -226,7 +226,7 @@ class EncryptedTree:
 
     def sync_folder(self, path: str) -> None:
         """Make a folder's entries durable."""
-        with self._pulse.syncing():
+        with self._watchdog.syncing():
             os.fsync(self._host.folder(self._host.host_path(path) if path else ""))
 
     # ---------------------------------------------------------------- names

@@ -18,16 +18,16 @@ from adyton.pfile.paths import path_bytes
 from adyton.vfs.host_file import HostFile
 from adyton.vfs.host_folder import HostFolder, os_error
 from adyton.vfs.mount_table import join
-from adyton.vfs.native_reader import shortcut_to
+from adyton.vfs.native_reader import open_native_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from adyton.values import Key128
-    from adyton.vfs._reads import Shortcut
+    from adyton.vfs._reads import Shortcut as NativeReader
     from adyton.vfs.known_names import KnownNames
     from adyton.vfs.node import Node
-    from adyton.vfs.storage_watchdog import Pulse
+    from adyton.vfs.storage_watchdog import StorageWatchdog
 
 _CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 64 << 10))
 """Cache of one more open file, by how many are open already: 1000 open files stay below 64 MiB."""
@@ -41,7 +41,7 @@ class OpenFile:
     host: HostFile
     node: Node
     path: str | None
-    shortcut: Shortcut | None
+    native_reader: NativeReader | None
     handles: int = 0
 
     def removed(self) -> None:
@@ -66,7 +66,7 @@ class OpenFiles:
         new_node: Callable[[str, os.stat_result | None, int | None], Node],
         refusal: Callable[[OSError, str], OSError],
         event: Callable[[str], None],
-        pulse: Pulse,
+        watchdog: StorageWatchdog,
     ) -> None:
         self._host = host
         self._known = known
@@ -77,7 +77,7 @@ class OpenFiles:
         self._new_node = new_node
         self._refusal = refusal
         self._event = event
-        self._pulse = pulse
+        self._watchdog = watchdog
         self._count = 0
 
     def attach(self, path: str) -> OpenFile:
@@ -154,7 +154,7 @@ class OpenFiles:
         held: list[tuple[OpenFile, str]] = []
         try:
             for old, new in files:
-                self._pulse.beat()
+                self._watchdog.progress()
                 opened = self.attach(old)
                 opened.handles += 1
                 held.append((opened, new))
@@ -197,16 +197,16 @@ class OpenFiles:
             fd = os.open(name, flags, (mode | 0o600) & 0o777, dir_fd=folder)
         except OSError as error:
             raise self._refusal(error, path) from error
-        return HostFile(fd, os.dup(folder), name, self._host.name_of(path), self._pulse)
+        return HostFile(fd, os.dup(folder), name, self._host.name_of(path), self._watchdog)
 
     def _opened(self, path: str, file: ProtectedFile, host: HostFile, node: Node) -> OpenFile:
         if node.size > file.size:
             node.size_before_enospc = node.size
         node.size = file.size
         node.root = file.root
-        shortcut = None if node.size_before_enospc > file.size else shortcut_to(host.fileno())
-        if shortcut is not None:
-            file.use_shortcut(shortcut)
-        node.opened = OpenFile(file, host, node, path, shortcut)
+        native_reader = None if node.size_before_enospc > file.size else open_native_reader(host.fileno())
+        if native_reader is not None:
+            file.use_native_reader(native_reader)
+        node.opened = OpenFile(file, host, node, path, native_reader)
         self._count += 1
         return node.opened

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adyton.vfs.known_names import KnownNames
     from adyton.vfs.node import Node
     from adyton.vfs.open_files import OpenFiles
-    from adyton.vfs.storage_watchdog import Pulse
+    from adyton.vfs.storage_watchdog import StorageWatchdog
 
 KNOWN_FLAGS: Final = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
 
@@ -52,7 +52,7 @@ class Rename:
     host: HostFolder
     known: KnownNames
     files: OpenFiles
-    pulse: Pulse
+    watchdog: StorageWatchdog
     new_names_complete: bool
     """Whether a folder holds, once it was renamed, what is known to be in it and nothing else."""
 
@@ -76,7 +76,7 @@ class Rename:
             self._move_known(old, new, None if exchange else target, exchange=exchange)
             for opened, path in held:
                 folder, name = self.host.split(path)
-                self.pulse.beat()
+                self.watchdog.progress()
                 opened.host.renamed(folder, name, self.host.name_of(path))
         finally:
             for opened, _ in held:

@@ -25,7 +25,7 @@ from adyton.storage.files import decrypt_into
 from adyton.values import Digest, Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
-from adyton.vfs.storage_watchdog import START_S, Pulse
+from adyton.vfs.storage_watchdog import START_S, StorageWatchdog
 
 FIXED_TIME_S: Final = 315_532_800
 """1980-01-01: the time of everything that has none in the manifest (the earliest that zip files can hold)."""
@@ -268,16 +268,16 @@ def _work(root: str, owner: Owner, batches: list[list[StagedFile]], queue: int, 
     def tell(error: Error) -> None:
         os.write(report, json.dumps({**error.details(), "seconds": 0}).encode()[:_MAX_REPORT_BYTES] + b"\n")
 
-    pulse = Pulse(answer_s=START_S)
-    pulse.watch(lambda late: tell(_stalled(late)))
+    watchdog = StorageWatchdog(answer_s=START_S)
+    watchdog.watch(lambda late: tell(_stalled(late)))
     while number := os.read(queue, 4):
         done_bytes = 0
         links: dict[tuple[bytes, int | None, bool], str] = {}
         try:
             for entry in batches[int.from_bytes(number, "little")]:
-                pulse.start(entry.source)
-                done_bytes += _stage_one(root, owner, entry, links, buffer, pulse)
-                pulse.stop()
+                watchdog.start(entry.source)
+                done_bytes += _stage_one(root, owner, entry, links, buffer, watchdog)
+                watchdog.stop()
         except Error as error:
             tell(error)
             return 0
@@ -301,7 +301,7 @@ def _stage_one(
     entry: StagedFile,
     links: dict[tuple[bytes, int | None, bool], str],
     buffer: bytearray,
-    pulse: Pulse,
+    watchdog: StorageWatchdog,
 ) -> int:
     identity = (entry.digest.raw, entry.mtime_s, entry.executable)
     first = links.get(identity)
@@ -311,7 +311,7 @@ def _stage_one(
         if first is None:
             first, *rest = targets
             targets = tuple(rest)
-            size = _copy(root + first, owner, entry, buffer, pulse)
+            size = _copy(root + first, owner, entry, buffer, watchdog)
             if size >= _LINK_AT_LEAST_BYTES:
                 links[identity] = first
         for target in targets:
@@ -321,7 +321,7 @@ def _stage_one(
     return size
 
 
-def _copy(target: str, owner: Owner, entry: StagedFile, buffer: bytearray, pulse: Pulse) -> int:
+def _copy(target: str, owner: Owner, entry: StagedFile, buffer: bytearray, watchdog: StorageWatchdog) -> int:
     source = _open_source(entry.source)
     try:
         known = entry.size_bytes
@@ -339,7 +339,7 @@ def _copy(target: str, owner: Owner, entry: StagedFile, buffer: bytearray, pulse
             finally:
                 os.close(out)
             return len(content)
-        return _copy_large(source, target, owner, entry, most, buffer, pulse)
+        return _copy_large(source, target, owner, entry, most, buffer, watchdog)
     finally:
         os.close(source)
 
@@ -358,7 +358,7 @@ def _read_small(source: int, name: str, most: int) -> bytes:
 
 
 def _copy_large(
-    source: int, target: str, owner: Owner, entry: StagedFile, most: int, buffer: bytearray, pulse: Pulse
+    source: int, target: str, owner: Owner, entry: StagedFile, most: int, buffer: bytearray, watchdog: StorageWatchdog
 ) -> int:
     view = memoryview(buffer)
     digest = hashlib.sha256()
@@ -373,7 +373,7 @@ def _copy_large(
                 raise _unreadable(entry.source, error) from error
             if got == 0:
                 break
-            pulse.beat()
+            watchdog.progress()
             if not head:
                 head = bytes(view[:4])
             part = view[:got]

@@ -1,4 +1,4 @@
-"""Whether the host's storage still answers: a clock over the one operation that the file server is in.
+"""Notices when the host's storage does not answer: a clock over the one operation that the file server is in.
 
 A host that stalls its storage must not hang the program for ever. Storage that takes longer than `ANSWER_S` for one
 operation ends the file server; the kernel then fails every operation on its mounts at once. Syncing to disk is allowed
@@ -36,8 +36,8 @@ def _let_go() -> None:
                 os.close(int(name))
 
 
-class Pulse:
-    """Started and stopped around every operation by the adapter; long operations beat, syncs ask for more time."""
+class StorageWatchdog:
+    """The adapter starts and stops it around every operation. Long operations report progress; syncs get more time."""
 
     def __init__(self, *, answer_s: float = ANSWER_S, sync_s: float = SYNC_S) -> None:
         self._answer_s = answer_s
@@ -58,7 +58,7 @@ class Pulse:
         """It has ended."""
         self.clock[0] = 0
 
-    def beat(self) -> None:
+    def progress(self) -> None:
         """It goes on, and the host has answered just now."""
         if self.clock[0]:
             self.clock[0] = time.monotonic()
@@ -71,11 +71,11 @@ class Pulse:
     def lasting(self, limit_s: float) -> Iterator[None]:
         """What comes may take so long."""
         self._limit_s = limit_s
-        self.beat()
+        self.progress()
         try:
             yield
         finally:
-            self.beat()
+            self.progress()
             self._limit_s = self._answer_s
 
     def overdue(self) -> str | None:

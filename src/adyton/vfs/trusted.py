@@ -20,7 +20,7 @@ from adyton.errors import DigestMismatch, StorageFailed
 from adyton.vfs.node import FIXED_TIME_NS, Node
 from adyton.vfs.read_only_tree import ReadOnlyTree
 from adyton.vfs.stage import StagedFile
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 CHUNK_BYTES: Final = 128 << 10
 CHUNK_DIGEST_BYTES: Final = 16
@@ -50,10 +50,10 @@ class TrustedTree(ReadOnlyTree):
         files: Sequence[StagedFile],
         *,
         event: Callable[[str], None] = lambda _text: None,
-        pulse: Pulse | None = None,
+        watchdog: StorageWatchdog | None = None,
     ) -> None:
         self._event = event
-        self._pulse = pulse or Pulse()
+        self._watchdog = watchdog or StorageWatchdog()
         self._top = Node(1, True, 0o555, FIXED_TIME_NS, FIXED_TIME_NS)
         self._files: dict[str, _File] = {}
         for number, entry in enumerate(files):
@@ -113,7 +113,7 @@ class TrustedTree(ReadOnlyTree):
         size = 0
         most = file.node.size
         while data := self._read(file, size):
-            self._pulse.beat()
+            self._watchdog.progress()
             whole.update(data)
             chunks += _chunk_digest(data)
             size += len(data)

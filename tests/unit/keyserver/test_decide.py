@@ -18,7 +18,7 @@ from adyton.attest.roots import TrustRoots
 from adyton.collateral.verifier import Verified, Verifier
 from adyton.errors import UsageError
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
-from adyton.keyserver.dry_run import rehearse
+from adyton.keyserver.dry_run import dry_run
 from adyton.keyserver.refusal import owner_reason, told_reason
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval, StoredApproval
 from adyton.keystore.audit import MAX_BODY_BYTES, canonical
@@ -460,7 +460,7 @@ def test_rehearse_sev_snp_says_yes_with_the_manifest(base: World, snp_case: Case
     verified = Verified(snp_case.report, SNPScenario().built().collateral)
 
     def granted(manifest_sha256: Digest | None) -> bool:
-        (found,) = rehearse(
+        (found,) = dry_run(
             base.store,
             lambda *_args: verified,
             b"",
