@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class ReadOnlyBacking:
-    """A seekable binary file object as a backing to read from. Closing it closes nothing."""
+    """A seekable binary file object as a backing to read from. It closes the object itself."""
 
     def __init__(self, file: io.BufferedIOBase, name: str) -> None:
         self._file = file
