@@ -1,4 +1,4 @@
-"""The FUSE adapter: look up, call, map errors to errno; which file systems there are is `trees`.
+"""The FUSE adapter: look up, call, map errors to errno.
 
 One process serves every tree of a run, each under a top-level name; `adyton mount` serves one tree at the top.
 The loop has one thread: the trees need no locks, and a request is short. Of mfusepy only the bindings are used, so that
@@ -56,7 +56,7 @@ def calling_process() -> tuple[int, int]:
 
 
 class Tree(Protocol):
-    """What the adapter asks of a file system; paths are relative, "" is its top. Raises OSError or Error."""
+    """The calls that a file system must offer. Paths are relative, "" is its top. Raises OSError or Error."""
 
     @property
     def direct(self) -> bool:
@@ -88,7 +88,7 @@ class Tree(Protocol):
 
 
 def errno_of(error: Error) -> int:
-    """What the program sees of a refusal: an I/O error, or the host's own reason where storage failed."""
+    """The errno that the program sees for a refusal: EIO, or the host's own reason where storage failed."""
     cause = error.__cause__
     known = isinstance(error, StorageFailed) and isinstance(cause, OSError)
     return (cause.errno or errno.EIO) if known and isinstance(cause, OSError) else errno.EIO
@@ -102,7 +102,7 @@ _OPERATIONS: Final = (
 
 
 class Adapter:
-    """Serves `trees` (top-level name to tree; the single name "" puts one tree at the top)."""
+    """Serves `trees`, by their top-level names. The single name "" puts one tree at the top."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Adapter:
         self._watchdog = watchdog
 
     def serve(self, mountpoint: str, *, options: Sequence[str], name: str) -> None:
-        """Serve until it is unmounted; raises MountFailed where libfuse could not start or ended badly."""
+        """Serve until it is unmounted. Raises MountFailed where libfuse could not start or ended badly."""
         self._watchdog.watch(self._event)
         prototypes = dict(mfusepy.fuse_operations._fields_)
         called = {name: prototypes[name](partial(self._call, getattr(self, name))) for name in _OPERATIONS}
@@ -397,9 +397,9 @@ def serve(
     name: str = "adyton",
     owner: Owner | None = None,
 ) -> None:
-    """Serve until unmounted; then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted.
+    """Serve until unmounted. Then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted.
 
-    `owner` is whose every file is said to be; by default this process's.
+    Every file belongs to `owner`, by default to this process's user.
     """
     failed = True
     try:

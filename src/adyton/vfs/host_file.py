@@ -29,18 +29,18 @@ class HostFile(OSFile):
         super().__init__(fd, name=shown)
 
     def read_into(self, offset: int, target: Buffer, /) -> int:
-        """Read; the host has answered."""
+        """Read, and note that the host has answered."""
         got = super().read_into(offset, target)
         self._watchdog.progress()
         return got
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
-        """Write; the host has answered."""
+        """Write, and note that the host has answered."""
         super().write_at(offset, data)
         self._watchdog.progress()
 
     def open_log(self, *, create: bool) -> OSFile | None:
-        """The recovery log in the same folder; none for a file that was removed."""
+        """The recovery log in the same folder. A removed file has none."""
         if self._entry is None:
             return None
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -56,7 +56,7 @@ class HostFile(OSFile):
             raise StorageFailed(f"the recovery log of {self._name} cannot be opened: {error.strerror}") from cause
 
     def sync(self) -> None:
-        """Make it durable; an honest disk may take its time for that."""
+        """Make it durable. An honest disk may be slow at that."""
         with self._watchdog.syncing():
             super().sync()
 

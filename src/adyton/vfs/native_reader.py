@@ -1,4 +1,4 @@
-"""Reads of a served file that need no Python, where the C part was built; else every read goes through the adapter.
+"""Reads of a served file that need no Python, if the C part was built. Otherwise every read goes through the adapter.
 
 The C part (`_reads`) answers FUSE's reads of a protected file while nothing of it waits to be flushed. The file's
 `NativeReader` (`Shortcut` in C) says when: `ProtectedFile` allows and forbids it. For a program that reads in order,
@@ -45,7 +45,7 @@ def native_read_callback(
 
 
 def _start_thread() -> int:
-    """Start the thread that has the kernel fetch what will be read; returns the pipe that takes what to fetch."""
+    """Start the thread that has the kernel fetch what will be read. Returns the pipe that takes what to fetch."""
     asked, ask = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(ask, False)
 

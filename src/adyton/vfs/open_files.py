@@ -35,7 +35,7 @@ _CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 
 
 @dataclass(slots=True)
 class OpenFile:
-    """A protected file held open by one or more handles; `path` is None once it was removed."""
+    """A protected file held open by one or more handles. `path` is None once it was removed."""
 
     file: ProtectedFile
     host: HostFile
@@ -81,7 +81,7 @@ class OpenFiles:
         self._count = 0
 
     def attach(self, path: str) -> OpenFile:
-        """The open file at a path; opened, and verified against what is remembered, if need be."""
+        """The open file at a path. If need be, it is opened and held against the state that is remembered."""
         known = self._known.get(path)
         if known is not None and known.is_folder:
             raise os_error(errno.EISDIR, path)
@@ -121,7 +121,7 @@ class OpenFiles:
         return self._opened(path, file, host, node)
 
     def detach(self, opened: OpenFile) -> None:
-        """Close the file once no handle is left; its last state is remembered."""
+        """Close the file once no handle is left. Its last state is remembered."""
         if opened.handles > 0:
             return
         opened.node.opened = None
@@ -150,7 +150,7 @@ class OpenFiles:
                 raise os_error(errno.ENAMETOOLONG, path) from error
 
     def rebind(self, files: Iterable[tuple[str, str]]) -> list[tuple[OpenFile, str]]:
-        """Seal new paths into files, all or none; each stays open, by a handle of its own, until the rename is done."""
+        """Seal new paths into files, all or none. Each stays open, by a handle of its own, until the rename is done."""
         held: list[tuple[OpenFile, str]] = []
         try:
             for old, new in files:
@@ -175,7 +175,7 @@ class OpenFiles:
                 self._event(f"{opened.host.name}: {error.message}")
 
     def close(self) -> None:
-        """Close whatever is still open; every file is flushed, and what fails is told as an event."""
+        """Close whatever is still open. Every file is flushed, and a failure is told as an event."""
         for node in self._known:
             if node.opened is not None:
                 node.opened.handles = 0

@@ -25,7 +25,7 @@ KNOWN_FLAGS: Final = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
 
 
 class Folder(Protocol):
-    """What a rename asks of the tree."""
+    """The calls that a rename makes to the tree."""
 
     def node(self, path: str) -> Node: ...
     def listing(self, path: str) -> list[tuple[str, int]]: ...
@@ -57,7 +57,7 @@ class Rename:
     """Whether a folder holds, once it was renamed, what is known to be in it and nothing else."""
 
     def __call__(self, old: str, new: str, target: Node | None, flags: int) -> None:
-        """Rename what `check_rename` allowed; `target` is what is at `new` now, and `flags` are renameat2's."""
+        """Rename after `check_rename`. `target` is the node at `new` now, and `flags` are those of renameat2."""
         exchange = bool(flags & syscalls.RENAME_EXCHANGE)
         if target is not None and target.is_folder and not exchange:
             if self.folder.listing(new):

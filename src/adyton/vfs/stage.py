@@ -59,7 +59,7 @@ class StagedFile:
 
 
 def read_verified(source: str, digest: Digest, *, most_bytes: int) -> bytes:
-    """The content of a small trusted file; raises DigestMismatch or MountFailed with its name."""
+    """The content of a small trusted file. Raises DigestMismatch or MountFailed with its name."""
     fd = _open_source(source)
     try:
         content = bytearray()
@@ -79,7 +79,7 @@ def read_verified(source: str, digest: Digest, *, most_bytes: int) -> bytes:
 
 
 class Staging:
-    """Trusted files on their way into a memory file system at `root`; `start`, then `finish` (or `abandon`)."""
+    """Trusted files on their way into a memory file system at `root`: `start`, then `finish` (or `abandon`)."""
 
     def __init__(self, root: str, files: Sequence[StagedFile], *, jobs: int, owner: Owner | None = None) -> None:
         self._root = root
@@ -90,7 +90,7 @@ class Staging:
         self._folders: list[str] = []
 
     def start(self) -> None:
-        """Make the folders and fork the workers; returns while they work."""
+        """Make the folders and fork the workers. Returns while they work."""
         self._folders = _make_folders(
             self._root, (target for entry in self._files for target in entry.targets), self._owner
         )
@@ -119,7 +119,7 @@ class Staging:
         _feed(queue_in, len(batches))
 
     def finish(self, advance: Advance | None = None) -> int:
-        """Wait for the workers; the bytes staged. The first error of any ends all and is raised."""
+        """Wait for the workers, and return the bytes staged. The first error of any ends all and is raised."""
         done_bytes = 0
         failure: Error | None = None
         with selectors.DefaultSelector() as selector:
@@ -166,7 +166,7 @@ class Staging:
         )
 
     def abandon(self) -> None:
-        """End the workers, if any are left; one that hangs in stalled storage ends when that lets go of it."""
+        """End the workers, if any are left. One that hangs in stalled storage ends when the storage answers."""
         for fd, worker in self._workers.items():
             os.close(fd)
             os.kill(worker, signal.SIGKILL)
@@ -205,7 +205,7 @@ def bytecode_source(path: str) -> str | None:
 
 
 def _make_folders(root: str, targets: Iterable[str], owner: Owner) -> list[str]:
-    """Make every folder above the targets; returns them, parents first."""
+    """Make every folder above the targets. Returns them, parents first."""
     made: dict[str, None] = {}
     for target in targets:
         folder = target.rpartition("/")[0]
@@ -225,7 +225,7 @@ def _make_folders(root: str, targets: Iterable[str], owner: Owner) -> list[str]:
 
 
 def _batches(files: Sequence[StagedFile]) -> list[list[StagedFile]]:
-    """Pieces of work, largest files first; the same content at several paths stays in one piece, to be linked."""
+    """Pieces of work, largest files first. The same content at several paths stays in one piece, to be linked."""
     groups: dict[tuple[bytes, int | None, bool], list[StagedFile]] = {}
     single: list[list[StagedFile]] = []
     for entry in files:
@@ -250,7 +250,7 @@ def _batches(files: Sequence[StagedFile]) -> list[list[StagedFile]]:
 
 
 def _feed(queue: int, count: int) -> None:
-    """Write the numbers of all batches for the workers to take; they read while this writes."""
+    """Write the numbers of all batches for the workers to take. They read while this writes."""
     try:
         for number in range(count):
             os.write(queue, number.to_bytes(4, "little"))
@@ -261,7 +261,7 @@ def _feed(queue: int, count: int) -> None:
 
 
 def _work(root: str, owner: Owner, batches: list[list[StagedFile]], queue: int, report: int) -> int:
-    """A worker: take batches until there are none; its only words to the parent are lines of JSON."""
+    """A worker: take batches until there are none. It speaks to the parent in lines of JSON only."""
     os.umask(0)
     buffer = bytearray(_CHUNK_BYTES)
 
@@ -391,7 +391,7 @@ def _copy_large(
 
 
 def _mode(entry: StagedFile, head: bytes) -> int:
-    """Read-only; executable where the manifest says so or, where it says nothing, where the verified content does."""
+    """Read-only. Executable if the manifest says so or, where it says nothing, if the verified content does."""
     runs = entry.executable or (entry.size_bytes is None and (head == b"\x7fELF" or head[:2] == b"#!"))
     return 0o555 if runs else 0o444
 
@@ -460,10 +460,10 @@ def _error_from(message: dict[str, str]) -> Error:
 def stage_encrypted(
     source: str, target: str, key: Key128, *, jobs: int, owner: Owner | None = None, advance: Advance | None = None
 ) -> int:
-    """Decrypt a protected file, or every one below a folder, to `target` in private memory; returns the bytes.
+    """Decrypt a protected file, or every one below a folder, to `target` in private memory. Returns the bytes.
 
     `source` is the mount's normalised host path: the paths sealed into the files must be it, or below it.
-    Raises what the format raises, with the file's name; links and special files are refused.
+    Raises what the format raises, with the file's name. Links and special files are refused.
     """
     owner = owner or Owner.caller()
     try:

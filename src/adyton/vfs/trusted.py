@@ -1,6 +1,6 @@
 """Trusted files that do not fit the memory budget: verified whole at the first open, chunk by chunk at every read.
 
-At the first open the file is read once and hashed; beside the SHA-256 of the whole, a truncated one of every chunk
+At the first open the file is read once and hashed. Beside the SHA-256 of the whole, a truncated one of every chunk
 is kept in memory. A later read hashes the chunks that it touches again, as the host may change the file in between. A
 file that failed once is never served again.
 """
@@ -41,7 +41,7 @@ def _chunk_digest(data: bytes | memoryview) -> bytes:
 
 
 class TrustedTree(ReadOnlyTree):
-    """The files, named by their number; read-only. Relative paths count from the folder where this is made."""
+    """The files, named by their number, read-only. Relative paths count from the folder where this is made."""
 
     direct: Final = False
 
@@ -71,7 +71,7 @@ class TrustedTree(ReadOnlyTree):
         return found
 
     def node(self, path: str) -> Node:
-        """The file's size, mode and time, as the manifest has them; without facts there it is verified first."""
+        """The file's size, mode and time, as the manifest has them. Without them there, the file is verified first."""
         if not path:
             return self._top
         found = self._file(path)
