@@ -36,7 +36,7 @@ TRUSTED: Final = "trusted"
 
 @dataclass(frozen=True, slots=True)
 class Attestation:
-    """What /dev/attestation is made of."""
+    """The parts of /dev/attestation."""
 
     evidence: ProgramEvidence | None
     keys: Mapping[str, Key128]
@@ -45,9 +45,9 @@ class Attestation:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served, each under a top-level name: encrypted mounts by number, TRUSTED files by number, ATTESTATION.
+    """The trees to serve, by top-level name: encrypted mounts by number, TRUSTED files by number, ATTESTATION.
 
-    `owner` is the program's; `umask` is that of whoever started the run, for what is made on the host.
+    `owner` is the program's. `umask` is that of the user who started the run, for files made on the host.
     """
 
     owner: Owner
@@ -95,7 +95,7 @@ class FileServer:
 
     @classmethod
     def start(cls, fuse_fd: int, served: Served) -> FileServer:
-        """Fork the server; the mount is up already, and who looks into it waits until the server answers."""
+        """Fork the server. The mount is up already, and a process that looks into it waits until the server answers."""
         events_out, events_in = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         pid = os.fork()
@@ -160,7 +160,7 @@ class FileServer:
             return bool(selector.select(END_LIMIT_S))
 
     def finish(self, event: Callable[[str], None]) -> Error | None:
-        """After the unmount: hear the last events, wait for the flush; what could not be flushed is the error."""
+        """After the unmount: hear the last events, wait for the flush. What could not be flushed is the error."""
         deadline = time.monotonic() + FLUSH_LIMIT_S
         with selectors.DefaultSelector() as selector:
             selector.register(self.events_fd, selectors.EVENT_READ)

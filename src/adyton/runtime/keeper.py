@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Before the program runs these end the run; the others are kept for the program."""
+"""Before the program runs these end the run. The others are kept for the program."""
 
-PATIENCE: Final = 3
-"""So many SIGINT or SIGTERM end a program that does not end by itself."""
+MAX_END_REQUESTS: Final = 3
+"""The SIGINT or SIGTERM with this number kills a program that did not end by itself."""
 
 MAX_EVENTS: Final = 100
-"""So many different events of a run are told; the host can cause any number of them."""
+"""The most different events of a run that are told. The host can cause any number of them."""
 
 MAX_FIRST_OUTPUT_BYTES: Final = 1024
 RETRY_S: Final = 0.02
@@ -106,12 +106,12 @@ class Keeper:
         self._first_output = b""
 
     def take_signal(self, number: int) -> None:
-        """Pass a signal on to the program; before it runs, stop; the third request to end is not a request any more."""
+        """Pass a signal on to the program. Before the program runs, end the run. The third request to end kills."""
         if self._sandbox is None and not self._starting and number in ENDING:
             raise Interrupted(number)
         if number in (signal.SIGINT, signal.SIGTERM):
             self._signals += 1
-            if self._signals >= PATIENCE and self._sandbox is not None:
+            if self._signals >= MAX_END_REQUESTS and self._sandbox is not None:
                 self._sandbox.process.kill()
                 return
         self._pending.append(number)
@@ -126,7 +126,7 @@ class Keeper:
                 return
 
     def run(self) -> dict[str, Any]:
-        """Everything, in order; whatever happens, nothing stays."""
+        """Do everything, in order. Whatever happens, nothing stays."""
         try:
             self._call_filter = callfilter.program(os.uname().machine, host_files=self._plan.reaches_host_files)
             self._base = namespace.enter()
@@ -342,7 +342,7 @@ class Keeper:
         return self._exit_code(self._sandbox)
 
     def _to_write_only(self, fd: int) -> int:
-        """A terminal anew, so that the program cannot read from it what somebody types; another file as it is."""
+        """Open a terminal anew, so that the program cannot read what somebody types. Another file stays as it is."""
         if not os.isatty(fd):
             return fd
         try:
@@ -425,7 +425,7 @@ class Keeper:
                 remedy="see what the run said before; outputs are as of their last flush",
             )
         status = running.process.returncode
-        if status == -signal.SIGKILL or self._signals >= PATIENCE:
+        if status == -signal.SIGKILL or self._signals >= MAX_END_REQUESTS:
             return 128 + signal.SIGKILL
         complaint = _words_of_bubblewrap(self._first_output)
         raise SandboxFailed(
@@ -467,7 +467,7 @@ class Keeper:
 def _may_be_made(mount: EncryptedMount) -> bool:
     """Gramine's rule for outputs: a mount may name a file that the program is still to write.
 
-    A folder must be there; a name without a suffix may be meant as one.
+    A folder must be there. A name without a suffix may be meant as one.
     """
     source = Path(mount.source)
     return not mount.is_folder and bool(source.suffix) and source.parent.is_dir()
@@ -492,6 +492,6 @@ def _check_source(mount: EncryptedMount) -> None:
 
 
 def _words_of_bubblewrap(output: bytes) -> str:
-    """What bubblewrap itself says on standard error; used only where there never was a program that could say it."""
+    """The words of bubblewrap on standard error. Used only if there never was a program that could say them."""
     lines = [line for line in output.splitlines() if line.startswith(b"bwrap: ")]
     return "; ".join(line.decode(errors="replace") for line in lines)

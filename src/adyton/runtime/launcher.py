@@ -29,7 +29,7 @@ _X86_64: Final = bytes.fromhex(
 
 
 def program() -> bytes | None:
-    """The launcher as an ELF executable for this machine; None where there is none for its processor."""
+    """The launcher as an ELF executable for this machine. None where there is none for its processor."""
     if os.uname().machine != "x86_64":
         return None
     size = _ELF_BYTES + _SEGMENT_BYTES + len(_X86_64)

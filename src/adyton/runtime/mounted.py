@@ -1,7 +1,7 @@
 """`adyton mount`: an encrypted folder as an ordinary one, on its owner's own machine.
 
 The host is trusted here, so its modes and times are shown. The server keeps a lock on the encrypted folder until
-everything is flushed; whoever gets the lock after an unmount knows that it is.
+everything is flushed. So a process that gets the lock after an unmount knows that it is.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def mount(
     read_only: bool,
     event: Callable[[str], None],
 ) -> None:
-    """Mount `source` at `target`; returns once it is mounted, or in the foreground once it was unmounted again."""
+    """Mount `source` at `target`. Returns once it is mounted, or in the foreground once it was unmounted again."""
     stored = normalise(os.fspath(source) if sealed_as is None else sealed_as)
     _check_target(target)
     _probe(source, key, stored, chosen=sealed_as is not None)

@@ -1,7 +1,7 @@
-"""What of a plan is staged and what is served, so that staging keeps to the memory budget.
+"""Which files of a plan are staged and which are served, so that staging keeps to the memory budget.
 
-Sizes are the manifest's where it gives them, else the host's, which is only asked for planning: whichever way a file
-goes, it is verified. The largest go first, as few are then served.
+Sizes are the manifest's where it gives them, otherwise the host's word. That word is used for planning only: a file is
+verified either way. The largest files are served first, so that few are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StagingPlan:
 
 
 def plan_staging(plan: Plan) -> StagingPlan:
-    """Stage everything that is only read, but what has to be served to keep to the budget."""
+    """Stage everything that is only read, except what has to be served to keep to the budget."""
     sized: list[tuple[int, StagedFile | EncryptedMount]] = [(_file_bytes(entry), entry) for entry in plan.staged]
     sized += [(_mount_bytes(mount), mount) for mount in plan.encrypted if mount.read_only]
     total = sum(size for size, _ in sized)
