@@ -4,7 +4,7 @@ Sources: Linux, include/uapi/linux/tdx-guest.h and drivers/virt/coco/tdx-guest/t
 Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest (kernel 6.16: `measurements/rtmr3:sha384` is read for the
 register's value and written with a 48-byte digest to extend it).
 
-A TDREPORT is authenticated for its own machine only; a quote comes from configfs-tsm.
+A TDREPORT is authenticated for its own machine only. A quote comes from configfs-tsm.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NOTICE: Final = (
 
 
 def get_td_report(report_data: bytes, system: System = KERNEL) -> bytes:
-    """The TDREPORT (1024 bytes) over these 64 bytes; raises NoDevice where this is no TDX guest."""
+    """The TDREPORT (1024 bytes) over these 64 bytes. Raises NoDevice where this is no TDX guest."""
     check_report_data(report_data)
     buffer = bytearray(report_data) + bytearray(TDREPORT_BYTES)
     try:
@@ -57,7 +57,7 @@ def get_td_report(report_data: bytes, system: System = KERNEL) -> bytes:
 
 
 def extend_workload(workload: Measurement, system: System = KERNEL, path: str = RTMR3) -> None:
-    """Extend RTMR3 with the workload measurement, once per boot of this TD; a no-op where that is its value already.
+    """Extend RTMR3 with the workload measurement, once per boot of this TD. If that is its value already, nothing happens.
 
     Raises StorageFailed where the register holds anything else: then this TD ran something before, and only a boot
     makes it empty again.
@@ -101,7 +101,7 @@ class TDXSource:
 
     @property
     def notice(self) -> str:
-        """That it has never run on hardware."""
+        """A note that it has never run on hardware."""
         return NOTICE
 
     def quote(self, report_data: bytes) -> bytes:
