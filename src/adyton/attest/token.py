@@ -47,7 +47,7 @@ def _algorithm(key: object) -> str:
 
 
 def sign_token(claims: Mapping[str, Any], key: PrivateKeyTypes) -> str:
-    """Sign a claims set; the key decides the algorithm."""
+    """Sign a claims set. The key decides the algorithm."""
     header = {"alg": _algorithm(key), "typ": "JWT"}
     parts = [_encode(json.dumps(part, separators=(",", ":")).encode()) for part in (header, claims)]
     data = ".".join(parts).encode()
@@ -82,9 +82,9 @@ def _is_signed(key: PublicKeyTypes, data: bytes, signature: bytes) -> bool:
 
 
 def verify_token(token: str, key: PublicKeyTypes) -> dict[str, Any]:
-    """The claims of a token that this key has signed; raises MalformedQuote or BadChain.
+    """The claims of a token that this key has signed. Raises MalformedQuote or BadChain.
 
-    The algorithm is the key's; a token that names another one is refused.
+    The algorithm is the key's. A token that names another one is refused.
     """
     if len(token) > MAX_TOKEN_BYTES or re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII) is None:
         raise MalformedQuote("the token is not three base64url parts", check="token encoding")

@@ -110,7 +110,7 @@ class CertifiedQE:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts of a machine: its identifiers, the SVNs of its firmware, its PCK chain, its certified quoting enclaves."""
+    """A machine: its identifiers, the SVNs of its firmware, its PCK chain, its certified quoting enclaves."""
 
     ca: Literal["platform", "processor"]
     fmspc: bytes

@@ -1,6 +1,7 @@
 """Quotes inside Gramine: the pseudo-files under /dev/attestation.
 
-Source: Gramine's documentation, "Attestation and Secret Provisioning", and its SGX backend. The code relies on these facts:
+Source: Gramine's documentation, "Attestation and Secret Provisioning", and its SGX backend.
+The code relies on these facts:
 
 - `attestation_type` says `none` or `dcap`. With `none` there is no `quote`.
 - Each write to `user_report_data` replaces all 64 bytes: a short write would be filled up with zeros.

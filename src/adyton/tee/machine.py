@@ -1,7 +1,7 @@
 """Which TEE this machine has, and what is missing for each: read from /proc, /sys and /dev, nothing is started.
 
-A processor may offer a TEE that the operating system cannot use, or that Adyton cannot use. So each step is looked at by
-itself, and the first that is missing is named, with a remedy.
+A processor may offer a TEE that the operating system cannot use, or that Adyton cannot use. So each step is looked at
+by itself, and the first that is missing is named, with a remedy.
 """
 
 from __future__ import annotations

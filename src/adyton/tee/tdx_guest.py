@@ -57,7 +57,7 @@ def get_td_report(report_data: bytes, system: System = KERNEL) -> bytes:
 
 
 def extend_workload(workload: Measurement, system: System = KERNEL, path: str = RTMR3) -> None:
-    """Extend RTMR3 with the workload measurement, once per boot of this TD. If that is its value already, nothing happens.
+    """Extend RTMR3 with the workload measurement, once per boot of this TD. Nothing happens if it is there already.
 
     Raises StorageFailed where the register holds anything else: then this TD ran something before, and only a boot
     makes it empty again.
