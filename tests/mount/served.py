@@ -102,7 +102,7 @@ def main() -> None:
     """Serve until unmounted."""
     from adyton.vfs import fuse
     from adyton.vfs.encrypted import EncryptedTree
-    from adyton.vfs.storage_watchdog import SYNC_S, Pulse
+    from adyton.vfs.storage_watchdog import SYNC_S, StorageWatchdog
 
     source, target, sealed_as, *more = sys.argv[1:]
 
@@ -110,7 +110,7 @@ def main() -> None:
         os.write(1, f"{text}\n".encode())
 
     sync_s = next((float(word.removeprefix("sync_s=")) for word in more if word.startswith("sync_s=")), SYNC_S)
-    pulse = Pulse(sync_s=sync_s)
+    watchdog = StorageWatchdog(sync_s=sync_s)
     tree = EncryptedTree(
         source,
         KEY,
@@ -118,9 +118,9 @@ def main() -> None:
         believe_host="believe" in more,
         power_safe="power-safe" in more,
         event=event,
-        pulse=pulse,
+        watchdog=watchdog,
     )
-    fuse.serve({"": tree}, target, event=event, pulse=pulse, options=["default_permissions"])
+    fuse.serve({"": tree}, target, event=event, watchdog=watchdog, options=["default_permissions"])
 
 
 if __name__ == "__main__":

@@ -63,8 +63,7 @@ def test_source_that_refused_is_asked_again_in_time(
     """A document that is not there waits alone; a busy source waits whole, as long as it asked; all else waits not."""
     with tempfile.TemporaryDirectory() as place:
         backoff = SourceBackoff(Path(place) / "store")
-        error = FetchFailed("refused")
-        error.status, error.retry_after_s = status, retry_after_s
+        error = FetchFailed("refused", status=status, retry_after_s=retry_after_s)
         backoff.note("https://a.example", "crl", error, NOW)
         later = NOW + timedelta(seconds=later_s)
         another_process = SourceBackoff(Path(place) / "store")
@@ -83,8 +82,7 @@ def test_source_that_refused_is_asked_again_in_time(
 def test_file_of_refusals_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many documents are asked for, the newest refusals are remembered and the oldest forgotten."""
     backoff = SourceBackoff(tmp_path)
-    error = FetchFailed("not there")
-    error.status = 404
+    error = FetchFailed("not there", status=404)
     monkeypatch.setattr("adyton.collateral.folder.os.fsync", lambda _descriptor: None)
     for number in range(MAX_REMEMBERED + 5):
         backoff.note("https://a.example", f"crl-{number}", error, NOW)

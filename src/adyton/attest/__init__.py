@@ -1,4 +1,4 @@
-"""Is this evidence good? Pure: evidence, collateral, roots and time go in; a verdict or a refusal comes out.
+"""Is this evidence good? Pure: evidence, collateral, roots and time go in. A verdict or a refusal comes out.
 
 ::
 

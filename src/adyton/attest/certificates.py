@@ -1,7 +1,7 @@
-"""Certificates and CRLs as values: parsed once, compared by their bytes; parsing is `cryptography`'s.
+"""Certificates and CRLs as values: parsed once, compared by their bytes. `cryptography` parses them.
 
 AMD's chip certificates have serial number 0, which RFC 5280 forbids and `cryptography` is about to refuse
-(pyca/cryptography#12853). Such a certificate is read from a copy with serial number 1; the signature is always
+(pyca/cryptography#12853). Such a certificate is read from a copy with serial number 1. The signature is always
 checked over the original bytes.
 """
 
@@ -43,7 +43,7 @@ _PSS_SALT_BYTES: Final = 48
 
 
 class Window(NamedTuple):
-    """When a document is valid; both ends belong to it."""
+    """The time in which a document is valid. Both ends belong to it."""
 
     what: str
     not_before: datetime
@@ -88,7 +88,7 @@ _NAME_PARTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A distinguished name as it stands in a certificate; two are equal where their DER is."""
+    """A distinguished name as it stands in a certificate. Two are equal where their DER is."""
 
     der: bytes
 
@@ -105,7 +105,7 @@ class Name:
 
     @property
     def common_name(self) -> str:
-        """The common name; empty where there is none or several."""
+        """The common name. Empty where there is none or several."""
         names = [text for oid, text in self.parts() if oid == _COMMON_NAME]
         return names[0] if len(names) == 1 else ""
 
@@ -238,7 +238,7 @@ class Certificate:
 
     @cached_property
     def common_name(self) -> str:
-        """The subject's common name; empty where there is none or several."""
+        """The subject's common name. Empty where there is none or several."""
         return self.subject.common_name
 
     @property
@@ -332,7 +332,7 @@ Known: TypeAlias = dict[bytes, Certificate]
 
 
 def parse_certificate(raw: bytes, what: str, known: Known | None = None) -> Certificate:
-    """Parse one DER certificate; raises MalformedQuote."""
+    """Parse one DER certificate. Raises MalformedQuote."""
     if known is not None and raw in known:
         return known[raw].named(what)
     if len(raw) > MAX_CHAIN_BYTES:
@@ -352,7 +352,7 @@ def parse_certificate(raw: bytes, what: str, known: Known | None = None) -> Cert
 
 
 def split_pem(text: str | bytes, what: str, label: str = "CERTIFICATE") -> list[bytes]:
-    """The DER inside PEM blocks; between and behind them only white space and NUL is allowed."""
+    """The DER inside PEM blocks. Between and behind them only white space and NUL are allowed."""
     if len(text) > (MAX_CHAIN_BYTES if label == "CERTIFICATE" else 2 * MAX_CRL_BYTES):
         raise _malformed(what, f"{len(text)} characters")
     if isinstance(text, bytes):
@@ -432,7 +432,7 @@ def _crl_issuer(tbs: bytes) -> Name:
 
 
 def parse_crl(raw: bytes, what: str) -> CRL:
-    """Parse a DER CRL that is complete and direct, with a next update; raises MalformedQuote."""
+    """Parse a DER CRL that is complete and direct, with a next update. Raises MalformedQuote."""
     if len(raw) > MAX_CRL_BYTES:
         raise _malformed(what, f"{len(raw)} bytes")
     try:
@@ -462,7 +462,7 @@ def parse_crl(raw: bytes, what: str) -> CRL:
 
 
 def decode_crl(raw: bytes) -> bytes:
-    """The DER of a CRL that a service delivered as DER, PEM or hex text; decided by its content."""
+    """The DER of a CRL that a service delivered as DER, PEM or hex text. Its content decides which."""
     if len(raw) > 2 * MAX_CRL_BYTES:
         raise _malformed("CRL", f"{len(raw)} bytes")
     head = raw.lstrip()

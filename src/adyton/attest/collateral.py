@@ -35,7 +35,7 @@ def _load(text: str) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collateral:
-    """Everything from Intel (or a simulated vendor) that the appraisal of one quote needs; unverified."""
+    """Everything from Intel (or a simulated vendor) that the appraisal of one quote needs. It is unverified."""
 
     tcb_info: str
     tcb_info_signature: bytes
@@ -47,16 +47,16 @@ class Collateral:
     pck_crl_issuer_chain: str
     root_ca_crl: bytes
     pck_certificate_chain: str | None = None
-    """PEM: PCK certificate, its CA, root; for quotes that do not carry it (certification data types 1 to 4)."""
+    """PEM: PCK certificate, its CA, root. For quotes that do not carry it (certification data types 1 to 4)."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Parse one collateral document; raises MalformedQuote."""
+        """Parse one collateral document. Raises MalformedQuote."""
         return cls.from_dict(_load(text))
 
     @classmethod
     def from_dict(cls, document: dict[str, object]) -> Self:
-        """Take the parsed JSON; every member must be there, and no other."""
+        """Take the parsed JSON. Every member must be there, and no other."""
         names = [item.name for item in fields(cls)]
         unknown = set(document) - set(names)
         missing = set(names) - set(document) - {_OPTIONAL}
@@ -90,7 +90,7 @@ class Collateral:
         return found
 
     def to_json(self) -> str:
-        """As a JSON document; `from_json` gives it back."""
+        """As a JSON document. `from_json` gives it back."""
         return json.dumps(self.to_dict(), indent=1)
 
 
@@ -99,7 +99,7 @@ _AMD = ("amd_leaf", "amd_chain", "amd_crl")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AMDCollateral:
-    """The certificates that a SEV-SNP report needs, DER each; unverified."""
+    """The certificates that a SEV-SNP report needs, DER each. They are unverified."""
 
     leaf: bytes
     """VCEK or VLEK."""
@@ -111,7 +111,7 @@ class AMDCollateral:
 
     @classmethod
     def from_dict(cls, document: dict[str, object]) -> Self:
-        """Take the parsed JSON; raises MalformedQuote."""
+        """Take the parsed JSON. Raises MalformedQuote."""
         leaf, chain, crl = (document.get(name) for name in _AMD)
         if set(document) - set(_AMD) or not isinstance(leaf, str) or not isinstance(chain, str):
             raise _malformed("AMD collateral has amd_leaf, amd_chain and amd_crl, and nothing else")

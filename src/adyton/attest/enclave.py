@@ -1,4 +1,4 @@
-"""The SGX enclave report body, 384 bytes: what the processor says about an enclave.
+"""The SGX enclave report body, 384 bytes: the processor's statement about an enclave.
 
 It stands in every SGX quote, once for the application's enclave and once for the quoting enclave.
 Source: Intel SGX ECDSA Quote Library Reference, "Enclave Report Body"; Intel SDM Vol. 3D, "REPORT".
@@ -28,7 +28,7 @@ FIELDS: Final[dict[str, Span]] = {
     "isv_family_id": Span(304, 16),
     "report_data": Span(320, 64),
 }
-"""Field -> place; what lies between is reserved."""
+"""Field -> place. Bytes between fields are reserved."""
 
 FLAG_INIT: Final = 1 << 0
 FLAG_DEBUG: Final = 1 << 1
@@ -41,7 +41,7 @@ _ATTRIBUTES: Final = Span(48, 16)
 
 @dataclass(frozen=True, slots=True)
 class EnclaveReport:
-    """An enclave report body; the fields are read from the bytes as they are asked for."""
+    """An enclave report body. The fields are read from the bytes as they are asked for."""
 
     raw: bytes
 
@@ -50,7 +50,7 @@ class EnclaveReport:
 
     @classmethod
     def build(cls, **fields: bytes | int) -> Self:
-        """Make a report from named fields (see FIELDS); everything not named is zero."""
+        """Make a report from named fields (see FIELDS). Everything not named is zero."""
         return cls(pack(REPORT_BYTES, FIELDS, fields))
 
     def replace(self, **fields: bytes | int) -> Self:
@@ -63,7 +63,7 @@ class EnclaveReport:
 
     @property
     def cpu_svn(self) -> bytes:
-        """CPUSVN when the report was made, 16 bytes; not what the platform's TCB is judged by."""
+        """CPUSVN when the report was made, 16 bytes. The platform's TCB is not judged by it."""
         return FIELDS["cpu_svn"].of(self.raw)
 
     @property

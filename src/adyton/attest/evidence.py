@@ -15,9 +15,9 @@ Evidence: TypeAlias = SGXQuote | TDXQuote | SNPReport
 
 
 def parse_evidence(raw: bytes) -> Evidence:
-    """Parse an SGX quote, a TDX quote or a SEV-SNP report; raises MalformedQuote.
+    """Parse an SGX quote, a TDX quote or a SEV-SNP report. Raises MalformedQuote.
 
-    A quote says its QE vendor at 12..27; a report has 1184 bytes and a version in its first four.
+    A quote says its QE vendor at 12..27. A report has 1184 bytes and a version in its first four.
     """
     if len(raw) > MAX_QUOTE_BYTES:
         refuse(

@@ -20,7 +20,7 @@ MUST_COVER: Final = ("acpi", "cmdline", "initrd", "kernel")
 
 
 def confidential_kind(tee: str) -> str | None:
-    """`tdx` or `snp` for a TEE that is a confidential machine, as policies name TEEs; None for an enclave."""
+    """`tdx` or `snp` for a TEE that is a confidential machine, as policies name TEEs. None for an enclave."""
     name = tee.partition(":")[0].removeprefix("sim-")
     return name if name in ("tdx", "snp") else None
 
@@ -126,7 +126,7 @@ _MEMBERS: Final[Mapping[str, frozenset[str]]] = {
 
 
 def parse_guest(document: object) -> Guest:
-    """Read what `to_dict` made; members that are unknown, missing or ill-typed are refused; raises UsageError."""
+    """Read what `to_dict` made. Members that are unknown, missing or ill-typed are refused. Raises UsageError."""
     if not isinstance(document, dict):
         raise _refused("guest image", "a table", type(document).__name__)
     kind = document.get("tee")

@@ -1,6 +1,6 @@
 """Where a field stands in a fixed-size structure, and how it is read and written.
 
-Integers in quotes and reports are little-endian; nothing here knows what a field means.
+Integers in quotes and reports are little-endian. Nothing here knows what a field means.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_size(raw: bytes, size: int, what: str) -> None:
 def pack(size: int, layout: Mapping[str, Span], fields: Mapping[str, bytes | int], base: bytes | None = None) -> bytes:
     """Write named fields into a structure of `size` bytes (zeros, or a copy of `base`).
 
-    An integer is written little-endian; bytes must fill their field exactly.
+    An integer is written little-endian. Bytes must fill their field exactly.
     """
     out = bytearray(base if base is not None else size)
     if len(out) != size:

@@ -1,4 +1,4 @@
-"""How policies name platforms and security advisories."""
+"""Names of platforms and of security advisories in policies."""
 
 from __future__ import annotations
 

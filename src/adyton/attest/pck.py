@@ -19,7 +19,7 @@ SGX_TYPES: Final = ("standard", "scalable", "scalable with integrity")
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What a PCK certificate says about its platform."""
+    """A platform, as its PCK certificate describes it."""
 
     ppid: bytes
     components: bytes
@@ -45,7 +45,7 @@ def _malformed(what: str) -> MalformedQuote:
 
 
 def _items(content: bytes, prefix: bytes) -> dict[int, tuple[int, bytes]]:
-    """Sub-identifier -> (tag, content); refuses foreign OIDs and duplicates."""
+    """Sub-identifier -> (tag, content). Refuses foreign OIDs and duplicates."""
     found: dict[int, tuple[int, bytes]] = {}
     for tag, item in der.children(content):
         parts = der.children(item) if tag == der.SEQUENCE else []

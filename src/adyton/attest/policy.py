@@ -1,6 +1,6 @@
-"""What a relying party accepts: a frozen policy, to and from the plain data of JSON or TOML.
+"""The policy of a relying party: frozen, to and from the plain data of JSON or TOML.
 
-Nothing is accepted that is not named; a policy without a TEE, or without a program, accepts nothing. Composed
+Nothing is accepted that is not named. A policy without a TEE, or without a program, accepts nothing. Composed
 policies (`any_of`) inherit what the outer one says and add their own.
 
 ::
@@ -83,7 +83,7 @@ class Exemption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SNPRules:
-    """What a policy may say about SEV-SNP only."""
+    """The rules for SEV-SNP alone."""
 
     host_data: frozenset[bytes] = frozenset()
     id_key_digests: frozenset[bytes] = frozenset()
@@ -99,7 +99,7 @@ class SNPRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a relying party accepts; frozen, and refusing whatever it does not name."""
+    """What a relying party accepts. It is frozen, and refuses whatever it does not name."""
 
     tees: frozenset[str] = frozenset()
     """"sgx", "tdx", "snp", "sim:<fingerprint of the simulated root>", "sim-tdx:<fingerprint>"."""
@@ -109,7 +109,7 @@ class Policy:
     workloads: frozenset[Measurement] = frozenset()
     signers: tuple[SignerRule, ...] = ()
     any_program: bool = False
-    """Accept a report whatever runs there; for looking at platforms, never for giving out keys."""
+    """Accept a report whatever runs there. For looking at platforms, never for giving out keys."""
     allow_debug: bool = False
     allow_provisioning_keys: bool = False
     require_report_data: bool = False
@@ -132,9 +132,9 @@ class Policy:
     allow_missing_crl: bool = False
     snp: SNPRules = SNPRules()
     any_of: tuple[Policy, ...] = ()
-    """Alternatives; each inherits what it does not name itself, and one of them must be met."""
+    """Alternatives. Each inherits what it does not name itself, and one of them must be met."""
     named: frozenset[str] = field(default=frozenset(), compare=False)
-    """Names that were given, also where the value is the default; whatever differs from the default counts too."""
+    """Names that were given, also where the value is the default. Whatever differs from the default counts too."""
 
     def __post_init__(self) -> None:
         differs = {name for name, default in _defaults() if getattr(self, name) != default}
@@ -166,11 +166,11 @@ class Policy:
 
     @classmethod
     def from_dict(cls, document: Plain) -> Policy:
-        """Read plain data; unknown names are refused; raises UsageError."""
+        """Read plain data. Unknown names are refused. Raises UsageError."""
         return _read(document, 0)
 
     def to_dict(self) -> dict[str, object]:
-        """As plain data, only what is named; `from_dict` gives it back."""
+        """As plain data, only what is named. `from_dict` gives it back."""
         named = [item.name for item in fields(self) if item.name in self.named]
         return {name: _WRITERS.get(name, _plain)(getattr(self, name)) for name in named}
 
@@ -379,7 +379,7 @@ def _read(document: object, depth: int) -> Policy:
 
 
 def _plain(value: object) -> object:
-    """Plain data of a value; sets come sorted."""
+    """Plain data of a value. Sets come sorted."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, TCBStatus):

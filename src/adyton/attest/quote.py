@@ -1,4 +1,4 @@
-"""What SGX and TDX quotes share: the header, the signature data, and how they are put together.
+"""The common parts of SGX and TDX quotes: the header, the signature data, and how they are put together.
 
 ::
 
@@ -52,7 +52,7 @@ _HEADER: Final[dict[str, Span]] = {
 
 
 class CertificationType(IntEnum):
-    """What a quote carries to lead to its platform's certificate."""
+    """The data in a quote that leads to its platform's certificate."""
 
     PPID_PLAIN = 1
     PPID_RSA2048 = 2
@@ -86,7 +86,7 @@ class QuoteHeader:
 
     @classmethod
     def build(cls, **fields: bytes | int) -> Self:
-        """Make a header from named fields; key type and QE vendor are ECDSA P-256 and Intel unless named."""
+        """Make a header from named fields. Key type and QE vendor are ECDSA P-256 and Intel unless named."""
         defaults: dict[str, bytes | int] = {"key_type": KEY_ECDSA_P256, "qe_vendor_id": QE_VENDOR_INTEL}
         return cls(pack(HEADER_BYTES, _HEADER, defaults | fields))
 
@@ -101,7 +101,7 @@ class QuoteHeader:
 
     @property
     def key_type(self) -> int:
-        """Attestation key type; 2 is ECDSA with P-256."""
+        """Attestation key type. 2 is ECDSA with P-256."""
         return self.raw[2] | self.raw[3] << 8
 
     @property
@@ -111,12 +111,12 @@ class QuoteHeader:
 
     @property
     def qe_vendor_id(self) -> bytes:
-        """Whose quoting enclave it is, 16 bytes."""
+        """The vendor of the quoting enclave, 16 bytes."""
         return _HEADER["qe_vendor_id"].of(self.raw)
 
     @property
     def user_data(self) -> bytes:
-        """20 bytes; the first 16 are the platform's QE identifier."""
+        """20 bytes. The first 16 are the platform's QE identifier."""
         return _HEADER["user_data"].of(self.raw)
 
 

@@ -1,6 +1,6 @@
 """RA-TLS certificates as Gramine makes them: a self-signed certificate that carries quotes over its own key.
 
-Two extensions: the older one holds a quote whose report data is the SHA-256 of the public key; the newer one (TCG DICE
+Two extensions: the older one holds a quote whose report data is the SHA-256 of the public key. The newer one (TCG DICE
 tagged evidence, OID 2.23.133.5.4.9) holds CBOR `60000([quote, claims])`, whose quote's report data is the SHA-256 of
 the claims, which hold the hash of the public key. Where the newer one is present, it alone counts.
 
@@ -77,7 +77,7 @@ def _string(major: int, content: bytes) -> bytes:
 
 
 class _Reader:
-    """Strict CBOR: definite lengths, shortest heads, nothing left over; only what the evidence needs."""
+    """Strict CBOR: definite lengths, shortest heads, nothing left over. Only what the evidence needs."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
@@ -176,7 +176,7 @@ def _pubkey_hash(claims: Mapping[str, bytes]) -> tuple[str, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class RATLSCertificate:
-    """A parsed RA-TLS certificate; the quotes in it are unverified."""
+    """A parsed RA-TLS certificate. The quotes in it are unverified."""
 
     der: bytes
     spki: bytes
@@ -198,7 +198,7 @@ class RATLSCertificate:
 
     @property
     def evidence(self) -> Evidence:
-        """The quote that counts, parsed; unverified."""
+        """The quote that counts, parsed and unverified."""
         return parse_evidence(self.quote)
 
     @property
@@ -217,7 +217,7 @@ def make_certificate(
 ) -> bytes:
     """Make an RA-TLS certificate (DER) with both extensions.
 
-    `quote_of` turns 64 bytes of report data into a quote; it is called twice. The key is of P-384 or P-256.
+    `quote_of` turns 64 bytes of report data into a quote. It is called twice. The key is of P-384 or P-256.
     """
     if private_key.curve.name not in ("secp384r1", "secp256r1"):
         raise UsageError("an RA-TLS key is of P-384 or P-256", expected="P-384", seen=private_key.curve.name)
@@ -262,7 +262,7 @@ def _quotes(certificate: x509.Certificate) -> tuple[bytes | None, bytes | None]:
 
 
 def parse_certificate(raw: bytes, *, allow_legacy: bool = True) -> RATLSCertificate:
-    """Parse an RA-TLS certificate (DER) strictly; raises MalformedQuote or BadChain.
+    """Parse an RA-TLS certificate (DER) strictly. Raises MalformedQuote or BadChain.
 
     Checked here: one certificate, self-signed with its own key of P-384 or P-256, the extensions' form, and that the
     claims name this very key. Not checked here: the quotes, and the dates (the caller has the clock).

@@ -1,4 +1,4 @@
-"""What the 64 bytes of report data say: one domain for each purpose, so that evidence for one never serves another.
+"""The 64 bytes of report data: one domain for each purpose, so that evidence for one never serves another.
 
 Each domain is SHA-512 over a label of its own and fields with their lengths before them. docs/report-data.md has every
 byte. Gramine's RA-TLS has its own form, a SHA-256 and 32 zero bytes, which no domain here can have.
@@ -30,11 +30,11 @@ ENDPOINT: Final = b"adyton report data/1 endpoint\0"
 LABELS: Final[Mapping[str, bytes]] = MappingProxyType(
     {"release": RELEASE, "program": PROGRAM, "receipt": RECEIPT, "endpoint": ENDPOINT}
 )
-"""Domain -> label. Each ends with its only NUL, so none begins another; receipt and endpoint are reserved."""
+"""Domain -> label. Each ends with its only NUL, so none begins another. Receipt and endpoint are reserved."""
 
 
 def check_report_data(report_data: bytes) -> None:
-    """Raise UsageError unless report data has exactly 64 bytes; it is never padded or cut."""
+    """Raise UsageError unless report data has exactly 64 bytes. It is never padded or cut."""
     if len(report_data) != REPORT_DATA_BYTES:
         raise UsageError(
             f"report data has {REPORT_DATA_BYTES} bytes, got {len(report_data)}",
@@ -74,7 +74,7 @@ def program_report_data(workload: Measurement, user_data: bytes) -> bytes:
 
 
 class ProgramEvidence:
-    """What a program gets where it asks for evidence; a program never reaches a source of evidence but through this.
+    """Evidence for a program. A program never reaches a source of evidence but through this.
 
     `raw` signs the program's bytes as they are: only where the manifest says so, on a TEE that allows it
     (`adyton.runtime.evidence`).

@@ -42,5 +42,5 @@ class TrustRoots:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What identifies this set of roots (to keep cached verdicts apart)."""
+        """Identifies this set of roots, to keep cached verdicts apart."""
         return self.intel, self.sim, tuple(sorted((name, root.raw) for name, root in self.amd.items()))

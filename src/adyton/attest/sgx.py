@@ -1,4 +1,4 @@
-"""SGX quotes of versions 3, 4 and 5: bytes to values and back; nothing is verified here."""
+"""SGX quotes of versions 3, 4 and 5: bytes to values and back. Nothing is verified here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adyton.attest.quote import BODY_SGX, TEE_SGX, QuoteHeader, SignatureData, p
 
 @dataclass(frozen=True, slots=True)
 class SGXQuote:
-    """A parsed SGX quote; everything in it is unverified."""
+    """A parsed SGX quote. Everything in it is unverified."""
 
     header: QuoteHeader
     report: EnclaveReport
@@ -39,7 +39,7 @@ class SGXQuote:
 
 
 def parse_quote(raw: bytes) -> SGXQuote:
-    """Parse an SGX quote; raises MalformedQuote."""
+    """Parse an SGX quote. Raises MalformedQuote."""
     header, body, signature, padding = unpack(raw)
     if header.tee_type != TEE_SGX:
         refuse("this is a quote of TDX, not of SGX", check="TEE type", expected="0 (SGX)", seen=f"{header.tee_type:#x}")

@@ -1,4 +1,4 @@
-"""SEV-SNP attestation reports, versions 2 to 5: bytes to values and back; nothing is verified here.
+"""SEV-SNP attestation reports, versions 2 to 5: bytes to values and back. Nothing is verified here.
 
 Source: AMD, SEV Secure Nested Paging Firmware ABI Specification (56860), "ATTESTATION_REPORT".
 """
@@ -56,7 +56,7 @@ FIELDS: Final[dict[str, Span]] = {
     "signature_s": Span(0x2E8, 72),
     "reserved5": Span(0x330, 368),
 }
-"""Field -> place; the fields fill the report."""
+"""Field -> place. The fields fill the report."""
 
 POLICY_SMT: Final = 1 << 16
 POLICY_MUST_BE_ONE: Final = 1 << 17
@@ -77,7 +77,7 @@ TURIN_FAMILY: Final = 0x1A
 
 @dataclass(frozen=True, slots=True, order=False)
 class TCBVersion:
-    """The security versions of AMD's firmware parts; `fmc` exists from Turin on."""
+    """The security versions of AMD's firmware parts. `fmc` exists from Turin on."""
 
     bootloader: int
     tee: int
@@ -93,7 +93,7 @@ class TCBVersion:
         return cls(bootloader=raw[0], tee=raw[1], snp=raw[6], microcode=raw[7])
 
     def to_bytes(self) -> bytes:
-        """The 8 bytes; Turin's layout where there is an FMC."""
+        """The 8 bytes, in Turin's layout where there is an FMC."""
         if self.fmc is not None:
             return bytes((self.fmc, self.bootloader, self.tee, self.snp, 0, 0, 0, self.microcode))
         return bytes((self.bootloader, self.tee, 0, 0, 0, 0, self.snp, self.microcode))
@@ -114,7 +114,7 @@ class TCBVersion:
 
 @dataclass(frozen=True, slots=True)
 class SNPReport:
-    """An attestation report; the fields are read from the bytes as they are asked for; unverified."""
+    """An attestation report, unverified. The fields are read from the bytes as they are asked for."""
 
     raw: bytes
 
@@ -123,7 +123,7 @@ class SNPReport:
 
     @classmethod
     def build(cls, **fields: bytes | int) -> Self:
-        """Make a report from named fields; everything not named is zero."""
+        """Make a report from named fields. Everything not named is zero."""
         return cls(pack(REPORT_BYTES, FIELDS, fields))
 
     def replace(self, **fields: bytes | int) -> Self:
@@ -206,7 +206,7 @@ class SNPReport:
 
     @property
     def signature(self) -> bytes | None:
-        """The signature as r, s of 48 bytes each, big-endian; None where a half is too long for P-384."""
+        """The signature as r, s of 48 bytes each, big-endian. None where a half is too long for P-384."""
         r, s = self.field("signature_r"), self.field("signature_s")
         if any(r[48:]) or any(s[48:]):
             return None
@@ -214,7 +214,7 @@ class SNPReport:
 
 
 def parse_report(raw: bytes) -> SNPReport:
-    """Parse an attestation report of exactly 1184 bytes; raises MalformedQuote."""
+    """Parse an attestation report of exactly 1184 bytes. Raises MalformedQuote."""
     report = SNPReport(bytes(raw))
     if report.version not in (2, 3, 4, 5):
         refuse(

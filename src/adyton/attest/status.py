@@ -20,7 +20,7 @@ class TCBStatus(StrEnum):
     REVOKED = "Revoked"
     NOT_SUPPORTED = "NotSupported"
     NOT_STATED = "NotStated"
-    """AMD: there is no status service; the policy's minimum versions decide."""
+    """AMD: there is no status service. The policy's minimum versions decide."""
 
 
 NEVER_ACCEPTED: Final = frozenset({TCBStatus.REVOKED, TCBStatus.NOT_SUPPORTED})

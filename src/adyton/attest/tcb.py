@@ -1,6 +1,6 @@
-"""Which TCB level a platform has, and what its parts come to together: steps G to K of the DCAP appraisal.
+"""The TCB level of a platform, and the status of all its parts together: steps G to K of the DCAP appraisal.
 
-Pure tables and comparisons; the evidence and the tables have been verified before. Source: Intel's quote verification
+Pure tables and comparisons. The evidence and the tables have been verified before. Source: Intel's quote verification
 library (`QuoteVerification`, TCB level matching, module identities, relaunch and convergence), from its documentation.
 Stricter than that in one thing: for TDX 1.5 also the TCB that is loaded now must be known and not revoked.
 """
@@ -34,7 +34,7 @@ _CONFIGURATION: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the parts come to."""
+    """The status of all parts together."""
 
     status: TCBStatus
     sgx: TCBStatus | None
@@ -125,7 +125,7 @@ def judge(
     tee_tcb_svn: bytes | None,
     tee_tcb_svn2: bytes | None,
 ) -> Verdict:
-    """Steps G to K: match every part's level and let the statuses converge; a later step never raises a status."""
+    """Steps G to K: match every part's level and let the statuses converge. A later step never raises a status."""
     qe_level = svn_level(identity.levels, qe_svn)
     qe = qe_level.status if qe_level else S.NOT_SUPPORTED
     sgx, tdx = platform_levels(info, components, pce_svn, tee_tcb_svn)

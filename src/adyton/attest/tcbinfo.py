@@ -46,7 +46,7 @@ class SVNLevel:
 
 @dataclass(frozen=True, slots=True)
 class ModuleIdentity:
-    """Who a TDX module is; `levels` is empty for the module of version 0."""
+    """The identity of a TDX module. `levels` is empty for the module of version 0."""
 
     id: str
     mrsigner: bytes
@@ -75,7 +75,7 @@ class TCBInfo:
 
 @dataclass(frozen=True, slots=True)
 class EnclaveIdentity:
-    """Who one of Intel's enclaves is, and its levels."""
+    """The identity of one of Intel's enclaves, and its levels."""
 
     id: str
     version: int
@@ -148,7 +148,7 @@ def _module(document: js.Object, name: str, *, with_levels: bool) -> ModuleIdent
 
 
 def parse_tcb_info(text: str) -> TCBInfo:
-    """Parse TCB info as signed (the inner object); versions 2 (SGX) and 3; raises MalformedQuote."""
+    """Parse TCB info as signed (the inner object), versions 2 (SGX) and 3. Raises MalformedQuote."""
     document = js.load(text, TCB_INFO)
     version = js.number(document, "version", TCB_INFO, 1000)
     if version not in (2, 3):
@@ -191,7 +191,7 @@ def parse_tcb_info(text: str) -> TCBInfo:
 
 
 def parse_enclave_identity(text: str) -> EnclaveIdentity:
-    """Parse an enclave identity as signed (the inner object), version 2; raises MalformedQuote."""
+    """Parse an enclave identity as signed (the inner object), version 2. Raises MalformedQuote."""
     document = js.load(text, QE_IDENTITY)
     version = js.number(document, "version", QE_IDENTITY, 1000)
     if version != 2:

@@ -1,4 +1,4 @@
-"""TDX quotes of versions 4 and 5 (TD 1.0, 1.5 and 1.5 extended): bytes to values and back; nothing is verified here.
+"""TDX quotes of versions 4 and 5 (TD 1.0, 1.5 and 1.5 extended): bytes to values and back. Nothing is verified here.
 
 Source: Intel TDX DCAP quoting library API, "TD Quote Body"; Intel TDX module base architecture, "TDREPORT".
 """
@@ -89,7 +89,7 @@ class TDReport:
 
     @classmethod
     def build(cls, size: int = 584, **fields: bytes | int) -> Self:
-        """Make a TD report of that size from named fields; everything not named is zero."""
+        """Make a TD report of that size from named fields. Everything not named is zero."""
         return cls(pack(size, _LAYOUT[size], fields))
 
     def replace(self, **fields: bytes | int) -> Self:
@@ -101,7 +101,7 @@ class TDReport:
         return self.raw
 
     def field(self, name: str) -> bytes:
-        """A field by name; raises UsageError where this size of report has no such field."""
+        """A field by name. Raises UsageError where this size of report has no such field."""
         layout = _LAYOUT[len(self.raw)]
         if name not in layout:
             raise UsageError(f"a TD report of {len(self.raw)} bytes has no field {name!r}")
@@ -176,7 +176,7 @@ class TDReport:
 
 @dataclass(frozen=True, slots=True)
 class TDXQuote:
-    """A parsed TDX quote; everything in it is unverified."""
+    """A parsed TDX quote. Everything in it is unverified."""
 
     header: QuoteHeader
     report: TDReport
@@ -205,7 +205,7 @@ class TDXQuote:
 
 
 def parse_quote(raw: bytes) -> TDXQuote:
-    """Parse a TDX quote; raises MalformedQuote."""
+    """Parse a TDX quote. Raises MalformedQuote."""
     header, body, signature, padding = unpack(raw)
     if header.tee_type != TEE_TDX:
         refuse(

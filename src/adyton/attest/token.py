@@ -32,7 +32,7 @@ def _algorithm(key: object) -> str:
 
 
 def sign_token(claims: Mapping[str, Any], key: PrivateKeyTypes) -> str:
-    """Sign a claims set; the key decides the algorithm."""
+    """Sign a claims set. The key decides the algorithm."""
     header = {"alg": _algorithm(key), "typ": "JWT"}
     parts = [_encode(json.dumps(part, separators=(",", ":")).encode()) for part in (header, claims)]
     data = ".".join(parts).encode()

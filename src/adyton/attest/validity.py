@@ -1,4 +1,4 @@
-"""Whether what was relied on is valid at the time of verification; both ends of a validity belong to it."""
+"""Whether everything relied on is valid at the time of verification. Both ends of a validity belong to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REFRESH: Final = "fetch the collateral again: adyton collateral fetch"
 
 
 def check_validity(checks: Checks, windows: Iterable[Window], now: datetime) -> None:
-    """Step T: everything that was used is valid at `now`; the first and the last instant belong to it."""
+    """Step T: everything that was used is valid at `now`. The first and the last instant belong to it."""
     for what, not_before, not_after in windows:
         ok = not_before <= now <= not_after
         message, remedy = (None, None) if ok else _words(what, not_before, not_after, now)

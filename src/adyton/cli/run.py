@@ -286,7 +286,7 @@ def _run_under_gramine(request: Request, signed: Any) -> None:
         from adyton.keystore.home import load_key
 
         keys = {name: load_key(default_home(), name) for name in signed.manifest.key_names}
-        ended = gramine_backend.rehearse(request.manifest, keys, arguments=request.arguments, note=tell)
+        ended = gramine_backend.dry_run(request.manifest, keys, arguments=request.arguments, note=tell)
     if ended:
         raise _failed(ended, None)
 

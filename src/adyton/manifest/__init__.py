@@ -1,1 +1,1 @@
-"""What will run: from template to final manifest, its trusted files, its measurement, its signature."""
+"""From a template to the final manifest: its trusted files, its measurement, its signature."""

@@ -1,6 +1,6 @@
 """Hashes of files that have not changed since they were last hashed, by (device, inode, size, mtime, ctime).
 
-A hint for `adyton build` on the owner's own machine, kept in her cache folder with mode 0600; nothing that runs
+A hint for `adyton build` on the owner's own machine, kept in her cache folder with mode 0600. Nothing that runs
 protected ever reads it. A file that changed within the last second before it was hashed is not remembered, since a
 further change in the same tick of the clock would go unseen.
 """
@@ -34,7 +34,7 @@ def _name(found: os.stat_result) -> str:
 
 
 class HashCache:
-    """Remembers digests between builds; damaged or foreign cache files count as empty."""
+    """Remembers digests between builds. Damaged or foreign cache files count as empty."""
 
     def __init__(self, path: Path | None, known: dict[str, str]) -> None:
         self._path = path
@@ -50,7 +50,7 @@ class HashCache:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the cache at `path`; whatever is wrong with it, the result is merely an empty cache."""
+        """Read the cache at `path`. If anything is wrong with it, the result is an empty cache."""
         known: dict[str, str] = {}
         try:
             own = path.stat()

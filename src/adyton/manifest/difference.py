@@ -28,7 +28,7 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that differs: `kind` is file, mount, key, form or runtime; a side is None where it is absent."""
+    """One thing that differs. `kind` is file, mount, key, form or runtime. A side is None where it is absent."""
 
     kind: str
     what: str
@@ -47,7 +47,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparable:
-    """A manifest's text, read for a comparison; `manifest` is None where it is none of this version of Adyton."""
+    """A manifest's text, read for a comparison. `manifest` is None if this version of Adyton refuses it."""
 
     text: str
     document: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Comparable:
 
 
 def read_unchecked(text: str) -> Comparable:
-    """Read somebody else's manifest, which may have keys of another version; raises MalformedManifest if not TOML."""
+    """Read somebody else's manifest, which may have keys of another version. Raises MalformedManifest if not TOML."""
     document, block = parse_document(text)
     try:
         return Comparable(text, document, block, manifest_from(document, block))
@@ -65,7 +65,7 @@ def read_unchecked(text: str) -> Comparable:
 
 
 def differences(before: str, after: str) -> tuple[Difference, ...]:
-    """Everything that differs between two manifest texts; raises MalformedManifest where one is no manifest."""
+    """Everything that differs between two manifest texts. Raises MalformedManifest where one is no manifest."""
     if before == after:
         return ()
     (document1, block1), (document2, block2) = parse_document(before), parse_document(after)
@@ -96,7 +96,7 @@ def compare(before: Comparable, after: Comparable) -> tuple[Difference, ...]:
 
 
 def _values(document: Mapping[str, Any], block: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Every value of a document by its dotted name; a list is one value."""
+    """Every value of a document by its dotted name. A list is one value."""
     found: dict[str, Any] = {}
 
     def add(table: Mapping[str, Any], prefix: str) -> None:
@@ -135,7 +135,7 @@ def around_difference(text: str, other: str | None, limit: int = MAX_SHOWN_CHARA
 
 
 def certificate_name(pem: str) -> str:
-    """How a pinned certificate is named to people: by the SHA-256 of its DER form."""
+    """The name of a pinned certificate for people: the SHA-256 of its DER form."""
     from hashlib import sha256
 
     from cryptography import x509
@@ -160,7 +160,7 @@ def _keys(before: Mapping[str, Any], after: Mapping[str, Any], passed_over: Iter
 
 
 def _cut(value: object, shown: str | None, other: str | None) -> str | None:
-    """A text value cut to its bound; lists stay whole."""
+    """A text value cut to its bound. Lists stay whole."""
     return around_difference(shown, other) if shown is not None and isinstance(value, str) else shown
 
 
@@ -187,7 +187,7 @@ def _mounts(before: Manifest, after: Manifest) -> list[Difference]:
 
 
 def _by_name(entries: Sequence[tuple[str, _Entry]]) -> dict[str, _Entry]:
-    """Entries by name; one with a name that was there already is numbered, so that none is lost."""
+    """Entries by name. A second entry of a name is numbered, so that none is lost."""
     found = dict(entries)
     if len(found) == len(entries):
         return found

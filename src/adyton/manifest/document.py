@@ -12,7 +12,7 @@ Everything else goes through `adyton.untrusted`, which bounds the time that a te
 The short cut changes no meaning. It is taken only for the text's last run of entries that match the shape exactly, and
 only if tomllib accepts everything before that run followed by the run's first entry, with that entry as the last
 trusted file. A run's URIs hold no quote, backslash or control character, so a run cannot end a string that began before
-it; hence that first entry is an entry, and TOML gives every further one the same meaning. Whatever does not fit is read
+it. Hence that first entry is an entry, and TOML gives every further one the same meaning. Whatever does not fit is read
 by tomllib whole. tests/properties holds the two equal.
 """
 
@@ -73,7 +73,7 @@ def _parse_fast(text: str) -> tuple[dict[str, Any], list[tuple[str, str]]] | Non
 def write_document(document: Mapping[str, Any], trusted: Sequence[tuple[str, str]]) -> str:
     """The one text of a document (without `sgx.trusted_files`) followed by its trusted files as (uri, sha256).
 
-    Keys keep their order; the same input gives the same text. Entries are written as tomli_w writes them.
+    Keys keep their order. The same input gives the same text. Entries are written as tomli_w writes them.
     """
     import tomli_w
 

@@ -1,4 +1,4 @@
-"""What is in a measurement, in words: for the owner before she approves it, and for whoever wonders why it changed."""
+"""A measurement in words: for the owner before she approves it, and for anybody who asks why it changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Section:
 
 
 def explain_manifest(manifest: Manifest) -> tuple[Section, ...]:
-    """What a manifest lets run, and what it leaves open."""
+    """Say in words what a manifest lets run, and what it leaves open."""
     adyton = manifest.adyton
     argv = manifest.argv if manifest.argv is not None else (manifest.entrypoint,)
     program = [

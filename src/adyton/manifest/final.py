@@ -45,7 +45,7 @@ def finish(
 ) -> Built:
     """Make a rendered template final. `default_ca` (PEM) becomes the owner's where the template names no owner.
 
-    Where Gramine is not installed, the stand-in for its runtime folder becomes this machine's library folder; as a
+    Where Gramine is not installed, the stand-in for its runtime folder becomes this machine's library folder. As a
     trusted folder it means the C library alone, unless the template lists that folder in its own name as well.
     """
     stand_in, folder = str(runtime_stand_in()), str(multiarch_libdir())
@@ -109,7 +109,7 @@ def _listed(document: dict[str, Any], base_dir: Path) -> list[TrustedFile]:
 
 
 def _strings_of(text: str) -> set[str]:
-    """What stands between quotes in a text, on one line."""
+    """The strings between quotes in a text, each on one line."""
     return {match[1] or match[2] for match in re.finditer(r"\"([^\"\n]*)\"|'([^'\n]*)'", text)}
 
 

@@ -1,6 +1,6 @@
-"""What a manifest leaves open, as a table: a stable name for each finding, and what its measurement does not cover.
+"""The findings about a manifest as a table, each with a stable name, and what its measurement does not cover.
 
-The owner is shown every finding before she approves; those that expose her data she must name, each by its name here
+The owner is shown every finding before she approves. Those that expose her data she must name, each by its name here
 (`adyton approve --allow NAME`). A name says what is exposed as well (`allowed-file=file:/tmp/x`), so that a name which
 was given for one file, variable or CA allows no other.
 """
@@ -26,7 +26,7 @@ RAW_REPORT_DATA_TEES: Final = frozenset({"sim", "sgx", "gramine-direct"})
 
 
 class Danger(IntEnum):
-    """How bad a finding is; the highest comes first."""
+    """How bad a finding is. The highest comes first."""
 
     EXPOSED = 3  # plaintext or a key is open to the host
     CONTROLLED = 2  # the host chooses what runs, or what it sees
@@ -45,7 +45,7 @@ class Exposes(Enum):
 class Rule:
     """A row of the table. `{}` in key, text and remedy stands for the subject: which file, variable, key or mount.
 
-    `find` gives the subjects in a manifest ("" where the rule has none); None where more than the manifest is needed.
+    `find` gives the subjects in a manifest ("" where the rule has none). None where more than the manifest is needed.
     """
 
     name: str
@@ -192,7 +192,7 @@ def finding(name: str, subject: str = "") -> Finding:
 
 
 def finding_named(full: str) -> Finding:
-    """The finding that is recorded under a name with its subject; raises UsageError where there is none."""
+    """The finding that is recorded under a name with its subject. Raises UsageError where there is none."""
     name, _, subject = full.partition("=")
     if name not in _BY_NAME:
         raise UsageError(
@@ -206,12 +206,12 @@ def finding_named(full: str) -> Finding:
 
 
 def words(full: str) -> str:
-    """What a recorded finding means; its name where this Adyton does not know it."""
+    """The meaning of a recorded finding, or its name if this version of Adyton does not know it."""
     return finding_named(full).what if full.partition("=")[0] in _BY_NAME else full
 
 
 def findings(manifest: Manifest) -> tuple[Finding, ...]:
-    """Every warning about a manifest, the most dangerous first, then in the order of the table; each name once."""
+    """Every warning about a manifest, the most dangerous first, then in the order of the table. Each name comes once."""
     found = {
         item.name: item for rule in RULES if rule.find is not None for item in map(rule.about, rule.find(manifest))
     }
@@ -248,7 +248,7 @@ def findings_table() -> str:
 
 
 def not_covered(manifest: Manifest) -> tuple[str, ...]:
-    """What a measurement of this manifest says nothing about, in words for the owner who approves it."""
+    """Everything that a measurement of this manifest does not cover, in words for the owner who approves it."""
     found = [
         f"the contents of {mount.path} (encrypted, key {mount.key_name}): whoever holds that key wrote them, and an"
         " older whole file cannot be told from the newest"
@@ -303,7 +303,7 @@ def check_tee(manifest: Manifest, tee: str) -> None:
 
 
 def runtime_refusals(manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """Keys (with the reason) that Adyton's own runtime cannot honour and hence refuses; under `sgx` Gramine may."""
+    """Keys (with the reason) that Adyton's own runtime cannot honour and hence refuses. Under `sgx` Gramine may."""
     return tuple((key, reason) for key, reason, _ in _beyond_the_runtime(manifest))
 
 

@@ -1,7 +1,8 @@
 """Adyton's final manifest -> the manifest that Gramine (1.8 and later) runs in an SGX enclave.
 
-The `[adyton]` table goes; what it says is said in Gramine's words where Gramine has them (the owner's CA and server as
-secret provisioning), noted where Gramine cannot hold it, and refused where leaving it out would expose something.
+The `[adyton]` table is left out. Where Gramine has words for its entries, they are used: the owner's CA and server
+become secret provisioning. Where Gramine cannot keep an entry, a note says so. Where that would expose something, the
+manifest is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _OPENMP: Final = re.compile(r"/lib(gomp|omp|iomp5|torch_cpu)[-.][^/]*$")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What rendering must know of a Gramine installation: its release, library OS and C library folder."""
+    """Facts of a Gramine installation that rendering needs: its release, library OS and C library folder."""
 
     release: tuple[int, int]
     libos: str
@@ -56,7 +57,7 @@ class Rendering:
 
 
 def render_for_gramine(manifest_bytes: bytes, facts: Facts, *, ca_uri: str, cpus: int = 4) -> Rendering:
-    """Render a final manifest for the Gramine of `facts`; `ca_uri` is where the owner's CA will lie (`file:…`).
+    """Render a final manifest for the Gramine of `facts`. The owner's CA will lie at `ca_uri` (`file:…`).
 
     Raises ManifestError for what an enclave under Gramine could not keep. The same input gives the same bytes.
     """
@@ -96,7 +97,7 @@ def render_for_gramine(manifest_bytes: bytes, facts: Facts, *, ca_uri: str, cpus
 
 
 def _refuse_unkept(manifest: Manifest) -> None:
-    """What Adyton's own runtime protects and an enclave under Gramine would not, silently."""
+    """Refuse what Adyton's own runtime protects, and what an enclave under Gramine would silently not protect."""
     if not manifest.adyton.insecure_stdio:
         raise ManifestError(
             "under Gramine what the program prints goes to the host in clear",
@@ -135,7 +136,7 @@ def _refuse_unkept(manifest: Manifest) -> None:
 def _add_runtime(
     rendered: dict[str, Any], environment: dict[str, Any], trusted: list[TrustedFile], facts: Facts
 ) -> None:
-    """Gramine's C library, found before any other; its dynamic linker is found in the same folder."""
+    """Gramine's C library, found before any other. Its dynamic linker is found in the same folder."""
     rendered["fs"]["mounts"].append({"path": LIBRARY_PATH, "uri": f"file:{facts.runtime_folder}"})
     existing = _value(environment.get("LD_LIBRARY_PATH"))
     environment["LD_LIBRARY_PATH"] = ":".join(part for part in (LIBRARY_PATH, existing) if part)

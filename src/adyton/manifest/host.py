@@ -1,4 +1,4 @@
-"""What a template may know of the machine that renders it: texts, looked up before rendering begins.
+"""The facts that a template may know of the machine that renders it: texts, looked up before rendering begins.
 
 A template gets `gramine`, `python` and `ldd` as Gramine has them (`rendering` makes them of these texts). About a
 program it learns something only where the command line names it: a program is read, and an interpreter is run.
@@ -43,7 +43,7 @@ def _run(*command: str) -> str:
 
 
 def libraries_of(program: str) -> list[str]:
-    """Absolute paths of the shared libraries that a program needs, each once, sorted; the loader is not among them.
+    """Absolute paths of the shared libraries that a program needs, each once, sorted. The loader is not among them.
 
     They are read from the files: neither ldd(1) nor the loader is asked, since both may run what a stranger made.
     """
@@ -107,7 +107,7 @@ class Installation:
 
     @property
     def libpal(self) -> Path:
-        """What is loaded into an enclave first, and measured."""
+        """The library that is loaded into an enclave first, and measured."""
         return self.libraries / "sgx" / "libpal.so"
 
     def runtime(self, libc: str = "glibc") -> Path:
@@ -152,7 +152,7 @@ def _constants(prefix: Path) -> dict[str, object]:
 
 
 def runtime_stand_in() -> Path:
-    """What `gramine.runtimedir()` is where Gramine is absent: the system's libraries, by a path nobody else writes.
+    """The value of `gramine.runtimedir()` without Gramine: the system's libraries, by a path that nobody else writes.
 
     `adyton build` writes the plain path in its place, and takes the folder, where it is listed as trusted, to mean the
     C library alone, which is what Gramine's own folder holds.
@@ -176,7 +176,7 @@ class Facts:
     """Everything that a template may learn of this machine, as plain data."""
 
     gramine: Mapping[str, Mapping[str, object]]
-    """`runtime`: folder by C library; `paths`: what only an installed Gramine has; `constants`: numbers by name."""
+    """`runtime`: folder by C library. `paths`: only with an installed Gramine. `constants`: numbers by name."""
     python: Mapping[str, object]
     """`paths`, `variables`, `implementation`: of the Python that runs Adyton; `distlib`."""
     libraries: Mapping[str, Sequence[str]]
@@ -197,7 +197,7 @@ class Facts:
 def host_facts(
     installation: Installation | None, *, programs: Sequence[str] = (), interpreters: Sequence[str] = ()
 ) -> Facts:
-    """Look up what templates may know; raises ManifestError where a named program cannot be looked at.
+    """Look up what templates may know. Raises ManifestError where a named program cannot be looked at.
 
     Where Gramine is not installed, templates still render: the runtime folder is then this machine's own C library
     folder, which Adyton's runtime uses in its place.

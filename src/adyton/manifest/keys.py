@@ -14,7 +14,7 @@ from typing import Final
 
 
 class Standing(StrEnum):
-    """What becomes of a key under Adyton's runtime (sim, tdx, snp); under `sgx` Gramine itself reads Gramine's keys."""
+    """How Adyton's runtime (sim, tdx, snp) treats a key. Under `sgx` Gramine itself reads Gramine's keys."""
 
     ENFORCED = "enforced"
     MAPPED = "mapped"

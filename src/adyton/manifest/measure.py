@@ -1,6 +1,6 @@
-"""The workload measurement: what Adyton's runtime is, and what it was told to run, in 32 bytes.
+"""The workload measurement: 32 bytes that identify Adyton's runtime and the manifest that it runs.
 
-In `sim` it stands in MRENCLAVE; in `sim-tdx` and `tdx` it is extended into RTMR3. See docs/measurement.md.
+In `sim` it stands in MRENCLAVE. In `sim-tdx` and `tdx` it is extended into RTMR3. See docs/measurement.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A manifest as frozen values: parsed once, strictly, and never looked at as loose tables again.
 
 `parse_manifest` accepts templates that were rendered (trusted files may still be folders and lack hashes) and final
-manifests alike; `Manifest.is_final` tells them apart. What a key means is in `schema`.
+manifests alike. `Manifest.is_final` tells them apart. `schema` says what a key means.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FACT: Final = re.compile(r"(0|[1-9][0-9]{0,17})(x?)(?:@([0-9]{1,12}))?")
 
 
 class TrustedFile(NamedTuple):
-    """A file (or, in a template, a folder) that the program may read; facts beside the hash are there once built."""
+    """A file (or, in a template, a folder) that the program may read. Facts beside the hash are there once built."""
 
     uri: str
     sha256: Digest | None = None
@@ -51,7 +51,7 @@ class TrustedFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount: `type` is chroot, encrypted, tmpfs or untrusted_shm; `uri` is None for tmpfs."""
+    """One mount: `type` is chroot, encrypted, tmpfs or untrusted_shm. `uri` is None for tmpfs."""
 
     type: str
     path: str
@@ -67,7 +67,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds keys: the name her key server's certificate carries, and the one CA it must stand under (PEM)."""
+    """An owner of keys: the name in her key server's certificate, and the one CA that must have issued it (PEM)."""
 
     name: str
     ca: str | None
@@ -87,7 +87,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class AdytonTable:
-    """What only Adyton knows: the `[adyton]` table."""
+    """The `[adyton]` table, which only Adyton knows."""
 
     read_only: tuple[str, ...] = ()
     memory_budget_bytes: int = 4 << 30
@@ -106,7 +106,7 @@ class AdytonTable:
 
 @dataclass(frozen=True, slots=True)
 class SGXTable:
-    """What stands in the SIGSTRUCT, or matters to Gramine alone; `mpx` and `pkru` default to disabled."""
+    """Entries for the SIGSTRUCT, and those for Gramine alone. `mpx` and `pkru` default to disabled."""
 
     enclave_size_bytes: int = 256 << 20
     enclave_size_given: bool = False
@@ -195,7 +195,7 @@ class Manifest:
         return tuple(sorted(names - set(self.insecure_keys) - set(SGX_SEALING_KEYS)))
 
     def owner_of(self, key_name: str) -> Owner | None:
-        """Whose key server holds a key: as `[adyton.keys]` says, or the only owner; None where there is none."""
+        """The owner whose key server holds a key: as `[adyton.keys]` says, or the only owner. None without one."""
         owners = {owner.name: owner for owner in self.adyton.owners}
         named = self.adyton.keys.get(key_name)
         if named is not None:
@@ -204,13 +204,13 @@ class Manifest:
 
 
 def parse_manifest(text: str) -> Manifest:
-    """Parse a rendered template or a final manifest; raises MalformedManifest with the key's name."""
+    """Parse a rendered template or a final manifest. Raises MalformedManifest with the key's name."""
     document, block = parse_document(text)
     return manifest_from(document, block)
 
 
 def manifest_from(document: Mapping[str, Any], block: Sequence[tuple[str, str]] = ()) -> Manifest:
-    """The model of a parsed document; `block` holds (uri, sha256) that follow the document's own trusted files."""
+    """The model of a parsed document. `block` holds (uri, sha256) that follow the document's own trusted files."""
 
     check_document(document)
     value = _Reader(document)

@@ -7,8 +7,8 @@ MRENCLAVE is the SHA-256 over 64-byte records (little-endian, unlisted bytes zer
     EEXTEND  0 "EEXTEND\\0"   8 u64 chunk offset       then the 256 bytes of the chunk
 
 One ECREATE, then per page one EADD, followed by sixteen EEXTEND where the page's content is measured. Gramine packs
-its areas from the top of the enclave (base 0) downwards: manifest, SSA frames, TCS, TLS, stacks, signal stacks, libpal;
-what is left is free memory, added but not measured, or with EDMM not even added.
+its areas from the top of the enclave (base 0) downwards: manifest, SSA frames, TCS, TLS, stacks, signal stacks, libpal.
+The rest is free memory: it is added but not measured, or with EDMM not even added.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BATCH_PAGES: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Offsets:
-    """Sizes and field offsets of one Gramine build; the defaults are those of 1.8 and 1.9."""
+    """Sizes and field offsets of one Gramine build. The defaults are those of 1.8 and 1.9."""
 
     ssa_frame_bytes: int = 16_384
     ssa_frames: int = 2
@@ -59,7 +59,7 @@ class Offsets:
 
     @classmethod
     def of(cls, constants: Mapping[str, object]) -> Offsets:
-        """Those of a Gramine build, by the names of its `_graminelibos_offsets` module; defaults for what it lacks."""
+        """Those of a Gramine build, by the names of its `_graminelibos_offsets` module. Defaults for what it lacks."""
         found = {name: constants.get(theirs) for name, theirs in _THEIR_NAMES.items()}
         return cls(**{name: value for name, value in found.items() if isinstance(value, int)})
 
@@ -99,7 +99,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Pal:
-    """What MRENCLAVE takes from libpal.so: entry point, loadable segments, and their content."""
+    """The parts of libpal.so that MRENCLAVE covers: entry point, loadable segments, and their content."""
 
     raw: bytes = field(repr=False)
     entry: int
@@ -141,7 +141,7 @@ def _round_up(size: int) -> int:
 
 
 def parse_pal(raw: bytes) -> Pal:
-    """Parse libpal.so (64-bit little-endian ELF); raises ManifestError where it is not such a file."""
+    """Parse libpal.so (64-bit little-endian ELF). Raises ManifestError where it is not such a file."""
     if len(raw) > MAX_PAL_BYTES or len(raw) < 64 or raw[:6] != b"\x7fELF\x02\x01":
         raise _bad_pal("header", "a 64-bit little-endian ELF file of at most 64 MiB", f"{len(raw)} bytes")
     entry, table = struct.unpack_from("<QQ", raw, 24)
@@ -176,7 +176,7 @@ def _bad_pal(what: str, expected: str, seen: str) -> ManifestError:
 def lay_out(
     manifest_bytes: bytes, pal: Pal, *, enclave_bytes: int, max_threads: int, edmm: bool, offsets: Offsets | None = None
 ) -> Layout:
-    """Place every area; raises MalformedManifest where the enclave is too small for them."""
+    """Place every area. Raises MalformedManifest where the enclave is too small for them."""
     known = offsets or Offsets()
     top = enclave_bytes
     placed: dict[str, list[tuple[int, int]]] = {}

@@ -49,7 +49,7 @@ _NAMED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one native run did; paths are absolute, as the program named them, in the order of first use."""
+    """The files and threads of one native run. Paths are absolute, as the program named them, in order of first use."""
 
     command: tuple[str, ...]
     cwd: str
@@ -64,7 +64,7 @@ class Observation:
 
 @dataclass(slots=True)
 class _Files:
-    """What became of each path, while the trace is read."""
+    """The state of each path, while the trace is read."""
 
     cwd: str
     existed: frozenset[str] = frozenset()
@@ -78,13 +78,13 @@ class _Files:
     peak_threads: int = 1
 
 
-_PATIENCE_S: Final = 5
+_END_TIMEOUT_S: Final = 5
 _LOOK_MS: Final = 100
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def observe(command: Sequence[str], cwd: Path) -> Observation:
-    """Run `command` in `cwd` to its end; raises ScriptFailed where it fails, NoDevice where strace is missing."""
+    """Run `command` in `cwd` to its end. Raises ScriptFailed where it fails, NoDevice where strace is missing."""
     strace = shutil.which("strace")
     if strace is None:
         raise NoDevice(
@@ -160,7 +160,7 @@ def _run(command: Sequence[str], cwd: Path) -> tuple[int, int]:
 
 @contextmanager
 def _held_signals() -> Iterator[list[int]]:
-    """Note the signals that ask for an end instead of acting on them; the first of them is the caller's to raise."""
+    """Note the signals that ask for an end instead of acting on them. The caller raises the first of them."""
     taken: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield taken
@@ -185,7 +185,7 @@ def _files_below(folder: Path) -> frozenset[str]:
 
 
 def _end(strace: subprocess.Popen[bytes]) -> None:
-    """End the program that strace watches; strace itself blocks signals, and ends after its program."""
+    """End the program that strace watches. strace itself blocks signals, and ends after its program."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             for pid in Path(f"/proc/{strace.pid}/task/{strace.pid}/children").read_text().split():
@@ -193,7 +193,7 @@ def _end(strace: subprocess.Popen[bytes]) -> None:
         except OSError:
             pass  # ended meanwhile
         try:
-            strace.wait(timeout=_PATIENCE_S)
+            strace.wait(timeout=_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             continue
         return
@@ -202,7 +202,7 @@ def _end(strace: subprocess.Popen[bytes]) -> None:
 
 
 def read_trace(lines: Iterable[str], cwd: str, existed: frozenset[str] = frozenset()) -> _Files:
-    """Read strace's output (`-f -y`) into what became of each path; `existed`: files that were there before."""
+    """Read strace's output (`-f -y`) into the state of each path. `existed`: files that were there before."""
     files = _Files(cwd, existed)
     for thread, text in _whole_lines(lines):
         if text.startswith("+++ "):

@@ -19,7 +19,7 @@ MAX_CA_CHARS: Final = 64 << 10
 
 
 def check_ca(pem: str, key: str) -> str:
-    """The canonical PEM text of a pinned CA certificate; spaces and line ends may differ from it, and nothing else.
+    """The canonical PEM text of a pinned CA certificate. Only spaces and line ends may differ from it.
 
     Raises MalformedManifest, naming the manifest key, for several certificates, anything beside the certificate, and a
     certificate that is no CA's (RFC 5280, 4.2.1.9 and 4.2.1.3).
@@ -31,7 +31,7 @@ def check_ca(pem: str, key: str) -> str:
 
 
 def ca_within(text: str, key: str) -> str:
-    """The canonical text of the one CA certificate in a file, without the words around it; raises MalformedManifest."""
+    """The canonical text of the one CA certificate in a file, without the words around it. Raises MalformedManifest."""
     from cryptography.hazmat.primitives.serialization import Encoding
 
     found = _one(text, key)

@@ -1,8 +1,8 @@
 """An observed native run -> a manifest template that a person can read and change, and the list of files it needs.
 
-What the program read is sorted by where it lies: files of the interpreter, its packages and the system are trusted (the
-measurement binds them); files of the project that are neither program text nor written are data, hence encrypted
-inputs; what it wrote are encrypted outputs.
+Files that the program read are sorted by where they lie. Files of the interpreter, its packages and the system are
+trusted: the measurement binds them. Files of the project that are neither program text nor written are data, hence
+encrypted inputs. Files that the program wrote are encrypted outputs.
 """
 # Paths are text here, compared as the trace names them.
 # ruff: noqa: PTH110, PTH111, PTH112, PTH113, PTH116, PTH117, PTH118, PTH120
@@ -77,7 +77,7 @@ class DataMount:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What `adyton new` writes, and what it says about it."""
+    """The template that `adyton new` writes, and its words about it."""
 
     name: str
     template: str
@@ -97,7 +97,7 @@ def propose(
     key_name: str = "default",
     environment: Mapping[str, str] | None = None,
 ) -> Proposal:
-    """Make the proposal; `script` is the program's own file (always trusted), relative to the working folder or not."""
+    """Make the proposal. `script` is the program's own file (always trusted), relative to the working folder or not."""
     program = os.path.normpath(os.path.join(seen.cwd, script))
     code, inputs, left_out = _sort_reads(seen, program)
     written = _written(seen, code)
@@ -212,7 +212,7 @@ def _code_roots(seen: Observation) -> tuple[str, ...]:
 
 
 def _written(seen: Observation, code: Mapping[str, None]) -> dict[str, None]:
-    """What was written and is still there, without caches and temporary files."""
+    """The files that were written and are still there, without caches and temporary files."""
     found: dict[str, None] = {}
     for path in seen.written:
         temporary = _is_below(path, ("/tmp", "/var/tmp", "/dev/shm")) and not _is_below(path, (seen.cwd,))  # noqa: S108

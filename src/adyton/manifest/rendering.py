@@ -139,7 +139,7 @@ def _objects(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def shut_doors(cpu_s: int, memory_bytes: int) -> None:
-    """Give up files, network, programs, processes, memory and time; raises OSError where that cannot be done."""
+    """Give up files, network, programs, processes, memory and time. Raises OSError where that cannot be done."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -196,7 +196,7 @@ def _line_of(error: BaseException) -> int | None:
 
 
 def _make_environment() -> Any:
-    """Jinja's strictest sandbox, without what differs from run to run; everything that it imports late is imported."""
+    """Jinja's strictest sandbox, without what differs from run to run. Everything that it imports late is imported."""
     import jinja2
     import jinja2.debug
     import jinja2.sandbox

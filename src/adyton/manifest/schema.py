@@ -88,7 +88,7 @@ def _shown(value: object) -> str:
 
 
 def refuse(name: str, message: str, *, expected: str, seen: object, remedy: str | None = None) -> MalformedManifest:
-    """The refusal of one key's value, by the key's name; what was seen is cut to 160 characters."""
+    """The refusal of one key's value, by the key's name. What was seen is cut to 160 characters."""
     return MalformedManifest(
         f"{name}: {message}", check=f"manifest key {name}", expected=expected, seen=_shown(seen), remedy=remedy
     )

@@ -54,7 +54,7 @@ _DATE: Final = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What EINIT compares besides the measurement: MISCSELECT, FLAGS and XFRM, each with its mask."""
+    """The values that EINIT compares besides the measurement: MISCSELECT, FLAGS and XFRM, each with its mask."""
 
     misc_select: int = 0
     misc_mask: int = 0xFFFFFFFF
@@ -80,7 +80,7 @@ class Attributes:
 
 @dataclass(frozen=True, slots=True)
 class Sigstruct:
-    """A parsed SIGSTRUCT whose fixed fields were checked; `verify` checks the signature."""
+    """A parsed SIGSTRUCT whose fixed fields were checked. `verify` checks the signature."""
 
     date: str
     modulus: int
@@ -141,7 +141,7 @@ class Sigstruct:
         )
 
     def verify(self) -> Digest:
-        """Check signature, q1 and q2 under the structure's own key; returns MRSIGNER, or raises BadSignature."""
+        """Check signature, q1 and q2 under the structure's own key. Returns MRSIGNER, or raises BadSignature."""
         raw = self.to_bytes()
         try:
             public = rsa.RSAPublicNumbers(EXPONENT, self.modulus).public_key()
@@ -180,7 +180,7 @@ def _refuse(what: str, expected: object, seen: object) -> BadSignature:
 
 
 def parse_sigstruct(raw: bytes) -> Sigstruct:
-    """Parse 1808 bytes, checking every fixed field; raises BadSignature. The signature is not yet checked."""
+    """Parse 1808 bytes, checking every fixed field. Raises BadSignature. The signature is not yet checked."""
     if len(raw) != SIGSTRUCT_BYTES:
         raise _refuse("length", f"{SIGSTRUCT_BYTES} bytes", f"{len(raw)} bytes")
     fields = _LAYOUT.unpack(raw)
@@ -228,7 +228,7 @@ def generate_signer() -> bytes:
 
 
 def load_signer(pem: bytes) -> rsa.RSAPrivateKey:
-    """Parse a signing key; raises UsageError where it is not RSA-3072 with e = 3."""
+    """Parse a signing key. Raises UsageError where it is not RSA-3072 with e = 3."""
     try:
         key = serialization.load_pem_private_key(pem[: MAX_PEM_BYTES + 1], password=None)
     except (ValueError, TypeError):
@@ -263,7 +263,7 @@ def sign(
     isv_svn: int = 0,
     date: str = "0000-00-00",
 ) -> Sigstruct:
-    """Sign a 32-byte measurement; the same input gives the same bytes. `date`: YYYY-MM-DD, any digits."""
+    """Sign a 32-byte measurement. The same input gives the same bytes. `date`: YYYY-MM-DD, any digits."""
     if len(measurement.raw) != 32:
         raise UsageError("a SIGSTRUCT signs a measurement of 32 bytes", seen=f"{len(measurement.raw)} bytes")
     if not _DATE.fullmatch(date):

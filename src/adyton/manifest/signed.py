@@ -20,7 +20,7 @@ _SEAL: Final = object()
 
 @dataclass(frozen=True, slots=True)
 class SignedManifest:
-    """A final manifest whose signature was verified; only `load_signed` can make one."""
+    """A final manifest whose signature was verified. Only `load_signed` can make one."""
 
     manifest_bytes: bytes = field(repr=False)
     manifest: Manifest = field(repr=False)
@@ -92,7 +92,7 @@ def load_signed(manifest_bytes: bytes, sigstruct_bytes: bytes, runtime: Digest) 
 
 
 def decode(manifest_bytes: bytes) -> str:
-    """A manifest's text; raises MalformedManifest where it is not UTF-8."""
+    """A manifest's text. Raises MalformedManifest where it is not UTF-8."""
     try:
         return manifest_bytes.decode()
     except UnicodeDecodeError as error:
@@ -128,7 +128,7 @@ def read_named(path: Path, limit_bytes: int, what: str) -> bytes:
 
 
 def read_capped(path: Path, limit_bytes: int, what: str) -> bytes:
-    """A whole file of at most so many bytes; raises ManifestError where it is missing, unreadable or larger."""
+    """A whole file of at most so many bytes. Raises ManifestError where it is missing, unreadable or larger."""
     try:
         with path.open("rb") as file:
             raw = file.read(limit_bytes + 1)

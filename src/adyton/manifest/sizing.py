@@ -31,7 +31,7 @@ def power_of_two(size_bytes: int) -> int:
 
 
 def size_for(peak_bytes: int, threads: int, cpus: int, *, source: str) -> Sizing:
-    """Derive an enclave from a program's peak of memory and threads; `source` says where the peak is from."""
+    """Derive an enclave from a program's peak of memory and threads. `source` says where the peak is from."""
     slots = max(LEAST_THREADS, threads + GRAMINE_THREADS)
     slots = power_of_two(slots) if slots <= 64 else slots
     stacks = slots * (256 + 64 + 32 + 8) * 1024

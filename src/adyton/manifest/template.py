@@ -51,7 +51,7 @@ def parse_definitions(texts: list[str]) -> dict[str, str | bool]:
 
 
 def named_environment(names: list[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """`--env` arguments: the variables that a template may read; raises UsageError where one is not set."""
+    """`--env` arguments: the variables that a template may read. Raises UsageError where one is not set."""
     for name in names:
         if name not in environment:
             raise UsageError(
@@ -69,7 +69,7 @@ def render(
     name: str = "template",
     cpu_s: int = CPU_S,
 ) -> str:
-    """Render a template; raises MalformedManifest with the line and, for an unknown variable, its name.
+    """Render a template. Raises MalformedManifest with the line and, for an unknown variable, its name.
 
     `environment` is what `env` shows (nothing by default), `facts` what `gramine`, `python` and `ldd` know (by default
     nothing of any program). Raises ManifestError where the template asks for what it may not have, or costs too much.
@@ -104,7 +104,7 @@ _ENDED: Final = (-signal.SIGXCPU, -signal.SIGKILL)
 
 
 def _ask(request: bytes) -> tuple[int, bytes]:
-    """Start the child, give it the request, take at most so many bytes within so much time; (exit status, answer)."""
+    """Start the child, give it the request, take so many bytes within so much time. Returns (exit status, answer)."""
     try:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_RENDERER)],

@@ -1,7 +1,7 @@
 """Trusted files and folders of a template -> files with their hashes, by Gramine's rules of order and links.
 
-Folders (URI ends in `/`) are entered depth first, children in code-point order, dot files too; a link to a file is
-listed under the link's path with the target's hash; a link to a folder is not entered; what is neither file nor folder,
+Folders (URI ends in `/`) are entered depth first, children in code-point order, dot files too. A link to a file is
+listed under the link's path with the target's hash. A link to a folder is not entered. What is neither file nor folder,
 or cannot be read, is passed over. The first of two equal URIs keeps its place, and two different hashes are an error.
 """
 
@@ -44,7 +44,7 @@ def expand(
     jobs: int | None = None,
     advance: Advance | None = None,
 ) -> tuple[TrustedFile, ...]:
-    """Every trusted file with hash, size, mode and (for cached bytecode) time; relative URIs are below `base_dir`.
+    """Every trusted file with hash, size, mode and (for cached bytecode) time. Relative URIs are below `base_dir`.
 
     Raises MalformedManifest where an entry is not what its URI says, and ManifestError where a file cannot be read.
     """
@@ -138,7 +138,7 @@ def _not_found(uri: str, expected: str, path: Path) -> ManifestError:
 
 
 def _hash_all(paths: dict[str, str], cache: HashCache, jobs: int, advance: Advance | None) -> dict[str, _Hashed]:
-    """Hash many files with several threads; order is kept, unchanged files come from the cache."""
+    """Hash many files with several threads. Order is kept, and unchanged files come from the cache."""
     hashed: dict[str, _Hashed] = dict.fromkeys(paths, _UNKNOWN)
     missing: list[tuple[str, str]] = []
     for uri, path in paths.items():

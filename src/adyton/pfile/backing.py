@@ -1,7 +1,7 @@
-"""Where the nodes of a protected file lie: the narrow door between the format and storage.
+"""Where the nodes of a protected file are stored: the interface between the format and storage.
 
-A backing reads, writes, cuts and syncs bytes; it may open a second backing beside itself, the recovery
-log.  What comes back from it was in the host's hands and is verified by whoever asked.
+A backing reads, writes, cuts and syncs bytes. It may open a second backing beside itself, for the recovery log. The
+host can change what a backing returns. So the caller verifies it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ RECOVERY_SUFFIX: Final = ".gramine.recovery"
 
 
 class Backing(Protocol):
-    """A flat file of bytes on the host; every failure of the host is a StorageFailed."""
+    """A flat file of bytes on the host. Every failure of the host raises StorageFailed."""
 
     @property
     def name(self) -> str:
-        """What to call it in an error."""
+        """Its name in error messages."""
 
     def size(self) -> int:
         """Its length in bytes."""
 
     def read_into(self, offset: int, target: Buffer, /) -> int:
-        """Fill `target` from `offset`; how many bytes there were, less than asked only at the end."""
+        """Fill `target` from `offset`. Returns the number of bytes, which is smaller than `target` only at the end."""
 
     def will_read(self, offset: int, size: int, /) -> None:
         """These bytes are read next but for others that lead to them: they may be fetched meanwhile."""
@@ -51,7 +51,7 @@ class Backing(Protocol):
         """Return only once everything written is durable, its directory entry too."""
 
     def open_log(self, *, create: bool) -> Backing | None:
-        """The recovery log beside it; None where it has none and none is to be made, or none is possible."""
+        """The recovery log beside it. None where it has none and none is to be made, or none is possible."""
 
     def remove_log(self) -> None:
         """Remove the recovery log if there is one."""
@@ -60,7 +60,7 @@ class Backing(Protocol):
         """It was renamed to `place`: make that durable if `sync`, then remove the log at the old place."""
 
     def close(self) -> None:
-        """Let go of it; a second call does nothing."""
+        """Close it. A second call does nothing."""
 
 
 def read_at(backing: Backing, offset: int, size: int) -> bytes:
@@ -178,7 +178,7 @@ class OSFile:
             os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
-        """Write all of `data`; a short write goes on where it stopped or fails."""
+        """Write all of `data`. A short write is continued where it stopped, or fails."""
         rest = memoryview(data).cast("B")
         while rest:
             try:
@@ -240,7 +240,7 @@ class OSFile:
                 raise storage_failed(error, str(path), "removing") from error
 
     def moved_to(self, place: Path, /, *, sync: bool) -> None:
-        """It was renamed to `place`; its next recovery log is made there."""
+        """The file was renamed to `place`. Its next recovery log is made there."""
         before, old_log = self._path, self._log_path()
         self._path, self._name = place, str(place)
         try:
@@ -270,7 +270,7 @@ class OSFile:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the entries of a directory durable; raises OSError."""
+    """Make the entries of a directory durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -279,7 +279,7 @@ def sync_directory(path: Path) -> None:
 
 
 class Memory:
-    """A backing in memory, with its log; it outlives `close`, so that it can be opened again."""
+    """A backing in memory, with its log. It outlives `close`, so that it can be opened again."""
 
     def __init__(self, content: Buffer = b"", *, name: str = "<memory>") -> None:
         self.content = bytearray(content)
@@ -306,7 +306,7 @@ class Memory:
         """Memory has it here."""
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
-        """Copy in; a gap reads as zeros."""
+        """Copy the data in. A gap reads as zeros."""
         view = memoryview(data).cast("B")
         if offset > len(self.content):
             self.content.extend(bytes(offset - len(self.content)))
@@ -331,7 +331,7 @@ class Memory:
         self.log = None
 
     def moved_to(self, place: Path, /, *, sync: bool) -> None:  # noqa: ARG002 - the protocol's name
-        """Take the new name; the log of the old one goes."""
+        """Take the new name. The log under the old name is removed."""
         self._name = str(place)
         self.log = None
 

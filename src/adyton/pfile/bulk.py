@@ -1,7 +1,7 @@
 """Whole files in segments: a tree node and its 96 data nodes, which lie together on the host.
 
-Segments are sealed and opened in any order and by several threads; what ties them together, the slots of
-the tree nodes, is 32 bytes each.
+Segments are sealed and opened in any order and by several threads. The slots of the tree nodes, 32 bytes for each
+segment, tie them together.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SegmentSealer:
     """
 
     def __init__(self, backing: Backing, segments: int | None) -> None:
-        """`segments` is how many there will be; None where that is not known, and then they come in order."""
+        """`segments` is the number of segments. None: it is not known, and they come in order."""
         self._backing = backing
         self._segments = segments
         self._slots: dict[int, bytes] = {}
@@ -55,7 +55,7 @@ class SegmentSealer:
         self._lock = threading.Lock()
 
     def seal(self, number: int, size: int, buffers: Buffers) -> None:
-        """Seal the first `size` bytes of `buffers.plain` as segment `number`, and write it; size 0 is no segment."""
+        """Seal the first `size` bytes of `buffers.plain` as segment `number`, and write it. Size 0 is no segment."""
         count = (size + NODE_BYTES - 1) // NODE_BYTES
         end = count * NODE_BYTES
         buffers.plain[size:end] = bytes(end - size)
@@ -89,7 +89,7 @@ class SegmentSealer:
         self._inner[number] = bytes(plain[: DATA_SLOTS * SLOT_BYTES])
 
     def finish(self, segments: int) -> bytes:
-        """Seal the tree nodes that have children, and return the slot of the root; zeros where there is none."""
+        """Seal the tree nodes that have children, and return the slot of the root, zeros without one."""
         plain, cipher, slot = bytearray(NODE_BYTES), bytearray(NODE_BYTES), bytearray(SLOT_BYTES)
         for number in sorted(self._inner, reverse=True):
             plain[:] = self._inner.pop(number).ljust(NODE_BYTES, b"\0")
@@ -104,7 +104,7 @@ class SegmentSealer:
 
 
 class SegmentOpener:
-    """Opens the segments of one file; it holds 32 bytes for each."""
+    """Opens the segments of one file. It holds 32 bytes for each."""
 
     def __init__(self, backing: Backing, size: int, root_slot: bytes, *, in_order: bool = False) -> None:
         """Any order and several threads, for which the inner tree nodes are read first; or strictly `in_order`."""

@@ -35,7 +35,7 @@ _Undoing = Literal["nothing", "replay", "cut", "seal again"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the next state is, in memory."""
+    """The next state, in memory."""
 
     path: bytes
     size: int
@@ -76,7 +76,7 @@ class CommittedFile:
 
     @property
     def root(self) -> bytes:
-        """48 bytes that identify the committed state; every commit changes them."""
+        """48 bytes that identify the committed state. Every commit changes them."""
         if self._envelope is None:
             raise StorageFailed(f"{self._backing.name} was never flushed", check="root of the file")
         return self._envelope.nonce + self._envelope.tag
@@ -131,7 +131,7 @@ class CommittedFile:
             self._durable = True
 
     def finish_undoing(self) -> None:
-        """Put back on the host what a failed commit overwrote; what was to be flushed stays dirty."""
+        """Put back on the host what a failed commit overwrote. What was to be flushed stays dirty."""
         if self._undoing == "replay" and self._log is not None:
             undo = recovery.parse_log(self._log)
             if undo is None:
@@ -149,7 +149,7 @@ class CommittedFile:
         self._undoing = "nothing"
 
     def moved_to(self, place: Path) -> None:
-        """The host file now lies at `place`; its recovery log at the old one goes."""
+        """The host file now lies at `place`. Its recovery log at the old place is removed."""
         self._close_log()
         self._backing.moved_to(place, sync=self._power_safe)
 

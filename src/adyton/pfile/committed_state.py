@@ -1,8 +1,7 @@
 """Which state of a host file is the committed one: node 0 as it stands, or what the recovery log leads back to.
 
-The log and everything in it was in the host's hands.  It is believed only where it explains what node 0
-looks like and where every node that it restores verifies under the node 0 that it restores; until then
-nothing is written.
+The host can change the log. It is believed only if it explains what node 0 looks like, and if every node that it
+restores verifies under the node 0 that it restores. Until then nothing is written.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class State:
 
 
 def read_envelope(backing: Backing) -> Envelope:
-    """Node 0 of a host file, nothing of it verified; raises NotProtectedFile or UnsupportedVersion."""
+    """Node 0 of a host file, nothing of it verified. Raises NotProtectedFile or UnsupportedVersion."""
     raw = read_at(backing, 0, NODE_BYTES)
     if len(raw) < NODE_BYTES:
         raise NotProtectedFile(
@@ -66,7 +65,7 @@ def committed_state(
     expected_root: bytes | None,
     whole: bool = True,
 ) -> State:
-    """The committed state of a host file, checked; a flush that did not end is undone (if `recover`).
+    """The committed state of a host file, checked. A flush that did not end is undone (if `recover`).
 
     If `writable` it is undone on the host, otherwise in what the returned backing shows.  `whole=False`
     is for a stream, whose size only its end tells.

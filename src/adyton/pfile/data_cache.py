@@ -38,13 +38,13 @@ class DataCache:
         return plain
 
     def keep(self, number: int, plain: bytearray) -> None:
-        """Keep a node as the host has it; the one not used for longest goes."""
+        """Keep a node as the host has it; the one that was not used for longest is dropped."""
         self._clean[number] = plain
         if len(self._clean) > self.max_nodes:
             self._clean.popitem(last=False)
 
     def replace(self, number: int, plain: bytearray) -> None:
-        """This is the node's whole content now; it waits for a flush."""
+        """This is the node's whole content now. It waits for a flush."""
         self._clean.pop(number, None)
         self.dirty[number] = plain
 

@@ -43,18 +43,18 @@ CACHE_BYTES: Final = 16 * 2**20
 _SEGMENTS_AT_ONCE: Final = 32
 
 
-class Shortcut(Protocol):
-    """A way to the host's nodes past this class, for readers: open only while they hold all that is to be read."""
+class NativeReader(Protocol):
+    """Reads the host's nodes without this class. It may do so only while they hold everything that is to be read."""
 
     def allow(self, size: int, trees: dict[int, bytearray], fetch: Callable[[int], bytearray], /) -> None:
-        """The host holds `size` bytes of plaintext; `trees` are verified tree nodes of it, `fetch` gives the others."""
+        """The host holds `size` bytes of plaintext. `trees` are verified tree nodes, and `fetch` gives the others."""
 
     def forbid(self) -> None:
         """It does not any more."""
 
 
 class ProtectedFile:
-    """An open protected file.  Make one with `create` or `open`; safe to use from several threads.
+    """An open protected file.  Make one with `create` or `open`. It may be used from several threads.
 
     >>> from adyton.pfile.backing import Memory
     >>> from adyton.values import Key128
@@ -106,7 +106,7 @@ class ProtectedFile:
         )
         self._kept_size = metadata.size  # the least size since the last commit: what lies below is on the host
         self._closed = False
-        self._shortcut: Shortcut | None = None
+        self._native_reader: NativeReader | None = None
         self._lock = threading.RLock()
 
     # ---------------------------------------------------------------- opening
@@ -123,10 +123,10 @@ class ProtectedFile:
         use_log: bool = True,
         power_safe: bool = True,
     ) -> Self:
-        """Make an empty protected file on `backing`, in place of what it held; node 0 is written at once.
+        """Make an empty protected file on `backing`, in place of what it held. Node 0 is written at once.
 
         `path` is normalised and sealed in.  `use_log=False` gives up crash safety of flushes and writes no
-        recovery log; `power_safe=False` keeps the log and syncs only where asked.  The backing belongs to
+        recovery log. `power_safe=False` keeps the log and syncs only where asked.  The backing belongs to
         the file from here on, and is closed where this fails.
         """
         try:
@@ -169,10 +169,10 @@ class ProtectedFile:
         use_log: bool = True,
         power_safe: bool = True,
     ) -> Self:
-        """Open and verify node 0; the backing belongs to the file from here on, and is closed where this fails.
+        """Open and verify node 0. The backing belongs to the file from here on, and is closed where this fails.
 
         `path=None` leaves the sealed path unchecked.  A flush that did not end is undone from the recovery
-        log: on the host if `writable`, otherwise in what is read; `recover=False` refuses such a file.
+        log: on the host if `writable`, otherwise in what is read. `recover=False` refuses such a file.
         `expected_root` refuses every committed state but that one.  Raises NotProtectedFile,
         UnsupportedVersion, IntegrityError, WrongPath, StorageFailed.
         """
@@ -206,7 +206,7 @@ class ProtectedFile:
 
     @property
     def name(self) -> str:
-        """What the backing is called."""
+        """The name of the backing."""
         return self._backing.name
 
     @property
@@ -231,7 +231,7 @@ class ProtectedFile:
 
     @property
     def root(self) -> bytes:
-        """48 bytes that identify the committed state; every flush that writes changes them."""
+        """48 bytes that identify the committed state. Every flush that writes changes them."""
         return self._host.root
 
     @property
@@ -242,7 +242,7 @@ class ProtectedFile:
     # ---------------------------------------------------------------- reading
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`, fewer only at the end; IntegrityError names the node that is wrong."""
+        """Up to `size` bytes from `offset`, fewer only at the end. IntegrityError names the node that is wrong."""
         if offset >= INLINE_BYTES and 0 < size <= NODE_BYTES:
             return self._read_small(offset, size)
         _check_range(offset, size)
@@ -251,10 +251,10 @@ class ProtectedFile:
         return bytes(buffer) if got == len(buffer) else bytes(memoryview(buffer)[:got])
 
     def read_into(self, offset: int, target: Buffer) -> int:
-        """Fill `target` from `offset`; how many bytes there were.
+        """Fill `target` from `offset`. Returns the number of bytes.
 
-        Nodes are opened in `target` itself; where one fails its check, its run is wiped and IntegrityError
-        raised, so no byte stays there that was not verified.
+        Nodes are opened in `target` itself. Where one fails its check, its run is wiped and IntegrityError is raised.
+        So no byte stays there that was not verified.
         """
         view = memoryview(target).cast("B")
         _check_range(offset, len(view))
@@ -380,7 +380,7 @@ class ProtectedFile:
             return SegmentOpener(self._backing, self._size, self._nodes.root_slot)
 
     def verify(self) -> None:
-        """Verify every node that the committed content uses; raises IntegrityError at the first that is wrong."""
+        """Verify every node that the committed content uses. Raises IntegrityError at the first that is wrong."""
         opener, buffers = self.segments(), Buffers()
         for number in range(opener.count):
             opener.open(number, buffers)
@@ -388,7 +388,7 @@ class ProtectedFile:
     # ---------------------------------------------------------------- writing
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        """Write all of `data`, a gap before it as zeros; it reaches the host at a flush, or when the cache fills."""
+        """Write all of `data`, a gap before it as zeros. It reaches the host at a flush, or when the cache fills."""
         view = memoryview(data).cast("B")
         end = offset + len(view)
         _check_range(offset, len(view))
@@ -423,7 +423,7 @@ class ProtectedFile:
                     self._commit(sync=False)
 
     def _to_change(self, data: int) -> bytearray:
-        """The plaintext of a data node, now dirty; a node that the host does not have yet is zeros."""
+        """The plaintext of a data node, now dirty. A node that the host does not have yet is zeros."""
         plain = self._cache.get(data)
         if plain is None:  # what lies behind the end is blanked: Gramine may leave old content there
             plain = self._read_nodes(data, 1) if data < geometry.data_nodes(self._kept_size) else bytearray(NODE_BYTES)
@@ -455,7 +455,7 @@ class ProtectedFile:
         self._size = size
 
     def truncate(self, size: int) -> None:
-        """Cut to `size` bytes, or extend with zeros; like a write, it reaches the host at the next flush."""
+        """Cut to `size` bytes, or extend with zeros. Like a write, it reaches the host at the next flush."""
         _check_range(size, 0)
         with self._lock:
             self._ready(writing=True)
@@ -479,7 +479,7 @@ class ProtectedFile:
         self._nodes.forget_from(geometry.tree_nodes(size))
 
     def rebind(self, path: str) -> None:
-        """Seal another path into the file and flush; call it before the host file is renamed, `moved_to` after.
+        """Seal another path into the file and flush. Call it before the host file is renamed, and `moved_to` after.
 
         The recovery log keeps the old node 0 until then, so that a file whose rename was not done opens
         under its old name.
@@ -499,25 +499,25 @@ class ProtectedFile:
                 raise
 
     def moved_to(self, place: Path) -> None:
-        """Say that the host file now lies at `place`; its recovery log at the old one goes."""
+        """Say that the host file now lies at `place`. Its recovery log at the old place is removed."""
         with self._lock:
             self._ready()
             self._host.moved_to(place)
 
     # ---------------------------------------------------------------- committing
 
-    def use_shortcut(self, shortcut: Shortcut) -> None:
-        """Open `shortcut` whenever nothing waits to be flushed; it must not be used while a method here runs."""
+    def use_native_reader(self, native_reader: NativeReader) -> None:
+        """Let `native_reader` read whenever nothing waits to be flushed, but never while a method here runs."""
         with self._lock:
-            self._shortcut = shortcut
-            self._open_shortcut()
+            self._native_reader = native_reader
+            self._allow_native_reader()
 
-    def _open_shortcut(self) -> None:
-        if self._shortcut is not None and not self.dirty and not self._nodes.pinned:
-            self._shortcut.allow(self._size, self._nodes.known, self._nodes.tree)
+    def _allow_native_reader(self) -> None:
+        if self._native_reader is not None and not self.dirty and not self._nodes.pinned:
+            self._native_reader.allow(self._size, self._nodes.shared_cache, self._nodes.tree)
 
     def flush(self, sync: bool = False) -> None:
-        """Commit everything written so far; `sync` returns only once it is durable."""
+        """Commit everything written so far. With `sync` it returns only once that is durable."""
         with self._lock:
             self._ready()
             if not self._writable:
@@ -525,7 +525,7 @@ class ProtectedFile:
             self._commit(sync=sync)
             if sync:
                 self._host.make_durable()
-            self._open_shortcut()
+            self._allow_native_reader()
 
     def _commit(self, *, sync: bool, log_anyway: bool = False) -> None:
         """Commit what is dirty, if anything is."""
@@ -545,7 +545,7 @@ class ProtectedFile:
     # ---------------------------------------------------------------- closing
 
     def close(self) -> None:
-        """Flush, remove the recovery log, close the backing; which is closed even where the flush fails."""
+        """Flush, remove the recovery log, close the backing. It is closed even if the flush fails."""
         with self._lock:
             if self._closed:
                 return
@@ -556,8 +556,8 @@ class ProtectedFile:
                     self._host.remove_log()
             finally:
                 self._closed = True
-                if self._shortcut is not None:
-                    self._shortcut.forbid()
+                if self._native_reader is not None:
+                    self._native_reader.forbid()
                 self._cache.clear()
                 self._nodes.forget_from(0)
                 self._host.close()
@@ -580,8 +580,8 @@ class ProtectedFile:
                 expected="writable=True",
                 seen="writable=False",
             )
-        if writing and self._shortcut is not None:
-            self._shortcut.forbid()
+        if writing and self._native_reader is not None:
+            self._native_reader.forbid()
         self._host.finish_undoing()
 
 

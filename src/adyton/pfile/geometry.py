@@ -1,6 +1,6 @@
-"""Where a byte lives: between plaintext offsets, data nodes, tree nodes and nodes of the host file; arithmetic only.
+"""Where a byte lives: between plaintext offsets, data nodes, tree nodes and nodes of the host file. Arithmetic only.
 
-Data node d holds the plaintext from 3072 + 4096 d; tree node m holds the slots of data nodes
+Data node d holds the plaintext from 3072 + 4096 d. Tree node m holds the slots of data nodes
 96 m .. 96 m + 95 and of tree nodes 32 m + 1 .. 32 m + 32.  The root is tree node 0.
 """
 

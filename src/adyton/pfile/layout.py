@@ -1,4 +1,4 @@
-"""The fields and sizes of the format; node 0 between bytes and values.  Source: docs/protected-file.md.
+"""The fields and sizes of the format. Node 0 as bytes and as values.  Source: docs/protected-file.md.
 
 ::
 
@@ -75,7 +75,7 @@ class Envelope:
 
 
 def parse_envelope(raw: bytes) -> Envelope:
-    """Node 0 of a host file, 4096 bytes; raises NotProtectedFile or UnsupportedVersion."""
+    """Node 0 of a host file, 4096 bytes. Raises NotProtectedFile or UnsupportedVersion."""
     if len(raw) != NODE_BYTES:
         raise NotProtectedFile(
             f"not a protected file: {len(raw)} bytes where node 0 has {NODE_BYTES}",
@@ -132,7 +132,7 @@ class Metadata:
 
     @classmethod
     def parse(cls, opened: bytes) -> Self:
-        """The fields of an opened sealed part; raises IntegrityError where its maker wrote nonsense."""
+        """The fields of an opened sealed part. Raises IntegrityError where its maker wrote nonsense."""
         path, nul, _ = opened[:PATH_FIELD_BYTES].partition(b"\0")
         if not nul:
             raise IntegrityError(

@@ -40,8 +40,8 @@ class NodeReader:
         """Tree nodes whose newest content is not on the host, after a write that failed half-way."""
 
     @property
-    def known(self) -> dict[int, bytearray]:
-        """The tree nodes that were verified and are kept. The C reader shares this cache: it is never rebound."""
+    def shared_cache(self) -> dict[int, bytearray]:
+        """The verified tree nodes, by number. The C reader shares this cache: never rebind it."""
         return self._trees
 
     def tree(self, number: int) -> bytearray:

@@ -11,8 +11,8 @@ from adyton.pfile.layout import MAX_PATH_BYTES
 def normalise(path: str) -> str:
     """Gramine's lexical rule: no empty or `.` parts, `..` takes back a part where there is one.
 
-    A relative path stays relative and keeps `..` at its front; at the top of an absolute path `..` is
-    dropped; the empty result is the empty string.
+    A relative path stays relative and keeps `..` at its front. At the top of an absolute path `..` is
+    dropped. The empty result is the empty string.
     """
     absolute = path.startswith("/")
     kept: list[str] = []
@@ -29,7 +29,7 @@ def normalise(path: str) -> str:
 
 
 def path_bytes(path: str) -> bytes:
-    """The bytes of the normal form, as the file carries them; raises UsageError where they do not fit."""
+    """The bytes of the normal form, as the file carries them. Raises UsageError where they do not fit."""
     raw = os.fsencode(normalise(path))
     if len(raw) > MAX_PATH_BYTES or b"\0" in raw:
         raise UsageError(
@@ -43,5 +43,5 @@ def path_bytes(path: str) -> bytes:
 
 
 def path_text(raw: bytes) -> str:
-    """The stored bytes as text; bytes that are no UTF-8 survive the way back through `path_bytes`."""
+    """The stored bytes as text. Bytes that are no UTF-8 survive the way back through `path_bytes`."""
     return os.fsdecode(raw)

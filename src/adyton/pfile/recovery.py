@@ -1,7 +1,7 @@
 """The recovery log: what the nodes held before a flush overwrote them, in Gramine's form.
 
 A log is a sequence of 4104-byte records: the place of a node (u64), then the 4096 bytes that it held.
-The record of node 0 comes last.  The log is not authenticated; whoever uses it checks every restored
+The record of node 0 comes last.  The log is not authenticated. Whoever uses it checks every restored
 node against the tree that its node 0 promises (`ProtectedFile.open` does) before anything is written.
 """
 

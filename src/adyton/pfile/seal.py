@@ -1,10 +1,10 @@
 """Sealing and opening: the only place where keys of nodes are drawn, and the only user of AES-GCM in this room.
 
 The IV is zero, so a key seals once.  `seal_nodes` and `seal_metadata` draw from the kernel on every call and
-accept no key; sealing the same bytes again gives other keys.  What was drawn goes into a key together with
+accept no key. Sealing the same bytes again gives other keys.  What was drawn goes into a key together with
 bytes of the processor, or with the plaintext (gcm.c says how): a virtual machine that is cloned or restored may
 draw the same bytes again for another content.  Runs of nodes go through the C part (`_gcm`), which releases the
-GIL; where it was not built, `cryptography` does the same.
+GIL. Where it was not built, `cryptography` does the same.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _SLOT: Final = struct.Struct("16s16s")
 
 
 class Engine(Protocol):
-    """Seals and opens runs of nodes; the C part and the fallback both are one."""
+    """Seals and opens runs of nodes. The C part is one, and the fallback is another."""
 
     def seal_nodes(self, plain: Buffer, cipher: Buffer, slots: Buffer, /) -> None:
-        """Seal len(plain) / 4096 nodes under new keys; ciphertext to `cipher`, key and tag to `slots`."""
+        """Seal len(plain) / 4096 nodes under new keys. Ciphertext goes to `cipher`, key and tag to `slots`."""
 
     def open_nodes(self, cipher: Buffer, slots: Buffer, plain: Buffer, /) -> int:
-        """Open nodes to `plain`; -1, or the first node whose tag is wrong, and then `plain` is zeros."""
+        """Open nodes to `plain`. Returns -1, or the first node with a wrong tag, and then `plain` is zeros."""
 
 
 def _count(source: memoryview, target: memoryview, slots: memoryview) -> int:
@@ -72,7 +72,7 @@ def _derive_keys(source: memoryview) -> bytes:
 
 
 class Fallback:
-    """The same as the C part where the processor gives it nothing; it holds the GIL between nodes."""
+    """The same as the C part where the processor gives it nothing. It holds the GIL between nodes."""
 
     @staticmethod
     def seal_nodes(plain: Buffer, cipher: Buffer, slots: Buffer, /) -> None:
@@ -105,7 +105,7 @@ class Fallback:
 
     @staticmethod
     def open_nodes(cipher: Buffer, slots: Buffer, plain: Buffer, /) -> int:
-        """Open nodes; the first bad one, or -1."""
+        """Open nodes. Returns the first bad one, or -1."""
         source, target, places = memoryview(cipher).cast("B"), memoryview(plain).cast("B"), memoryview(slots).cast("B")
         _count(source, target, places)
         sealed = bytearray(NODE_BYTES + TAG_BYTES)
@@ -136,7 +136,7 @@ engine, NATIVE = _find_engine()
 
 
 def seal_nodes(plain: Buffer, cipher: Buffer, slots: Buffer) -> None:
-    """Seal a run of 4096-byte nodes, each under a new key; `slots` receives 32 bytes (key, tag) per node.
+    """Seal a run of 4096-byte nodes, each under a new key. `slots` receives 32 bytes (key, tag) per node.
 
     `cipher` is exactly `plain`'s buffer or does not overlap it.  On failure no slot and no output is left.
     """
@@ -144,7 +144,7 @@ def seal_nodes(plain: Buffer, cipher: Buffer, slots: Buffer) -> None:
 
 
 def open_nodes(cipher: Buffer, slots: Buffer, plain: Buffer) -> int:
-    """Open a run of nodes; -1, or the index of the first whose tag is wrong, and then `plain` is wiped."""
+    """Open a run of nodes. Returns -1, or the index of the first node with a wrong tag, and then `plain` is wiped."""
     return engine.open_nodes(cipher, slots, plain)
 
 

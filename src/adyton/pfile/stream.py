@@ -29,7 +29,7 @@ BUFFER_BYTES: Final = 1 << 20
 
 
 class ProtectedStream(io.RawIOBase):
-    """An unbuffered file object over a `ProtectedFile`, which it then owns; `flush` commits, `sync` makes durable."""
+    """An unbuffered file object over a `ProtectedFile`, which it then owns. `flush` commits, `sync` makes durable."""
 
     def __init__(self, file: ProtectedFile, *, append: bool = False, readable: bool = True) -> None:
         super().__init__()

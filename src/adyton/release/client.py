@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from adyton.tee.source import QuoteSource
 
 TIMEOUT_S: Final = 30.0
-PATIENCE_S: Final = 3.0
-"""How long a refused connection is tried again: a key server that was started at the same moment takes a second."""
+RETRY_REFUSED_S: Final = 3.0
+"""How long a refused connection is tried again. A key server that starts at the same moment takes a second."""
 PROTOCOLS: Final = ("adyton", "ra-tls")
 _TOLD: Final = frozenset({"message", "check", "expected", "seen", "remedy"})
 """What is taken of an error that a key server answers with; its class follows from the HTTP status alone."""
@@ -336,14 +336,14 @@ class _Conversation:
     def _connect(self, context: ssl.SSLContext, server_name: str) -> ssl.SSLSocket:
         host, port = self._address
         where = f"{host}:{port}"
-        patient_until = time.monotonic() + min(PATIENCE_S, self._timeout_s)
+        retry_until = time.monotonic() + min(RETRY_REFUSED_S, self._timeout_s)
         try:
             while True:
                 try:
                     plain = socket.create_connection((host, port), timeout=self._timeout_s)
                     break
                 except ConnectionRefusedError:
-                    if time.monotonic() > patient_until:
+                    if time.monotonic() > retry_until:
                         raise
                     time.sleep(0.1)
         except TimeoutError:

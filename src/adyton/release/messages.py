@@ -354,7 +354,7 @@ def _digest(document: dict[str, Any], name: str) -> Digest:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The server's refusal, as much of it as the far side may know; the owner's log has all under the same id.
+    """The server's refusal, as much of it as the client may know. The owner's log has all under the same id.
 
     `denial` is that id, or NOT_KEPT.
     """

@@ -1,8 +1,9 @@
 """Programs for the kernel's classic BPF machine, as seccomp(2) takes them: each made of smaller whole programs.
 
 A fragment always ends in an answer, whichever way it is taken. So a fragment can stand anywhere, there are no labels,
-and nothing can run off the end. The machine has one register; `load` fills it, the tests look at it. Instructions are
-those of linux/filter.h, which the kernel describes in Documentation/networking/filter.rst.
+and nothing can run off the end. The machine has one register. `load` fills it, and the tests look at it.
+
+Source: linux/filter.h, and the kernel's Documentation/networking/filter.rst.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def if_one_of(values: Sequence[int], then: Fragment, otherwise: Fragment) -> Fra
 
 
 def encode(program: Fragment) -> bytes:
-    """The program as an array of struct sock_filter; raises ValueError where it is longer than the kernel takes."""
+    """The program as an array of struct sock_filter. Raises ValueError where it is longer than the kernel takes."""
     if len(program) > MAX_INSTRUCTIONS:
         raise ValueError(f"{len(program)} instructions; the kernel takes {MAX_INSTRUCTIONS}")
     return b"".join(_INSTRUCTION.pack(one.code, one.if_true, one.if_false, one.constant) for one in program)

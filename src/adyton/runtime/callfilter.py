@@ -1,8 +1,8 @@
 """Which system calls a confined program may make, and what it is told about the others.
 
-What the default profiles of container runtimes refuse is refused here too: what reaches beyond the sandbox, what only a
-machine's administrator needs, and large parts of the kernel that programs can do without. A call that this table does
-not know, as of a newer kernel, is answered as an old kernel would: ENOSYS.
+Refused is what the default profiles of container runtimes refuse: calls that reach beyond the sandbox, calls that only
+a machine's administrator needs, and large parts of the kernel that programs can do without. A call that this table does
+not know, from a newer kernel, gets the answer of an old kernel: ENOSYS.
 
 Allowed on purpose: ptrace and its kin (a debugger; every process that a program can name is its own), the placement of
 memory on NUMA nodes (numeric libraries), filters of the program's own (seccomp, Landlock).
@@ -28,7 +28,7 @@ ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 NUMBER_AT: Final = 0
 ARCHITECTURE_AT: Final = 4
 ARGUMENTS_AT: Final = 16
-"""Offsets in struct seccomp_data; the arguments are 64 bits each, low half first."""
+"""Offsets in struct seccomp_data. The arguments are 64 bits each, low half first."""
 
 X32: Final = 0x40000000
 NO_CALL: Final = 0xFFFFFFFF
@@ -54,7 +54,7 @@ ABSENT: Final = frozenset(("clone3", "io_uring_setup", "io_uring_enter", "io_uri
 CLONE_NAMESPACES: Final = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET (linux/sched.h)."""
 CLONE_NEWTIME: Final = 0x80
-"""Of unshare and clone3 only; in clone these bits are a signal's number."""
+"""Of unshare and clone3 only. In clone these bits are a signal's number."""
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 NETLINK_ROUTE: Final = 0
@@ -85,7 +85,7 @@ _UNKNOWN: Final = _error(errno.ENOSYS)
 
 
 def _argument(position: int, then: Fragment) -> Fragment:
-    """Look at the low half of an argument; of all that are looked at here the kernel takes no more."""
+    """Look at the low half of an argument. The kernel takes no more of those that are looked at here."""
     return load(ARGUMENTS_AT + 8 * position, then)
 
 
@@ -113,7 +113,7 @@ CONDITIONS: Final = {
     "ioctl": _argument(1, if_one_of(TERMINAL_REQUESTS, _NOT_PERMITTED, _ALLOWED)),
     "personality": _argument(0, if_one_of(PERSONALITIES, _ALLOWED, _NOT_PERMITTED)),
 }
-"""What depends on the call's arguments."""
+"""Calls that depend on their arguments."""
 
 ON_HOST_FILES: Final = {
     "chmod": _no_powers(1),
@@ -168,7 +168,7 @@ def program(machine: str, *, host_files: bool) -> bytes:
 
 
 def _search(steps: list[tuple[int, Fragment]]) -> Fragment:
-    """Halve the numbers until one step is left; a step holds from its number to the next one's."""
+    """Halve the numbers until one step is left. A step holds from its number to the next one's."""
     if len(steps) == 1:
         return steps[0][1]
     middle = len(steps) // 2

@@ -1,6 +1,6 @@
 """The numbers of Linux's system calls, up to Linux 6.17, for the processors on which programs are confined.
 
-Facts of the kernel's user-space headers (asm/unistd_64.h for x86_64, asm-generic/unistd.h for aarch64); a test compares
+Facts of the kernel's user-space headers (asm/unistd_64.h for x86_64, asm-generic/unistd.h for aarch64). A test compares
 them with the headers of the machine it runs on. Calls that today's kernels do not have any more are left out.
 """
 

@@ -1,4 +1,4 @@
-"""What a program may have of this machine's evidence: the source itself stays with the runtime."""
+"""The evidence that a program may get from this machine. The source itself stays with the runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def program_evidence(source: QuoteSource, manifest: Manifest, workload: Measurement) -> ProgramEvidence:
-    """Evidence for the program of this workload; raises MalformedManifest where the source's TEE refuses it.
+    """Evidence for the program of this workload. Raises MalformedManifest where the source's TEE refuses it.
 
     The manifest says whether the program's bytes are signed as they are (adyton.insecure__raw_report_data), which no
     TEE allows on which they could be taken for the runtime's own.

@@ -20,7 +20,7 @@ from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import StagedFile
-from adyton.vfs.storage_watchdog import STALLED_STATUS, START_S, Pulse
+from adyton.vfs.storage_watchdog import STALLED_STATUS, START_S, StorageWatchdog
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
@@ -36,7 +36,7 @@ TRUSTED: Final = "trusted"
 
 @dataclass(frozen=True, slots=True)
 class Attestation:
-    """What /dev/attestation is made of."""
+    """The parts of /dev/attestation."""
 
     evidence: ProgramEvidence | None
     keys: Mapping[str, Key128]
@@ -45,9 +45,9 @@ class Attestation:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served, each under a top-level name: encrypted mounts by number, TRUSTED files by number, ATTESTATION.
+    """The trees to serve, by top-level name: encrypted mounts by number, TRUSTED files by number, ATTESTATION.
 
-    `owner` is the program's; `umask` is that of whoever started the run, for what is made on the host.
+    `owner` is the program's. `umask` is that of the user who started the run, for files made on the host.
     """
 
     owner: Owner
@@ -56,7 +56,7 @@ class Served:
     files: Sequence[StagedFile]
     attestation: Attestation | None
 
-    def trees(self, event: Callable[[str], None], pulse: Pulse) -> dict[str, Tree]:
+    def trees(self, event: Callable[[str], None], watchdog: StorageWatchdog) -> dict[str, Tree]:
         """The file systems, made in the process that serves them."""
         from adyton.vfs.attestation import AttestationTree
         from adyton.vfs.encrypted import EncryptedTree
@@ -72,14 +72,14 @@ class Served:
                 read_only=mount.read_only,
                 power_safe=mount.recovery,
                 event=event,
-                pulse=pulse,
+                watchdog=watchdog,
             )
         if self.files:
-            found[TRUSTED] = TrustedTree(self.files, event=event, pulse=pulse)
+            found[TRUSTED] = TrustedTree(self.files, event=event, watchdog=watchdog)
         if self.attestation is not None:
             what = self.attestation
             found[ATTESTATION] = AttestationTree(
-                what.evidence, what.keys, kind=what.kind, event=event, pulse=pulse, caller=calling_process
+                what.evidence, what.keys, kind=what.kind, event=event, watchdog=watchdog, caller=calling_process
             )
         return found
 
@@ -95,7 +95,7 @@ class FileServer:
 
     @classmethod
     def start(cls, fuse_fd: int, served: Served) -> FileServer:
-        """Fork the server; the mount is up already, and who looks into it waits until the server answers."""
+        """Fork the server. The mount is up already, and a process that looks into it waits until the server answers."""
         events_out, events_in = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         pid = os.fork()
@@ -160,7 +160,7 @@ class FileServer:
             return bool(selector.select(END_LIMIT_S))
 
     def finish(self, event: Callable[[str], None]) -> Error | None:
-        """After the unmount: hear the last events, wait for the flush; what could not be flushed is the error."""
+        """After the unmount: hear the last events, wait for the flush. What could not be flushed is the error."""
         deadline = time.monotonic() + FLUSH_LIMIT_S
         with selectors.DefaultSelector() as selector:
             selector.register(self.events_fd, selectors.EVENT_READ)
@@ -206,13 +206,13 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
 
     try:
         os.set_inheritable(fuse_fd, True)
-        pulse = Pulse()
-        pulse.watch(event)
-        pulse.start("opening the mounts")
-        with pulse.lasting(START_S):
-            trees = served.trees(event, pulse)
-        pulse.stop()
-        fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, pulse=pulse, owner=served.owner)
+        watchdog = StorageWatchdog()
+        watchdog.watch(event)
+        watchdog.start("opening the mounts")
+        with watchdog.lasting(START_S):
+            trees = served.trees(event, watchdog)
+        watchdog.stop()
+        fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, watchdog=watchdog, owner=served.owner)
     except Error as error:
         event(error.message)
         return error.exit_code

@@ -42,7 +42,7 @@ _TIMEOUT_S: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What lies on disk for gramine-sgx: NAME.gramine.manifest.sgx, NAME.gramine.sig, the CA, and their identity."""
+    """The files for gramine-sgx: NAME.gramine.manifest.sgx, NAME.gramine.sig, the CA, and their identity."""
 
     stem: Path
     manifest: Manifest
@@ -53,7 +53,7 @@ class Prepared:
 
 
 def installed() -> Installation:
-    """The Gramine on PATH; raises NoDevice where there is none."""
+    """The Gramine on PATH. Raises NoDevice where there is none."""
     found = find_gramine()
     if found is None:
         raise NoDevice(
@@ -94,7 +94,7 @@ def prepare(
 ) -> Prepared:
     """Render, measure and sign for `installation`, and write it beside the manifest with `write`.
 
-    Where Gramine's own signer is installed its result is compared; a difference is a BadSignature.
+    Where Gramine's own signer is installed its result is compared. A difference is a BadSignature.
     """
     stem = stem_of(manifest_path)
     ca_path = stem.with_name(f"{stem.name}-ca.crt")
@@ -136,7 +136,7 @@ def measure_for(installation: Installation, manifest_bytes: bytes, manifest: Man
 
 
 def compare_with_gramine(installation: Installation, rendering: Rendering, key: RSAPrivateKey) -> str:
-    """Have gramine-sgx-sign sign the same manifest and compare MRENCLAVE; says in words what came of it.
+    """Have gramine-sgx-sign sign the same manifest, and compare MRENCLAVE. Returns the result in words.
 
     Raises BadSignature where they differ: then Adyton does not know this Gramine's layout, and nothing it signs runs.
     """
@@ -182,7 +182,7 @@ def compare_with_gramine(installation: Installation, rendering: Rendering, key: 
 
 
 def read_prepared(manifest_path: Path) -> Prepared:
-    """What `adyton build --gramine` left beside a manifest, its signature verified; raises ManifestError without it."""
+    """Read and verify what `adyton build --gramine` left beside a manifest. Raises ManifestError without it."""
     stem = stem_of(manifest_path)
     sigstruct = parse_sigstruct(read_capped(stem.with_name(stem.name + ".sig"), SIGSTRUCT_BYTES, "Gramine signature"))
     raw = read_capped(stem.with_name(stem.name + ".manifest.sgx"), MAX_MANIFEST_BYTES, "Gramine manifest")
@@ -206,7 +206,7 @@ def is_rendered_from(manifest_bytes: bytes, prepared: Prepared, installation: In
 
 
 def check_machine(machine: Machine | None = None) -> tuple[Finding, ...]:
-    """What SGX needs of this machine before an enclave can start and prove itself."""
+    """Check what SGX needs of this machine before an enclave can start and prove itself."""
     machine = machine or Machine()
     epc_bytes = _epc_bytes(machine)
     provider = next((folder for folder in _PROVIDER_FOLDERS if machine.has(f"{folder}/libdcap_quoteprov.so.1")), None)
@@ -315,7 +315,7 @@ TRANSLATIONS: Final[tuple[tuple[str, str, str, str], ...]] = (
 
 
 def translate(output: str) -> RunError | None:
-    """What Gramine's error output means in terms of the manifest, or None where it is not one of the known ones."""
+    """Gramine's error output in terms of the manifest. None where it is not a known one."""
     for pattern, message, check, remedy in TRANSLATIONS:
         match = re.search(pattern, output)
         if match is not None:
@@ -329,7 +329,7 @@ def translate(output: str) -> RunError | None:
 def launch(
     manifest_path: Path, *, arguments: Sequence[str] = (), stdin_from_host: bool = False, note: Callable[[str], None]
 ) -> int:
-    """Run a prepared manifest under gramine-sgx; returns the program's exit code, raises RunError or NoDevice."""
+    """Run a prepared manifest under gramine-sgx. Returns the program's exit code, raises RunError or NoDevice."""
     installation = installed()
     prepared = read_prepared(manifest_path)
     note(NEVER_RUN)
@@ -341,7 +341,7 @@ def launch(
     return _launch([str(program), str(prepared.stem), *arguments], stdin_from_host=stdin_from_host)
 
 
-def rehearse(
+def dry_run(
     manifest_path: Path,
     keys: Mapping[str, Key128],
     *,
@@ -360,13 +360,13 @@ def rehearse(
     shared = Path("/dev/shm")  # noqa: S108 - memory, never a disk
     with tempfile.TemporaryDirectory(prefix="adyton-rehearsal-", dir=shared) as folder:
         stem = Path(folder) / prepared.stem.name
-        text = rehearsal_manifest(raw, keys)
+        text = dry_run_manifest(raw, keys)
         with os.fdopen(os.open(f"{stem}.manifest", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
         return _launch([str(installation.programs / "gramine-direct"), str(stem), *arguments], stdin_from_host=False)
 
 
-def rehearsal_manifest(raw: bytes, keys: Mapping[str, Key128]) -> str:
+def dry_run_manifest(raw: bytes, keys: Mapping[str, Key128]) -> str:
     """A rendered manifest without secret provisioning, and with the keys in clear."""
     document, block = parse_document(decode(raw))
     environment = document["loader"]["env"]
@@ -383,7 +383,7 @@ def rehearsal_manifest(raw: bytes, keys: Mapping[str, Key128]) -> str:
 
 
 def _launch(command: Sequence[str], *, stdin_from_host: bool) -> int:
-    """Run it with our output; its error output passes through and is kept (64 KiB) to be translated."""
+    """Run it with our output. Its error output passes through and is kept (64 KiB) to be translated."""
     if shutil.which(command[0]) is None:
         raise NoDevice(f"{command[0]} is not installed", check="Gramine", seen="nothing")
     kept: list[bytes] = []

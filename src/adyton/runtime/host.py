@@ -1,4 +1,4 @@
-"""What the machine must be like before plaintext enters its memory: no core files, no unencrypted swap."""
+"""Checks of the machine before plaintext enters its memory: no core files, no unencrypted swap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def harden_process() -> None:
 
 
 def allow_many_files() -> None:
-    """As many open files as this user may have: a server holds one or two for each that the program has open."""
+    """Allow as many open files as this user may have. A server holds one or two for each file of the program."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -52,7 +52,7 @@ def check_core_pattern(*, simulated: bool, pattern: str | None = None) -> None:
 
 
 def lock_memory() -> None:
-    """Keep the keys' process out of swap as far as its limits allow; swap itself is refused, so this may fail."""
+    """Keep the keys' process out of swap as far as its limits allow. Swap itself is refused, so this may fail."""
     with contextlib.suppress(OSError):
         syscalls.lock_memory()
 
@@ -60,7 +60,7 @@ def lock_memory() -> None:
 def unencrypted_swap(table: str, *, sys: Path = _SYS) -> list[str]:
     """The swap areas of `table` (the text of /proc/swaps) that write memory out in clear.
 
-    zram is memory itself, unless a device backs it; dm-crypt encrypts. Anything else, a swap file too, counts as clear
+    zram is memory itself, unless a device backs it. dm-crypt encrypts. Anything else, a swap file too, counts as clear
     unless its device is dm-crypt.
     """
     found: list[str] = []
@@ -92,7 +92,7 @@ def _is_closed(area: str, sys: Path) -> bool:
 
 
 def check_swap(*, simulated: bool, table: str | None = None, sys: Path = _SYS) -> str | None:
-    """Refuse unencrypted swap with SandboxFailed; in `sim`, which protects nothing anyway, return a warning instead."""
+    """Refuse unencrypted swap with SandboxFailed. In `sim`, which protects nothing, return a warning instead."""
     areas = unencrypted_swap(Path("/proc/swaps").read_text() if table is None else table, sys=sys)
     if not areas:
         return None

@@ -2,13 +2,13 @@
 
 A hash over what Adyton's own process runs: its modules and C part, the Python interpreter with the standard library,
 the packages Adyton runs on, bubblewrap, and every shared library that comes into a process with one of these.
-Two installations of the same versions built for the same machine type have the same identity wherever they lie; one
+Two installations of the same versions built for the same machine type have the same identity wherever they lie. One
 changed byte in any of them changes it.
 
 Sources are hashed, not cached bytecode, which CPython makes anew where a source's time or size changes: whoever can
-plant bytecode with a forged time can as well change this module. A runtime cannot vouch for itself; where the machine's
-owner is not trusted, something outside it must measure it (design: the guest image in tdx and snp). In `sim` that
-something is simulated by this function.
+plant bytecode with a forged time can as well change this module. A runtime cannot vouch for itself. Where the machine's
+owner is not trusted, something outside must measure the runtime (design: the guest image in tdx and snp). In `sim`
+this function simulates that measurement.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from adyton.values import Digest
 from adyton.vfs import libfuse
 
 PACKAGES: Final = ("cryptography", "_cffi_backend", "mfusepy", "OpenSSL")
-"""Import names of the packages whose code runs beside a protected program; a test holds this list complete."""
+"""Import names of the packages whose code runs beside a protected program. A test holds this list complete."""
 
 LOADED_BY_NAME: Final = (*libfuse.VERSIONS, "libgcc_s.so.1")
 """Libraries that no ELF file asks for, and that are loaded when they are needed: whichever libfuse is there, and what
@@ -71,7 +71,7 @@ class RuntimeIdentity:
 
 
 def runtime_identity() -> RuntimeIdentity:
-    """Hash the runtime that executes this call, afresh each time; raises NoDevice where a part is missing."""
+    """Hash the runtime that executes this call, afresh each time. Raises NoDevice where a part is missing."""
     files = measured_files()
     listed = [path for members in files.values() for _, path in members]
     hashed = iter(_hash_all(listed))
@@ -230,7 +230,7 @@ def _in_the_way() -> Iterator[tuple[str, str]]:
 
 
 def _hash_all(paths: Sequence[str]) -> list[bytes]:
-    """SHA-256 of many files; binaries go to a second thread, since hashing lets go of the interpreter's lock."""
+    """SHA-256 of many files. Binaries go to a second thread, since hashing lets go of the interpreter's lock."""
     found: dict[str, bytes] = {}
     failed: list[OSError] = []
 

@@ -1,7 +1,7 @@
-"""What whoever starts a process leaves behind in it, taken back before a program runs: the host says nothing by it.
+"""What a process inherits from its starter is reset before a program runs, so that the host says nothing by it.
 
 Everything here passes from a process to those it starts, also through execve(2). It is reset once, in the keeper, so
-that all processes of a run have the same; the program's own limits are set where it is started. What cannot be taken
+that all processes of a run have the same. The program's own limits are set where it is started. What cannot be taken
 back, or not without privileges, stays as it is: docs/sandbox.md names it.
 """
 
@@ -24,7 +24,7 @@ TIMER_SLACK_NS: Final = 50_000
 UNLIMITED: Final = resource.RLIM_INFINITY
 LEAST_STACK_BYTES: Final = 8 << 20
 MAX_PROCESSORS: Final = 8192
-"""The most that Linux can be built for; those that are not there are left out."""
+"""The most that Linux can be built for. Those that are not there are left out."""
 _RTTIME: Final = 15  # RLIMIT_RTTIME, for which Python has no name
 
 LIMITS: Final = {
@@ -40,7 +40,7 @@ LIMITS: Final = {
     resource.RLIMIT_NICE: 0,
     resource.RLIMIT_RTPRIO: 0,
 }
-"""A program's soft limits beside those that its manifest names; a lower hard limit holds, as the host set it."""
+"""A program's soft limits beside those that its manifest names. A lower hard limit of the host holds."""
 
 _OURS: Final = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE)
 """Limits that would end or cripple the keeper and the file server, too."""
@@ -63,7 +63,7 @@ def begin_anew() -> None:
 
 
 def _open_standard_files() -> bool:
-    """Put /dev/null in the place of each standard file that is closed; whether there was one. Raises OSError."""
+    """Put /dev/null in the place of each closed standard file. Returns whether there was one. Raises OSError."""
     lacking = False
     while (fd := os.open("/dev/null", os.O_RDWR)) < 3:
         os.set_inheritable(fd, True)
@@ -80,7 +80,7 @@ def heed_signals(numbers: Iterable[int] = signal.valid_signals()) -> None:
 
 
 def reset() -> int:
-    """Take back, in this single-threaded process, what it has from its starter; returns the file mode mask it had."""
+    """Take back, in this single-threaded process, what it has from its starter. Returns the file mode mask it had."""
     steps = (
         syscalls.plain_personality,
         lambda: os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0)),

@@ -52,7 +52,7 @@ class MountRow:
 
 
 def parse_mountinfo(text: str) -> tuple[MountRow, ...]:
-    """The mounts of a mount namespace; the format is that of proc_pid_mountinfo(5). Raises ValueError."""
+    """The mounts of a mount namespace. The format is that of proc_pid_mountinfo(5). Raises ValueError."""
     return tuple(_row(line) for line in text.splitlines())
 
 
@@ -70,7 +70,7 @@ def _below(path: str, folder: str) -> bool:
 
 
 def interfaces(mounts: tuple[MountRow, ...], number: int, place: str, private: str) -> Iterator[str]:
-    """What of the kernel's, or of the run's private memory, a program would reach in the file or folder at `place`.
+    """The kernel interfaces, or private memory of the run, that a program would reach in the file or folder at `place`.
 
     `number` is the mount that it lies in. Mounts below it count, since a folder is shown with them. In /dev, /proc and
     /sys everything is the kernel's, whatever file system is there, but for shared memory, which holds files.

@@ -24,24 +24,24 @@ from adyton.runtime.log import EncryptedLog
 from adyton.runtime.plan import EncryptedMount, Plan
 from adyton.runtime.root import Root
 from adyton.runtime.signals import PASSED_ON
-from adyton.runtime.staging_plan import Division, divide
+from adyton.runtime.staging_plan import StagingPlan, plan_staging
 from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import Staging, stage_encrypted
-from adyton.vfs.storage_watchdog import ANSWER_S, START_S, Pulse
+from adyton.vfs.storage_watchdog import ANSWER_S, START_S, StorageWatchdog
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Before the program runs these end the run; the others are kept for the program."""
+"""Before the program runs these end the run. The others are kept for the program."""
 
-PATIENCE: Final = 3
-"""So many SIGINT or SIGTERM end a program that does not end by itself."""
+MAX_END_REQUESTS: Final = 3
+"""The SIGINT or SIGTERM with this number kills a program that did not end by itself."""
 
 MAX_EVENTS: Final = 100
-"""So many different events of a run are told; the host can cause any number of them."""
+"""The most different events of a run that are told. The host can cause any number of them."""
 
 MAX_FIRST_OUTPUT_BYTES: Final = 1024
 RETRY_S: Final = 0.02
@@ -93,11 +93,11 @@ class Keeper:
         self._sandbox: sandbox.Sandbox | None = None
         self._files: FileServer | None = None
         self._staging: Staging | None = None
-        self._division = Division((), (), (), (), 0)
+        self._staging_plan = StagingPlan((), (), (), (), 0)
         self._starting = False
         self._pending: list[int] = []
         self._signals = 0
-        self._pulse = Pulse()
+        self._watchdog = StorageWatchdog()
         self._log_name = "" if plan.log is None else f"the log {plan.log.source}"
         self._seconds: dict[str, float] = {}
         self._events: dict[str, int] = {}
@@ -106,12 +106,12 @@ class Keeper:
         self._first_output = b""
 
     def take_signal(self, number: int) -> None:
-        """Pass a signal on to the program; before it runs, stop; the third request to end is not a request any more."""
+        """Pass a signal on to the program. Before the program runs, end the run. The third request to end kills."""
         if self._sandbox is None and not self._starting and number in ENDING:
             raise Interrupted(number)
         if number in (signal.SIGINT, signal.SIGTERM):
             self._signals += 1
-            if self._signals >= PATIENCE and self._sandbox is not None:
+            if self._signals >= MAX_END_REQUESTS and self._sandbox is not None:
                 self._sandbox.process.kill()
                 return
         self._pending.append(number)
@@ -126,7 +126,7 @@ class Keeper:
                 return
 
     def run(self) -> dict[str, Any]:
-        """Everything, in order; whatever happens, nothing stays."""
+        """Do everything, in order. Whatever happens, nothing stays."""
         try:
             self._call_filter = callfilter.program(os.uname().machine, host_files=self._plan.reaches_host_files)
             self._base = namespace.enter()
@@ -154,12 +154,12 @@ class Keeper:
     @contextlib.contextmanager
     def _host(self, doing: str, limit_s: float) -> Iterator[None]:
         """The host's storage is asked for something that this process waits for: it must not wait for ever."""
-        self._pulse.start(doing)
+        self._watchdog.start(doing)
         try:
-            with self._pulse.lasting(limit_s):
+            with self._watchdog.lasting(limit_s):
                 yield
         finally:
-            self._pulse.stop()
+            self._watchdog.stop()
 
     def _stalled(self, text: str) -> None:
         failure = MountFailed(
@@ -182,13 +182,13 @@ class Keeper:
             root = Root(self._base + "/root", plan, private=self._base, owner=self._owner, note=self._event)
             os.mkdir(root.path)
             namespace.mount_memory(root.path, size_bytes=plan.budget_bytes, mode=0o755, owner=self._owner, huge=True)
-            self._pulse.watch(self._stalled)
+            self._watchdog.watch(self._stalled)
             with self._host("sizes of the inputs", START_S):
-                self._division = divide(plan)
+                self._staging_plan = plan_staging(plan)
                 for mount in self._served_mounts():  # before a key is asked for, and a run counted
                     if not _may_be_made(mount):
                         _check_source(mount)
-            self._staging = Staging(root.path, self._division.staged_files, jobs=self._jobs, owner=self._owner)
+            self._staging = Staging(root.path, self._staging_plan.staged_files, jobs=self._jobs, owner=self._owner)
             self._staging.start()
         with self._phase("keys"):
             delivered = self._obtain()
@@ -200,7 +200,7 @@ class Keeper:
         with self._phase("stage"):
             staged_bytes = self._staging.finish()
             staged_bytes += self._stage_inputs(root, keys)
-            root.furnish(delivered.secrets)
+            root.populate(delivered.secrets)
             self._mount_served(root)
             namespace.make_read_only(root.path)
         self._seconds["staged MB"] = round(staged_bytes / 1e6, 1)
@@ -227,13 +227,13 @@ class Keeper:
     # ---------------------------------------------------------------- files
 
     def _served_mounts(self) -> list[EncryptedMount]:
-        return [mount for mount in self._plan.encrypted if not mount.read_only] + list(self._division.served_mounts)
+        return [mount for mount in self._plan.encrypted if not mount.read_only] + list(self._staging_plan.served_mounts)
 
     def _serve(self, keys: Mapping[str, Key128]) -> FileServer | None:
         """Start the process that serves what is written, if anything is, and /dev/attestation."""
         mounts = self._served_mounts()
         attest = self._evidence is not None or bool(self._plan.key_names)
-        large = self._division.served_files
+        large = self._staging_plan.served_files
         if not mounts and not attest and not large:
             return None
         with self._host("encrypted mounts", START_S):
@@ -258,7 +258,7 @@ class Keeper:
 
     def _stage_inputs(self, root: Root, keys: Mapping[str, Key128]) -> int:
         staged = 0
-        for mount in self._division.staged_mounts:
+        for mount in self._staging_plan.staged_mounts:
             key, target = keys[mount.key_name], root.path + mount.path
             with self._host(f"encrypted input {mount.source}", START_S):
                 staged += stage_encrypted(
@@ -267,7 +267,7 @@ class Keeper:
                     key,
                     jobs=self._jobs,
                     owner=self._owner,
-                    advance=lambda _done: self._pulse.beat(),
+                    advance=lambda _done: self._watchdog.progress(),
                 )
         return staged
 
@@ -281,7 +281,7 @@ class Keeper:
             except OSError as error:
                 raise self._files.failure(mount.source, error) from error
             root.show(source, mount.path, read_only=mount.read_only)
-        for number, entry in enumerate(self._division.served_files):
+        for number, entry in enumerate(self._staging_plan.served_files):
             for path in entry.targets:
                 root.show(f"{self._base}/served/{TRUSTED}/{number}", path, read_only=True)
 
@@ -342,7 +342,7 @@ class Keeper:
         return self._exit_code(self._sandbox)
 
     def _to_write_only(self, fd: int) -> int:
-        """A terminal anew, so that the program cannot read from it what somebody types; another file as it is."""
+        """Open a terminal anew, so that the program cannot read what somebody types. Another file stays as it is."""
         if not os.isatty(fd):
             return fd
         try:
@@ -425,7 +425,7 @@ class Keeper:
                 remedy="see what the run said before; outputs are as of their last flush",
             )
         status = running.process.returncode
-        if status == -signal.SIGKILL or self._signals >= PATIENCE:
+        if status == -signal.SIGKILL or self._signals >= MAX_END_REQUESTS:
             return 128 + signal.SIGKILL
         complaint = _words_of_bubblewrap(self._first_output)
         raise SandboxFailed(
@@ -467,7 +467,7 @@ class Keeper:
 def _may_be_made(mount: EncryptedMount) -> bool:
     """Gramine's rule for outputs: a mount may name a file that the program is still to write.
 
-    A folder must be there; a name without a suffix may be meant as one.
+    A folder must be there. A name without a suffix may be meant as one.
     """
     source = Path(mount.source)
     return not mount.is_folder and bool(source.suffix) and source.parent.is_dir()
@@ -492,6 +492,6 @@ def _check_source(mount: EncryptedMount) -> None:
 
 
 def _words_of_bubblewrap(output: bytes) -> str:
-    """What bubblewrap itself says on standard error; used only where there never was a program that could say it."""
+    """The words of bubblewrap on standard error. Used only if there never was a program that could say them."""
     lines = [line for line in output.splitlines() if line.startswith(b"bwrap: ")]
     return "; ".join(line.decode(errors="replace") for line in lines)

@@ -1,10 +1,10 @@
-"""Carry out a plan: private namespaces, staging, keys, served mounts, sandbox; undo everything on any exit.
+"""Carry out a plan: private namespaces, staging, keys, served mounts, sandbox. Everything is undone on any exit.
 
-Processes of a run, each killed by the kernel when the one above it ends (PR_SET_PDEATHSIG, --die-with-parent)::
+Processes of a run. The kernel kills each when the one above it ends (PR_SET_PDEATHSIG, --die-with-parent)::
 
     adyton run                the caller of `launch`: waits, passes signals on, holds no key
     └─ keeper                 in the private namespaces: asks for the keys, stages, waits for the program
-       ├─ adyton-stage ...    hashing workers, gone before the program starts; they hold no key
+       ├─ adyton-stage ...    hashing workers, gone before the program starts, without keys
        ├─ adyton-files        serves the encrypted mounts and /dev/attestation
        └─ bwrap └─ program    in namespaces of its own, from which none of the above can be seen
 
@@ -57,9 +57,9 @@ def launch(
     jobs: int | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
 ) -> Ended:
-    """Run a plan to its end; raises Error where it could not start or its outputs could not be kept.
+    """Run a plan to its end. Raises Error where it could not start or its outputs could not be kept.
 
-    `evidence` is what the program gets from /dev/attestation; without it there are no quotes.
+    `evidence` is for the program's /dev/attestation. Without it there are no quotes.
     `obtain` is called in the keeper, beside the staging of trusted files, and its keys never leave the keeper.
     Call it from the main thread: a run is bound to the thread that started it.
     """
@@ -131,7 +131,7 @@ def _become_keeper(
 
 
 def _await(keeper: int, limit_s: float | None) -> int | None:
-    """The keeper's exit status; None where it has failed and yet does not end, as on storage that hangs."""
+    """The keeper's exit status. None where it has failed and yet does not end, as on storage that hangs."""
     deadline = None if limit_s is None else time.monotonic() + limit_s
     while True:
         pid, status = os.waitpid(keeper, 0 if deadline is None else os.WNOHANG)

@@ -43,7 +43,7 @@ class EncryptedLog:
         self.failure: Error | None = None
 
     def append(self, data: bytes) -> None:
-        """Add to the log; once the host fails to take it, the failure is kept and the rest is dropped."""
+        """Add to the log. Once the host fails to take it, the failure is kept and the rest is dropped."""
         if self.failure is not None:
             return
         try:
@@ -57,7 +57,7 @@ class EncryptedLog:
 
     @property
     def due_s(self) -> float | None:
-        """Seconds until the next commit is due; None where there is nothing to commit."""
+        """Seconds until the next commit is due. None where there is nothing to commit."""
         if not self._pending_bytes or self.failure is not None:
             return None
         return max(0.0, self._flushed_at + FLUSH_S - time.monotonic())

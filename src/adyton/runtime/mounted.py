@@ -1,7 +1,7 @@
 """`adyton mount`: an encrypted folder as an ordinary one, on its owner's own machine.
 
 The host is trusted here, so its modes and times are shown. The server keeps a lock on the encrypted folder until
-everything is flushed; whoever gets the lock after an unmount knows that it is.
+everything is flushed. So a process that gets the lock after an unmount knows that it is.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def mount(
     read_only: bool,
     event: Callable[[str], None],
 ) -> None:
-    """Mount `source` at `target`; returns once it is mounted, or in the foreground once it was unmounted again."""
+    """Mount `source` at `target`. Returns once it is mounted, or in the foreground once it was unmounted again."""
     stored = normalise(os.fspath(source) if sealed_as is None else sealed_as)
     _check_target(target)
     _probe(source, key, stored, chosen=sealed_as is not None)
@@ -104,22 +104,22 @@ def _serve(
 ) -> None:
     from adyton.vfs import fuse
     from adyton.vfs.encrypted import EncryptedTree
-    from adyton.vfs.storage_watchdog import SYNC_S, Pulse
+    from adyton.vfs.storage_watchdog import SYNC_S, StorageWatchdog
 
     harden_process()
     lock_memory()
     allow_many_files()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    pulse = Pulse(answer_s=SYNC_S)  # the owner's own disk, which may have to wake up
+    watchdog = StorageWatchdog(answer_s=SYNC_S)  # the owner's own disk, which may have to wake up
     tree = EncryptedTree(
-        os.fspath(source), key, sealed_as=stored, read_only=read_only, believe_host=True, event=event, pulse=pulse
+        os.fspath(source), key, sealed_as=stored, read_only=read_only, believe_host=True, event=event, watchdog=watchdog
     )
     options = ["default_permissions", "auto_unmount"] + (["ro"] if read_only else [])
     fuse.serve(
         {"": tree},
         os.fspath(target),
         event=event,
-        pulse=pulse,
+        watchdog=watchdog,
         options=options,
         ready=ready,
         name=os.path.abspath(source),

@@ -1,6 +1,6 @@
 """A private place for the run's files: mounts that no other process sees and that die with the last process in it.
 
-As root a mount namespace is enough; an ordinary user gets a user namespace around it, in which he is root. The root
+As root a mount namespace is enough. An ordinary user gets a user namespace around it, in which he is root. The root
 tree is mounted over an empty system directory of the private view, so that nothing is left behind on the host
 whatever happens, not even a directory.
 """
@@ -20,13 +20,13 @@ from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
 
 ANCHORS: Final = ("/sys/kernel/security", "/sys/kernel/debug", "/sys/fs/fuse/connections", "/sys/fs/cgroup", "/mnt")
-"""Directories that hold no one's files; in the private view one of them is covered by the run's own."""
+"""Directories without anybody's files. In the private view one of them is covered by the run's own."""
 
 _HARD: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
 def enter() -> str:
-    """Move this (single-threaded) process into private namespaces; a directory of private memory to build in."""
+    """Move this (single-threaded) process into private namespaces. Returns a directory of private memory."""
     uid, gid = os.getuid(), os.getgid()
     try:
         if uid == 0:
@@ -63,7 +63,7 @@ def enter() -> str:
 
 
 def mount_memory(path: str, *, size_bytes: int, mode: int, owner: Owner, huge: bool = False) -> None:
-    """Mount private memory (tmpfs) of at most so many bytes; large pages where wanted and the kernel has them."""
+    """Mount private memory (tmpfs) of at most so many bytes, with large pages where wanted and the kernel has them."""
     options = f"mode={mode:o},uid={owner.uid},gid={owner.gid},size={size_bytes},nr_inodes=0"
     try:
         if huge:
@@ -79,7 +79,7 @@ def mount_memory(path: str, *, size_bytes: int, mode: int, owner: Owner, huge: b
 
 
 def mount_fuse(path: str) -> int:
-    """Mount a FUSE file system that nobody serves yet; returns the descriptor to serve it through."""
+    """Mount a FUSE file system that nobody serves yet. Returns the descriptor to serve it through."""
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -113,7 +113,7 @@ def bind(source: str, target: str, *, read_only: bool = False) -> None:
 
 
 def bind_as(source: int, target: str, owner: Owner) -> bool:
-    """Show a file or folder of the host's at a second place; what this process's user owns is there the owner's.
+    """Show a file or folder of the host's at a second place. What this process's user owns is there the owner's.
 
     False where its file system cannot do that: it is shown as it is, and the owner may what others may.
     """
@@ -132,7 +132,7 @@ def bind_as(source: int, target: str, owner: Owner) -> bool:
 
 @contextlib.contextmanager
 def _translation(caller: Owner, owner: Owner) -> Iterator[int]:
-    """A user namespace that has the caller's numbers as the owner's, and all below as they are; raises OSError."""
+    """A user namespace that has the caller's numbers as the owner's, and all below as they are. Raises OSError."""
     ready_out, ready_in = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
     holder = os.fork()
@@ -171,7 +171,7 @@ def make_read_only(path: str) -> None:
 
 
 def detach(path: str) -> None:
-    """Take everything that was mounted below a directory away; what is in use goes when it is let go."""
+    """Take everything that was mounted below a directory away. A mount in use goes when its last user closes it."""
     try:
         syscalls.unmount(path, syscalls.MNT_DETACH)
     except OSError as error:

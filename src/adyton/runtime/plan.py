@@ -1,7 +1,7 @@
 """From a manifest to a plan: what is staged, served and mounted where, and what is started with which words.
 
 Pure but for `read_trusted`, through which the two `…_src_file` keys are read (verified). A plan names everything that
-the program will see; `launch` carries it out and adds nothing.
+the program will see. `launch` carries it out and adds nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - the sandbox's own
 
 @dataclass(frozen=True, slots=True)
 class EncryptedMount:
-    """A folder or file of protected files; `source` is the normalised host path, which the stored paths begin with."""
+    """A folder or file of protected files. Their stored paths begin with `source`, the normalised host path."""
 
     path: str
     source: str
@@ -36,7 +36,7 @@ class EncryptedMount:
     read_only: bool
     recovery: bool
     is_folder: bool = False
-    """Whether its URI ends in /, so that it must be a folder; without, it may be a file still to be written."""
+    """Whether its URI ends in /, so that it must be a folder. Without, it may be a file still to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def plan(
     host_args: Sequence[str] = (),
     host_env: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Work out the plan of a final manifest; raises MalformedManifest for what Adyton's runtime cannot honour."""
+    """Work out the plan of a final manifest. Raises MalformedManifest for what Adyton's runtime cannot honour."""
     _refuse_unsupported(manifest)
     notes: list[str] = []
     table = MountTable(manifest.all_mounts)

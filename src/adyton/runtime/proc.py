@@ -1,4 +1,4 @@
-"""What a program finds in /proc: its own processes, writable; of the machine's files some read-only, some empty.
+"""The /proc of a program: its own processes are writable. Some of the machine's files are read-only, some are empty.
 
 As container runtimes have it. Read-only are the files through which the kernel is told something. Empty are those that
 tell of the kernel's memory, its keys, its timers and devices, or of what others do.
@@ -34,7 +34,7 @@ class Covers:
 
 
 def options(covers: Covers, *, proc: str = "/proc") -> list[str]:
-    """bubblewrap's options for what this machine has of it; they come after its --proc."""
+    """bubblewrap's options for what this machine has of it. They come after its --proc."""
     words = []
     for name in READ_ONLY:
         if os.path.exists(f"{proc}/{name}"):

@@ -1,7 +1,7 @@
-"""What `sys.enable_extra_runtime_domain_names_conf` takes from the host: its name and its resolvers, made safe.
+"""The host's name and resolvers, made safe, for `sys.enable_extra_runtime_domain_names_conf`.
 
-Nothing of it is measured: the host can name any resolver. What is passed on is only what has the form that it should
-have (resolv.conf(5)), as Gramine does; comments, unknown keywords and malformed values are left out.
+Nothing of it is measured: the host can name any resolver. As in Gramine, only well-formed lines of resolv.conf(5)
+are passed on. Comments, unknown keywords and malformed values are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OPTION: Final = re.compile(r"[a-z0-9-]{1,32}(:[0-9]{1,5})?")
 
 
 def host_name(raw: str) -> str:
-    """The host's name, if it is one of at most 64 characters; else a fixed one."""
+    """The host's name, if it has at most 64 characters of a host name. Otherwise a fixed one."""
     name = raw.strip()
     return name if len(name) <= 64 and _NAME.fullmatch(name) else DEFAULT_HOST_NAME
 

@@ -18,7 +18,7 @@ from adyton.vfs.stage import FIXED_TIME_S
 
 
 class Root:
-    """The tree at `path`, in private memory; nothing that leads below `private` is shown as a file of the host."""
+    """The tree at `path`, in private memory. Nothing that leads below `private` is shown as a file of the host."""
 
     def __init__(self, path: str, plan: Plan, *, private: str, owner: Owner, note: Callable[[str], None]) -> None:
         self.path = path
@@ -37,8 +37,8 @@ class Root:
             Path(target).touch()
         namespace.bind(source, target, read_only=read_only)
 
-    def furnish(self, secrets: Mapping[str, bytes]) -> None:
-        """The directories and small files that the sandbox needs or that programs expect."""
+    def populate(self, secrets: Mapping[str, bytes]) -> None:
+        """Make the directories and small files that the sandbox needs or that programs expect."""
         plan = self._plan
         for path in ("/dev", "/proc", "/sys/devices/system/cpu", "/tmp", plan.start_dir):  # noqa: S108
             self._owner.make_folders(self.path + path)
@@ -66,7 +66,7 @@ class Root:
             self._bind_allowed(allowed.source, self.path + allowed.target, is_folder=allowed.is_folder)
 
     def _mount_empty_memory(self, path: str) -> None:
-        """Mount memory for the program; what was staged below (a later mount in the manifest's order) shows in it."""
+        """Mount memory for the program. What was staged below (a later mount in the manifest's order) shows in it."""
         self._owner.make_folders(path)
         covered = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -143,7 +143,7 @@ class Root:
     def _link_interpreter(self) -> None:
         """Where the program's ELF interpreter is listed under another path than the program asks for, link it there.
 
-        Gramine finds it by its name in the library path; the kernel looks at the one path that is in the program.
+        Gramine finds it by its name in the library path. The kernel looks at the one path that is in the program.
         """
         wanted = elf_interpreter(self.path + self._plan.entrypoint)
         if wanted is None or os.path.lexists(self.path + wanted):

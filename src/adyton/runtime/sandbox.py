@@ -26,7 +26,7 @@ _MAX_STATUS_BYTES: Final = 1 << 16
 
 
 def locate() -> str:
-    """The path of bubblewrap; raises SandboxFailed where it is not installed."""
+    """The path of bubblewrap. Raises SandboxFailed where it is not installed."""
     found = shutil.which("bwrap")
     if found is None:
         raise SandboxFailed(
@@ -52,7 +52,7 @@ def options(
     dev_binds: Sequence[tuple[str, str]] = (),
     proc: Sequence[str] = (),
 ) -> list[str]:
-    """bubblewrap's options; they reach it through a pipe, so that no process list shows them."""
+    """bubblewrap's options. They reach it through a pipe, so that no process list shows them."""
     words = ["--unshare-user", "--uid", str(uid), "--gid", str(gid), "--disable-userns"]
     words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", host_name]
     if network != "host":
@@ -77,7 +77,7 @@ class Sandbox:
     _status: bytes = b""
 
     def read_status(self) -> bool:
-        """Take in what bubblewrap has written; False at its end."""
+        """Take in what bubblewrap has written. False at its end."""
         data = os.read(self.status_fd, 4096)
         if len(self._status) + len(data) <= _MAX_STATUS_BYTES:
             self._status += data
@@ -116,7 +116,7 @@ class Sandbox:
         return int(children[0]) if children else None
 
     def signal(self, number: int) -> bool:
-        """Pass a signal to the program; False where it is not there yet."""
+        """Pass a signal to the program. False where it is not there yet."""
         if self.exit_code is not None or self.process.poll() is not None:
             return True
         target = self.program_pid()

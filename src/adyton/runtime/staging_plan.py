@@ -1,7 +1,7 @@
-"""What of a plan is staged and what is served, so that staging keeps to the memory budget.
+"""Which files of a plan are staged and which are served, so that staging keeps to the memory budget.
 
-Sizes are the manifest's where it gives them, else the host's, which is only asked for planning: whichever way a file
-goes, it is verified. The largest go first, as few are then served.
+Sizes are the manifest's where it gives them, otherwise the host's word. That word is used for planning only: a file is
+verified either way. The largest files are served first, so that few are.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _SPARE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Division:
-    """Trusted files and read-only inputs, divided; `estimate_bytes` is what staging will take."""
+class StagingPlan:
+    """Which trusted files and read-only inputs are staged, and which are served. Staging takes `estimate_bytes`."""
 
     staged_files: tuple[StagedFile, ...]
     served_files: tuple[StagedFile, ...]
@@ -29,8 +29,8 @@ class Division:
     estimate_bytes: int
 
 
-def divide(plan: Plan) -> Division:
-    """Stage everything that is only read, but what has to be served to keep to the budget."""
+def plan_staging(plan: Plan) -> StagingPlan:
+    """Stage everything that is only read, except what has to be served to keep to the budget."""
     sized: list[tuple[int, StagedFile | EncryptedMount]] = [(_file_bytes(entry), entry) for entry in plan.staged]
     sized += [(_mount_bytes(mount), mount) for mount in plan.encrypted if mount.read_only]
     total = sum(size for size, _ in sized)
@@ -44,7 +44,7 @@ def divide(plan: Plan) -> Division:
                 served.add(id(entry))
                 total -= size
     mounts = [mount for mount in plan.encrypted if mount.read_only]
-    return Division(
+    return StagingPlan(
         staged_files=tuple(entry for entry in plan.staged if id(entry) not in served),
         served_files=tuple(entry for entry in plan.staged if id(entry) in served),
         staged_mounts=tuple(mount for mount in mounts if id(mount) not in served),

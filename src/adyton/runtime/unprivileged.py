@@ -21,15 +21,15 @@ Range = tuple[int, int]
 """From the first number up to, without, the second."""
 
 PREFERRED: Final[Sequence[Range]] = ((0x7000_0000, 0x8000_0000), (61_184, 65_520), (1, 61_184))
-"""Numbers that systemd's table of users leaves unused; in a container that has few, those of its passing users
-(DynamicUser); and last whatever there is."""
+"""Numbers that systemd's table of users leaves unused. In a container that has few of them, those of its passing users
+(DynamicUser). Last, any other."""
 
 _ROOTS_OWN: Final = "/proc/sys/kernel/core_pattern"
 """A file that belongs to the kernel's root, whichever namespace it is looked at from."""
 
 
 def owner() -> Owner:
-    """The numbers for this run's program, as the namespace of this process has them; raises SandboxFailed."""
+    """The numbers for this run's program, as the namespace of this process has them. Raises SandboxFailed."""
     caller = Owner.caller()
     if caller.uid != 0:
         return caller
@@ -44,9 +44,9 @@ def choose(
     kernel_root: bool,
     draw: Callable[[int], int] = secrets.randbelow,
 ) -> Owner:
-    """For a process with user 0: one number, for user and group, that is mapped here; raises SandboxFailed.
+    """For a process with user 0: one number, for user and group, that is mapped here. Raises SandboxFailed.
 
-    `users` and `groups` are the mapped numbers; `kernel_root` says whether 0 here is the kernel's root. Where it is
+    `users` and `groups` are the mapped numbers. `kernel_root` says whether 0 here is the kernel's root. Where it is
     not, as in an ordinary user's namespace, and there is no other number, the program keeps 0.
     """
     for wanted in PREFERRED:

@@ -1,4 +1,4 @@
-"""How a simulated platform comes into the world: its keys, certificates, and first publication."""
+"""Makes a simulated platform: its keys, certificates, and first publication."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PLATFORM_VARIABLE: Final = "ADYTON_SIM_PLATFORM"
 DEFAULT_PLATFORM: Final = "~/.adyton-sim"
 MAX_FILE_BYTES: Final = 1 << 20
 PPID_PADDING: Final = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
-"""How a PPID is encrypted to the vendor."""
+"""The padding with which a PPID is encrypted to the vendor."""
 
 
 def platform_directory(chosen: Path | None = None) -> Path:
@@ -43,7 +43,7 @@ def write_file(path: Path, content: bytes, mode: int) -> None:
 
 
 def read_file(path: Path, *, private: bool = False) -> bytes:
-    """The whole file; raises NoDevice where it is missing, UsageError where a private one can be read by others."""
+    """The whole file. Raises NoDevice where it is missing, UsageError where a private one can be read by others."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777

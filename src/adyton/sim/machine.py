@@ -110,7 +110,7 @@ class CertifiedQE:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a machine is: its identifiers, the SVNs of its firmware, its PCK chain, its certified quoting enclaves."""
+    """A machine: its identifiers, the SVNs of its firmware, its PCK chain, its certified quoting enclaves."""
 
     ca: Literal["platform", "processor"]
     fmspc: bytes
@@ -129,7 +129,7 @@ class Facts:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Facts:
-        """Parse what `to_dict` made; raises UsageError where it is not that."""
+        """Parse what `to_dict` made. Raises UsageError where it is not that."""
         try:
             return cls(
                 ca=_ca(data),
@@ -189,7 +189,7 @@ class SimEnclave:
 
     @property
     def notice(self) -> str:
-        """That it is simulated."""
+        """A note that it is simulated."""
         return NOTICE
 
     def quote(self, report_data: bytes) -> bytes:
@@ -231,7 +231,7 @@ class SimEnclave:
 
 
 def new_facts(ca: Literal["platform", "processor"]) -> Facts:
-    """What a new machine is born with: random identifiers, and the SVNs of its first firmware; no certificates yet."""
+    """The facts of a new machine: random identifiers, and the SVNs of its first firmware. No certificates yet."""
     return Facts(
         ca=ca,
         fmspc=b"SIM" + secrets.token_bytes(3),
@@ -281,7 +281,7 @@ def enclave_body(
     isv_svn: int,
     debug: bool,
 ) -> EnclaveReport:
-    """The report body of an enclave with this MRENCLAVE; report data is still zero."""
+    """The report body of an enclave with this MRENCLAVE. Report data is still zero."""
     if len(measurement.raw) != 32 or len(mrsigner or bytes(32)) != 32:
         raise UsageError("MRENCLAVE and MRSIGNER have 32 bytes each")
     return EnclaveReport.build(

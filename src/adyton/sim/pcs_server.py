@@ -34,7 +34,7 @@ log = logging.getLogger("adyton.pcs")
 Form = Literal["pcs", "pccs"]
 
 CLOSED_S: Final = 30
-"""What a client is asked to wait while the platform's folder cannot be read."""
+"""The time that a client is asked to wait while the platform's folder cannot be read."""
 API_KEY_HEADER: Final = "ocp-apim-subscription-key"
 _PEM_CRL: Final = "application/x-pem-file"
 _DER_CRL: Final = "application/pkix-crl"
@@ -55,7 +55,7 @@ class Answer:
 
 
 class _Refusal(Exception):
-    """A status on its way to the client; not an error of this program."""
+    """A status on its way to the client. It is no error of this program."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -138,7 +138,7 @@ def _pem_crl(crl: bytes) -> bytes:
 
 
 def _pck_certificate(platform: SimPlatform, form: Form, query: Mapping[str, str]) -> Answer:
-    """The PCK certificate for (encrypted PPID, CPUSVN, PCESVN, PCEID); this vendor knows one platform."""
+    """The PCK certificate for (encrypted PPID, CPUSVN, PCESVN, PCEID). This vendor knows one platform."""
     sizes = {"encrypted_ppid": 768, "cpusvn": 32, "pcesvn": 4, "pceid": 4}
     _only(query, (*sizes, "qeid"))
     if form == "pccs" and not re.fullmatch(r"[0-9A-Fa-f]{32}", query.get("qeid", "")):
@@ -267,7 +267,7 @@ def answer(
 
 
 class Pace:
-    """How many requests are answered in any minute; what is more gets 429 and how long to wait."""
+    """The most requests that are answered in any minute. Others get 429, and how long to wait."""
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
@@ -291,7 +291,7 @@ def application(
     per_minute: int | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Starlette:
-    """The same as an ASGI application; the platform is read from disk at every request, so changes show at once.
+    """The same as an ASGI application. The platform is read from disk at every request, so changes show at once.
 
     With `per_minute`, requests beyond that many in a minute are answered with 429 and `Retry-After`, as Intel's are.
     """
@@ -326,7 +326,7 @@ def application(
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """`HOST:PORT` (an IPv6 host in brackets) as a pair; raises UsageError."""
+    """`HOST:PORT` (an IPv6 host in brackets) as a pair. Raises UsageError."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
@@ -335,7 +335,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening TCP socket (port 0: any free one); raises Unavailable where the port is taken."""
+    """A listening TCP socket (port 0: any free one). Raises Unavailable where the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -14,7 +14,7 @@ It proves protocol, formats, policy and refusals, and protects nothing: whoever 
         root.crt platform-ca.crt processor-ca.crt signing.crt
         root.key platform-ca.key processor-ca.key signing.key   0600
 
-A quote needs `machine/` only; collateral needs `vendor/` only.
+A quote needs `machine/` only. Collateral needs `vendor/` only.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _END: Final = "-----END CERTIFICATE-----"
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """A file's JSON object; empty where it is none, which whoever takes it refuses with what to do."""
+    """A file's JSON object. Empty where it is none: the caller refuses that, and says what to do."""
     raw = read_file(path)
     try:
         return parse_json_object(raw, what="file", refuse=UsageError)
@@ -81,7 +81,7 @@ class SimPlatform:
     def create(
         cls, directory: Path, *, ca: CAKind = "platform", now: datetime | None = None, carries_chain: bool = True
     ) -> SimPlatform:
-        """Make a new platform with fresh keys; raises TargetExists where the folder has anything in it.
+        """Make a new platform with fresh keys. Raises TargetExists where the folder has anything in it.
 
         Without `carries_chain` its quotes only name the platform (certification data type 3), and the PCK
         certificate has to be asked for.
@@ -115,7 +115,7 @@ class SimPlatform:
 
     @classmethod
     def load(cls, directory: Path) -> SimPlatform:
-        """Open an existing platform, or either part of one; raises NoDevice where there is none."""
+        """Open an existing platform, or either part of one. Raises NoDevice where there is none."""
         platform = cls(directory)
         if platform.has_machine or not (directory / "vendor").is_dir():
             _ = platform.machine
@@ -128,7 +128,7 @@ class SimPlatform:
 
     @cached_property
     def machine(self) -> Facts:
-        """The machine's public facts; raises NoDevice where there are none, UsageError where they are damaged."""
+        """The machine's public facts. Raises NoDevice where there are none, UsageError where they are damaged."""
         path = self.directory / "machine" / "machine.json"
         return Facts.from_dict(_document(path))
 
@@ -223,7 +223,7 @@ class SimPlatform:
         return vendor.revocation_list(issuer, key, serials, publication, now)
 
     def decrypt_ppid(self, encrypted: bytes) -> bytes | None:
-        """The PPID that is encrypted to this vendor; None where it is not, or the vendor never handed out a key."""
+        """The PPID that is encrypted to this vendor. None where it is not, or the vendor never handed out a key."""
         path = self.directory / "vendor" / "ppid.key"
         return decrypt_ppid(path, encrypted) if path.is_file() else None
 
@@ -341,7 +341,7 @@ class SimPlatform:
     def upgrade(self, *, now: datetime | None = None) -> None:
         """Give the machine the newest firmware: its SVNs become those of the highest levels, under a new PCK key.
 
-        Quotes that are made from now on are judged by the new SVNs; older quotes keep what they say.
+        Quotes that are made from now on are judged by the new SVNs. Older quotes keep what they say.
         """
         from adyton.sim.factory import upgraded_machine
 

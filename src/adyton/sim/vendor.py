@@ -67,9 +67,9 @@ class SVNLevel:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What the simulated vendor says about its platforms at one time; each change of it is a later publication.
+    """The simulated vendor's statements about its platforms at one time. Each change is a later publication.
 
-    `published_at` is in seconds since 1970, UTC; serial numbers are those of the certificates. Documents are issued
+    `published_at` is in seconds since 1970, UTC. Serial numbers are those of the certificates. Documents are issued
     anew every half of their validity, counted from `published_at`, so that they are the same for everyone who asks.
     """
 
@@ -105,7 +105,7 @@ class Publication:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Publication:
-        """Parse what `to_dict` made; raises UsageError where it is not that."""
+        """Parse what `to_dict` made. Raises UsageError where it is not that."""
         try:
             return cls(
                 published_at=int(data["published_at"]),

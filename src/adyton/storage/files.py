@@ -35,7 +35,7 @@ _COPY_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A file that was encrypted, decrypted or keyed anew: plaintext size; root and path of the protected file."""
+    """A file that was encrypted, decrypted or keyed anew: plaintext size, and root and path of the protected file."""
 
     size: int
     root: bytes
@@ -52,14 +52,14 @@ def _unwatched(_done: int) -> None:
 
 
 def _host(fd: int, name: Path | str) -> contextlib.closing[OSFile]:
-    """A descriptor as the host's file, called `name` in errors; the descriptor stays the caller's."""
+    """A descriptor as the host's file, called `name` in errors. The caller keeps the descriptor."""
     return contextlib.closing(OSFile(os.dup(fd), name=str(name)))
 
 
 def _each_segment(
     segments: int, jobs: int | None, work: Callable[[int, Buffers], int], advance: Advance | None
 ) -> None:
-    """Do `work` for every segment with up to `jobs` threads; the first error stops all of them and is raised."""
+    """Do `work` for every segment with up to `jobs` threads. The first error stops all of them and is raised."""
     tell = advance or _unwatched
     workers = max(1, min(jobs or default_jobs(), segments // _MIN_SEGMENTS_PER_JOB))
     numbers = count()
@@ -91,7 +91,7 @@ def _each_segment(
 
 @contextmanager
 def open_source(source: Path) -> Iterator[int]:
-    """A descriptor of a regular file to read; raises SourceChanged at the end if its size or times changed."""
+    """A descriptor of a regular file to read. Raises SourceChanged at the end if its size or times changed."""
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
@@ -114,7 +114,7 @@ def open_source(source: Path) -> Iterator[int]:
 
 
 def source_identity(facts: os.stat_result) -> str:
-    """What changes when a file's content does: size, modification and change time."""
+    """Facts that change when a file's content does: size, modification and change time."""
     return f"{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ctime_ns}"
 
 
@@ -181,7 +181,7 @@ def encrypt_stream(
 
 
 def _read_up_to(fd: int, view: memoryview) -> int:
-    """Fill `view` from a stream; less only at its end."""
+    """Fill `view` from a stream. It is filled less only at the stream's end."""
     got = 0
     while got < len(view):
         try:
@@ -277,9 +277,9 @@ def decrypt_into(
     jobs: int | None = None,
     advance: Advance | None = None,
 ) -> int:
-    """Open a protected file into a regular file that is open already, from its start; the plaintext size.
+    """Open a protected file into a regular file that is open already, from its start. Returns the plaintext size.
 
-    `source` as a descriptor stays the caller's.  A segment is written once all of it was verified; on an
+    The caller keeps `source` if it is a descriptor.  A segment is written once all of it was verified. On an
     error the target is cut to nothing.  Raises as `decrypt_file`.
     """
     backing = OSFile(os.dup(source), name=path) if isinstance(source, int) else OSFile(source)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class ReadOnlyBacking:
-    """A seekable binary file object as a backing to read from; whoever opened it closes nothing."""
+    """A seekable binary file object as a backing to read from. It closes the object itself."""
 
     def __init__(self, file: io.BufferedIOBase, name: str) -> None:
         self._file = file
@@ -123,7 +123,7 @@ class _Upload(ProtectedStream):
 
 
 class ProtectedFileSystem(ChainedFileSystem):  # type: ignore[misc]
-    """Reads and writes protected files that lie on another file system; names and directories are that one's.
+    """Reads and writes protected files that lie on another file system, which keeps names and directories.
 
     `key` is the wrap key.  `path` is the embedded path of `root`, a directory on the file system below:
     given, it is sealed in and checked; otherwise a new file carries its place as it was named, and
@@ -266,5 +266,5 @@ class ProtectedFileSystem(ChainedFileSystem):  # type: ignore[misc]
 
 
 def register() -> None:
-    """Make `adyton::...` known to fsspec in this process; an installed Adyton is known without."""
+    """Make `adyton::...` known to fsspec in this process. An installed Adyton is known without it."""
     fsspec.register_implementation("adyton", ProtectedFileSystem, clobber=True)

@@ -1,4 +1,4 @@
-"""A look at a protected file from outside, and with its key from inside; nothing is written."""
+"""A look at a protected file from outside, and with its key from inside. Nothing is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def inspect_file(path: Path, key: Key128 | None) -> dict[str, Any]:
-    """What a protected file says of itself, authenticated only where `key` is given; raises as `ProtectedFile.open`."""
+    """What a protected file says of itself, authenticated only where `key` is given. Raises as `ProtectedFile.open`."""
     with contextlib.closing(OSFile(path)) as backing:
         envelope = read_envelope(backing)
         host_size = backing.size()
@@ -52,7 +52,7 @@ def inspect_file(path: Path, key: Key128 | None) -> dict[str, Any]:
 
 
 def plain_size_range(nodes: int) -> tuple[int, int]:
-    """The least and the greatest plaintext that a host file of `nodes` nodes can hold; it may hold nodes too many."""
+    """The least and the greatest plaintext that a host file of `nodes` nodes can hold. It may hold nodes too many."""
     if nodes <= 2:
         return 0, INLINE_BYTES
     segments, rest = divmod(nodes - 1, geometry.SEGMENT_NODES)

@@ -71,7 +71,7 @@ def sync_file_system(directory: Path) -> None:
 
 @contextmanager
 def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor to write the target's content to; at the end it takes its place, or on an error it is gone.
+    """A descriptor to write the target's content to. At the end it takes the target's place. On an error it is removed.
 
     Folders above the target are made where they are missing.
     """
@@ -110,7 +110,7 @@ def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int =
 
 
 def write_whole(target: Path, raw: bytes, *, mode: int = 0o666) -> None:
-    """Write a small file in one step; what has the name, a link too, is replaced and never written through."""
+    """Write a small file in one step. Whatever has the name, also a link, is replaced and never written through."""
     with whole_or_absent(target, force=True, sync=False, mode=mode) as fd:
         try:
             with open(fd, "wb", closefd=False) as file:
@@ -120,9 +120,9 @@ def write_whole(target: Path, raw: bytes, *, mode: int = 0o666) -> None:
 
 
 def _open_nameless(folder: Path, mode: int) -> int | None:
-    """A file that has no name yet, so that the kernel drops it when this process is killed; None where there are none.
+    """A file that has no name yet, so that the kernel drops it when this process is killed. None where there are none.
 
-    (open(2), O_TMPFILE; it is named through /proc at the end.)
+    It is opened with O_TMPFILE (open(2)), and gets its name through /proc at the end.
     """
     try:
         fd = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
@@ -137,7 +137,7 @@ def _open_nameless(folder: Path, mode: int) -> int | None:
 
 
 def _linked(fd: int, path: Path) -> bool:
-    """Give a file of `_open_nameless` a name in one step; False where something has it, or there are no hard links."""
+    """Give a file of `_open_nameless` a name in one step. False where something has it, or there are no hard links."""
     # with a directory's descriptor Python calls linkat(2), which follows the link of /proc to the file
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,8 +1,8 @@
 """Whole directories in and out of protected files, resumable.
 
-What was done stands in a journal in the target directory: itself a protected file under the same key, so
-that the storage it lies on cannot forge it.  A file counts as done once it was made durable and entered;
-an interrupted run continues after the last such file, and makes every other one again from its start.
+A journal in the target directory lists what was done. It is a protected file under the same key, so that the storage
+cannot forge it.  A file counts as done once it was made durable and entered. An interrupted run continues after the
+last such file, and makes every other one again from its start.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _MAX_JOURNAL_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class TreeDone:
-    """What became of a tree: files made now, files that an earlier run had made, plaintext bytes of the former."""
+    """The result for a tree: files made now, files that an earlier run had made, plaintext bytes of the former."""
 
     files: int
     resumed: int
@@ -110,7 +110,7 @@ def _odd(path: Path, what: str) -> UsageError:
 
 
 class _Journal:
-    """What is done, sealed; entries are written once their files are durable."""
+    """The list of what is done, sealed. Entries are written once their files are durable."""
 
     def __init__(self, target: Path, key: Key128, task: dict[str, str]) -> None:
         self._place = target / JOURNAL
@@ -163,7 +163,7 @@ class _Journal:
         return ProtectedFile.open(OSFile(self._place, writable=True), self._key, path=JOURNAL, writable=True)
 
     def add(self, below: str, source: str, target: str, size: int) -> None:
-        """A file is in its place; it counts once a batch of them was made durable."""
+        """A file is in its place. It counts once a batch of them was made durable."""
         with self._lock:
             self._waiting[below] = (source, target)
             self._waiting_bytes += size
@@ -182,7 +182,7 @@ class _Journal:
         self._last = time.monotonic()
 
     def close(self, *, finished: bool) -> None:
-        """Make everything durable; the journal of a finished run is removed."""
+        """Make everything durable. The journal of a finished run is removed."""
         with self._lock:
             try:
                 self._write()
@@ -322,7 +322,7 @@ def _plain_id(path: Path) -> str:
 
 
 def _root_id(key: Key128) -> Callable[[Path], str]:
-    """The root of a protected file, authenticated; a file that is only half there has none."""
+    """The root of a protected file, authenticated. A file that is only half there has none."""
 
     def identify(path: Path) -> str:
         backing = OSFile(path)
@@ -352,7 +352,7 @@ class _Paths:
         self._lock = threading.Lock()
 
     def of(self, place: Path, below: str) -> str:
-        """The embedded path that the file `below` must have; raises WrongPath where its own agrees with no root."""
+        """The embedded path that the file `below` must have. Raises WrongPath where its own agrees with no root."""
         with self._lock:
             if self._root is None:
                 self._root = self._root_of(place, below)

@@ -1,9 +1,9 @@
 """Linux's configfs-tsm reports (kernel 6.7 and newer): TDX quotes and SEV-SNP reports from one interface.
 
-Source: Linux, Documentation/ABI/testing/configfs-tsm and drivers/virt/coco/tsm.c (later guest/report.c). What the
-code below leans on:
+Source: Linux, Documentation/ABI/testing/configfs-tsm and drivers/virt/coco/tsm.c (later guest/report.c). The code below
+relies on these facts:
 
-- Every report instance is a folder of its own; `mkdir` fails with ENXIO while no provider is registered.
+- Every report instance is a folder of its own. `mkdir` fails with ENXIO while no provider is registered.
 - `inblob` is a binary attribute: what is written takes effect when the file is *closed*, and an error there (EBUSY
   after too many unread writes) is dropped by the kernel (fs/configfs/file.c: "result of ->release() is ignored").
   So whether a write counted shows only in `generation`, which goes up by one with each write that did.
@@ -40,7 +40,7 @@ PROVIDERS: Final = {"tdx": "tdx_guest", "snp": "sev_guest"}
 
 @dataclass(frozen=True, slots=True)
 class TSMReport:
-    """What one instance gave: evidence, what came with it (SEV-SNP: a certificate table), and whose format it is."""
+    """The report of one instance: its provider, the evidence, and further data (SEV-SNP: a certificate table)."""
 
     provider: str
     outblob: bytes
@@ -48,14 +48,14 @@ class TSMReport:
 
 
 class ConfigfsTSM:
-    """The interface under one root; every report uses an instance of its own and removes it."""
+    """The interface under one root. Every report uses an instance of its own and removes it."""
 
     def __init__(self, system: System = KERNEL, root: str = ROOT) -> None:
         self._system = system
         self._root = root
 
     def report(self, inblob: bytes, *, provider: str, privilege_level: int | None = None) -> TSMReport:
-        """A report over these 64 bytes by this provider; raises NoDevice, Timeout or StorageFailed."""
+        """A report over these 64 bytes by this provider. Raises NoDevice, Timeout or StorageFailed."""
         check_report_data(inblob)
         with self._instance() as folder:
             found = self._text(folder, "provider")
@@ -126,7 +126,7 @@ class ConfigfsTSM:
         return int(text)
 
     def _try(self, folder: str, inblob: bytes, provider: str, privilege_level: int | None) -> TSMReport | None:
-        """One attempt; None where the generations show that it does not count."""
+        """One attempt. None where the generations show that it does not count."""
         before, writes = self._generation(folder), 1
         try:
             if privilege_level is not None:
@@ -150,7 +150,7 @@ class ConfigfsTSM:
         return TSMReport(provider, outblob, auxblob)
 
     def _blob(self, path: str, limit: int) -> bytes:
-        """Read a blob; waits while the device is busy."""
+        """Read a blob. Waits while the device is busy."""
         end, pause_s = self._system.monotonic() + TIMEOUT_S, 0.05
         while True:
             try:

@@ -1,11 +1,12 @@
 """Quotes inside Gramine: the pseudo-files under /dev/attestation.
 
-Source: Gramine's documentation, "Attestation and Secret Provisioning", and its SGX backend. What the code leans on:
+Source: Gramine's documentation, "Attestation and Secret Provisioning", and its SGX backend.
+The code relies on these facts:
 
-- `attestation_type` says `none` or `dcap`; with `none` there is no `quote`.
+- `attestation_type` says `none` or `dcap`. With `none` there is no `quote`.
 - Each write to `user_report_data` replaces all 64 bytes: a short write would be filled up with zeros.
-- The quote is made when `quote` is *opened*, over the user report data of that moment; the two files are shared by the
-  whole process, so write and open must not be torn apart by another thread.
+- The quote is made when `quote` is *opened*, over the user report data of that moment. The two files are shared by the
+  whole process, so no other thread may come between write and open.
 """
 
 from __future__ import annotations
@@ -65,11 +66,11 @@ class GramineSource:
 
     @property
     def notice(self) -> str:
-        """That it has never run on hardware."""
+        """A note that it has never run on hardware."""
         return NOTICE
 
     def quote(self, report_data: bytes) -> bytes:
-        """A quote over these 64 bytes; raises StorageFailed where the one that came is over others."""
+        """A quote over these 64 bytes. Raises StorageFailed where the one that came is over others."""
         check_report_data(report_data)
         try:
             with _ONE_AT_A_TIME:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def open_hardware(tee: str, measurement: Measurement | None, system: System = KERNEL) -> QuoteSource:
-    """Open the source of this TEE; raises NoDevice where this machine lacks it.
+    """Open the source of this TEE. Raises NoDevice where this machine lacks it.
 
     `tdx` extends RTMR3 with the workload measurement. `sgx` and `snp` do not take it: MRENCLAVE is the hardware's, and
     an SNP report carries the workload by its report data.

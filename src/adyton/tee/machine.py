@@ -1,7 +1,7 @@
 """Which TEE this machine has, and what is missing for each: read from /proc, /sys and /dev, nothing is started.
 
-What the processor offers is not what an operating system can use, and that is not what Adyton can use; each step is
-looked at by itself, and the first that is missing is named with what gets it.
+A processor may offer a TEE that the operating system cannot use, or that Adyton cannot use. So each step is looked at
+by itself, and the first that is missing is named, with a remedy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNTRIED: Final = "Adyton's part of it has never run on hardware; it is tested ag
 
 @dataclass(frozen=True)
 class Machine:
-    """The files of a machine under `root`, and its search path; tests give others than this machine's."""
+    """The files of a machine under `root`, and its search path. Tests give others than this machine's."""
 
     root: Path = Path("/")
     path: str | None = None
@@ -50,7 +50,7 @@ class Machine:
             return ""
 
     def names(self, folder: str) -> tuple[str, ...]:
-        """What lies in a folder, in order; nothing where there is none."""
+        """The names in a folder, in order. None of them where there is no folder."""
         try:
             return tuple(sorted(child.name for child in self._at(folder).iterdir()))
         except OSError:
@@ -183,7 +183,7 @@ def snp(machine: Machine) -> Iterator[Finding]:
 
 
 def sim() -> Iterator[Finding]:
-    """The simulated TEE works anywhere; whether a platform is there already."""
+    """Whether there is a simulated platform already. The simulated TEE works anywhere."""
     folder = platform_directory()
     exists = (folder / "machine" / "machine.json").is_file()
     yield Finding(
@@ -209,7 +209,7 @@ def tee_findings(machine: Machine | None = None) -> list[Finding]:
 
 
 def usable_tees(findings: Iterable[Finding]) -> tuple[str, ...]:
-    """The TEEs of which no step is missing; `sim` is always among them."""
+    """The TEEs of which no step is missing. `sim` is always among them."""
     rows = list(findings)
     names = dict.fromkeys(row.group for row in rows if row.group in ("sgx", "tdx", "snp", "sim"))
     return tuple(name for name in names if all(row.state != "missing" for row in rows if row.group == name))

@@ -27,7 +27,7 @@ def open_source(
     """Open the source of evidence of this TEE.
 
     `measurement` is the workload measurement (32 bytes): `sim` puts it into MRENCLAVE, `sim-tdx` and `tdx` extend
-    it into RTMR3. `mrsigner`, `isv_prod_id`, `isv_svn` and `debug` fill the simulated enclave's other fields; on
+    it into RTMR3. `mrsigner`, `isv_prod_id`, `isv_svn` and `debug` fill the simulated enclave's other fields. On
     hardware these come from the hardware, and giving them there is an error. Raises UsageError for an unknown name
     and NoDevice where this machine lacks what is needed.
     """

@@ -62,7 +62,7 @@ class SEVGuestDevice:
         return self._ask(SNP_GET_REPORT, bytearray(request))
 
     def extended_report(self, report_data: bytes, *, vmpl: int = 0) -> ChipReport:
-        """A report with the certificates that the host put in place; asks again once where they need more room."""
+        """A report with the certificates that the host put in place. Asks again once where they need more room."""
         room = CERTIFICATES_BYTES
         for _ in range(2):
             certificates = (ctypes.c_char * room)()
@@ -137,7 +137,7 @@ class SEVGuestDevice:
 
 
 class _TooSmall(Exception):
-    """The certificates do not fit; not an error of the caller's."""
+    """The certificates do not fit, which is no error of the caller's."""
 
 
 def _request(report_data: bytes, vmpl: int) -> bytes:
@@ -176,7 +176,7 @@ class SNPSource:
 
     @property
     def notice(self) -> str:
-        """That it has never run on hardware."""
+        """A note that it has never run on hardware."""
         return NOTICE
 
     def quote(self, report_data: bytes) -> bytes:

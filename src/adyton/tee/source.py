@@ -1,6 +1,6 @@
 """Where evidence comes from: the one interface that every TEE's source has.
 
-A source is always chosen by name (`tee.opener`); nothing guesses, and the simulated TEE is never chosen silently.
+A source is always chosen by name (`tee.opener`). Nothing guesses, and the simulated TEE is never chosen silently.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class QuoteSource(Protocol):
 
     @property
     def notice(self) -> str | None:
-        """What the user must be told about this source (simulated, or never run on hardware), if anything."""
+        """A note for the user about this source (simulated, or never run on hardware), if there is one."""
         ...
 
     def quote(self, report_data: bytes) -> bytes:
-        """Evidence over these 64 bytes; raises UsageError for another length, NoDevice or Timeout if there is none."""
+        """Evidence over these 64 bytes. Raises UsageError for another length, NoDevice or Timeout if there is none."""
         ...

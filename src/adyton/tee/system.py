@@ -19,7 +19,7 @@ _CHUNK_BYTES: Final = 4096
 
 
 class System(Protocol):
-    """System calls; each raises OSError as the kernel's does."""
+    """System calls. Each raises OSError as the kernel's does."""
 
     def mkdir(self, path: str) -> None:
         """mkdir(2)."""
@@ -34,7 +34,7 @@ class System(Protocol):
         ...
 
     def read(self, descriptor: int, size: int) -> bytes:
-        """read(2): possibly fewer bytes; none at the end."""
+        """read(2): possibly fewer bytes, none at the end."""
         ...
 
     def write(self, descriptor: int, data: bytes) -> int:
@@ -103,7 +103,7 @@ KERNEL: Final = Kernel()
 
 
 def read_all(system: System, path: str, limit: int) -> bytes:
-    """Everything that a file holds, opened once; raises OSError, and StorageFailed above `limit` bytes."""
+    """Everything that a file holds, opened once. Raises OSError, and StorageFailed above `limit` bytes."""
     descriptor = system.open(path, READ)
     try:
         found = bytearray()
@@ -122,7 +122,7 @@ def read_all(system: System, path: str, limit: int) -> bytes:
 
 
 def write_once(system: System, path: str, data: bytes) -> None:
-    """Write in one call; raises OSError, and StorageFailed where fewer bytes were taken.
+    """Write in one call. Raises OSError, and StorageFailed where fewer bytes were taken.
 
     What was not taken is never written after: pseudo-files take each write for a whole value.
     """

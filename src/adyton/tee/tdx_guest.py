@@ -28,7 +28,7 @@ NOTICE: Final = (
 
 
 def extend_workload(workload: Measurement, system: System = KERNEL, path: str = RTMR3) -> None:
-    """Extend RTMR3 with the workload measurement, once per boot of this TD; a no-op where that is its value already.
+    """Extend RTMR3 with the workload measurement, once per boot of this TD. Nothing happens if it is there already.
 
     Raises StorageFailed where the register holds anything else: then this TD ran something before, and only a boot
     makes it empty again.
@@ -72,7 +72,7 @@ class TDXSource:
 
     @property
     def notice(self) -> str:
-        """That it has never run on hardware."""
+        """A note that it has never run on hardware."""
         return NOTICE
 
     def quote(self, report_data: bytes) -> bytes:

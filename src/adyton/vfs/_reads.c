@@ -61,7 +61,7 @@ static struct {
     PyObject *shortcuts; /* dict: file handle -> Shortcut */
     read_function python;
     Py_ssize_t handle_at; /* of the file handle in struct fuse_file_info */
-    Py_buffer clock;      /* two doubles, see pulse.py: when the operation began, and whether it is a read from here */
+    Py_buffer clock;      /* two doubles, see storage_watchdog.py: when the operation began, and whether it is a read from here */
     int ahead;            /* pipe to the thread that asks for what will be read */
 } mount = {.ahead = -1};
 
@@ -343,8 +343,8 @@ static PyMethodDef methods[] = {
     {"install", install, METH_VARARGS,
      "install(shortcuts, python, handle_at, clock, ahead) -> int\n\n"
      "The address of FUSE's read callback, which tries the Shortcut of the file handle (at byte `handle_at` of struct\n"
-     "fuse_file_info) and goes to the callback at address `python` otherwise. `clock` is a Pulse's; what a program\n"
-     "that reads in order will want is written to the pipe `ahead`, as three int64: descriptor, offset, size."},
+     "fuse_file_info) and goes to the callback at address `python` otherwise. `clock` is a StorageWatchdog's. What a\n"
+     "program that reads in order will want is written to the pipe `ahead`, as three int64: descriptor, offset, size."},
     {NULL, NULL, 0, NULL},
 };
 

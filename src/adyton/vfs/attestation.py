@@ -1,11 +1,14 @@
 """/dev/attestation as Gramine has it, so that a program written for Gramine runs unchanged.
 
-`user_report_data` takes up to 64 bytes and fills up with zeros; `quote` and `report` are made when they are opened;
-`keys/NAME` holds the 16 raw bytes of a key that was released to this run. What was written is each process's own.
-Differences to Gramine: evidence is over a hash of what was written (`attest.report_data`), so that a program cannot ask
-for evidence that Adyton's own protocols would take; a process that wrote nothing has what was written last by any, so
-that a shell's `echo` and `cat` belong together; and a key cannot be replaced from inside (writing another one is
-EACCES), since the mounts that use it are open already.
+`user_report_data` takes up to 64 bytes and fills up with zeros. `quote` and `report` are made when they are opened.
+`keys/NAME` holds the 16 raw bytes of a key that was released to this run. Each process has its own user report data.
+
+Differences to Gramine:
+
+- Evidence is over a hash of the user report data (`attest.report_data`). So a program cannot ask for evidence that
+  Adyton's own protocols would take.
+- A process that wrote nothing has what any process wrote last. So a shell's `echo` and `cat` belong together.
+- A key cannot be replaced from inside: writing another one is EACCES. The mounts that use it are open already.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ from adyton.attest.report_data import REPORT_DATA_BYTES, ProgramEvidence
 from adyton.values import Key128
 from adyton.vfs.node import FIXED_TIME_NS, Node
 from adyton.vfs.read_only_tree import ReadOnlyTree
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 MAX_PROCESSES: Final = 4096
 """Whose data is kept, the last to write it."""
 QUOTE_S: Final = 120.0
-"""How long the hardware may take for a quote; a quoting enclave that must be fetched for takes tens of seconds."""
+"""How long the hardware may take for a quote. It may have to fetch, which takes tens of seconds."""
 _QUOTE_HEADER_BYTES: Final = 48
 _REPORT_BODY_BYTES: Final = 384
 _SGX_QUOTE_VERSION: Final = b"\x03\x00"
@@ -42,7 +45,7 @@ class _Opened:
 
 
 class AttestationTree(ReadOnlyTree):
-    """The pseudo-files; `evidence` is what the program gets for the bytes that it wrote."""
+    """The pseudo-files. `evidence` makes evidence over the bytes that the program wrote."""
 
     direct: Final = True
     refusal = errno.EPERM
@@ -54,11 +57,11 @@ class AttestationTree(ReadOnlyTree):
         *,
         kind: str,
         event: Callable[[str], None] = lambda _text: None,
-        pulse: Pulse | None = None,
+        watchdog: StorageWatchdog | None = None,
         caller: Callable[[], Hashable] = lambda: None,
     ) -> None:
         self._caller = caller
-        self._pulse = pulse or Pulse()
+        self._watchdog = watchdog or StorageWatchdog()
         self._source = evidence
         self._keys = dict(keys)
         self._kind = kind
@@ -79,7 +82,7 @@ class AttestationTree(ReadOnlyTree):
         self._nodes[path] = Node(len(self._nodes) + 1, is_folder, mode, FIXED_TIME_NS, FIXED_TIME_NS, 0)
 
     def node(self, path: str) -> Node:
-        """What is at a path; sizes of what is made at opening are 0."""
+        """The pseudo-file at a path. One that is made when it is opened has size 0."""
         node = self._nodes.get(path)
         if node is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -100,7 +103,7 @@ class AttestationTree(ReadOnlyTree):
         ]
 
     def open(self, path: str, *, truncate: bool = False) -> _Opened:  # noqa: ARG002 - every write replaces all anyway
-        """Open a pseudo-file; quotes and reports are made here."""
+        """Open a pseudo-file. Quotes and reports are made here."""
         if self.node(path).is_folder:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         content = b""
@@ -117,7 +120,7 @@ class AttestationTree(ReadOnlyTree):
     def _evidence(self) -> bytes:
         if self._source is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "quote")
-        with self._pulse.lasting(QUOTE_S):
+        with self._watchdog.lasting(QUOTE_S):
             return self._source.over(self._user_data_of_caller())
 
     def _user_data_of_caller(self) -> bytes:
@@ -125,7 +128,7 @@ class AttestationTree(ReadOnlyTree):
         return self._user_data.get(self._caller(), latest)
 
     def _report(self) -> bytes:
-        """An SGX report, 432 bytes, around a quote's report body; key id and MAC are random, as no CPU made it."""
+        """An SGX report, 432 bytes, around a quote's report body. Key id and MAC are random, as no CPU made it."""
         evidence = self._evidence()
         if not evidence.startswith(_SGX_QUOTE_VERSION):
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), "report")
@@ -161,7 +164,7 @@ class AttestationTree(ReadOnlyTree):
         return self.node(opened.name)
 
     def truncate(self, path: str, size: int) -> None:  # noqa: ARG002
-        """Writing replaces all; cutting first, as open(…, "w") does, is fine."""
+        """Writing replaces everything, so cutting first, as open(…, "w") does, changes nothing."""
         self.node(path)
 
     def resize(self, opened: _Opened, size: int) -> None:  # noqa: ARG002

@@ -26,14 +26,14 @@ from adyton.vfs.known_names import KnownNames
 from adyton.vfs.node import FIXED_TIME_NS, Node
 from adyton.vfs.open_files import OpenFile, OpenFiles
 from adyton.vfs.rename import KNOWN_FLAGS, Rename, check_rename
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 
 class EncryptedTree:
-    """One encrypted mount: a host folder (or single file), its key, and what its files' sealed paths begin with.
+    """One encrypted mount: a host folder (or single file), its key, and the beginning of its files' sealed paths.
 
-    Paths are relative to the mount, without a slash at either end; "" is the mount itself. Every method raises
-    OSError or Error; the adapter turns both into an errno.
+    Paths are relative to the mount, without a slash at either end. "" is the mount itself. Every method raises
+    OSError or Error, and the adapter turns both into an errno.
     """
 
     direct: Final = False
@@ -48,9 +48,9 @@ class EncryptedTree:
         believe_host: bool = False,
         power_safe: bool = False,
         event: Callable[[str], None] = lambda _text: None,
-        pulse: Pulse | None = None,
+        watchdog: StorageWatchdog | None = None,
     ) -> None:
-        self._pulse = pulse or Pulse()
+        self._watchdog = watchdog or StorageWatchdog()
         self._read_only = read_only
         self._believe_host = believe_host
         self._event = event
@@ -67,16 +67,16 @@ class EncryptedTree:
             new_node=lambda path, host, mode: self._new_node(path, is_folder=False, mode=mode, host=host),
             refusal=self.host_error,
             event=event,
-            pulse=self._pulse,
+            watchdog=self._watchdog,
         )
         self._rename = Rename(
-            self, self._host, self._known, self._files, self._pulse, new_names_complete=not believe_host
+            self, self._host, self._known, self._files, self._watchdog, new_names_complete=not believe_host
         )
 
     # ---------------------------------------------------------------- looking
 
     def host_error(self, error: OSError, path: str) -> OSError:
-        """What the program is told of a failure of the host: links and lost files are I/O errors, and are named."""
+        """The error that the program sees for a failure of the host. Links and lost files are named I/O errors."""
         known = self._known.get(path)
         in_the_way = error.errno == errno.EISDIR and known is not None and not known.is_folder
         if in_the_way or error.errno in IN_THE_WAY:
@@ -99,7 +99,7 @@ class EncryptedTree:
         return node
 
     def node(self, path: str) -> Node:
-        """What is at a path, with the size of a file; raises OSError, or Error where it does not verify."""
+        """What is at a path, with the size of a file. Raises OSError, or Error where it does not verify."""
         known = self._known.get(path)
         if known is not None and (known.is_folder or known.size >= 0):
             if known.opened is not None:
@@ -149,7 +149,7 @@ class EncryptedTree:
     # ---------------------------------------------------------------- open files
 
     def open(self, path: str, *, truncate: bool = False) -> OpenFile:
-        """Open the file at a path; each call is one handle, to be given to `release`."""
+        """Open the file at a path. Each call is one handle, to be given to `release`."""
         if self._known.is_absent(path):
             raise os_error(errno.ENOENT, path)
         opened = self._files.attach(path)
@@ -175,12 +175,12 @@ class EncryptedTree:
         self._files.detach(opened)
 
     def read_into(self, opened: OpenFile, offset: int, target: memoryview) -> int:
-        """Fill `target`; fewer bytes only at the end of the file."""
+        """Fill `target`. There are fewer bytes only at the end of the file."""
         self._refuse_lost(opened, offset + len(target))
         return opened.file.read_into(offset, target)
 
     def handle_node(self, opened: OpenFile) -> Node:
-        """What is known of an open file, removed or not."""
+        """The node of an open file, removed or not."""
         opened.node.size = opened.file.size
         return opened.node
 
@@ -219,14 +219,14 @@ class EncryptedTree:
         opened.node.mtime_ns = time.time_ns()
 
     def flush(self, opened: OpenFile, *, sync: bool) -> None:
-        """Commit what was written; durable if `sync`."""
+        """Commit what was written. With `sync` it is durable."""
         if not self._read_only and opened.path is not None:
             opened.file.flush(sync=sync)
             opened.node.root = opened.file.root
 
     def sync_folder(self, path: str) -> None:
         """Make a folder's entries durable."""
-        with self._pulse.syncing():
+        with self._watchdog.syncing():
             os.fsync(self._host.folder(self._host.host_path(path) if path else ""))
 
     # ---------------------------------------------------------------- names
@@ -257,7 +257,7 @@ class EncryptedTree:
         self._touch_parent(path)
 
     def remove(self, path: str) -> None:
-        """Remove a file; handles that are open on it go on working."""
+        """Remove a file. Handles that are open on it go on working."""
         self._writable(path)
         if self._known.unhide(path):
             return
@@ -275,7 +275,7 @@ class EncryptedTree:
         self._touch_parent(path)
 
     def _hide(self, path: str, hidden: str) -> None:
-        """Remove a file that is open: its name goes now, on the host too; libfuse knows it under a hidden one."""
+        """Remove a file that is open: its name goes now, also on the host. libfuse knows it under a hidden name."""
         node = self._known.get(path)
         if node is None or node.opened is None:
             raise os_error(errno.EPERM, hidden)
@@ -298,7 +298,7 @@ class EncryptedTree:
         self._touch_parent(path)
 
     def rename(self, old: str, new: str, flags: int) -> None:
-        """Rename a file or folder, sealing the new paths into the files first; `flags` as renameat2 has them."""
+        """Rename a file or folder, sealing the new paths into the files first. `flags` are those of renameat2."""
         self._writable(old)
         if flags & ~KNOWN_FLAGS:
             raise os_error(errno.EINVAL, old)
@@ -354,6 +354,6 @@ class EncryptedTree:
         return os.fstatvfs(self._host.base)
 
     def close(self) -> None:
-        """Close whatever is still open; every file is flushed."""
+        """Close whatever is still open. Every file is flushed."""
         self._files.close()
         self._host.close()

@@ -1,4 +1,4 @@
-"""The FUSE adapter: look up, call, map errors to errno; which file systems there are is `trees`.
+"""The FUSE adapter: look up, call, map errors to errno.
 
 One process serves every tree of a run, each under a top-level name; `adyton mount` serves one tree at the top.
 The loop has one thread: the trees need no locks, and a request is short. Of mfusepy only the bindings are used, so that
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from adyton.errors import Error, MountFailed, StorageFailed
 from adyton.vfs import libfuse
-from adyton.vfs.native_reader import quick_reads
+from adyton.vfs.native_reader import native_read_callback
 from adyton.vfs.node import Node
 from adyton.vfs.owner import Owner
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 if TYPE_CHECKING:
-    from adyton.vfs._reads import Shortcut
+    from adyton.vfs._reads import Shortcut as NativeReader
 
 _FOREVER_S: Final = 86_400.0
 _ASK_AGAIN_S: Final = 1.0
@@ -56,7 +56,7 @@ def calling_process() -> tuple[int, int]:
 
 
 class Tree(Protocol):
-    """What the adapter asks of a file system; paths are relative, "" is its top. Raises OSError or Error."""
+    """The calls that a file system must offer. Paths are relative, "" is its top. Raises OSError or Error."""
 
     @property
     def direct(self) -> bool:
@@ -88,7 +88,7 @@ class Tree(Protocol):
 
 
 def errno_of(error: Error) -> int:
-    """What the program sees of a refusal: an I/O error, or the host's own reason where storage failed."""
+    """The errno that the program sees for a refusal: EIO, or the host's own reason where storage failed."""
     cause = error.__cause__
     known = isinstance(error, StorageFailed) and isinstance(cause, OSError)
     return (cause.errno or errno.EIO) if known and isinstance(cause, OSError) else errno.EIO
@@ -102,14 +102,14 @@ _OPERATIONS: Final = (
 
 
 class Adapter:
-    """Serves `trees` (top-level name to tree; the single name "" puts one tree at the top)."""
+    """Serves `trees`, by their top-level names. The single name "" puts one tree at the top."""
 
     def __init__(
         self,
         trees: Mapping[str, Tree],
         *,
         event: Callable[[str], None],
-        pulse: Pulse,
+        watchdog: StorageWatchdog,
         ready: Callable[[], None] = lambda: None,
         owner: Owner | None = None,
     ) -> None:
@@ -119,22 +119,24 @@ class Adapter:
         self._event = event
         self._ready = ready
         self._handles: dict[int, tuple[Tree, Any]] = {}
-        self._shortcuts: dict[int, Shortcut] = {}
+        self._native_readers: dict[int, NativeReader] = {}
         self._folders: dict[int, tuple[Tree, str] | None] = {}
         self._next_handle = 1
         self._refused: dict[int, int] = {}
         self._owner = owner or Owner.caller()
-        self._pulse = pulse
+        self._watchdog = watchdog
 
     def serve(self, mountpoint: str, *, options: Sequence[str], name: str) -> None:
-        """Serve until it is unmounted; raises MountFailed where libfuse could not start or ended badly."""
-        self._pulse.watch(self._event)
+        """Serve until it is unmounted. Raises MountFailed where libfuse could not start or ended badly."""
+        self._watchdog.watch(self._event)
         prototypes = dict(mfusepy.fuse_operations._fields_)
         called = {name: prototypes[name](partial(self._call, getattr(self, name))) for name in _OPERATIONS}
         callbacks = mfusepy.fuse_operations(**called)
         python = ctypes.cast(called["read"], ctypes.c_void_p).value or 0
         handle_at = mfusepy.fuse_file_info.fh.offset
-        callbacks.read = prototypes["read"](quick_reads(self._shortcuts, python, handle_at, self._pulse))
+        callbacks.read = prototypes["read"](
+            native_read_callback(self._native_readers, python, handle_at, self._watchdog)
+        )
         settings = ",".join([f"fsname={name}", "subtype=adyton", *options])
         words = [os.fsencode(word) for word in ("adyton", "-f", "-s", "-o", settings, mountpoint)]
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -153,7 +155,7 @@ class Adapter:
     # ---------------------------------------------------------------- edges
 
     def _call(self, operation: Callable[..., int | None], *args: Any) -> int:
-        self._pulse.start(operation.__name__)
+        self._watchdog.start(operation.__name__)
         try:
             return operation(*args) or 0
         except OSError as error:
@@ -169,7 +171,7 @@ class Adapter:
             self._event(f"bug in {operation.__name__}: {type(error).__name__}: {error}{where}")
             return -errno.EIO
         finally:
-            self._pulse.stop()
+            self._watchdog.stop()
 
     def init(self, connection: Any, config: Any) -> None:
         """Settle with the kernel how it may cache: everything changes only through this mount."""
@@ -203,9 +205,9 @@ class Adapter:
         number = self._next_handle
         self._next_handle += 1
         self._handles[number] = (tree, opened)
-        shortcut = getattr(opened, "shortcut", None)
-        if shortcut is not None:
-            self._shortcuts[number] = shortcut
+        native_reader = getattr(opened, "native_reader", None)
+        if native_reader is not None:
+            self._native_readers[number] = native_reader
         contents = info.contents
         contents.fh = number
         if tree.direct:
@@ -365,7 +367,7 @@ class Adapter:
 
     def release(self, _path: bytes | None, info: Any) -> None:
         number = info.contents.fh
-        self._shortcuts.pop(number, None)
+        self._native_readers.pop(number, None)
         tree, opened = self._handles.pop(number)
         self._refused.pop(id(opened), None)
         tree.release(opened)
@@ -389,19 +391,19 @@ def serve(
     mountpoint: str,
     *,
     event: Callable[[str], None],
-    pulse: Pulse | None = None,
+    watchdog: StorageWatchdog | None = None,
     options: Sequence[str] = (),
     ready: Callable[[], None] = lambda: None,
     name: str = "adyton",
     owner: Owner | None = None,
 ) -> None:
-    """Serve until unmounted; then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted.
+    """Serve until unmounted. Then every file is flushed and closed. `mountpoint` may be /dev/fd/N, already mounted.
 
-    `owner` is whose every file is said to be; by default this process's.
+    Every file belongs to `owner`, by default to this process's user.
     """
     failed = True
     try:
-        adapter = Adapter(trees, event=event, pulse=pulse or Pulse(), ready=ready, owner=owner)
+        adapter = Adapter(trees, event=event, watchdog=watchdog or StorageWatchdog(), ready=ready, owner=owner)
         adapter.serve(mountpoint, options=options, name=name)
         failed = False
     finally:

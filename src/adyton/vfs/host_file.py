@@ -13,7 +13,7 @@ from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from adyton.vfs.storage_watchdog import Pulse
+    from adyton.vfs.storage_watchdog import StorageWatchdog
 
 IN_THE_WAY: Final = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENXIO)
 """Errors of an open that met a link, a mount, a file or a device of the host in the place of something else."""
@@ -22,25 +22,25 @@ IN_THE_WAY: Final = (errno.ELOOP, errno.EXDEV, errno.ENOTDIR, errno.ENXIO)
 class HostFile(OSFile):
     """A host file known by an open folder and a name in it. It owns both descriptors."""
 
-    def __init__(self, fd: int, folder: int, name: str, shown: str, pulse: Pulse) -> None:
-        self._pulse = pulse
+    def __init__(self, fd: int, folder: int, name: str, shown: str, watchdog: StorageWatchdog) -> None:
+        self._watchdog = watchdog
         self._folder = folder
         self._entry: str | None = name
         super().__init__(fd, name=shown)
 
     def read_into(self, offset: int, target: Buffer, /) -> int:
-        """Read; the host has answered."""
+        """Read, and note that the host has answered."""
         got = super().read_into(offset, target)
-        self._pulse.beat()
+        self._watchdog.progress()
         return got
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
-        """Write; the host has answered."""
+        """Write, and note that the host has answered."""
         super().write_at(offset, data)
-        self._pulse.beat()
+        self._watchdog.progress()
 
     def open_log(self, *, create: bool) -> OSFile | None:
-        """The recovery log in the same folder; none for a file that was removed."""
+        """The recovery log in the same folder. A removed file has none."""
         if self._entry is None:
             return None
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -56,8 +56,8 @@ class HostFile(OSFile):
             raise StorageFailed(f"the recovery log of {self._name} cannot be opened: {error.strerror}") from cause
 
     def sync(self) -> None:
-        """Make it durable; an honest disk may take its time for that."""
-        with self._pulse.syncing():
+        """Make it durable. An honest disk may be slow at that."""
+        with self._watchdog.syncing():
             super().sync()
 
     def remove_log(self) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FUSE_HIDDEN: Final = re.compile(r"\.fuse_hidden[0-9a-f]{16}")
-"""Where libfuse moves a file that is removed while it is open; no program may use such a name."""
+"""Names under which libfuse keeps a file that was removed while open. No program may use such a name."""
 _MAX_OPEN: Final = 64
 
 
@@ -51,7 +51,7 @@ def _lock(fd: int, shown: str, *, shared: bool) -> None:
 
 
 class HostFolder:
-    """The host's folder, or single file, behind one mount. Paths are relative to the mount; "" is the mount itself.
+    """The host's folder, or single file, behind one mount. Paths are relative to the mount. "" is the mount itself.
 
     `refusal` gives the error that the program sees for a failure of the host at a path.
     """
@@ -92,7 +92,7 @@ class HostFolder:
         return self.folder(folder), name
 
     def folder(self, path: str) -> int:
-        """The descriptor of a folder; it stays this object's."""
+        """The descriptor of a folder. This object closes it."""
         if not path:
             return self.base
         fd = self._open.get(path)
@@ -109,7 +109,7 @@ class HostFolder:
         return fd
 
     def open_beneath(self, path: str, flags: int) -> int:
-        """Open what lies at a path of the mount; the caller closes it."""
+        """Open the file or folder at a path of the mount. The caller closes it."""
         try:
             return syscalls.open_beneath(self.base, path or ".", flags)
         except OSError as error:
@@ -121,7 +121,7 @@ class HostFolder:
             os.close(self._open.pop(known))
 
     def entries(self, path: str) -> list[tuple[str, bool]]:
-        """Every name that the host shows in a folder, and whether it is a folder; recovery logs are left out."""
+        """Every name that the host shows in a folder, and whether it is a folder. Recovery logs are left out."""
         fd = self.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(fd) as found:

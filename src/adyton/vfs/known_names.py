@@ -1,4 +1,4 @@
-"""What one run knows of the names in an encrypted folder. Pure: it asks the host nothing.
+"""The names that one run knows in an encrypted folder. Pure: it asks the host nothing.
 
 The format gives folders no integrity, so a name in a folder is the host's word. Within one run these words are held
 against each other:
@@ -86,7 +86,7 @@ class KnownNames:
         self._hidden.add(path)
 
     def unhide(self, path: str) -> bool:
-        """Forget a hidden name; False where the path is none."""
+        """Forget a hidden name. False where the path is none."""
         if path not in self._hidden:
             return False
         self._hidden.discard(path)
@@ -94,7 +94,7 @@ class KnownNames:
         return True
 
     def move(self, old: str, new: str, *, exchange: bool, replaced: bool) -> dict[str, Node]:
-        """The program renamed `old` to `new`; returns every moved node by its new path.
+        """The program renamed `old` to `new`. Returns every moved node by its new path.
 
         `replaced` says that there was something at `new` which is gone now. With `exchange` both change places.
         """

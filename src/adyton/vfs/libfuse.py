@@ -23,7 +23,7 @@ from typing import Any, Final
 from adyton.errors import MountFailed
 
 VERSIONS: Final = {"libfuse3.so.4": ((3, 17), (3, 99)), "libfuse3.so.3": ((3, 14), (3, 16))}
-"""Library name -> first and last version that Adyton takes under it; the first name that loads is used."""
+"""Library name -> first and last version that Adyton takes under it. The first name that loads is used."""
 
 _EXPECTED: Final = "libfuse 3.14 to 3.16 as libfuse3.so.3, or 3.17 and later as libfuse3.so.4"
 _REMEDY: Final = "install fuse3, which brings the library (Debian, Ubuntu: apt-get install fuse3)"
@@ -43,7 +43,7 @@ def check(name: str, version: tuple[int, int]) -> None:
 
 
 def find() -> str:
-    """The name of the libfuse that this machine has; raises MountFailed where there is none."""
+    """The name of the libfuse that this machine has. Raises MountFailed where there is none."""
     refused = []
     for name in VERSIONS:
         try:

@@ -1,8 +1,8 @@
 """The mount table: which mount serves a path, and where inside a host file is seen.
 
-It follows Gramine's rules (reference of its manifest): mounts are applied in order, a later one covers what was
-under its path; a host path is the mount's path, `/`, and the path below the mount point, normalised lexically, so
-that `file:x` and `file:/abs/x` differ. Nothing here touches a file.
+It follows Gramine's rules (reference of its manifest). Mounts are applied in order, and a later one covers what was
+under its path. A host path is the mount's path, `/`, and the path below the mount point, normalised lexically. So
+`file:x` and `file:/abs/x` differ. Nothing here touches a file.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Place:
 
 
 def join(base: str, rest: str) -> str:
-    """Join a normalised path and what is below it; either may be empty."""
+    """Join a normalised path and a path below it. Either may be empty."""
     if not rest:
         return base
     return f"{base.rstrip('/')}/{rest}" if base else rest
 
 
 def below(path: str, base: str) -> str | None:
-    """What of `path` is below `base` ("" where they are equal), or None; both normalised, "" is here."""
+    """The part of `path` below `base` ("" where they are equal), or None. Both are normalised, and "" is here."""
     if base == "":
         return None if path == ".." or path.startswith(("/", "../")) else path
     if path == base:

@@ -1,4 +1,4 @@
-"""What a served tree remembers of one path."""
+"""One file or folder of a served tree, as the tree remembers it."""
 
 from __future__ import annotations
 

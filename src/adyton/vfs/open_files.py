@@ -18,16 +18,16 @@ from adyton.pfile.paths import path_bytes
 from adyton.vfs.host_file import HostFile
 from adyton.vfs.host_folder import HostFolder, os_error
 from adyton.vfs.mount_table import join
-from adyton.vfs.native_reader import shortcut_to
+from adyton.vfs.native_reader import open_native_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from adyton.values import Key128
-    from adyton.vfs._reads import Shortcut
+    from adyton.vfs._reads import Shortcut as NativeReader
     from adyton.vfs.known_names import KnownNames
     from adyton.vfs.node import Node
-    from adyton.vfs.storage_watchdog import Pulse
+    from adyton.vfs.storage_watchdog import StorageWatchdog
 
 _CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 64 << 10))
 """Cache of one more open file, by how many are open already: 1000 open files stay below 64 MiB."""
@@ -35,13 +35,13 @@ _CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 
 
 @dataclass(slots=True)
 class OpenFile:
-    """A protected file held open by one or more handles; `path` is None once it was removed."""
+    """A protected file held open by one or more handles. `path` is None once it was removed."""
 
     file: ProtectedFile
     host: HostFile
     node: Node
     path: str | None
-    shortcut: Shortcut | None
+    native_reader: NativeReader | None
     handles: int = 0
 
     def removed(self) -> None:
@@ -66,7 +66,7 @@ class OpenFiles:
         new_node: Callable[[str, os.stat_result | None, int | None], Node],
         refusal: Callable[[OSError, str], OSError],
         event: Callable[[str], None],
-        pulse: Pulse,
+        watchdog: StorageWatchdog,
     ) -> None:
         self._host = host
         self._known = known
@@ -77,11 +77,11 @@ class OpenFiles:
         self._new_node = new_node
         self._refusal = refusal
         self._event = event
-        self._pulse = pulse
+        self._watchdog = watchdog
         self._count = 0
 
     def attach(self, path: str) -> OpenFile:
-        """The open file at a path; opened, and verified against what is remembered, if need be."""
+        """The open file at a path. If need be, it is opened and held against the state that is remembered."""
         known = self._known.get(path)
         if known is not None and known.is_folder:
             raise os_error(errno.EISDIR, path)
@@ -121,7 +121,7 @@ class OpenFiles:
         return self._opened(path, file, host, node)
 
     def detach(self, opened: OpenFile) -> None:
-        """Close the file once no handle is left; its last state is remembered."""
+        """Close the file once no handle is left. Its last state is remembered."""
         if opened.handles > 0:
             return
         opened.node.opened = None
@@ -150,11 +150,11 @@ class OpenFiles:
                 raise os_error(errno.ENAMETOOLONG, path) from error
 
     def rebind(self, files: Iterable[tuple[str, str]]) -> list[tuple[OpenFile, str]]:
-        """Seal new paths into files, all or none; each stays open, by a handle of its own, until the rename is done."""
+        """Seal new paths into files, all or none. Each stays open, by a handle of its own, until the rename is done."""
         held: list[tuple[OpenFile, str]] = []
         try:
             for old, new in files:
-                self._pulse.beat()
+                self._watchdog.progress()
                 opened = self.attach(old)
                 opened.handles += 1
                 held.append((opened, new))
@@ -175,7 +175,7 @@ class OpenFiles:
                 self._event(f"{opened.host.name}: {error.message}")
 
     def close(self) -> None:
-        """Close whatever is still open; every file is flushed, and what fails is told as an event."""
+        """Close whatever is still open. Every file is flushed, and a failure is told as an event."""
         for node in self._known:
             if node.opened is not None:
                 node.opened.handles = 0
@@ -197,16 +197,16 @@ class OpenFiles:
             fd = os.open(name, flags, (mode | 0o600) & 0o777, dir_fd=folder)
         except OSError as error:
             raise self._refusal(error, path) from error
-        return HostFile(fd, os.dup(folder), name, self._host.name_of(path), self._pulse)
+        return HostFile(fd, os.dup(folder), name, self._host.name_of(path), self._watchdog)
 
     def _opened(self, path: str, file: ProtectedFile, host: HostFile, node: Node) -> OpenFile:
         if node.size > file.size:
             node.size_before_enospc = node.size
         node.size = file.size
         node.root = file.root
-        shortcut = None if node.size_before_enospc > file.size else shortcut_to(host.fileno())
-        if shortcut is not None:
-            file.use_shortcut(shortcut)
-        node.opened = OpenFile(file, host, node, path, shortcut)
+        native_reader = None if node.size_before_enospc > file.size else open_native_reader(host.fileno())
+        if native_reader is not None:
+            file.use_native_reader(native_reader)
+        node.opened = OpenFile(file, host, node, path, native_reader)
         self._count += 1
         return node.opened

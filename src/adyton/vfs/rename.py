@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from adyton.vfs.known_names import KnownNames
     from adyton.vfs.node import Node
     from adyton.vfs.open_files import OpenFiles
-    from adyton.vfs.storage_watchdog import Pulse
+    from adyton.vfs.storage_watchdog import StorageWatchdog
 
 KNOWN_FLAGS: Final = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
 
 
 class Folder(Protocol):
-    """What a rename asks of the tree."""
+    """The calls that a rename makes to the tree."""
 
     def node(self, path: str) -> Node: ...
     def listing(self, path: str) -> list[tuple[str, int]]: ...
@@ -52,12 +52,12 @@ class Rename:
     host: HostFolder
     known: KnownNames
     files: OpenFiles
-    pulse: Pulse
+    watchdog: StorageWatchdog
     new_names_complete: bool
     """Whether a folder holds, once it was renamed, what is known to be in it and nothing else."""
 
     def __call__(self, old: str, new: str, target: Node | None, flags: int) -> None:
-        """Rename what `check_rename` allowed; `target` is what is at `new` now, and `flags` are renameat2's."""
+        """Rename after `check_rename`. `target` is the node at `new` now, and `flags` are those of renameat2."""
         exchange = bool(flags & syscalls.RENAME_EXCHANGE)
         if target is not None and target.is_folder and not exchange:
             if self.folder.listing(new):
@@ -76,7 +76,7 @@ class Rename:
             self._move_known(old, new, None if exchange else target, exchange=exchange)
             for opened, path in held:
                 folder, name = self.host.split(path)
-                self.pulse.beat()
+                self.watchdog.progress()
                 opened.host.renamed(folder, name, self.host.name_of(path))
         finally:
             for opened, _ in held:

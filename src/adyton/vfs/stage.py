@@ -25,7 +25,7 @@ from adyton.storage.files import decrypt_into
 from adyton.values import Digest, Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
-from adyton.vfs.storage_watchdog import START_S, Pulse
+from adyton.vfs.storage_watchdog import START_S, StorageWatchdog
 
 FIXED_TIME_S: Final = 315_532_800
 """1980-01-01: the time of everything that has none in the manifest (the earliest that zip files can hold)."""
@@ -58,7 +58,7 @@ class StagedFile:
 
 
 def read_verified(source: str, digest: Digest, *, most_bytes: int) -> bytes:
-    """The content of a small trusted file; raises DigestMismatch or MountFailed with its name."""
+    """The content of a small trusted file. Raises DigestMismatch or MountFailed with its name."""
     fd = _open_source(source)
     try:
         content = bytearray()
@@ -78,7 +78,7 @@ def read_verified(source: str, digest: Digest, *, most_bytes: int) -> bytes:
 
 
 class Staging:
-    """Trusted files on their way into a memory file system at `root`; `start`, then `finish` (or `abandon`)."""
+    """Trusted files on their way into a memory file system at `root`: `start`, then `finish` (or `abandon`)."""
 
     def __init__(self, root: str, files: Sequence[StagedFile], *, jobs: int, owner: Owner | None = None) -> None:
         self._root = root
@@ -89,7 +89,7 @@ class Staging:
         self._folders: list[str] = []
 
     def start(self) -> None:
-        """Make the folders and fork the workers; returns while they work."""
+        """Make the folders and fork the workers. Returns while they work."""
         self._folders = _make_folders(
             self._root, (target for entry in self._files for target in entry.targets), self._owner
         )
@@ -118,7 +118,7 @@ class Staging:
         _feed(queue_in, len(batches))
 
     def finish(self, advance: Advance | None = None) -> int:
-        """Wait for the workers; the bytes staged. The first error of any ends all and is raised."""
+        """Wait for the workers, and return the bytes staged. The first error of any ends all and is raised."""
         done_bytes = 0
         failure: Error | None = None
         with selectors.DefaultSelector() as selector:
@@ -165,7 +165,7 @@ class Staging:
         )
 
     def abandon(self) -> None:
-        """End the workers, if any are left; one that hangs in stalled storage ends when that lets go of it."""
+        """End the workers, if any are left. One that hangs in stalled storage ends when the storage answers."""
         for fd, worker in self._workers.items():
             os.close(fd)
             os.kill(worker, signal.SIGKILL)
@@ -204,7 +204,7 @@ def bytecode_source(path: str) -> str | None:
 
 
 def _make_folders(root: str, targets: Iterable[str], owner: Owner) -> list[str]:
-    """Make every folder above the targets; returns them, parents first."""
+    """Make every folder above the targets. Returns them, parents first."""
     made: dict[str, None] = {}
     for target in targets:
         folder = target.rpartition("/")[0]
@@ -224,7 +224,7 @@ def _make_folders(root: str, targets: Iterable[str], owner: Owner) -> list[str]:
 
 
 def _batches(files: Sequence[StagedFile]) -> list[list[StagedFile]]:
-    """Pieces of work, largest files first; the same content at several paths stays in one piece, to be linked."""
+    """Pieces of work, largest files first. The same content at several paths stays in one piece, to be linked."""
     groups: dict[tuple[bytes, int | None, bool], list[StagedFile]] = {}
     single: list[list[StagedFile]] = []
     for entry in files:
@@ -249,7 +249,7 @@ def _batches(files: Sequence[StagedFile]) -> list[list[StagedFile]]:
 
 
 def _feed(queue: int, count: int) -> None:
-    """Write the numbers of all batches for the workers to take; they read while this writes."""
+    """Write the numbers of all batches for the workers to take. They read while this writes."""
     try:
         for number in range(count):
             os.write(queue, number.to_bytes(4, "little"))
@@ -260,23 +260,23 @@ def _feed(queue: int, count: int) -> None:
 
 
 def _work(root: str, owner: Owner, batches: list[list[StagedFile]], queue: int, report: int) -> int:
-    """A worker: take batches until there are none; its only words to the parent are lines of JSON."""
+    """A worker: take batches until there are none. It speaks to the parent in lines of JSON only."""
     os.umask(0)
     buffer = bytearray(_CHUNK_BYTES)
 
     def tell(error: Error) -> None:
         os.write(report, error.to_bytes() + b"\n")
 
-    pulse = Pulse(answer_s=START_S)
-    pulse.watch(lambda late: tell(_stalled(late)))
+    watchdog = StorageWatchdog(answer_s=START_S)
+    watchdog.watch(lambda late: tell(_stalled(late)))
     while number := os.read(queue, 4):
         done_bytes = 0
         links: dict[tuple[bytes, int | None, bool], str] = {}
         try:
             for entry in batches[int.from_bytes(number, "little")]:
-                pulse.start(entry.source)
-                done_bytes += _stage_one(root, owner, entry, links, buffer, pulse)
-                pulse.stop()
+                watchdog.start(entry.source)
+                done_bytes += _stage_one(root, owner, entry, links, buffer, watchdog)
+                watchdog.stop()
         except Error as error:
             tell(error)
             return 0
@@ -300,7 +300,7 @@ def _stage_one(
     entry: StagedFile,
     links: dict[tuple[bytes, int | None, bool], str],
     buffer: bytearray,
-    pulse: Pulse,
+    watchdog: StorageWatchdog,
 ) -> int:
     identity = (entry.digest.raw, entry.mtime_s, entry.executable)
     first = links.get(identity)
@@ -310,7 +310,7 @@ def _stage_one(
         if first is None:
             first, *rest = targets
             targets = tuple(rest)
-            size = _copy(root + first, owner, entry, buffer, pulse)
+            size = _copy(root + first, owner, entry, buffer, watchdog)
             if size >= _LINK_AT_LEAST_BYTES:
                 links[identity] = first
         for target in targets:
@@ -320,7 +320,7 @@ def _stage_one(
     return size
 
 
-def _copy(target: str, owner: Owner, entry: StagedFile, buffer: bytearray, pulse: Pulse) -> int:
+def _copy(target: str, owner: Owner, entry: StagedFile, buffer: bytearray, watchdog: StorageWatchdog) -> int:
     source = _open_source(entry.source)
     try:
         known = entry.size_bytes
@@ -338,7 +338,7 @@ def _copy(target: str, owner: Owner, entry: StagedFile, buffer: bytearray, pulse
             finally:
                 os.close(out)
             return len(content)
-        return _copy_large(source, target, owner, entry, most, buffer, pulse)
+        return _copy_large(source, target, owner, entry, most, buffer, watchdog)
     finally:
         os.close(source)
 
@@ -357,7 +357,7 @@ def _read_small(source: int, name: str, most: int) -> bytes:
 
 
 def _copy_large(
-    source: int, target: str, owner: Owner, entry: StagedFile, most: int, buffer: bytearray, pulse: Pulse
+    source: int, target: str, owner: Owner, entry: StagedFile, most: int, buffer: bytearray, watchdog: StorageWatchdog
 ) -> int:
     view = memoryview(buffer)
     digest = hashlib.sha256()
@@ -372,7 +372,7 @@ def _copy_large(
                 raise _unreadable(entry.source, error) from error
             if got == 0:
                 break
-            pulse.beat()
+            watchdog.progress()
             if not head:
                 head = bytes(view[:4])
             part = view[:got]
@@ -390,7 +390,7 @@ def _copy_large(
 
 
 def _mode(entry: StagedFile, head: bytes) -> int:
-    """Read-only; executable where the manifest says so or, where it says nothing, where the verified content does."""
+    """Read-only. Executable if the manifest says so or, where it says nothing, if the verified content does."""
     runs = entry.executable or (entry.size_bytes is None and (head == b"\x7fELF" or head[:2] == b"#!"))
     return 0o555 if runs else 0o444
 
@@ -446,10 +446,10 @@ def _unstageable(path: str, error: OSError) -> MountFailed:
 def stage_encrypted(
     source: str, target: str, key: Key128, *, jobs: int, owner: Owner | None = None, advance: Advance | None = None
 ) -> int:
-    """Decrypt a protected file, or every one below a folder, to `target` in private memory; returns the bytes.
+    """Decrypt a protected file, or every one below a folder, to `target` in private memory. Returns the bytes.
 
     `source` is the mount's normalised host path: the paths sealed into the files must be it, or below it.
-    Raises what the format raises, with the file's name; links and special files are refused.
+    Raises what the format raises, with the file's name. Links and special files are refused.
     """
     owner = owner or Owner.caller()
     try:

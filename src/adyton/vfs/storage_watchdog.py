@@ -1,7 +1,7 @@
-"""Whether the host's storage still answers: a clock over the one operation that the file server is in.
+"""Notices when the host's storage does not answer: a clock over the one operation that the file server is in.
 
-A host that stalls its storage must not hang the program for ever. Storage that takes longer than `ANSWER_S` for one
-operation ends the file server; the kernel then fails every operation on its mounts at once. Syncing to disk is allowed
+A host that stalls its storage must not hang the program for ever. If storage takes longer than `ANSWER_S` for one
+operation, the file server ends. The kernel then fails every operation on its mounts at once. Syncing to disk may take
 `SYNC_S`, since an honest slow disk takes that long for what was written before.
 """
 
@@ -26,8 +26,8 @@ STALLED_STATUS: Final = 3
 def _let_go() -> None:
     """Close the FUSE device and all pipes first.
 
-    A process cannot even end while a file of a stalled file system must be closed; what hangs on this process must not
-    wait for that. With the device closed the kernel fails every operation on the mount.
+    A process cannot even end while a file of a stalled file system must be closed. Whatever depends on this process
+    must not wait for that. With the device closed the kernel fails every operation on the mount.
     """
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
@@ -36,8 +36,8 @@ def _let_go() -> None:
                 os.close(int(name))
 
 
-class Pulse:
-    """Started and stopped around every operation by the adapter; long operations beat, syncs ask for more time."""
+class StorageWatchdog:
+    """The adapter starts and stops it around every operation. Long operations report progress; syncs get more time."""
 
     def __init__(self, *, answer_s: float = ANSWER_S, sync_s: float = SYNC_S) -> None:
         self._answer_s = answer_s
@@ -58,7 +58,7 @@ class Pulse:
         """It has ended."""
         self.clock[0] = 0
 
-    def beat(self) -> None:
+    def progress(self) -> None:
         """It goes on, and the host has answered just now."""
         if self.clock[0]:
             self.clock[0] = time.monotonic()
@@ -69,17 +69,17 @@ class Pulse:
 
     @contextmanager
     def lasting(self, limit_s: float) -> Iterator[None]:
-        """What comes may take so long."""
+        """The operations inside may take `limit_s` seconds."""
         self._limit_s = limit_s
-        self.beat()
+        self.progress()
         try:
             yield
         finally:
-            self.beat()
+            self.progress()
             self._limit_s = self._answer_s
 
     def overdue(self) -> str | None:
-        """What has taken too long, and how long; None where nothing has."""
+        """The operation that takes too long, in words. None where none does."""
         began = self.clock[0]
         if not began or time.monotonic() - began <= self._limit_s:
             return None
@@ -87,7 +87,7 @@ class Pulse:
         return f"the host's storage did not answer for {self._limit_s:.0f} s (operation: {doing})"
 
     def watch(self, event: Callable[[str], None]) -> None:
-        """Start a thread that ends this process when something is overdue; once is enough."""
+        """Start a thread that ends this process when something is overdue. A second call does nothing."""
         if self._watched:
             return
         self._watched = True

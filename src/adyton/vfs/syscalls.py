@@ -1,4 +1,4 @@
-"""The few Linux system calls that Python 3.11 does not offer, called through ctypes; each raises OSError.
+"""The few Linux system calls that Python 3.11 does not offer, called through ctypes. Each raises OSError.
 
 Numbers and structures are those of the kernel's user-space headers (linux/openat2.h, linux/fs.h, linux/sched.h,
 linux/mount.h, linux/prctl.h, linux/landlock.h). `openat2` has number 437 on every architecture.
@@ -121,7 +121,7 @@ def set_undumpable() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends; ends it at once where `parent` is gone already."""
+    """Have the kernel kill this process when its parent ends. If `parent` is gone already, it ends at once."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(1)
@@ -138,7 +138,7 @@ def lock_memory() -> None:
 
 
 def open_beneath(directory: int, path: str, flags: int, mode: int = 0) -> int:
-    """openat2(2): open `path` below an open directory; links and ways out of it, at any part of it, are errors.
+    """openat2(2): open `path` below an open directory. Links and ways out of it are errors, anywhere in the path.
 
     Raises ELOOP for a symbolic link and EXDEV for a way out or onto another file system.
     """
@@ -193,7 +193,7 @@ def plain_personality() -> None:
 
 
 def personality() -> int:
-    """This process's personality; 0 is Linux as it is. Raises OSError where a filter forbids the question."""
+    """This process's personality, 0 for plain Linux. Raises OSError where a filter forbids the question."""
     return _checked(_libc.personality(ctypes.c_ulong(PERSONALITY_AS_IT_IS)), "personality")
 
 
@@ -228,12 +228,12 @@ def plain_memory() -> None:
 
 
 def set_timer_slack(nanoseconds: int) -> None:
-    """How late a timer of this process may be."""
+    """Set how late a timer of this process may be."""
     _checked(_libc.prctl(_PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0), "prctl(PR_SET_TIMERSLACK)")
 
 
 def no_ambient_capabilities() -> None:
-    """No capability passes on to what this process starts as another user; the kernel's usual rules for user 0."""
+    """No capability passes on to what this process starts as another user. For user 0 the kernel's usual rules hold."""
     _libc.prctl(_PR_SET_SECUREBITS, 0, 0, 0, 0)  # EPERM without a privilege: bubblewrap then refuses what it was left
     _checked(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT)")
 

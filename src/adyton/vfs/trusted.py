@@ -1,6 +1,6 @@
 """Trusted files that do not fit the memory budget: verified whole at the first open, chunk by chunk at every read.
 
-At the first open the file is read once and hashed; beside the SHA-256 of the whole, a truncated one of every chunk
+At the first open the file is read once and hashed. Beside the SHA-256 of the whole, a truncated one of every chunk
 is kept in memory. A later read hashes the chunks that it touches again, as the host may change the file in between. A
 file that failed once is never served again.
 """
@@ -20,7 +20,7 @@ from adyton.errors import DigestMismatch, StorageFailed
 from adyton.vfs.node import FIXED_TIME_NS, Node
 from adyton.vfs.read_only_tree import ReadOnlyTree
 from adyton.vfs.stage import StagedFile
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 CHUNK_BYTES: Final = 128 << 10
 CHUNK_DIGEST_BYTES: Final = 16
@@ -41,7 +41,7 @@ def _chunk_digest(data: bytes | memoryview) -> bytes:
 
 
 class TrustedTree(ReadOnlyTree):
-    """The files, named by their number; read-only. Relative paths count from the folder where this is made."""
+    """The files, named by their number, read-only. Relative paths count from the folder where this is made."""
 
     direct: Final = False
 
@@ -50,10 +50,10 @@ class TrustedTree(ReadOnlyTree):
         files: Sequence[StagedFile],
         *,
         event: Callable[[str], None] = lambda _text: None,
-        pulse: Pulse | None = None,
+        watchdog: StorageWatchdog | None = None,
     ) -> None:
         self._event = event
-        self._pulse = pulse or Pulse()
+        self._watchdog = watchdog or StorageWatchdog()
         self._top = Node(1, True, 0o555, FIXED_TIME_NS, FIXED_TIME_NS)
         self._files: dict[str, _File] = {}
         for number, entry in enumerate(files):
@@ -71,7 +71,7 @@ class TrustedTree(ReadOnlyTree):
         return found
 
     def node(self, path: str) -> Node:
-        """The file's size, mode and time, as the manifest has them; without facts there it is verified first."""
+        """The file's size, mode and time, as the manifest has them. Without them there, the file is verified first."""
         if not path:
             return self._top
         found = self._file(path)
@@ -113,7 +113,7 @@ class TrustedTree(ReadOnlyTree):
         size = 0
         most = file.node.size
         while data := self._read(file, size):
-            self._pulse.beat()
+            self._watchdog.progress()
             whole.update(data)
             chunks += _chunk_digest(data)
             size += len(data)

@@ -217,9 +217,9 @@ def test_extending_a_file_far_is_no_stall(tmp_path: Path) -> None:
     """Zeros for seconds are many answers of the host, not one that is late."""
     script = (
         "import os, time\nfrom adyton.vfs.encrypted import EncryptedTree\nfrom adyton.values import Key128\n"
-        "from adyton.vfs.storage_watchdog import Pulse\n"
-        "os.makedirs('s')\np = Pulse(answer_s=0.05)\n"
-        "t = EncryptedTree('s', Key128(bytes(16)), sealed_as='s', pulse=p)\n"
+        "from adyton.vfs.storage_watchdog import StorageWatchdog\n"
+        "os.makedirs('s')\np = StorageWatchdog(answer_s=0.05)\n"
+        "t = EncryptedTree('s', Key128(bytes(16)), sealed_as='s', watchdog=p)\n"
         "f = t.create('a', 0o644)\np.watch(print)\np.start('truncate')\nbegan = time.monotonic()\n"
         "t.resize(f, 200 << 20)\np.stop()\nprint('done', time.monotonic() - began > 0.1)\nt.release(f)\n"
     )

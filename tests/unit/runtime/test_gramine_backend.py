@@ -365,7 +365,7 @@ def test_rehearsal_runs_with_the_owners_keys_and_leaves_none(place: Path, key: r
         place / "gramine" / "bin" / "gramine-direct", '#!/bin/sh\necho "$1" > where\ncp "$1.manifest" seen\nexit 3\n'
     )
     said: list[str] = []
-    assert gramine_backend.rehearse(Path("app.manifest"), {"default": Key128(bytes(16))}, note=said.append) == 3
+    assert gramine_backend.dry_run(Path("app.manifest"), {"default": Key128(bytes(16))}, note=said.append) == 3
     manifest = parse_manifest((place / "seen").read_text())
     assert manifest.insecure_keys["default"] == Key128(bytes(16))
     assert not any(name.startswith("SECRET_PROVISION") or name == "LD_PRELOAD" for name in manifest.env)

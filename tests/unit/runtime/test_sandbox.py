@@ -1,4 +1,4 @@
-"""bubblewrap's words, the launcher, the ELF interpreter, the division by budget."""
+"""bubblewrap's words, the launcher, the ELF interpreter, what is staged within the budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adyton.errors import SandboxFailed
 from adyton.runtime import launcher, sandbox
 from adyton.runtime.plan import EncryptedMount, Plan
 from adyton.runtime.root import elf_interpreter
-from adyton.runtime.staging_plan import divide
+from adyton.runtime.staging_plan import plan_staging
 from adyton.values import Digest
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import StagedFile
@@ -117,22 +117,22 @@ def _plan(budget: int, sizes: list[int]) -> Plan:
     return replace(empty, encrypted=(EncryptedMount("/in", "in", "k", True, False),))
 
 
-def test_division_stages_everything_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staging_plan_stages_everything_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within the budget nothing is served."""
     monkeypatch.chdir(tmp_path)
-    found = divide(_plan(1 << 20, [1000, 5000]))
+    found = plan_staging(_plan(1 << 20, [1000, 5000]))
     assert found.served_files == ()
     assert found.served_mounts == ()
 
 
-def test_division_serves_the_largest_first_and_never_the_program(
+def test_staging_plan_serves_the_largest_first_and_never_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The entrypoint is staged even where it is the largest; an input counts as a whole."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a").write_bytes(bytes(400_000))
-    found = divide(_plan(1 << 20, [900_000, 500_000, 1000]))
+    found = plan_staging(_plan(1 << 20, [900_000, 500_000, 1000]))
     assert [entry.source for entry in found.served_files] == ["f1"]
     assert [mount.path for mount in found.served_mounts] == ["/in"]
     assert [entry.source for entry in found.staged_files] == ["f0", "f2"]

@@ -11,7 +11,7 @@ import pytest
 from adyton.attest.report_data import ProgramEvidence, program_report_data
 from adyton.values import Key128, Measurement
 from adyton.vfs.attestation import MAX_PROCESSES, AttestationTree
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 KEY = Key128(bytes(range(16)))
 WORKLOAD = Measurement(bytes(range(32)))
@@ -70,18 +70,18 @@ def test_report_data_is_each_processs_own() -> None:
 
 def test_quote_may_take_as_long_as_the_hardware_needs() -> None:
     """Longer than storage may; after it the old limit holds."""
-    pulse = Pulse(answer_s=0.01)
+    watchdog = StorageWatchdog(answer_s=0.01)
 
     def slow(report_data: bytes) -> bytes:
         time.sleep(0.05)
-        assert pulse.overdue() is None
+        assert watchdog.overdue() is None
         return _quote(report_data)
 
-    tree = AttestationTree(_evidence(slow), {}, kind="dcap", pulse=pulse)
-    pulse.start("open")
+    tree = AttestationTree(_evidence(slow), {}, kind="dcap", watchdog=watchdog)
+    watchdog.start("open")
     tree.open("quote")
     time.sleep(0.05)
-    assert pulse.overdue() is not None
+    assert watchdog.overdue() is not None
 
 
 def test_report_is_432_bytes_around_the_same_report_data() -> None:

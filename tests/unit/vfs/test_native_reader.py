@@ -16,7 +16,7 @@ from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.values import Key128
 from adyton.vfs import native_reader
-from adyton.vfs.storage_watchdog import Pulse
+from adyton.vfs.storage_watchdog import StorageWatchdog
 
 if not native_reader.NATIVE:
     pytest.skip(
@@ -43,15 +43,15 @@ class Reader:
     def __init__(self, path: Path, *, writable: bool = True, cache_bytes: int = 1 << 20) -> None:
         self.host = OSFile(path, writable=writable)
         self.file = ProtectedFile.open(self.host, KEY, writable=writable, cache_bytes=cache_bytes)
-        shortcut = native_reader.shortcut_to(self.host.fileno())
-        assert shortcut is not None
-        self.file.use_shortcut(shortcut)
+        native = native_reader.open_native_reader(self.host.fileno())
+        assert native is not None
+        self.file.use_native_reader(native)
         self.asked: list[tuple[int, int]] = []
-        self.pulse = Pulse()
+        self.watchdog = StorageWatchdog()
         self.python = Callback(self._ask)
         self.pipe, ahead = os.pipe()
         address = _reads.install(
-            {7: shortcut}, ctypes.cast(self.python, ctypes.c_void_p).value or 0, 8, self.pulse.clock, ahead
+            {7: native}, ctypes.cast(self.python, ctypes.c_void_p).value or 0, 8, self.watchdog.clock, ahead
         )
         self.call = Callback(address)
 
@@ -64,7 +64,7 @@ class Reader:
         info = (ctypes.c_uint64 * 2)(0, handle)
         buffer = ctypes.create_string_buffer(b"\xee" * (size + 16), size + 16)
         got = self.call(b"x", ctypes.addressof(buffer), size, offset, ctypes.addressof(info))
-        assert self.pulse.clock[0] == 0
+        assert self.watchdog.clock[0] == 0
         assert buffer.raw[size:] == b"\xee" * 16, "written past the end"
         if got == ASKED:
             assert self.asked.pop() == (offset, size)
@@ -140,7 +140,7 @@ def test_small_cache_reads_the_same(path: Path, content: bytes) -> None:
 
 
 def test_unknown_handle_is_pythons(reader: Reader) -> None:
-    """As of a file that has no shortcut."""
+    """As of a file that has no native reader."""
     assert reader.read(5000, 100, handle=8) is None
 
 
@@ -161,7 +161,7 @@ def test_file_with_unflushed_writes_is_pythons_until_it_is_flushed(reader: Reade
     assert reader.read(5990, 100) == content[5990:6000]
 
 
-def test_write_larger_than_the_cache_leaves_the_shortcut_closed(path: Path) -> None:
+def test_write_larger_than_the_cache_leaves_the_native_reader_forbidden(path: Path) -> None:
     """A commit in the middle of a write is not yet all that was written."""
     reader = Reader(path, cache_bytes=1)
     reader.file.write_at(4000, bytes(10 * 4096 + 1))
@@ -205,17 +205,17 @@ def test_cut_file_is_pythons_to_refuse(path: Path) -> None:
 def test_file_forbidden_while_a_tree_node_is_fetched_is_pythons(path: Path) -> None:
     """Whatever was found until then."""
     reader = Reader(path)
-    shortcut = native_reader.shortcut_to(reader.host.fileno())
-    assert shortcut is not None
+    native = native_reader.open_native_reader(reader.host.fileno())
+    assert native is not None
 
     def fetch(number: int) -> bytearray:
-        shortcut.forbid()
+        native.forbid()
         return reader.file._nodes.tree(number)
 
     _reads.install(
-        {7: shortcut}, ctypes.cast(reader.python, ctypes.c_void_p).value or 0, 8, reader.pulse.clock, reader.pipe
+        {7: native}, ctypes.cast(reader.python, ctypes.c_void_p).value or 0, 8, reader.watchdog.clock, reader.pipe
     )
-    shortcut.allow(SIZE, {}, fetch)
+    native.allow(SIZE, {}, fetch)
     assert reader.read(300_000, 200_000) is None
     reader.file.close()
 
@@ -223,18 +223,18 @@ def test_file_forbidden_while_a_tree_node_is_fetched_is_pythons(path: Path) -> N
 def test_size_that_no_file_has_is_pythons(path: Path) -> None:
     """No place of a node is computed from it."""
     reader = Reader(path)
-    shortcut = native_reader.shortcut_to(reader.host.fileno())
-    assert shortcut is not None
+    native = native_reader.open_native_reader(reader.host.fileno())
+    assert native is not None
     asked: list[int] = []
     _reads.install(
-        {7: shortcut}, ctypes.cast(reader.python, ctypes.c_void_p).value or 0, 8, reader.pulse.clock, reader.pipe
+        {7: native}, ctypes.cast(reader.python, ctypes.c_void_p).value or 0, 8, reader.watchdog.clock, reader.pipe
     )
 
     def fetch(number: int) -> bytearray:
         asked.append(number)
         raise KeyError(number)
 
-    shortcut.allow((1 << 63) - 1, {}, fetch)
+    native.allow((1 << 63) - 1, {}, fetch)
     assert reader.read((1 << 62), 4096) is None
     assert asked == []
     reader.file.close()
@@ -267,11 +267,11 @@ def test_thread_that_fetches_survives_a_closed_file() -> None:
 
 def test_stalled_read_in_c_is_named() -> None:
     """The clock says which operation it is, also where C set it."""
-    pulse = Pulse(answer_s=0.01)
-    pulse.start("open")
-    pulse.clock[1] = 1
+    watchdog = StorageWatchdog(answer_s=0.01)
+    watchdog.start("open")
+    watchdog.clock[1] = 1
     time.sleep(0.02)
-    assert "operation: read" in str(pulse.overdue())
+    assert "operation: read" in str(watchdog.overdue())
 
 
 @pytest.mark.parametrize("clock", [b"", bytearray(8), bytearray(24)])
