@@ -18,8 +18,11 @@ STORIES = {
     for example in ("train-private", "infer-proprietary", "search-private")
 }
 SESSIONS: dict[str, list[Path]] = {
-    "tutorial": [DOCS / "tutorial" / name for name in ("native.md", "simulated.md", "real.md")],
-    "from-gramine": [DOCS / "from-gramine.md"],
+    "tutorial": [DOCS / name for name in ("tutorial/native.md", "tutorial/simulated.md", "how-to/hardware.md")],
+    "from-gramine": [DOCS / "how-to" / "from-gramine.md"],
+    "own-script": [
+        DOCS / "how-to" / f"{name}.md" for name in ("protect-a-script", "read-a-refusal", "rotate-keys", "back-up")
+    ],
     "collateral": [DOCS / "collateral.md"],
     "tee": [DOCS / "tee.md"],
 }
@@ -156,8 +159,17 @@ def test_tutorial_says_six_lines_and_they_are_the_ones_that_are_run() -> None:
 @pytest.mark.mount
 def test_from_gramine_works_as_written(tmp_path: Path) -> None:
     """A file, a key and a manifest of Gramine's, taken over line by line; the program's log holds the secret."""
-    ended = session(text_of(shell_blocks(DOCS / "from-gramine.md")), tmp_path)
+    ended = session(text_of(shell_blocks(DOCS / "how-to" / "from-gramine.md")), tmp_path)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+
+
+@pytest.mark.mount
+def test_own_script_pages_work_as_written(tmp_path: Path) -> None:
+    """Four pages on one script: protect it, read a refusal, rotate the key, back up and restore."""
+    ended = session(text_of([block for page in SESSIONS["own-script"] for block in shell_blocks(page)]), tmp_path)
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert re.findall(r"^refused, exit code (\d+)$", ended.stdout, re.MULTILINE) == ["72", "101"]
+    assert "sgx.trusted_files[file:train.py].sha256: approved" in ended.stdout
 
 
 @pytest.mark.parametrize("name", ["collateral", "tee"])
