@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton import confined_process
 from adyton.errors import Error, OutOfOrder
-from adyton.keyserver.difference import MAX_LINES, owner_line, part_differences, read_manifest
+from adyton.keyserver.difference import MAX_LINES, owner_lines, part_differences, read_manifest
 from adyton.manifest import difference as manifest_difference
 from adyton.release.explanation import Explanation, check_parts, parse_explain
 from adyton.release.wire import malformed, members, number, parse_object, text
@@ -113,7 +113,7 @@ def compare(raw: bytes) -> bytes:
             best, against = found, name.decode()
     document = {
         "against": against,
-        "changed": [owner_line(item) for item in best[:MAX_LINES]],
+        "changed": owner_lines(best),
         "more": max(0, len(best) - MAX_LINES),
     }
     return json.dumps(document).encode()

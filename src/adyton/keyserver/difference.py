@@ -9,12 +9,18 @@ from adyton.manifest.difference import Comparable, Difference, around_difference
 from adyton.manifest.findings import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MAX_LINES: Final = 40
 MAX_CHARACTERS: Final = 160
 """The most of a name or a value in a line, beside two signs that something was cut."""
 _PREFIXES: Final = {"file": "file ", "mount": "mount ", "runtime": "runtime: "}
+_ORDER: Final = ("runtime", "mount", "key", "file", "form")
+
+
+def owner_lines(found: Sequence[Difference]) -> list[str]:
+    """At most MAX_LINES lines, by the kind of what differs: where files come from stands before single keys."""
+    return [owner_line(item) for item in sorted(found, key=lambda item: _ORDER.index(item.kind))[:MAX_LINES]]
 
 
 def owner_line(difference: Difference) -> str:

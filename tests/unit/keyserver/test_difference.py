@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from adyton.errors import MalformedManifest
-from adyton.keyserver.difference import MAX_CHARACTERS, owner_line, part_differences, read_manifest
+from adyton.keyserver.difference import (
+    MAX_CHARACTERS,
+    MAX_LINES,
+    owner_line,
+    owner_lines,
+    part_differences,
+    read_manifest,
+)
 from adyton.manifest.difference import compare, differences
 
 LEAST = 'libos.entrypoint = "/app"\n'
@@ -60,6 +67,16 @@ def test_runtime_parts_are_named() -> None:
         "runtime: python: approved b, seen nothing",
         "runtime: torch: approved nothing, seen d",
     ]
+
+
+def test_mounts_come_before_keys_and_files() -> None:
+    """What the program's folders are matters more than a key; the number of lines is bounded."""
+    listed = "".join(f'loader.env.A{number} = "1"\n' for number in range(2 * MAX_LINES))
+    changed = MOUNT.replace("file:data", "file:other") + listed
+    found = owner_lines(compare(read_manifest(MOUNT.encode()), read_manifest(changed.encode())))
+    assert found[0].startswith("mount /data: ")
+    assert found[1].startswith("loader.env.A0: ")
+    assert len(found) == MAX_LINES
 
 
 def test_long_values_are_cut_around_what_differs() -> None:
