@@ -7,14 +7,18 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long lint types docs bench lock dist sbom release clean setup setup-test
+# The rooms whose unit tests need no database, no listening server, no sandbox and no large files.
+CHECKED := attest collateral manifest pfile release tee vfs
+
+.PHONY: check format coverage demo test test-long lint types docs bench lock dist sbom release clean setup setup-test
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make check   lint, types, unit tests of most rooms: under a minute   (make format: sorts imports, formats)"
 	@echo "make demo    the whole workflow on this machine, and what is refused"
 	@echo "make test    all tests   (make test-long: the long ones too)"
 	@echo "make dist | sbom | lock | release KEY=...    what is given out: docs/releasing.md"
-	@echo "make lint | types | docs | bench | clean"
+	@echo "make lint | types | docs | coverage | bench | clean"
 
 setup: $(VENV)/.ready
 
@@ -31,11 +35,20 @@ $(VENV)/.ready-test: $(VENV)/.ready
 demo: setup
 	@$(BIN)/python -m demo $(DEMO_ARGS)
 
+check: lint types
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/test_layers.py tests/unit/test_*.py $(CHECKED:%=tests/unit/%)
+
+format: setup
+	$(BIN)/ruff check --quiet --select I --fix . && $(BIN)/ruff format .
+
 test: setup-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TEST_ARGS)
 
 test-long: setup-test
 	$(BIN)/python -m pytest -m "slow" $(TEST_ARGS)
+
+coverage: setup-test
+	@sh tools/coverage.sh $(BIN)/python -n 2 --dist worksteal $(TEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -51,6 +51,11 @@ keep cuda.txt
 known=$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' "$work/constraints.txt")
 (cd "$work" && compile --no-config -c constraints.txt $known --no-emit-package torch "$@" torch.in -o cuda.txt)
 
+# What `make coverage` adds, in a folder of its own.
+keep coverage.txt
+printf 'coverage\npytest-cov\n' >"$work/coverage.in"
+compile --no-config --no-deps "$@" "$work/coverage.in" -o "$work/coverage.txt"
+
 {
     heading "All that Adyton, its demo, tests and documentation need, but PyTorch."
     finish lock.txt
@@ -67,3 +72,7 @@ known=$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' "$work/constraints
     heading "The libraries of PyTorch's CUDA build; its CPU builds need none of them."
     finish cuda.txt
 } >requirements/cuda.txt
+{
+    heading 'What `make coverage` adds, in a folder of its own.'
+    finish coverage.txt
+} >requirements/coverage.txt

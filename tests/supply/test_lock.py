@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SETUP = REPOSITORY / "tools" / "setup.sh"
+COVERAGE = REPOSITORY / "tools" / "coverage.sh"
 
 
 def asked_for() -> list[Requirement]:
@@ -31,7 +32,7 @@ def asked_for() -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [*FILES, "coverage.txt"])
 def test_lock_pins_exactly_and_hashes_everything(file: str) -> None:
     """No range, no address, no option; a hash for each, and no hash twice."""
     rows = list(read(FOLDER / file))
@@ -100,7 +101,7 @@ def test_torch_is_one_version_everywhere() -> None:
 def test_setup_installs_nothing_without_hashes() -> None:
     """Each pip of set-up demands hashes, or installs Adyton itself with nothing beside it; each names a lock."""
     text = SETUP.read_text()
-    calls = re.findall(r"^.*\bpip install\b.*$", text, re.MULTILINE)
+    calls = re.findall(r"^.*\bpip install\b.*$", text + COVERAGE.read_text(), re.MULTILINE)
     assert calls
     for call in calls:
         assert "--no-deps" in call
@@ -140,7 +141,7 @@ def test_locked_package_with_another_content_is_refused(tmp_path: Path) -> None:
 
 def test_locks_and_set_up_name_no_place_to_download_from() -> None:
     """Which index pip asks is the machine's own setting."""
-    for path in (*sorted(FOLDER.iterdir()), SETUP, REPOSITORY / "tools" / "lock.sh", REPOSITORY / "Makefile"):
+    for path in (*sorted(FOLDER.iterdir()), SETUP, COVERAGE, REPOSITORY / "tools" / "lock.sh", REPOSITORY / "Makefile"):
         assert not re.search(r"https?://|index-url|find-links| @ ", path.read_text()), path
 
 

@@ -62,6 +62,7 @@ def _help() -> str:
             "",
             "  --version  Say which Adyton this is.",
             "  --help     Say this.",
+            "  --show-completion  Print what completes verbs and options in bash.",
         ]
     )
 
@@ -106,6 +107,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.stdout.write(f"adyton {__version__}\n")
         sys.exit(0)
     verb, *rest = args
+    if verb in ("--show-completion", "--complete"):
+        from adyton.cli.completion import SCRIPT, candidates
+
+        sys.stdout.write(SCRIPT if verb == "--show-completion" else "\n".join(candidates(rest, VERBS)))
+        sys.exit(0)
     if verb not in VERBS:
         import difflib
 
