@@ -169,7 +169,7 @@ def test_own_script_pages_work_as_written(tmp_path: Path) -> None:
     ended = session(text_of([block for page in SESSIONS["own-script"] for block in shell_blocks(page)]), tmp_path)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     assert re.findall(r"^refused, exit code (\d+)$", ended.stdout, re.MULTILINE) == ["72", "101"]
-    assert "file train.py: approved " in ended.stdout
+    assert re.search(r"- file train\.py: approved SHA-256 .*, seen SHA-256 ", ended.stdout)
 
 
 @pytest.mark.parametrize("name", ["collateral", "tee"])
