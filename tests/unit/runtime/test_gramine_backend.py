@@ -24,7 +24,7 @@ from adyton.runtime import gramine_backend
 from adyton.tee.machine import Machine
 from adyton.values import Key128
 
-CA = (Path(__file__).parent / "owner-ca.pem").read_text()
+CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()
 
 TEMPLATE = """
 libos.entrypoint = "/usr/bin/app"
