@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+from adyton.workflow.owner import owner_store
 
 if TYPE_CHECKING:
     from adyton.keystore.audit import Checkpoint, Entry
@@ -85,9 +86,9 @@ def verify(
     as_json: JSONOption = False,
 ) -> None:
     """Verify every entry's hash from the first to the last, and that every checkpoint lies on the chain."""
-    from adyton.cli.owner_options import chosen_home
     from adyton.keystore.audit import verify_chain, verify_checkpoint
     from adyton.keystore.home import audit_public_key
+    from adyton.workflow.owner import chosen_home
 
     given = {path: _read_checkpoints(path) for path in checkpoint or ()}
     found = chosen_home(home)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+from adyton.workflow.owner import owner_store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adyton.cli.options import AllowOption, HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import AllowOption, HomeOption, JSONOption, owner_store
+from adyton.workflow.owner import owner_store
 
 if TYPE_CHECKING:
     from adyton.values import Digest
@@ -136,14 +137,14 @@ def approve_pending(
     home: HomeOption = None,
 ) -> None:
     """Approve what was proposed with `adyton approve --pending`, and show what it leaves open."""
-    from adyton.cli.approve import show_findings
     from adyton.keyserver.consent import alter, mine, shown
     from adyton.keystore.approval import APPROVED
     from adyton.keystore.home import actor
+    from adyton.workflow.approve import show_findings
 
     with owner_store(home) as (found, store), store.write() as transaction:
         owner, proposed = mine(found), transaction.approval(approval).approval
-        show_findings(shown(transaction, proposed, owner), proposed.tees)
+        show_findings(shown(transaction, proposed, owner), proposed.tees, note)
         after = alter(transaction, approval, owner=owner, named=allow or (), actor=actor(), state=APPROVED)
     say(f"approved {after.id}: {after.approval.app} {after.approval.version} may have key {after.approval.key!r}")
     say("what the measurement does not cover:")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption
 
 if TYPE_CHECKING:
     from adyton.keystore.home import Home

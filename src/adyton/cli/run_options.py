@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from adyton.cli.run import PROVISIONING, Request
+from adyton.cli.run import Line
 from adyton.cli.run import run as carry_out
 from adyton.errors import UsageError
+from adyton.workflow.run import PROVISIONING, Request
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -56,4 +57,13 @@ def run(
         raise UsageError(
             "unknown way to ask for keys", check="--provisioning", expected="adyton or ra-tls", seen=provisioning
         )
-    carry_out(Request(manifest, tee, key_server or [], sim_platform, provisioning, grants, as_json, arguments or []))
+    request = Request(
+        manifest=manifest,
+        tee=tee,
+        key_servers=tuple(key_server or ()),
+        sim_platform=sim_platform,
+        provisioning=provisioning,
+        grants=grants,
+        arguments=tuple(arguments or ()),
+    )
+    carry_out(Line(request, as_json))
