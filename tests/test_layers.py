@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": _PURE | {"storage", "tee", "vfs", "release"},
     "workflow": _PURE
     | {"storage", "collateral", "sim", "tee", "keystore", "release", "keyserver", "server", "vfs", "runtime"},
-    "cli": _PURE | {"storage", "collateral", "sim", "tee", "keystore", "keyserver", "vfs", "runtime", "workflow"},
+    "cli": _GROUND | {"manifest", "keystore", "runtime", "workflow"},
 }
 
 

@@ -64,7 +64,7 @@ def _say(platform: Platform, *, as_json: bool) -> None:
 
 def tell(platform: Platform) -> None:
     """Say what a platform is, and that it protects nothing."""
-    from adyton.sim.machine import NOTICE
+    from adyton.workflow.platform import NOTICE
 
     say(f"simulated platform  {platform.directory}")
     say(f"root fingerprint    {platform.root_fingerprint}")
@@ -130,9 +130,8 @@ def quote(
 ) -> None:
     """Write a simulated quote over these values, to try `adyton verify` and policies with."""
     from adyton.errors import UsageError
-    from adyton.sim.machine import NOTICE
     from adyton.values import Measurement
-    from adyton.workflow.platform import write_quote
+    from adyton.workflow.platform import NOTICE, write_quote
 
     try:
         data = bytes.fromhex(report_data)
@@ -180,28 +179,13 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the platform's collateral over HTTP as Intel's PCS API v4 does, until interrupted."""
-    import json
+    from adyton.workflow.platform_server import serve_platform
 
-    from adyton.sim import pcs_server
-    from adyton.sim.files import write_file
-    from adyton.sim.platform import SimPlatform
-
-    platform = SimPlatform.load(directory)
-    fingerprint = platform.root_fingerprint
-    platform.publication()
-    listening = pcs_server.bind(*pcs_server.parse_listen(listen))
-    with listening:
-        url = pcs_server.url_of(listening)
+    def say_where(url: str, fingerprint: str) -> None:
         say(f"listening {'pccs' if pccs else 'pcs'} {url}")
         say(f"simulated root {fingerprint}")
         sys.stdout.flush()
-        if ready_file is not None:
-            ready = {
-                "url": url,
-                "form": "pccs" if pccs else "pcs",
-                "simulated": True,
-                "root_fingerprint": f"{fingerprint}",
-            }
-            write_file(ready_file, json.dumps(ready).encode() + b"\n", 0o644)
-        application = pcs_server.application(platform, form="pccs" if pccs else "pcs", per_minute=per_minute)
-        pcs_server.serve(application, listening)
+
+    serve_platform(
+        directory, listen=listen, pccs=pccs, per_minute=per_minute, ready_file=ready_file, listening=say_where
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adyton.runtime.mounted import mount as start
+from adyton.runtime import mounted
 from adyton.workflow.progress import unheard
 from adyton.workflow.wrap_key import choose_key
 
@@ -31,7 +31,7 @@ def mount(
 
     The process forks: call it where no other thread runs. Raises MountFailed, UsageError, and errors of the key store.
     """
-    start(
+    mounted.mount(
         source,
         target,
         choose_key(key, key_file, home),
@@ -40,3 +40,8 @@ def mount(
         read_only=read_only,
         event=notice,
     )
+
+
+def unmount(target: Path) -> None:
+    """End a mount, as `adyton umount` does; returns once every file is flushed. Raises MountFailed."""
+    mounted.unmount(target)

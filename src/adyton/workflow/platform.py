@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.errors import UsageError
 from adyton.sim.files import platform_directory, write_file
+from adyton.sim.machine import NOTICE as NOTICE
 from adyton.sim.platform import PARTS, REVOCABLE, SimPlatform
 from adyton.values import Measurement
 
