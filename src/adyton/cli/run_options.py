@@ -9,8 +9,7 @@ import typer
 
 from adyton.cli.run import Line
 from adyton.cli.run import run as carry_out
-from adyton.errors import UsageError
-from adyton.workflow.run import PROVISIONING, Request
+from adyton.workflow.run import Request
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -53,10 +52,6 @@ def run(
     Relative paths in the manifest are relative to the current folder. Standard output and error go to the encrypted
     log, unless the manifest says insecure__stdio. Exit code: the program's own; where Adyton failed, its error's.
     """
-    if provisioning not in PROVISIONING:
-        raise UsageError(
-            "unknown way to ask for keys", check="--provisioning", expected="adyton or ra-tls", seen=provisioning
-        )
     request = Request(
         manifest=manifest,
         tee=tee,

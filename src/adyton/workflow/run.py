@@ -239,6 +239,13 @@ def run_here(request: Request, notice: Notice = unheard) -> Ran:
     from adyton.runtime.plan import plan
     from adyton.vfs.stage import read_verified
 
+    if request.provisioning not in PROVISIONING:
+        raise UsageError(
+            "unknown way to ask for keys",
+            check="--provisioning",
+            expected="adyton or ra-tls",
+            seen=request.provisioning,
+        )
     if request.tee is None:
         raise UsageError(
             "no TEE was named",

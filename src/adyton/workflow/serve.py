@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,16 +59,17 @@ def serve(
     `log_format` the log goes to standard error; without, it is left to the program's own logging. The process makes no
     core files from then on. Raises UsageError, StoreError, AuditError.
     """
+    addresses = _addresses(listen, gramine_listen, dashboard, metrics)
     if log_format is not None:
         set_up_logging(json_logs=log_format == "json")
     run(
         chosen_home(home),
-        _addresses(listen, gramine_listen, dashboard, metrics),
+        addresses,
         combine=combine,
         collateral=collateral,
         online=online,
         ready_file=ready_file,
-        listening=lambda addresses, _stop: listening(addresses),
+        listening=lambda found, _stop: listening(found),
     )
 
 
@@ -114,7 +115,7 @@ def serving(
     try:
         yield Serving(dict(where))
     finally:
-        if thread.is_alive():
+        with suppress(RuntimeError):  # its event loop has ended: the server failed meanwhile
             stop()
         thread.join()
     last = told.get()
