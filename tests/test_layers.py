@@ -40,8 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
     "vfs": _PURE | {"storage"},
     "runtime": _PURE | {"storage", "tee", "vfs", "release"},
-    "cli": _PURE
+    "workflow": _PURE
     | {"storage", "collateral", "sim", "tee", "keystore", "release", "keyserver", "server", "vfs", "runtime"},
+    "cli": _GROUND | {"manifest", "keystore", "runtime", "workflow"},
 }
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from adyton.cli import doctor, doctor_host
+from adyton.cli import doctor
 from adyton.errors import SandboxFailed
 from adyton.tee.machine import Machine
 from adyton.values import Finding
 from adyton.vfs.owner import Owner
+from adyton.workflow import doctor as workflow_doctor
+from adyton.workflow import doctor_host
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def only(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> None:
     """The doctor finds just these."""
-    monkeypatch.setattr(doctor, "collect", lambda _machine: list(findings))
+    monkeypatch.setattr(workflow_doctor, "collect", lambda _machine: list(findings))
 
 
 GOOD = (
@@ -72,8 +74,8 @@ def test_doctor_with_something_missing_on_the_host_fails(monkeypatch: pytest.Mon
 
 def test_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     """One check that raises does not hide the others."""
-    monkeypatch.setattr(doctor, "CHECKS", ("no.such.module:check", "adyton.cli.doctor_host:kernel"))
-    found = doctor.collect(Machine())
+    monkeypatch.setattr(workflow_doctor, "CHECKS", ("no.such.module:check", "adyton.workflow.doctor_host:kernel"))
+    found = workflow_doctor.collect(Machine())
     assert (found[0].state, found[1].name) == ("warning", "kernel")
     assert "ModuleNotFoundError" in found[0].seen
 
@@ -184,7 +186,7 @@ def test_clock_in_the_past_or_free_running_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, now: float, synchronised: bool, state: str
 ) -> None:
     """A clock before Adyton's time, or one that nobody keeps, is told."""
-    monkeypatch.setattr("adyton.cli.doctor_host.time.time", lambda: now)
+    monkeypatch.setattr("adyton.workflow.doctor_host.time.time", lambda: now)
     monkeypatch.setattr(doctor_host, "_synchronised", lambda: synchronised)
     assert [row.state for row in doctor_host.clock(Machine())] == [state]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from adyton.cli.doctor_server import owner
 from adyton.keystore.backup.create import back_up
 from adyton.keystore.certificates import Credential, make_server
 from adyton.tee.machine import Machine
 from adyton.values import Finding
+from adyton.workflow.doctor_server import owner
 from tests.support.owner_world import World, make_world, now
 
 
@@ -59,7 +59,7 @@ def test_owner_certificate_that_ends_and_open_secrets_are_warned_of(world: World
 
 def test_owner_certificate_near_its_end_is_warned_of(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thirty days before its end a certificate is a warning."""
-    import adyton.cli.doctor_server as module
+    import adyton.workflow.doctor_server as module
 
     monkeypatch.setattr(module, "SOON_DAYS", 1000)
     found = findings()["server.crt"]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 
 if TYPE_CHECKING:
-    from adyton.keystore.audit import Checkpoint, Entry
-    from adyton.keystore.audit_export import Export
-
-MAX_GRANTS_BYTES: Final = 1 << 20
+    from adyton.keystore.audit import Entry
 
 app = typer.Typer(
     add_completion=False,
@@ -35,12 +32,13 @@ def list_entries(
     as_json: JSONOption = False,
 ) -> None:
     """List the newest entries, one line each."""
-    with owner_store(home) as (_, store), store.read() as view:
-        entries = view.newest_entries(limit, kinds=(kind,) if kind else ())[::-1]
+    from adyton.workflow.audit import list_entries as carry_out
+
+    found = carry_out(kind=kind, limit=limit, home=home)
     if as_json:
-        say_json({"entries": [_document(entry) for entry in entries]})
+        say_json(found.to_dict())
         return
-    for entry in entries:
+    for entry in found.entries:
         say(summary(entry))
 
 
@@ -51,21 +49,16 @@ def show(
     as_json: JSONOption = False,
 ) -> None:
     """Show everything that is recorded under an id: what was checked, expected, seen, and what to do."""
-    from adyton.errors import UsageError
-    from adyton.keystore.prune import missing
+    from adyton.workflow.audit import show_entries
 
-    with owner_store(home) as (_, store), store.read() as view:
-        entries = list(view.entries(subject=subject))
-        gone = {entry.seq: missing(view, entry) for entry in entries}
-    if not entries:
-        raise UsageError(f"nothing is recorded under {subject[:60]!r}", check="id", expected="d-…, g-…, a-… or a key")
+    found = show_entries(subject, home=home)
     if as_json:
-        say_json({"entries": [{**_document(entry), "gone": gone[entry.seq]} for entry in entries]})
+        say_json(found.to_dict())
         return
-    for entry in entries:
+    for entry in found.entries:
         say(summary(entry))
         _show_body(json.loads(entry.body), "  ")
-        for name, why in gone[entry.seq].items():
+        for name, why in (found.gone or {})[entry.seq].items():
             say(f"  {name} itself: {why}")
 
 
@@ -85,36 +78,16 @@ def verify(
     as_json: JSONOption = False,
 ) -> None:
     """Verify every entry's hash from the first to the last, and that every checkpoint lies on the chain."""
-    from adyton.cli.owner_options import chosen_home
-    from adyton.keystore.audit import verify_chain, verify_checkpoint
-    from adyton.keystore.audit_key import audit_public_key
+    from adyton.workflow.audit import verify_record
 
-    given = {path: _read_checkpoints(path) for path in checkpoint or ()}
-    found = chosen_home(home)
-    public = audit_public_key(found)
-
-    def signed_here(store_id: bytes, own: Checkpoint | None) -> list[Checkpoint]:
-        chosen = [item for path, items in given.items() for item in _of_store(path, items, store_id)]
-        for item in (*chosen, *((own,) if own else ())):
-            verify_checkpoint(item, public)
-        return [*chosen, *((own,) if own else ())]
-
-    if export is not None:
-        record = _read_export(export)
-        checkpoints = signed_here(record.store_id, record.checkpoint)
-        head = verify_chain(record.store_id, record.entries, checkpoints)
-    else:
-        with owner_store(home) as (_, store):
-            checkpoints = signed_here(store.id, found.kept_checkpoint())
-            head = store.verify_audit(checkpoints)
-            store.verify_rest()
+    found = verify_record(checkpoints=checkpoint or (), export=export, home=home)
     if as_json:
-        say_json({"entries": head.seq, "head": head.hash.hex(), "checkpoints": len(checkpoints)})
+        say_json(found.to_dict())
         return
-    say(f"{head.seq} entries, none altered or missing; head {head.hash.hex()}")
-    for item in checkpoints:
+    say(f"{found.entries} entries, none altered or missing; head {found.head.hex()}")
+    for item in found.checkpoints:
         say(f"held against a checkpoint at entry {item.seq}")
-    if not given and export is None:
+    if not checkpoint and export is None:
         note("hold it against a checkpoint that a client got, too (--checkpoint): a cut tail shows only so")
 
 
@@ -126,19 +99,12 @@ def make_checkpoint(
     home: HomeOption = None,
 ) -> None:
     """Sign where the record stands now; keep it somewhere else."""
-    from adyton.keystore.audit import sign_checkpoint
-    from adyton.keystore.audit_key import audit_private_key
-    from adyton.keystore.clock import now_ms
-    from adyton.storage.target import write_whole
+    from adyton.workflow.audit import make_checkpoint as carry_out
 
-    with owner_store(home) as (found, store):
-        with store.read() as view:
-            head = view.head()
-        made = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
+    made = carry_out(output=output, home=home)
     if output is None:
         say_json(made.to_dict())
     else:
-        write_whole(output, json.dumps(made.to_dict()).encode() + b"\n")
         say(f"checkpoint of entry {made.seq} in {output}")
 
 
@@ -152,37 +118,13 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write the whole record, with a signed checkpoint at its end, for somebody else to verify."""
-    from adyton.keystore.audit import sign_checkpoint
-    from adyton.keystore.audit_key import audit_private_key
-    from adyton.keystore.clock import now_ms
-    from adyton.keystore.prune import named
-    from adyton.storage.target import whole_or_absent, write_whole
+    from adyton.workflow.audit import export_record
 
-    count, named_there, gone = 0, set[bytes](), 0
-    with (
-        owner_store(home) as (found, store),
-        store.read() as view,
-        whole_or_absent(output, force=True, sync=False, mode=0o666) as fd,
-        open(fd, "w", encoding="utf-8", closefd=False) as stream,
-    ):
-        head = view.head()
-        stream.write(json.dumps({"adyton_audit": 1, "store_id": store.id.hex()}) + "\n")
-        for entry in view.entries():
-            count += 1
-            stream.write(json.dumps(_raw(entry)) + "\n")
-            if evidence is not None:
-                named_there.update(named(entry).values())
-        last = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
-        stream.write(json.dumps({"checkpoint": last.to_dict()}) + "\n")
-        if evidence is not None:
-            evidence.mkdir(parents=True, exist_ok=True)
-            for kind, sha256, data in view.artifacts():
-                write_whole(evidence / f"{sha256.hex()}.{kind}", data)
-                named_there.discard(sha256)
-            gone = len(named_there)
-    say(f"{count} entries in {output}")
-    if gone:
-        note(f"{gone} pieces of evidence that the entries name are not there any more: adyton audit show ID says why")
+    done = export_record(output, evidence=evidence, home=home)
+    say(f"{done.entries} entries in {output}")
+    if done.gone:
+        what = f"{done.gone} pieces of evidence that the entries name"
+        note(f"{what} are not there any more: adyton audit show ID says why")
 
 
 @app.command()
@@ -195,35 +137,13 @@ def prune(
 
     Such decisions cannot be verified again. In SQLite the file keeps its size, and the room in it is used again.
     """
-    from adyton.errors import UsageError
-    from adyton.keystore.approval import parse_time
-    from adyton.keystore.clock import now_ms
-    from adyton.keystore.home import actor
-    from adyton.keystore.prune import prune as prune_evidence
+    from adyton.workflow.audit import prune_record
 
-    before_ms = int(parse_time(before, "--before").timestamp() * 1000)
-    if before_ms > now_ms():
-        raise UsageError(
-            "evidence of what has not happened yet cannot be pruned",
-            check="--before",
-            expected="a time in the past",
-            seen=before,
-            remedy="name a date in the past",
-        )
-    with owner_store(home) as (_, store):
-        done = prune_evidence(store, before_ms, actor=actor())
+    done = prune_record(before, home=home)
     if as_json:
-        say_json({"removed": done.count, "size_bytes": done.size_bytes})
+        say_json(done.to_dict())
         return
-    say(f"removed {done.count} pieces of evidence and collateral ({done.size_bytes / 1e6:.1f} MB)")
-
-
-def _raw(entry: Entry) -> dict[str, Any]:
-    return {"seq": entry.seq, "at_ms": entry.at_ms, "kind": entry.kind, "body": entry.body, "hash": entry.hash.hex()}
-
-
-def _document(entry: Entry) -> dict[str, Any]:
-    return {**_raw(entry), "body": json.loads(entry.body)}
+    say(f"removed {done.removed} pieces of evidence and collateral ({done.size_bytes / 1e6:.1f} MB)")
 
 
 def summary(entry: Entry) -> str:
@@ -253,40 +173,3 @@ def _show_body(value: Any, indent: str) -> None:
                 say("")
             else:
                 say(f"{indent}- {inner}")
-
-
-def _read_checkpoints(path: Path) -> list[Checkpoint]:
-    """The checkpoint in a file, or those of all grants in what a run wrote."""
-    from adyton.keystore.audit_export import checkpoints_of
-    from adyton.manifest.signed import read_capped
-
-    return checkpoints_of(read_capped(path, MAX_GRANTS_BYTES, "checkpoint"), str(path))
-
-
-def _of_store(path: Path, items: list[Checkpoint], store_id: bytes) -> list[Checkpoint]:
-    """Those that belong to this store: a run may have had grants of several owners."""
-    from adyton.errors import AuditError
-
-    chosen = [item for item in items if item.store_id == store_id]
-    if not chosen:
-        raise AuditError(
-            f"the checkpoint in {path} belongs to another store",
-            check="store of the checkpoint",
-            expected=store_id.hex(),
-            seen=", ".join(sorted({item.store_id.hex() for item in items})),
-            remedy="take what a run was granted by this key server, or name the home that it belongs to (--home)",
-        )
-    return chosen
-
-
-def _read_export(path: Path) -> Export:
-    from adyton.errors import AuditError
-    from adyton.keystore.audit_export import read_export
-
-    try:
-        with path.open("rb") as file:
-            return read_export(file)
-    except OSError as error:
-        raise AuditError(
-            f"{path} cannot be read: {error.strerror}", check="export", expected="a readable file", seen=error.strerror
-        ) from None

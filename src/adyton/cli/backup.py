@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,10 +36,9 @@ def backup(
     It is sealed with a passphrase, or (--split 2/3 --shares DIR) with a key of which each trusted person keeps a share.
     """
     from adyton.errors import UsageError
-    from adyton.keystore.backup.create import back_up
-    from adyton.keystore.home import actor
     from adyton.keystore.passphrase import ask_passphrase
-    from adyton.keystore.wrapping import read_private_file, write_private_file
+    from adyton.keystore.wrapping import read_private_file
+    from adyton.workflow.backup import backup as carry_out
 
     numbers: tuple[int, int] | None = None
     passphrase: bytes | None = None
@@ -54,20 +53,12 @@ def backup(
         passphrase = read_private_file(passphrase_file, "passphrase file").rstrip(b"\r\n")
     else:
         passphrase = ask_passphrase(confirm=True)
-    with owner_store(home) as (found, store):
-        made = back_up(found, store, output, passphrase=passphrase, split=numbers, actor=actor())
-    files = []
-    if shares is not None and made:
-        shares.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for share in made:
-            path = shares / f"share-{share.backup}-{share.number}-of-{share.total}.txt"
-            write_private_file(path, share.to_text().encode())
-            files.append(str(path))
+    made = carry_out(output, passphrase=passphrase, split=numbers, shares=None if split is None else shares, home=home)
     if as_json:
-        say_json({"backup": str(output), "size_bytes": output.stat().st_size, "shares": files})
+        say_json(made.to_dict())
         return
-    say(f"backup  {output} ({output.stat().st_size / 1e6:.1f} MB)")
-    for path_text in files:
-        say(f"share   {path_text}")
-    if files:
+    say(f"backup  {made.backup} ({made.size_bytes / 1e6:.1f} MB)")
+    for path in made.shares:
+        say(f"share   {path}")
+    if made.shares:
         say("give each share to another person; keep none of them with the backup")

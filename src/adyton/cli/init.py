@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+
+if TYPE_CHECKING:
+    from adyton.workflow.init import Initialized
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,58 +49,34 @@ def init(
     Everything lies in one folder (--home, else ADYTON_HOME, else ~/.adyton) of mode 0700. Nothing there leaves this
     machine but ca.crt, which `adyton build` puts into manifests.
     """
-    import hashlib
     import shlex
-    import ssl
 
-    from adyton.errors import UsageError
-    from adyton.keystore.certificates import DEFAULT_SERVER_NAME
-    from adyton.keystore.config import MASTER_KINDS
-    from adyton.keystore.grant_key import make_grant_key
-    from adyton.keystore.home import actor, default_home
-    from adyton.keystore.names import check_name
-    from adyton.keystore.new_home import init_home
     from adyton.keystore.passphrase import ask_passphrase
-    from adyton.keystore.server_certificate import renew_server_certificate
+    from adyton.workflow.init import init as carry_out
+    from adyton.workflow.init import renew_server as renew
 
     if renew_server:
-        with owner_store(home) as (found, store):
-            renew_server_certificate(found, tuple(server_name or ()))
-            make_grant_key(found, store, actor=actor())
-        say(f"renewed {found.path / 'server.crt'} and grant.crt; restart adyton serve to use them")
+        renewed = renew(home, server_names=server_name or ())
+        say(f"renewed {renewed / 'server.crt'} and grant.crt; restart adyton serve to use them")
         return
-    if master not in MASTER_KINDS or (master == "command") != (master_command is not None):
-        raise UsageError(
-            "say where the master key comes from",
-            check="--master",
-            expected="file, passphrase, or command with --master-command",
-            seen=f"{master}{' with' if master_command else ' without'} --master-command",
-        )
-    check_name(name, "owner's name")
-    from adyton.manifest.signature import generate_signer
-
-    names: tuple[str, ...] = (DEFAULT_SERVER_NAME, "localhost", "127.0.0.1")
-    if server_name:
-        names = tuple(dict.fromkeys((*server_name, DEFAULT_SERVER_NAME)))
-    passphrase = None
-    if master == "passphrase":
-        given = ask_passphrase(confirm=True)
-        passphrase = lambda: given  # noqa: E731 - one secret, asked once
-    made = init_home(
-        home if home is not None else default_home(),
+    made = carry_out(
+        home,
         name=name,
-        server_names=names,
+        server_names=server_name or (),
         master=master,
-        master_command=tuple(shlex.split(master_command)) if master_command else (),
+        master_command=() if master_command is None else shlex.split(master_command),
         store_url=store_url,
-        signer_pem=generate_signer(),
-        passphrase=passphrase,
+        passphrase=(lambda: ask_passphrase(confirm=True)) if master == "passphrase" else None,
     )
-    fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(made.ca_path.read_text())).hexdigest()
     if as_json:
-        say_json({"home": str(made.path), "ca": str(made.ca_path), "ca_sha256": fingerprint, "server_name": names[0]})
-        return
-    say(f"home         {made.path}")
-    say(f"CA           {made.ca_path}  (SHA-256 {fingerprint})")
-    say(f"key server   {names[0]}")
+        say_json(made.to_dict())
+    else:
+        show(made)
+
+
+def show(made: Initialized) -> None:
+    """Say what was made, and what comes next."""
+    say(f"home         {made.home}")
+    say(f"CA           {made.ca}  (SHA-256 {made.ca_sha256})")
+    say(f"key server   {made.server_name}")
     say("next: adyton key new NAME, adyton encrypt, adyton build, adyton approve, adyton serve; and adyton backup")

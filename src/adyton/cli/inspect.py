@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adyton.cli.protected import AsJSON, Home, Jobs, KeyFile, KeyName
+from adyton.cli.options import HomeOption, JobsOption, JSONOption, KeyFileOption, KeyOption
+from adyton.cli.output import progress, say, say_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -15,38 +20,34 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def inspect(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Protected files.")],
-    key: KeyName = None,
-    key_file: KeyFile = None,
-    home: Home = None,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify every node; needs the key.")] = False,
-    jobs: Jobs = None,
-    as_json: AsJSON = False,
+    jobs: JobsOption = None,
+    as_json: JSONOption = False,
 ) -> None:
     """Say version, size and state of protected files; with the key also embedded path, exact size and root.
 
     Without a key nothing that is said is authenticated.
     """
-    from adyton.cli.key_option import choose_key
-    from adyton.cli.output import progress, say, say_json
-    from adyton.errors import UsageError
-    from adyton.storage.files import verify_file
-    from adyton.storage.inspection import inspect_file
+    from adyton.workflow.inspect import inspect as carry_out
 
-    wrap_key = choose_key(key, key_file, home) if key is not None or key_file is not None else None
-    if verify and wrap_key is None:
-        raise UsageError("--verify needs the key", check="key", expected="--key or --key-file", seen="neither")
-    found: list[dict[str, Any]] = []
-    for file in files:
-        facts = inspect_file(file, wrap_key)
-        if verify and wrap_key is not None:
-            with progress(f"verifying {file.name}", facts["size_bytes"], quiet=as_json) as advance:
-                verify_file(file, wrap_key, jobs=jobs, advance=advance)
-            facts["verified"] = True
-        found.append(facts)
-        if not as_json:
-            width = max(map(len, facts))
-            say("\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in facts.items()))
-            if len(files) > 1:
-                say("")
+    def show(facts: Mapping[str, Any]) -> None:
+        width = max(map(len, facts))
+        say("\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in facts.items()))
+        if len(files) > 1:
+            say("")
+
+    result = carry_out(
+        files,
+        key=key,
+        key_file=key_file,
+        home=home,
+        verify=verify,
+        jobs=jobs,
+        progress=partial(progress, quiet=as_json),
+        done=None if as_json else show,
+    )
     if as_json:
-        say_json({"files": found})
+        say_json(result.to_dict())

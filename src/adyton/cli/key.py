@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
+
+if TYPE_CHECKING:
+    from adyton.workflow.keys import NewKey
 
 app = typer.Typer(
     add_completion=False,
@@ -35,54 +38,25 @@ def new(
     as_json: JSONOption = False,
 ) -> None:
     """Make a new key and keep it in the store; nobody gets it until a program is approved for it."""
-    from adyton.errors import UsageError
-    from adyton.keystore.home import actor
-    from adyton.keystore.tables.keys import KEY, MAX_SECRET_BYTES, SECRET
-    from adyton.keystore.wrapping import read_private_file
-    from adyton.values import Key128
+    from adyton.workflow.keys import new_key
 
-    if from_file is not None and secret is not None:
-        raise UsageError("--from and --secret exclude each other", check="source of the key")
-    if secret is not None:
-        value, kind = read_private_file(secret, "secret", limit=MAX_SECRET_BYTES), SECRET
-    elif from_file is not None:
-        value, kind = Key128(read_private_file(from_file, "key file")).reveal(), KEY
-    else:
-        value, kind = Key128.generate().reveal(), KEY
-    with owner_store(home) as (_, store), store.write() as change:
-        made = change.add_key(name, value, kind, actor=actor())
-    _show(made.name, made.kind, made.version, as_json=as_json)
+    _say(new_key(name, from_file=from_file, secret=secret, home=home), as_json=as_json)
 
 
 @app.command("list")
 def list_keys(home: HomeOption = None, as_json: JSONOption = False) -> None:
     """List keys and secrets with how many approvals each has; never their values."""
-    from adyton.keystore.approval import APPROVED
+    from adyton.workflow.keys import list_keys as carry_out
 
-    with owner_store(home) as (_, store), store.read() as view:
-        keys = view.keys()
-        standing = [item.approval.key for item in view.approvals() if item.state == APPROVED]
+    found = carry_out(home=home)
     if as_json:
-        say_json(
-            {
-                "keys": [
-                    {
-                        "name": key.name,
-                        "kind": key.kind,
-                        "version": key.version,
-                        "created_at": key.created_at.isoformat(),
-                        "approvals": standing.count(key.name),
-                    }
-                    for key in keys
-                ]
-            }
-        )
+        say_json(found.to_dict())
         return
-    if not keys:
+    if not found.keys:
         note("no keys yet: adyton key new NAME")
-    width = max((len(key.name) for key in keys), default=0)
-    for key in keys:
-        count = standing.count(key.name)
+    width = max((len(key.name) for key in found.keys), default=0)
+    for key in found.keys:
+        count = key.approvals
         whom = "nobody may have it" if not count else f"{count} approval{'s' if count > 1 else ''}"
         say(f"{key.name:<{width}}  {key.kind:<6}  version {key.version}  {key.created_at:%Y-%m-%d}  {whom}")
 
@@ -95,17 +69,10 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write a key to a new file that only you can read."""
-    from adyton.keystore.clock import now_ms
-    from adyton.keystore.home import actor
-    from adyton.keystore.wrapping import write_private_file
+    from adyton.workflow.keys import export_key
 
-    with owner_store(home) as (_, store):
-        with store.write() as change:
-            info, value = change.reveal(name, version=version)
-            body = {"key": name, "version": info.version, "actor": actor()}
-            change.record("key-exported", name, body, now_ms())
-        write_private_file(output, value)
-    say(f"wrote {output} ({len(value)} bytes, mode 0600)")
+    size = export_key(name, output, version=version, home=home)
+    say(f"wrote {output} ({size} bytes, mode 0600)")
 
 
 @app.command()
@@ -114,13 +81,9 @@ def rotate(name: Name, home: HomeOption = None, as_json: JSONOption = False) -> 
 
     Files encrypted under the old version need `adyton rekey` before programs can read them again.
     """
-    from adyton.keystore.home import actor
-    from adyton.keystore.tables.keys import KEY
-    from adyton.values import Key128
+    from adyton.workflow.keys import rotate_key
 
-    with owner_store(home) as (_, store), store.write() as change:
-        made = change.add_key(name, Key128.generate().reveal(), KEY, actor=actor(), new_version=True)
-    _show(made.name, made.kind, made.version, as_json=as_json)
+    _say(rotate_key(name, home=home), as_json=as_json)
 
 
 @app.command("rotate-store")
@@ -129,20 +92,21 @@ def rotate_store(
     home: HomeOption = None,
 ) -> None:
     """Wrap every key anew under a new data key (and, with --master, that one under a new master key)."""
-    from adyton.keystore.home import actor
-    from adyton.keystore.master_rotation import rotate_master_file
+    from adyton.workflow.keys import rotate_store as carry_out
 
-    with owner_store(home) as (found, store):
-        with store.write() as change:
-            version = change.rotate_data_key(actor=actor())
-        say(f"data key version {version}")
-        if master:
-            rotate_master_file(found, store, actor=actor())
-            say(f"new master key in {found.path / 'master.key'}; keys and policies are unchanged")
+    done = carry_out(master=master, home=home)
+    say(f"data key version {done.data_key_version}")
+    if done.master_file is not None:
+        say(f"new master key in {done.master_file}; keys and policies are unchanged")
 
 
-def _show(name: str, kind: str, version: int, *, as_json: bool) -> None:
+def _say(made: NewKey, *, as_json: bool) -> None:
     if as_json:
-        say_json({"name": name, "kind": kind, "version": version})
-        return
-    say(f"{kind} {name}, version {version}; nobody may have it until you approve a program for it")
+        say_json(made.to_dict())
+    else:
+        show(made)
+
+
+def show(made: NewKey) -> None:
+    """Say which key there is now."""
+    say(f"{made.kind} {made.name}, version {made.version}; nobody may have it until you approve a program for it")

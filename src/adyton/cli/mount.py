@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from adyton.cli.options import HomeOption, KeyFileOption, KeyOption
+from adyton.cli.output import note
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -14,9 +17,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def mount(
     source: Annotated[Path, typer.Argument(metavar="ENC_DIR", help="The folder of protected files; it may be empty.")],
     target: Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="An empty folder.")],
-    key: Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")] = None,
-    key_file: Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="A file of 16 raw bytes.")] = None,
-    home: Annotated[Path | None, typer.Option("--home", metavar="DIR", help="Your store.")] = None,
+    key: KeyOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
     sealed_as: Annotated[
         str | None,
         typer.Option("--as", metavar="PATH", help="The path the files are sealed under.  [ENC_DIR as written]"),
@@ -29,16 +32,16 @@ def mount(
     What the host changed in a file is refused: reading says "Input/output error", and the system's log (or, with -f,
     standard error) says which block of which file.
     """
-    from adyton.cli.key_option import choose_key
-    from adyton.cli.output import note
-    from adyton.runtime.mounted import mount as start
+    from adyton.workflow.mount import mount as carry_out
 
-    start(
+    carry_out(
         source,
         target,
-        choose_key(key, key_file, home),
+        key=key,
+        key_file=key_file,
+        home=home,
         sealed_as=sealed_as,
         foreground=foreground,
         read_only=read_only,
-        event=note,
+        notice=note,
     )

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from adyton.cli.options import JSONOption
 from adyton.cli.output import note, say, say_json
-from adyton.errors import TargetExists, UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _OPTIONS = ("--name", "--python", "--key", "--force", "--json", "--tee", "--home", "--sim-platform")
 
 
-def _note_misplaced(arguments: list[str]) -> None:
+def note_misplaced(arguments: list[str]) -> None:
     """Say which of the program's arguments look as if they were meant for Adyton."""
     meant = [text for text in arguments if text.partition("=")[0] in _OPTIONS]
     if meant:
@@ -34,62 +32,25 @@ def new(
     python: Annotated[Path | None, typer.Option(help="Interpreter for a script.  [the one that runs Adyton]")] = None,
     key: Annotated[str, typer.Option(help="Name of the key of inputs and outputs.")] = "default",
     force: Annotated[bool, typer.Option("--force", help="Replace an older template.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Say the result as JSON.")] = False,
+    as_json: JSONOption = False,
 ) -> None:
     """Run SCRIPT once in the current folder, watch which files it reads and writes, and write NAME.manifest.template.
 
     The run is a real one: the program's outputs are written. Options of Adyton stand before SCRIPT.
     """
-    from adyton.manifest.observe import observe
-    from adyton.manifest.propose import propose
-    from adyton.storage.target import write_whole
+    from adyton.workflow.new import new as carry_out
+    from adyton.workflow.progress import unheard
 
-    if not script.is_file():
-        raise UsageError(f"there is no file {script}", check="script", expected="a file", seen="nothing")
-    name = name or script.stem
-    template, listing = Path(f"{name}.manifest.template"), Path(f"{name}.trusted")
-    for path in (template, listing):
-        if path.exists() and not force:
-            raise TargetExists(
-                f"{path} exists already", check="target", expected="no such file", seen=str(path), remedy="give --force"
-            )
-    if script.suffix == ".py":
-        command = [str(python or sys.executable), str(script), *(arguments or [])]
-    else:
-        command = [str(script.absolute()), *(arguments or [])]
-    if not as_json:
-        note(f"running {' '.join(command[:2])} once, natively")
-    _note_misplaced(arguments or [])
-    cpus = len(os.sched_getaffinity(0))
-    seen = observe(command, Path.cwd())
-    found = propose(seen, name=name, script=str(script), cpus=cpus, key_name=key, environment=os.environ)
-    write_whole(template, found.template.encode())
-    write_whole(listing, found.trusted_list.encode())
+    words = arguments or []
+    note_misplaced(words)
+    found = carry_out(
+        script, *words, name=name, python=python, key=key, force=force, notice=unheard if as_json else note
+    )
     if as_json:
-        say_json(
-            {
-                "template": str(template),
-                "list": str(listing),
-                "trusted_files": len(found.trusted),
-                "data": [
-                    {
-                        "path": mount.path,
-                        "source": mount.source,
-                        "encrypted": mount.encrypted,
-                        "input": mount.is_input,
-                        "output": mount.is_output,
-                    }
-                    for mount in found.data
-                ],
-                "left_out": list(found.left_out),
-                "peak_bytes": seen.peak_bytes,
-                "peak_threads": seen.peak_threads,
-                "wall_s": seen.wall_s,
-            }
-        )
+        say_json(found.to_dict())
         return
-    say(f"{template}: the manifest's template, to read and to change")
-    say(f"{listing}: {len(found.trusted)} trusted files")
+    say(f"{found.template}: the manifest's template, to read and to change")
+    say(f"{found.trusted_list}: {found.trusted_files} trusted files")
     for mount in found.data:
         role = "input and output" if mount.is_input and mount.is_output else "input" if mount.is_input else "output"
         say(f"encrypted {role}: {mount.source} -> {mount.encrypted}")

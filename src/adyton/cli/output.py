@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from adyton.workflow.progress import Advance
+    from adyton.workflow.sources import Moved
 
 _STEERING: Final = (range(0x20), range(0x7F, 0xA0), range(0x200E, 0x2010), range(0x2028, 0x202F), range(0x2066, 0x206A))
 """C0 and C1 controls; marks, separators and overrides of direction."""
@@ -31,12 +33,6 @@ def printable(text: str) -> str:
     return text.translate(_SHOWN)
 
 
-class Advance(Protocol):
-    """Called with the number of bytes that were done since the last call."""
-
-    def __call__(self, done_bytes: int, /) -> None: ...
-
-
 def say(text: str) -> None:
     """One line of a result, on standard output."""
     sys.stdout.write(printable(text) + "\n")
@@ -50,6 +46,18 @@ def note(text: str) -> None:
 def say_json(document: Mapping[str, Any]) -> None:
     """The whole result as one JSON document, on standard output."""
     sys.stdout.write(json.dumps(document, indent=2, sort_keys=False, default=str) + "\n")
+
+
+def say_moved(item: Moved) -> None:
+    """One line on what came of a source; none where its result itself went to standard output."""
+    if item.target == "-":
+        return
+    line = f"{item.source} -> {item.target}  {item.size_bytes} bytes"
+    if item.files is not None:
+        line += f", {item.files} files"
+        if item.resumed:
+            line += f" ({item.resumed} were done before)"
+    say(line)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adyton.cli.options import JSONOption
 from adyton.cli.output import note, say, say_json
 
 if TYPE_CHECKING:
-    from adyton.sim.vendor import CAKind
+    from adyton.workflow.platform import Platform
 
 app = typer.Typer(
     add_completion=False,
@@ -29,7 +30,6 @@ UsualFolder = Annotated[
         show_default=False,
     ),
 ]
-AsJSON = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 
 
 @app.command()
@@ -39,62 +39,44 @@ def new(
     without_chain: Annotated[
         bool, typer.Option("--without-chain", help="Quotes only name the platform (certification data type 3).")
     ] = False,
-    as_json: AsJSON = False,
+    as_json: JSONOption = False,
 ) -> None:
     """Make a new simulated platform with fresh keys in an empty or new folder."""
-    from adyton.errors import UsageError
-    from adyton.sim.platform import SimPlatform
+    from adyton.workflow.platform import new_platform
 
-    if ca not in ("platform", "processor"):
-        raise UsageError(f"no CA named {ca!r}", check="--ca", expected="platform or processor", seen=ca)
-    kind: CAKind = "processor" if ca == "processor" else "platform"
-    platform = SimPlatform.create(directory, ca=kind, carries_chain=not without_chain)
-    _show(platform.directory, as_json=as_json)
+    _say(new_platform(directory, ca=ca, carries_chain=not without_chain), as_json=as_json)
 
 
 @app.command()
-def show(directory: UsualFolder = None, as_json: AsJSON = False) -> None:
+def show(directory: UsualFolder = None, as_json: JSONOption = False) -> None:
     """Show a platform's root fingerprint, FMSPC and present TCB levels."""
-    from adyton.sim.files import platform_directory
+    from adyton.workflow.platform import show_platform
 
-    _show(platform_directory(directory), as_json=as_json)
+    _say(show_platform(directory), as_json=as_json)
 
 
-def _show(directory: Path, *, as_json: bool) -> None:
-    from adyton.sim.machine import NOTICE
-    from adyton.sim.platform import SimPlatform
-
-    platform = SimPlatform.load(directory)
-    publication = platform.publication()
+def _say(platform: Platform, *, as_json: bool) -> None:
     if as_json:
-        say_json(
-            {
-                "simulated": True,
-                "directory": str(directory),
-                "root_fingerprint": platform.root_fingerprint.hex(),
-                "tees": [f"sim:{platform.root_fingerprint}", f"sim-tdx:{platform.root_fingerprint}"],
-                "fmspc": publication.fmspc.hex(),
-                "evaluation_number": publication.evaluation_number,
-                "levels": [
-                    {"status": level.status, "date": level.date, "advisories": list(level.advisories)}
-                    for level in publication.levels
-                ],
-                "revoked": len(publication.revoked_by_root) + len(publication.revoked_by_ca),
-            }
-        )
-        return
-    say(f"simulated platform  {directory}")
+        say_json(platform.to_dict())
+    else:
+        tell(platform)
+
+
+def tell(platform: Platform) -> None:
+    """Say what a platform is, and that it protects nothing."""
+    from adyton.workflow.platform import NOTICE
+
+    say(f"simulated platform  {platform.directory}")
     say(f"root fingerprint    {platform.root_fingerprint}")
-    say(f"names for a policy  sim:{platform.root_fingerprint}")
-    say(f"                    sim-tdx:{platform.root_fingerprint}")
-    say(f"FMSPC               {publication.fmspc.hex()}, TCB evaluation data {publication.evaluation_number}")
-    for level in publication.levels:
-        here = "this machine" if platform.has_machine and level.sgx == platform.machine.components else ""
+    say(f"names for a policy  {platform.name()}")
+    say(f"                    {platform.name(tdx=True)}")
+    say(f"FMSPC               {platform.fmspc.hex()}, TCB evaluation data {platform.evaluation_number}")
+    for level in platform.levels:
+        here = "this machine" if level.here else ""
         advisories = ", ".join(level.advisories)
         say(f"TCB level           {level.date[:10]} {level.status} {advisories} {here}".rstrip())
-    if publication.revoked_by_root or publication.revoked_by_ca:
-        count = len(publication.revoked_by_root) + len(publication.revoked_by_ca)
-        say(f"revoked             {count} certificate{'s' if count > 1 else ''}")
+    if platform.revoked:
+        say(f"revoked             {platform.revoked} certificate{'s' if platform.revoked > 1 else ''}")
     note(NOTICE)
 
 
@@ -104,49 +86,33 @@ def raise_tcb(
     status: Annotated[str, typer.Option(help="What the present level is called from now on.")] = "OutOfDate",
     part: Annotated[str, typer.Option(help="Whose levels: platform, qe, td-qe or module.")] = "platform",
     advisory: Annotated[list[str] | None, typer.Option(help="Advisory that the level gets (repeatable).")] = None,
-    as_json: AsJSON = False,
+    as_json: JSONOption = False,
 ) -> None:
     """Publish newer signed TCB info, after which this platform is no longer up to date."""
-    from adyton.errors import UsageError
-    from adyton.sim.platform import PARTS, SimPlatform
+    from adyton.workflow.platform import raise_tcb as carry_out
 
-    platform = SimPlatform.load(directory)
-    for known in PARTS:
-        if part == known:
-            platform.raise_tcb(part=known, status=status, advisories=tuple(advisory or ("SIM-SA-00001",)))
-            break
-    else:
-        raise UsageError(f"no part named {part!r}", check="--part", expected=", ".join(PARTS), seen=part)
-    _show(directory, as_json=as_json)
+    advisories = advisory or ("SIM-SA-00001",)
+    _say(carry_out(directory, status=status, part=part, advisories=advisories), as_json=as_json)
 
 
 @app.command()
-def upgrade(directory: Folder, as_json: AsJSON = False) -> None:
+def upgrade(directory: Folder, as_json: JSONOption = False) -> None:
     """Give the platform the newest firmware that its vendor published, under a new PCK certificate."""
-    from adyton.sim.platform import SimPlatform
+    from adyton.workflow.platform import upgrade as carry_out
 
-    SimPlatform.load(directory).upgrade()
-    _show(directory, as_json=as_json)
+    _say(carry_out(directory), as_json=as_json)
 
 
 @app.command()
 def revoke(
     directory: Folder,
     what: Annotated[str, typer.Argument(help="pck, ca or signer.", metavar="WHAT")],
-    as_json: AsJSON = False,
+    as_json: JSONOption = False,
 ) -> None:
     """Revoke the platform's PCK certificate, the CA that issued it, or the signer of TCB info."""
-    from adyton.errors import UsageError
-    from adyton.sim.platform import REVOCABLE, SimPlatform
+    from adyton.workflow.platform import revoke_certificate
 
-    platform = SimPlatform.load(directory)
-    for known in REVOCABLE:
-        if what == known:
-            platform.revoke(known)
-            break
-    else:
-        raise UsageError(f"nothing named {what!r} to revoke", expected=", ".join(REVOCABLE), seen=what)
-    _show(directory, as_json=as_json)
+    _say(revoke_certificate(directory, what), as_json=as_json)
 
 
 @app.command()
@@ -164,21 +130,16 @@ def quote(
 ) -> None:
     """Write a simulated quote over these values, to try `adyton verify` and policies with."""
     from adyton.errors import UsageError
-    from adyton.sim.files import write_file
-    from adyton.sim.machine import NOTICE
-    from adyton.sim.platform import SimPlatform
     from adyton.values import Measurement
+    from adyton.workflow.platform import NOTICE, write_quote
 
     try:
         data = bytes.fromhex(report_data)
     except ValueError:
         raise UsageError("report data is not hex", check="--report-data", expected="128 hex digits") from None
-    source = SimPlatform.load(directory).enclave(
-        measurement=Measurement.from_hex(measurement), debug=debug, shape="tdx" if tdx else "sgx"
-    )
-    evidence = source.quote(data)
-    write_file(output, evidence, 0o644)
-    say(f"{output}: {len(evidence)} bytes of {source.tee} evidence")
+    program = Measurement.from_hex(measurement)
+    made = write_quote(directory, output, measurement=program, report_data=data, tdx=tdx, debug=debug)
+    say(f"{made.path}: {made.size_bytes} bytes of {made.tee} evidence")
     note(NOTICE)
 
 
@@ -189,15 +150,9 @@ def export(
     tdx: Annotated[bool, typer.Option("--tdx", help="Collateral for sim-tdx instead of sim.")] = False,
 ) -> None:
     """Write the collateral that verifying this platform's quotes needs, as it stands now."""
-    import json
-    from datetime import UTC, datetime
+    from adyton.workflow.platform import export_platform
 
-    from adyton.sim.files import write_file
-    from adyton.sim.platform import SimPlatform
-
-    collateral = SimPlatform.load(directory).collateral_dict(datetime.now(UTC), tee="tdx" if tdx else "sgx")
-    write_file(output, json.dumps(collateral, indent=1).encode() + b"\n", 0o644)
-    say(str(output))
+    say(str(export_platform(directory, output, tdx=tdx)))
 
 
 @app.command()
@@ -206,10 +161,9 @@ def name(
     tdx: Annotated[bool, typer.Option("--tdx", help="The name for sim-tdx instead of sim.")] = False,
 ) -> None:
     """Say what a policy calls this platform, for `adyton approve --tee "$(adyton platform name)"`."""
-    from adyton.sim.files import platform_directory
-    from adyton.sim.platform import SimPlatform
+    from adyton.workflow.platform import show_platform
 
-    say(f"{'sim-tdx' if tdx else 'sim'}:{SimPlatform.load(platform_directory(directory)).root_fingerprint}")
+    say(show_platform(directory).name(tdx=tdx))
 
 
 @app.command()
@@ -225,28 +179,13 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the platform's collateral over HTTP as Intel's PCS API v4 does, until interrupted."""
-    import json
+    from adyton.workflow.platform_server import serve_platform
 
-    from adyton.sim import pcs_server
-    from adyton.sim.files import write_file
-    from adyton.sim.platform import SimPlatform
-
-    platform = SimPlatform.load(directory)
-    fingerprint = platform.root_fingerprint
-    platform.publication()
-    listening = pcs_server.bind(*pcs_server.parse_listen(listen))
-    with listening:
-        url = pcs_server.url_of(listening)
+    def say_where(url: str, fingerprint: str) -> None:
         say(f"listening {'pccs' if pccs else 'pcs'} {url}")
         say(f"simulated root {fingerprint}")
         sys.stdout.flush()
-        if ready_file is not None:
-            ready = {
-                "url": url,
-                "form": "pccs" if pccs else "pcs",
-                "simulated": True,
-                "root_fingerprint": f"{fingerprint}",
-            }
-            write_file(ready_file, json.dumps(ready).encode() + b"\n", 0o644)
-        application = pcs_server.application(platform, form="pccs" if pccs else "pcs", per_minute=per_minute)
-        pcs_server.serve(application, listening)
+
+    serve_platform(
+        directory, listen=listen, pccs=pccs, per_minute=per_minute, ready_file=ready_file, listening=say_where
+    )

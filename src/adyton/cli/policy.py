@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from adyton.cli.options import AllowOption, HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import AllowOption, HomeOption, JSONOption, owner_store
-
-if TYPE_CHECKING:
-    from adyton.values import Digest
 
 app = typer.Typer(
     add_completion=False,
@@ -19,8 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Who may have which key: show it, change it, and try evidence against it.",
 )
-
-MAX_EVIDENCE_BYTES = 128 * 1024
 
 
 @app.command()
@@ -34,27 +29,13 @@ def show(
     from adyton.keystore.approval import REVOKED
     from adyton.keystore.approval_gaps import gaps
     from adyton.manifest.findings import words
+    from adyton.workflow.policy import show_policy
 
-    with owner_store(home) as (_, store), store.read() as view:
-        found = view.approvals(key)
-        revisions = view.history() if history else []
+    shown = show_policy(key, history=history, home=home)
     if as_json:
-        document: dict[str, Any] = {
-            "approvals": [
-                {
-                    "id": item.id,
-                    "state": item.state,
-                    "revision": item.revision,
-                    "gaps": [{"tee": tee, **gap.to_dict()} for tee, gap in gaps(item.approval)],
-                    **item.approval.to_dict(),
-                }
-                for item in found
-            ]
-        }
-        if history:
-            document["history"] = revisions
-        say_json(document)
+        say_json(shown.to_dict())
         return
+    found = shown.approvals
     if not found:
         note("nobody may have any key: adyton approve MANIFEST --key NAME --tee TEE")
     for item in found:
@@ -81,7 +62,7 @@ def show(
             say(f"    accepts {advisory}{f' until {until:%Y-%m-%d}' if until else ''}")
         for name in approval.findings:
             say(f"    {'named' if name in approval.allowed else 'left open'}: {words(name)} ({name})")
-    for revision in revisions:
+    for revision in shown.history or ():
         when = _when(revision["at_ms"])
         what = f"{revision['approval']} revision {revision['revision']}"
         say(f"{when}  {what}: {revision['state']} by {revision['actor']}")
@@ -101,10 +82,8 @@ def set_entry(
     What the program exposes is looked at again, and must be named where it was not before.
     """
     from adyton.errors import UsageError
-    from adyton.keyserver.consent import REVIEWED, alter, mine
-    from adyton.keystore.approval import Approval
-    from adyton.keystore.home import actor
     from adyton.untrusted import parse_json
+    from adyton.workflow.policy import set_policy
 
     changes: dict[str, Any] = {}
     for written in change:
@@ -112,20 +91,7 @@ def set_entry(
         if not equals:
             raise UsageError(f"not a change: {written!r}", check="policy set", expected="NAME=JSON", seen=written[:80])
         changes[name] = parse_json(value, what=f"change {written!r}", refuse=UsageError)
-    for name in REVIEWED:
-        if name in changes:
-            raise UsageError(
-                f"{name} is what a review found, and cannot be written by hand",
-                check="policy set",
-                expected="an entry other than " + ", ".join(REVIEWED),
-                seen=name,
-                remedy="name what you accept: --allow FINDING",
-            )
-    with owner_store(home) as (found, store), store.write() as transaction:
-        before = transaction.approval(approval)
-        document = {**before.approval.to_dict(), **changes}
-        changed = Approval.from_dict({name: value for name, value in document.items() if value is not None})
-        after = alter(transaction, approval, owner=mine(found), named=allow or (), actor=actor(), approval=changed)
+    after = set_policy(approval, changes, allow=allow or (), home=home)
     say(f"{after.id} is at revision {after.revision}")
 
 
@@ -136,15 +102,9 @@ def approve_pending(
     home: HomeOption = None,
 ) -> None:
     """Approve what was proposed with `adyton approve --pending`, and show what it leaves open."""
-    from adyton.cli.approve import show_findings
-    from adyton.keyserver.consent import alter, mine, shown
-    from adyton.keystore.approval import APPROVED
-    from adyton.keystore.home import actor
+    from adyton.workflow.policy import approve_pending as carry_out
 
-    with owner_store(home) as (found, store), store.write() as transaction:
-        owner, proposed = mine(found), transaction.approval(approval).approval
-        show_findings(shown(transaction, proposed, owner), proposed.tees)
-        after = alter(transaction, approval, owner=owner, named=allow or (), actor=actor(), state=APPROVED)
+    after = carry_out(approval, allow=allow or (), home=home, notice=note)
     say(f"approved {after.id}: {after.approval.app} {after.approval.version} may have key {after.approval.key!r}")
     say("what the measurement does not cover:")
     for line in after.approval.not_covered or ("nothing is known of it",):
@@ -174,22 +134,13 @@ def try_evidence(
     Nothing is released and nothing recorded. What the evidence is bound to is not compared, since that belongs to a
     connection.
     """
-    from adyton.collateral.lookup import Lookup
-    from adyton.collateral.store import CollateralStore
-    from adyton.collateral.verifier import Verifier
-    from adyton.errors import AppraisalFailed, Denied
-    from adyton.keyserver.dry_run import dry_run
-    from adyton.manifest.signed import read_capped
+    from adyton.workflow.policy import try_evidence as carry_out
 
-    raw = read_capped(evidence, MAX_EVIDENCE_BYTES, "evidence")
-    named = None if manifest is None else manifest_digest(manifest)
-    with owner_store(home) as (found, store):
-        verifier = Verifier(Lookup(CollateralStore(collateral or found.collateral_path)))
-        results = dry_run(store, verifier.verify, raw, key=key, protocol=protocol, manifest_sha256=named)
+    tried = carry_out(evidence, key=key, protocol=protocol, manifest=manifest, collateral=collateral, home=home)
     if as_json:
-        say_json({"results": [result.to_dict() for result in results]})
+        say_json(tried.to_dict())
     else:
-        for result in results:
+        for result in tried.results:
             say(f"key {result.key!r}: {'would be released' if result.granted else 'would be refused'}")
             for judged in result.judged:
                 approval = judged.approval.approval
@@ -200,28 +151,7 @@ def try_evidence(
                     say(f"    {mark} {shown['name']}: expected {shown['expected']}, seen {shown['seen']}")
                     if not line.ok and line.remedy:
                         say(f"         {line.remedy}")
-    if not results:
-        raise Denied("there is no key that anybody may have", check="approvals", expected="an approval", seen="none")
-    if not any(result.granted for result in results):
-        first = next((line for result in results for judged in result.judged for line in judged.failed), None)
-        raise AppraisalFailed(
-            "this evidence would get no key",
-            check=first.name if first else "approval",
-            expected=first.to_dict()["expected"] if first else "an approval",
-            seen=first.to_dict()["seen"] if first else "none",
-            remedy=first.remedy if first else "adyton approve",
-        )
-
-
-def manifest_digest(path: Path) -> Digest:
-    """SHA-256 of a final manifest, as an enclave names it."""
-    import hashlib
-
-    from adyton.manifest.model import MAX_MANIFEST_BYTES
-    from adyton.manifest.signed import read_capped
-    from adyton.values import Digest
-
-    return Digest(hashlib.sha256(read_capped(path, MAX_MANIFEST_BYTES, "manifest")).digest())
+    tried.require()
 
 
 def _when(at_ms: int) -> str:

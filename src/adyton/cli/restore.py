@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption
-
-if TYPE_CHECKING:
-    from adyton.keystore.home import Home
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,46 +38,27 @@ def restore(
     as_json: JSONOption = False,
 ) -> None:
     """Make a home from BACKUP, on this machine or another; verified whole before it is put in place."""
-    from adyton.keystore.backup.restore import restore as restore_home
-    from adyton.keystore.backup.shares import read_share
-    from adyton.keystore.home import default_home
     from adyton.keystore.passphrase import ask_passphrase
     from adyton.keystore.wrapping import read_private_file
-
-    counts: dict[str, int] = {}
-
-    def verify(made: Home) -> None:
-        store = made.open_store()
-        try:
-            made.check_not_older(store)
-            with store.read() as view:
-                counts["entries"] = view.head().seq
-                keys = view.keys()
-                for key in keys:
-                    view.reveal(key.name)
-                counts["keys"], counts["approvals"] = len(keys), len(view.approvals())
-        finally:
-            store.close()
+    from adyton.workflow.backup import restore as carry_out
 
     def passphrase() -> bytes:
         if passphrase_file is not None:
             return read_private_file(passphrase_file, "passphrase file").rstrip(b"\r\n")
         return ask_passphrase(confirm=False)
 
-    made = restore_home(
+    made = carry_out(
         backup,
-        home if home is not None else default_home(),
         passphrase=passphrase,
-        shares=[read_share(path) for path in share or ()],
+        shares=share or (),
         store_url=store_url,
         master_command=shlex.split(master_command) if master_command else (),
         join=join,
-        verify=verify,
+        home=home,
     )
     if as_json:
-        say_json({"home": str(made.path), **counts})
+        say_json(made.to_dict())
         return
-    what = f"{counts['keys']} keys, {counts['approvals']} approvals, {counts['entries']} audit entries"
-    say(f"restored {made.path}: {what}")
+    say(f"restored {made.home}: {made.keys} keys, {made.approvals} approvals, {made.entries} audit entries")
     if not join:
         say("stop the key server of the lost home for good before you start this: two would each count their own runs")

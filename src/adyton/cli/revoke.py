@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
-from adyton.cli.owner_options import HomeOption, JSONOption, owner_store
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,31 +24,13 @@ def revoke(
     as_json: JSONOption = False,
 ) -> None:
     """Take approvals back. A key that a running program already has stays with it; rotate the key if that matters."""
-    from adyton.errors import UsageError
-    from adyton.keystore.approval import REVOKED
-    from adyton.keystore.home import actor
+    from adyton.workflow.revoke import revoke as carry_out
 
-    if not approval and key is None and app_name is None:
-        raise UsageError(
-            "say what to revoke", check="revoke", expected="approval ids, --key or --app", remedy="adyton policy show"
-        )
-    with owner_store(home) as (_, store), store.write() as change:
-        for wanted in approval or ():
-            change.approval(wanted)
-        chosen = [
-            item
-            for item in change.approvals()
-            if item.state != REVOKED
-            and (not approval or item.id in approval)
-            and (key is None or item.approval.key == key)
-            and (app_name is None or item.approval.app == app_name)
-            and (version is None or item.approval.version == version)
-        ]
-        done = [change.change_approval(item.id, actor=actor(), state=REVOKED) for item in chosen]
+    done = carry_out(approval or (), key=key, app=app_name, version=version, home=home)
     if as_json:
-        say_json({"revoked": [item.id for item in done]})
+        say_json(done.to_dict())
         return
-    if not done:
+    if not done.approvals:
         note("nothing to revoke: no approval that stands matches")
-    for item in done:
+    for item in done.approvals:
         say(f"revoked {item.id}: {item.approval.app} {item.approval.version} no longer gets key {item.approval.key!r}")

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from adyton.workflow.run import Request
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -53,13 +55,13 @@ def run(
     Relative paths in the manifest are relative to the current folder. Standard output and error go to the encrypted
     log, unless the manifest says insecure__stdio. Exit code: the program's own; where Adyton failed, its error's.
     """
-    context.obj(
+    request = Request(
         manifest=manifest,
         tee=tee,
-        key_servers=key_server or [],
+        key_servers=tuple(key_server or ()),
         sim_platform=sim_platform,
         provisioning=provisioning,
         grants=grants,
-        as_json=as_json,
-        arguments=arguments or [],
+        arguments=tuple(arguments or ()),
     )
+    context.obj(request, as_json)

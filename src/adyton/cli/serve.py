@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.owner_options import HomeOption, chosen_home
+from adyton.cli.options import HomeOption
+from adyton.cli.output import say
+from adyton.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,9 +47,6 @@ def serve(
 
     The first lines on standard output say where it listens. SIGTERM or Ctrl-C stop it gracefully.
     """
-    from adyton.errors import UsageError
-    from adyton.server.process import Addresses, run
-
     if listen is None and gramine_listen is None and dashboard is None:
         raise UsageError(
             "nothing to serve",
@@ -54,14 +57,23 @@ def serve(
         )
     if log_format not in ("text", "json"):
         raise UsageError("unknown log format", check="--log-format", expected="text or json", seen=log_format)
-    from adyton.manifest.measure import combine
+    from adyton.workflow.serve import serve as carry_out
 
-    run(
-        chosen_home(home),
-        Addresses(listen, gramine_listen, dashboard, metrics),
-        combine=combine,
+    carry_out(
+        listen=listen,
+        gramine_listen=gramine_listen,
+        dashboard=dashboard,
+        metrics=metrics,
         collateral=collateral,
         online=online,
         ready_file=ready_file,
-        json_logs=log_format == "json",
+        log_format="json" if log_format == "json" else "text",
+        home=home,
+        listening=_say_where,
     )
+
+
+def _say_where(addresses: Mapping[str, str]) -> None:
+    for name, address in addresses.items():
+        say(f"listening {name} {address}")
+    sys.stdout.flush()

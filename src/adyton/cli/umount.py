@@ -15,6 +15,6 @@ def umount(
     target: Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where `adyton mount` mounted.")],
 ) -> None:
     """Unmount MOUNTPOINT; returns once every file is flushed to the encrypted folder."""
-    from adyton.runtime.mounted import unmount
+    from adyton.workflow.mount import unmount
 
     unmount(target)

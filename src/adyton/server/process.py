@@ -12,6 +12,7 @@ import re
 import signal
 import ssl
 import sys
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -128,10 +129,13 @@ def run(
     collateral: Path | None = None,
     online: bool = False,
     ready_file: Path | None = None,
-    json_logs: bool = False,
+    listening: Callable[[Mapping[str, str], Callable[[], object]], object] = lambda _addresses, _stop: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what is under way and return."""
-    set_up_logging(json_logs=json_logs)
+    """Serve until SIGTERM, SIGINT or a call of `stop`; then finish what is under way and return.
+
+    `listening` is called once all protocols listen, with the address of each and `stop`, which any thread may call.
+    Signals are heeded where this is the main thread.
+    """
     _no_core_files()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     store = home.open_store()
@@ -155,7 +159,7 @@ def run(
             on_decision=None if metrics is None else metrics.observe,
         )
         try:
-            asyncio.run(_serve(home, service, addresses, ready_file, collateral_store, metrics))
+            asyncio.run(_serve(home, service, addresses, ready_file, collateral_store, metrics, listening))
         finally:
             service.close()
             _note(store, "stopped")
@@ -187,6 +191,7 @@ async def _serve(
     ready_file: Path | None,
     collateral: CollateralStore,
     metrics: Metrics | None,
+    listening: Callable[[Mapping[str, str], Callable[[], object]], object],
 ) -> None:
     limits = Limits(
         max_connections=home.limit("max_connections"),
@@ -203,8 +208,9 @@ async def _serve(
     checkpoints = Checkpoints(home, service)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
     certificate, key = home.path / "server.crt", home.path / "server.key"
     home.private("server.key")
     found: dict[str, str] = {}
@@ -226,9 +232,7 @@ async def _serve(
 
             metrics.watch(Watched(server, certificate_end(home), checkpoints, collateral))
             found["metrics"] = _shown(metrics.listen(*parse_address(addresses.metrics)))
-        for name, address in found.items():
-            sys.stdout.write(f"listening {name} {address}\n")
-        sys.stdout.flush()
+        listening(found, lambda: loop.call_soon_threadsafe(stop.set))
         if ready_file is not None:
             _write_ready(ready_file, {**found, "pid": os.getpid()})
         _note(service.store, "started", listening=found)

@@ -10,13 +10,13 @@ from typing import Any, Self
 import pytest
 import sqlalchemy as sa
 
-from adyton.cli.owner_options import owner_store
 from adyton.errors import AuditError, Denied, Error, StoreError, Unavailable
 from adyton.keystore import schema
 from adyton.keystore.approval import REVOKED
 from adyton.keystore.store import Store
 from adyton.manifest.signed import SignedManifest
 from adyton.release.client import obtain_keys
+from adyton.workflow.owner import owner_store
 from tests.support.owner_world import Running, World
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -316,4 +316,4 @@ def test_only_reviewed_approvals_come_to_stand() -> None:
                 states = [item.value for item in node.keywords if item.arg == "state"]
                 revokes = [ast.unparse(state) for state in states] == ["REVOKED"]
                 found.append((str(path.relative_to(source)), revokes))
-    assert set(found) == {("keyserver/consent.py", False), ("cli/revoke.py", True)}
+    assert set(found) == {("keyserver/consent.py", False), ("workflow/revoke.py", True)}

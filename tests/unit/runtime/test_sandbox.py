@@ -159,5 +159,5 @@ def test_several_key_servers_and_arguments_are_kept_in_order() -> None:
     """Options may stand anywhere before --."""
     found = parse(["m", "--key-server", "a=h:1", "x", "--key-server", "b=h:2", "--", "-y"])
     assert found is not None
-    assert found.key_servers == ["a=h:1", "b=h:2"]
-    assert found.arguments == ["x", "-y"]
+    assert found.request.key_servers == ("a=h:1", "b=h:2")
+    assert found.request.arguments == ("x", "-y")

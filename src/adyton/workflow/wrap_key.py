@@ -1,28 +1,18 @@
-"""Which wrap key a verb uses: a file of 16 raw bytes, or a name in the owner's store."""
+"""Which wrap key is used: a file of 16 raw bytes, a name in the owner's store, or the key itself."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adyton.errors import UsageError
 from adyton.pfile.backing import storage_failed
-
-if TYPE_CHECKING:
-    from adyton.values import Key128
-
-
-def default_home() -> Path:
-    """The owner's home: ADYTON_HOME, or ~/.adyton."""
-    return Path(os.environ.get("ADYTON_HOME") or Path.home() / ".adyton")
+from adyton.values import KEY_BYTES, Key128
 
 
 def read_key_file(path: Path) -> Key128:
     """The key in a file of 16 raw bytes that only its owner may read, or in a pipe; at most 17 bytes are read."""
-    from adyton.values import KEY_BYTES, Key128
-
     try:
         with path.open("rb", buffering=0) as file:
             facts = os.fstat(file.fileno())
@@ -42,18 +32,23 @@ def read_key_file(path: Path) -> Key128:
     return Key128(raw)
 
 
-def choose_key(name: str | None, file: Path | None, home: Path | None, *, option: str = "--key") -> Key128:
-    """The key that `--key NAME` or `--key-file FILE` names; exactly one of them must be given."""
-    if (name is None) == (file is None):
+def choose_key(key: str | Key128 | None, file: Path | None, home: Path | None, *, option: str = "--key") -> Key128:
+    """The key itself, by its name in the owner's store, or in a file: exactly one of `key` and `file` must be given.
+
+    Raises UsageError, UnknownKey, StoreError, StorageFailed.
+    """
+    if isinstance(key, Key128) and file is None:
+        return key
+    if (key is None) == (file is None):
         raise UsageError(
             f"say which key: {option} NAME or {option}-file FILE, one of them",
             check="key",
             expected=f"exactly one of {option} and {option}-file",
-            seen="neither" if name is None else "both",
+            seen="neither" if key is None else "both",
             remedy="`adyton key list` shows the keys of your store",
         )
     if file is not None:
         return read_key_file(file)
-    from adyton.keystore.home import load_key
+    from adyton.keystore.home import default_home, load_key
 
-    return load_key(home or default_home(), name or "")
+    return load_key(home or default_home(), str(key))

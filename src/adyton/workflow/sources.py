@@ -1,29 +1,23 @@
-"""What the verbs over protected files share: which source goes where, under which embedded path, and what is said."""
+"""Which source goes where: the steps of encrypting, decrypting and sealing again, and what came of each."""
 
 from __future__ import annotations
 
 import glob
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.errors import StorageFailed, UsageError
+from adyton.storage.target import check_no_link
+from adyton.storage.trees import list_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-KeyName = Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")]
-KeyFile = Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="A file of 16 raw bytes.")]
-Home = Annotated[
-    Path | None, typer.Option("--home", metavar="DIR", envvar="ADYTON_HOME", help="Your store.  [~/.adyton]")
-]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Workers.  [as many as processors]")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]
-AsJSON = Annotated[bool, typer.Option("--json", help="Say the result as JSON.")]
+    from adyton.storage.trees import TreeDone
 
-STREAM = "-"
+STREAM: Final = "-"
+"""The name of standard input as a source, and of standard output as a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +80,6 @@ def plan(sources: Iterable[str], target: str) -> list[Step]:
     steps = [
         Step(source, f"{target.rstrip('/') or '/'}/{name}", name) for source, name in zip(found, names, strict=True)
     ]
-    from adyton.storage.target import check_no_link
-
     for step in steps:
         if step.is_tree:
             check_no_link(Path(step.target))
@@ -96,8 +88,6 @@ def plan(sources: Iterable[str], target: str) -> list[Step]:
 
 def plain_bytes(step: Step, *, follow_links: bool = False) -> int | None:
     """How many bytes a step has before it, for the progress bar."""
-    from adyton.storage.trees import list_tree
-
     if step.source == STREAM:
         return None
     if step.is_tree:
@@ -113,19 +103,58 @@ def label(step: Step) -> str:
     return "standard input" if step.source == STREAM else Path(step.source).name
 
 
-def summary(step: Step, size: int, files: int | None = None, resumed: int | None = None) -> dict[str, Any]:
-    """One step's result as data."""
-    facts: dict[str, Any] = {"source": step.source, "target": step.target, "size_bytes": size}
-    if files is not None:
-        facts |= {"files": files, "resumed": resumed}
-    return facts
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What came of one source: its plaintext size, and for a folder how many files, and how many were done before."""
+
+    source: str
+    target: str
+    size_bytes: int
+    files: int | None = None
+    resumed: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs; a single file has no `files` and no `resumed`."""
+        facts: dict[str, Any] = {"source": self.source, "target": self.target, "size_bytes": self.size_bytes}
+        return facts if self.files is None else facts | {"files": self.files, "resumed": self.resumed}
 
 
-def told(facts: dict[str, Any]) -> str:
-    """The same for a person."""
-    line = f"{facts['source']} -> {facts['target']}  {facts['size_bytes']} bytes"
-    if "files" in facts:
-        line += f", {facts['files']} files"
-        if facts["resumed"]:
-            line += f" ({facts['resumed']} were done before)"
-    return line
+@dataclass(frozen=True, slots=True)
+class Pipes:
+    """Where `-` leads: the descriptor that is read for it, and what is called with the bytes that go out."""
+
+    source: int
+    write: Callable[[memoryview], object]
+
+
+def no_pipes(steps: Sequence[Step], pipes: Pipes | None) -> None:
+    """Raise UsageError where a step names `-` and the caller has given nothing that it stands for."""
+    if pipes is None and any(STREAM in (step.source, step.target) for step in steps):
+        raise UsageError(
+            "`-` is standard input or output of the command line",
+            check="sources",
+            expected="the name of a file or a folder",
+            seen=STREAM,
+            remedy="write ./- for a file of that name, or give `pipes`",
+        )
+
+
+def check_only_output(target: str, *, as_json: bool) -> None:
+    """Raise UsageError where standard output would take a file and a JSON document."""
+    if as_json and target == STREAM:
+        raise UsageError("standard output takes one file, and nothing else", check="-o -", expected="one file")
+
+
+def names(sources: str | Path | Iterable[str | Path]) -> list[str]:
+    """The sources of a call as their names: one, or several."""
+    return [str(sources)] if isinstance(sources, str | Path) else [str(source) for source in sources]
+
+
+def moved(step: Step, size: int) -> Moved:
+    """The result of a step over one file."""
+    return Moved(step.source, step.target, size)
+
+
+def moved_tree(step: Step, tree: TreeDone) -> Moved:
+    """The result of a step over a folder."""
+    return Moved(step.source, step.target, tree.size, tree.files, tree.resumed)

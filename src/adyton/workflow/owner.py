@@ -1,33 +1,17 @@
-"""What the owner's verbs share: which home, and its store opened for the length of a verb."""
+"""The owner's home that a function works in, and its store, opened for the length of a call."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from adyton.keystore.home import Home, default_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from adyton.keystore.store import Store
-
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="The owner's home.  [ADYTON_HOME, or ~/.adyton]", show_default=False)
-]
-AllowOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow",
-        help="Accept a finding that exposes the data, by its name; each has to be named.",
-        metavar="FINDING",
-        show_default=False,
-    ),
-]
-JSONOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 
 
 def chosen_home(home: Path | None) -> Home:

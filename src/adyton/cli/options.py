@@ -1,0 +1,26 @@
+"""Options that several verbs have, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The owner's home.  [ADYTON_HOME, or ~/.adyton]", show_default=False)
+]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        help="Accept a finding that exposes the data, by its name; each has to be named.",
+        metavar="FINDING",
+        show_default=False,
+    ),
+]
+JSONOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
+KeyOption = Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")]
+KeyFileOption = Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="A file of 16 raw bytes.")]
+JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Workers.  [as many as processors]")]
+ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]

@@ -1,0 +1,244 @@
+"""Collateral from files: what they hold, and which of it is for this evidence.
+
+A file may be Intel's or AMD's collateral, a bundle, one document of a store, certificates, or a revocation list, in
+JSON, PEM or DER. Nothing here is believed: whoever judges the evidence verifies what was chosen.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from adyton.attest.amd import parse_chip_certificate
+from adyton.attest.certificates import decode_crl, parse_certificate, parse_crl, split_pem
+from adyton.attest.collateral import AMDCollateral, Collateral
+from adyton.attest.sgx import SGXQuote
+from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
+from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
+from adyton.collateral.bundle import parse_bundle
+from adyton.collateral.documents import Document, Kind, VerifiedDocument, verify_document
+from adyton.collateral.needs import assemble, unverified_origin
+from adyton.errors import EvidenceError, FetchFailed, MalformedQuote, StorageFailed, UsageError
+from adyton.untrusted import parse_json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from adyton.attest.certificates import Certificate
+    from adyton.attest.evidence import Evidence
+
+MAX_FILES: Final = 4096
+MAX_FILE_BYTES: Final = 64 << 20
+
+
+def read_capped(path: Path, limit: int, what: str) -> bytes:
+    """All of a file of at most `limit` bytes; raises StorageFailed or UsageError."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot read the {what} {path}: {error.strerror}", check=f"read of the {what}", seen=error.strerror
+        ) from None
+    if len(raw) > limit:
+        raise UsageError(
+            f"the {what} {path} is too large",
+            check=f"size of the {what}",
+            expected=f"at most {limit} bytes",
+            seen="more",
+        )
+    return raw
+
+
+@dataclass
+class _Found:
+    """What the collateral files hold."""
+
+    intel: list[Collateral] = field(default_factory=list)
+    amd: list[AMDCollateral] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
+    certificates: list[bytes] = field(default_factory=list)
+    crls: list[bytes] = field(default_factory=list)
+
+
+def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
+    """Each file, and whether it was named itself: what stands in a folder beside collateral is passed over."""
+    for path in paths:
+        if path.is_dir():
+            found = islice(sorted(item for item in path.rglob("*") if item.is_file()), MAX_FILES)
+            yield from ((item, False) for item in found)
+        else:
+            yield path, True
+
+
+def _collect(paths: Iterable[Path]) -> _Found:
+    """Read every file and sort it by its content."""
+    found = _Found()
+    for path, named in _files(paths):
+        raw = read_capped(path, MAX_FILE_BYTES, "collateral")
+        try:
+            _take(raw, path, found)
+        except EvidenceError:
+            if named:
+                raise
+    return found
+
+
+def _take(raw: bytes, path: Path, found: _Found) -> None:
+    head = raw[:64].lstrip()
+    if head.startswith(b"{"):
+        _take_json(raw, path, found)
+    elif head.startswith(b"-----BEGIN X509 CRL"):
+        found.crls.append(decode_crl(raw))
+    elif head.startswith(b"-----BEGIN"):
+        found.certificates += split_pem(raw, f"certificates in {path.name}")
+    elif _is_crl(raw):
+        found.crls.append(raw)
+    elif raw[:1] == b"\x30":
+        found.certificates.append(raw)
+    else:
+        raise MalformedQuote(
+            f"{path} is no collateral",
+            check="parse of the collateral",
+            expected="JSON, PEM or DER",
+            seen=raw[:8].hex(),
+        )
+
+
+def _take_json(raw: bytes, path: Path, found: _Found) -> None:
+    """Collateral, Intel's or AMD's; a bundle; or a single document of the store."""
+    document = parse_json_object(raw, what=f"collateral {path}", refuse=MalformedQuote, limit_bytes=MAX_FILE_BYTES)
+    if "amd_leaf" in document:
+        found.amd.append(AMDCollateral.from_dict(document))
+        return
+    if "tcb_info" in document:
+        found.intel.append(Collateral.from_dict(document))
+        return
+    documents = (Document.from_dict(document),) if "kind" in document else parse_bundle(raw)
+    for item in documents:
+        if item.kind in ("amd-vcek", "amd-vlek"):
+            found.certificates += [item.body, *split_pem(item.chain, "AMD chain")]
+        elif item.kind == "amd-crl":
+            found.crls.append(item.body)
+        else:
+            found.documents.append(item)
+
+
+def _is_crl(raw: bytes) -> bool:
+    try:
+        parse_crl(raw, "CRL")
+    except MalformedQuote:
+        return False
+    return True
+
+
+def missing(what: str) -> FetchFailed:
+    """The error where there is no collateral; `what` says what was looked through."""
+    return FetchFailed(
+        f"no collateral to judge this evidence with: {what}",
+        check="collateral at hand",
+        expected="collateral for this evidence, valid at the time of verification",
+        seen="none",
+        remedy="fetch it: adyton collateral fetch --for EVIDENCE, or give it: --collateral FILE",
+    )
+
+
+def _with_chain(collateral: Collateral, found: _Found) -> Collateral:
+    """The collateral, with a PCK certificate chain that was given apart from it."""
+    if collateral.pck_certificate_chain is not None or len(found.certificates) != 3:
+        return collateral
+    chain = "".join(parse_certificate(raw, "PCK certificate chain").pem for raw in found.certificates)
+    return replace(collateral, pck_certificate_chain=chain)
+
+
+def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Collateral:
+    """Of several, the one whose TCB info is for this platform, valid now, and the newest of those."""
+    if isinstance(evidence, SNPReport):
+        raise missing("this is for quotes only")
+    origin = unverified_origin(evidence)
+    kind = "SGX" if isinstance(evidence, SGXQuote) else "TDX"
+    fitting = [
+        (info, collateral)
+        for info, collateral in ((parse_tcb_info(item.tcb_info), item) for item in candidates)
+        if info.id == kind and origin.fmspc in (None, info.fmspc)
+    ]
+    if not fitting:
+        raise missing(f"none of the {len(candidates)} given is for {kind} on FMSPC {(origin.fmspc or b'').hex()}")
+
+    def rank(item: tuple[TCBInfo, Collateral]) -> tuple[bool, int, datetime]:
+        info = item[0]
+        return info.issue_date <= now <= info.next_update, info.evaluation_number, info.issue_date
+
+    return max(fitting, key=rank)[1]
+
+
+def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> list[Collateral]:
+    """The collateral that single documents come to for this quote, if they are all there."""
+    if isinstance(evidence, SNPReport) or not held:
+        return []
+    origin = unverified_origin(evidence)
+    known: dict[tuple[Kind, str], VerifiedDocument] = {}
+
+    def rank(verified: VerifiedDocument) -> tuple[bool, datetime]:
+        return verified.issued_at <= now <= verified.expires_at, verified.issued_at
+
+    for document in held:
+        with suppress(EvidenceError):  # what is needed and missing in the end is said by `assemble`
+            verified = verify_document(document)
+            key = (document.kind, verified.subject)
+            if verified.root == origin.root and (key not in known or rank(verified) > rank(known[key])):
+                known[key] = verified
+    try:
+        return [assemble(known, origin)]
+    except FetchFailed:
+        return []
+
+
+def _choose_amd(evidence: Evidence, found: _Found) -> AMDCollateral:
+    """AMD's certificates: from a document, or put together from certificates (leaf, ASK or ASVK, ARK) and a CRL."""
+    if found.amd:
+        return found.amd[-1]
+    if not isinstance(evidence, SNPReport):
+        raise missing("this is for SEV-SNP reports only")
+    vlek = evidence.signing_key == KEY_VLEK
+    leaf_name = "SEV-VLEK" if vlek else "SEV-VCEK"
+    parsed = [parse_certificate(raw, "AMD certificate") for raw in found.certificates]
+    leaves = [item for item in parsed if item.common_name == leaf_name]
+    leaf = next((item for item in leaves if _is_of(item, evidence)), leaves[0] if leaves else None)
+    ask = next((item for item in parsed if leaf is not None and item.subject == leaf.issuer), None)
+    ark = next((item for item in parsed if ask is not None and item.subject == ask.issuer), None)
+    if leaf is None or ask is None or ark is None:
+        raise missing(f"it takes the {leaf_name[4:]}, the ASK and the ARK")
+    crl = next((raw for raw in found.crls if parse_crl(raw, "AMD CRL").issuer == ark.subject), None)
+    return AMDCollateral(leaf=leaf.der, ask=ask.der, ark=ark.der, crl=crl)
+
+
+def _is_of(leaf: Certificate, report: SNPReport) -> bool:
+    """Whether a VCEK or VLEK is for the chip and TCB that the report states."""
+    try:
+        chip = parse_chip_certificate(leaf)
+    except MalformedQuote:
+        return False
+    reported = TCBVersion.parse(report.field("reported_tcb"), turin=chip.tcb.fmc is not None)
+    same_chip = chip.hardware_id is None or chip.hardware_id.ljust(64, b"\0") == report.chip_id
+    return same_chip and chip.tcb == reported
+
+
+def choose(evidence: Evidence, paths: Iterable[Path], now: datetime) -> Collateral | AMDCollateral:
+    """The collateral for this evidence among these files and what lies below these folders.
+
+    Raises FetchFailed where there is none, and MalformedQuote where a file that is named holds none.
+    """
+    found = _collect(paths)
+    if isinstance(evidence, SNPReport):
+        return _choose_amd(evidence, found)
+    candidates = found.intel + _from_documents(found.documents, evidence, now)
+    if not candidates:
+        raise missing("the files hold none for a quote")
+    if len(candidates) == 1:
+        return _with_chain(candidates[0], found)
+    return _with_chain(_best(evidence, candidates, now), found)

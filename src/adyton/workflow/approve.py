@@ -1,0 +1,278 @@
+"""A program is allowed, on a platform, to have a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adyton.attest.guest import TDXGuest, confidential_kind
+from adyton.errors import BadSignature, UsageError
+from adyton.keyserver.consent import mine, propose, shown
+from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
+from adyton.keystore.approval_gaps import EXPECTED, GUEST_LINE, REMEDY
+from adyton.keystore.home import actor
+from adyton.manifest.findings import check_tee, finding, findings, not_covered
+from adyton.manifest.host import find_gramine
+from adyton.manifest.model import MAX_MANIFEST_BYTES
+from adyton.manifest.signed import read_capped, read_signed
+from adyton.runtime import identity
+from adyton.runtime.gramine_backend import is_rendered_from, measure_for, read_prepared, stem_of
+from adyton.sim.machine import simulated_guest
+from adyton.untrusted import parse_toml
+from adyton.values import Measurement
+from adyton.workflow.owner import owner_store
+from adyton.workflow.progress import unheard
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from datetime import datetime
+
+    from adyton.attest.guest import Guest
+    from adyton.keystore.approval import StoredApproval
+    from adyton.manifest.findings import Finding
+    from adyton.manifest.signed import SignedManifest
+    from adyton.workflow.progress import Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Approved:
+    """The approvals, one for each key, with what they leave open and what the measurement does not cover."""
+
+    approvals: tuple[StoredApproval, ...]
+    measurement: Measurement
+    findings: tuple[Finding, ...]
+    not_covered: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton approve --json` says it."""
+        tees = self.approvals[0].approval.tees
+        return {
+            "approvals": [{"id": item.id, "state": item.state, **item.approval.to_dict()} for item in self.approvals],
+            "measurement": str(self.measurement),
+            "findings": [
+                {"name": item.name, "exposes": item.exposes_on(tees), "key": item.key, "what": item.what}
+                for item in self.findings
+            ],
+            "not_covered": list(self.not_covered),
+        }
+
+
+def approve(
+    manifest: str | Path,
+    *,
+    keys: Sequence[str],
+    tees: Sequence[str],
+    app: str | None = None,
+    version: str | None = None,
+    tcb_statuses: Sequence[str] = ("UpToDate",),
+    advisories: Sequence[str] = (),
+    protocols: Sequence[str] = ("adyton",),
+    guests: Sequence[str] = (),
+    rtmr0: str | None = None,
+    rtmr1: str | None = None,
+    rtmr2: str | None = None,
+    by_signer: bool = False,
+    allow_debug: bool = False,
+    allow: Sequence[str] = (),
+    expires: str | None = None,
+    max_runs: int | None = None,
+    max_active: int | None = None,
+    lease_s: int | None = None,
+    require: Path | None = None,
+    pending: bool = False,
+    remark: str = "",
+    home: Path | None = None,
+    notice: Notice = unheard,
+) -> Approved:
+    """Approve a manifest's program for keys on platforms, as `adyton approve` does.
+
+    `allow` names each finding that exposes the data and is accepted; `notice` is told of every finding before anything
+    is stored. `advisories` are ID, or ID=DATE until which. `guests` and the registers pin a TDX guest, in hex. Raises
+    UsageError where a finding is not named, and ManifestError and its kinds, UnknownKey, StoreError.
+    """
+    manifest = Path(manifest)
+    for what, given in (("--key", keys), ("--tee", tees)):
+        if isinstance(given, str) or not given:
+            raise UsageError(
+                f"{what} takes one name or several", check=what, expected="a sequence", seen=repr(given)[:80]
+            )
+    runtime = identity.runtime_identity()
+    signed = read_signed(manifest, runtime.digest)
+    under_gramine = "sgx" in tees
+    further: tuple[Finding, ...] = ()
+    measurement = signed.measurement
+    if under_gramine:
+        measurement, further = _mrenclave(manifest, signed, tees, protocols)
+    for name in tees:
+        check_tee(signed.manifest, name)
+    images = _guest_images(tees, guests, {"rtmr0": rtmr0, "rtmr1": rtmr1, "rtmr2": rtmr2})
+    uncovered = tuple(not_covered(signed.manifest))
+    until_when: dict[str, datetime | None] = {}
+    for written in advisories:
+        name, equals, until = written.partition("=")
+        until_when[name] = parse_time(until, f"end of {name}") if equals else None
+    required = (
+        parse_toml(read_capped(require, 256 * 1024, "requirements"), what=f"requirements {require}", refuse=UsageError)
+        if require
+        else {}
+    )
+    program = app or manifest.name.removesuffix(".manifest")
+    named = [*allow, *(("debug",) if allow_debug else ()), *(("any-version",) if by_signer else ())]
+    with owner_store(home) as (found, store), store.write() as change:
+        owner = mine(found)
+        label = version or _next_version(
+            [(item.approval.app, item.approval.version) for item in change.approvals()], program
+        )
+        wanted = [
+            Approval(
+                key=name,
+                app=program,
+                version=label,
+                tees=tuple(dict.fromkeys(tees)),
+                measurement=None if by_signer else measurement,
+                guest_images=images,
+                mrsigner=signed.mrsigner if by_signer else None,
+                isv_prod_id=signed.manifest.sgx.isv_prod_id if by_signer else None,
+                min_isv_svn=signed.manifest.sgx.isv_svn if by_signer else None,
+                tcb_statuses=tuple(tcb_statuses),
+                advisories=until_when,
+                allow_debug=allow_debug,
+                raw_report_data=signed.manifest.adyton.raw_report_data,
+                protocols=tuple(dict.fromkeys(protocols)),
+                expires_at=None if expires is None else parse_time(expires, "--expires"),
+                max_runs=max_runs,
+                max_active=max_active,
+                lease_s=DEFAULT_LEASE_S if lease_s is None else lease_s,
+                manifest_sha256=None if by_signer or under_gramine else signed.manifest_sha256,
+                evidence=required,
+                not_covered=uncovered,
+                note=remark,
+            )
+            for name in dict.fromkeys(keys)
+        ]
+        left_open = {
+            item.name: item for approval in wanted for item in shown(change, approval, owner, signed.manifest, further)
+        }
+        show_findings(left_open.values(), wanted[0].tees, notice)
+        made = [
+            propose(
+                change,
+                approval,
+                owner=owner,
+                named=named,
+                actor=actor(),
+                state=PENDING if pending else APPROVED,
+                manifest=signed.manifest,
+                further=further,
+            )
+            for approval in wanted
+        ]
+        if not under_gramine:
+            parts = {part: digest.hex() for part, digest in runtime.parts.items()}
+            change.remember(measurement, signed.manifest_bytes, parts)
+    return Approved(tuple(made), measurement, tuple(left_open.values()), uncovered)
+
+
+def show_findings(found: Iterable[Finding], tees: Collection[str], notice: Notice) -> None:
+    """Tell what is left open: what must be named first, each with its name."""
+    for item in sorted(found, key=lambda item: not item.exposes_on(tees)):
+        kind = "exposes" if item.exposes_on(tees) else "note"
+        notice(f"{kind}: {item.name}: {item.what} ({item.key})")
+
+
+def _guest_images(tees: Sequence[str], mrtds: Sequence[str], registers: dict[str, str | None]) -> tuple[Guest, ...]:
+    """The guest that a confidential machine must have booted; a simulated one boots the simulated guest."""
+    kinds = {confidential_kind(tee) for tee in tees} - {None}
+    given = ["--guest"] * len(mrtds) + [f"--{name}" for name, value in registers.items() if value is not None]
+    if not kinds and given:
+        raise UsageError(
+            f"{given[0]} is for confidential machines",
+            check="--tee",
+            expected="tdx",
+            seen=", ".join(tees)[:160],
+            remedy=f"leave {', '.join(given)} out",
+        )
+    if "snp" in kinds:
+        raise UsageError(
+            "a launch digest alone says nothing of the kernel, the initrd and the command line",
+            check=GUEST_LINE,
+            expected=EXPECTED["snp"],
+            seen=f"{', '.join(given)}: a launch digest of the firmware, as far as Adyton can tell" if given else "none",
+            remedy=REMEDY["snp"],
+        )
+    if not kinds:
+        return ()
+    if not given and "tdx" not in tees:
+        return (simulated_guest(),)
+    values = {name: value for name, value in registers.items() if value is not None}
+    if len(mrtds) != 1 or len(values) != len(registers):
+        firmware_only = " (MRTD: the firmware only; a host boots another kernel under it)"
+        raise UsageError(
+            "this leaves a part of the guest open",
+            check=GUEST_LINE,
+            expected=EXPECTED["tdx"],
+            seen=(", ".join(given) + (firmware_only if set(given) == {"--guest"} else "")) or "none",
+            remedy=REMEDY["tdx"],
+        )
+    image = {name: Measurement.from_hex(value) for name, value in {"mrtd": mrtds[0], **values}.items()}
+    return (TDXGuest(**image),)
+
+
+def _mrenclave(
+    manifest: Path, signed: SignedManifest, tees: Sequence[str], protocols: Sequence[str]
+) -> tuple[Measurement, tuple[Finding, ...]]:
+    """What SGX measures of the manifest that was prepared for Gramine, and what is found of that one beside the other.
+
+    Whether it comes from the manifest that the owner is shown can be told only where Gramine is installed.
+    """
+    if set(tees) != {"sgx"}:
+        raise UsageError(
+            "under SGX the program has another measurement than elsewhere: approve it in a command of its own",
+            check="--tee",
+            expected="sgx alone",
+            seen=", ".join(tees),
+        )
+    if set(protocols) != {"ra-tls"}:
+        raise UsageError(
+            "under SGX the program asks with Gramine's own library, whose protocol has no freshness",
+            check="--protocol",
+            expected="ra-tls, allowed by name",
+            seen=", ".join(protocols),
+            remedy="add --protocol ra-tls",
+        )
+    prepared_path = stem_of(manifest).with_name(f"{stem_of(manifest).name}.manifest.sgx")
+    if not prepared_path.exists():
+        raise UsageError(
+            "nothing was prepared for Gramine",
+            check="manifest for Gramine",
+            expected=str(prepared_path),
+            seen="no such file",
+            remedy="adyton build --gramine, where Gramine is installed",
+        )
+    prepared = read_prepared(manifest)
+    measured, installation = prepared.measurement, find_gramine()
+    if installation is not None:
+        raw = read_capped(prepared_path, MAX_MANIFEST_BYTES, "Gramine manifest")
+        measured = measure_for(installation, raw, prepared.manifest)
+    for check, expected, seen in (
+        ("signer of the manifest for Gramine", signed.mrsigner, prepared.mrsigner),
+        ("MRENCLAVE in the signature", measured, prepared.measurement),
+    ):
+        if expected != seen:
+            raise BadSignature(
+                f"{prepared_path.name} is not what was built",
+                check=check,
+                expected=expected,
+                seen=seen,
+                remedy="build again with adyton build --gramine",
+            )
+    found = [item for item in findings(prepared.manifest) if not item.key.startswith("adyton.")]
+    if installation is None or not is_rendered_from(signed.manifest_bytes, prepared, installation):
+        found.append(finding("unchecked-rendition"))
+    return prepared.measurement, tuple(found)
+
+
+def _next_version(known: list[tuple[str, str]], program: str) -> str:
+    taken = {version for app_name, version in known if app_name == program}
+    return next(f"v{number}" for number in range(1, len(taken) + 2) if f"v{number}" not in taken)

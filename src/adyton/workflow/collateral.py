@@ -1,0 +1,289 @@
+"""What evidence is verified against: fetched, shown, exported, imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton.attest.amd import parse_chip_certificate
+from adyton.attest.certificates import parse_certificate, split_pem
+from adyton.attest.evidence import parse_evidence
+from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_QUOTE_BYTES
+from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT
+from adyton.attest.snp import SNPReport
+from adyton.collateral.bundle import parse_bundle, read_bundle_files
+from adyton.collateral.documents import verify_document
+from adyton.collateral.downloads import Downloads
+from adyton.collateral.sources import Source
+from adyton.collateral.store import EXPIRY_NOTICE, CollateralStore, Held, Outcome
+from adyton.errors import Error, EvidenceError, StorageFailed, Unavailable, UsageError
+from adyton.keystore.home import default_home
+from adyton.sim.files import write_file
+from adyton.values import Digest
+from adyton.workflow.progress import unheard
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from adyton.attest.evidence import Evidence
+    from adyton.workflow.progress import Notice
+
+MAX_KINDS: Final = 16
+"""Of so many kinds of platform, at most, is everything fetched that a service knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of each document that was fetched or imported."""
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def errors(self) -> tuple[Error, ...]:
+        """Why documents were refused or not fetched."""
+        return tuple(outcome.error for outcome in self.outcomes if outcome.error is not None)
+
+    @property
+    def roots(self) -> frozenset[Digest]:
+        """The roots that the verified documents lead to."""
+        return frozenset(outcome.verified.root for outcome in self.outcomes if outcome.verified is not None)
+
+    @property
+    def strange_roots(self) -> tuple[Digest, ...]:
+        """Those roots that are neither Intel's nor AMD's."""
+        return tuple(sorted(self.roots - {INTEL_SGX_ROOT} - set(AMD_ARKS.values()), key=str))
+
+    def require(self) -> None:
+        """Raise the first error, where there is one."""
+        for error in self.errors:
+            raise error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton collateral fetch --json` and `import --json` say it where nothing failed."""
+        return {
+            "documents": [_row(outcome) for outcome in self.outcomes],
+            "roots": sorted(root.hex() for root in self.roots),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HeldDocument:
+    """A document of the store, or of a bundle, as it stands now."""
+
+    held: Held
+    state: str
+    due_at: datetime | None
+    expires_soon: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The documents of a store or of bundles."""
+
+    directory: Path
+    documents: tuple[HeldDocument, ...]
+    notice_days: int = EXPIRY_NOTICE.days
+    """So long before its end a document is said to expire soon."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton collateral show --json` says it."""
+        rows = [
+            _row(item.held)
+            | {"state": item.state}
+            | ({} if item.due_at is None else {"due_at": item.due_at.isoformat()})
+            for item in self.documents
+        ]
+        return {"directory": str(self.directory), "documents": rows}
+
+
+def fetch_collateral(
+    *,
+    pcs: Sequence[str] = (),
+    evidence: Sequence[Path] = (),
+    vleks: Sequence[Path] = (),
+    fmspcs: Sequence[str] = (),
+    tee: str = "both",
+    root: str | None = None,
+    early: bool = False,
+    kds: Sequence[str] = (),
+    pcs_ca: Path | None = None,
+    api_key_file: Path | None = None,
+    home: Path | None = None,
+    notice: Notice = unheard,
+) -> Taken:
+    """Fetch collateral, verify it, and keep it, as `adyton collateral fetch` does.
+
+    Raises UsageError, StorageFailed, and FetchFailed where a service cannot say what it knows.
+    """
+    if tee not in ("sgx", "tdx", "both"):
+        raise UsageError(f"no collateral for {tee!r}", check="--tee", expected="sgx, tdx or both", seen=tee)
+    tees = ("sgx", "tdx") if tee == "both" else (tee,)
+    now, wanted_root = datetime.now(UTC), _root(root)
+    downloads = Downloads(_store(home, early=early))
+    if api_key_file is not None:
+        key = _api_key(api_key_file)
+        downloads.client_of = lambda source, channel: source.client(channel, key)
+    ca_file = None if pcs_ca is None else str(pcs_ca.resolve())
+    named = tuple(Source(url, ca_file) for url in pcs)
+    sources = named or downloads.sources.known()
+    outcomes: list[Outcome] = []
+    amd_sources = tuple(Source(url, ca_file) for url in kds) or downloads.kds
+    for path in evidence:
+        given = _read_evidence(path)
+        asked = amd_sources if isinstance(given, SNPReport) else sources
+        outcomes += downloads.fetch_for(given, now, sources=asked)
+    outcomes += [_keep_vlek(path, downloads, amd_sources[0], now) for path in vleks]
+    kinds = [_fmspc(text) for text in fmspcs]
+    if not outcomes and not kinds and named:
+        kinds = _known_fmspcs(downloads, named)
+    if kinds:
+        outcomes += downloads.fetch(fmspcs=kinds, tees=tees, sources=sources, root=wanted_root, now=now)
+    if not evidence and not vleks and not fmspcs and not named:
+        outcomes += downloads.refresh(now)
+        if not any(True for _ in downloads.store.held()):
+            outcomes += downloads.fetch(tees=tees, sources=sources, root=wanted_root, now=now)
+            notice("TCB info is per kind of platform: name evidence (--for) or an FMSPC (--fmspc) to fetch it")
+    if named and any(outcome.verified is not None for outcome in outcomes):
+        downloads.sources.remember(named)
+    return Taken(tuple(outcomes))
+
+
+def show_collateral(*, bundles: Sequence[Path] = (), home: Path | None = None) -> Shown:
+    """Every document of the store, or of bundles, with until when it is valid, as `adyton collateral show` does."""
+    store, now = _store(home), datetime.now(UTC)
+    found = _held_in_bundles(bundles) if bundles else store.held()
+    return Shown(store.directory, tuple(_state(held, store, now) for held in found))
+
+
+def export_collateral(output: Path, *, root: str | None = None, home: Path | None = None) -> int:
+    """Write every document into one bundle; returns how many. Raises UsageError where there is none."""
+    bundle = _store(home).export_bundle(_root(root))
+    count = len(parse_bundle(bundle))
+    if not count:
+        raise UsageError("there is no collateral to export", remedy="fetch some: adyton collateral fetch")
+    write_file(output, bundle, 0o644)
+    return count
+
+
+def import_collateral(bundles: Sequence[Path], *, root: str | None = None, home: Path | None = None) -> Taken:
+    """Take over bundles, each document judged by itself, as `adyton collateral import` does.
+
+    What was refused is in the result: see `Taken.require`.
+    """
+    store, now = _store(home), datetime.now(UTC)
+    outcomes: list[Outcome] = []
+    for raw in read_bundle_files(bundles):
+        outcomes += store.import_bundle(raw, now, root=_root(root))
+    return Taken(tuple(outcomes))
+
+
+def _store(home: Path | None, *, early: bool = False) -> CollateralStore:
+    return CollateralStore((home or default_home()) / "collateral", channel="early" if early else "standard")
+
+
+def _root(text: str | None) -> Digest | None:
+    return None if text is None else Digest.from_hex(text.removeprefix("sim-tdx:").removeprefix("sim:"))
+
+
+def _read_evidence(path: Path) -> Evidence:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_QUOTE_BYTES + 1)
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    return parse_evidence(raw)
+
+
+def _keep_vlek(path: Path, downloads: Downloads, source: Source, now: datetime) -> Outcome:
+    """Keep a VLEK, which AMD gives to its host alone. The chain above it comes from AMD's service."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CHAIN_BYTES + 1)
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    leaf = split_pem(raw, "VLEK")[0] if raw.startswith(b"-----BEGIN") else raw
+    product = parse_chip_certificate(parse_certificate(leaf, "VLEK")).product.partition("-")[0]
+    try:
+        verified = downloads.put_vlek(leaf, product, now, source=source)
+    except (EvidenceError, Unavailable) as error:
+        return Outcome("amd-vlek", None, error)
+    return Outcome(verified.name, verified)
+
+
+def _api_key(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            key = file.read(257).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    if not 1 <= len(key) <= 256 or not key.isalnum():
+        raise UsageError(f"{path} holds no subscription key", check="--api-key-file", expected="letters and digits")
+    return key
+
+
+def _fmspc(text: str) -> bytes:
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if len(raw) != 6:
+        raise UsageError(f"{text!r} is no FMSPC", check="--fmspc", expected="12 hex digits", seen=text[:60])
+    return raw
+
+
+def _known_fmspcs(downloads: Downloads, sources: tuple[Any, ...]) -> list[bytes]:
+    """Every kind of platform that these services know, if they are few."""
+    found: list[bytes] = []
+    for source in sources:
+        found += downloads.client_of(source, downloads.store.channel).fmspcs()
+    if len(found) > MAX_KINDS:
+        raise UsageError(
+            f"the service knows {len(found)} kinds of platform: say which",
+            check="what to fetch",
+            expected="--for EVIDENCE or --fmspc HEX",
+            seen=f"{len(found)} kinds",
+        )
+    return list(dict.fromkeys(found))
+
+
+def _row(outcome: Outcome | Held) -> dict[str, Any]:
+    verified = outcome.verified
+    if verified is None:
+        return {"name": outcome.name, "ok": False, **(outcome.error.details() if outcome.error else {})}
+    return {
+        "name": verified.name,
+        "ok": True,
+        "root": verified.root.hex(),
+        "number": verified.number,
+        "issued_at": verified.issued_at.isoformat(),
+        "expires_at": verified.expires_at.isoformat(),
+        "fetched_at": verified.document.fetched_at.isoformat(),
+        "url": verified.document.url,
+    }
+
+
+def _held_in_bundles(paths: Sequence[Path]) -> list[Held]:
+    found: list[Held] = []
+    for raw in read_bundle_files(paths):
+        for document in parse_bundle(raw):
+            try:
+                verified = verify_document(document)
+                found.append(Held(verified.root, verified.name, verified))
+            except Error as error:
+                found.append(Held(Digest(bytes(32)), document.kind, None, error))
+    return sorted(found, key=lambda held: (held.root.raw, held.name))
+
+
+def _state(held: Held, store: CollateralStore, now: datetime) -> HeldDocument:
+    if held.verified is None:
+        return HeldDocument(held, "refused", None, expires_soon=False)
+    verified, due = held.verified, store.due_at(held.verified)
+    if now > verified.expires_at:
+        state = "EXPIRED"
+    elif now < verified.issued_at:
+        state = "NOT YET VALID"
+    else:
+        state = "due" if now >= due else "valid"
+    return HeldDocument(held, state, due, expires_soon=state == "valid" and verified.expires_at - now < EXPIRY_NOTICE)

@@ -1,0 +1,123 @@
+"""Protected files back into plain ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adyton.errors import UsageError, WrongPath
+from adyton.pfile.backing import OSFile, storage_failed
+from adyton.pfile.file import ProtectedFile
+from adyton.storage.files import decrypt_file, decrypt_stream
+from adyton.storage.target import whole_or_absent
+from adyton.storage.trees import decrypt_tree
+from adyton.workflow.progress import unwatched
+from adyton.workflow.sources import STREAM, label, moved, moved_tree, names, no_pipes, plain_bytes, plan
+from adyton.workflow.wrap_key import choose_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from io import FileIO
+
+    from adyton.values import Key128
+    from adyton.workflow.progress import Advance, Progress
+    from adyton.workflow.sources import Moved, Pipes, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Decrypted:
+    """What was decrypted, one entry for each source."""
+
+    sources: tuple[Moved, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton decrypt --json` says it."""
+        return {"decrypted": [item.to_dict() for item in self.sources]}
+
+
+def decrypt(
+    sources: str | Path | Iterable[str | Path],
+    target: str | Path,
+    *,
+    key: str | Key128 | None = None,
+    key_file: Path | None = None,
+    home: Path | None = None,
+    check_path: str | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    pipes: Pipes | None = None,
+    progress: Progress = unwatched,
+    done: Callable[[Moved], object] | None = None,
+) -> Decrypted:
+    """Decrypt files and folders to `target`, as `adyton decrypt` does; nothing stands there unless it was verified.
+
+    A file that was sealed under another name than it has now is refused; `check_path` says which path it is to have
+    instead. `done` is called after each source. Raises IntegrityError, WrongPath, NotProtectedFile, TargetExists,
+    StorageFailed, UsageError, and what the key store raises.
+    """
+    wrap_key = choose_key(key, key_file, home)
+    steps = plan(names(sources), str(target))
+    no_pipes(steps, pipes)
+    if str(target) == STREAM and steps[0].is_tree:
+        raise UsageError("standard output takes one file, and nothing else", check="-o -", expected="one file")
+    found = []
+    for step in steps:
+        path = None if check_path is None else step.embedded(check_path)
+        with progress(f"decrypting {label(step)}", plain_bytes(step)) as advance:
+            one = _decrypt(step, wrap_key, pipes, path=path, jobs=jobs, force=force, advance=advance)
+        found.append(one)
+        if done is not None:
+            done(one)
+    return Decrypted(tuple(found))
+
+
+def _decrypt(
+    step: Step,
+    key: Key128,
+    pipes: Pipes | None,
+    *,
+    path: str | None,
+    jobs: int | None,
+    force: bool,
+    advance: Advance,
+) -> Moved:
+    source, to = Path(step.source), Path(step.target)
+    if path is None and not step.is_tree and step.source != STREAM:
+        path = _sealed_path(source, key)
+    if step.is_tree:
+        return moved_tree(step, decrypt_tree(source, to, key, path=path, jobs=jobs, force=force, advance=advance))
+    if pipes is not None and step.target == STREAM:
+        given = pipes.source if step.source == STREAM else source
+        return moved(step, decrypt_stream(given, pipes.write, key, path=path, advance=advance).size)
+    if pipes is not None and step.source == STREAM:
+        with whole_or_absent(to, force=force) as part, open(part, "wb", closefd=False, buffering=0) as file:
+            opened = decrypt_stream(pipes.source, _write_all(file), key, path=path, advance=advance)
+            return moved(step, opened.size)
+    return moved(step, decrypt_file(source, to, key, path=path, jobs=jobs, force=force, advance=advance).size)
+
+
+def _sealed_path(source: Path, key: Key128) -> str:
+    """The path sealed into a file; raises WrongPath where its last part is not the name that the file has now."""
+    with ProtectedFile.open(OSFile(source), key) as file:
+        sealed = file.path
+    if sealed.rpartition("/")[2] != source.resolve().name and sealed.rpartition("/")[2] != source.name:
+        raise WrongPath(
+            f"{source} was sealed under another name: somebody may have put another file in its place",
+            check="name in the embedded path",
+            expected=source.name,
+            seen=sealed,
+            remedy=f"if you renamed it yourself, say so: --check-path {sealed}",
+        )
+    return sealed
+
+
+def _write_all(file: FileIO) -> Callable[[memoryview], None]:
+    def write(data: memoryview) -> None:
+        while data:
+            try:
+                data = data[file.write(data) :]
+            except OSError as error:
+                raise storage_failed(error, "the target", "writing") from error
+
+    return write

@@ -1,0 +1,101 @@
+"""A manifest template for a program, proposed from one native run of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adyton.errors import TargetExists, UsageError
+from adyton.manifest.observe import observe
+from adyton.manifest.propose import propose
+from adyton.storage.target import write_whole
+from adyton.workflow.progress import unheard
+
+if TYPE_CHECKING:
+    from adyton.manifest.propose import DataMount
+    from adyton.workflow.progress import Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """The template and the list of trusted files that were written, and what the run showed."""
+
+    template: Path
+    trusted_list: Path
+    trusted_files: int
+    data: tuple[DataMount, ...]
+    left_out: tuple[str, ...]
+    peak_bytes: int
+    peak_threads: int
+    wall_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton new --json` says it."""
+        return {
+            "template": str(self.template),
+            "list": str(self.trusted_list),
+            "trusted_files": self.trusted_files,
+            "data": [
+                {
+                    "path": mount.path,
+                    "source": mount.source,
+                    "encrypted": mount.encrypted,
+                    "input": mount.is_input,
+                    "output": mount.is_output,
+                }
+                for mount in self.data
+            ],
+            "left_out": list(self.left_out),
+            "peak_bytes": self.peak_bytes,
+            "peak_threads": self.peak_threads,
+            "wall_s": self.wall_s,
+        }
+
+
+def new(
+    script: str | Path,
+    *arguments: str,
+    name: str | None = None,
+    python: str | Path | None = None,
+    key: str = "default",
+    force: bool = False,
+    notice: Notice = unheard,
+) -> Proposed:
+    """Run a script once in the current folder and write NAME.manifest.template, as `adyton new` does.
+
+    The run is a real one: the program's outputs are written. `key` names the key of its inputs and outputs. Raises
+    UsageError, TargetExists, and RunError where the program fails.
+    """
+    script = Path(script)
+    if not script.is_file():
+        raise UsageError(f"there is no file {script}", check="script", expected="a file", seen="nothing")
+    name = name or script.stem
+    template, listing = Path(f"{name}.manifest.template"), Path(f"{name}.trusted")
+    for path in (template, listing):
+        if path.exists() and not force:
+            raise TargetExists(
+                f"{path} exists already", check="target", expected="no such file", seen=str(path), remedy="give --force"
+            )
+    if script.suffix == ".py":
+        command = [str(python or sys.executable), str(script), *arguments]
+    else:
+        command = [str(script.absolute()), *arguments]
+    notice(f"running {' '.join(command[:2])} once, natively")
+    cpus = len(os.sched_getaffinity(0))
+    seen = observe(command, Path.cwd())
+    found = propose(seen, name=name, script=str(script), cpus=cpus, key_name=key, environment=os.environ)
+    write_whole(template, found.template.encode())
+    write_whole(listing, found.trusted_list.encode())
+    return Proposed(
+        template,
+        listing,
+        len(found.trusted),
+        found.data,
+        found.left_out,
+        seen.peak_bytes,
+        seen.peak_threads,
+        seen.wall_s,
+    )

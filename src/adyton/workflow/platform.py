@@ -1,0 +1,156 @@
+"""Simulated TEE platforms: made, shown, changed, and what they vouch for written out. They protect nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from adyton.errors import UsageError
+from adyton.sim.files import platform_directory, write_file
+from adyton.sim.machine import NOTICE as NOTICE
+from adyton.sim.platform import PARTS, REVOCABLE, SimPlatform
+from adyton.values import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from adyton.sim.vendor import CAKind
+    from adyton.values import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A TCB level that a platform's vendor published, and whether the machine is at it."""
+
+    status: str
+    date: str
+    advisories: tuple[str, ...]
+    here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """A simulated platform as it stands."""
+
+    directory: Path
+    root_fingerprint: Digest
+    fmspc: bytes
+    evaluation_number: int
+    levels: tuple[Level, ...]
+    revoked: int
+
+    def name(self, *, tdx: bool = False) -> str:
+        """What a policy calls it."""
+        return f"{'sim-tdx' if tdx else 'sim'}:{self.root_fingerprint}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton platform show --json` says it."""
+        return {
+            "simulated": True,
+            "directory": str(self.directory),
+            "root_fingerprint": self.root_fingerprint.hex(),
+            "tees": [self.name(), self.name(tdx=True)],
+            "fmspc": self.fmspc.hex(),
+            "evaluation_number": self.evaluation_number,
+            "levels": [
+                {"status": level.status, "date": level.date, "advisories": list(level.advisories)}
+                for level in self.levels
+            ],
+            "revoked": self.revoked,
+        }
+
+
+def show_platform(directory: Path | None = None) -> Platform:
+    """A platform's root, FMSPC and TCB levels, of this folder or the usual one."""
+    directory = platform_directory(directory)
+    platform = SimPlatform.load(directory)
+    publication = platform.publication()
+    return Platform(
+        directory,
+        platform.root_fingerprint,
+        publication.fmspc,
+        publication.evaluation_number,
+        tuple(
+            Level(
+                level.status,
+                level.date,
+                tuple(level.advisories),
+                platform.has_machine and level.sgx == platform.machine.components,
+            )
+            for level in publication.levels
+        ),
+        len(publication.revoked_by_root) + len(publication.revoked_by_ca),
+    )
+
+
+def new_platform(directory: Path, *, ca: str = "platform", carries_chain: bool = True) -> Platform:
+    """Make a new platform with fresh keys in an empty or new folder; raises UsageError."""
+    if ca not in ("platform", "processor"):
+        raise UsageError(f"no CA named {ca!r}", check="--ca", expected="platform or processor", seen=ca)
+    kind: CAKind = "processor" if ca == "processor" else "platform"
+    return show_platform(SimPlatform.create(directory, ca=kind, carries_chain=carries_chain).directory)
+
+
+def raise_tcb(directory: Path, *, status: str, part: str, advisories: Sequence[str]) -> Platform:
+    """Publish newer signed TCB info, after which the platform is no longer up to date; raises UsageError."""
+    platform = SimPlatform.load(directory)
+    for known in PARTS:
+        if part == known:
+            platform.raise_tcb(part=known, status=status, advisories=tuple(advisories))
+            return show_platform(directory)
+    raise UsageError(f"no part named {part!r}", check="--part", expected=", ".join(PARTS), seen=part)
+
+
+def upgrade(directory: Path) -> Platform:
+    """Give the platform the newest firmware that its vendor published, under a new PCK certificate."""
+    SimPlatform.load(directory).upgrade()
+    return show_platform(directory)
+
+
+def revoke_certificate(directory: Path, what: str) -> Platform:
+    """Revoke the platform's PCK certificate, the CA that issued it, or the signer of TCB info; raises UsageError."""
+    platform = SimPlatform.load(directory)
+    for known in REVOCABLE:
+        if what == known:
+            platform.revoke(known)
+            return show_platform(directory)
+    raise UsageError(f"nothing named {what!r} to revoke", expected=", ".join(REVOCABLE), seen=what)
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenQuote:
+    """The file that a simulated quote was written to, its size, and the TEE that it is of."""
+
+    path: Path
+    size_bytes: int
+    tee: str
+
+
+def write_quote(
+    directory: Path,
+    output: Path,
+    *,
+    report_data: bytes,
+    measurement: Measurement | None = None,
+    tdx: bool = False,
+    debug: bool = False,
+) -> WrittenQuote:
+    """Write a simulated quote over these values, to try `verify` and policies with.
+
+    `report_data` is 64 bytes; without a `measurement` it is all zeros.
+    """
+    program = Measurement(bytes(32)) if measurement is None else measurement
+    source = SimPlatform.load(directory).enclave(measurement=program, debug=debug, shape="tdx" if tdx else "sgx")
+    evidence = source.quote(report_data)
+    write_file(output, evidence, 0o644)
+    return WrittenQuote(output, len(evidence), source.tee)
+
+
+def export_platform(directory: Path, output: Path, *, tdx: bool = False) -> Path:
+    """Write the collateral that verifying this platform's quotes needs, as it stands now."""
+    collateral = SimPlatform.load(directory).collateral_dict(datetime.now(UTC), tee="tdx" if tdx else "sgx")
+    write_file(output, json.dumps(collateral, indent=1).encode() + b"\n", 0o644)
+    return output

@@ -1,0 +1,82 @@
+"""Protected files under another key, another embedded path, or in another version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adyton.storage.files import rekey_file
+from adyton.storage.trees import rekey_tree
+from adyton.workflow.progress import unwatched
+from adyton.workflow.sources import label, moved, moved_tree, names, no_pipes, plain_bytes, plan
+from adyton.workflow.wrap_key import choose_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from adyton.values import Key128
+    from adyton.workflow.progress import Progress
+    from adyton.workflow.sources import Moved
+
+
+@dataclass(frozen=True, slots=True)
+class Rekeyed:
+    """What was sealed again, one entry for each source."""
+
+    sources: tuple[Moved, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton rekey --json` says it."""
+        return {"rekeyed": [item.to_dict() for item in self.sources]}
+
+
+def rekey(
+    sources: str | Path | Iterable[str | Path],
+    target: str | Path | None = None,
+    *,
+    key: str | Key128 | None = None,
+    key_file: Path | None = None,
+    new_key: str | Key128 | None = None,
+    new_key_file: Path | None = None,
+    home: Path | None = None,
+    embedded: str | None = None,
+    version: int | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    progress: Progress = unwatched,
+    done: Callable[[Moved], object] | None = None,
+) -> Rekeyed:
+    """Seal protected files again, every block under a new key; in place, or to `target`, as `adyton rekey` does.
+
+    Raises IntegrityError, NotProtectedFile, TargetExists, StorageFailed, UsageError, and what the key store raises.
+    """
+    old = choose_key(key, key_file, home)
+    new = old
+    if new_key is not None or new_key_file is not None:
+        new = choose_key(new_key, new_key_file, home, option="--new-key")
+    given = names(sources)
+    steps = (
+        [step for source in given for step in plan([source], source)] if target is None else plan(given, str(target))
+    )
+    no_pipes(steps, None)
+    found = []
+    for step in steps:
+        source, to = Path(step.source), Path(step.target)
+        path = None if embedded is None else step.embedded(embedded)
+        replace = force or (target is None and not step.is_tree)
+        with progress(f"sealing {label(step)} again", plain_bytes(step)) as advance:
+            if step.is_tree:
+                tree = rekey_tree(
+                    source, to, old, new, new_path=path, version=version, jobs=jobs, force=replace, advance=advance
+                )
+                one = moved_tree(step, tree)
+            else:
+                file = rekey_file(
+                    source, to, old, new, new_path=path, version=version, jobs=jobs, force=replace, advance=advance
+                )
+                one = moved(step, file.size)
+        found.append(one)
+        if done is not None:
+            done(one)
+    return Rekeyed(tuple(found))

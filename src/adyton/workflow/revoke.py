@@ -1,0 +1,60 @@
+"""Approvals are taken back: the next request is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adyton.errors import UsageError
+from adyton.keystore.approval import REVOKED
+from adyton.keystore.home import actor
+from adyton.workflow.owner import owner_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from adyton.keystore.approval import StoredApproval
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedApprovals:
+    """The approvals that were taken back; none where none that stood matches."""
+
+    approvals: tuple[StoredApproval, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton revoke --json` says it."""
+        return {"revoked": [item.id for item in self.approvals]}
+
+
+def revoke(
+    approvals: Sequence[str] = (),
+    *,
+    key: str | None = None,
+    app: str | None = None,
+    version: str | None = None,
+    home: Path | None = None,
+) -> RevokedApprovals:
+    """Take approvals back: those with these ids, of this key, of this program, as `adyton revoke` does.
+
+    A key that a running program already has stays with it. Raises UsageError where nothing is named.
+    """
+    if not approvals and key is None and app is None:
+        raise UsageError(
+            "say what to revoke", check="revoke", expected="approval ids, --key or --app", remedy="adyton policy show"
+        )
+    with owner_store(home) as (_, store), store.write() as change:
+        for wanted in approvals:
+            change.approval(wanted)
+        chosen = [
+            item
+            for item in change.approvals()
+            if item.state != REVOKED
+            and (not approvals or item.id in approvals)
+            and (key is None or item.approval.key == key)
+            and (app is None or item.approval.app == app)
+            and (version is None or item.approval.version == version)
+        ]
+        done = [change.change_approval(item.id, actor=actor(), state=REVOKED) for item in chosen]
+    return RevokedApprovals(tuple(done))

@@ -1,0 +1,405 @@
+"""A program is run in a TEE, with its keys released by attestation.
+
+Whoever holds keys must run nothing but what is measured: Adyton, its libraries, Python. `run_here` is for the command
+line, whose process is just that. `run` is for programs that have other code loaded, a notebook for example: it starts a
+fresh interpreter, which calls `run_here`, and which alone forks the keeper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton import errors
+from adyton.errors import Error, RunError, ScriptFailed, StorageFailed, TargetExists, UsageError
+from adyton.workflow.progress import unheard
+
+if TYPE_CHECKING:
+    from adyton.manifest.model import TrustedFile
+    from adyton.manifest.signed import SignedManifest
+    from adyton.release.client import GrantInfo
+    from adyton.runtime.keeper import Delivered
+    from adyton.tee.source import QuoteSource
+    from adyton.workflow.progress import Notice
+
+PROVISIONING: Final = ("adyton", "ra-tls")
+UNDER_GRAMINE: Final = ("sgx", "gramine-direct")
+_SIMULATED: Final = ("sim", "sim-tdx")
+_MAX_WORDS_BYTES: Final = 1 << 20
+_MAX_REPORT_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be run, where, and who is asked for its keys."""
+
+    manifest: Path
+    tee: str | None = None
+    key_servers: tuple[str, ...] = ()
+    """HOST:PORT, or OWNER=HOST:PORT for each of several owners."""
+    sim_platform: Path | None = None
+    provisioning: str = "adyton"
+    grants: Path | None = None
+    arguments: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """For the process that carries it out."""
+        return json.dumps(
+            {
+                "manifest": str(self.manifest),
+                "tee": self.tee,
+                "key_servers": self.key_servers,
+                "sim_platform": None if self.sim_platform is None else str(self.sim_platform),
+                "provisioning": self.provisioning,
+                "grants": None if self.grants is None else str(self.grants),
+                "arguments": self.arguments,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """The request as `to_json` wrote it."""
+        found = json.loads(text)
+        return cls(
+            manifest=Path(found["manifest"]),
+            tee=found["tee"],
+            key_servers=tuple(found["key_servers"]),
+            sim_platform=None if found["sim_platform"] is None else Path(found["sim_platform"]),
+            provisioning=found["provisioning"],
+            grants=None if found["grants"] is None else Path(found["grants"]),
+            arguments=tuple(found["arguments"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """How a program ended: its exit status (128 + n where signal n ended it), and what happened on the way."""
+
+    tee: str
+    measurement: str
+    exit_code: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each phase."""
+    events: tuple[str, ...] = ()
+    """What went wrong without ending the run."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further members of the report, as `grants`: what each key server granted."""
+    log: str | None = None
+    """The file that holds what the program printed, encrypted; None where it has no log."""
+    log_key: str | None = None
+    """The name of its key."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the TEE was a simulated one, which protects nothing."""
+        return self.tee in _SIMULATED
+
+    @property
+    def log_command(self) -> str | None:
+        """The command by which the owner reads the log."""
+        return None if self.log is None else f"adyton decrypt {self.log} -o - --key {self.log_key}"
+
+    def require(self) -> None:
+        """Raise ScriptFailed where the exit status is not 0."""
+        if not self.exit_code:
+            return
+        status = self.exit_code
+        how = f"was ended by signal {status - 128}" if status > 128 else f"ended with exit code {status}"
+        if self.log is None:
+            raise ScriptFailed(f"the program {how}", status=status)
+        where = f"what it printed is in {self.log}, encrypted"
+        remedy = f"its owner reads it with: {self.log_command}"
+        raise ScriptFailed(f"the program {how}; {where}", status=status, remedy=remedy)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton run --json` says it."""
+        return {
+            "tee": self.tee,
+            "simulated": self.simulated,
+            "measurement": self.measurement,
+            "exit_code": self.exit_code,
+            "seconds": dict(self.seconds),
+            "events": list(self.events),
+            **self.facts,
+        }
+
+
+def run(
+    manifest: str | Path,
+    *arguments: str,
+    tee: str,
+    key_servers: str | Sequence[str] | Mapping[str, str] = (),
+    sim_platform: Path | None = None,
+    provisioning: str = "adyton",
+    grants: Path | None = None,
+    notice: Notice = unheard,
+) -> Ran:
+    """Run a manifest's program in a TEE to its end, as `adyton run` does, in a fresh process of its own.
+
+    `arguments` are the program's, where its manifest takes them from here. `key_servers` is HOST:PORT, or a mapping
+    from each owner to hers. What the program prints goes to its encrypted log, or to this process's standard output and
+    error where its manifest says so. The program's own failure is in the result: see `Ran.require`. Where the program
+    did not start, or its outputs could not be kept, the error of that is raised.
+    """
+    if isinstance(key_servers, str):
+        servers: tuple[str, ...] = (key_servers,)
+    elif isinstance(key_servers, Mapping):
+        servers = tuple(f"{owner}={address}" for owner, address in key_servers.items())
+    else:
+        servers = tuple(key_servers)
+    request = Request(
+        manifest=Path(manifest),
+        tee=tee,
+        key_servers=servers,
+        sim_platform=sim_platform,
+        provisioning=provisioning,
+        grants=grants,
+        arguments=arguments,
+    )
+    report, report_in = os.pipe2(os.O_CLOEXEC)
+    try:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "adyton.workflow.run_process"),
+                *(str(report_in), str(os.getpid()), request.to_json()),
+            ],
+            pass_fds=[report_in],
+            process_group=0,  # an interrupt from the keyboard reaches it once, through this process
+        )
+    finally:
+        os.close(report_in)
+    interrupted = False
+    with os.fdopen(report, "rb") as lines:
+        while True:
+            try:
+                last = _listen(lines, notice)
+                process.wait()
+                break
+            except KeyboardInterrupt:
+                interrupted = True
+                process.send_signal(signal.SIGINT)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+    if interrupted:
+        raise KeyboardInterrupt
+    return _outcome(last, process.returncode)
+
+
+def _listen(lines: Any, notice: Notice) -> dict[str, Any]:
+    """Pass notices on, and return what the process says last; nothing where it ends without a word."""
+    while line := lines.readline(_MAX_REPORT_BYTES):
+        message: dict[str, Any] = json.loads(line)
+        if "notice" not in message:
+            return message
+        notice(message["notice"])
+    return {}
+
+
+def _outcome(message: dict[str, Any], status: int) -> Ran:
+    if "ran" in message:
+        found = message["ran"]
+        return Ran(**{**found, "events": tuple(found["events"])})
+    if "failure" in message:
+        raise _error_from(message["failure"])
+    raise RunError(
+        "the process of the run ended without a word",
+        check="exit status of the process",
+        expected=0,
+        seen=status,
+        remedy="it was interrupted or killed, or memory ran out (dmesg); nothing of the run is left",
+    )
+
+
+def _error_from(failure: dict[str, Any]) -> Error:
+    kind = getattr(errors, failure["error"])
+    if kind is ScriptFailed:
+        return ScriptFailed(failure["message"], status=failure["status"], remedy=failure.get("remedy"))
+    facts = {name: failure.get(name) for name in ("check", "expected", "seen", "remedy")}
+    made: Error = kind(failure["message"], **facts)
+    return made
+
+
+def run_here(request: Request, notice: Notice = unheard) -> Ran:
+    """Carry out a request in this process, which must be a fresh one of Adyton's alone; as `run` otherwise."""
+    from adyton.manifest.findings import check_tee
+    from adyton.manifest.signed import read_signed
+    from adyton.runtime import identity, sandbox
+    from adyton.runtime.evidence import program_evidence
+    from adyton.runtime.launch import launch
+    from adyton.runtime.plan import plan
+    from adyton.vfs.stage import read_verified
+
+    if request.provisioning not in PROVISIONING:
+        raise UsageError(
+            "unknown way to ask for keys",
+            check="--provisioning",
+            expected="adyton or ra-tls",
+            seen=request.provisioning,
+        )
+    if request.tee is None:
+        raise UsageError(
+            "no TEE was named",
+            check="--tee",
+            expected="sgx, tdx, snp, sim or sim-tdx; gramine-direct to rehearse",
+            seen="nothing",
+            remedy="name one; `adyton doctor` says what this machine has. --tee sim runs anywhere and protects nothing",
+        )
+    if request.tee != "sgx":
+        sandbox.locate()  # it is measured: without it the manifest would seem to be another runtime's
+    runtime = identity.runtime_identity()
+    signed = read_signed(request.manifest, runtime.digest)
+
+    def read_trusted(entry: TrustedFile) -> bytes:
+        if entry.sha256 is None:
+            raise UsageError(f"{entry.uri} has no hash")
+        return read_verified(entry.host_path, entry.sha256, most_bytes=_MAX_WORDS_BYTES)
+
+    if request.tee in UNDER_GRAMINE:
+        return _run_under_gramine(request, request.tee, signed, notice)
+    check_tee(signed.manifest, request.tee)
+    source = _open_source(request, request.tee, signed)
+    if source.notice is not None:
+        notice(source.notice)
+    made = plan(signed.manifest, read_trusted=read_trusted, host_args=request.arguments, host_env=os.environ)
+    for text in made.notes:
+        notice(text)
+
+    def obtain() -> Delivered:
+        from adyton.release.client import obtain_keys
+        from adyton.runtime.keeper import Delivered
+
+        if not made.key_names and not made.secrets:
+            return Delivered({})
+        released = obtain_keys(
+            signed,
+            source,
+            _servers(request.key_servers),
+            protocol=request.provisioning,
+            runtime_parts=lambda: {name: digest.hex() for name, digest in runtime.parts.items()},
+        )
+        return Delivered(released.keys, released.secrets, {"grants": [_told(grant) for grant in released.grants]})
+
+    with _grants_file(request.grants) as keep:
+        ended = launch(
+            made,
+            obtain,
+            simulated=request.tee in _SIMULATED,
+            evidence=program_evidence(source, signed.manifest, signed.measurement),
+            note=notice,
+        )
+        keep(ended.facts.get("grants", ()))
+    return Ran(
+        tee=request.tee,
+        measurement=signed.measurement.hex(),
+        exit_code=ended.exit_code,
+        seconds=dict(ended.seconds),
+        events=tuple(ended.events),
+        facts=dict(ended.facts),
+        log=None if made.log is None else made.log.source,
+        log_key=None if made.log is None else made.log.key_name,
+    )
+
+
+def _told(grant: GrantInfo) -> dict[str, Any]:
+    """A grant as the report has it; the checkpoint is for its owner, who knows the key that signed it."""
+    told = {"owner": grant.owner, "grant": grant.grant, "names": list(grant.names)}
+    return {**told, "checkpoint": dict(grant.checkpoint)} if grant.checkpoint else told
+
+
+@contextmanager
+def _grants_file(path: Path | None) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+    """A new file for the grants, made before any key is asked for; a run that gets none leaves none."""
+    if path is None:
+        yield lambda _grants: None
+        return
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise TargetExists(
+            f"{path} exists already",
+            check="--grants",
+            expected="no such file: an older one may be what proves a record cut",
+            seen=str(path),
+            remedy="name another file",
+        ) from None
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot write {path}: {error.strerror}",
+            check="--grants",
+            expected="a file that can be written",
+            seen=str(error.strerror),
+            remedy="name another file",
+        ) from error
+    with file:
+        try:
+            yield lambda grants: json.dump({"grants": list(grants)}, file, indent=2) if grants else None
+        finally:
+            if file.tell() == 0:
+                path.unlink(missing_ok=True)
+
+
+def _open_source(request: Request, tee: str, signed: SignedManifest) -> QuoteSource:
+    from adyton.tee.opener import open_source
+
+    if tee not in _SIMULATED:
+        return open_source(tee, measurement=signed.measurement)
+    return open_source(
+        tee,
+        measurement=signed.measurement,
+        platform_dir=request.sim_platform,
+        mrsigner=signed.mrsigner.raw,
+        isv_prod_id=signed.sigstruct.isv_prod_id,
+        isv_svn=signed.sigstruct.isv_svn,
+        debug=signed.sigstruct.debug,
+    )
+
+
+def _servers(named: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in named:
+        owner, equals, address = word.partition("=")
+        found[owner if equals else ""] = address if equals else word
+    if not found:
+        raise UsageError(
+            "this program needs keys, and no key server was named",
+            check="--key-server",
+            expected="HOST:PORT, or OWNER=HOST:PORT for each of several owners",
+            seen="nothing",
+            remedy="name the address where the owner's `adyton serve` listens",
+        )
+    return found
+
+
+def _run_under_gramine(request: Request, tee: str, signed: SignedManifest, notice: Notice) -> Ran:
+    """Hand over to Gramine: in an enclave, or (gramine-direct) to rehearse with the keys of the owner's own store."""
+    from adyton.runtime import gramine_backend
+
+    if request.key_servers:
+        notice(
+            "--key-server is not used here: Gramine connects to the address in the manifest (adyton.owners.*.address)"
+        )
+    if request.grants is not None:
+        notice("--grants is not used here: Gramine's protocol has no checkpoints, so nothing is written")
+    if tee == "sgx":
+        ended = gramine_backend.launch(
+            request.manifest,
+            arguments=request.arguments,
+            stdin_from_host=signed.manifest.adyton.insecure_stdin,
+            note=notice,
+        )
+    else:
+        from adyton.keystore.home import default_home, load_key
+
+        keys = {name: load_key(default_home(), name) for name in signed.manifest.key_names}
+        ended = gramine_backend.dry_run(request.manifest, keys, arguments=request.arguments, note=notice)
+    return Ran(tee=tee, measurement=signed.measurement.hex(), exit_code=ended)

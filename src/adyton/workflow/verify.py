@@ -1,0 +1,232 @@
+"""Attestation evidence, judged by a policy: what it proves, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from adyton import __version__
+from adyton.attest import explain, ratls
+from adyton.attest.assess import Assessment, assess
+from adyton.attest.certificates import split_pem
+from adyton.attest.evidence import parse_evidence
+from adyton.attest.policy import Policy
+from adyton.attest.report_data import program_report_data
+from adyton.attest.roots import TrustRoots
+from adyton.attest.snp import SNPReport
+from adyton.collateral.files import choose, missing, read_capped
+from adyton.errors import Error, EvidenceError, MalformedQuote, UsageError
+from adyton.untrusted import parse_json_object, parse_toml
+from adyton.values import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adyton.attest.appraise import Claims
+    from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.attest.evidence import Evidence
+
+_MAX_EVIDENCE_BYTES: Final = 1 << 20
+_MAX_POLICY_BYTES: Final = 1 << 20
+_MAX_TOKEN_KEY_BYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found: every check, and whether the policy is met. A verdict of refusal is false as a condition."""
+
+    assessment: Assessment
+
+    def __bool__(self) -> bool:
+        return self.accepted
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the evidence is genuine and the policy is met."""
+        return self.assessment.claims is not None
+
+    @property
+    def error(self) -> EvidenceError | None:
+        """Why it was refused; None where it was accepted."""
+        return self.assessment.error
+
+    def require(self) -> Claims:
+        """The claims that were accepted; raises the EvidenceError of the refusal."""
+        if self.assessment.claims is None:
+            raise self.assessment.error or EvidenceError("the evidence was refused")
+        return self.assessment.claims
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `adyton verify --json` says it."""
+        return explain.to_dict(self.assessment)
+
+    def to_text(self) -> str:
+        """For a person: a dozen short lines."""
+        return explain.to_text(self.assessment)
+
+    def write_token(self, path: Path, key_file: Path) -> None:
+        """Write a signed token of this verdict, in the manner of EAR; raises UsageError where the key is none."""
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        from adyton.attest.token import sign_token
+        from adyton.storage.target import write_whole
+
+        try:
+            key = load_pem_private_key(read_capped(key_file, _MAX_TOKEN_KEY_BYTES, "token key"), None)
+        except (ValueError, TypeError):
+            raise UsageError(
+                "the token key is no PEM private key without a password", check="--token-key", expected="PEM", seen=""
+            ) from None
+        text = sign_token(explain.ear_claims(self.assessment, verifier=f"adyton {__version__}"), key)
+        write_whole(path, text.encode("ascii") + b"\n")
+
+
+def verify(
+    evidence: bytes | str | Path,
+    *,
+    collateral: Collateral | AMDCollateral | Sequence[str | Path] = (),
+    at: datetime | None = None,
+    policy: Policy | Mapping[str, Any] | str | Path | None = None,
+    report_data: bytes | None = None,
+    program_data: bytes | None = None,
+    workload: Measurement | None = None,
+    home: Path | None = None,
+) -> Verdict:
+    """Judge evidence (its bytes, or a file) by a policy, as `adyton verify` does.
+
+    `collateral` is what it is judged against: files and folders, or a document; otherwise the owner's store has it.
+    `at` is the time to judge at, with its zone; otherwise now. Without a `policy` nothing is accepted. `report_data`
+    (64 bytes) is what the evidence must be bound to. `program_data` (up to 64 bytes) is instead what a program wrote to
+    user_report_data, of the program whose measurement `workload` is. Where neither is given, and the evidence is no
+    RA-TLS certificate, its report data is not compared.
+
+    A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
+    FetchFailed where there is no collateral for it, UsageError, StorageFailed.
+    """
+    if at is not None and at.tzinfo is None:
+        raise UsageError("the time needs a zone", check="at", expected="a time with its zone", seen=at.isoformat())
+    now = datetime.now(UTC) if at is None else at.astimezone(UTC)
+    rules = _policy(policy)
+    wanted = _wanted(report_data, program_data, workload, rules)
+    raw = evidence if isinstance(evidence, bytes) else read_capped(Path(evidence), _MAX_EVIDENCE_BYTES, "evidence")
+    parsed, bound = _evidence(raw)
+    if bound is not None:
+        if wanted is not None and wanted != bound:
+            raise UsageError(
+                "an RA-TLS certificate says itself what its quote is bound to",
+                check="--report-data" if program_data is None else "--program-data",
+                expected="none",
+                seen="",
+            )
+        wanted = bound
+    found = _collateral(parsed, collateral, home, now)
+    roots = TrustRoots().with_sim(rules.sim_roots)
+    return Verdict(assess(parsed, found, roots, rules, now, report_data=wanted))
+
+
+def unjudged(error: Error) -> dict[str, Any]:
+    """As `adyton verify --json` says it where evidence did not even parse, or could not be checked."""
+    refused = isinstance(error, EvidenceError)
+    checks = []
+    if refused and error.check is not None:
+        check = {"name": error.check, "expected": error.expected or "", "seen": error.seen or "", "ok": False}
+        checks.append(check | ({"remedy": error.remedy} if error.remedy else {}))
+    return {
+        "tee": None,
+        "verdict": "refused" if refused else "unchecked",
+        "genuine": False if refused else None,
+        "status": None,
+        "advisories": [],
+        "measurement": None,
+        "error": error.details(),
+        "checks": checks,
+    }
+
+
+def _wanted(
+    report_data: bytes | None, program_data: bytes | None, workload: Measurement | None, rules: Policy
+) -> bytes | None:
+    """The 64 bytes to compare with: as given, or those of what a program asked for; None where nothing was given."""
+    if program_data is None:
+        if workload is not None:
+            raise UsageError(
+                "--workload says whose --program-data it is",
+                check="--workload",
+                expected="--program-data, too",
+                seen="alone",
+            )
+        if report_data is not None and len(report_data) != 64:
+            raise UsageError(
+                "report data has 64 bytes", check="--report-data", expected="64 bytes", seen=f"{len(report_data)} bytes"
+            )
+        return report_data
+    if report_data is not None:
+        raise UsageError(
+            "--report-data and --program-data exclude each other",
+            check="--program-data",
+            expected="one of them",
+            seen="both",
+        )
+    named = [workload] if workload is not None else sorted(rules.workloads, key=str)
+    if len(named) != 1:
+        raise UsageError(
+            "a program's report data names its workload",
+            check="--workload",
+            expected="the workload measurement (adyton build prints it), or a policy that names exactly one in "
+            "`workloads`",
+            seen=f"{len(named)} workloads",
+        )
+    return program_report_data(named[0], program_data)
+
+
+def _policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
+    """The policy as given, or of a TOML or JSON file; an empty one, which accepts nothing, where there is none."""
+    if given is None:
+        return Policy()
+    if isinstance(given, Policy):
+        return given
+    if not isinstance(given, str | Path):
+        return Policy.from_dict(dict(given))
+    raw = read_capped(Path(given), _MAX_POLICY_BYTES, "policy")
+    parse = parse_json_object if raw.lstrip().startswith(b"{") else parse_toml
+    return Policy.from_dict(parse(raw, what=f"policy {given}", refuse=UsageError))
+
+
+def _evidence(raw: bytes) -> tuple[Evidence, bytes | None]:
+    """The evidence, and for an RA-TLS certificate the report data that binds its key."""
+    if raw.lstrip().startswith((b"-----BEGIN CERTIFICATE-----", b"-----BEGIN TRUSTED CERTIFICATE-----")):
+        blocks = split_pem(raw.replace(b" TRUSTED CERTIFICATE-", b" CERTIFICATE-"), "RA-TLS certificate")
+        if len(blocks) != 1:
+            raise MalformedQuote("an RA-TLS peer has one certificate", check="RA-TLS certificate", seen=len(blocks))
+        raw = blocks[0]
+    if raw[:2] in (b"\x30\x82", b"\x30\x81"):
+        certificate = ratls.parse_certificate(raw)
+        return certificate.evidence, certificate.expected_report_data
+    return parse_evidence(raw), None
+
+
+def _collateral(
+    evidence: Evidence,
+    given: Collateral | AMDCollateral | Sequence[str | Path],
+    home: Path | None,
+    now: datetime,
+) -> Collateral | AMDCollateral:
+    """The collateral that was given, that for this evidence among files, or that of the owner's store."""
+    if not isinstance(given, Sequence):
+        return given
+    if isinstance(given, str):
+        given = [given]
+    if given:
+        return choose(evidence, [Path(path) for path in given], now)
+    from adyton.collateral.lookup import Lookup
+    from adyton.collateral.store import CollateralStore
+    from adyton.keystore.home import default_home
+
+    folder = (home or default_home()) / "collateral"
+    if not folder.is_dir():
+        raise missing(f"no --collateral was given and there is no store at {folder}")
+    lookup = Lookup(CollateralStore(folder))
+    return lookup.for_report(evidence, now) if isinstance(evidence, SNPReport) else lookup.for_quote(evidence, now)
