@@ -9,12 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "adyton"
 
-_GROUND = {"errors", "values", "untrusted", "elf", "confined_process"}
+_GROUND = {"errors", "values", "untrusted", "elf", "confined_process", "os_failure", "atomic_file"}
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "values": {"errors"},
     "untrusted": {"errors"},
+    "os_failure": {"errors"},
+    "atomic_file": {"errors", "os_failure"},
     "elf": set(),
     "confined_process": {"errors"},
     "pfile": _GROUND,

@@ -126,10 +126,10 @@ def make_checkpoint(
     home: HomeOption = None,
 ) -> None:
     """Sign where the record stands now; keep it somewhere else."""
+    from adyton.atomic_file import write_file
     from adyton.keystore.audit import sign_checkpoint
     from adyton.keystore.clock import now_ms
     from adyton.keystore.home import audit_private_key
-    from adyton.storage.target import write_whole
 
     with owner_store(home) as (found, store):
         with store.read() as view:
@@ -138,7 +138,7 @@ def make_checkpoint(
     if output is None:
         say_json(made.to_dict())
     else:
-        write_whole(output, json.dumps(made.to_dict()).encode() + b"\n")
+        write_file(output, json.dumps(made.to_dict()).encode() + b"\n")
         say(f"checkpoint of entry {made.seq} in {output}")
 
 
@@ -152,17 +152,17 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write the whole record, with a signed checkpoint at its end, for somebody else to verify."""
+    from adyton.atomic_file import atomic_target, write_file
     from adyton.keystore.audit import sign_checkpoint
     from adyton.keystore.clock import now_ms
     from adyton.keystore.home import audit_private_key
     from adyton.keystore.prune import named
-    from adyton.storage.target import whole_or_absent, write_whole
 
     count, named_there, gone = 0, set[bytes](), 0
     with (
         owner_store(home) as (found, store),
         store.read() as view,
-        whole_or_absent(output, force=True, sync=False, mode=0o666) as fd,
+        atomic_target(output, force=True, sync=False, mode=0o666) as fd,
         open(fd, "w", encoding="utf-8", closefd=False) as stream,
     ):
         head = view.head()
@@ -177,7 +177,7 @@ def export(
         if evidence is not None:
             evidence.mkdir(parents=True, exist_ok=True)
             for kind, sha256, data in view.artifacts():
-                write_whole(evidence / f"{sha256.hex()}.{kind}", data)
+                write_file(evidence / f"{sha256.hex()}.{kind}", data)
                 named_there.discard(sha256)
             gone = len(named_there)
     say(f"{count} entries in {output}")

@@ -54,6 +54,7 @@ def build(
 
     Relative paths in the template are relative to the current folder, as they will be for `adyton run`.
     """
+    from adyton.atomic_file import write_file
     from adyton.manifest.cache import HashCache, default_path
     from adyton.manifest.difference import certificate_name
     from adyton.manifest.final import finish
@@ -64,7 +65,6 @@ def build(
     from adyton.manifest.signed import decode, read_capped, signed_attributes
     from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
     from adyton.runtime.identity import runtime_identity
-    from adyton.storage.target import write_whole
     from adyton.tee.source import TEES
 
     home = home or Path.home() / ".adyton"
@@ -116,9 +116,9 @@ def build(
     if gramine:
         from adyton.runtime.gramine_backend import installed, prepare
 
-        prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_whole)
-    write_whole(paths[0], built.manifest_bytes)
-    write_whole(paths[1], sigstruct.to_bytes())
+        prepared = prepare(paths[0], built.manifest_bytes, key, installed(), date=date, write=write_file)
+    write_file(paths[0], built.manifest_bytes)
+    write_file(paths[1], sigstruct.to_bytes())
     refusals = runtime_refusals(manifest)
     document: dict[str, Any] = {
         "manifest": str(paths[0]),

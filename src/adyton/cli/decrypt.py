@@ -72,8 +72,8 @@ def _decrypt(step: Step, key: Any, *, path: str | None, jobs: int | None, force:
     import sys
     from pathlib import Path
 
+    from adyton.atomic_file import atomic_target
     from adyton.storage.files import decrypt_file, decrypt_stream
-    from adyton.storage.target import whole_or_absent
     from adyton.storage.trees import decrypt_tree
 
     source, to = Path(step.source), Path(step.target)
@@ -89,7 +89,7 @@ def _decrypt(step: Step, key: Any, *, path: str | None, jobs: int | None, force:
         sys.stdout.buffer.flush()
         return summary(step, opened.size)
     if step.source == STREAM:
-        with whole_or_absent(to, force=force) as part, open(part, "wb", closefd=False, buffering=0) as file:
+        with atomic_target(to, force=force) as part, open(part, "wb", closefd=False, buffering=0) as file:
             return summary(step, decrypt_stream(0, _write_all(file), key, path=path, advance=advance).size)
     return summary(step, decrypt_file(source, to, key, path=path, jobs=jobs, force=force, advance=advance).size)
 
@@ -114,7 +114,7 @@ def _sealed_path(source: Any, key: Any) -> str:
 
 
 def _write_all(file: Any) -> Any:
-    from adyton.pfile.backing import storage_failed
+    from adyton.os_failure import storage_failed
 
     def write(data: memoryview) -> None:
         while data:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adyton.errors import UsageError
-from adyton.pfile.backing import storage_failed
+from adyton.os_failure import storage_failed
 
 if TYPE_CHECKING:
     from adyton.values import Key128

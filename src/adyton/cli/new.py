@@ -40,9 +40,9 @@ def new(
 
     The run is a real one: the program's outputs are written. Options of Adyton stand before SCRIPT.
     """
+    from adyton.atomic_file import write_file
     from adyton.manifest.observe import observe
     from adyton.manifest.propose import propose
-    from adyton.storage.target import write_whole
 
     if not script.is_file():
         raise UsageError(f"there is no file {script}", check="script", expected="a file", seen="nothing")
@@ -63,8 +63,8 @@ def new(
     cpus = len(os.sched_getaffinity(0))
     seen = observe(command, Path.cwd())
     found = propose(seen, name=name, script=str(script), cpus=cpus, key_name=key, environment=os.environ)
-    write_whole(template, found.template.encode())
-    write_whole(listing, found.trusted_list.encode())
+    write_file(template, found.template.encode())
+    write_file(listing, found.trusted_list.encode())
     if as_json:
         say_json(
             {

@@ -86,7 +86,7 @@ def plan(sources: Iterable[str], target: str) -> list[Step]:
     steps = [
         Step(source, f"{target.rstrip('/') or '/'}/{name}", name) for source, name in zip(found, names, strict=True)
     ]
-    from adyton.storage.target import check_no_link
+    from adyton.atomic_file import check_no_link
 
     for step in steps:
         if step.is_tree:

@@ -475,13 +475,13 @@ def _write_token(assessment: Assessment, path: Path, key_path: Path) -> None:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     from adyton import __version__
+    from adyton.atomic_file import write_file
     from adyton.attest import explain
     from adyton.attest.token import sign_token
-    from adyton.storage.target import write_whole
 
     try:
         key = load_pem_private_key(_read(key_path, 1 << 16, "token key"), None)
     except (ValueError, TypeError):
         raise _usage("the token key is no PEM private key without a password", "--token-key", "PEM", "") from None
     text = sign_token(explain.ear_claims(assessment, verifier=f"adyton {__version__}"), key)
-    write_whole(path, text.encode("ascii") + b"\n")
+    write_file(path, text.encode("ascii") + b"\n")

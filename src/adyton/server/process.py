@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton import __version__
+from adyton.atomic_file import write_file
 from adyton.collateral.background import FetchingCollateral
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
@@ -30,7 +31,6 @@ from adyton.release.tls import server_context
 from adyton.server.checkpoints import Checkpoints
 from adyton.server.listener import Limits
 from adyton.server.protocols import KeyServer
-from adyton.storage.target import write_whole
 from adyton.values import Digest
 
 if TYPE_CHECKING:
@@ -257,4 +257,4 @@ def _shown(address: tuple[str, int]) -> str:
 
 
 def _write_ready(path: Path, document: Mapping[str, object]) -> None:
-    write_whole(path, json.dumps(document).encode() + b"\n")
+    write_file(path, json.dumps(document).encode() + b"\n")

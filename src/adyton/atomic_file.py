@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from adyton.errors import StorageFailed, TargetExists, UsageError
-from adyton.pfile.backing import storage_failed, sync_directory
+from adyton.os_failure import storage_failed
 
 PART_SUFFIX: Final = ".adyton-part"
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -55,6 +55,15 @@ def is_part(name: str) -> bool:
     return name.startswith(".") and name.endswith(PART_SUFFIX)
 
 
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable; raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_file_system(directory: Path) -> None:
     """Make everything on the file system of `directory` durable: one call for many small files.  Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -70,7 +79,7 @@ def sync_file_system(directory: Path) -> None:
 
 
 @contextmanager
-def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int = 0o600) -> Iterator[int]:
+def atomic_target(target: Path, *, force: bool, sync: bool = True, mode: int = 0o600) -> Iterator[int]:
     """A descriptor to write the target's content to; at the end it takes its place, or on an error it is gone.
 
     Folders above the target are made where they are missing.
@@ -109,9 +118,9 @@ def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int =
         raise
 
 
-def write_whole(target: Path, raw: bytes, *, mode: int = 0o666) -> None:
+def write_file(target: Path, raw: bytes, *, mode: int = 0o666) -> None:
     """Write a small file in one step; what has the name, a link too, is replaced and never written through."""
-    with whole_or_absent(target, force=True, sync=False, mode=mode) as fd:
+    with atomic_target(target, force=True, sync=False, mode=mode) as fd:
         try:
             with open(fd, "wb", closefd=False) as file:
                 file.write(raw)
