@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "adyton"
 
-_GROUND = {"errors", "values", "untrusted", "elf", "confined_process", "os_failure", "atomic_file"}
+_GROUND = {"errors", "values", "untrusted", "elf", "confined_process", "os_failure", "atomic_file", "capped_read"}
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "untrusted": {"errors"},
     "os_failure": {"errors"},
     "atomic_file": {"errors", "os_failure"},
+    "capped_read": {"errors"},
     "elf": set(),
     "confined_process": {"errors"},
     "pfile": _GROUND,

@@ -1,4 +1,16 @@
-"""A target that is whole or absent: written beside its place, made durable, and then put there."""
+"""Write a file whole or not at all: beside its place, made durable, then put there in one step.
+
+Three rules hold for every function here:
+
+- A reader sees the old file, or the whole new file. After a crash there is nothing else under the name.
+- When the function returns, the content and the name outlast a power cut. The content reaches the disk before the
+  name does. Only a caller of many files says `sync=False`, and then makes them durable by `sync_file_system`.
+- A link at the target is replaced. It is never followed.
+
+Who does not write through here: the commit of a protected file in place (`pfile.commit`, which has its own log), the
+database, the program's view of its files (`vfs`, `storage.trees`' journal), files in memory that only this process's
+children see (`runtime`), and a folder that is filled first and renamed as a whole (`keystore.backup_archive`).
+"""
 
 from __future__ import annotations
 
@@ -65,31 +77,38 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_file_system(directory: Path) -> None:
-    """Make everything on the file system of `directory` durable: one call for many small files.  Raises OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make all files on the file system of `directory` durable: one call for many small files. Raises StorageFailed."""
     try:
-        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-        if syncfs is None:
-            os.sync()
-        elif syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-    finally:
-        os.close(fd)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+            if syncfs is None:
+                os.sync()
+            elif syncfs(fd) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise storage_failed(error, str(directory), "making durable") from error
 
 
 @contextmanager
-def atomic_target(target: Path, *, force: bool, sync: bool = True, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor to write the target's content to; at the end it takes its place, or on an error it is gone.
+def atomic_target(
+    target: Path, *, force: bool, sync: bool = True, mode: int = 0o600, make_folders: bool = True
+) -> Iterator[int]:
+    """A descriptor to write the target's content to. At the end it takes its place. After an error it is gone.
 
-    Folders above the target are made where they are missing.
+    With `force` it replaces a file or a link that is there. `mode` is cut by the umask. `make_folders` makes the
+    folders above the target where they are missing. Raises TargetExists (without `force`) and StorageFailed.
     """
     if not force:
         check_absent(target)
     # a name of fixed length: the target's own may already be as long as a name can be
     part = target.with_name(f".{secrets.token_hex(8)}{PART_SUFFIX}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if make_folders:
+            target.parent.mkdir(parents=True, exist_ok=True)
         fd = _open_nameless(target.parent, mode)
         nameless = fd is not None
         if fd is None:
@@ -118,14 +137,50 @@ def atomic_target(target: Path, *, force: bool, sync: bool = True, mode: int = 0
         raise
 
 
-def write_file(target: Path, raw: bytes, *, mode: int = 0o666) -> None:
-    """Write a small file in one step; what has the name, a link too, is replaced and never written through."""
-    with atomic_target(target, force=True, sync=False, mode=mode) as fd:
+def write_file(
+    target: Path, raw: bytes, mode: int = 0o666, *, force: bool = True, sync: bool = True, make_folders: bool = True
+) -> None:
+    """Write a small file by `atomic_target`. Raises StorageFailed, and TargetExists without `force`."""
+    with atomic_target(target, force=force, sync=sync, mode=mode, make_folders=make_folders) as fd:
         try:
             with open(fd, "wb", closefd=False) as file:
                 file.write(raw)
         except OSError as error:
             raise storage_failed(error, str(target), "writing") from error
+
+
+def write_private_file(path: Path, raw: bytes) -> None:
+    """Write a new file of mode 0600 in a folder that exists. It never replaces another; raises StorageFailed."""
+    try:
+        write_file(path, raw, 0o600, force=False, make_folders=False)
+    except TargetExists as error:
+        raise StorageFailed(
+            f"cannot write {path}: it exists already",
+            check="writing a new file",
+            expected="a path that does not exist yet",
+            seen="a file",
+            remedy="choose another path, or remove what is there if it is not needed",
+        ) from error
+
+
+def replace_private_file(path: Path, raw: bytes) -> None:
+    """Put new content in a private file's place. The new file has mode 0600. Raises StorageFailed."""
+    write_file(path, raw, 0o600, make_folders=False)
+
+
+def rename_private_file(path: Path, to: Path) -> None:
+    """Put a private file in another's place, or under a new name in the same folder; durable when this returns."""
+    try:
+        path.replace(to)
+        sync_directory(to.parent)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot put {path.name} in the place of {to}: {error.strerror}",
+            check="renaming a file",
+            expected="a folder that can be written",
+            seen=str(error.strerror),
+            remedy=f"nothing is lost: it is still in {path}; mend the folder and try again",
+        ) from error
 
 
 def _open_nameless(folder: Path, mode: int) -> int | None:

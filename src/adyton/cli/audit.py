@@ -152,7 +152,7 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write the whole record, with a signed checkpoint at its end, for somebody else to verify."""
-    from adyton.atomic_file import atomic_target, write_file
+    from adyton.atomic_file import atomic_target, sync_file_system, write_file
     from adyton.keystore.audit import sign_checkpoint
     from adyton.keystore.clock import now_ms
     from adyton.keystore.home import audit_private_key
@@ -162,7 +162,7 @@ def export(
     with (
         owner_store(home) as (found, store),
         store.read() as view,
-        atomic_target(output, force=True, sync=False, mode=0o666) as fd,
+        atomic_target(output, force=True, mode=0o666) as fd,
         open(fd, "w", encoding="utf-8", closefd=False) as stream,
     ):
         head = view.head()
@@ -177,8 +177,9 @@ def export(
         if evidence is not None:
             evidence.mkdir(parents=True, exist_ok=True)
             for kind, sha256, data in view.artifacts():
-                write_file(evidence / f"{sha256.hex()}.{kind}", data)
+                write_file(evidence / f"{sha256.hex()}.{kind}", data, sync=False)
                 named_there.discard(sha256)
+            sync_file_system(evidence)
             gone = len(named_there)
     say(f"{count} entries in {output}")
     if gone:

@@ -35,10 +35,11 @@ def backup(
 
     It is sealed with a passphrase, or (--split 2/3 --shares DIR) with a key of which each trusted person keeps a share.
     """
+    from adyton.atomic_file import write_private_file
+    from adyton.capped_read import read_private_file
     from adyton.errors import UsageError
     from adyton.keystore.backup import back_up
     from adyton.keystore.home import actor, ask_passphrase
-    from adyton.keystore.wrapping import read_private_file, write_private_file
 
     numbers: tuple[int, int] | None = None
     passphrase: bytes | None = None

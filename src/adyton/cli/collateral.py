@@ -45,14 +45,10 @@ def _root(text: str | None) -> Digest | None:
 def _read_evidence(path: Path) -> Evidence:
     from adyton.attest.evidence import parse_evidence
     from adyton.attest.layout import MAX_QUOTE_BYTES
-    from adyton.errors import StorageFailed
+    from adyton.capped_read import read_capped
+    from adyton.errors import MalformedQuote
 
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_QUOTE_BYTES + 1)
-    except OSError as error:
-        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
-    return parse_evidence(raw)
+    return parse_evidence(read_capped(path, MAX_QUOTE_BYTES, "evidence", too_large=MalformedQuote))
 
 
 @app.command()
@@ -121,13 +117,10 @@ def fetch(
 
 
 def _api_key(path: Path) -> str:
-    from adyton.errors import StorageFailed, UsageError
+    from adyton.capped_read import read_capped
+    from adyton.errors import UsageError
 
-    try:
-        with path.open("rb") as file:
-            key = file.read(257).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    key = read_capped(path, 257, "subscription key").decode("ascii", "replace").strip()
     if not 1 <= len(key) <= 256 or not key.isalnum():
         raise UsageError(f"{path} holds no subscription key", check="--api-key-file", expected="letters and digits")
     return key
@@ -276,9 +269,9 @@ def export(
     home: Home = None,
 ) -> None:
     """Write every document into one bundle, for machines without a network and for the record."""
+    from adyton.atomic_file import write_file
     from adyton.collateral.documents import parse_bundle
     from adyton.errors import UsageError
-    from adyton.sim.files import write_file
 
     bundle = _store(home).export_bundle(_root(root))
     count = len(parse_bundle(bundle))

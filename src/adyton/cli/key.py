@@ -35,17 +35,17 @@ def new(
     as_json: JSONOption = False,
 ) -> None:
     """Make a new key and keep it in the store; nobody gets it until a program is approved for it."""
+    from adyton.capped_read import read_private_file
     from adyton.errors import UsageError
     from adyton.keystore.home import actor
     from adyton.keystore.reader import KEY, SECRET
     from adyton.keystore.transaction import MAX_SECRET_BYTES
-    from adyton.keystore.wrapping import read_private_file
     from adyton.values import Key128
 
     if from_file is not None and secret is not None:
         raise UsageError("--from and --secret exclude each other", check="source of the key")
     if secret is not None:
-        value, kind = read_private_file(secret, "secret", limit=MAX_SECRET_BYTES), SECRET
+        value, kind = read_private_file(secret, "secret", limit_bytes=MAX_SECRET_BYTES), SECRET
     elif from_file is not None:
         value, kind = Key128(read_private_file(from_file, "key file")).reveal(), KEY
     else:
@@ -96,9 +96,9 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write a key to a new file that only you can read."""
+    from adyton.atomic_file import write_private_file
     from adyton.keystore.clock import now_ms
     from adyton.keystore.home import actor
-    from adyton.keystore.wrapping import write_private_file
 
     with owner_store(home) as (_, store):
         with store.write() as change:

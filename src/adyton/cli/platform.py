@@ -163,8 +163,8 @@ def quote(
     debug: Annotated[bool, typer.Option("--debug", help="Of an enclave that a debugger may read.")] = False,
 ) -> None:
     """Write a simulated quote over these values, to try `adyton verify` and policies with."""
+    from adyton.atomic_file import write_file
     from adyton.errors import UsageError
-    from adyton.sim.files import write_file
     from adyton.sim.machine import NOTICE
     from adyton.sim.platform import SimPlatform
     from adyton.values import Measurement
@@ -192,7 +192,7 @@ def export(
     import json
     from datetime import UTC, datetime
 
-    from adyton.sim.files import write_file
+    from adyton.atomic_file import write_file
     from adyton.sim.platform import SimPlatform
 
     collateral = SimPlatform.load(directory).collateral_dict(datetime.now(UTC), tee="tdx" if tdx else "sgx")
@@ -227,8 +227,8 @@ def serve(
     """Serve the platform's collateral over HTTP as Intel's PCS API v4 does, until interrupted."""
     import json
 
+    from adyton.atomic_file import write_file
     from adyton.sim import pcs_server
-    from adyton.sim.files import write_file
     from adyton.sim.platform import SimPlatform
 
     platform = SimPlatform.load(directory)

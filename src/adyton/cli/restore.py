@@ -41,10 +41,10 @@ def restore(
     as_json: JSONOption = False,
 ) -> None:
     """Make a home from BACKUP, on this machine or another; verified whole before it is put in place."""
+    from adyton.capped_read import read_private_file
     from adyton.keystore.backup import restore as restore_home
     from adyton.keystore.backup_shares import read_share
     from adyton.keystore.home import ask_passphrase, default_home
-    from adyton.keystore.wrapping import read_private_file
 
     counts: dict[str, int] = {}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from adyton.capped_read import read_capped
 from adyton.cli.output import say, say_json
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def verify(
         now = _time(at)
         rules = _policy(policy)
         wanted = _report_data(report_data, program_data, workload, rules)
-        raw = _read(evidence, 1 << 20, "evidence")
+        raw = read_capped(evidence, 1 << 20, "evidence")
         parsed, bound = _evidence(raw)
         if bound is not None:
             if wanted is not None and wanted != bound:
@@ -182,21 +183,6 @@ def _bytes(text: str, option: str, size: int | None, expected: str) -> bytes:
     return raw
 
 
-def _read(path: Path, limit: int, what: str) -> bytes:
-    from adyton.errors import StorageFailed
-
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-    except OSError as error:
-        raise StorageFailed(
-            f"cannot read the {what} {path}: {error.strerror}", check=f"read of the {what}", seen=error.strerror
-        ) from None
-    if len(raw) > limit:
-        raise _usage(f"the {what} {path} is too large", f"size of the {what}", f"at most {limit} bytes", "more")
-    return raw
-
-
 def _policy(path: Path | None) -> Policy:
     """The policy of a TOML or JSON file; an empty one, which accepts nothing, without a file."""
     from adyton.attest.policy import Policy
@@ -205,7 +191,7 @@ def _policy(path: Path | None) -> Policy:
 
     if path is None:
         return Policy()
-    raw = _read(path, _MAX_POLICY_BYTES, "policy")
+    raw = read_capped(path, _MAX_POLICY_BYTES, "policy")
     parse = parse_json_object if raw.lstrip().startswith(b"{") else parse_toml
     return Policy.from_dict(parse(raw, what=f"policy {path}", refuse=UsageError))
 
@@ -257,7 +243,7 @@ def _collect(paths: list[Path]) -> _Found:
 
     found = _Found()
     for path, named in _files(paths):
-        raw = _read(path, _MAX_FILE_BYTES, "collateral")
+        raw = read_capped(path, _MAX_FILE_BYTES, "collateral")
         try:
             _take(raw, path, found)
         except EvidenceError:
@@ -480,7 +466,7 @@ def _write_token(assessment: Assessment, path: Path, key_path: Path) -> None:
     from adyton.attest.token import sign_token
 
     try:
-        key = load_pem_private_key(_read(key_path, 1 << 16, "token key"), None)
+        key = load_pem_private_key(read_capped(key_path, 1 << 16, "token key"), None)
     except (ValueError, TypeError):
         raise _usage("the token key is no PEM private key without a password", "--token-key", "PEM", "") from None
     text = sign_token(explain.ear_claims(assessment, verifier=f"adyton {__version__}"), key)

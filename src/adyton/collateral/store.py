@@ -21,7 +21,6 @@ import hashlib
 import json
 import operator
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,12 +30,14 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
+from adyton.atomic_file import write_file
 from adyton.attest.certificates import split_pem
 from adyton.attest.collateral import AMDCollateral
 from adyton.attest.quote import CertificationType
 from adyton.attest.roots import INTEL_SGX_ROOT, TrustRoots
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
+from adyton.capped_read import read_capped, read_prefix
 from adyton.collateral.documents import (
     MAX_BUNDLE_BYTES,
     Channel,
@@ -62,6 +63,7 @@ from adyton.errors import (
     Error,
     EvidenceError,
     FetchFailed,
+    MalformedQuote,
     Stale,
     StorageFailed,
     Unavailable,
@@ -754,8 +756,7 @@ def _moment(text: object) -> datetime | None:
 
 def _read_json(path: Path, default: Any, limit: int = _STATE_BYTES) -> Any:
     try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
+        raw = read_prefix(path, limit + 1)
     except FileNotFoundError:
         return default
     except OSError as error:
@@ -768,18 +769,7 @@ def _read_json(path: Path, default: Any, limit: int = _STATE_BYTES) -> Any:
 
 
 def _write_json(path: Path, data: object) -> None:
-    """Write beside, sync, rename."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps(data, indent=1).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StorageFailed(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, json.dumps(data, indent=1).encode(), 0o600)
 
 
 def read_bundle_files(paths: Iterable[Path]) -> list[bytes]:
@@ -789,11 +779,5 @@ def read_bundle_files(paths: Iterable[Path]) -> list[bytes]:
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not files:
             raise UsageError(f"{path} holds no *.json", check="bundle", expected="a bundle or collateral file")
-        for file in files:
-            try:
-                with file.open("rb") as opened:
-                    raw = opened.read(MAX_BUNDLE_BYTES + 1)
-            except OSError as error:
-                raise StorageFailed(f"cannot read {file}: {error.strerror}") from error
-            found.append(raw)
+        found += [read_capped(file, MAX_BUNDLE_BYTES, "collateral", too_large=MalformedQuote) for file in files]
     return found

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import secrets
 import shlex
 import shutil
@@ -29,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from adyton.atomic_file import atomic_target, sync_directory, sync_file_system, write_private_file
+from adyton.capped_read import read_prefix
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, StoreError, UsageError, VersionMismatch
 from adyton.keystore import schema
 from adyton.keystore.audit import sign_checkpoint
@@ -39,7 +40,8 @@ from adyton.keystore.backup_shares import Share, check_shares, join_key, listed,
 from adyton.keystore.clock import now_ms
 from adyton.keystore.database import AS_OF_ONE_MOMENT, make_engine, store_error
 from adyton.keystore.home import Config, Home, audit_private_key
-from adyton.keystore.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R, write_private_file
+from adyton.keystore.wrapping import SCRYPT_N, SCRYPT_P, SCRYPT_R
+from adyton.os_failure import storage_failed
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.stream import ProtectedStream
@@ -112,13 +114,13 @@ def back_up(
                     pack(inner, f"home/{relative}", path, packed)
             _add_bytes(inner, "home/checkpoint.json", checkpoint)
             pack(inner, STORE, folder / "store.sqlite", packed)
-        with tarfile.open(folder / "backup", "w") as outer:
+        with (
+            atomic_target(target, force=False) as fd,
+            open(fd, "wb", closefd=False) as file,
+            tarfile.open(fileobj=file, mode="w") as outer,
+        ):
             _add_bytes(outer, "header.json", json.dumps(header, indent=1).encode())
             outer.add(folder / "content", "content")
-        with (folder / "backup").open("rb+") as file:
-            os.fchmod(file.fileno(), 0o600)
-            os.fsync(file.fileno())
-        (folder / "backup").replace(target)
     return shares
 
 
@@ -175,8 +177,7 @@ def _copy_rows(source: sa.Connection, sink: sa.Connection, table: sa.Table) -> N
 def read_header(path: Path) -> dict[str, Any]:
     """What a backup says about itself; raises FileFormatError where it is none."""
     try:
-        with path.open("rb") as file:
-            start = file.read(HEAD_BYTES)
+        start = read_prefix(path, HEAD_BYTES)
     except OSError as error:
         raise StorageFailed(f"{path} cannot be read: {error.strerror}", check="backup") from error
     header = parse_header(start)
@@ -247,6 +248,7 @@ def restore(
         (beside / "home" / "collateral").mkdir(exist_ok=True)
         (beside / "home").chmod(0o700)
         verify(made)
+        sync_file_system(beside)
         if home.exists():
             home.rmdir()
         (beside / "home").replace(home)
@@ -264,6 +266,10 @@ def restore(
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    try:
+        sync_directory(home.parent)
+    except OSError as error:
+        raise storage_failed(error, str(home), "making durable") from error
     return Home.open(home)
 
 

@@ -29,16 +29,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.atomic_file import rename_private_file, replace_private_file, write_private_file
+from adyton.capped_read import read_private_file
 from adyton.errors import StorageFailed, StoreError, UsageError
 from adyton.keystore.wrapping import (
+    NO_HOME,
     WrappingKey,
     master_from_command,
     master_from_file,
     master_from_passphrase,
-    read_private_file,
-    rename_private_file,
-    replace_private_file,
-    write_private_file,
 )
 from adyton.untrusted import parse_json_object, parse_toml
 
@@ -365,7 +364,7 @@ class Home:
         path = self.checkpoint_path
         if not path.exists():
             return None
-        raw = read_private_file(path, "checkpoint")
+        raw = read_private_file(path, "checkpoint", remedy=NO_HOME)
         return Checkpoint.from_dict(parse_json_object(raw, what="checkpoint.json", refuse=StoreError))
 
     def check_not_older(self, store: Store) -> None:
@@ -411,7 +410,7 @@ class Kept:
 
 
 def _read_pem(path: Path) -> bytes:
-    return read_private_file(path, path.name)
+    return read_private_file(path, path.name, remedy=NO_HOME)
 
 
 def init_home(

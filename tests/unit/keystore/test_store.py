@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.attest.guest import MUST_COVER, SNPGuest
+from adyton.capped_read import read_private_file
 from adyton.errors import AuditError, OutOfOrder, StorageFailed, StoreError, UnknownKey, UsageError, VersionMismatch
 from adyton.keystore import schema
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
@@ -36,7 +37,7 @@ from adyton.keystore.home import (
 from adyton.keystore.reader import KEY, SECRET
 from adyton.keystore.store import Store
 from adyton.keystore.transaction import Transaction
-from adyton.keystore.wrapping import WrappingKey, master_from_command, master_from_passphrase, read_private_file
+from adyton.keystore.wrapping import WrappingKey, master_from_command, master_from_passphrase
 from adyton.sim.machine import simulated_guest
 from adyton.values import Key128, Measurement
 from tests.support.owner_world import World, make_world, now, signer_pem
