@@ -9,7 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "adyton"
 
-_GROUND = {"errors", "values", "untrusted", "elf", "confined_process", "os_failure", "atomic_file", "capped_read"}
+_GROUND = {
+    "errors",
+    "values",
+    "untrusted",
+    "elf",
+    "confined_process",
+    "os_failure",
+    "atomic_file",
+    "capped_read",
+    "address",
+    "rfc3339",
+}
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -18,6 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "os_failure": {"errors"},
     "atomic_file": {"errors", "os_failure"},
     "capped_read": {"errors"},
+    "address": {"errors"},
+    "rfc3339": {"errors"},
     "elf": set(),
     "confined_process": {"errors"},
     "pfile": _GROUND,

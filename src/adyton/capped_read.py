@@ -65,11 +65,12 @@ def read_private_file(
     refuse: type[Error] = StoreError,
     pipes: bool = False,
     remedy: str | None = None,
+    too_long_remedy: str | None = None,
 ) -> bytes:
     """A secret from a file that only its owner can open. With `pipes`, also from a pipe, which has no mode.
 
     Raises StorageFailed (with `remedy`) where it cannot be read, and `refuse` where group or others have any right to
-    it, where it is no regular file, or where it is larger than `limit_bytes`.
+    it, where it is no regular file, or where it is longer than `limit_bytes` (with `too_long_remedy`).
     """
     try:
         with _opened(path, wait=pipes) as (descriptor, mode):
@@ -86,7 +87,7 @@ def read_private_file(
     except OSError as error:
         raise _unreadable(path, what, error, StorageFailed, remedy) from error
     if len(raw) > limit_bytes:
-        raise _too_large(path, what, limit_bytes, refuse)
+        raise _too_large(path, what, limit_bytes, refuse, too_long_remedy)
     return raw
 
 
@@ -117,10 +118,11 @@ def _unreadable(path: Path, what: str, error: OSError, kind: type[Error], remedy
     )
 
 
-def _too_large(path: Path, what: str, limit_bytes: int, kind: type[Error]) -> Error:
+def _too_large(path: Path, what: str, limit_bytes: int, kind: type[Error], remedy: str | None = None) -> Error:
     return kind(
         f"{what} is longer than {limit_bytes} bytes: {path}",
         check=f"size of {what}",
         expected=f"at most {limit_bytes} bytes",
         seen="more",
+        remedy=remedy,
     )

@@ -13,6 +13,7 @@ from typing import Final, Literal, Self
 from adyton.errors import UsageError
 
 KEY_BYTES: Final = 16
+KEY_REMEDY: Final = "a key file holds the 16 raw bytes and nothing else, not hex and no newline"
 NONCE_BYTES: Final = 32
 
 
@@ -107,7 +108,7 @@ class Key128:
                 check="length of the key",
                 expected=f"{KEY_BYTES} raw bytes",
                 seen=f"{len(self._raw)} bytes",
-                remedy="a key file holds the 16 raw bytes and nothing else, not hex and no newline",
+                remedy=KEY_REMEDY,
             )
 
     @classmethod

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NoReturn, cast
 
 from adyton.attest.layout import MAX_JSON_BYTES
 from adyton.errors import MalformedQuote
-
-_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
+from adyton.rfc3339 import parse_timestamp
 
 Object = Mapping[str, object]
 
@@ -133,10 +132,8 @@ def hexadecimal(document: Object, name: str, what: str, size: int) -> bytes:
 def time(document: Object, name: str, what: str) -> datetime:
     """A time member in the form YYYY-MM-DDThh:mm:ssZ."""
     value = string(document, name, what)
-    if _TIME.fullmatch(value) is None:
-        raise malformed(what, f"{name} is no time")
     try:
-        return datetime.fromisoformat(value[:-1]).replace(tzinfo=UTC)
+        return parse_timestamp(value)
     except ValueError:
         raise malformed(what, f"{name} is no time") from None
 

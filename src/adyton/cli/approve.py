@@ -39,7 +39,9 @@ def approve(
     advisory: Annotated[
         list[str] | None,
         typer.Option(
-            help="An advisory to accept: ID, or ID=DATE until which.", metavar="ID[=DATE]", show_default=False
+            help="An advisory to accept: ID, or ID=DATE for until the end of that day (UTC).",
+            metavar="ID[=DATE]",
+            show_default=False,
         ),
     ] = None,
     protocol: Annotated[
@@ -62,7 +64,12 @@ def approve(
     debug: Annotated[bool, typer.Option("--allow-debug", help="Accept a debug TEE, which the host can read.")] = False,
     allow: AllowOption = None,
     expires: Annotated[
-        str | None, typer.Option(help="When the approval ends (date or time).", show_default=False)
+        str | None,
+        typer.Option(
+            help="When the approval ends: a date (all of that day counts, UTC), or a time with its zone.",
+            metavar="DATE",
+            show_default=False,
+        ),
     ] = None,
     max_runs: Annotated[
         int | None, typer.Option(help="How many runs may ever have the key.", show_default=False)
@@ -97,10 +104,11 @@ def approve(
     """
     from adyton.errors import UsageError
     from adyton.keyserver.consent import mine, propose, shown
-    from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
+    from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval
     from adyton.keystore.home import actor
     from adyton.manifest.findings import check_tee, not_covered
     from adyton.manifest.signed import read_capped, read_signed
+    from adyton.rfc3339 import parse_end
     from adyton.runtime.identity import runtime_identity
     from adyton.untrusted import parse_toml
 
@@ -118,7 +126,7 @@ def approve(
     advisories: dict[str, datetime | None] = {}
     for written in advisory or ():
         name, equals, until = written.partition("=")
-        advisories[name] = parse_time(until, f"end of {name}") if equals else None
+        advisories[name] = parse_end(until, f"end of {name}") if equals else None
     required = (
         parse_toml(read_capped(require, 256 * 1024, "requirements"), what=f"requirements {require}", refuse=UsageError)
         if require
@@ -147,7 +155,7 @@ def approve(
                 allow_debug=debug,
                 raw_report_data=signed.manifest.adyton.raw_report_data,
                 protocols=tuple(dict.fromkeys(protocol or ("adyton",))),
-                expires_at=None if expires is None else parse_time(expires, "--expires"),
+                expires_at=None if expires is None else parse_end(expires, "--expires"),
                 max_runs=max_runs,
                 max_active=max_active,
                 lease_s=DEFAULT_LEASE_S if lease_s is None else lease_s,

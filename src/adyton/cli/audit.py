@@ -188,7 +188,13 @@ def export(
 
 @app.command()
 def prune(
-    before: Annotated[str, typer.Option(help="Remove what only older entries name: a date or time, ISO 8601.")],
+    before: Annotated[
+        str,
+        typer.Option(
+            help="Remove what only entries before this name: a date (its start, UTC), or a time with its zone.",
+            metavar="DATE",
+        ),
+    ],
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
@@ -197,12 +203,12 @@ def prune(
     Such decisions cannot be verified again. In SQLite the file keeps its size, and the room in it is used again.
     """
     from adyton.errors import UsageError
-    from adyton.keystore.approval import parse_time
     from adyton.keystore.clock import now_ms
     from adyton.keystore.home import actor
     from adyton.keystore.prune import prune as prune_evidence
+    from adyton.rfc3339 import parse_start
 
-    before_ms = int(parse_time(before, "--before").timestamp() * 1000)
+    before_ms = int(parse_start(before, "--before").timestamp() * 1000)
     if before_ms > now_ms():
         raise UsageError(
             "evidence of what has not happened yet cannot be pruned",

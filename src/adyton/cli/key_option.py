@@ -20,9 +20,12 @@ def default_home() -> Path:
 def read_key_file(path: Path) -> Key128:
     """The key in a file of 16 raw bytes that only its owner may read, or in a pipe; at most 17 bytes are read."""
     from adyton.capped_read import read_private_file
-    from adyton.values import KEY_BYTES, Key128
+    from adyton.values import KEY_BYTES, KEY_REMEDY, Key128
 
-    return Key128(read_private_file(path, "key file", limit_bytes=KEY_BYTES, refuse=UsageError, pipes=True))
+    raw = read_private_file(
+        path, "key file", limit_bytes=KEY_BYTES, refuse=UsageError, pipes=True, too_long_remedy=KEY_REMEDY
+    )
+    return Key128(raw)
 
 
 def choose_key(name: str | None, file: Path | None, home: Path | None, *, option: str = "--key") -> Key128:

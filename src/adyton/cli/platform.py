@@ -227,6 +227,7 @@ def serve(
     """Serve the platform's collateral over HTTP as Intel's PCS API v4 does, until interrupted."""
     import json
 
+    from adyton.address import parse_listening_address
     from adyton.atomic_file import write_file
     from adyton.sim import pcs_server
     from adyton.sim.platform import SimPlatform
@@ -234,7 +235,7 @@ def serve(
     platform = SimPlatform.load(directory)
     fingerprint = platform.root_fingerprint
     platform.publication()
-    listening = pcs_server.bind(*pcs_server.parse_listen(listen))
+    listening = pcs_server.bind(*parse_listening_address(listen, "--listen"))
     with listening:
         url = pcs_server.url_of(listening)
         say(f"listening {'pccs' if pccs else 'pcs'} {url}")

@@ -41,7 +41,11 @@ def verify(
         typer.Option(help="Collateral file, bundle or folder; several allowed. Default: the owner's store."),
     ] = None,
     at: Annotated[
-        str | None, typer.Option(help="Judge as at this time (ISO 8601 with zone, or Unix seconds) instead of now.")
+        str | None,
+        typer.Option(
+            help="Judge as at this time instead of now: a time with its zone, Unix seconds, or a date (the last second"
+            " of that day, UTC)."
+        ),
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="What to accept, TOML or JSON; without it nothing is.")] = None,
     report_data: Annotated[
@@ -137,17 +141,16 @@ def _unjudged(error: Error) -> dict[str, Any]:
 def _time(at: str | None) -> datetime:
     from datetime import UTC, datetime
 
+    from adyton.rfc3339 import parse_end
+
     if at is None:
         return datetime.now(UTC)
+    if not at.isdecimal():
+        return parse_end(at, "--at")
     try:
-        if at.isdecimal():
-            return datetime.fromtimestamp(int(at), UTC)
-        found = datetime.fromisoformat(at)
+        return datetime.fromtimestamp(int(at), UTC)
     except (ValueError, OverflowError, OSError):
-        raise _usage(f"no time: {at!r}", "--at", "2026-01-31T12:00:00Z, or Unix seconds", at[:80]) from None
-    if found.tzinfo is None:
-        raise _usage("the time needs a zone", "--at", "2026-01-31T12:00:00Z, or Unix seconds", at[:80])
-    return found.astimezone(UTC)
+        raise _usage(f"no time: {at[:80]!r}", "--at", "2026-01-31T12:00:00Z, or Unix seconds", at[:80]) from None
 
 
 def _report_data(text: str | None, program_data: str | None, workload: str | None, rules: Policy) -> bytes | None:

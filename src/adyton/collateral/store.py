@@ -69,6 +69,7 @@ from adyton.errors import (
     Unavailable,
     UsageError,
 )
+from adyton.rfc3339 import parse_timestamp
 from adyton.untrusted import parse_json
 from adyton.values import Digest
 
@@ -749,7 +750,7 @@ def _moment(text: object) -> datetime | None:
     if not isinstance(text, str):
         return None
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        return parse_timestamp(text)
     except ValueError:
         return None
 
