@@ -20,6 +20,8 @@ _GROUND = {
     "capped_read",
     "address",
     "rfc3339",
+    "recent",
+    "file_lock",
 }
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -31,6 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capped_read": {"errors"},
     "address": {"errors"},
     "rfc3339": {"errors"},
+    "recent": set(),
+    "file_lock": {"errors", "os_failure"},
     "elf": set(),
     "confined_process": {"errors"},
     "pfile": _GROUND,

@@ -123,8 +123,8 @@ class Key128:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key128) and hmac.compare_digest(self._raw, other._raw)
 
-    def __hash__(self) -> int:
-        return id(self)
+    __hash__ = None  # type: ignore[assignment]
+    """A key is in no set and is the key of no dictionary: these compare in time that tells where bytes differ."""
 
     def __repr__(self) -> str:
         return "Key128(<secret>)"

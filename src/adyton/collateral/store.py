@@ -16,7 +16,6 @@ Marks stop a proxy that answers with older collateral that is still valid. Sever
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import operator
@@ -69,6 +68,7 @@ from adyton.errors import (
     Unavailable,
     UsageError,
 )
+from adyton.file_lock import file_lock
 from adyton.rfc3339 import parse_timestamp
 from adyton.untrusted import parse_json
 from adyton.values import Digest
@@ -659,14 +659,10 @@ class CollateralStore:
         folder = self.directory if root is None else self.directory / root.hex()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise StorageFailed(f"cannot use {folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with file_lock(folder):
             yield folder
-        finally:
-            os.close(descriptor)
 
 
 def _identity(path: str) -> _Identity | None:

@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import hmac
 import json
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.atomic_file import rename_private_file, replace_private_file, write_private_file
 from adyton.capped_read import read_private_file
 from adyton.errors import StorageFailed, StoreError, UsageError
+from adyton.file_lock import file_lock
 from adyton.keystore.wrapping import (
     NO_HOME,
     WrappingKey,
@@ -312,14 +312,14 @@ class Home:
 
     def _finish_rotation(self, store: Store) -> None:
         """Put the next master key in its place where it is the one that opens the store: a rotation was cut short."""
-        with _locked(self.path) as mine:  # otherwise the rotation is under way, and finishes by itself
+        with file_lock(self.path, wait=False) as mine:  # otherwise the rotation is under way, and finishes by itself
             if mine and self._next_master.exists() and _same(self._next_master, store.keyring.master):
                 rename_private_file(self._next_master, self.path / "master.key")
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
         """Keep other processes from exchanging the home's master key meanwhile; raises StoreError where one does."""
-        with _locked(self.path) as mine:
+        with file_lock(self.path, wait=False) as mine:
             if not mine:
                 raise StoreError(
                     f"another process has this home to itself: {self.path}",
@@ -340,14 +340,10 @@ class Home:
 
         A newer one that another process has kept meanwhile stays.
         """
-        lock = os.open(self.path / ".checkpoint.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(self.path / ".checkpoint.lock", create=True):
             there = self.kept_checkpoint()
             if there is None or there.store_id != checkpoint.store_id or there.seq < checkpoint.seq:
                 replace_private_file(self.checkpoint_path, json.dumps(checkpoint.to_dict()).encode())
-        finally:
-            os.close(lock)
 
     def keep_head_of(self, store: Store) -> None:
         """Keep a checkpoint of what this process has written to the store, if it has."""
@@ -579,21 +575,6 @@ def _check_opens(home: Home, master: WrappingKey) -> None:
                 view.reveal(key.name)
     finally:
         store.close()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Whether this process alone has the lock of a folder, which it holds until the block ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 def _same(path: Path, key: WrappingKey) -> bool:
