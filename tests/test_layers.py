@@ -22,6 +22,7 @@ _GROUND = {
     "rfc3339",
     "recent",
     "file_lock",
+    "typed_document",
 }
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capped_read": {"errors"},
     "address": {"errors"},
     "rfc3339": {"errors"},
+    "typed_document": {"errors", "rfc3339"},
     "recent": set(),
     "file_lock": {"errors", "os_failure"},
     "elf": set(),

@@ -4,22 +4,22 @@ Three rules hold for every function here:
 
 - A reader sees the old file, or the whole new file. After a crash there is nothing else under the name.
 - When the function returns, the content and the name outlast a power cut. The content reaches the disk before the
-  name does. Only a caller of many files says `sync=False`, and then makes them durable by `sync_file_system`.
+  name does. `sync=False` is for two callers: one of many files, which then calls `sync_file_system`, and a cache.
 - A link at the target is replaced. It is never followed.
 
 Who does not write through here: the commit of a protected file in place (`pfile.commit`, which has its own log), the
 database, the program's view of its files (`vfs`, `storage.trees`' journal), files in memory that only this process's
-children see (`runtime`), and a folder that is filled first and renamed as a whole (`keystore.backup_archive`).
+children see (`runtime`), a folder that is filled first and renamed as a whole (`keystore.backup_archive`), an open file
+of fsspec, which lives as long as its user wants (`storage.filesystem`), and what `run --grants` writes: its name is
+taken before any key is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +78,8 @@ def sync_directory(path: Path) -> None:
 
 def sync_file_system(directory: Path) -> None:
     """Make all files on the file system of `directory` durable: one call for many small files. Raises StorageFailed."""
+    import ctypes
+
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -218,6 +220,8 @@ def _linked(fd: int, path: Path) -> bool:
 def _name(fd: int, path: Path, mode: int) -> None:
     """Name a file of `_open_nameless`; where the file system has no hard links, a copy of it gets the name."""
     if not _linked(fd, path):
+        import shutil
+
         copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         with os.fdopen(fd, "rb", closefd=False) as source, os.fdopen(copy, "wb") as target:
             source.seek(0)

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.address import parse_address
 from adyton.errors import (
@@ -450,10 +450,9 @@ def _not_pinned(error: ssl.SSLCertVerificationError, owner: Owner, where: str) -
 def _server_error(raw: bytes, status: int, where: str) -> Error:
     from adyton.release.wire import PROTOCOL, parse_object
 
-    try:
+    document: Mapping[str, Any] = {}
+    with contextlib.suppress(Error):
         document = parse_object(raw, 64 * 1024)
-    except Error:
-        document = {}
     kind = FetchFailed if status == 503 else OutOfOrder
     parts = {name: str(document[name])[:300] for name in ("check", "expected", "seen", "remedy") if name in document}
     if status in (404, 426):
