@@ -18,13 +18,36 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "adyton"
 
-_GROUND = {"check", "errors", "values", "untrusted", "elf", "confined_process"}
+_GROUND = {
+    "check",
+    "errors",
+    "values",
+    "untrusted",
+    "elf",
+    "confined_process",
+    "os_failure",
+    "atomic_file",
+    "capped_read",
+    "address",
+    "rfc3339",
+    "recent",
+    "file_lock",
+    "typed_document",
+}
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
     "check": set(),
     "errors": {"check"},
     "values": {"errors"},
     "untrusted": {"errors"},
+    "os_failure": {"errors"},
+    "atomic_file": {"errors", "os_failure"},
+    "capped_read": {"errors"},
+    "address": {"errors"},
+    "rfc3339": {"errors"},
+    "typed_document": {"errors", "rfc3339"},
+    "recent": set(),
+    "file_lock": {"errors", "os_failure"},
     "elf": set(),
     "confined_process": {"errors"},
     "pfile": _GROUND,
@@ -254,7 +277,7 @@ OPENS_DATABASES = {
 }
 
 DATABASE = {"sqlalchemy", "psycopg", "sqlite3"}
-QUERIES = {"adyton.keystore": "rows in and out", "adyton.cli.doctor_server": "reads when the last backup was made"}
+QUERIES = {"adyton.keystore": "rows in and out", "adyton.workflow.doctor_server": "reads when the last backup was made"}
 
 
 def _within(name: str, allowed: Iterable[str]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Final, Literal, Self
 from adyton.errors import UsageError
 
 KEY_BYTES: Final = 16
+KEY_REMEDY: Final = "a key file holds the 16 raw bytes and nothing else, not hex and no newline"
 NONCE_BYTES: Final = 32
 NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
 """What may name a key, a secret, a program or a version (ASCII). Both sides of the release protocol check it."""
@@ -112,7 +113,7 @@ class Key128:
                 check="length of the key",
                 expected=f"{KEY_BYTES} raw bytes",
                 seen=f"{len(self._raw)} bytes",
-                remedy="a key file holds the 16 raw bytes and nothing else, not hex and no newline",
+                remedy=KEY_REMEDY,
             )
 
     @classmethod
@@ -127,8 +128,8 @@ class Key128:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key128) and hmac.compare_digest(self._raw, other._raw)
 
-    def __hash__(self) -> int:
-        return id(self)
+    __hash__ = None  # type: ignore[assignment]
+    """A key is in no set and is the key of no dictionary: these compare in time that tells where bytes differ."""
 
     def __repr__(self) -> str:
         return "Key128(<secret>)"

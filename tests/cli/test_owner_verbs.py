@@ -152,6 +152,8 @@ def test_approve_shows_what_is_not_covered_and_revoke_takes_it_back(owner: tuple
         (["--key", "weights", "--tee", "tdx"], 2),
         (["--key", "weights", "--tee", ROOT, "--tcb", "Revoked"], 2),
         (["--key", "weights", "--tee", ROOT, "--expires", "soon"], 2),
+        (["--key", "weights", "--tee", ROOT, "--expires", "2099-01-31T12:00:00"], 2),
+        (["--key", "weights", "--tee", ROOT, "--advisory", "INTEL-SA-00615=2099-01-31T12:00:00"], 2),
     ],
 )
 def test_approve_what_cannot_be_meant_is_refused(owner: tuple[Run, SimPlatform], words: list[str], status: int) -> None:

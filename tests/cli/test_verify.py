@@ -62,6 +62,13 @@ def test_verify_of_accepted_evidence_exits_zero(simulated: tuple[Path, Path, Pat
     assert done.stderr == ""
 
 
+def test_verify_at_a_date_is_its_last_second(simulated: tuple[Path, Path, Path]) -> None:
+    """What expires in the course of that day counts as expired."""
+    quote, collateral, policy = simulated
+    done = run(quote, "--collateral", collateral, "--at", "2026-01-15", "--policy", policy)
+    assert "2026-01-15 23:59:59 UTC" in done.stdout
+
+
 def test_verify_json_has_the_contract(simulated: tuple[Path, Path, Path]) -> None:
     """One JSON document with what the contract names."""
     quote, collateral, policy = simulated

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.exceptions import HTTPException
 
+from adyton.address import parse_address
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
@@ -28,7 +29,7 @@ from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
 from adyton.collateral.documents import Document, verify_document
 from adyton.collateral.http_client import Response, retry_after_s
 from adyton.errors import Denied, Error, FetchFailed, UsageError
-from adyton.keystore.approval import Approval, parse_time
+from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
 from adyton.keystore.backup.header import parse_header
@@ -50,6 +51,7 @@ from adyton.pfile.backing import Memory
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import Metadata, parse_envelope
 from adyton.pfile.recovery import parse_log
+from adyton.rfc3339 import parse_end, parse_start
 from adyton.server.dashboard.requests import parse_form
 from adyton.sim.machine import Facts
 from adyton.sim.platform import SimPlatform
@@ -358,10 +360,15 @@ def targets() -> dict[str, Target]:
             (json.dumps(APPROVAL).encode(),),
             (f"{k}.approval.Approval.from_dict",),
         ),
-        "approval-time": Target(
-            _text(lambda text: parse_time(text, "time")),
-            (b"2030-01-01T00:00:00Z", b"2030-01-01"),
-            (f"{k}.approval.parse_time",),
+        "time": Target(
+            _text(lambda text: (parse_end(text, "end"), parse_start(text, "start"))),
+            (b"2030-01-01T00:00:00Z", b"2030-01-01", b"2030-01-01T00:00:00+02:00"),
+            ("adyton.rfc3339.parse_end", "adyton.rfc3339.parse_start"),
+        ),
+        "address": Target(
+            _text(lambda text: parse_address(text, "address")),
+            (b"keys.example.org:4433", b"[2001:db8::1]:4433"),
+            ("adyton.address.parse_address",),
         ),
         "guest-image": Target(
             lambda raw: parse_guest(parse_json(raw, what="guest image")),

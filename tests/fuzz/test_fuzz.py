@@ -28,8 +28,8 @@ PACKAGE: Final = Path(adyton.__file__).parent
 NO_GOOD_SEED: Final = {"attest-token": "nobody signed it"}
 NOT_FUZZED: Final = {
     "adyton.manifest.template.parse_definitions": "words of the command line",
-    "adyton.sim.pcs_server.parse_listen": "a word of the command line",
-    "adyton.server.process.parse_address": "a word of the command line",
+    "adyton.address.parse_listening_address": "a word of the command line",
+    "adyton.rfc3339.parse_timestamp": "raises ValueError; its callers, which parse documents, are fuzzed",
     "adyton.keystore.facts.Facts.from_dict": "what the store wrote under a code of its own",
     "adyton.runtime.interfaces.parse_mountinfo": "the kernel's own text",
     "adyton.release.grants.parse_granted": "takes what parse_answer parsed",

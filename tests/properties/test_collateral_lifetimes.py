@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from adyton.collateral.background import MAX_FETCHES, MAX_UNPROVEN_FETCHES, Purpose, has_place
 from adyton.collateral.documents import Document, VerifiedDocument, check_current
 from adyton.collateral.store import CollateralStore, Mark, check_not_older
-from adyton.collateral.times import parse_stamp, stamp
+from adyton.collateral.times import parse_stamp
 from adyton.errors import Stale
+from adyton.rfc3339 import timestamp
 from adyton.values import Digest
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -93,6 +94,6 @@ def test_fetches_keep_their_places(asked: list[Purpose]) -> None:
 @given(st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9999, 1, 1)), st.text(max_size=30))  # noqa: DTZ001
 def test_times_in_files_are_read_as_written(moment: datetime, rubbish: str) -> None:
     """To the second; what is no time raises nothing."""
-    written = stamp(moment.replace(tzinfo=UTC))
+    written = timestamp(moment.replace(tzinfo=UTC))
     assert parse_stamp(written) == moment.replace(tzinfo=UTC, microsecond=0)
     assert parse_stamp(rubbish) is None or rubbish.upper().endswith("Z")

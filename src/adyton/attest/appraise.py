@@ -31,6 +31,7 @@ from adyton.attest.tdx import (
 )
 from adyton.check import Check
 from adyton.errors import AppraisalFailed, UsageError
+from adyton.rfc3339 import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,7 +122,7 @@ def _judge_tee(to: _Judgement, report: VerifiedReport, policy: Policy) -> None:
 
 
 def _exemption(policy: Policy, name: str, now: datetime) -> Exemption | None:
-    return next((item for item in policy.exemptions if item.name == name and now <= item.until), None)
+    return next((item for item in policy.exemptions if item.name == name and not is_over(item.until, now)), None)
 
 
 def _judge_status(to: _Judgement, report: VerifiedReport, policy: Policy, now: datetime) -> None:

@@ -19,12 +19,10 @@ What does not depend on the quote or on time (C and D's signatures, the CRLs; B'
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
-from threading import Lock
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 
@@ -48,6 +46,7 @@ from adyton.attest.tcbinfo import EnclaveIdentity, TCBInfo, parse_enclave_identi
 from adyton.attest.validity import check_validity
 from adyton.check import Check
 from adyton.errors import BadChain, MalformedQuote, Mismatch, Revoked, UsageError
+from adyton.recent import Recent
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
@@ -72,30 +71,6 @@ _EXTENSIONS: Final = (
 _REFRESH: Final = "fetch the collateral again: adyton collateral fetch"
 _FOREIGN_CHAIN: Final = "the evidence does not come from Intel's quoting infrastructure, or was altered on its way"
 
-_Value = TypeVar("_Value")
-
-
-class _Recent(Generic[_Value]):
-    """A bounded map that forgets what was not used for longest."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._kept: OrderedDict[Hashable, _Value] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: Hashable) -> _Value | None:
-        with self._lock:
-            value = self._kept.get(key)
-            if value is not None:
-                self._kept.move_to_end(key)
-            return value
-
-    def put(self, key: Hashable, value: _Value) -> None:
-        with self._lock:
-            self._kept[key] = value
-            if len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-
 
 @dataclass(frozen=True, slots=True)
 class VerifiedCollateral:
@@ -113,7 +88,7 @@ class VerifiedCollateral:
     checks: tuple[Check, ...]
     known: Known
     """The certificates in it, parsed and their signatures checked; PCK chains share root and CA with them."""
-    verdicts: _Recent[Verdict]
+    verdicts: Recent[Hashable, Verdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +108,8 @@ class Cache:
     """Verified collateral and PCK chains, so that each is verified once; safe to share between threads."""
 
     def __init__(self, *, collateral: int = 64, chains: int = 1024) -> None:
-        self.collateral: _Recent[VerifiedCollateral] = _Recent(collateral)
-        self.chains: _Recent[VerifiedPCK] = _Recent(chains)
+        self.collateral: Recent[Hashable, VerifiedCollateral] = Recent(collateral)
+        self.chains: Recent[Hashable, VerifiedPCK] = Recent(chains)
 
 
 def _check_profile(checks: Checks, certificate: Certificate, name: str, *, ca: bool) -> None:
@@ -328,7 +303,7 @@ def check_collateral(
         expires_at=min(window.not_after for window in windows),
         checks=tuple(checks.done),
         known={raw: certificate for raw, certificate in known.items() if raw in (root.der, ca.der)},
-        verdicts=_Recent(256),
+        verdicts=Recent(256),
     )
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from datetime import UTC, date, datetime, time
+from datetime import datetime
 from functools import cache
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
@@ -34,6 +34,7 @@ from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
 from adyton.attest.snp import TCBVersion
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.errors import UsageError
+from adyton.rfc3339 import parse_end
 from adyton.values import Digest, Measurement
 
 _NO_MINIMUM: Final[Mapping[str, TCBVersion]] = MappingProxyType({})
@@ -263,22 +264,6 @@ def _signers(name: str, value: object) -> tuple[SignerRule, ...]:
     return tuple(rules)
 
 
-def _instant(name: str, value: object) -> datetime:
-    """A day (its last second counts), or an instant with a time zone."""
-    if isinstance(value, str):
-        try:
-            value = date.fromisoformat(value) if len(value) == 10 else datetime.fromisoformat(value)
-        except ValueError:
-            raise _wrong(name, "a date YYYY-MM-DD, or a time with a time zone", value) from None
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise _wrong(name, "a time with a time zone", value)
-        return value.astimezone(UTC)
-    if isinstance(value, date):
-        return datetime.combine(value, time(23, 59, 59), UTC)
-    raise _wrong(name, "a date YYYY-MM-DD, or a time with a time zone", value)
-
-
 def _exemptions(name: str, value: object) -> tuple[Exemption, ...]:
     found = []
     known = {status.value for status in TCBStatus}
@@ -294,7 +279,7 @@ def _exemptions(name: str, value: object) -> tuple[Exemption, ...]:
             Exemption(
                 name=what,
                 owner=_string(f"{name}.owner", table.get("owner")),
-                until=_instant(f"{name}.until", table.get("until")),
+                until=parse_end(table.get("until"), f"{name}.until"),
                 reason=reason,
             )
         )

@@ -7,17 +7,11 @@ written again.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Final, NoReturn, cast
+from typing import Final, NoReturn
 
 from adyton.attest.layout import MAX_JSON_BYTES
 from adyton.errors import MalformedQuote
-
-_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
-
-Object = Mapping[str, object]
+from adyton.typed_document import TypedDocument
 
 
 def malformed(what: str, seen: object) -> MalformedQuote:
@@ -50,8 +44,8 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-def load(text: str, what: str) -> Object:
-    """Read a JSON object: no duplicate keys, no floating point, at most 1 MiB."""
+def load(text: str, what: str) -> TypedDocument:
+    """Read a JSON object: no duplicate keys, no floating point, at most 1 MiB; raises MalformedQuote, also later."""
     if len(text) > MAX_JSON_BYTES:
         raise malformed(what, f"{len(text)} characters")
     try:
@@ -60,7 +54,7 @@ def load(text: str, what: str) -> Object:
         raise malformed(what, str(error)[:160] or type(error).__name__) from None
     if not isinstance(found, dict):
         raise malformed(what, "no JSON object")
-    return found
+    return TypedDocument(found, lambda place, expected, seen: malformed(what, f"{place} is no {expected}: {seen}"))
 
 
 def cut_signed(text: str, name: str) -> tuple[str, str]:
@@ -104,62 +98,3 @@ def _skip(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
-
-
-def string(document: Object, name: str, what: str) -> str:
-    """A text member."""
-    value = document.get(name)
-    if not isinstance(value, str):
-        raise malformed(what, f"{name} is no text")
-    return value
-
-
-def number(document: Object, name: str, what: str, limit: int) -> int:
-    """An integer member from 0 to `limit`."""
-    value = document.get(name)
-    if type(value) is not int or not 0 <= value <= limit:
-        raise malformed(what, f"{name} is no integer from 0 to {limit}")
-    return value
-
-
-def hexadecimal(document: Object, name: str, what: str, size: int) -> bytes:
-    """A member of `size` bytes in hex, either case."""
-    value = string(document, name, what)
-    if len(value) != 2 * size or re.fullmatch(r"[0-9a-fA-F]*", value) is None:
-        raise malformed(what, f"{name} is not {size} bytes in hex")
-    return bytes.fromhex(value)
-
-
-def time(document: Object, name: str, what: str) -> datetime:
-    """A time member in the form YYYY-MM-DDThh:mm:ssZ."""
-    value = string(document, name, what)
-    if _TIME.fullmatch(value) is None:
-        raise malformed(what, f"{name} is no time")
-    try:
-        return datetime.fromisoformat(value[:-1]).replace(tzinfo=UTC)
-    except ValueError:
-        raise malformed(what, f"{name} is no time") from None
-
-
-def objects(document: Object, name: str, what: str, limit: int = 1024) -> list[Object]:
-    """A member that is a list of objects."""
-    value = document.get(name)
-    if not isinstance(value, list) or len(value) > limit or not all(isinstance(item, dict) for item in value):
-        raise malformed(what, f"{name} is no list of at most {limit} objects")
-    return cast("list[Object]", value)
-
-
-def member(document: Object, name: str, what: str) -> Object:
-    """A member that is an object."""
-    value = document.get(name)
-    if not isinstance(value, dict):
-        raise malformed(what, f"{name} is no object")
-    return value
-
-
-def strings(document: Object, name: str, what: str, limit: int = 1024) -> tuple[str, ...]:
-    """An optional member that is a list of texts; sorted, each once."""
-    value = document.get(name, [])
-    if not isinstance(value, list) or len(value) > limit or not all(isinstance(item, str) for item in value):
-        raise malformed(what, f"{name} is no list of at most {limit} texts")
-    return tuple(sorted(set(cast("list[str]", value))))

@@ -33,7 +33,9 @@ def approve(
     advisory: Annotated[
         list[str] | None,
         typer.Option(
-            help="An advisory to accept: ID, or ID=DATE until which.", metavar="ID[=DATE]", show_default=False
+            help="An advisory to accept: ID, or ID=DATE for until the end of that day (UTC).",
+            metavar="ID[=DATE]",
+            show_default=False,
         ),
     ] = None,
     protocol: Annotated[
@@ -56,7 +58,12 @@ def approve(
     debug: Annotated[bool, typer.Option("--allow-debug", help="Accept a debug TEE, which the host can read.")] = False,
     allow: AllowOption = None,
     expires: Annotated[
-        str | None, typer.Option(help="When the approval ends (date or time).", show_default=False)
+        str | None,
+        typer.Option(
+            help="When the approval ends: a date (all of that day counts, UTC), or a time with its zone.",
+            metavar="DATE",
+            show_default=False,
+        ),
     ] = None,
     max_runs: Annotated[
         int | None, typer.Option(help="How many runs may ever have the key.", show_default=False)

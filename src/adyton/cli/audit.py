@@ -129,7 +129,13 @@ def export(
 
 @app.command()
 def prune(
-    before: Annotated[str, typer.Option(help="Remove what only older entries name: a date or time, ISO 8601.")],
+    before: Annotated[
+        str,
+        typer.Option(
+            help="Remove what only entries before this name: a date (its start, UTC), or a time with its zone.",
+            metavar="DATE",
+        ),
+    ],
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:

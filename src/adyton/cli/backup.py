@@ -35,9 +35,9 @@ def backup(
 
     It is sealed with a passphrase, or (--split 2/3 --shares DIR) with a key of which each trusted person keeps a share.
     """
+    from adyton.capped_read import read_private_file
     from adyton.errors import UsageError
     from adyton.keystore.passphrase import ask_passphrase
-    from adyton.keystore.wrapping import read_private_file
     from adyton.workflow.backup import backup as carry_out
 
     numbers: tuple[int, int] | None = None

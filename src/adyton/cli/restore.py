@@ -38,8 +38,8 @@ def restore(
     as_json: JSONOption = False,
 ) -> None:
     """Make a home from BACKUP, on this machine or another; verified whole before it is put in place."""
+    from adyton.capped_read import read_private_file
     from adyton.keystore.passphrase import ask_passphrase
-    from adyton.keystore.wrapping import read_private_file
     from adyton.workflow.backup import restore as carry_out
 
     def passphrase() -> bytes:

@@ -11,6 +11,7 @@ import typer
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
 from adyton.errors import Error, UsageError
+from adyton.rfc3339 import parse_end
 from adyton.values import Measurement
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -26,7 +27,11 @@ def verify(
         typer.Option(help="Collateral file, bundle or folder; several allowed. Default: the owner's store."),
     ] = None,
     at: Annotated[
-        str | None, typer.Option(help="Judge as at this time (ISO 8601 with zone, or Unix seconds) instead of now.")
+        str | None,
+        typer.Option(
+            help="Judge as at this time instead of now: a time with its zone, Unix seconds, or a date (the last second"
+            " of that day, UTC)."
+        ),
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="What to accept, TOML or JSON; without it nothing is.")] = None,
     report_data: Annotated[
@@ -84,16 +89,13 @@ def verify(
 
 
 def _time(at: str) -> datetime:
-    wanted = "2026-01-31T12:00:00Z, or Unix seconds"
+    if not at.isdecimal():
+        return parse_end(at, "--at")
     try:
-        if at.isdecimal():
-            return datetime.fromtimestamp(int(at), UTC)
-        found = datetime.fromisoformat(at)
+        return datetime.fromtimestamp(int(at), UTC)
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"no time: {at!r}", check="--at", expected=wanted, seen=at[:80]) from None
-    if found.tzinfo is None:
-        raise UsageError("the time needs a zone", check="--at", expected=wanted, seen=at[:80])
-    return found
+        wanted = "2026-01-31T12:00:00Z, or Unix seconds"
+        raise UsageError(f"no time: {at[:80]!r}", check="--at", expected=wanted, seen=at[:80]) from None
 
 
 def _bytes(text: str | None, option: str, size: int | None, expected: str) -> bytes | None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from adyton.collateral.folder import locked, read_json, write_json
-from adyton.collateral.times import parse_stamp, stamp
+from adyton.collateral.times import parse_stamp
 from adyton.errors import FetchFailed
+from adyton.rfc3339 import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -93,7 +94,8 @@ class SourceBackoff:
             noted = self._load(now)
             noted.note(key, now.timestamp() + seconds, error.message, now.timestamp())
             rows = {
-                old: {"until": stamp(_moment(wait)), "why": wait.reason} for old, wait in noted.items(now.timestamp())
+                old: {"until": timestamp(_moment(wait)), "why": wait.reason}
+                for old, wait in noted.items(now.timestamp())
             }
             write_json(self._path, rows)
 
@@ -121,8 +123,8 @@ def _left_alone(url: str, wait: Wait[str], now: datetime) -> FetchFailed:
         f"{urlsplit(url).netloc} is left alone until {until:%Y-%m-%d %H:%M:%S} UTC: "
         f"{wait.reason[:_MAX_REASON_CHARACTERS]}",
         check="source asked too often, or without what is wanted",
-        expected=f"not before {stamp(until)}",
-        seen=stamp(now),
+        expected=f"not before {timestamp(until)}",
+        seen=timestamp(now),
         remedy="wait, or name another source",
         retry_after_s=wait.until_s - now.timestamp(),
     )

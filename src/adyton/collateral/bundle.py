@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from adyton.attest.collateral import Collateral
+from adyton.capped_read import read_capped
 from adyton.collateral.documents import (
     SIGNED_MEMBER,
     Channel,
@@ -17,7 +18,7 @@ from adyton.collateral.documents import (
     malformed,
     verify_document,
 )
-from adyton.errors import EvidenceError, MalformedQuote, StorageFailed, UsageError
+from adyton.errors import EvidenceError, MalformedQuote, UsageError
 from adyton.untrusted import parse_json_object
 
 if TYPE_CHECKING:
@@ -105,11 +106,5 @@ def read_bundle_files(paths: Iterable[Path]) -> list[bytes]:
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not files:
             raise UsageError(f"{path} holds no *.json", check="bundle", expected="a bundle or collateral file")
-        for file in files:
-            try:
-                with file.open("rb") as opened:
-                    raw = opened.read(MAX_BUNDLE_BYTES + 1)
-            except OSError as error:
-                raise StorageFailed(f"cannot read {file}: {error.strerror}") from error
-            found.append(raw)
+        found += [read_capped(file, MAX_BUNDLE_BYTES, "collateral", too_large=MalformedQuote) for file in files]
     return found

@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from adyton.attest import amd, dcap
@@ -24,6 +24,7 @@ from adyton.attest.roots import TrustRoots
 from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
 from adyton.errors import BadChain, MalformedQuote, Stale
+from adyton.rfc3339 import parse_timestamp, timestamp
 from adyton.values import Digest
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Document:
             "body": base64.b64encode(self.body).decode() if binary else self.body.decode("utf-8", "replace"),
             "chain": self.chain,
             "url": self.url,
-            "fetched_at": f"{self.fetched_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "fetched_at": timestamp(self.fetched_at),
             "channel": self.channel,
         }
         return found | ({"request": self.request} if self.request else {})
@@ -97,7 +98,7 @@ class Document:
         try:
             binary = data["kind"] in BINARY
             body = base64.b64decode(data["body"], validate=True) if binary else data["body"].encode()
-            fetched_at = datetime.strptime(data["fetched_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+            fetched_at = parse_timestamp(data["fetched_at"])
         except (ValueError, binascii.Error):
             raise malformed("collateral document", "a body or time that does not decode") from None
         return cls(
@@ -318,8 +319,8 @@ def check_current(found: VerifiedDocument, now: datetime) -> None:
         f"{found.name} {'expired at' if expired else 'is valid only from'} "
         f"{found.expires_at if expired else found.issued_at:%Y-%m-%d %H:%M:%S} UTC",
         check=f"{found.document.kind}: valid now",
-        expected=f"{found.issued_at:%Y-%m-%dT%H:%M:%SZ} to {found.expires_at:%Y-%m-%dT%H:%M:%SZ}",
-        seen=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        expected=f"{timestamp(found.issued_at)} to {timestamp(found.expires_at)}",
+        seen=timestamp(now),
         remedy="fetch it again: adyton collateral fetch" if expired else "check the clock",
     )
 

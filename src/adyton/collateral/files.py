@@ -18,10 +18,11 @@ from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
 from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
+from adyton.capped_read import read_capped
 from adyton.collateral.bundle import parse_bundle
 from adyton.collateral.documents import Document, Kind, VerifiedDocument, verify_document
 from adyton.collateral.needs import assemble, unverified_origin
-from adyton.errors import EvidenceError, FetchFailed, MalformedQuote, StorageFailed, UsageError
+from adyton.errors import EvidenceError, FetchFailed, MalformedQuote
 from adyton.untrusted import parse_json_object
 
 if TYPE_CHECKING:
@@ -33,25 +34,6 @@ if TYPE_CHECKING:
 
 MAX_FILES: Final = 4096
 MAX_FILE_BYTES: Final = 64 << 20
-
-
-def read_capped(path: Path, limit: int, what: str) -> bytes:
-    """All of a file of at most `limit` bytes; raises StorageFailed or UsageError."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-    except OSError as error:
-        raise StorageFailed(
-            f"cannot read the {what} {path}: {error.strerror}", check=f"read of the {what}", seen=error.strerror
-        ) from None
-    if len(raw) > limit:
-        raise UsageError(
-            f"the {what} {path} is too large",
-            check=f"size of the {what}",
-            expected=f"at most {limit} bytes",
-            seen="more",
-        )
-    return raw
 
 
 @dataclass

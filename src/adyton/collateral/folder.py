@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from adyton.atomic_file import write_file
+from adyton.capped_read import read_prefix
 from adyton.errors import StorageFailed
+from adyton.file_lock import file_lock
+from adyton.os_failure import storage_failed
 from adyton.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -28,14 +30,10 @@ def locked(folder: Path) -> Iterator[None]:
     """Make this folder if it is missing, and hold its lock against other processes; raises StorageFailed."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise StorageFailed(f"cannot use {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with file_lock(folder):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def identity_of(path: str) -> FileIdentity | None:
@@ -52,12 +50,11 @@ def identity_of(path: str) -> FileIdentity | None:
 def read_json(path: Path, default: Any, *, limit_bytes: int = MAX_STATE_BYTES) -> Any:
     """The JSON in this file, or `default` where there is no file; raises StorageFailed."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(limit_bytes + 1)
+        raw = read_prefix(path, limit_bytes + 1)
     except FileNotFoundError:
         return default
     except OSError as error:
-        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+        raise storage_failed(error, str(path), "reading") from error
     try:
         return parse_json(raw, what=f"file {path}", refuse=StorageFailed, limit_bytes=limit_bytes)
     except StorageFailed as error:
@@ -72,14 +69,4 @@ def read_json(path: Path, default: Any, *, limit_bytes: int = MAX_STATE_BYTES) -
 
 def write_json(path: Path, data: object) -> None:
     """Write a file beside this one, sync it, and rename it into place; raises StorageFailed."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps(data, indent=1).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StorageFailed(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, json.dumps(data, indent=1).encode(), 0o600)

@@ -36,8 +36,9 @@ from adyton.collateral.documents import (
 )
 from adyton.collateral.folder import FileIdentity, identity_of, locked, read_json, write_json
 from adyton.collateral.needs import missing
-from adyton.collateral.times import parse_stamp, stamp
+from adyton.collateral.times import parse_stamp
 from adyton.errors import Error, EvidenceError, FetchFailed, Stale, StorageFailed, Unavailable
+from adyton.rfc3339 import timestamp
 from adyton.values import Digest
 
 if TYPE_CHECKING:
@@ -182,7 +183,9 @@ class CollateralStore:
                 raise StorageFailed(f"{folder} holds {len(marks)} documents already", check="size of the store")
             write_json(folder / f"{verified.name}.json", document.to_dict())
             marks[verified.name] = Mark(verified.number, verified.issued_at)
-            rows = {name: {"number": kept.number, "issued_at": stamp(kept.issued_at)} for name, kept in marks.items()}
+            rows = {
+                name: {"number": kept.number, "issued_at": timestamp(kept.issued_at)} for name, kept in marks.items()
+            }
             write_json(folder / "marks.json", rows)
         return verified
 
@@ -283,7 +286,7 @@ def check_not_older(verified: VerifiedDocument, mark: Mark | None) -> None:
         raise Stale(
             f"{verified.name} is older than one that was seen before",
             check="collateral does not go back",
-            expected=f"number {mark.number}, issued {stamp(mark.issued_at)}, or later",
-            seen=f"number {verified.number}, issued {stamp(verified.issued_at)}",
+            expected=f"number {mark.number}, issued {timestamp(mark.issued_at)}, or later",
+            seen=f"number {verified.number}, issued {timestamp(verified.issued_at)}",
             remedy="fetch it from another source: this one, or something on the way, replays old collateral",
         )

@@ -1,23 +1,15 @@
-"""How the store's files and bundles write a time: RFC 3339 in UTC, in whole seconds."""
+"""How the store's files write a time: RFC 3339 in UTC, in whole seconds. What does not parse is no time."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Final
+from datetime import datetime
 
-_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
-
-
-def stamp(moment: datetime) -> str:
-    """A time as it is written."""
-    return f"{moment.astimezone(UTC):{_FORMAT}}"
+from adyton.rfc3339 import parse_timestamp
 
 
 def parse_stamp(written: object) -> datetime | None:
-    """The time that was written so, or None where it does not parse."""
-    if not isinstance(written, str):
-        return None
+    """The time that was written by `rfc3339.timestamp`, or None where it does not parse."""
     try:
-        return datetime.strptime(written, _FORMAT).replace(tzinfo=UTC)
+        return parse_timestamp(written) if isinstance(written, str) else None
     except ValueError:
         return None

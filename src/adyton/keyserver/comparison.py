@@ -17,7 +17,7 @@ from adyton.errors import Error, OutOfOrder
 from adyton.keyserver.difference import MAX_LINES, owner_lines, part_differences, read_manifest
 from adyton.manifest import difference as manifest_difference
 from adyton.release.explanation import Explanation, check_parts, parse_explain
-from adyton.release.wire import malformed, members, number, parse_object, text
+from adyton.release.wire import parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ def frames(raw: bytes) -> list[bytes]:
 def unpacked(denial: str, message: bytes) -> Explanation:
     """A message, unpacked elsewhere; raises OutOfOrder, Timeout."""
     manifest, parts = frames(confined_process.run(MODULE, "unpack", framed(denial.encode(), message), BOUNDS))
-    return Explanation(denial, manifest, check_parts(parse_object(parts, MAX_PARTS_BYTES)))
+    return Explanation(denial, manifest, check_parts(dict(parse_object(parts, MAX_PARTS_BYTES))))
 
 
 def compared(shown: Explanation, approved: Sequence[tuple[str, bytes, dict[str, str]]]) -> dict[str, Any]:
@@ -70,14 +70,12 @@ def compared(shown: Explanation, approved: Sequence[tuple[str, bytes, dict[str, 
     for name, manifest, runtime_parts in approved[:MAX_APPROVED]:
         parts += [name.encode(), manifest, json.dumps(runtime_parts).encode()]
     found = parse_object(confined_process.run(MODULE, "compare", framed(*parts), BOUNDS), MAX_COMPARED_BYTES)
-    members(found, {"against", "changed", "more"})
-    changed = found["changed"]
-    if not isinstance(changed, list) or not all(isinstance(line, str) for line in changed):
-        raise malformed("changed", "a list of texts", type(changed).__name__)
+    found.only({"against", "changed", "more"})
+    changed = found.texts("changed", MAX_COMPARED_BYTES)
     return {
-        "against": text(found, "against", MAX_LINE_CHARACTERS),
+        "against": found.text("against", MAX_LINE_CHARACTERS),
         "changed": [line[:MAX_LINE_CHARACTERS] for line in changed[:MAX_LINES]],
-        "more": number(found, "more", 1 << 32),
+        "more": found.number("more", 1 << 32),
     }
 
 

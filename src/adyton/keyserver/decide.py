@@ -19,6 +19,7 @@ from adyton.check import Check, text
 from adyton.errors import AppraisalFailed, UsageError
 from adyton.keystore import approval_gaps
 from adyton.keystore.approval import APPROVED, REVOKED
+from adyton.rfc3339 import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -219,7 +220,7 @@ def _own_lines(request: Request, stored: StoredApproval, now: datetime, *, by_ma
             "end of the approval",
             "no end" if approval.expires_at is None else approval.expires_at,
             now,
-            approval.expires_at is None or now < approval.expires_at,
+            approval.expires_at is None or not is_over(approval.expires_at, now),
             "approve it again with a later end",
         ),
         Check(

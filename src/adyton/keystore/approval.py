@@ -7,7 +7,7 @@ read again for every request, and round-trip through `to_dict` and `from_dict`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from adyton.attest.policy import Policy as EvidencePolicy
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.errors import StoreError, UsageError
 from adyton.keystore.names import check_name
+from adyton.rfc3339 import parse_end, timestamp
 from adyton.values import Digest, Measurement
 
 T = TypeVar("T")
@@ -208,7 +209,7 @@ class Approval:
             if isinstance(value, Measurement | Digest):
                 value = value.hex()
             elif isinstance(value, datetime):
-                value = _time_text(value)
+                value = timestamp(value)
             elif isinstance(value, tuple):
                 value = [_plain(entry) for entry in value]
             elif spec.name == "evidence":
@@ -216,7 +217,7 @@ class Approval:
                     continue
                 value = dict(value)
             elif spec.name == "advisories":
-                value = {name: "" if until is None else _time_text(until) for name, until in value.items()}
+                value = {name: "" if until is None else timestamp(until) for name, until in value.items()}
             found[spec.name] = value
         return found
 
@@ -276,10 +277,10 @@ def _read_entry(name: str, value: object) -> object:
     if name in ("mrsigner", "manifest_sha256"):
         return Digest.from_hex(_expect(name, value, str))
     if name == "expires_at":
-        return parse_time(_expect(name, value, str), name)
+        return parse_end(_expect(name, value, str), name)
     _expect(name, value, dict)
     return {
-        _expect(name, advisory, str): parse_time(_expect(name, until, str), name) if until else None
+        _expect(name, advisory, str): parse_end(_expect(name, until, str), name) if until else None
         for advisory, until in value.items()  # type: ignore[attr-defined]
     }
 
@@ -298,24 +299,6 @@ def _expect(name: str, value: object, kind: type[T]) -> T:
 
 def _ill_typed(name: str, expected: str, value: object) -> UsageError:
     return UsageError(f"policy entry {name} is ill-typed", check=name, expected=expected, seen=type(value).__name__)
-
-
-def _time_text(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_time(text: str, what: str) -> datetime:
-    """Parse an ISO 8601 date or time; one without a zone is UTC; raises UsageError otherwise."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(
-            f"{what} is not a time: {text[:40]!r}",
-            check=what,
-            expected="an ISO 8601 date or time, as 2027-01-31 or 2027-01-31T12:00:00Z",
-            seen=text[:40],
-        ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True)

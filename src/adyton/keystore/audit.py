@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography.exceptions import InvalidSignature
 
 from adyton.errors import AuditError
+from adyton.typed_document import TypedDocument
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 STORE_ID_BYTES: Final = 16
 MAX_BODY_BYTES: Final = 256 * 1024
+MAX_NUMBER: Final = (1 << 63) - 1
+"""The largest number of an entry, and the latest time: what a database column holds."""
 _ENTRY_LABEL: Final = b"adyton audit entry 1\0"
 _START_LABEL: Final = b"adyton audit start 1\0"
 _CHECKPOINT_LABEL: Final = b"adyton audit checkpoint 1\0"
@@ -83,22 +86,21 @@ class Checkpoint:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Checkpoint:
         """Read back what `to_dict` made; raises AuditError where it is malformed."""
-        try:
-            store_id, digest, signature = (bytes.fromhex(document[name]) for name in ("store_id", "hash", "signature"))
-            seq, at_ms = document["seq"], document["at_ms"]
-        except (KeyError, TypeError, ValueError):
-            store_id = digest = signature = b""
-            seq = at_ms = -1
-        numbers_fit = all(type(number) is int and 0 <= number < 1 << 63 for number in (seq, at_ms))
-        lengths_fit = (len(store_id), len(digest), len(signature)) == (STORE_ID_BYTES, 32, 64)
-        if not numbers_fit or not lengths_fit or len(document) != 5:
-            raise AuditError(
-                "this is not a checkpoint",
-                check="form of the checkpoint",
-                expected="store_id, seq, hash, at_ms, signature",
-                seen=", ".join(sorted(str(name)[:20] for name in document))[:120],
-            )
-        return cls(store_id, seq, digest, at_ms, signature)
+        found = TypedDocument(document, _no_checkpoint)
+        found.only({"store_id", "seq", "hash", "at_ms", "signature"})
+        return cls(
+            store_id=found.hexadecimal("store_id", STORE_ID_BYTES),
+            seq=found.number("seq", MAX_NUMBER),
+            hash=found.hexadecimal("hash", 32),
+            at_ms=found.number("at_ms", MAX_NUMBER),
+            signature=found.hexadecimal("signature", 64),
+        )
+
+
+def _no_checkpoint(place: str, expected: str, seen: str) -> AuditError:
+    return AuditError(
+        f"this is not a checkpoint: {place}", check="form of the checkpoint", expected=expected, seen=seen[:120]
+    )
 
 
 def _checkpoint_bytes(store_id: bytes, seq: int, digest: bytes, at_ms: int) -> bytes:

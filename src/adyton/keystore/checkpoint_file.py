@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from typing import TYPE_CHECKING, Final
 
+from adyton.atomic_file import replace_private_file
+from adyton.capped_read import read_private_file
 from adyton.errors import StorageFailed, StoreError
+from adyton.file_lock import file_lock
 from adyton.keystore.audit_key import audit_public_key
-from adyton.keystore.wrapping import read_private_file, replace_private_file
+from adyton.keystore.wrapping import NO_HOME
 from adyton.untrusted import parse_json_object
 
 if TYPE_CHECKING:
@@ -30,14 +31,10 @@ class CheckpointFile:
 
     def keep(self, checkpoint: Checkpoint) -> None:
         """Keep this checkpoint. A newer one that another process has kept meanwhile stays."""
-        lock = os.open(self._home.path / ".checkpoint.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(self._home.path / ".checkpoint.lock", create=True):
             there = self.read()
             if there is None or there.store_id != checkpoint.store_id or there.seq < checkpoint.seq:
                 replace_private_file(self.path, json.dumps(checkpoint.to_dict()).encode())
-        finally:
-            os.close(lock)
 
     def read(self) -> Checkpoint | None:
         """The checkpoint, its signature not verified; None where the key server never ran."""
@@ -45,7 +42,7 @@ class CheckpointFile:
 
         if not self.path.exists():
             return None
-        raw = read_private_file(self.path, "checkpoint")
+        raw = read_private_file(self.path, "checkpoint", remedy=NO_HOME)
         return Checkpoint.from_dict(parse_json_object(raw, what="checkpoint.json", refuse=StoreError))
 
     def verified(self) -> Checkpoint | None:

@@ -21,10 +21,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from adyton.errors import StorageFailed, StoreError
+from adyton.atomic_file import replace_private_file
+from adyton.capped_read import read_capped, read_private_file
+from adyton.errors import StoreError
 from adyton.keystore.certificates import Credential, make_grant
 from adyton.keystore.clock import now_ms
-from adyton.keystore.wrapping import read_private_file, replace_private_file
+from adyton.keystore.wrapping import NO_HOME
 
 if TYPE_CHECKING:
     from adyton.keystore.home import Home
@@ -90,16 +92,14 @@ def _is_whole(home: Home, store: Store) -> bool:
 
 
 def _opened(home: Home, store: Store, der: bytes) -> bytes:
-    sealed = read_private_file(home.path / KEY, KEY)
+    sealed = read_private_file(home.path / KEY, KEY, remedy=NO_HOME)
     return store.keyring.grant_seal.unwrap(sealed, _binding(store, der), KEY)
 
 
 def _certificate(home: Home) -> x509.Certificate:
     try:
-        with (home.path / CERTIFICATE).open("rb") as stream:
-            return x509.load_pem_x509_certificate(stream.read(MAX_CERTIFICATE_BYTES))
-    except OSError as error:
-        raise StorageFailed(f"{CERTIFICATE} cannot be read: {error.strerror}", check=CERTIFICATE) from error
+        raw = read_capped(home.path / CERTIFICATE, MAX_CERTIFICATE_BYTES, CERTIFICATE, too_large=StoreError)
+        return x509.load_pem_x509_certificate(raw)
     except ValueError:
         raise _unusable("something that is no certificate") from None
 

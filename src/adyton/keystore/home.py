@@ -23,19 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from adyton.capped_read import read_private_file
 from adyton.errors import StorageFailed, StoreError, UsageError
 from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.checkpoint_file import CheckpointFile
 from adyton.keystore.config import LIMITS, Config
 from adyton.keystore.master_rotation import CURRENT, finish_rotation, masters
 from adyton.keystore.passphrase import ask_passphrase
-from adyton.keystore.wrapping import (
-    WrappingKey,
-    master_from_command,
-    master_from_file,
-    master_from_passphrase,
-    read_private_file,
-)
+from adyton.keystore.wrapping import NO_HOME, WrappingKey, master_from_command, master_from_file, master_from_passphrase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,7 +170,7 @@ class Home:
 
     def private(self, name: str) -> bytes:
         """Read one of the home's secret files."""
-        return read_private_file(self.path / name, name)
+        return read_private_file(self.path / name, name, remedy=NO_HOME)
 
 
 def load_key(home: Path, name: str) -> Key128:

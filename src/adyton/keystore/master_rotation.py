@@ -5,9 +5,11 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Final
 
+from adyton.atomic_file import rename_private_file, write_private_file
 from adyton.errors import StoreError, UsageError
-from adyton.keystore.home_lock import alone, try_lock
-from adyton.keystore.wrapping import WrappingKey, master_from_file, rename_private_file, write_private_file
+from adyton.file_lock import file_lock
+from adyton.keystore.home_lock import alone
+from adyton.keystore.wrapping import WrappingKey, master_from_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +84,7 @@ def finish_rotation(home: Home, store: Store) -> None:
     current, beside = home.path / CURRENT, home.path / NEXT
     if not beside.exists():
         return
-    with try_lock(home.path) as mine:  # otherwise the rotation is under way, and finishes by itself
+    with file_lock(home.path, wait=False) as mine:  # otherwise the rotation is under way, and finishes by itself
         if mine and beside.exists() and _same(beside, store.keyring.master):
             rename_private_file(beside, current)
 

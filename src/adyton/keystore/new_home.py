@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adyton.atomic_file import write_private_file
 from adyton.errors import StorageFailed, UsageError
 from adyton.keystore.certificates import make_audit, make_ca, make_server
 from adyton.keystore.config import SALT_BYTES, Config
 from adyton.keystore.grant_key import make_grant_key
 from adyton.keystore.home import Home, actor
 from adyton.keystore.store import Store
-from adyton.keystore.wrapping import WrappingKey, write_private_file
+from adyton.keystore.wrapping import WrappingKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable

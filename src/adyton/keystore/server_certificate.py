@@ -6,9 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from adyton.atomic_file import replace_private_file
 from adyton.errors import UsageError
 from adyton.keystore.certificates import DEFAULT_SERVER_NAME, Credential, make_server
-from adyton.keystore.wrapping import replace_private_file
 
 if TYPE_CHECKING:
     from adyton.keystore.home import Home

@@ -17,9 +17,7 @@ is wrapped: a virtual machine that was cloned or restored may draw these bytes t
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
-import stat
 import struct
 import subprocess
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from adyton.capped_read import read_private_file
 from adyton.errors import StorageFailed, StoreError, Timeout, UsageError
 
 if TYPE_CHECKING:
@@ -39,11 +38,12 @@ if TYPE_CHECKING:
 SECRET_BYTES: Final = 32
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
-MAX_SECRET_FILE_BYTES: Final = 16 * 1024
 COMMAND_TIMEOUT_S: Final = 60
 SCRYPT_N: Final = 1 << 17
 SCRYPT_R: Final = 8
 SCRYPT_P: Final = 1
+NO_HOME: Final = "name the right home (--home or ADYTON_HOME), or make one with adyton init"
+"""What to do where a file of the home is missing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -101,108 +101,9 @@ class WrappingKey:
         raise TypeError("a key is not pickled")
 
 
-def read_private_file(path: Path, what: str, *, limit: int = MAX_SECRET_FILE_BYTES) -> bytes:
-    """Read a small secret file that nobody else may read; refuses one that group or others can open."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-    except OSError as error:
-        raise StorageFailed(
-            f"{what} cannot be read: {path}: {error.strerror}",
-            check=what,
-            expected="a readable file of mode 0600",
-            seen=str(error.strerror),
-            remedy="name the right home (--home or ADYTON_HOME), or make one with adyton init",
-        ) from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
-            raise StoreError(
-                f"{what} is open to others: {path}",
-                check=f"permissions of {what}",
-                expected="a regular file of mode 0600 or stricter",
-                seen=f"mode {stat.filemode(status.st_mode)}",
-                remedy=f"chmod 600 {path}",
-            )
-        raw = os.read(descriptor, limit + 1)
-    finally:
-        os.close(descriptor)
-    if len(raw) > limit:
-        raise StoreError(f"{what} is longer than {limit} bytes: {path}")
-    return raw
-
-
-def write_private_file(path: Path, raw: bytes) -> None:
-    """Write a file of mode 0600 that appears under its name whole or not at all, and never replaces another.
-
-    When this returns, the file and its name outlast a power cut.
-    """
-    try:
-        _write_new(path, raw)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise _not_written(path, error) from error
-
-
-def _write_new(path: Path, raw: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _not_written(path: Path, error: OSError) -> StorageFailed:
-    return StorageFailed(
-        f"cannot write {path}: {error.strerror}",
-        check="writing a new file",
-        expected="a path that does not exist yet, in a folder that can be written",
-        seen=str(error.strerror),
-        remedy="choose another path, or remove what is there if it is not needed",
-    )
-
-
-def replace_private_file(path: Path, raw: bytes) -> None:
-    """Put new content in an existing private file's place, whole or not at all; durable when this returns."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        _write_new(beside, raw)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    rename_private_file(beside, path)
-
-
-def rename_private_file(path: Path, to: Path) -> None:
-    """Put a private file in another's place, or under a new name in the same folder; durable when this returns."""
-    try:
-        path.replace(to)
-        sync_folder(to.parent)
-    except OSError as error:
-        raise StorageFailed(
-            f"cannot put {path.name} in the place of {to}: {error.strerror}",
-            check="renaming a file",
-            expected="a folder that can be written",
-            seen=str(error.strerror),
-            remedy=f"nothing is lost: it is still in {path}; mend the folder and try again",
-        ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a power cut; raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def master_from_file(path: Path) -> WrappingKey:
     """The master key kept as 32 raw bytes in a file of mode 0600."""
-    return WrappingKey(read_private_file(path, "master key file"))
+    return WrappingKey(read_private_file(path, "master key file", remedy=NO_HOME))
 
 
 def master_from_passphrase(passphrase: bytes, salt: bytes) -> WrappingKey:

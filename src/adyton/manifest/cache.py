@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-from adyton.errors import Error
+from adyton.atomic_file import write_file
+from adyton.capped_read import read_capped
+from adyton.errors import Error, StorageFailed
 from adyton.values import Digest
 
 _FORMAT: Final = "adyton hash cache 1"
@@ -54,11 +56,11 @@ class HashCache:
         known: dict[str, str] = {}
         try:
             own = path.stat()
-            if own.st_uid == os.getuid() and not own.st_mode & 0o022 and own.st_size <= _MAX_FILE_BYTES:
-                document = json.loads(path.read_bytes())
+            if own.st_uid == os.getuid() and not own.st_mode & 0o022:
+                document = json.loads(read_capped(path, _MAX_FILE_BYTES, "hash cache", too_large=StorageFailed))
                 if document["format"] == _FORMAT and isinstance(document["hashes"], dict):
                     known = document["hashes"]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (OSError, StorageFailed, ValueError, LookupError, TypeError, RecursionError):
             known = {}
         return cls(path, known)
 
@@ -95,16 +97,12 @@ class HashCache:
             self._dirty = True
 
     def save(self) -> None:
-        """Write it beside and rename; a cache that cannot be written is no error."""
+        """Write the file. A cache that cannot be written is no error. One that a power cut damages counts as empty."""
         if self._path is None or not self._dirty:
             return
         merged = {**self._known, **self._used}
         if len(merged) > _MAX_ENTRIES:
             merged = self._used
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageFailed):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            beside.unlink(missing_ok=True)
-            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(json.dumps({"format": _FORMAT, "hashes": merged}))
-            beside.rename(self._path)
+            write_file(self._path, json.dumps({"format": _FORMAT, "hashes": merged}).encode(), 0o600, sync=False)

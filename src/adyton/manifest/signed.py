@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from adyton import capped_read
 from adyton.errors import BadSignature, MalformedManifest, ManifestError, UsageError
 from adyton.manifest.measure import workload_measurement
 from adyton.manifest.model import MAX_MANIFEST_BYTES, Manifest, parse_manifest
@@ -114,35 +113,20 @@ def signature_path(manifest_path: Path) -> Path:
 
 def read_named(path: Path, limit_bytes: int, what: str) -> bytes:
     """`read_capped` for a file that a template names: a regular one, so that no pipe or device is waited for."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-        try:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        finally:
-            os.close(descriptor)
-    except OSError:
-        regular = True  # `read_capped` says what is wrong
-    if not regular:
-        raise ManifestError(f"{what} {path} is no file", check=what, expected="a regular file", seen="something else")
-    return read_capped(path, limit_bytes, what)
+    return read_capped(path, limit_bytes, what, regular_only=True)
 
 
-def read_capped(path: Path, limit_bytes: int, what: str) -> bytes:
-    """A whole file of at most so many bytes. Raises ManifestError where it is missing, unreadable or larger."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit_bytes + 1)
-    except OSError as error:
-        raise ManifestError(
-            f"{what} {path} cannot be read: {error.strerror}",
-            check=what,
-            expected="a readable file",
-            seen=error.strerror,
-            remedy="adyton build TEMPLATE makes NAME.manifest and NAME.sig",
-        ) from None
-    if len(raw) > limit_bytes:
-        raise MalformedManifest(f"{what} {path} is too large", check=what, expected=f"at most {limit_bytes} bytes")
-    return raw
+def read_capped(path: Path, limit_bytes: int, what: str, *, regular_only: bool = False) -> bytes:
+    """A whole file. Raises ManifestError where it cannot be read, MalformedManifest where it is larger."""
+    return capped_read.read_capped(
+        path,
+        limit_bytes,
+        what,
+        unreadable=ManifestError,
+        too_large=MalformedManifest,
+        regular_only=regular_only,
+        remedy="adyton build TEMPLATE makes NAME.manifest and NAME.sig",
+    )
 
 
 def read_signed(path: Path, runtime: Digest) -> SignedManifest:

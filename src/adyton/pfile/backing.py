@@ -13,7 +13,9 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from adyton.atomic_file import sync_directory
 from adyton.errors import NotProtectedFile, StorageFailed
+from adyton.os_failure import storage_failed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,25 +70,6 @@ def read_at(backing: Backing, offset: int, size: int) -> bytes:
     buffer = bytearray(size)
     got = backing.read_into(offset, buffer)
     return bytes(buffer[:got])
-
-
-def storage_failed(error: OSError, name: str, doing: str) -> StorageFailed:
-    """What to raise for a failure of the operating system; raise it `from` the OSError, whose errno is wanted."""
-    remedy = {
-        errno.ENOSPC: "free some space, or write elsewhere",
-        errno.EDQUOT: "free some space, or write elsewhere",
-        errno.EACCES: "check who may read and write it",
-        errno.EPERM: "check who may read and write it",
-        errno.ENOENT: "check the name",
-        errno.EROFS: "write elsewhere: that file system is read-only",
-    }.get(error.errno or 0, "see what the system's log says of this disk")
-    return StorageFailed(
-        f"{doing} {name} failed: {os.strerror(error.errno) if error.errno else error}",
-        check=doing,
-        expected="success",
-        seen=errno.errorcode.get(error.errno or 0, str(error)),
-        remedy=remedy,
-    )
 
 
 class OSFile:
@@ -267,15 +250,6 @@ class OSFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def sync_directory(path: Path) -> None:
-    """Make the entries of a directory durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Memory:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import socket
 import ssl
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from adyton.address import parse_address
 from adyton.errors import (
     Denied,
     Error,
@@ -193,10 +193,7 @@ def _address_of(owner: Owner, servers: Mapping[str, str]) -> tuple[str, int]:
             expected=f"{owner.name}=HOST:PORT",
             seen=", ".join(f"{name}={where}" if name else where for name, where in servers.items()) or "none",
         )
-    host, colon, port = written.rpartition(":")
-    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise UsageError("this is no address", check="--key-server", expected="HOST:PORT", seen=written[:100])
-    return host.strip("[]"), int(port)
+    return parse_address(written, "--key-server")
 
 
 class _Conversation:
@@ -456,10 +453,9 @@ def _not_pinned(error: ssl.SSLCertVerificationError, owner: Owner, where: str) -
 def _server_error(raw: bytes, status: int, where: str) -> Error:
     from adyton.release.wire import PROTOCOL, parse_object, printable
 
-    try:
+    document: Mapping[str, Any] = {}
+    with contextlib.suppress(Error):
         document = parse_object(raw, 64 * 1024)
-    except Error:
-        document = {}
     if status in (404, 426):
         return VersionMismatch(
             f"the key server at {where} speaks another version of the release protocol",

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from adyton.release.wire import PROTOCOL, b64, binary, check_protocol, malformed, members, parse_object, text, to_bytes
+from adyton.release.wire import PROTOCOL, b64, check_protocol, malformed, parse_object, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,8 +51,8 @@ def parse_explain(raw: bytes) -> Explanation:
     """Parse an explanation; what decompresses to more than 16 MiB is refused. Raises OutOfOrder, VersionMismatch."""
     document = parse_object(raw, MAX_EXPLAIN_BYTES)
     check_protocol(document)
-    members(document, {"protocol", "denial", "manifest_zlib", "runtime_parts"})
-    packed = binary(document, "manifest_zlib", 1, MAX_EXPLAIN_BYTES)
+    document.only({"protocol", "denial", "manifest_zlib", "runtime_parts"})
+    packed = document.binary("manifest_zlib", 1, MAX_EXPLAIN_BYTES)
     unpacker = zlib.decompressobj()
     try:
         manifest = unpacker.decompress(packed, MAX_MANIFEST_BYTES)
@@ -60,7 +60,7 @@ def parse_explain(raw: bytes) -> Explanation:
         raise malformed("manifest_zlib", "zlib data", "something else") from None
     if not unpacker.eof or unpacker.unused_data:
         raise malformed("manifest_zlib", "at most 16 MiB of manifest, and nothing after it", "more")
-    return Explanation(text(document, "denial", 40), manifest, check_parts(document["runtime_parts"]))
+    return Explanation(document.text("denial", 40), manifest, check_parts(document["runtime_parts"]))
 
 
 def check_parts(found: object) -> dict[str, str]:

@@ -26,7 +26,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from adyton.errors import Denied, UsageError
-from adyton.release.wire import PROTOCOL, b64, binary, identifier, malformed, members, number, printable, to_bytes
+from adyton.release.wire import PROTOCOL, b64, identifier, malformed, printable, to_bytes
+from adyton.typed_document import TypedDocument
 from adyton.values import GRANT_PURPOSE
 
 if TYPE_CHECKING:
@@ -90,28 +91,26 @@ class Granted:
         )
 
 
-def parse_granted(document: dict[str, Any]) -> Granted:
+def parse_granted(document: TypedDocument) -> Granted:
     """Read a grant's members; raises OutOfOrder. Nothing of it is verified yet."""
     fields = {"grant", "lease_s", "versions", "wrapped", "checkpoint", "certificate", "signature"}
-    members(document, {"protocol", "status", *fields})
-    versions, checkpoint = document["versions"], document["checkpoint"]
-    if not isinstance(versions, dict) or not 1 <= len(versions) <= 64:
-        raise malformed("versions", "a number for each name", type(versions).__name__)
-    for name in versions:
-        number(versions, name, MAX_VERSION)
+    document.only({"protocol", "status", *fields})
+    versions, checkpoint = document.inner("versions"), document["checkpoint"]
+    if not 1 <= len(versions) <= 64:
+        raise document.wrong("versions", "a number for each name")
     plain = isinstance(checkpoint, dict) and all(type(value) in (str, int) for value in checkpoint.values())
     if not plain or len(_canonical(checkpoint)) > 2048:
         raise malformed("checkpoint", "an object of texts and numbers", type(checkpoint).__name__)
     return Granted(
         terms=Terms(
             grant=identifier(document, "grant"),
-            lease_s=number(document, "lease_s", 1 << 32),
-            versions=versions,
-            wrapped=binary(document, "wrapped", 1, MAX_WRAPPED_BYTES),
+            lease_s=document.number("lease_s", 1 << 32),
+            versions={name: versions.number(name, MAX_VERSION) for name in versions},
+            wrapped=document.binary("wrapped", 1, MAX_WRAPPED_BYTES),
             checkpoint=checkpoint,
         ),
-        certificate=binary(document, "certificate", 1, MAX_CERTIFICATE_BYTES),
-        signature=binary(document, "signature", SIGNATURE_BYTES, SIGNATURE_BYTES),
+        certificate=document.binary("certificate", 1, MAX_CERTIFICATE_BYTES),
+        signature=document.binary("signature", SIGNATURE_BYTES, SIGNATURE_BYTES),
     )
 
 

@@ -27,7 +27,7 @@ import re
 import secrets
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -47,17 +47,14 @@ from adyton.release.grants import Granted, parse_granted
 from adyton.release.wire import (
     PROTOCOL,
     b64,
-    binary,
     check_protocol,
     identifier,
     malformed,
-    members,
-    number,
     parse_object,
     printable,
-    text,
     to_bytes,
 )
+from adyton.typed_document import TypedDocument
 from adyton.values import NAME_PATTERN, Digest, Nonce
 
 if TYPE_CHECKING:
@@ -237,15 +234,15 @@ def parse_payload(raw: bytes) -> Payload:
     """Parse an unwrapped payload; raises OutOfOrder without quoting any of it."""
     try:
         document = parse_object(raw, MAX_RESPONSE_BYTES)
-        members(document, {"keys", "secrets", "token"})
+        document.only({"keys", "secrets", "token"})
         found: list[dict[str, bytes]] = []
         for name in ("keys", "secrets"):
-            table = document[name]
-            if not isinstance(table, dict) or len(table) > MAX_NAMES:
-                raise malformed(name, "an object", type(table).__name__)
+            table = document.inner(name)
+            if len(table) > MAX_NAMES:
+                raise document.wrong(name, f"at most {MAX_NAMES} members")
             low, high = (16, 16) if name == "keys" else (1, 64 * 1024)
-            found.append({entry: binary(table, entry, low, high) for entry in table})
-        return Payload(found[0], found[1], binary(document, "token", TOKEN_BYTES, TOKEN_BYTES))
+            found.append({entry: table.binary(entry, low, high) for entry in table})
+        return Payload(found[0], found[1], document.binary("token", TOKEN_BYTES, TOKEN_BYTES))
     except OutOfOrder:
         raise OutOfOrder("the wrapped keys are malformed", check="form of the wrapped keys") from None
 
@@ -269,7 +266,7 @@ def parse_challenge_request(raw: bytes) -> None:
     """Parse a request for a challenge: nothing but the protocol's name."""
     document = parse_object(raw, 1024)
     check_protocol(document)
-    members(document, {"protocol"})
+    document.only({"protocol"})
 
 
 def challenge_request() -> bytes:
@@ -281,8 +278,8 @@ def parse_challenge(raw: bytes) -> ChallengeAnswer:
     """Parse a challenge."""
     document = parse_object(raw, 4096)
     check_protocol(document)
-    members(document, {"protocol", "nonce", "lifetime_s"})
-    return ChallengeAnswer(Nonce(binary(document, "nonce", 32, 32)), number(document, "lifetime_s", 86400))
+    document.only({"protocol", "nonce", "lifetime_s"})
+    return ChallengeAnswer(Nonce(document.binary("nonce", 32, 32)), document.number("lifetime_s", 86400))
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +320,7 @@ def parse_release_request(raw: bytes) -> ReleaseRequest:
     """Parse a request for keys; raises OutOfOrder, or VersionMismatch."""
     document = parse_object(raw, MAX_REQUEST_BYTES)
     check_protocol(document)
-    members(document, {"protocol", "nonce", "public_key", "manifest_sha256", "names", "evidence"})
+    document.only({"protocol", "nonce", "public_key", "manifest_sha256", "names", "evidence"})
     names = document["names"]
     if (
         not isinstance(names, list)
@@ -333,16 +330,16 @@ def parse_release_request(raw: bytes) -> ReleaseRequest:
     ):
         raise malformed("names", f"1 to {MAX_NAMES} names of keys, sorted, each once", type(names).__name__)
     return ReleaseRequest(
-        nonce=Nonce(binary(document, "nonce", 32, 32)),
-        public_key=binary(document, "public_key", PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES),
+        nonce=Nonce(document.binary("nonce", 32, 32)),
+        public_key=document.binary("public_key", PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES),
         manifest_sha256=_digest(document, "manifest_sha256"),
         names=tuple(names),
-        evidence=binary(document, "evidence", 1, MAX_EVIDENCE_BYTES),
+        evidence=document.binary("evidence", 1, MAX_EVIDENCE_BYTES),
     )
 
 
-def _digest(document: dict[str, Any], name: str) -> Digest:
-    value = text(document, name, 64)
+def _digest(document: TypedDocument, name: str) -> Digest:
+    value = document.text(name, 64)
     try:
         raw = bytes.fromhex(value)
     except ValueError:
@@ -391,9 +388,9 @@ def parse_answer(raw: bytes) -> Granted | Refusal:
     if status != "denied":
         raise malformed("status", "granted or denied", str(status))
     fields = ("denial", "message", "check", "expected", "seen", "remedy")
-    members(document, {"protocol", "status", *fields})
+    document.only({"protocol", "status", *fields})
     denial = NOT_KEPT if document["denial"] == NOT_KEPT else identifier(document, "denial")
-    return Refusal(denial, *(printable(text(document, name, 2000)) for name in fields[1:]))
+    return Refusal(denial, *(printable(document.text(name, 2000)) for name in fields[1:]))
 
 
 def used_message(grant: str, token: bytes) -> bytes:
@@ -405,5 +402,5 @@ def parse_used(raw: bytes) -> tuple[str, bytes]:
     """Parse an acknowledgement: (grant id, token)."""
     document = parse_object(raw, 1024)
     check_protocol(document)
-    members(document, {"protocol", "grant", "token"})
-    return identifier(document, "grant"), binary(document, "token", TOKEN_BYTES, TOKEN_BYTES)
+    document.only({"protocol", "grant", "token"})
+    return identifier(document, "grant"), document.binary("token", TOKEN_BYTES, TOKEN_BYTES)

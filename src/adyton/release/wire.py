@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from typing import Any, Final
 
 from adyton.errors import OutOfOrder, VersionMismatch
+from adyton.typed_document import TypedDocument
 
 PROTOCOL: Final = "adyton-release/2"
 """The protocol and version that every message of key release names."""
@@ -57,15 +57,15 @@ def _check_depth(raw: bytes) -> None:
             depth -= 1
 
 
-def identifier(document: dict[str, Any], name: str) -> str:
+def identifier(document: TypedDocument, name: str) -> str:
     """The id of an entry of the record: at most 40 letters, digits and `-`, so that it can stand in any text."""
-    value = text(document, name, 40)
+    value = document.text(name, 40)
     if not _ID.fullmatch(value):
-        raise malformed(name, "an id of letters, digits and -", "something else")
+        raise document.wrong(name, "an id of letters, digits and -", "something else")
     return value
 
 
-def check_protocol(document: dict[str, Any]) -> None:
+def check_protocol(document: TypedDocument) -> None:
     """Refuse a message of another protocol or version; raises VersionMismatch."""
     named = document.get("protocol")
     if named != PROTOCOL:
@@ -78,7 +78,7 @@ def check_protocol(document: dict[str, Any]) -> None:
         )
 
 
-def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
+def parse_object(raw: bytes, limit: int) -> TypedDocument:
     """Parse one JSON object of at most `limit` bytes and eight levels; raises OutOfOrder for anything else."""
     if len(raw) > limit:
         raise malformed("too long", f"at most {limit} bytes", f"{len(raw)} bytes")
@@ -89,51 +89,12 @@ def parse_object(raw: bytes, limit: int) -> dict[str, Any]:
         raise malformed("not JSON", "one JSON object in UTF-8", f"{len(raw)} bytes of something else") from None
     if not isinstance(found, dict):
         raise malformed("no object", "one JSON object", type(found).__name__)
-    return found
+    return TypedDocument(found, malformed)
 
 
 def to_bytes(document: dict[str, Any]) -> bytes:
     """One JSON object, compact."""
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-
-
-def members(document: dict[str, Any], required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Refuse an object that lacks a member or has one that is not known."""
-    names = set(document)
-    if required - names or names - required - optional:
-        raise malformed(
-            "members", ", ".join(sorted(required)), ", ".join(sorted(str(name)[:40] for name in names)) or "none"
-        )
-
-
-def text(document: dict[str, Any], name: str, limit: int) -> str:
-    """A text member of at most `limit` characters."""
-    value = document[name]
-    if not isinstance(value, str) or len(value) > limit:
-        raise malformed(name, f"a text of at most {limit} characters", type(value).__name__)
-    return value
-
-
-def number(document: dict[str, Any], name: str, top: int) -> int:
-    """A whole number from 0 to `top`."""
-    value = document[name]
-    if type(value) is not int or not 0 <= value <= top:
-        raise malformed(name, f"a whole number up to {top}", type(value).__name__)
-    return value
-
-
-def binary(document: dict[str, Any], name: str, low: int, high: int) -> bytes:
-    """A byte string in standard base64 (RFC 4648 section 4, with padding) of `low` to `high` bytes."""
-    value = document[name]
-    if not isinstance(value, str) or len(value) > 4 * ((high + 2) // 3):
-        raise malformed(name, f"base64 of at most {high} bytes", type(value).__name__)
-    try:
-        raw = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise malformed(name, "standard base64", "something else") from None
-    if not low <= len(raw) <= high or base64.b64encode(raw).decode() != value:
-        raise malformed(name, f"{low} to {high} bytes in base64's one form", f"{len(raw)} bytes")
-    return raw
 
 
 def b64(raw: bytes) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import signal
 import subprocess
@@ -18,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from adyton.errors import MAX_ENCODED_BYTES, Error, MountFailed, NotProtectedFile, WrongPath
+from adyton.errors import MAX_ENCODED_BYTES, Error, MountFailed, NotProtectedFile, StorageFailed, WrongPath
+from adyton.file_lock import file_lock
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from adyton.pfile.paths import normalise
 from adyton.runtime.host import allow_many_files, harden_process, lock_memory
@@ -231,27 +231,23 @@ def _unescape(text: str) -> str:
 
 
 def _wait_for_lock(source: str, target: Path) -> None:
-    try:
-        fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return
     deadline = time.monotonic() + UNMOUNT_LIMIT_S
+    while not _is_free(Path(source)):
+        if time.monotonic() > deadline:
+            raise MountFailed(
+                f"{target} is unmounted, and its server is still writing after {UNMOUNT_LIMIT_S:.0f} s",
+                check="flush after the unmount",
+                expected="the encrypted folder let go of",
+                seen="still in use",
+                remedy="wait before you touch the encrypted folder; `fuser -v` shows who uses it",
+            )
+        time.sleep(0.02)
+
+
+def _is_free(source: Path) -> bool:
+    """Whether nobody holds the lock of an encrypted folder. One that cannot be opened counts as free."""
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise MountFailed(
-                        f"{target} is unmounted, and its server is still writing after {UNMOUNT_LIMIT_S:.0f} s",
-                        check="flush after the unmount",
-                        expected="the encrypted folder let go of",
-                        seen="still in use",
-                        remedy="wait before you touch the encrypted folder; `fuser -v` shows who uses it",
-                    ) from None
-                time.sleep(0.02)
-            except OSError:
-                return
-    finally:
-        os.close(fd)
+        with file_lock(source, wait=False) as free:
+            return free
+    except StorageFailed:
+        return True

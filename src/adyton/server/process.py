@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import signal
 import ssl
 import sys
@@ -18,12 +17,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton import __version__
+from adyton.address import address_text, parse_listening_address
+from adyton.atomic_file import write_file
 from adyton.collateral.background import BackgroundLookup
 from adyton.collateral.downloads import Downloads
 from adyton.collateral.lookup import Lookup
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
-from adyton.errors import UsageError
 from adyton.keyserver.service import KeyService
 from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.clock import now_ms
@@ -33,7 +33,6 @@ from adyton.release.tls import server_context
 from adyton.server.checkpoints import Checkpoints
 from adyton.server.listener import Limits
 from adyton.server.protocols import KeyServer
-from adyton.storage.target import write_whole
 from adyton.values import Digest
 
 if TYPE_CHECKING:
@@ -60,14 +59,6 @@ class Addresses:
     ra_tls: str | None
     dashboard: str | None
     metrics: str | None = None
-
-
-def parse_address(written: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` or `[IPv6]:PORT`; raises UsageError."""
-    host, colon, port = written.rpartition(":")
-    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise UsageError("this is no address", check="listening address", expected="HOST:PORT", seen=written[:100])
-    return host.strip("[]"), int(port)
 
 
 class JSONLines(logging.Formatter):
@@ -218,20 +209,24 @@ async def _serve(
     try:
         if addresses.adyton is not None:
             context = server_context(certificate, key, client_certificate=False)
-            found["adyton"] = _shown(server.listen_adyton(*parse_address(addresses.adyton), context).address)
+            found["adyton"] = address_text(
+                server.listen_adyton(*parse_listening_address(addresses.adyton), context).address
+            )
         if addresses.ra_tls is not None:
             context = server_context(certificate, key, client_certificate=True)
-            found["ra-tls"] = _shown(server.listen_ra_tls(*parse_address(addresses.ra_tls), context).address)
+            found["ra-tls"] = address_text(
+                server.listen_ra_tls(*parse_listening_address(addresses.ra_tls), context).address
+            )
         if addresses.dashboard is not None:
             from adyton.server.dashboard.serve import DashboardThread
 
-            dashboard = DashboardThread(home, service.store, collateral, *parse_address(addresses.dashboard))
-            found["dashboard"] = _shown(dashboard.address)
+            dashboard = DashboardThread(home, service.store, collateral, *parse_listening_address(addresses.dashboard))
+            found["dashboard"] = address_text(dashboard.address)
         if metrics is not None and addresses.metrics is not None:
             from adyton.server.metrics import Watched
 
             metrics.watch(Watched(server, certificate_end(home), checkpoints, collateral))
-            found["metrics"] = _shown(metrics.listen(*parse_address(addresses.metrics)))
+            found["metrics"] = address_text(metrics.listen(*parse_listening_address(addresses.metrics)))
         listening(found, lambda: loop.call_soon_threadsafe(stop.set))
         if ready_file is not None:
             _write_ready(ready_file, {**found, "pid": os.getpid()})
@@ -258,10 +253,5 @@ def _note(store: Store, what: str, **facts: object) -> None:
         change.record("server", "", {"what": what, "version": __version__, **facts}, now_ms())
 
 
-def _shown(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _write_ready(path: Path, document: Mapping[str, object]) -> None:
-    write_whole(path, json.dumps(document).encode() + b"\n")
+    write_file(path, json.dumps(document).encode() + b"\n")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from adyton.atomic_file import write_file
 from adyton.sim import vendor
-from adyton.sim.files import PPID_PADDING, key_bytes, write_file
+from adyton.sim.files import PPID_PADDING, key_bytes
 from adyton.sim.machine import (
     COMPONENTS,
     PCEID,

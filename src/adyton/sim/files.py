@@ -1,9 +1,8 @@
-"""Files of a simulated platform: read with a cap, written beside and renamed, private keys only if private."""
+"""Files of a simulated platform: read with a cap, private keys only if private."""
 
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
+from adyton.capped_read import read_capped, read_private_file
 from adyton.errors import NoDevice, StorageFailed, UsageError
 
 PLATFORM_VARIABLE: Final = "ADYTON_SIM_PLATFORM"
@@ -27,36 +27,16 @@ def platform_directory(chosen: Path | None = None) -> Path:
     return Path(os.environ.get(PLATFORM_VARIABLE) or DEFAULT_PLATFORM).expanduser()
 
 
-def write_file(path: Path, content: bytes, mode: int) -> None:
-    """Write beside, sync, rename: never half a file under the real name."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StorageFailed(f"cannot write {path}: {error.strerror}", check="writing", seen=error.strerror) from error
-
-
 def read_file(path: Path, *, private: bool = False) -> bytes:
-    """The whole file. Raises NoDevice where it is missing, UsageError where a private one can be read by others."""
+    """The whole file; raises NoDevice where it is missing, UsageError where a private one can be read by others."""
+    what = "file of the simulated platform"
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-            if private and mode & 0o077:
-                raise UsageError(
-                    f"{path} can be read by others",
-                    check="permissions of a private key",
-                    expected="0600",
-                    seen=f"{mode:04o}",
-                    remedy=f"chmod 600 {path}",
-                )
-            content = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
+        if private:
+            return read_private_file(path, what, limit_bytes=MAX_FILE_BYTES, refuse=UsageError)
+        return read_capped(path, MAX_FILE_BYTES, what)
+    except StorageFailed as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise NoDevice(
             f"no simulated platform here: {path} is missing",
             check="simulated platform",
@@ -64,11 +44,6 @@ def read_file(path: Path, *, private: bool = False) -> bytes:
             seen="no such file",
             remedy="make one with `adyton platform new DIR` and name it with --sim-platform DIR or ADYTON_SIM_PLATFORM",
         ) from None
-    except OSError as error:
-        raise StorageFailed(f"cannot read {path}: {error.strerror}", check="reading", seen=error.strerror) from error
-    if len(content) > MAX_FILE_BYTES:
-        raise UsageError(f"{path} is larger than any file of a simulated platform ({MAX_FILE_BYTES} bytes)")
-    return content
 
 
 def key_bytes(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import quote as url_quote
 
+from adyton.address import address_text
 from adyton.errors import Unavailable, UsageError
 from adyton.sim.machine import Shape
 
@@ -325,15 +326,6 @@ def application(
     return Starlette(routes=[Route("/{path:path}", serve, methods=methods)])
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """`HOST:PORT` (an IPv6 host in brackets) as a pair. Raises UsageError."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise UsageError(f"no address to listen at: {text!r}", check="--listen", expected="HOST:PORT", seen=text[:100])
-    return host, int(port)
-
-
 def bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket (port 0: any free one). Raises Unavailable where the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -356,8 +348,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def url_of(listening: socket.socket) -> str:
     """The http:// address of a listening socket."""
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{address_text(listening.getsockname()[:2])}"
 
 
 def serve(application: Starlette, listening: socket.socket) -> None:

@@ -20,18 +20,18 @@ A quote needs `machine/` only. Collateral needs `vendor/` only.
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import json
-import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from adyton.atomic_file import write_file
 from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
-from adyton.sim.files import decrypt_ppid, key_bytes, load_key, read_file, write_file
+from adyton.file_lock import file_lock
+from adyton.sim.files import decrypt_ppid, key_bytes, load_key, read_file
 from adyton.sim.machine import QE_KEYS, Facts, Shape, SimEnclave, enclave_body, td_body
 from adyton.untrusted import parse_json_object
 from adyton.values import Digest, Measurement
@@ -284,19 +284,15 @@ class SimPlatform:
     @contextmanager
     def _publishing(self) -> Iterator[Publication]:
         """The present publication, with the vendor's folder locked against another publisher."""
-        try:
-            descriptor = os.open(self.directory / "vendor", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
+        vendor = self.directory / "vendor"
+        if not vendor.is_dir():
             raise NoDevice(
-                f"{self.directory} has no vendor's part: {error.strerror}",
+                f"{self.directory} has no vendor's part",
                 check="simulated vendor",
                 remedy="name the folder that `adyton platform new` made",
-            ) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            )
+        with file_lock(vendor):
             yield self.publication()
-        finally:
-            os.close(descriptor)
 
     def _publish(self, publication: Publication) -> None:
         content = json.dumps(publication.to_dict(), indent=1).encode()

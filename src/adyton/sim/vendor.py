@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from adyton.errors import UsageError
+from adyton.rfc3339 import timestamp
 from adyton.sim.files import raw_signature
 from adyton.sim.machine import QE_MRSIGNERS, QE_PRODUCTS
 
@@ -402,10 +403,6 @@ def signed_document(name: str, document: Mapping[str, Any], key: ec.EllipticCurv
     return f'{{"{name}":{text},"signature":"{signature}"}}'.encode()
 
 
-def _stamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _components(svns: tuple[int, ...], tee: str) -> list[dict[str, Any]]:
     names = _COMPONENT_NAMES[tee]
     rows: list[dict[str, Any]] = []
@@ -428,8 +425,8 @@ def tcb_info(publication: Publication, tee: DocumentTEE, now: datetime) -> dict[
     document: dict[str, Any] = {
         "id": tee.upper(),
         "version": 3,
-        "issueDate": _stamp(issue),
-        "nextUpdate": _stamp(next_update),
+        "issueDate": timestamp(issue),
+        "nextUpdate": timestamp(next_update),
         "fmspc": publication.fmspc.hex().upper(),
         "pceId": publication.pceid.hex(),
         "tcbType": 0,
@@ -463,8 +460,8 @@ def qe_identity(publication: Publication, tee: DocumentTEE, now: datetime) -> di
     return {
         "id": "QE" if tee == "sgx" else "TD_QE",
         "version": 2,
-        "issueDate": _stamp(issue),
-        "nextUpdate": _stamp(next_update),
+        "issueDate": timestamp(issue),
+        "nextUpdate": timestamp(next_update),
         "tcbEvaluationDataNumber": publication.evaluation_number,
         "miscselect": "00000000",
         "miscselectMask": "FFFFFFFF",
@@ -482,8 +479,8 @@ def evaluation_numbers(publication: Publication, tee: DocumentTEE, now: datetime
     return {
         "id": tee.upper(),
         "version": 1,
-        "issueDate": _stamp(issue),
-        "nextUpdate": _stamp(next_update),
+        "issueDate": timestamp(issue),
+        "nextUpdate": timestamp(next_update),
         "tcbEvalNumbers": [
             {
                 "tcbEvaluationDataNumber": publication.evaluation_number,

@@ -13,15 +13,16 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from adyton.atomic_file import atomic_target
 from adyton.errors import IntegrityError, SourceChanged, StorageFailed
+from adyton.os_failure import storage_failed
 from adyton.pfile import geometry, seal
-from adyton.pfile.backing import Backing, Memory, OSFile, storage_failed
+from adyton.pfile.backing import Backing, Memory, OSFile
 from adyton.pfile.bulk import SEGMENT_DATA_BYTES, Buffers, SegmentOpener, SegmentSealer, segment_offset
 from adyton.pfile.committed_state import committed_state
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import INLINE_BYTES, NODE_BYTES, Metadata
 from adyton.pfile.paths import path_bytes
-from adyton.storage.target import whole_or_absent
 
 if TYPE_CHECKING:
     from adyton.values import Key128
@@ -146,7 +147,7 @@ def encrypt_file(
     TargetExists, UsageError.
     """
     embedded = path_bytes(str(target) if path is None else path)
-    with whole_or_absent(target, force=force, sync=sync) as part, open_source(source) as fd:
+    with atomic_target(target, force=force, sync=sync) as part, open_source(source) as fd:
         return _seal_descriptor(fd, str(source), part, str(target), key, embedded, version, jobs, advance)
 
 
@@ -164,7 +165,7 @@ def encrypt_stream(
     """Seal what comes from a descriptor, a pipe say, until its end; otherwise as `encrypt_file`, with one worker."""
     embedded = path_bytes(str(target) if path is None else path)
     tell = advance or _unwatched
-    with whole_or_absent(target, force=force, sync=sync) as part, _host(part, target) as host:
+    with atomic_target(target, force=force, sync=sync) as part, _host(part, target) as host:
         inline = memoryview(bytearray(INLINE_BYTES))
         size = _read_up_to(source, inline)
         tell(size)
@@ -263,7 +264,7 @@ def decrypt_file(
     """
     with (
         ProtectedFile.open(OSFile(source), key, path=path) as file,
-        whole_or_absent(target, force=force, sync=sync) as part,
+        atomic_target(target, force=force, sync=sync) as part,
     ):
         return _open_into(file, part, jobs, advance, name=str(target))
 
@@ -405,7 +406,7 @@ def rekey_file(
     """
     with (
         ProtectedFile.open(OSFile(source), key, path=path) as file,
-        whole_or_absent(target, force=force, sync=sync) as part,
+        atomic_target(target, force=force, sync=sync) as part,
         _host(part, target) as host,
     ):
         opener = file.segments()

@@ -20,7 +20,8 @@ from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from adyton.errors import FileFormatError, StorageFailed, UsageError
-from adyton.pfile.backing import OSFile, storage_failed
+from adyton.os_failure import storage_failed
+from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.stream import ProtectedStream, buffered
 from adyton.storage.files import copy_out

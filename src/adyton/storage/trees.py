@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from adyton.atomic_file import atomic_target, check_absent, check_no_link, is_part, sync_file_system
 from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, UsageError, WrongPath
-from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile, storage_failed
+from adyton.os_failure import storage_failed
+from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 from adyton.pfile.committed_state import committed_state
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.paths import normalise
@@ -33,7 +35,6 @@ from adyton.storage.files import (
     source_identity,
     verify_file,
 )
-from adyton.storage.target import check_absent, check_no_link, is_part, sync_file_system, whole_or_absent
 
 if TYPE_CHECKING:
     from adyton.values import Key128
@@ -156,7 +157,7 @@ class _Journal:
 
     def _make(self, task: dict[str, str]) -> ProtectedFile:
         with (
-            whole_or_absent(self._place, force=False) as part,
+            atomic_target(self._place, force=False) as part,
             ProtectedFile.create(OSFile(os.dup(part)), self._key, path=JOURNAL) as file,
         ):
             file.write_at(0, (json.dumps(task) + "\n").encode())

@@ -17,12 +17,12 @@ import errno
 import hmac
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from adyton.attest.report_data import REPORT_DATA_BYTES, ProgramEvidence
+from adyton.recent import Recent
 from adyton.values import Key128
 from adyton.vfs.node import FIXED_TIME_NS, Node
 from adyton.vfs.read_only_tree import ReadOnlyTree
@@ -66,7 +66,7 @@ class AttestationTree(ReadOnlyTree):
         self._keys = dict(keys)
         self._kind = kind
         self._event = event
-        self._user_data: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._user_data: Recent[Hashable, bytes] = Recent(MAX_PROCESSES)
         files = {"attestation_type": 0o444}
         if evidence is not None and kind != "none":
             files |= {"user_report_data": 0o666, "quote": 0o444, "report": 0o444}
@@ -124,8 +124,8 @@ class AttestationTree(ReadOnlyTree):
             return self._source.over(self._user_data_of_caller())
 
     def _user_data_of_caller(self) -> bytes:
-        latest = next(reversed(self._user_data.values()), bytes(REPORT_DATA_BYTES))
-        return self._user_data.get(self._caller(), latest)
+        """What the caller wrote last; where it wrote nothing, what anybody wrote last."""
+        return self._user_data.peek(self._caller()) or self._user_data.newest() or bytes(REPORT_DATA_BYTES)
 
     def _report(self) -> bytes:
         """An SGX report, 432 bytes, around a quote's report body. Key id and MAC are random, as no CPU made it."""
@@ -149,11 +149,7 @@ class AttestationTree(ReadOnlyTree):
         """Replace what evidence is asked over, or offer a key that must be the one already there."""
         raw = bytes(data)
         if opened.name == "user_report_data":
-            caller = self._caller()
-            self._user_data[caller] = raw[:REPORT_DATA_BYTES].ljust(REPORT_DATA_BYTES, b"\0")
-            self._user_data.move_to_end(caller)
-            if len(self._user_data) > MAX_PROCESSES:
-                self._user_data.popitem(last=False)
+            self._user_data.put(self._caller(), raw[:REPORT_DATA_BYTES].ljust(REPORT_DATA_BYTES, b"\0"))
             return len(raw)
         if opened.name.startswith("keys/") and hmac.compare_digest(raw, self._keys[opened.name[5:]].reveal()):
             return len(raw)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from adyton.attest.guest import TDXGuest, confidential_kind
 from adyton.errors import BadSignature, UsageError
 from adyton.keyserver.consent import mine, propose, shown
-from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval, parse_time
+from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval
 from adyton.keystore.approval_gaps import EXPECTED, GUEST_LINE, REMEDY
 from adyton.keystore.home import actor
 from adyton.manifest.findings import check_tee, finding, findings, not_covered
 from adyton.manifest.host import find_gramine
 from adyton.manifest.model import MAX_MANIFEST_BYTES
 from adyton.manifest.signed import read_capped, read_signed
+from adyton.rfc3339 import parse_end
 from adyton.runtime import identity
 from adyton.runtime.gramine_backend import is_rendered_from, measure_for, read_prepared, stem_of
 from adyton.sim.machine import simulated_guest
@@ -111,7 +112,7 @@ def approve(
     until_when: dict[str, datetime | None] = {}
     for written in advisories:
         name, equals, until = written.partition("=")
-        until_when[name] = parse_time(until, f"end of {name}") if equals else None
+        until_when[name] = parse_end(until, f"end of {name}") if equals else None
     required = (
         parse_toml(read_capped(require, 256 * 1024, "requirements"), what=f"requirements {require}", refuse=UsageError)
         if require
@@ -140,7 +141,7 @@ def approve(
                 allow_debug=allow_debug,
                 raw_report_data=signed.manifest.adyton.raw_report_data,
                 protocols=tuple(dict.fromkeys(protocols)),
-                expires_at=None if expires is None else parse_time(expires, "--expires"),
+                expires_at=None if expires is None else parse_end(expires, "--expires"),
                 max_runs=max_runs,
                 max_active=max_active,
                 lease_s=DEFAULT_LEASE_S if lease_s is None else lease_s,

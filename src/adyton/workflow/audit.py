@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.atomic_file import atomic_target, sync_file_system, write_file
 from adyton.errors import AuditError, UsageError
-from adyton.keystore.approval import parse_time
 from adyton.keystore.audit import sign_checkpoint, verify_chain, verify_checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
 from adyton.keystore.audit_key import audit_private_key, audit_public_key
@@ -16,7 +16,7 @@ from adyton.keystore.home import actor
 from adyton.keystore.prune import missing, named
 from adyton.keystore.prune import prune as prune_evidence
 from adyton.manifest.signed import read_capped
-from adyton.storage.target import whole_or_absent, write_whole
+from adyton.rfc3339 import parse_start
 from adyton.workflow.owner import chosen_home, owner_store
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def make_checkpoint(*, output: Path | None = None, home: Path | None = None) -> 
             head = view.head()
         made = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
     if output is not None:
-        write_whole(output, json.dumps(made.to_dict()).encode() + b"\n")
+        write_file(output, json.dumps(made.to_dict()).encode() + b"\n")
     return made
 
 
@@ -129,7 +129,7 @@ def export_record(output: Path, *, evidence: Path | None = None, home: Path | No
     with (
         owner_store(home) as (found, store),
         store.read() as view,
-        whole_or_absent(output, force=True, sync=False, mode=0o666) as fd,
+        atomic_target(output, force=True, mode=0o666) as fd,
         open(fd, "w", encoding="utf-8", closefd=False) as stream,
     ):
         head = view.head()
@@ -144,8 +144,9 @@ def export_record(output: Path, *, evidence: Path | None = None, home: Path | No
         if evidence is not None:
             evidence.mkdir(parents=True, exist_ok=True)
             for kind, sha256, data in view.artifacts():
-                write_whole(evidence / f"{sha256.hex()}.{kind}", data)
+                write_file(evidence / f"{sha256.hex()}.{kind}", data, sync=False)
                 named_there.discard(sha256)
+            sync_file_system(evidence)
             gone = len(named_there)
     return Exported(count, gone)
 
@@ -164,7 +165,7 @@ class Pruned:
 
 def prune_record(before: str, *, home: Path | None = None) -> Pruned:
     """Remove evidence of old decisions, as `adyton audit prune` does; the entries stay. Raises UsageError."""
-    before_ms = int(parse_time(before, "--before").timestamp() * 1000)
+    before_ms = int(parse_start(before, "--before").timestamp() * 1000)
     if before_ms > now_ms():
         raise UsageError(
             "evidence of what has not happened yet cannot be pruned",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adyton.atomic_file import write_private_file
 from adyton.errors import UsageError
 from adyton.keystore.backup.create import back_up
 from adyton.keystore.backup.restore import restore as restore_home
 from adyton.keystore.backup.shares import read_share
 from adyton.keystore.home import actor, default_home
-from adyton.keystore.wrapping import write_private_file
 from adyton.workflow.owner import owner_store
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adyton.atomic_file import write_file
 from adyton.errors import ManifestError, UsageError
 from adyton.keystore.home import default_home
 from adyton.manifest.cache import HashCache, default_path
@@ -20,7 +21,6 @@ from adyton.manifest.signed import decode, read_capped, signed_attributes
 from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
 from adyton.runtime import identity
 from adyton.runtime.gramine_backend import installed, prepare
-from adyton.storage.target import write_whole
 from adyton.tee.source import TEES
 from adyton.workflow.progress import unwatched
 
@@ -163,9 +163,9 @@ def build(
     paths = output / f"{name}.manifest", output / f"{name}.sig"
     prepared = None
     if gramine:
-        prepared = prepare(paths[0], built.manifest_bytes, signing_key, installed(), date=date, write=write_whole)
-    write_whole(paths[0], built.manifest_bytes)
-    write_whole(paths[1], sigstruct.to_bytes())
+        prepared = prepare(paths[0], built.manifest_bytes, signing_key, installed(), date=date, write=write_file)
+    write_file(paths[0], built.manifest_bytes)
+    write_file(paths[1], sigstruct.to_bytes())
     return Built(
         manifest=paths[0],
         signature=paths[1],

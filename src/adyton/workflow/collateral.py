@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.atomic_file import write_file
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, split_pem
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_QUOTE_BYTES
 from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT
 from adyton.attest.snp import SNPReport
+from adyton.capped_read import read_capped
 from adyton.collateral.bundle import parse_bundle, read_bundle_files
 from adyton.collateral.documents import verify_document
 from adyton.collateral.downloads import Downloads
 from adyton.collateral.sources import Source
 from adyton.collateral.store import EXPIRY_NOTICE, CollateralStore, Held, Outcome
-from adyton.errors import Error, EvidenceError, StorageFailed, Unavailable, UsageError
+from adyton.errors import Error, EvidenceError, MalformedQuote, Unavailable, UsageError
 from adyton.keystore.home import default_home
-from adyton.sim.files import write_file
 from adyton.values import Digest
 from adyton.workflow.progress import unheard
 
@@ -188,21 +189,12 @@ def _root(text: str | None) -> Digest | None:
 
 
 def _read_evidence(path: Path) -> Evidence:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_QUOTE_BYTES + 1)
-    except OSError as error:
-        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
-    return parse_evidence(raw)
+    return parse_evidence(read_capped(path, MAX_QUOTE_BYTES, "evidence", too_large=MalformedQuote))
 
 
 def _keep_vlek(path: Path, downloads: Downloads, source: Source, now: datetime) -> Outcome:
     """Keep a VLEK, which AMD gives to its host alone. The chain above it comes from AMD's service."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CHAIN_BYTES + 1)
-    except OSError as error:
-        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    raw = read_capped(path, MAX_CHAIN_BYTES, "VLEK", too_large=MalformedQuote)
     leaf = split_pem(raw, "VLEK")[0] if raw.startswith(b"-----BEGIN") else raw
     product = parse_chip_certificate(parse_certificate(leaf, "VLEK")).product.partition("-")[0]
     try:
@@ -213,11 +205,7 @@ def _keep_vlek(path: Path, downloads: Downloads, source: Source, now: datetime) 
 
 
 def _api_key(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            key = file.read(257).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
+    key = read_capped(path, 257, "subscription key").decode("ascii", "replace").strip()
     if not 1 <= len(key) <= 256 or not key.isalnum():
         raise UsageError(f"{path} holds no subscription key", check="--api-key-file", expected="letters and digits")
     return key

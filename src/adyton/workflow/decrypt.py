@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adyton.atomic_file import atomic_target
 from adyton.errors import UsageError, WrongPath
-from adyton.pfile.backing import OSFile, storage_failed
+from adyton.os_failure import storage_failed
+from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.storage.files import decrypt_file, decrypt_stream
-from adyton.storage.target import whole_or_absent
 from adyton.storage.trees import decrypt_tree
 from adyton.workflow.progress import unwatched
 from adyton.workflow.sources import STREAM, label, moved, moved_tree, names, no_pipes, plain_bytes, plan
@@ -91,7 +92,7 @@ def _decrypt(
         given = pipes.source if step.source == STREAM else source
         return moved(step, decrypt_stream(given, pipes.write, key, path=path, advance=advance).size)
     if pipes is not None and step.source == STREAM:
-        with whole_or_absent(to, force=force) as part, open(part, "wb", closefd=False, buffering=0) as file:
+        with atomic_target(to, force=force) as part, open(part, "wb", closefd=False, buffering=0) as file:
             opened = decrypt_stream(pipes.source, _write_all(file), key, path=path, advance=advance)
             return moved(step, opened.size)
     return moved(step, decrypt_file(source, to, key, path=path, jobs=jobs, force=force, advance=advance).size)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adyton.atomic_file import write_private_file
+from adyton.capped_read import read_private_file
 from adyton.errors import UsageError
 from adyton.keystore.approval import APPROVED
 from adyton.keystore.clock import now_ms
 from adyton.keystore.home import actor
 from adyton.keystore.master_rotation import rotate_master_file
 from adyton.keystore.tables.keys import KEY, MAX_SECRET_BYTES, SECRET
-from adyton.keystore.wrapping import read_private_file, write_private_file
 from adyton.values import Key128
 from adyton.workflow.owner import owner_store
 
@@ -84,7 +85,7 @@ def new_key(
     if from_file is not None and secret is not None:
         raise UsageError("--from and --secret exclude each other", check="source of the key")
     if secret is not None:
-        value, kind = read_private_file(secret, "secret", limit=MAX_SECRET_BYTES), SECRET
+        value, kind = read_private_file(secret, "secret", limit_bytes=MAX_SECRET_BYTES), SECRET
     elif from_file is not None:
         value, kind = Key128(read_private_file(from_file, "key file")).reveal(), KEY
     else:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adyton.atomic_file import write_file
 from adyton.errors import TargetExists, UsageError
 from adyton.manifest.observe import observe
 from adyton.manifest.propose import propose
-from adyton.storage.target import write_whole
 from adyton.workflow.progress import unheard
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def new(
     cpus = len(os.sched_getaffinity(0))
     seen = observe(command, Path.cwd())
     found = propose(seen, name=name, script=str(script), cpus=cpus, key_name=key, environment=os.environ)
-    write_whole(template, found.template.encode())
-    write_whole(listing, found.trusted_list.encode())
+    write_file(template, found.template.encode())
+    write_file(listing, found.trusted_list.encode())
     return Proposed(
         template,
         listing,

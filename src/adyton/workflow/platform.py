@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from adyton.atomic_file import write_file
 from adyton.errors import UsageError
-from adyton.sim.files import platform_directory, write_file
+from adyton.sim.files import platform_directory
 from adyton.sim.machine import NOTICE as NOTICE
 from adyton.sim.platform import PARTS, REVOCABLE, SimPlatform
 from adyton.values import Measurement

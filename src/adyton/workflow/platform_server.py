@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from adyton.address import parse_listening_address
+from adyton.atomic_file import write_file
 from adyton.sim import pcs_server
-from adyton.sim.files import write_file
 from adyton.sim.platform import SimPlatform
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def serve_platform(
     form = "pccs" if pccs else "pcs"
     fingerprint = str(platform.root_fingerprint)
     platform.publication()
-    socket = pcs_server.bind(*pcs_server.parse_listen(listen))
+    socket = pcs_server.bind(*parse_listening_address(listen))
     with socket:
         url = pcs_server.url_of(socket)
         listening(url, fingerprint)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.atomic_file import check_no_link
 from adyton.errors import StorageFailed, UsageError
-from adyton.storage.target import check_no_link
 from adyton.storage.trees import list_tree
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from adyton.attest.policy import Policy
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
-from adyton.collateral.files import choose, missing, read_capped
+from adyton.capped_read import read_capped
+from adyton.collateral.files import choose, missing
 from adyton.errors import Error, EvidenceError, MalformedQuote, UsageError
 from adyton.untrusted import parse_json_object, parse_toml
 from adyton.values import Measurement
@@ -71,8 +72,8 @@ class Verdict:
         """Write a signed token of this verdict, in the manner of EAR; raises UsageError where the key is none."""
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+        from adyton.atomic_file import write_file
         from adyton.attest.token import sign_token
-        from adyton.storage.target import write_whole
 
         try:
             key = load_pem_private_key(read_capped(key_file, _MAX_TOKEN_KEY_BYTES, "token key"), None)
@@ -81,7 +82,7 @@ class Verdict:
                 "the token key is no PEM private key without a password", check="--token-key", expected="PEM", seen=""
             ) from None
         text = sign_token(explain.ear_claims(self.assessment, verifier=f"adyton {__version__}"), key)
-        write_whole(path, text.encode("ascii") + b"\n")
+        write_file(path, text.encode("ascii") + b"\n")
 
 
 def verify(

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 
+from adyton.capped_read import read_private_file
 from adyton.errors import UsageError
-from adyton.pfile.backing import storage_failed
-from adyton.values import KEY_BYTES, Key128
+from adyton.values import KEY_BYTES, KEY_REMEDY, Key128
 
 
 def read_key_file(path: Path) -> Key128:
     """The key in a file of 16 raw bytes that only its owner may read, or in a pipe; at most 17 bytes are read."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            facts = os.fstat(file.fileno())
-            if stat.S_ISREG(facts.st_mode) and facts.st_mode & 0o077:
-                raise UsageError(
-                    f"the key file {path} can be read by others",
-                    check="mode of the key file",
-                    expected="0600",
-                    seen=f"{stat.S_IMODE(facts.st_mode):04o}",
-                    remedy=f"chmod 600 {path}",
-                )
-            raw = b""
-            while len(raw) <= KEY_BYTES and (more := file.read(KEY_BYTES + 1 - len(raw))):
-                raw += more
-    except OSError as error:
-        raise storage_failed(error, str(path), "reading the key file") from error
+    raw = read_private_file(
+        path, "key file", limit_bytes=KEY_BYTES, refuse=UsageError, pipes=True, too_long_remedy=KEY_REMEDY
+    )
     return Key128(raw)
 
 

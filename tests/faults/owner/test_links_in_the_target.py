@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from adyton.atomic_file import write_file
 from adyton.errors import StorageFailed, UsageError
-from adyton.storage.target import write_whole
 from adyton.storage.trees import decrypt_tree, encrypt_tree, rekey_tree
 from adyton.values import Key128
 
@@ -75,7 +75,7 @@ def test_whole_file_replaces_a_link_and_writes_through_none(tmp_path: Path) -> N
     """What audit, verify, build and serve write: the link goes, what it led to stays."""
     (tmp_path / "secret").write_text("mine")
     (tmp_path / "export").symlink_to(tmp_path / "secret")
-    write_whole(tmp_path / "export", b"record")
+    write_file(tmp_path / "export", b"record")
     assert (tmp_path / "secret").read_text() == "mine"
     assert (tmp_path / "export").read_bytes() == b"record"
     assert not (tmp_path / "export").is_symlink()
@@ -85,7 +85,7 @@ def test_whole_file_replaces_no_device_and_no_pipe(tmp_path: Path) -> None:
     """Neither is a file that could be whole."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageFailed, match="pipe"):
-        write_whole(tmp_path / "pipe", b"record")
+        write_file(tmp_path / "pipe", b"record")
     assert (tmp_path / "pipe").is_fifo()
     assert len(list(tmp_path.iterdir())) == 1
 

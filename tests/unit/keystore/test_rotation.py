@@ -6,10 +6,12 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from adyton.atomic_file import rename_private_file, replace_private_file, write_private_file
 from adyton.errors import StorageFailed, StoreError, VersionMismatch
 from adyton.keystore import master_rotation, schema
 from adyton.keystore.home import Home
@@ -18,7 +20,7 @@ from adyton.keystore.new_home import init_home
 from adyton.keystore.store import Store
 from adyton.keystore.tables.keys import KEY
 from adyton.keystore.transaction import Transaction
-from adyton.keystore.wrapping import WrappingKey, rename_private_file, replace_private_file, write_private_file
+from adyton.keystore.wrapping import WrappingKey
 from adyton.release.client import obtain_keys
 from tests.support.owner_world import World, running, signer_pem
 
@@ -227,9 +229,9 @@ def test_private_file_its_folder_is_synced_last(
         done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         sync(descriptor)
 
-    def linked(*args: Path) -> None:
+    def linked(*args: Any, **kwargs: Any) -> None:
         done.append("name")
-        link(*args)
+        link(*args, **kwargs)
 
     def replaced(self: Path, target: Path) -> Path:
         done.append("name")

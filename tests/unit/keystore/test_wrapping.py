@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from adyton.capped_read import read_private_file
 from adyton.errors import StorageFailed, StoreError, UsageError
 from adyton.keystore.home import Home
 from adyton.keystore.new_home import init_home
-from adyton.keystore.wrapping import master_from_command, master_from_passphrase, read_private_file
+from adyton.keystore.wrapping import master_from_command, master_from_passphrase
 from tests.support.owner_world import signer_pem
 
 

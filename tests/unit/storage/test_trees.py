@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from adyton import atomic_file
 from adyton.errors import (
     IntegrityError,
     SourceChanged,
@@ -21,7 +22,7 @@ from adyton.errors import (
 )
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
-from adyton.storage import target, trees
+from adyton.storage import trees
 from adyton.storage.files import encrypt_file, verify_file
 from adyton.storage.trees import JOURNAL, TreeDone, decrypt_tree, encrypt_tree, rekey_tree
 from adyton.values import Key128
@@ -140,12 +141,12 @@ def test_new_file_has_no_other_name_at_any_time(tmp_path: Path, monkeypatch: pyt
     def refused(*_: object) -> None:
         raise AssertionError("a second step")
 
-    monkeypatch.setattr(target, "_name", refused)
-    monkeypatch.setattr(target, "_put_in_place", refused)
+    monkeypatch.setattr(atomic_file, "_name", refused)
+    monkeypatch.setattr(atomic_file, "_put_in_place", refused)
     for force in (False, True):
-        with target.whole_or_absent(tmp_path / f"new-{force}", force=force) as fd:
+        with atomic_file.atomic_target(tmp_path / f"new-{force}", force=force) as fd:
             os.write(fd, b"whole")
-            assert not list(tmp_path.glob(f"*{target.PART_SUFFIX}"))
+            assert not list(tmp_path.glob(f"*{atomic_file.PART_SUFFIX}"))
         assert (tmp_path / f"new-{force}").read_bytes() == b"whole"
 
 

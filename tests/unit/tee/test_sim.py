@@ -134,7 +134,7 @@ def test_private_key_readable_by_others_is_refused(tmp_path: Path) -> None:
     """A key that others can read is not used."""
     platform = SimPlatform.create(tmp_path / "platform")
     (platform.directory / "machine" / "qe.key").chmod(0o640)
-    with pytest.raises(UsageError, match="read by others"):
+    with pytest.raises(UsageError, match="open to others"):
         platform.enclave(measurement=MEASUREMENT)
 
 
@@ -373,7 +373,7 @@ def test_making_that_fails_midway_leaves_nothing(tmp_path: Path, monkeypatch: py
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adyton.sim.files.os.fsync", full)
+    monkeypatch.setattr("adyton.atomic_file.os.fsync", full)
     with pytest.raises(StorageFailed, match="No space left"):
         SimPlatform.create(tmp_path / "platform")
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import secrets
 import tarfile
 import tempfile
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
+from adyton.atomic_file import atomic_target
 from adyton.errors import StorageFailed, UsageError
 from adyton.keystore.audit import sign_checkpoint
 from adyton.keystore.audit_key import audit_private_key
@@ -86,13 +86,13 @@ def back_up(
                     pack(inner, f"home/{relative}", path, packed)
             _add_bytes(inner, "home/checkpoint.json", checkpoint)
             pack(inner, STORE, folder / "store.sqlite", packed)
-        with tarfile.open(folder / "backup", "w") as outer:
+        with (
+            atomic_target(target, force=False) as fd,
+            open(fd, "wb", closefd=False) as file,
+            tarfile.open(fileobj=file, mode="w") as outer,
+        ):
             _add_bytes(outer, "header.json", json.dumps(header, indent=1).encode())
             outer.add(folder / "content", "content")
-        with (folder / "backup").open("rb+") as file:
-            os.fchmod(file.fileno(), 0o600)
-            os.fsync(file.fileno())
-        (folder / "backup").replace(target)
     return shares
 
 

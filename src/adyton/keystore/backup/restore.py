@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adyton.atomic_file import sync_directory, sync_file_system, write_private_file
+from adyton.capped_read import read_prefix
 from adyton.errors import FileFormatError, IntegrityError, StorageFailed, UsageError
 from adyton.keystore.backup.archive import unpack
 from adyton.keystore.backup.header import CONTENT_PATH, HEAD_BYTES, VERSION, parse_header
@@ -18,7 +20,7 @@ from adyton.keystore.backup.shares import Share, check_shares, join_key
 from adyton.keystore.backup.tables import check_shared, drop_tables, load_tables
 from adyton.keystore.config import Config
 from adyton.keystore.home import Home
-from adyton.keystore.wrapping import write_private_file
+from adyton.os_failure import storage_failed
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.stream import ProtectedStream
 
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
 def read_header(path: Path) -> dict[str, Any]:
     """What a backup says about itself; raises FileFormatError where it is none."""
     try:
-        with path.open("rb") as file:
-            start = file.read(HEAD_BYTES)
+        start = read_prefix(path, HEAD_BYTES)
     except OSError as error:
         raise StorageFailed(f"{path} cannot be read: {error.strerror}", check="backup") from error
     header = parse_header(start)
@@ -103,6 +104,7 @@ def restore(
         (beside / "home" / "collateral").mkdir(exist_ok=True)
         (beside / "home").chmod(0o700)
         verify(made)
+        sync_file_system(beside)
         if home.exists():
             home.rmdir()
         (beside / "home").replace(home)
@@ -120,6 +122,10 @@ def restore(
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    try:
+        sync_directory(home.parent)
+    except OSError as error:
+        raise storage_failed(error, str(home), "making durable") from error
     return Home.open(home)
 
 

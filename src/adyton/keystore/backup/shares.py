@@ -20,8 +20,8 @@ import hmac
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.capped_read import read_private_file
 from adyton.errors import IntegrityError, UsageError
-from adyton.keystore.wrapping import read_private_file
 from adyton.values import KEY_BYTES, Digest, Key128
 
 if TYPE_CHECKING:

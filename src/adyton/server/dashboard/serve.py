@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
+from adyton.atomic_file import write_private_file
+from adyton.capped_read import read_private_file
 from adyton.errors import Unavailable, UsageError
 from adyton.keyserver.consent import mine
-from adyton.keystore.wrapping import read_private_file, write_private_file
 from adyton.release.tls import server_context
 from adyton.server.dashboard.accepting import Accepting
 from adyton.server.dashboard.app import Dashboard

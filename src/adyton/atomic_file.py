@@ -1,13 +1,25 @@
-"""A target that is whole or absent: written beside its place, made durable, and then put there."""
+"""Write a file whole or not at all: beside its place, made durable, then put there in one step.
+
+Three rules hold for every function here:
+
+- A reader sees the old file, or the whole new file. After a crash there is nothing else under the name.
+- When the function returns, the content and the name outlast a power cut. The content reaches the disk before the
+  name does. `sync=False` is for two callers: one of many files, which then calls `sync_file_system`, and a cache.
+- A link at the target is replaced. It is never followed.
+
+Who does not write through here: the commit of a protected file in place (`pfile.commit`, which has its own log), the
+database, the program's view of its files (`vfs`, `storage.trees`' journal), files in memory that only this process's
+children see (`runtime`), a folder that is filled first and renamed as a whole (`keystore.backup_archive`), an open file
+of fsspec, which lives as long as its user wants (`storage.filesystem`), and what `run --grants` writes: its name is
+taken before any key is asked for.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from adyton.errors import StorageFailed, TargetExists, UsageError
-from adyton.pfile.backing import storage_failed, sync_directory
+from adyton.os_failure import storage_failed
 
 PART_SUFFIX: Final = ".adyton-part"
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -55,32 +67,50 @@ def is_part(name: str) -> bool:
     return name.startswith(".") and name.endswith(PART_SUFFIX)
 
 
-def sync_file_system(directory: Path) -> None:
-    """Make everything on the file system of `directory` durable: one call for many small files.  Raises OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_directory(path: Path) -> None:
+    """Make the entries of a directory durable; raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-        if syncfs is None:
-            os.sync()
-        elif syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        os.fsync(fd)
     finally:
         os.close(fd)
 
 
-@contextmanager
-def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int = 0o600) -> Iterator[int]:
-    """A descriptor to write the target's content to. At the end it takes the target's place. On an error it is removed.
+def sync_file_system(directory: Path) -> None:
+    """Make all files on the file system of `directory` durable: one call for many small files. Raises StorageFailed."""
+    import ctypes
 
-    Folders above the target are made where they are missing.
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+            if syncfs is None:
+                os.sync()
+            elif syncfs(fd) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise storage_failed(error, str(directory), "making durable") from error
+
+
+@contextmanager
+def atomic_target(
+    target: Path, *, force: bool, sync: bool = True, mode: int = 0o600, make_folders: bool = True
+) -> Iterator[int]:
+    """A descriptor to write the target's content to. At the end it takes its place. After an error it is gone.
+
+    With `force` it replaces a file or a link that is there. `mode` is cut by the umask. `make_folders` makes the
+    folders above the target where they are missing. Raises TargetExists (without `force`) and StorageFailed.
     """
     if not force:
         check_absent(target)
     # a name of fixed length: the target's own may already be as long as a name can be
     part = target.with_name(f".{secrets.token_hex(8)}{PART_SUFFIX}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if make_folders:
+            target.parent.mkdir(parents=True, exist_ok=True)
         fd = _open_nameless(target.parent, mode)
         nameless = fd is not None
         if fd is None:
@@ -109,14 +139,50 @@ def whole_or_absent(target: Path, *, force: bool, sync: bool = True, mode: int =
         raise
 
 
-def write_whole(target: Path, raw: bytes, *, mode: int = 0o666) -> None:
-    """Write a small file in one step. Whatever has the name, also a link, is replaced and never written through."""
-    with whole_or_absent(target, force=True, sync=False, mode=mode) as fd:
+def write_file(
+    target: Path, raw: bytes, mode: int = 0o666, *, force: bool = True, sync: bool = True, make_folders: bool = True
+) -> None:
+    """Write a small file by `atomic_target`. Raises StorageFailed, and TargetExists without `force`."""
+    with atomic_target(target, force=force, sync=sync, mode=mode, make_folders=make_folders) as fd:
         try:
             with open(fd, "wb", closefd=False) as file:
                 file.write(raw)
         except OSError as error:
             raise storage_failed(error, str(target), "writing") from error
+
+
+def write_private_file(path: Path, raw: bytes) -> None:
+    """Write a new file of mode 0600 in a folder that exists. It never replaces another; raises StorageFailed."""
+    try:
+        write_file(path, raw, 0o600, force=False, make_folders=False)
+    except TargetExists as error:
+        raise StorageFailed(
+            f"cannot write {path}: it exists already",
+            check="writing a new file",
+            expected="a path that does not exist yet",
+            seen="a file",
+            remedy="choose another path, or remove what is there if it is not needed",
+        ) from error
+
+
+def replace_private_file(path: Path, raw: bytes) -> None:
+    """Put new content in a private file's place. The new file has mode 0600. Raises StorageFailed."""
+    write_file(path, raw, 0o600, make_folders=False)
+
+
+def rename_private_file(path: Path, to: Path) -> None:
+    """Put a private file in another's place, or under a new name in the same folder; durable when this returns."""
+    try:
+        path.replace(to)
+        sync_directory(to.parent)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot put {path.name} in the place of {to}: {error.strerror}",
+            check="renaming a file",
+            expected="a folder that can be written",
+            seen=str(error.strerror),
+            remedy=f"nothing is lost: it is still in {path}; mend the folder and try again",
+        ) from error
 
 
 def _open_nameless(folder: Path, mode: int) -> int | None:
@@ -154,6 +220,8 @@ def _linked(fd: int, path: Path) -> bool:
 def _name(fd: int, path: Path, mode: int) -> None:
     """Name a file of `_open_nameless`; where the file system has no hard links, a copy of it gets the name."""
     if not _linked(fd, path):
+        import shutil
+
         copy = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         with os.fdopen(fd, "rb", closefd=False) as source, os.fdopen(copy, "wb") as target:
             source.seek(0)

@@ -1,0 +1,95 @@
+"""Dates and times as people and documents write them: RFC 3339, always with a zone, always in UTC once they are read.
+
+A date without a time is the whole day, in UTC, everywhere:
+
+- As an end (`parse_end`: `until`, `--expires`, `--at`) it is the day's last second. `is_over` lets that second count.
+- As a start (`parse_start`: `--before`) it is the day's first second.
+
+A time without a zone is refused: a reader elsewhere would take it for another moment.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Final
+
+from adyton.errors import Error, UsageError
+
+EXPECTED: Final = "a date, as 2027-01-31, or a time with its zone, as 2027-01-31T12:00:00Z"
+_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}:\d{2})?", re.ASCII)
+_TIMESTAMP: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", re.ASCII)
+_DAY_START: Final = time(0, 0, 0)
+_DAY_END: Final = time(23, 59, 59)
+_ONE_SECOND: Final = timedelta(seconds=1)
+
+
+def parse_end(value: object, what: str, *, refuse: type[Error] = UsageError) -> datetime:
+    """The moment that something ends at: a text, or what TOML made of one. A date is its last second, in UTC.
+
+    Raises `refuse` for everything else, naming `what`.
+    """
+    return _parse(value, what, _DAY_END, refuse)
+
+
+def parse_start(value: object, what: str, *, refuse: type[Error] = UsageError) -> datetime:
+    """As `parse_end`; but a date is its first second."""
+    return _parse(value, what, _DAY_START, refuse)
+
+
+def is_over(end: datetime, now: datetime) -> bool:
+    """Whether an end has passed: the second that it names still counts."""
+    return now - end >= _ONE_SECOND
+
+
+def parse_timestamp(text: str) -> datetime:
+    """The moment in the one form that documents of programs have, YYYY-MM-DDThh:mm:ssZ; raises ValueError."""
+    if _TIMESTAMP.fullmatch(text) is None:
+        raise ValueError("not of the form YYYY-MM-DDThh:mm:ssZ")
+    return datetime.fromisoformat(text[:-1]).replace(tzinfo=UTC)
+
+
+def timestamp(moment: datetime) -> str:
+    """What `parse_timestamp` reads back, to the second."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _parse(value: object, what: str, of_day: time, refuse: type[Error]) -> datetime:
+    found = _read(value)
+    if found is None:
+        raise refuse(
+            f"{what} is not a time: {str(value)[:40]!r}",
+            check=what,
+            expected=EXPECTED,
+            seen=str(value)[:40],
+            remedy="write it as 2027-01-31 (the whole day, in UTC) or as 2027-01-31T12:00:00Z",
+        )
+    if not isinstance(found, datetime):
+        return datetime.combine(found, of_day, UTC)
+    if found.tzinfo is None:
+        raise refuse(
+            f"{what} is a time without a zone: {str(value)[:40]!r}",
+            check=what,
+            expected=EXPECTED,
+            seen=str(value)[:40],
+            remedy=f"write its zone: {found.isoformat()}Z is UTC, {found.isoformat()}+02:00 is two hours east of it",
+        )
+    try:
+        return found.astimezone(UTC)
+    except OverflowError:
+        raise refuse(f"{what} is out of range: {str(value)[:40]!r}", check=what, expected=EXPECTED) from None
+
+
+def _read(value: object) -> date | None:
+    """A date or a time (which is a date too, in Python); None where the value is neither."""
+    if isinstance(value, date):
+        return value
+    if not isinstance(value, str):
+        return None
+    try:
+        if _DATE.fullmatch(value) is not None:
+            return date.fromisoformat(value)
+        return datetime.fromisoformat(value) if _TIME.fullmatch(value) is not None else None
+    except ValueError:
+        return None
