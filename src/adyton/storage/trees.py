@@ -191,6 +191,8 @@ class _Journal:
                 self._file.close()
             if finished:
                 self._place.unlink(missing_ok=True)
+                # a run that was killed may have left the log of a commit that had not begun
+                self._place.with_name(JOURNAL + RECOVERY_SUFFIX).unlink(missing_ok=True)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from adyton.errors import (
     UsageError,
     WrongPath,
 )
-from adyton.pfile.backing import OSFile
+from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.storage import trees
 from adyton.storage.files import encrypt_file, verify_file
@@ -168,6 +168,24 @@ def test_interrupted_decryption_and_rekeying_continue(
     assert rekey_tree(tmp_path / "sealed", tmp_path / "sealed", KEY, NEW, jobs=1).resumed == 7
     decrypt_tree(tmp_path / "sealed", tmp_path / "again", NEW, path="in")
     assert _content(tmp_path / "again") == _content(source)
+
+
+def test_finished_run_removes_the_log_that_a_killed_one_left(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill can come when the journal's recovery log was made and nothing of it is in the journal."""
+    with monkeypatch.context() as patch:
+        _stop_after(37, patch)
+        encrypt_tree(source, tmp_path / "sealed", KEY, path="in", jobs=1)
+        _stop_after(0, patch)
+        (tmp_path / "sealed" / "zero").unlink()
+        with pytest.raises(TargetExists):
+            encrypt_tree(source, tmp_path / "sealed", KEY, path="in", jobs=1)
+        with pytest.raises(KeyboardInterrupt):
+            encrypt_tree(source, tmp_path / "sealed", KEY, path="in", jobs=1, force=True)
+    (tmp_path / "sealed" / f"{JOURNAL}{RECOVERY_SUFFIX}").write_bytes(b"cut short")
+    encrypt_tree(source, tmp_path / "sealed", KEY, path="in", jobs=1)
+    assert set(_content(tmp_path / "sealed")) == set(_content(source))
 
 
 @pytest.mark.parametrize("delay", [0.01, 0.05, 0.1, 0.2])
