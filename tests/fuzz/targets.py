@@ -28,6 +28,7 @@ from adyton.attest.snp import TCBVersion
 from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
 from adyton.collateral.documents import Document, verify_document
 from adyton.collateral.http_client import Response, retry_after_s
+from adyton.collateral.times import parse_stamp
 from adyton.errors import Denied, Error, FetchFailed, UsageError
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
@@ -361,9 +362,9 @@ def targets() -> dict[str, Target]:
             (f"{k}.approval.Approval.from_dict",),
         ),
         "time": Target(
-            _text(lambda text: (parse_end(text, "end"), parse_start(text, "start"))),
+            _text(lambda text: (parse_stamp(text), parse_end(text, "end"), parse_start(text, "start"))),
             (b"2030-01-01T00:00:00Z", b"2030-01-01", b"2030-01-01T00:00:00+02:00"),
-            ("adyton.rfc3339.parse_end", "adyton.rfc3339.parse_start"),
+            ("adyton.rfc3339.parse_end", "adyton.rfc3339.parse_start", "adyton.collateral.times.parse_stamp"),
         ),
         "address": Target(
             _text(lambda text: parse_address(text, "address")),

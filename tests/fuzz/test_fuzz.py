@@ -32,6 +32,7 @@ NOT_FUZZED: Final = {
     "adyton.rfc3339.parse_timestamp": "raises ValueError; its callers, which parse documents, are fuzzed",
     "adyton.keystore.facts.Facts.from_dict": "what the store wrote under a code of its own",
     "adyton.runtime.interfaces.parse_mountinfo": "the kernel's own text",
+    "adyton.workflow.run.Request.from_json": "what `adyton.run` gives to the interpreter that it starts",
     "adyton.release.grants.parse_granted": "takes what parse_answer parsed",
 }
 
