@@ -324,7 +324,7 @@ def _recorded(owner: Actor, refusal: Refusal) -> str:
             return reason["message"]
         if "explanation" in bodies:
             changed: list[str] = bodies["explanation"]["changed"]
-            return changed[0] if changed else f"{reason['check']}: {reason['seen']}"
+            return "; ".join(changed) if changed else f"{reason['check']}: {reason['seen']}"
         if time.monotonic() > deadline:
             return reason["message"]
         time.sleep(0.2)

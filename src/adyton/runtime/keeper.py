@@ -427,6 +427,8 @@ class Keeper:
         status = running.process.returncode
         if status == -signal.SIGKILL or self._signals >= MAX_END_REQUESTS:
             return 128 + signal.SIGKILL
+        if self._signals and status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            return status  # it met the request to end before bubblewrap could say what became of the program
         complaint = _words_of_bubblewrap(self._first_output)
         raise SandboxFailed(
             f"the sandbox could not start {self._plan.entrypoint}",

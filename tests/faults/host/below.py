@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from adyton.vfs import encrypted
+    from adyton.vfs import encrypted, host_file, host_folder
     from tests.mount.served import main
 
-    vars(encrypted)["RECOVERY_SUFFIX"] = ".below.recovery"
+    for module in (encrypted, host_file, host_folder):
+        vars(module)["RECOVERY_SUFFIX"] = ".below.recovery"
     main()

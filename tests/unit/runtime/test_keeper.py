@@ -78,6 +78,21 @@ def test_signals_for_a_program_that_is_not_there_yet_are_kept_for_it() -> None:
     assert running.got == [signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT]
 
 
+def test_end_that_was_asked_for_is_no_failure_of_the_sandbox() -> None:
+    """bubblewrap may end by the signal before it can say how the program ended; without a request it is a failure."""
+    asked: Any = _keeper()
+    asked._plan.entrypoint = "program"
+    ended: Any = SimpleNamespace(exit_code=None, process=SimpleNamespace(returncode=128 + signal.SIGTERM))
+    with pytest.raises(SandboxFailed):
+        asked._exit_code(ended)
+    asked._starting = True
+    asked.take_signal(signal.SIGTERM)
+    assert asked._exit_code(ended) == 128 + signal.SIGTERM
+    ended.process.returncode = 1
+    with pytest.raises(SandboxFailed):
+        asked._exit_code(ended)
+
+
 def test_launch_looks_at_the_core_pattern_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it was told of the TEE; nothing was started yet."""
     seen: list[bool] = []
