@@ -108,7 +108,10 @@ class Browser:
         )
 
     def screenshot(self, path: Path) -> None:
-        """Keep what the page looks like."""
+        """Keep what the page looks like, once it is laid out."""
+        deadline = time.monotonic() + 20
+        while not self.call("Page.getLayoutMetrics")["cssContentSize"]["width"] and time.monotonic() < deadline:
+            time.sleep(0.05)
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(shot))
 
