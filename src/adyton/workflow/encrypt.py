@@ -1,4 +1,4 @@
-"""Files and folders into protected files."""
+"""Encrypt files and folders into protected files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encrypted:
-    """What was encrypted, one entry for each source."""
+    """The encrypted sources, one entry each."""
 
     sources: tuple[Moved, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton encrypt --json` says it."""
+        """The document of `adyton encrypt --json`."""
         return {"encrypted": [item.to_dict() for item in self.sources]}
 
 
@@ -53,7 +53,7 @@ def encrypt(
 
     The embedded path is `target` as it is written, or `embedded`. The key is a name in the owner's store, a file of
     16 raw bytes, or the key itself. `done` is called after each source. Raises UsageError, StorageFailed,
-    TargetExists, and what the key store raises.
+    TargetExists, and the errors of the key store.
     """
     wrap_key = choose_key(key, key_file, home)
     steps = plan(names(sources), str(target))
