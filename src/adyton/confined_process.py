@@ -104,7 +104,7 @@ def _answer(process: subprocess.Popen[bytes], bounds: Bounds) -> bytes:
 
 def _exceeded(seen: str) -> Timeout:
     return Timeout(
-        "what was shown could not be read within its bounds",
+        "the document could not be read within its limits",
         check="bounds of a task",
         expected="an end within its processor time, memory and output",
         seen=seen,

@@ -17,7 +17,7 @@ def storage_failed(error: OSError, name: str, doing: str) -> StorageFailed:
         errno.EPERM: "check who may read and write it",
         errno.ENOENT: "check the name",
         errno.EROFS: "write elsewhere: that file system is read-only",
-    }.get(error.errno or 0, "see what the system's log says of this disk")
+    }.get(error.errno or 0, "look for errors of this disk in the system's log")
     return StorageFailed(
         f"{doing} {name} failed: {os.strerror(error.errno) if error.errno else error}",
         check=doing,

@@ -121,7 +121,7 @@ def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate)
         f"{certificate.what}: signature",
         certificate.is_signed_by(issuer),
         expected=f"a signature by the {issuer.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_REFRESH,
     )
@@ -181,7 +181,7 @@ def check_revocation(checks: Checks, raw: bytes, ask: Certificate, ark: Certific
         "AMD CRL: signature",
         crl.is_signed_by(ark),
         expected="a signature by the ARK",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_REFRESH,
     )
@@ -204,7 +204,7 @@ def check_signature(checks: Checks, report: SNPReport, leaf: Certificate) -> Non
         "report: signature",
         key is not None and signature is not None and ecdsa_is_valid(key, signature, report.signed_part, _SHA384),
         expected=f"a signature by the {leaf.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy="the report was altered, or the certificate is of another chip or TCB: " + _REFRESH,
     )

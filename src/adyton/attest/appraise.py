@@ -363,7 +363,7 @@ def _judge_binding(to: _Judgement, report: VerifiedReport, policy: Policy, repor
             not policy.require_report_data,
             expected="a value to compare with",
             seen="none was given",
-            remedy="give what the evidence is to be bound to: --report-data",
+            remedy="give the data that the evidence must be bound to: --report-data",
         )
         return
     if len(report_data) != 64:

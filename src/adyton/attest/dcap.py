@@ -147,7 +147,7 @@ def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate)
         f"{what}: signature",
         certificate.is_signed_by(issuer),
         expected=f"a signature by the {issuer.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_FOREIGN_CHAIN,
     )
@@ -194,7 +194,7 @@ def check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
         f"{crl.what}: signature",
         crl.is_signed_by(issuer),
         expected=f"a signature by the {issuer.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_REFRESH,
     )
@@ -258,7 +258,7 @@ def _check_document(checks: Checks, what: str, signer: Certificate, text: str, s
         f"{what}: signature",
         key is not None and len(signature) == 64 and ecdsa_is_valid(key, signature, text.encode()),
         expected=f"a signature by the {signer.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_REFRESH,
     )
@@ -399,7 +399,7 @@ def check_qe(checks: Checks, quote: SGXQuote | TDXQuote, pck: VerifiedPCK, ident
         "QE report: signature",
         key is not None and ecdsa_is_valid(key, part.qe_report_signature, qe.raw),
         expected="a signature by the PCK certificate's key",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_FOREIGN_CHAIN,
     )
@@ -440,7 +440,7 @@ def check_quote_signature(checks: Checks, quote: SGXQuote | TDXQuote) -> None:
         "quote: signature",
         key is not None and ecdsa_is_valid(key, quote.signature.signature, quote.signed_part),
         expected="a signature by the attestation key",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy="the quote was altered on its way; collect it again",
     )

@@ -125,7 +125,7 @@ def _left_alone(url: str, wait: Wait[str], now: datetime) -> FetchFailed:
     return FetchFailed(
         f"{urlsplit(url).netloc} is left alone until {until:%Y-%m-%d %H:%M:%S} UTC: "
         f"{wait.reason[:_MAX_REASON_CHARACTERS]}",
-        check="source asked too often, or without what is wanted",
+        check="source in back-off",
         expected=f"not before {timestamp(until)}",
         seen=timestamp(now),
         remedy="wait, or name another source",

@@ -158,9 +158,9 @@ def _require_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
         f"{crl.what}: issuer and signature",
         crl.issuer == issuer.subject and crl.is_signed_by(issuer),
         expected=f"signed by {issuer.common_name}",
-        seen="by somebody else, or other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
-        remedy="fetch it again, from another source if it stays so",
+        remedy="fetch it again; if that fails, use another source",
     )
 
 
@@ -186,9 +186,9 @@ def _verify_signed_json(checks: Checks, document: Document) -> VerifiedDocument:
         f"{what}: signature",
         key is not None and len(raw) == 64 and ecdsa_is_valid(key, raw, text.encode()),
         expected=f"a signature by {signer.common_name}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
-        remedy="fetch it again, from another source if it stays so",
+        remedy="fetch it again; if that fails, use another source",
     )
     if document.kind == "tcb-info":
         info = parse_tcb_info(text)

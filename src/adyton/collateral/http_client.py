@@ -350,5 +350,5 @@ def _too_large(url: str, max_bytes: int, seen: str) -> FetchFailed:
         check="size of the answer",
         expected=f"at most {max_bytes} bytes",
         seen=seen,
-        remedy="check that the address is the one of the service",
+        remedy="check the address of the service",
     )

@@ -206,5 +206,5 @@ def _chain(response: Response, kind: str) -> str:
         check="issuer chain header",
         expected=" or ".join(_CHAIN_HEADERS[kind]),
         seen="none",
-        remedy="check that the address is the one of a PCS or PCCS, API version 4",
+        remedy="check that this is the address of a PCS or PCCS, API version 4",
     )

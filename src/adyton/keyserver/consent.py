@@ -180,7 +180,7 @@ def _reviewed(approval: Approval, found: tuple[Finding, ...], named: Iterable[st
     given = set(named)
     for name in sorted(given - set(names)):
         raise UsageError(
-            f"{name[:200]!r} is no finding of what would be approved",
+            f"{name[:200]!r} is not a finding of this program",
             check="names of the findings",
             expected=", ".join(names) or "none: nothing has to be named",
             seen=name[:200],

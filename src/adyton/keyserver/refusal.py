@@ -77,7 +77,7 @@ def told_reason(
     if not for_this_request:
         return Refusal(
             denial_id or NOT_KEPT,
-            "this evidence was made for something else than this request",
+            "this evidence was not made for this request",
             "report data",
             "the hash of this very request (challenge, public key, manifest, owner, server, names)",
             report.report_data.hex(),

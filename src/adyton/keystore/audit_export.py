@@ -74,7 +74,7 @@ def checkpoints_of(raw: bytes, name: str) -> list[Checkpoint]:
         raise AuditError(
             f"{name} holds no checkpoint",
             check="form of the checkpoint",
-            expected="a checkpoint as a JSON object, or what adyton run --grants wrote",
+            expected="a checkpoint as a JSON object, or the file of adyton run --grants",
             seen=f"{len(written)} grants without one" if grants is not None else "something else",
             remedy="a run that was refused, or over ra-tls, gets none; use what adyton audit checkpoint wrote",
         )

@@ -92,7 +92,7 @@ def obtain_keys(
         raise UsageError("unknown protocol", check="--provisioning", expected=" or ".join(PROTOCOLS), seen=protocol)
     if protocol == "ra-tls" and not signed.manifest.adyton.ra_tls:
         raise UsageError(
-            "this program takes no keys over ra-tls, where nobody signs what is granted",
+            "this program takes no keys over ra-tls, where grants are not signed",
             check="--provisioning",
             expected="adyton; ra-tls only where the measured manifest allows it: whoever starts a program may work with"
             " a thief of the key server's TLS key",
@@ -445,7 +445,7 @@ def _not_pinned(error: ssl.SSLCertVerificationError, owner: Owner, where: str) -
         expected=f"a certificate for {owner.server_name!r} under the CA that the measured manifest pins for"
         f" {owner.name!r}",
         seen=f"at {where}: {error.verify_message or error.reason}",
-        remedy="somebody answers in the key server's place, or the address is wrong; nothing was sent to it",
+        remedy="another machine answers as the key server, or the address is wrong; nothing was sent to it",
     )
 
 

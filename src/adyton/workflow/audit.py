@@ -168,7 +168,7 @@ def prune_record(before: str, *, home: Path | None = None) -> Pruned:
     before_ms = int(parse_start(before, "--before").timestamp() * 1000)
     if before_ms > now_ms():
         raise UsageError(
-            "evidence of what has not happened yet cannot be pruned",
+            "the time lies in the future",
             check="--before",
             expected="a time in the past",
             seen=before,

@@ -85,11 +85,11 @@ def _check_output(steps: list[Step], embedded: str | None) -> None:
         return
     if embedded is None:
         raise UsageError(
-            "what goes to standard output has no path of its own to embed",
+            "output to standard output has no path to embed",
             check="embedded path",
             expected="--as PATH",
             seen="none",
-            remedy="say with --as under which path it will be read",
+            remedy="give the path under which it will be read: --as PATH",
         )
     if steps[0].is_tree:
         raise UsageError("standard output takes one file, and nothing else", check="-o -", expected="one file")

@@ -74,7 +74,7 @@ def set_policy(
     for name in REVIEWED:
         if name in changes:
             raise UsageError(
-                f"{name} is what a review found, and cannot be written by hand",
+                f"{name} comes from the review, and cannot be set by hand",
                 check="policy set",
                 expected="an entry other than " + ", ".join(REVIEWED),
                 seen=name,

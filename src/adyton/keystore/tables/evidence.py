@@ -128,7 +128,7 @@ def _hashed(sha256: bytes, data: bytes) -> bytes:
     seen = hashlib.sha256(data).digest()
     if seen != sha256:
         raise StoreError(
-            "kept evidence is not what it was when it was decided on",
+            "stored evidence was changed after its decision",
             check="SHA-256 of kept evidence",
             expected=sha256.hex(),
             seen=seen.hex(),

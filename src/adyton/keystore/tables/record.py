@@ -127,7 +127,7 @@ class RecordReader:
         mac, raw = bytes(found[:MAC_BYTES]), bytes(found[MAC_BYTES:])
         if not hmac.compare_digest(self._keyring.facts_mac(raw), mac):
             raise AuditError(
-                "what was read from the audit record before was changed by something other than Adyton",
+                "the stored facts of the audit record were changed by something other than Adyton",
                 check="authentication code of what the record says",
                 expected="the code made under the store's own key",
                 seen="another code",
