@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Run the demo; 0 if all went as it must, 1 if something was not refused, leaked, or computed otherwise."""
+    """Run the demo. 0 if all went as it must, 1 if something was not refused, leaked, or computed otherwise."""
     parser = argparse.ArgumentParser(prog="make demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="leave the folders there, with the commands")

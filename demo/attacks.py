@@ -1,8 +1,8 @@
-"""What the hostile cloud tries, one changed thing at a time, and who must refuse it.
+"""The attempts of the hostile cloud, each with one change, and the party that must refuse it.
 
-Every attempt is made with Adyton's own verbs, in a copy of the cloud's folder.  An attempt that the key server must
-refuse comes with `allow`: the owner's act that takes away exactly the obstacle.  Tests use it to show that nothing but
-the named check stood between the attempt and the key.
+Every attempt is made with Adyton's own verbs, in a copy of the cloud's folder. An attempt that the key server must
+refuse comes with `allow`. This act of the owner removes exactly the one obstacle. Tests use it to show that only the
+named check kept the attempt from the key.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PIN: Final = 'owners.owner = { ca_file = "file:owner-ca.crt" }\n'
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An attempt and what came of it."""
+    """An attempt and its result."""
 
     attempt: str
     refused_by: str
@@ -48,23 +48,23 @@ class Refusal:
     remedy: str
     seconds: float
     record: str = ""
-    """What the owner's record says was changed; the cloud is not told."""
+    """The change as the owner's record describes it. The cloud does not see it."""
 
 
 @dataclass
 class Scene:
-    """Where an attempt takes place: a copy of the cloud's folder, in the hands of the host."""
+    """The place of an attempt: a copy of the cloud's folder, under control of the host."""
 
     journey: Journey
     cloud: Actor
     server: str = ""
-    """Which key server the program is sent to; the owner's own, unless the attempt says otherwise."""
+    """The key server of the program. By default the owner's own."""
     platform: Path | None = None
-    """Which simulated platform it runs on; the cloud's own, unless the attempt says otherwise."""
+    """The simulated platform. By default the cloud's own."""
     owner: Actor | None = None
-    """Who would have to approve it; the owner, unless the attempt says otherwise."""
+    """The actor that would have to approve it. By default the owner."""
     named: tuple[str, ...] = ()
-    """What the changed manifest exposes: whoever approves it has to name each."""
+    """Exposures of the changed manifest. An approval has to name each."""
 
     @property
     def template(self) -> Path:
@@ -102,9 +102,9 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One thing that the host tries.
+    """One attempt of the host.
 
-    `make` sets the scene.  `allow` takes away the obstacle that must stop the attempt, and nothing else; `then` is the
+    `make` sets the scene.  `allow` takes away the obstacle that must stop the attempt, and nothing else. `then` is the
     error that it meets further on (empty: none, the program gets its key): files do not open with a false key, and
     evidence made for a server of another name is refused by its report data even where the measurement is approved.
     """
@@ -241,7 +241,7 @@ def _allow_out_of_date(scene: Scene) -> None:
 
 
 def _flip_bit(scene: Scene) -> None:
-    """Flip one bit in the middle of the largest protected file; done twice, nothing has changed."""
+    """Flip one bit in the middle of the largest protected file. Done twice, nothing has changed."""
     inputs = scene.journey.world.storage / scene.journey.program.inputs[0]
     files = (path for path in inputs.rglob("*") if path.is_file())
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -295,7 +295,7 @@ ATTEMPTS: Final = (
 
 
 def attempt(journey: Journey, what: Attempt) -> tuple[Scene, Refusal]:
-    """Make one attempt in a fresh copy of the cloud's folder; says whether the key was released."""
+    """Make one attempt in a fresh copy of the cloud's folder. Says whether the key was released."""
     scene = scene_of(journey, what.name)
     what.make(scene)
     refusal = judge(what, scene.run())
@@ -307,9 +307,9 @@ def attempt(journey: Journey, what: Attempt) -> tuple[Scene, Refusal]:
 
 
 def _recorded(owner: Actor, refusal: Refusal) -> str:
-    """What the owner reads under the id that the refusal quotes: the true reason, and what was changed.
+    """The owner's record of a refusal, by its id: the true reason and the change.
 
-    The key server compares a refused program with the approved ones after it has answered, so this waits for it.
+    The key server compares a refused program with approved ones after its answer, so this waits for it.
     """
     found = re.search(r"\bd-[0-9a-f]{20}\b", refusal.message)
     if found is None:
@@ -346,7 +346,7 @@ def scene_of(journey: Journey, name: str) -> Scene:
 
 
 def judge(what: Attempt, outcome: Outcome) -> Refusal:
-    """Read a run's end: which error, with which reasons."""
+    """Read the error and its reasons from a run's result."""
     found = outcome.document
     released = "exit_code" in found
     return Refusal(

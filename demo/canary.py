@@ -1,9 +1,8 @@
 """The canary search: looks for pieces of the secrets in everything that the host could see.
 
-A canary is a run of bytes of a secret, too long to occur by chance.  The search undoes what a
-leak may have gone through: compression (zlib, gzip, bzip2, xz, zip members), base64, hexadecimal, and
-these on top of each other.  A search that cannot find anything proves nothing, so the demo runs the
-same search over a program that leaks on purpose (the positive control).
+A canary is a run of bytes of a secret, too long to occur by chance. The search decodes compression (zlib, gzip, bzip2,
+xz, zip members), base64, hexadecimal, and combinations of them. A search proves nothing if it cannot find a leak. So
+the demo runs the same search over a program that leaks on purpose (the positive control).
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A canary that was found: of which secret, and in what form it stood there."""
+    """A found canary: its secret, and its form."""
 
     secret: str
     form: str
@@ -86,7 +85,7 @@ def _search(data: bytes, canaries: Sequence[Canary], form: str, depth: int, foun
 
 
 def _unpacked(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """For every packing, all that was packed so in the data, put together."""
+    """For every encoding, all decoded content of the data, joined."""
     yield "hexadecimal", b"".join(map(_unhex, _HEX_RUN.findall(data)))
     runs = [_plain_base64(run) for run in _BASE64_RUN.findall(data)]
     for shift in range(4):
@@ -111,7 +110,7 @@ def _zip_member(data: bytes, at: int) -> bytes:
 
 
 def _decompress(machine: object, data: bytes, start: int) -> bytes:
-    """What the stream at `start` holds, as far as it can be read; empty where there is none."""
+    """The content of the stream at `start`, as far as it can be read. Empty where there is none."""
     out = bytearray()
     for at in range(start, len(data), 1 << 16):
         try:

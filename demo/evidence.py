@@ -1,4 +1,4 @@
-"""What the cloud could see: names and sizes of ciphertext, and not one canary in all that it holds or heard.
+"""Show what the cloud could see: names and sizes of ciphertext, and no canary in all its files and traffic.
 
 The same search over a program that leaks on purpose (the positive control) must find every secret in every form.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from demo.steps import Journey
 
 ELSEWHERE: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/log", "/var/lib", "/root", "/home")  # noqa: S108
-"""Where on this machine a leak could lie besides the demo's own folder."""
+"""Places on this machine for a leak outside the demo's own folder."""
 
 CONTROL: Final = "leak"
 LEAK: Final = Path(__file__).with_name("leak.py")
@@ -31,7 +31,7 @@ _MOST_BYTES: Final = 512 << 20
 
 @dataclass(frozen=True, slots=True, order=True)
 class Found:
-    """A secret, the form in which it stood there, and in which file."""
+    """A found secret, its form, and its file."""
 
     secret: str
     form: str
@@ -40,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """A search: how many files and bytes were read, and what was found."""
+    """A search: the number of files and bytes, and the findings."""
 
     files: int
     size_bytes: int
@@ -112,7 +112,7 @@ def regular_files(place: Path, *, changed_since: float = 0.0) -> Iterator[Path]:
 
 
 def host_files(journey: Journey, began: float) -> Iterator[Path]:
-    """All that the host holds or heard, and every file elsewhere on this machine that changed since the demo began.
+    """All files and traffic of the host, and every other file on this machine that changed since the demo began.
 
     Left out are the owner's own folder, where the secrets belong, and the leak of the positive control.
     """
@@ -130,7 +130,7 @@ def host_files(journey: Journey, began: float) -> Iterator[Path]:
 
 
 def positive_control(journey: Journey, canaries: list[Canary]) -> Searched:
-    """Let a program leak everything on purpose, in every form, and search what the host then has."""
+    """Let a program leak everything on purpose, in every form, and search the host's files afterwards."""
     scene = scene_of(journey, CONTROL)
     program = journey.program
     leak = scene.cloud.folder / LEAK.name

@@ -1,4 +1,4 @@
-"""A program that leaks on purpose: runs another script, then lets out its inputs, its result and its key.
+"""A program that leaks on purpose: it runs another script, then leaks its inputs, its result and its key.
 
     python leak.py SCRIPT ARGUMENTS...
 

@@ -1,4 +1,4 @@
-"""What the demo found: what was refused, whether anything leaked, and whether the result is the same."""
+"""The results of the demo: the refused attempts, leaks if any, and whether the result is the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Told:
-    """What happened."""
+    """The results of the whole demo."""
 
     journey: Journey
     refusals: tuple[Refusal, ...]

@@ -1,4 +1,4 @@
-"""What the demo prints: for people with Rich, for programs as one JSON document."""
+"""The output of the demo: for people with Rich, for programs as one JSON document."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONG_HEX = re.compile(r"\b([0-9a-f]{16})[0-9a-f]{24,}\b")
 
 
 def _short(text: str) -> str:
-    """Digests and measurements cut to 16 digits; the JSON document has them whole."""
+    """Digests and measurements cut to 16 digits. The JSON document has them whole."""
     return _LONG_HEX.sub(r"\1…", text)
 
 
@@ -46,7 +46,7 @@ class People:
         self._console.print(Panel(text, title=title, width=min(100, self._console.width)))
 
     def _rows(self, indent: int, rows: Iterable[tuple[str, str]]) -> None:
-        """Two columns, the left one dim; long texts wrap within their column."""
+        """Two columns, the left one dim. Long texts wrap within their column."""
         table = Table.grid(padding=(0, 1))
         table.add_column(style="dim", min_width=8)
         table.add_column(overflow="fold")
@@ -93,7 +93,7 @@ class People:
         self._rows(3, rows)
 
     def canary(self, told: Told) -> None:
-        """What the search found, and what it finds where there is a leak."""
+        """The findings of the search, and of the positive control."""
         seen, control = told.seen, told.control
         verdict = "; ".join(f"{one.secret} ({one.form}) in {one.where}" for one in seen.found) or "nothing"
         searched = f"{seen.files} files, the recorded network among them, {seen.size_bytes / 1e6:.0f} MB"

@@ -24,12 +24,12 @@ PHASES: Final = (
     (6, "TEE", "stages trusted files and inputs, verified and decrypted on the way", ("serve", "stage")),
     (7, "TEE", "runs the script, unchanged, on plain files", ("program", "flush")),
 )
-"""Which phases of `adyton run` make up which steps."""
+"""The phases of `adyton run` in each step."""
 
 RUN: Final = tuple(phase for _, _, _, phases in PHASES for phase in phases)
 
 FILES: Final = "encrypted"
-"""Where owner and cloud see the untrusted storage; protected files carry their path below it."""
+"""The folder of untrusted storage for owner and cloud. Protected files carry their path below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Step:
 
 @dataclass
 class Journey:
-    """What the steps hand on to each other, and their record."""
+    """The state that the steps share, and their record."""
 
     world: World
     program: Program = CLASSIFY
@@ -94,7 +94,7 @@ class Journey:
 
     @contextmanager
     def step(self, number: int, actor: str, name: str) -> Iterator[list[str]]:
-        """Time a step; lines appended to what it yields are shown with it."""
+        """Time a step. Lines appended to what it yields are shown with it."""
         shown: list[str] = []
         began = time.monotonic()
         yield shown
@@ -115,7 +115,7 @@ class Journey:
         return f"sim:{self.root_fingerprint}"
 
     def walk(self) -> None:
-        """Go all the steps; raises StepFailed at the first that does not work."""
+        """Go all the steps. Raises StepFailed at the first that does not work."""
         self.prepare()
         self.collateral()
         self.encrypt()
@@ -221,7 +221,7 @@ class Journey:
             shown.append("speaks Adyton's release protocol and Gramine's RA-TLS provisioning")
 
     def tap(self, target: tuple[str, int]) -> str:
-        """A new tapped wire to the target; returns the address of its near end."""
+        """A new tapped wire to the target. Returns the address of its near end."""
         self.taps.append(Tap(target, self.wire))
         return self.taps[-1].address
 

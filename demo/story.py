@@ -1,4 +1,4 @@
-"""The whole demo, told once: the workflow, the attempts of the hostile cloud, and the search for what leaked."""
+"""The whole demo in order: the workflow, the attempts of the hostile cloud, and the search for leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tell(journey: Journey, people: People) -> Told:
-    """Go through all of it; raises StepFailed where something that had to work did not."""
+    """Run the whole demo. Raises StepFailed where a step that had to work failed."""
     began, began_clock = time.monotonic(), time.time()
     people.welcome()
     people.chapter("The workflow")

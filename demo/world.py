@@ -31,7 +31,7 @@ STEP_LIMIT_S: Final = 180
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one command ended: its exit status, what it printed, and how long it took."""
+    """The result of one command: its exit status, output and duration."""
 
     status: int
     out: str
@@ -54,7 +54,7 @@ class StepFailed(Exception):
 
 @dataclass
 class Actor:
-    """Somebody with a folder, who runs Adyton's verbs in it."""
+    """A party with a folder, in which it runs Adyton's verbs."""
 
     name: str
     folder: Path
@@ -64,7 +64,7 @@ class Actor:
     _running: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
-        """What the actor's commands see of the environment: nothing of this process's but the path."""
+        """The environment of the actor's commands. Of this process's environment it has only the path."""
         (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
         return {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -79,7 +79,7 @@ class Actor:
     def adyton(
         self, *args: str | Path, expect: int | None = 0, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> Outcome:
-        """Run one verb to its end; raises StepFailed if it does not end as expected (None: any end will do)."""
+        """Run one verb to its end. Raises StepFailed if it does not end as expected (None: any end will do)."""
         words = [str(arg) for arg in args]
         return self._run([sys.executable, "-m", "adyton", *words], "adyton " + shlex.join(words), expect, env, cwd)
 
@@ -111,7 +111,7 @@ class Actor:
         return outcome
 
     def start(self, *args: str | Path, ready: Path) -> dict[str, Any]:
-        """Start a verb that stays; wait until it has written its ready file, and return what that says."""
+        """Start a verb that keeps running. Wait for its ready file, and return its content."""
         words = [str(arg) for arg in args]
         shown = "adyton " + shlex.join(words)
         self.commands.append(shown + " &")
@@ -154,7 +154,7 @@ class Actor:
 
 
 class World:
-    """One folder with all actors in it; leaving the context ends their processes."""
+    """One folder with all actors in it. Leaving the context ends their processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

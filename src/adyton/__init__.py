@@ -1,7 +1,7 @@
 """Adyton runs an unmodified PyTorch program on a machine that its owner does not trust.
 
-The functions here do what the verbs of the command line do; docs/python.md shows each of them. They are imported when
-they are first used, so that `import adyton` alone loads nothing else.
+Each function here does the same as one verb of the command line. The page docs/python.md shows all of them. A function
+is imported when it is first used, so `import adyton` alone loads nothing else.
 
 ::
 

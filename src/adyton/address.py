@@ -15,17 +15,17 @@ _MAX_PORT: Final = 65535
 
 
 def parse_address(written: str, what: str) -> tuple[str, int]:
-    """Host (without brackets) and port, 1 to 65535; raises UsageError that names `what`."""
+    """Host (without brackets) and port, 1 to 65535. Raises UsageError that names `what`."""
     return _parse(written, what, 1)
 
 
 def parse_listening_address(written: str, what: str = "listening address") -> tuple[str, int]:
-    """As `parse_address`; port 0 is one too, and means any free one."""
+    """As `parse_address`, but port 0 is allowed: it means any free port."""
     return _parse(written, what, 0)
 
 
 def address_text(address: tuple[str, int]) -> str:
-    """What `parse_address` reads back."""
+    """The text that `parse_address` parses to this address."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -7,11 +7,11 @@ Three rules hold for every function here:
   name does. `sync=False` is for two callers: one of many files, which then calls `sync_file_system`, and a cache.
 - A link at the target is replaced. It is never followed.
 
-Who does not write through here: the commit of a protected file in place (`pfile.commit`, which has its own log), the
-database, the program's view of its files (`vfs`, `storage.trees`' journal), files in memory that only this process's
-children see (`runtime`), a folder that is filled first and renamed as a whole (`keystore.backup_archive`), an open file
-of fsspec, which lives as long as its user wants (`storage.filesystem`), and what `run --grants` writes: its name is
-taken before any key is asked for.
+Some writers do not use this module. `pfile.commit` changes a protected file in place, with a log of its own. The
+database, `vfs` and the journal of `storage.trees` have their own rules. `runtime` writes to memory that only its child
+processes see. `keystore.backup.restore` fills a folder and renames the whole folder. An open file of
+`storage.filesystem` (fsspec) lives as long as its user wants. `run --grants` takes its file name before it asks for any
+key.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _COPY_BYTES: Final = 1 << 20
 
 
 def check_absent(target: Path) -> None:
-    """Raise TargetExists if something is there, a dangling link too."""
+    """Raise TargetExists if the target exists, also as a dangling link."""
     if os.path.lexists(target):
         raise _exists(target)
 
 
 def check_no_link(folder: Path) -> None:
-    """Raise UsageError where a folder that is written to is a link: what lies below would be somewhere else."""
+    """Raise UsageError where the target folder is a link: the files would land in another place."""
     if folder.is_symlink():
         raise UsageError(
             f"{folder} is a link, and what is written below it would land in {folder.readlink()}",
@@ -68,7 +68,7 @@ def is_part(name: str) -> bool:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the entries of a directory durable; raises OSError."""
+    """Make the entries of a directory durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -77,7 +77,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_file_system(directory: Path) -> None:
-    """Make all files on the file system of `directory` durable: one call for many small files. Raises StorageFailed."""
+    """Make all files on the file system of `directory` durable, in one call. Raises StorageFailed."""
     import ctypes
 
     try:
@@ -99,10 +99,10 @@ def sync_file_system(directory: Path) -> None:
 def atomic_target(
     target: Path, *, force: bool, sync: bool = True, mode: int = 0o600, make_folders: bool = True
 ) -> Iterator[int]:
-    """A descriptor to write the target's content to. At the end it takes its place. After an error it is gone.
+    """Yield a descriptor for the new content. At the end that file becomes the target. After an error it is gone.
 
-    With `force` it replaces a file or a link that is there. `mode` is cut by the umask. `make_folders` makes the
-    folders above the target where they are missing. Raises TargetExists (without `force`) and StorageFailed.
+    With `force` it replaces an existing file or link. `mode` is cut by the umask. `make_folders` makes the folders
+    above the target where they are missing. Raises TargetExists (without `force`) and StorageFailed.
     """
     if not force:
         check_absent(target)
@@ -152,7 +152,7 @@ def write_file(
 
 
 def write_private_file(path: Path, raw: bytes) -> None:
-    """Write a new file of mode 0600 in a folder that exists. It never replaces another; raises StorageFailed."""
+    """Write a new file of mode 0600 in a folder that exists. It never replaces another. Raises StorageFailed."""
     try:
         write_file(path, raw, 0o600, force=False, make_folders=False)
     except TargetExists as error:
@@ -171,7 +171,7 @@ def replace_private_file(path: Path, raw: bytes) -> None:
 
 
 def rename_private_file(path: Path, to: Path) -> None:
-    """Put a private file in another's place, or under a new name in the same folder; durable when this returns."""
+    """Rename a private file in its folder, and replace a file that has the new name. Durable on return."""
     try:
         path.replace(to)
         sync_directory(to.parent)
@@ -186,7 +186,7 @@ def rename_private_file(path: Path, to: Path) -> None:
 
 
 def _open_nameless(folder: Path, mode: int) -> int | None:
-    """A file that has no name yet, so that the kernel drops it when this process is killed. None where there are none.
+    """Open a file without a name, which the kernel drops if this process is killed. None where that is not supported.
 
     It is opened with O_TMPFILE (open(2)), and gets its name through /proc at the end.
     """
@@ -203,7 +203,7 @@ def _open_nameless(folder: Path, mode: int) -> int | None:
 
 
 def _linked(fd: int, path: Path) -> bool:
-    """Give a file of `_open_nameless` a name in one step. False where something has it, or there are no hard links."""
+    """Name a file of `_open_nameless` in one step. False where the name is taken or hard links are not supported."""
     # with a directory's descriptor Python calls linkat(2), which follows the link of /proc to the file
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -218,7 +218,7 @@ def _linked(fd: int, path: Path) -> bool:
 
 
 def _name(fd: int, path: Path, mode: int) -> None:
-    """Name a file of `_open_nameless`; where the file system has no hard links, a copy of it gets the name."""
+    """Name a file of `_open_nameless`. Where the file system has no hard links, a copy of it gets the name."""
     if not _linked(fd, path):
         import shutil
 

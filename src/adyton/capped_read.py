@@ -1,8 +1,8 @@
-"""Read a file that somebody else may have written: so many bytes at most, and a secret only from a private file.
+"""Read files that others may have written, up to a limit of bytes. Read secrets only from private files.
 
-The cap holds whatever the file is: a log that grows, a device without end, a pipe. A refusal names the file and never
-shows what is in it. Each function takes the kinds of Error that its caller's readers expect. An error of the operating
-system is always the `__cause__` of what is raised.
+The limit holds for every kind of file: a growing log, an endless device, a pipe. A refusal names the file and never
+shows its content. The caller chooses the classes of Error. An error of the operating system is always the `__cause__`
+of the raised error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHUNK_BYTES: Final = 1 << 20
 
 
 def read_prefix(path: Path, limit_bytes: int) -> bytes:
-    """The first `limit_bytes` of a file, or all of a shorter one; raises OSError."""
+    """The first `limit_bytes` of a file, or all of a shorter one. Raises OSError."""
     with _opened(path, wait=True) as (descriptor, _):
         return _read(descriptor, limit_bytes)
 
@@ -38,10 +38,10 @@ def read_capped(
     regular_only: bool = False,
     remedy: str | None = None,
 ) -> bytes:
-    """The whole file, `limit_bytes` at most. `what` names it in an error.
+    """Read a whole file of at most `limit_bytes`. `what` names the file in an error.
 
     Raises `unreadable` (with `remedy`) where it cannot be read, and `too_large` where it is larger. With
-    `regular_only`, a pipe, a device or a folder is `unreadable` too, and is not waited for.
+    `regular_only`, a pipe, a device or a folder is `unreadable` too, and the call does not block on it.
     """
     try:
         with _opened(path, wait=not regular_only) as (descriptor, mode):
@@ -67,10 +67,10 @@ def read_private_file(
     remedy: str | None = None,
     too_long_remedy: str | None = None,
 ) -> bytes:
-    """A secret from a file that only its owner can open. With `pipes`, also from a pipe, which has no mode.
+    """Read a secret from a file that only its owner can open. With `pipes`, also from a pipe, which has no mode.
 
-    Raises StorageFailed (with `remedy`) where it cannot be read, and `refuse` where group or others have any right to
-    it, where it is no regular file, or where it is longer than `limit_bytes` (with `too_long_remedy`).
+    Raises StorageFailed (with `remedy`) where it cannot be read, and `refuse` where group or others have any
+    permission, where it is no regular file, or where it is longer than `limit_bytes` (with `too_long_remedy`).
     """
     try:
         with _opened(path, wait=pipes) as (descriptor, mode):

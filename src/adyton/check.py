@@ -1,4 +1,4 @@
-"""One check by its name: what was expected, what was seen, whether it held, and what repairs it."""
+"""One check: its name, the expected and the seen value, whether it held, and the remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 def text(value: object) -> str:
-    """A value as a person reads it: bytes in hex, times in UTC, collections by comma."""
+    """A value as text for people: bytes in hex, times in UTC, collections separated by commas."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, bool):
@@ -25,7 +25,7 @@ def text(value: object) -> str:
 
 
 class Check(NamedTuple):
-    """One check and its outcome; `expected` or `seen` is None where there is nothing to say."""
+    """One check and its outcome. `expected` and `seen` are None where they do not apply."""
 
     name: str
     expected: object

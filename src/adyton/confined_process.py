@@ -1,8 +1,8 @@
-"""A process of its own for what strangers wrote: bounded in processor time, memory, output and wall time, and killable.
+"""A child process that parses untrusted text, with limits on processor time, memory, output and wall time.
 
-The process gets its input on standard input and nothing else of this one: no descriptor, no environment but where
-modules lie, no secret. It bounds itself before it reads a byte, and is killed at its deadline. What it answers is
-`+` and the result, or `-` and the error (`Error.to_bytes`) that says why the input was refused.
+The process gets its input on standard input. It gets no other descriptor and no secret. Its environment has only the
+module paths. It sets its own limits before it reads a byte, and it is killed at its deadline. It answers `+` and the
+result, or `-` and the error that refuses the input (`Error.to_bytes`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 READ_BYTES: Final = 1 << 16
 MAX_REASON_CHARS: Final = 600
 NICE: Final = 10
-"""How far such work stands behind everything else of the key server."""
+"""The nice value of this work, so that the rest of the key server goes first."""
 
 _DONE, _REFUSED = b"+", b"-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What one task may use."""
+    """The limits of one task."""
 
     cpu_s: int = 10
     wall_s: float = 60.0
@@ -42,9 +42,9 @@ class Bounds:
 
 
 def run(module: str, task: str, content: bytes, bounds: Bounds) -> bytes:
-    """Let `module` do `task` over `content` in a process of its own; returns what it answers.
+    """Run `task` of `module` over `content` in a child process, and return its result.
 
-    Raises OutOfOrder where it refuses the content, Timeout where it does not end within its bounds.
+    Raises OutOfOrder where the task refuses the content, Timeout where it does not end within its limits.
     """
     arguments = (str(bounds.cpu_s), str(bounds.memory_bytes))
     source = os.memfd_create("task", os.MFD_CLOEXEC)
@@ -76,7 +76,7 @@ def run(module: str, task: str, content: bytes, bounds: Bounds) -> bytes:
 
 
 def _answer(process: subprocess.Popen[bytes], bounds: Bounds) -> bytes:
-    """All that the process writes, if that is within its bounds and it ends well."""
+    """All output of the process, if it is within the limits and the process ends well."""
     if process.stdout is None:
         raise OSError("no pipe")
     deadline = time.monotonic() + bounds.wall_s
@@ -104,7 +104,7 @@ def _answer(process: subprocess.Popen[bytes], bounds: Bounds) -> bytes:
 
 def _exceeded(seen: str) -> Timeout:
     return Timeout(
-        "what was shown could not be read within its bounds",
+        "the document could not be read within its limits",
         check="bounds of a task",
         expected="an end within its processor time, memory and output",
         seen=seen,
@@ -112,13 +112,13 @@ def _exceeded(seen: str) -> Timeout:
 
 
 def _environment() -> dict[str, str]:
-    """Where modules lie, as for this process; nothing else of its environment."""
+    """The child's environment: the module paths of this process, and nothing else."""
     folders = [str(Path(folder).absolute()) for folder in sys.path if folder]
     return {"PYTHONPATH": os.pathsep.join(folders), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"}
 
 
 def child(tasks: dict[str, Callable[[bytes], bytes]], arguments: list[str]) -> NoReturn:
-    """What the process does: bound itself, read, work, answer; a task that fails by a defect ends with status 1."""
+    """The child's main function: set limits, read, work, answer. A task with a defect ends with status 1."""
     task, cpu_s, memory_bytes = arguments
     _bound(int(cpu_s), int(memory_bytes))
     content = sys.stdin.buffer.read()
@@ -132,7 +132,7 @@ def child(tasks: dict[str, Callable[[bytes], bytes]], arguments: list[str]) -> N
 
 
 def _bound(cpu_s: int, memory_bytes: int) -> None:
-    """No more than this from now on; the kernel kills what goes on beyond its processor time."""
+    """Limit this process. The kernel kills it when its processor time is used up."""
     os.nice(NICE)
     limits = {
         resource.RLIMIT_CPU: cpu_s,

@@ -1,6 +1,6 @@
-"""Which shared libraries come into a process with an ELF file: read from the files, as the dynamic loader does.
+"""The shared libraries that an ELF file brings into a process, found as the dynamic loader finds them.
 
-ELF-64, little-endian (gABI, "Dynamic Section"); the search follows ld.so(8): DT_RPATH where there is no DT_RUNPATH,
+ELF-64, little-endian (gABI, "Dynamic Section"). The search follows ld.so(8): DT_RPATH where there is no DT_RUNPATH,
 LD_LIBRARY_PATH, DT_RUNPATH, /etc/ld.so.cache, the default folders.
 """
 
@@ -33,7 +33,7 @@ _MAX_CACHE_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """An ELF file's own library name, and what it asks the loader for: interpreter, libraries, folders to look in."""
+    """The dynamic section of an ELF file: its library name, interpreter, needed libraries and search folders."""
 
     machine: int
     soname: str | None
@@ -44,7 +44,7 @@ class Linked:
 
 
 def read(path: str) -> Linked | None:
-    """What the file at `path` asks for; None where it is no ELF file of this kind, or is damaged. Raises OSError."""
+    """The dynamic section of the file at `path`. None for another kind of file or a damaged one. Raises OSError."""
     with open(path, "rb") as file:
         try:
             return _read(file.fileno(), os.path.dirname(os.path.realpath(path)))
@@ -101,11 +101,11 @@ def _read(fd: int, folder: str) -> Linked:
 
 
 def opened(program: str) -> list[str]:
-    """The libraries that the loader would open for a program, under the paths by which it opens them; sorted.
+    """The libraries that the loader would open for a program: the sorted paths by which it opens them.
 
-    As `ldd` tells it, but without the loader: that runs code of what it maps (DT_AUDIT), and is made for files that are
-    trusted. A name that nothing on this machine answers to is left out, as is the loader itself.
-    Raises OSError where the program cannot be read, and ValueError where it is no ELF file, or asks for too much.
+    The result is that of `ldd`. The loader itself is not used: it runs code of the files that it maps (DT_AUDIT), and
+    it is made for trusted files. Names that this machine does not have are left out, and so is the loader. Raises
+    OSError where the program cannot be read, and ValueError where it is no ELF file or names too many libraries.
     """
     reader = cache(_read_regular)
     asked = reader(program)
@@ -135,7 +135,7 @@ def opened(program: str) -> list[str]:
 
 
 def _read_regular(path: str) -> Linked | None:
-    """As `read`, and None for what is no file at all: a pipe would be waited for."""
+    """As `read`, and None where the path is no regular file: reading a pipe would block."""
     try:
         return read(path) if os.path.isfile(path) else None
     except OSError:
@@ -143,12 +143,12 @@ def _read_regular(path: str) -> Linked | None:
 
 
 def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) -> dict[str, str]:
-    """Every library that these files bring into a process, directly or through others, and `names` with theirs.
+    """Every library that these files and `names` bring into a process, directly or through others.
 
     Returns name -> path without links, and LEVEL/name for each variant that the loader may take on a newer processor.
-    `here` means into this process: with its LD_LIBRARY_PATH, and where it has mapped a library of that name already,
-    that is the one that the loader takes, wherever it lies. Otherwise into a program with an empty environment.
-    A name that nothing on this machine answers to is left out, as is a root that is no ELF file.
+    With `here` the process is this one: its LD_LIBRARY_PATH counts, and of a library that it has mapped already the
+    loader takes that file. Otherwise it is a program with an empty environment. Names that this machine does not have
+    are left out, and so are roots that are no ELF files.
     """
     reader = cache(read)
     ahead = os.environ.get("LD_LIBRARY_PATH", "") if here else ""
@@ -185,7 +185,7 @@ def libraries(roots: Iterable[str], names: Iterable[str], *, here: bool = True) 
 
 
 class _Loader:
-    """Where the dynamic loader finds a library."""
+    """The search of the dynamic loader for a library."""
 
     def __init__(self, reader: Callable[[str], Linked | None], *, ahead: str, loaded: Iterable[str] = ()) -> None:
         self._read = reader
@@ -206,7 +206,7 @@ class _Loader:
         ]
 
     def locate(self, name: str, machine: int | None, rpath: Iterable[str], runpath: Iterable[str]) -> str | None:
-        """The path of a library; None where there is none. `machine` None takes a library of any processor."""
+        """The path of a library. None where there is none. `machine` None takes a library of any processor."""
         if "/" in name:
             return name
         if name in self._mapped:
@@ -221,14 +221,14 @@ class _Loader:
         return None
 
     def variants(self, name: str) -> Iterator[tuple[str, str]]:
-        """The same library for newer processors (glibc-hwcaps): the level and the path of each that is there."""
+        """Variants of a library for newer processors (glibc-hwcaps): level and path of each."""
         for level, folder in self._levels:
             if os.path.isfile(f"{folder}/{name}"):
                 yield level, f"{folder}/{name}"
 
 
 def mapped() -> Iterator[str]:
-    """The shared libraries that this process has mapped and that are still in their place."""
+    """The shared libraries that this process has mapped and whose files still exist."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         paths = dict.fromkeys(line[73:].rstrip("\n") for line in maps)
     for path in paths:
@@ -251,7 +251,7 @@ def _stamp(path: str) -> tuple[str, int, int]:
 
 @lru_cache(maxsize=1)
 def _cached(path: str, changed_ns: int, size: int) -> dict[str, str]:
-    """The loader's cache, name -> path: ldconfig's own file (glibc's sysdeps/generic/dl-cache.h); {} where none is."""
+    """The loader's cache as name -> path. {} where there is none. Source: glibc's sysdeps/generic/dl-cache.h."""
     del changed_ns
     if not 0 < size <= _MAX_CACHE_BYTES:
         return {}

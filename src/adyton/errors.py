@@ -1,4 +1,4 @@
-"""The one error tree of Adyton; every leaf owns one exit code, never reused.
+"""The error tree of Adyton. Every leaf has one exit code, which is never reused.
 
 ::
 
@@ -14,9 +14,8 @@
     ├─ Unavailable      110   FetchFailed 111 · NoDevice 112 · Timeout 113 · StorageFailed 114
     └─ RunError         120   MountFailed 121 · SandboxFailed 122 · ScriptFailed (the script's own code)
 
-`Unavailable` means *could not check*: it is never a parent or a child of a verdict.
-Only three edges translate an `Error`: the command line to an exit code, the key
-server to a status, the file system to an errno.
+`Unavailable` means *could not check*: it is never a parent or a child of a verdict. Three places translate an `Error`:
+the command line to an exit code, the key server to an HTTP status, the file system to an errno.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 MAX_TEXT_CHARS: Final = 16_384
 MAX_CHECKS: Final = 64
 MAX_ENCODED_BYTES: Final = 1 << 20
-"""The most that is sent of an error, and the most that is taken: characters of one text, checks, bytes in all."""
+"""Limits of an encoded error, sent or received: characters of one text, number of checks, bytes in all."""
 
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _MAX_WAIT_S: Final = 10**9
@@ -42,7 +41,7 @@ _NO_MESSAGE: Final = "an error came without its message"
 
 
 class Parts(TypedDict, total=False):
-    """What an error takes beside its message: the four parts of the one check that failed, or all `checks`."""
+    """The arguments of an error beside its message: the four parts of the one failed check, or all `checks`."""
 
     check: str | None
     expected: object
@@ -52,10 +51,10 @@ class Parts(TypedDict, total=False):
 
 
 class Error(Exception):
-    """Anything that Adyton refuses or fails at; says what was checked, expected, seen, and what to do.
+    """A refusal or a failure. It says what was checked, what was expected and seen, and what to do.
 
-    Nothing of an error changes after it was made. `checks` are all the checks that it carries, in their order; where
-    they are not given, `check`, `expected`, `seen` and `remedy` make one check that failed.
+    An error never changes after it was made. `checks` are all its checks, in their order. Without them, `check`,
+    `expected`, `seen` and `remedy` make one failed check.
     """
 
     exit_code: ClassVar[int] = 1
@@ -86,21 +85,21 @@ class Error(Exception):
 
     @property
     def expected(self) -> str | None:
-        """What the first check that failed expected."""
+        """The expected value of the first failed check."""
         return next((_shown(check.expected) for check in self.failed), None)
 
     @property
     def seen(self) -> str | None:
-        """What the first check that failed saw."""
+        """The seen value of the first failed check."""
         return next((_shown(check.seen) for check in self.failed), None)
 
     @property
     def remedy(self) -> str | None:
-        """What repairs it."""
+        """The remedy of the first failed check."""
         return next((check.remedy for check in self.failed), None)
 
     def details(self) -> dict[str, str]:
-        """What a person or a script is shown: `error`, `message`, and whichever of the four parts are known."""
+        """The text for people and scripts: `error`, `message`, and those of the four parts that are known."""
         found = {
             "check": self.check,
             "expected": self.expected,
@@ -114,9 +113,9 @@ class Error(Exception):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole error as JSON, for `from_dict` at the other end of a pipe: `details`, and what those leave out.
+        """The whole error as JSON, for `from_dict` at the other end of a pipe: `details` and all checks.
 
-        Each text is cut to MAX_TEXT_CHARS characters. Of more than MAX_CHECKS checks only those that failed are told.
+        Each text is cut to MAX_TEXT_CHARS characters. Of more than MAX_CHECKS checks only the failed ones are kept.
         """
         found: dict[str, Any] = {name: _cut(shown) for name, shown in self.details().items()}
         if self.checks != self.failed[:1]:
@@ -125,15 +124,15 @@ class Error(Exception):
         return found | self._facts()
 
     def to_bytes(self) -> bytes:
-        """`to_dict` as one line of JSON without its end."""
+        """`to_dict` as one line of JSON, without a newline."""
         return json.dumps(self.to_dict()).encode()
 
     @classmethod
     def from_dict(cls, document: object, *, unknown: type[Self] | None = None) -> Self:
-        """Make again what `to_dict` told; never raises, whoever made `document`.
+        """Make an error from the JSON of `to_dict`. Never raises, even if `document` is hostile.
 
-        Only `cls` and the classes of the tree below it are made, by their names. Anything else becomes `unknown`, or
-        `cls` where that is not given. What is no text, no check or too much is left out.
+        The class comes from the name in `document`, and must be `cls` or below it in the tree. Any other name gives
+        `unknown`, or `cls` without it. Members of the wrong type and members beyond the limits are left out.
         """
         told = document if isinstance(document, dict) else {}
         kind = _TREE.get(told["error"]) if isinstance(told.get("error"), str) else None
@@ -144,7 +143,10 @@ class Error(Exception):
 
     @classmethod
     def parse(cls, raw: bytes, *, unknown: type[Self] | None = None) -> Self:
-        """Make again what `to_bytes` gave, as `from_dict` does; what is no JSON is an error without a message."""
+        """Make an error from the bytes of `to_bytes`, as `from_dict` does.
+
+        Bytes that are no JSON give an error without a message.
+        """
         try:
             document = json.loads(raw) if len(raw) <= MAX_ENCODED_BYTES else None
         except (ValueError, RecursionError):
@@ -152,12 +154,12 @@ class Error(Exception):
         return cls.from_dict(document, unknown=unknown)
 
     def _facts(self) -> dict[str, Any]:
-        """What objects of this class know beside message and checks, as JSON."""
+        """Members of this class beside message and checks, as JSON."""
         return {}
 
     @classmethod
     def _rebuilt(cls, message: str, checks: tuple[Check, ...], _told: Mapping[str, object]) -> Self:
-        """An error of this class; its own facts are in what was told, and nothing of that is believed."""
+        """Make an error of this class. `_told` holds the members of `_facts`, and they are untrusted."""
         return cls(message, checks=checks)
 
 
@@ -183,7 +185,7 @@ def _check_to_dict(check: Check) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """A text that somebody told; of lone surrogates only those stay that stand for the bytes of a file's name."""
+    """A text from an untrusted document. Only the lone surrogates that stand for bytes of a file name are kept."""
     return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", _cut(value)) if isinstance(value, str) else None
 
 
@@ -198,7 +200,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _checks(told: Mapping[str, object]) -> tuple[Check, ...]:
-    """The checks of an error that somebody told; without a list of them, the one that its four parts make."""
+    """The checks in an untrusted document. Without a list of checks, its four parts make one."""
     rows = told.get("checks")
     if not isinstance(rows, list):
         expected, seen = _text(told.get("expected")), _text(told.get("seen"))
@@ -217,13 +219,13 @@ def _checks(told: Mapping[str, object]) -> tuple[Check, ...]:
 
 
 class UsageError(Error):
-    """The command was given arguments that cannot be meant."""
+    """The arguments of the command are wrong."""
 
     exit_code = 2
 
 
 class ManifestError(Error):
-    """The manifest, its template, or what it lists is wrong."""
+    """The manifest, its template, or a file in it is wrong."""
 
     exit_code = 70
 
@@ -265,7 +267,7 @@ class UnsupportedVersion(FileFormatError):
 
 
 class IntegrityError(FileFormatError):
-    """The key is wrong, or the file was altered; no plaintext is released."""
+    """The key is wrong, or the file was altered. No plaintext is released."""
 
     exit_code = 83
 
@@ -319,7 +321,7 @@ class Stale(EvidenceError):
 
 
 class AppraisalFailed(EvidenceError):
-    """The evidence is genuine, and the policy does not accept it; `failed` are all the checks that failed."""
+    """The evidence is genuine, and the policy does not accept it. `failed` are all the checks that failed."""
 
     exit_code = 95
 
@@ -344,7 +346,7 @@ class Denied(KeyReleaseError):
     def __init__(self, message: str, *, denials: Iterable[str] = (), **parts: Unpack[Parts]) -> None:
         super().__init__(message, **parts)
         self.denials: Final = tuple(denials)
-        """Under which ids the owners' records hold the refusal."""
+        """The ids of the refusal in the owners' records."""
 
     def _facts(self) -> dict[str, Any]:
         return {"denials": [_cut(denial) for denial in self.denials[:MAX_CHECKS]]} if self.denials else {}
@@ -375,7 +377,7 @@ class VersionMismatch(KeyReleaseError):
 
 
 class StoreError(KeyReleaseError):
-    """The key store cannot be opened, or refuses what was asked of it."""
+    """The key store cannot be opened, or refuses the operation."""
 
     exit_code = 105
 
@@ -387,19 +389,21 @@ class AuditError(KeyReleaseError):
 
 
 class Unavailable(Error):
-    """It could not be checked: nothing is said about whether it is good."""
+    """The check could not be made. This says nothing about whether the thing is good."""
 
     exit_code = 110
 
     def __init__(self, message: str, *, public: bool = False, **parts: Unpack[Parts]) -> None:
         super().__init__(message, **parts)
         self.public: Final = public
-        """Whether its text was made for whoever asked over the network. All other text is the owner's, and so is
-        whatever came over a pipe: this is never told, and never believed."""
+        """Whether the text may be shown to clients over the network. All other text is for the owner only.
+
+        The flag is not encoded: an error that came over a pipe is never public.
+        """
 
 
 class FetchFailed(Unavailable):
-    """Something that lives elsewhere could not be fetched."""
+    """Something from another machine could not be fetched."""
 
     exit_code = 111
 
@@ -408,9 +412,9 @@ class FetchFailed(Unavailable):
     ) -> None:
         super().__init__(message, **parts)
         self.status: Final = status
-        """The HTTP status that refused it, where one did."""
+        """The HTTP status of the refusal, if there was one."""
         self.retry_after_s: Final = retry_after_s
-        """How long the service asked to be left alone."""
+        """The pause in seconds that the service asked for."""
 
     def _facts(self) -> dict[str, Any]:
         found = {"status": self.status, "retry_after_s": self.retry_after_s}
@@ -447,7 +451,7 @@ class RunError(Error):
 
 
 class MountFailed(RunError):
-    """The program's files could not be laid out."""
+    """The program's files could not be mounted."""
 
     exit_code = 121
 
@@ -459,7 +463,7 @@ class SandboxFailed(RunError):
 
 
 class ScriptFailed(RunError):
-    """The program itself ended with an error; its own exit code is passed on."""
+    """The program itself ended with an error. Its own exit code is passed on."""
 
     def __init__(self, message: str, *, status: int, remedy: str | None = None) -> None:
         super().__init__(message, check="exit status of the program", expected=0, seen=status, remedy=remedy)
@@ -477,4 +481,4 @@ class ScriptFailed(RunError):
 _TREE: Final[dict[str, type[Error]]] = {
     name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, Error)
 }
-"""Every class by its name: nothing else is made of what another process or machine calls an error."""
+"""Every class by its name. Errors from other processes and machines become one of these and nothing else."""

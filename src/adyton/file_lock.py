@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def file_lock(path: Path, *, create: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a folder or file until the block ends; yields whether this process has it.
+    """Hold the lock of a folder or file until the block ends. Yields whether this process has it.
 
     With `wait`, it waits for another holder and then always has it. With `create`, `path` is a file of mode 0600 that
     is made where it is missing. Raises StorageFailed where `path` cannot be opened or locked.

@@ -1,4 +1,4 @@
-"""A failure of the operating system as the StorageFailed that a person reads."""
+"""Turn a failure of the operating system into a StorageFailed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adyton.errors import StorageFailed
 
 
 def storage_failed(error: OSError, name: str, doing: str) -> StorageFailed:
-    """What to raise for a failure of the operating system; raise it `from` the OSError, whose errno is wanted."""
+    """The error for a failure of the operating system. Raise it `from` the OSError, so that the errno is kept."""
     remedy = {
         errno.ENOSPC: "free some space, or write elsewhere",
         errno.EDQUOT: "free some space, or write elsewhere",
@@ -17,7 +17,7 @@ def storage_failed(error: OSError, name: str, doing: str) -> StorageFailed:
         errno.EPERM: "check who may read and write it",
         errno.ENOENT: "check the name",
         errno.EROFS: "write elsewhere: that file system is read-only",
-    }.get(error.errno or 0, "see what the system's log says of this disk")
+    }.get(error.errno or 0, "look for errors of this disk in the system's log")
     return StorageFailed(
         f"{doing} {name} failed: {os.strerror(error.errno) if error.errno else error}",
         check=doing,

@@ -1,4 +1,4 @@
-"""A bounded map that forgets what was not used for longest."""
+"""A bounded map that drops the least recently used value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Recent(Generic[_Key, _Value]):
         return len(self._kept)
 
     def get(self, key: _Key) -> _Value | None:
-        """The value, which counts as used now; None where there is none."""
+        """The value of a key, which counts as used now. None where there is none."""
         with self._lock:
             value = self._kept.get(key)
             if value is not None:
@@ -32,7 +32,7 @@ class Recent(Generic[_Key, _Value]):
             return value
 
     def peek(self, key: _Key) -> _Value | None:
-        """The value, which does not count as used."""
+        """The value of a key, without counting as a use. None where there is none."""
         return self._kept.get(key)
 
     def newest(self) -> _Value | None:
@@ -41,7 +41,7 @@ class Recent(Generic[_Key, _Value]):
             return next(reversed(self._kept.values()), None)
 
     def put(self, key: _Key, value: _Value) -> None:
-        """Keep a value as the one used last; the one not used for longest makes room."""
+        """Keep a value as the most recently used. At the limit the least recently used value is dropped."""
         with self._lock:
             self._kept[key] = value
             self._kept.move_to_end(key)

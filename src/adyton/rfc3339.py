@@ -1,4 +1,4 @@
-"""Dates and times as people and documents write them: RFC 3339, always with a zone, always in UTC once they are read.
+"""Dates and times in RFC 3339. A time must have a zone, and the result is in UTC.
 
 A date without a time is the whole day, in UTC, everywhere:
 
@@ -26,7 +26,7 @@ _ONE_SECOND: Final = timedelta(seconds=1)
 
 
 def parse_end(value: object, what: str, *, refuse: type[Error] = UsageError) -> datetime:
-    """The moment that something ends at: a text, or what TOML made of one. A date is its last second, in UTC.
+    """Parse an end from a text or a TOML value. A date means its last second, in UTC.
 
     Raises `refuse` for everything else, naming `what`.
     """
@@ -34,7 +34,7 @@ def parse_end(value: object, what: str, *, refuse: type[Error] = UsageError) -> 
 
 
 def parse_start(value: object, what: str, *, refuse: type[Error] = UsageError) -> datetime:
-    """As `parse_end`; but a date is its first second."""
+    """Parse a start, as `parse_end` does. A date means its first second, in UTC."""
     return _parse(value, what, _DAY_START, refuse)
 
 
@@ -44,14 +44,14 @@ def is_over(end: datetime, now: datetime) -> bool:
 
 
 def parse_timestamp(text: str) -> datetime:
-    """The moment in the one form that documents of programs have, YYYY-MM-DDThh:mm:ssZ; raises ValueError."""
+    """Parse the one form that documents for programs use, YYYY-MM-DDThh:mm:ssZ. Raises ValueError."""
     if _TIMESTAMP.fullmatch(text) is None:
         raise ValueError("not of the form YYYY-MM-DDThh:mm:ssZ")
     return datetime.fromisoformat(text[:-1]).replace(tzinfo=UTC)
 
 
 def timestamp(moment: datetime) -> str:
-    """What `parse_timestamp` reads back, to the second."""
+    """The text that `parse_timestamp` parses, to the second."""
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -82,7 +82,7 @@ def _parse(value: object, what: str, of_day: time, refuse: type[Error]) -> datet
 
 
 def _read(value: object) -> date | None:
-    """A date or a time (which is a date too, in Python); None where the value is neither."""
+    """A date or a time (which is a date too, in Python). None where the value is neither."""
     if isinstance(value, date):
         return value
     if not isinstance(value, str):

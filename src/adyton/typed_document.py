@@ -1,9 +1,8 @@
-"""An object of a parsed JSON or TOML document, read strictly by type: each member is what is asked for, or refused.
+"""Read the members of a JSON or TOML object by type. A member of another type is refused.
 
-`adyton.untrusted` and the readers of each format make plain values of text, within bounds. Here a value becomes a typed
-one. The format decides what to raise: it hands over a function that makes an error of the member's path (such as
-`tcbLevels[2].tcb.pcesvn`), what was expected, and what kind of value was seen. A refusal never shows the value itself,
-which may be a secret.
+`adyton.untrusted` turns text into plain values, within limits. This module turns plain values into typed ones. The
+caller gives a function that makes the error. Its arguments are the member's path (such as `tcbLevels[2].tcb.pcesvn`),
+the expected type and the seen type. A refusal never shows the value itself, which may be a secret.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from adyton.errors import Error
 from adyton.rfc3339 import parse_timestamp
 
 Refuse = Callable[[str, str, str], Error]
-"""Makes the error of: the path of a member, what was expected there, what kind of value was seen."""
+"""Makes the error from the path of a member, the expected type, and the seen type."""
 
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*", re.ASCII)
 _NOTHING: Final = object()
 
 
 class TypedDocument(Mapping[str, Any]):
-    """One object. As a mapping it gives its members as they are; its methods give them by type."""
+    """One object. As a mapping it gives its members unchecked. Its methods check the type."""
 
     __slots__ = ("_members", "_path", "_refuse")
 
@@ -60,7 +59,7 @@ class TypedDocument(Mapping[str, Any]):
         return value
 
     def number(self, name: str, top: int) -> int:
-        """A whole number from 0 to `top`; true and false are none."""
+        """A whole number from 0 to `top`. True and false are none."""
         value = self._value(name)
         if type(value) is not int or not 0 <= value <= top:
             raise self.wrong(name, f"a whole number from 0 to {top}")
@@ -113,7 +112,7 @@ class TypedDocument(Mapping[str, Any]):
         return self._list(name, str, limit, "texts")
 
     def wrong(self, name: str, expected: str, seen: str | None = None) -> Error:
-        """The refusal of a member, for the checks that a format adds; `seen` is the kind of its value if left out."""
+        """The refusal of a member, for the checks that a format adds. `seen` is the kind of its value if left out."""
         if seen is None:
             value = self._value(name)
             seen = "nothing" if value is _NOTHING else type(value).__name__

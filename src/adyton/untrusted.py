@@ -1,16 +1,16 @@
-"""TOML and JSON that somebody else wrote -> plain values, in processor time that grows with the text and no faster.
+"""Parse untrusted TOML and JSON into plain values, in processor time that is linear in the length of the text.
 
-Every document that a stranger can hand in is read here: manifests, policies, collateral, exports, checkpoints.
-The standard readers are right about the languages, and they promise nothing about time, depth or numbers:
+Every document from others is parsed here: manifests, policies, collateral, exports, checkpoints. The standard parsers
+are correct, but they have no limits on time, depth or numbers:
 
 * tomllib needs n² steps for a key of n dotted parts, and for n keys below a header of n parts,
-* what is nested without end makes whoever walks it later end in RecursionError,
+* a document that is nested too deep makes later code fail with RecursionError,
 * each digit of a number takes a hundred bytes while it is read,
 * an integer of 5,000 digits cannot be shown in a message, and a lone surrogate cannot be encoded,
 * of two equal names in a JSON object the last one wins.
 
-So a text is looked at once before it is parsed (`_check_shape`, which never goes back), and the
-values once after (`_check_values`, no recursion). `tests/unit/test_untrusted.py` measures the worst shapes.
+So a text is checked once before it is parsed (`_check_shape`, without backtracking), and the values once after
+(`_check_values`, without recursion). `tests/unit/test_untrusted.py` measures the worst cases.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from adyton.errors import Error, MalformedManifest
 
 MAX_TEXT_BYTES: Final = 32 << 20
 MAX_DEPTH: Final = 32
-"""How deep tables and lists may stand in one another; also the most parts of one dotted key."""
+"""Maximum depth of nested tables and lists. Also the most parts of one dotted key."""
 MAX_PATH_CHARS: Final = 1024
 """The most characters of all names from the document's top down to one value."""
 MAX_TOKENS: Final = 2_000_000
 """The most signs (brackets, dots, commas, strings, comments, lines) in a TOML text: two to five seconds of tomllib.
 
-The n-th dot of a key counts n times, as each makes a table, which is walked again for what stands behind it."""
+The n-th dot of a key counts n times: each dot makes a table, and tomllib walks all of them again for the next part.
+"""
 MAX_BARE_CHARS: Final = 4096
 """The most characters between two signs outside strings and comments: bare keys, numbers, dates, spaces."""
 MAX_INTEGER: Final = 1 << 64
@@ -45,12 +46,12 @@ _END: Final = {
     "'": re.compile(r"(['\n])"),
     "#": re.compile(r"(\n)"),
 }
-"""What ends a string or a comment, in group 1; anything else that matches is an escape inside it."""
+"""Matches the end of a string or comment in group 1. Any other match is an escape inside it."""
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class _Refused(ValueError):
-    """What is wrong, before the caller's kind of refusal is made of it: check, expected, seen."""
+    """A fault in a document: check, expected, seen. The caller's class of error is made from it."""
 
     def __init__(self, check: str, expected: str, seen: str) -> None:
         super().__init__(f"{check}: expected {expected}, found {seen}")
@@ -65,7 +66,7 @@ def parse_toml(
     limit_bytes: int = MAX_TEXT_BYTES,
     max_depth: int = MAX_DEPTH,
 ) -> dict[str, Any]:
-    """Parse TOML 1.0; raises `refuse` (MalformedManifest) for everything else, naming `what`.
+    """Parse TOML 1.0. Raises `refuse` (MalformedManifest) for everything else, naming `what`.
 
     Integers have 64 bits, floats are finite, tables and lists stand at most `max_depth` deep, and no name is longer
     than MAX_PATH_CHARS.
@@ -96,7 +97,7 @@ def parse_json(
     limit_bytes: int = MAX_TEXT_BYTES,
     max_depth: int = MAX_DEPTH,
 ) -> Any:
-    """Parse one JSON value (RFC 8259) in UTF-8; raises `refuse` for everything else, naming `what`.
+    """Parse one JSON value (RFC 8259) in UTF-8. Raises `refuse` for everything else, naming `what`.
 
     No name stands twice in an object, integers have at most 20 digits, floats are finite, and texts are Unicode.
     """
@@ -150,9 +151,9 @@ def _decode(text: str | bytes, limit_bytes: int) -> str:
 
 
 def _check_shape(text: str, max_depth: int) -> None:
-    """Refuse TOML that tomllib would need more than linear time for.
+    """Refuse TOML for which tomllib would need more than linear time.
 
-    The signs are found as TOML defines them, so up to tomllib's first error both see the same ones.
+    The signs are those of the TOML grammar, so this function and tomllib agree up to tomllib's first error.
     """
     depth = dots = count = at = 0
     while (match := _SIGN.search(text, at)) is not None:
@@ -184,9 +185,9 @@ def _check_shape(text: str, max_depth: int) -> None:
 
 
 def _end_of(sign: str, text: str, at: int) -> tuple[int, int]:
-    """Where a string or comment ends that has begun with `sign`, and how many escapes are in it.
+    """The end of the string or comment that began with `sign`, and the number of escapes in it.
 
-    A line's end is not part of it. What never ends is taken to reach to the end of the text: an error for tomllib.
+    The newline is not part of a comment. A string without an end goes to the end of the text: an error for tomllib.
     """
     escapes = 0
     for match in _END[sign].finditer(text, at):
@@ -207,7 +208,10 @@ def _line_of(text: str, message: str) -> str | None:
 
 
 def _check_values(document: object, max_depth: int) -> None:
-    """Refuse what is nested too deep, named too long, or cannot be shown or encoded; a list of work, no recursion."""
+    """Refuse values nested too deep, names that are too long, and values that cannot be shown or encoded.
+
+    No recursion.
+    """
     left: list[tuple[object, int, int]] = [(document, 0, 0)]
     while left:
         value, depth, path_chars = left.pop()

@@ -1,6 +1,6 @@
-"""Value objects that cross rooms: digests, keys, measurements, nonces.
+"""Value objects that several rooms use: digests, keys, measurements, nonces.
 
-A value is checked once, where it is made; whoever holds one need not check again.
+A value is checked once, when it is made. It needs no further check.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KEY_BYTES: Final = 16
 KEY_REMEDY: Final = "a key file holds the 16 raw bytes and nothing else, not hex and no newline"
 NONCE_BYTES: Final = 32
 NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
-"""What may name a key, a secret, a program or a version (ASCII). Both sides of the release protocol check it."""
+"""The names of keys, secrets, programs and versions (ASCII). Both sides of the release protocol check them."""
 
 GRANT_PURPOSE: Final = "2.25.3674707917392626790769346016838999790"
 """The extended key usage of the certificate that signs grants, and of no other (an OID from a UUID, ITU-T X.667)."""
@@ -50,7 +50,7 @@ class Digest:
 
     @classmethod
     def from_hex(cls, text: str) -> Self:
-        """Parse 64 hex digits; raises UsageError otherwise."""
+        """Parse 64 hex digits. Raises UsageError otherwise."""
         return cls(_unhex(text, "SHA-256 digest", (32,)))
 
     def hex(self) -> str:
@@ -63,7 +63,7 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a TEE says it runs: 32 bytes (SGX) or 48 bytes (TDX, SEV-SNP), in report order."""
+    """The measurement of a TEE: 32 bytes (SGX) or 48 bytes (TDX, SEV-SNP), in report order."""
 
     raw: bytes
 
@@ -73,7 +73,7 @@ class Measurement:
 
     @classmethod
     def from_hex(cls, text: str) -> Self:
-        """Parse 64 or 96 hex digits; raises UsageError otherwise."""
+        """Parse 64 or 96 hex digits. Raises UsageError otherwise."""
         return cls(_unhex(text, "measurement", (32, 48)))
 
     def hex(self) -> str:
@@ -102,7 +102,7 @@ class Nonce:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Key128:
-    """A 16-byte wrap key of protected files; it never shows itself in text, and compares in constant time."""
+    """A 16-byte wrap key of protected files. It never shows itself in text, and compares in constant time."""
 
     _raw: bytes
 
@@ -122,14 +122,14 @@ class Key128:
         return cls(secrets.token_bytes(KEY_BYTES))
 
     def reveal(self) -> bytes:
-        """The 16 raw bytes; call it only where they are used."""
+        """The 16 raw bytes. Call it only where they are used."""
         return self._raw
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key128) and hmac.compare_digest(self._raw, other._raw)
 
     __hash__ = None  # type: ignore[assignment]
-    """A key is in no set and is the key of no dictionary: these compare in time that tells where bytes differ."""
+    """A key cannot be in a set or be a dictionary's key: both compare bytes in variable time."""
 
     def __repr__(self) -> str:
         return "Key128(<secret>)"
@@ -140,7 +140,7 @@ class Key128:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One answer of `adyton doctor`: what was looked at, how it stands, what was seen, and what to do."""
+    """One result of `adyton doctor`: the subject, its state, what was seen, and the remedy."""
 
     group: str
     name: str

@@ -1,4 +1,4 @@
-"""A test AMD: root key, signing key and chip key, so that a test can spoil exactly one thing of a SEV-SNP report."""
+"""A test AMD: root key, signing key and chip key. A test can spoil exactly one part of a SEV-SNP report."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Issuer:
 
 
 class BuiltReport(NamedTuple):
-    """What a verifier is given."""
+    """The inputs of a verifier."""
 
     report: bytes
     collateral: AMDCollateral
@@ -96,7 +96,7 @@ class BuiltReport(NamedTuple):
 
 @dataclass
 class SNPScenario:
-    """Everything that a verification depends on, before it is signed."""
+    """All inputs of a verification, before they are signed."""
 
     product: str = "Milan"
     vlek: bool = False

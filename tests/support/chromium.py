@@ -76,7 +76,7 @@ class Browser:
         self.settle(before)
 
     def click(self, selector: str) -> None:
-        """Press what matches, as a mouse does, and wait for the next page."""
+        """Click the matching element, as a mouse does, and wait for the next page."""
         box = self.ask(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView();"
             " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
@@ -92,7 +92,7 @@ class Browser:
         self.call("Input.insertText", text=text)
 
     def text(self) -> str:
-        """What a person reads on the page."""
+        """The visible text of the page."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             found = self.ask("document.readyState === 'complete' && document.body ? document.body.innerText : null")
@@ -123,7 +123,7 @@ def find() -> str | None:
 
 @contextmanager
 def browser(profile: Path, *, scripts: bool = False) -> Iterator[Browser]:
-    """Start Chromium with a profile of its own; `scripts` lets pages run JavaScript."""
+    """Start Chromium with a profile of its own. `scripts` lets pages run JavaScript."""
     to_browser, writing = os.pipe()
     reading, from_browser = os.pipe()
 

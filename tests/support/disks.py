@@ -1,4 +1,4 @@
-"""Disks for tests: one that records what was done to it and can be cut off anywhere, one that fills up."""
+"""Disks for tests: one that records all operations and can be cut off anywhere, and one that fills up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Kind = Literal["write", "truncate", "sync", "create", "remove"]
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing that was done to the main file or to its log."""
+    """One operation on the main file or on its log."""
 
     file: Literal["main", "log"]
     kind: Kind
@@ -30,7 +30,7 @@ class Operation:
 
 @dataclass
 class Journal:
-    """Everything that was done, in order, and the disk as it was before."""
+    """All operations in order, and the disk before them."""
 
     main: bytes
     log: bytes | None
@@ -60,7 +60,7 @@ class RecordingDisk:
         return self.memory.read_into(offset, target)
 
     def will_read(self, offset: int, size: int, /) -> None:
-        """Memory has it here."""
+        """Does nothing: the content is in memory."""
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
         self._note("write", offset, bytes(data))
@@ -90,7 +90,7 @@ class RecordingDisk:
         self.remove_log()
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Does nothing: there is nothing to close."""
 
 
 class RecordingLog:
@@ -112,7 +112,7 @@ class RecordingLog:
         return self._memory.read_into(offset, target)
 
     def will_read(self, offset: int, size: int, /) -> None:
-        """Memory has it here."""
+        """Does nothing: the content is in memory."""
 
     def write_at(self, offset: int, data: Buffer, /) -> None:
         self._journal.operations.append(Operation("log", "write", offset, bytes(data)))
@@ -135,7 +135,7 @@ class RecordingLog:
         raise AssertionError("a log is not renamed")
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Does nothing: there is nothing to close."""
 
 
 def _apply(content: bytearray, operation: Operation) -> None:
@@ -180,10 +180,10 @@ def _disk(main: bytes | bytearray, log: bytes | bytearray | None) -> Memory:
 
 
 def after_power_cut(journal: Journal, cut: int, chance: random.Random) -> Memory:
-    """The disk after the power went: what was synced before `cut` is there, of the rest any sectors of any age.
+    """The disk after a power cut: everything synced before `cut`, and any sectors of later writes, of any age.
 
-    Every unsynced write may have reached the disk in part, in any order; the length of a file may be any
-    that it had since its last sync; an unsynced creation or removal of the log may be undone.
+    Every unsynced write may have reached the disk in part, in any order. The length of a file may be any
+    that it had since its last sync. An unsynced creation or removal of the log may be undone.
     """
     done = journal.operations[:cut]
     if cut < len(journal.operations) and chance.random() < 0.5:
@@ -199,7 +199,7 @@ def after_power_cut(journal: Journal, cut: int, chance: random.Random) -> Memory
 def _log_after_power_cut(
     journal: Journal, done: list[Operation], chance: random.Random, share: float
 ) -> bytes | bytearray | None:
-    """One life of the log: from its creation to its removal; of several, the last or an unsynced one before it."""
+    """One life of the log: from its creation to its removal. Of several, the last or an unsynced one before it."""
     durable: bytes | bytearray | None = journal.log
     history: list[Operation] = []
     base: bytes | None = journal.log
@@ -254,7 +254,7 @@ def _file_after_power_cut(before: bytes, done: list[Operation], chance: random.R
 
 
 class FillingDisk(Memory):
-    """A disk with a given number of operations left before it fails; a failing write leaves a part behind."""
+    """A disk with a given number of operations left before it fails. A failing write leaves a part behind."""
 
     def __init__(
         self, content: bytes = b"", *, good_writes: int = 1 << 30, chance: random.Random | None = None

@@ -1,7 +1,7 @@
-"""A test vendor: the whole hierarchy of SGX and TDX attestation, so that a test can spoil exactly one thing.
+"""A test vendor: the whole hierarchy of SGX and TDX attestation. A test can spoil exactly one part.
 
-A `Scenario` is changed first and signed after, so whatever is wrong in it is validly signed; `built` gives quote,
-collateral, roots and time. The keys are fixed numbers: nothing here protects anything.
+A `Scenario` is changed first and signed after, so a fault in it is validly signed. `built` gives quote, collateral,
+roots and time. The keys are fixed numbers: nothing here protects anything.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def sgx_extension(platform: dict[str, Any]) -> bytes:
 
 @dataclass
 class Cert:
-    """A certificate to be made; `key` and `signer` are names of keys."""
+    """A certificate to be made. `key` and `signer` are names of keys."""
 
     common_name: str
     key: str
@@ -207,7 +207,7 @@ def svn_level(svn: int, status: str, *, advisories: tuple[str, ...] = ()) -> dic
 
 
 class Built(NamedTuple):
-    """What a verifier is given."""
+    """The inputs of a verifier."""
 
     quote: bytes
     collateral: Collateral
@@ -217,7 +217,7 @@ class Built(NamedTuple):
 
 @dataclass
 class Scenario:
-    """Everything that a verification depends on, before it is signed."""
+    """All inputs of a verification, before they are signed."""
 
     tdx: bool = False
     version: int = 3
@@ -394,7 +394,7 @@ class Scenario:
         )
 
     def roots(self) -> TrustRoots:
-        """Roots among which the test root stands as Intel's, or as a simulated one."""
+        """Trust roots with the test root as Intel's, or as a simulated one."""
         pins = [self.root, *self.other_pins] if self.pinned else self.other_pins
         fingerprints = frozenset(Digest(hashlib.sha256(pin.build()).digest()) for pin in pins)
         if self.simulated:

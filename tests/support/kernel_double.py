@@ -1,4 +1,4 @@
-"""A double of the kernel's attestation interfaces, behaviour by behaviour, each with where it is written down.
+"""A double of the kernel's attestation interfaces. Each behaviour names its source.
 
 Sources (Linux 6.7 to 6.16): Documentation/ABI/testing/configfs-tsm [ABI]; drivers/virt/coco/tsm.c [tsm.c];
 fs/configfs/file.c [file.c]; drivers/virt/coco/tdx-guest/tdx-guest.c [tdx-guest.c];
@@ -36,7 +36,7 @@ class Open:
 
 
 class KernelDouble:
-    """System calls over pseudo-files; subclasses say what lies where.
+    """System calls over pseudo-files. Subclasses define the files.
 
     Reads hand out at most `read_bytes` at a time, and writes take at most `write_bytes`, as any driver may.
     """
@@ -53,15 +53,15 @@ class KernelDouble:
     # what subclasses fill in
 
     def content_of(self, path: str) -> bytes:
-        """What a file gives when it is first read; raises OSError."""
+        """The content of a file at its first read. Raises OSError."""
         raise fail(errno.ENOENT)
 
     def take(self, path: str, data: bytes) -> None:
-        """What a write does, where it does so at once; raises OSError."""
+        """The immediate effect of a write. Raises OSError."""
         raise fail(errno.ENOENT)
 
     def released(self, path: str, data: bytes) -> None:
-        """What closing a written file does."""
+        """The effect of closing a written file."""
 
     def exists(self, path: str) -> bool:
         """Whether a path can be opened."""
@@ -113,7 +113,7 @@ class KernelDouble:
         raise fail(errno.ENOTTY)
 
     def close(self, descriptor: int) -> None:
-        """What was written takes effect; an error there is not reported [file.c: result of release is ignored]."""
+        """Apply the written bytes. An error is not reported [file.c: result of release is ignored]."""
         file = self.opened.pop(descriptor)
         if file.wrote:
             self.released(file.path, bytes(file.written))
@@ -158,13 +158,13 @@ class TSM(KernelDouble):
         self.instances: dict[str, Instance] = {}
         self.first_generation = 0
         self.report_errors: list[int] = []
-        """What the next reads of outblob fail with."""
+        """Errors of the next reads of outblob."""
         self.drop_writes = 0
-        """How many of the next writes to inblob are lost with EBUSY when the file is closed."""
+        """Number of next writes to inblob that are lost with EBUSY at the close of the file."""
         self.other_writers: list[Callable[[Instance], None]] = []
-        """What somebody else does to the instance just after our writes."""
+        """Acts of another process on the instance just after our writes."""
         self.after_report: list[Callable[[Instance], None]] = []
-        """What somebody else does to the instance just after a report was made."""
+        """Acts of another process on the instance just after a report was made."""
         self.privlevel_floor = 0
         self.auxblob = b""
         self.has_auxblob = True
@@ -188,7 +188,7 @@ class TSM(KernelDouble):
         del self.instances[path]
 
     def exists(self, path: str) -> bool:
-        """The attributes of an instance; auxblob and privlevel are visible by provider [tsm.c: is_visible]."""
+        """The attributes of an instance. Auxblob and privlevel are visible by provider [tsm.c: is_visible]."""
         folder, name = os.path.split(path)
         names = {"inblob", "outblob", "generation", "provider"}
         if self.has_auxblob:
@@ -198,7 +198,7 @@ class TSM(KernelDouble):
         return folder in self.instances and name in names
 
     def content_of(self, path: str) -> bytes:
-        """Generation and provider as text with a newline; outblob makes the report [tsm.c]."""
+        """Generation and provider as text with a newline. Outblob makes the report [tsm.c]."""
         folder, name = os.path.split(path)
         instance = self.instances[folder]
         if name == "generation":
@@ -212,7 +212,7 @@ class TSM(KernelDouble):
         return self._report(instance)
 
     def _report(self, instance: Instance) -> bytes:
-        """EINVAL without inblob; the provider's own errors otherwise [tsm.c: tsm_report_read]."""
+        """EINVAL without inblob. The provider's own errors otherwise [tsm.c: tsm_report_read]."""
         if not instance.inblob:
             raise fail(errno.EINVAL)
         if self.report_errors:
@@ -234,7 +234,7 @@ class TSM(KernelDouble):
         instance.write_generation = (instance.write_generation + 1) % (1 << 64)
 
     def take(self, path: str, data: bytes) -> None:
-        """Text attributes act at once; binary ones are only gathered, up to their size [file.c]."""
+        """Text attributes act at once. Binary ones are only gathered, up to their size [file.c]."""
         folder, name = os.path.split(path)
         instance = self.instances[folder]
         if name == "inblob":
@@ -250,7 +250,7 @@ class TSM(KernelDouble):
         instance.privilege_level = level
 
     def released(self, path: str, data: bytes) -> None:
-        """inblob takes effect at close, and what goes wrong there is not told to anybody [file.c]."""
+        """inblob takes effect at close, and errors there are not reported [file.c]."""
         folder, name = os.path.split(path)
         if name != "inblob":
             return
@@ -331,7 +331,7 @@ class TDXGuest(TSM):
         return super().content_of(path)
 
     def take(self, path: str, data: bytes) -> None:
-        """Writing a digest extends: RTMR = SHA-384(RTMR, digest); EINVAL for another length."""
+        """Writing a digest extends: RTMR = SHA-384(RTMR, digest). EINVAL for another length."""
         if path != self.RTMR3 or self.rtmr3 is None:
             super().take(path, data)
             return

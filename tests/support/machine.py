@@ -1,4 +1,4 @@
-"""What a test needs of the machine, and a skip that says in plain words what is missing and how to get it."""
+"""Needs of a test on the machine, and skips that say what is missing and how to get it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def need_program(program: str, package: str | None = None) -> None:
 
 
 def closed_to_others(*paths: Path | str) -> str | None:
-    """Why another user cannot read these, the first folder or file in the way named; None where he can."""
+    """The first folder or file that another user cannot read, as a reason. None where all are readable."""
     for path in map(Path, paths):
         for place in (*reversed(path.parents), path):
             wanted = 0o005 if place.is_dir() and place == path else 0o001 if place.is_dir() else 0o004
@@ -50,7 +50,7 @@ def closed_to_others(*paths: Path | str) -> str | None:
 
 
 def open_python() -> str:
-    """An interpreter of the tests' version that other users may run; skips where there is none."""
+    """An interpreter of the tests' version that other users may run. Skips where there is none."""
     version = sys.version_info[:2]
     candidates = [os.path.realpath(sys.executable)]
     candidates += [SYSTEM_PYTHON] if SYSTEM_PYTHON.endswith(f"python{version[0]}.{version[1]}") else []

@@ -59,7 +59,7 @@ def signer_pem() -> bytes:
 
 
 class FixedCollateral:
-    """Collateral of simulated platforms, as they publish it at the moment it is asked for; counts how often."""
+    """The present collateral of simulated platforms. Counts the requests."""
 
     def __init__(self, *platforms: SimPlatform) -> None:
         self._platforms = {platform.root_fingerprint: platform for platform in platforms}
@@ -81,7 +81,7 @@ class FixedCollateral:
 
 
 def allow_snp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it will be once a guest image document says what a launch digest covers: then SEV-SNP approvals count."""
+    """Let SEV-SNP approvals count, as after a guest image document that says what a launch digest covers."""
     monkeypatch.setattr(approval_gaps, "PINNED_BY", frozenset({"tdx", "snp"}))
 
 
@@ -169,7 +169,7 @@ class World:
         return Approval(**values)
 
     def approve(self, signed: SignedManifest, **changes: Any) -> str:
-        """Approve a program, and remember what its measurement stands for; returns the approval's id."""
+        """Approve a program, and store its manifest. Returns the approval's id."""
         with self.store.write() as change:
             stored = change.add_approval(self.approval(signed.measurement, **changes), actor="test")
             parts = {name: digest.hex() for name, digest in RUNTIME_PARTS.items()}
@@ -189,7 +189,7 @@ class World:
         )
 
     def let_wait(self, measurement: Measurement, *, denial: str = "d-1", at_ms: int = 1, tee: str = "") -> None:
-        """Let a program wait for approval, as one that asked and was refused does."""
+        """Let a program wait for approval, as after a refusal."""
         tee = tee or self.tee
         body = {"denial": denial, "told": {"message": "not approved"}, "peer": "p", "names": ["weights"], "tee": tee}
         body["measurement"] = "ab" * 48 if tee.startswith(("tdx", "sim-tdx")) else measurement.hex()

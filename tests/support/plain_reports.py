@@ -1,4 +1,4 @@
-"""A failure whose traceback cannot be shown is reported without it, and the tests after it still run.
+"""Report a failure without its traceback where that cannot be shown, so that later tests still run.
 
 pytest reads the source of each failed line with `ast`. CPython before 3.11.5 can raise SystemError there ("AST
 constructor recursion depth mismatch", gh-106905): when garbage collection or another thread parses at the same time.
@@ -26,7 +26,7 @@ def _plainly(error: BaseException) -> str:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Make the report as pytest does; where that raises SystemError, a failed one with a plain traceback."""
+    """Make the report as pytest does. Where that raises SystemError, make a failed one with a plain traceback."""
     try:
         return (yield)
     except SystemError as fault:

@@ -59,7 +59,7 @@ class Server:
         return done.returncode == 0
 
     def crash(self) -> None:
-        """End all of it at once, without a checkpoint: what was committed is in its log, or lost."""
+        """Kill all its processes, without a checkpoint. Committed data is in its log, or lost."""
         self._end(signal.SIGQUIT)
 
     def stop(self) -> None:
@@ -105,7 +105,7 @@ def postgres_server() -> Iterator[Server]:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """Start a server; yields the URL of an empty database."""
+    """Start a server. Yields the URL of an empty database."""
     with postgres_server() as server:
         yield server.url
 

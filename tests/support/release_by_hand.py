@@ -1,4 +1,4 @@
-"""Both release protocols spoken by hand, so that one thing can be other than it should be."""
+"""Both release protocols by hand, so that a test can change one part of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.owner_world import Running, World, now
 
 
 def obtain(world: World, where: Running | str, signed: SignedManifest, **changes: Any) -> Released:
-    """What `adyton run` does."""
+    """Get keys, as `adyton run` does."""
     protocol = changes.pop("protocol", "adyton")
     source = changes.pop("source", None) or world.enclave(signed)
     address = where if isinstance(where, str) else where.adyton if protocol == "adyton" else where.ra_tls
@@ -56,13 +56,13 @@ def entries(world: World, kind: str) -> list[dict[str, Any]]:
 
 
 def reason(world: World) -> dict[str, str]:
-    """Why the last request was refused, as it stands in the owner's record."""
+    """The reason of the last refusal in the owner's record."""
     found: dict[str, str] = entries(world, "denial")[-1]["reason"]
     return found
 
 
 def explanation(world: World) -> dict[str, Any]:
-    """The one explanation in the record, once it is worked out."""
+    """The one explanation in the record. Waits for it."""
     wait_until(lambda: bool(entries(world, "explanation")), within_s=120)
     (found,) = entries(world, "explanation")
     return found
@@ -109,7 +109,7 @@ def release(
     nonce: Nonce | None = None,
     names: tuple[str, ...] = ("weights",),
 ) -> tuple[int, dict[str, Any]]:
-    """A whole release by hand, with one thing other than it should be."""
+    """A whole release by hand, with one changed part."""
     key = key or EnclaveKey()
     with https(world, server.adyton) as connection:
         _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
@@ -143,7 +143,7 @@ def provision(
     *,
     send: bytes = secret_provisioning.REQUEST,
 ) -> bytes:
-    """Gramine's protocol by hand; returns all that the server says after the request."""
+    """Gramine's protocol by hand. Returns all that the server says after the request."""
     context = client_context(world.ca_pem)
     if certificate is not None:
         use_certificate(context, certificate, key)
@@ -177,7 +177,7 @@ def release_message(
 
 
 class Logged(logging.Handler):
-    """What the key server logs while the block lasts."""
+    """The key server's log during the block."""
 
     def __init__(self, *names: str) -> None:
         super().__init__(logging.INFO)
@@ -204,5 +204,5 @@ class Logged(logging.Handler):
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        """What was logged as an error."""
+        """The logged errors."""
         return [record for record in self.records if record["levelno"] >= logging.ERROR]

@@ -1,4 +1,4 @@
-"""Small servers on 127.0.0.1 for tests: one that says exactly the bytes it is told, one that runs an application."""
+"""Small servers on 127.0.0.1 for tests: one that sends exactly given bytes, and one that runs an application."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Handler = Callable[[socket.socket, threading.Event], None]
 
 @contextmanager
 def raw_server(handler: Handler, context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A server whose every connection is given to `handler` (with an event that says: stop); yields its address."""
+    """A server that gives each connection to `handler`, with an event for its end. Yields its address."""
     listening = bind("127.0.0.1", 0)
     stop = threading.Event()
 
@@ -60,7 +60,7 @@ def raw_server(handler: Handler, context: ssl.SSLContext | None = None) -> Itera
 
 
 def saying(answer: bytes) -> Handler:
-    """A handler that reads the request and says these bytes."""
+    """A handler that reads the request and sends these bytes."""
 
     def handle(connection: socket.socket, _stop: threading.Event) -> None:
         connection.recv(65536)
@@ -70,7 +70,7 @@ def saying(answer: bytes) -> Handler:
 
 
 def dripping(head: bytes, drop: bytes, every_s: float) -> Handler:
-    """A handler that says the head at once and then one drop at a time, for ever."""
+    """A handler that sends the head at once and then one drop at a time, without end."""
 
     def handle(connection: socket.socket, stop: threading.Event) -> None:
         connection.recv(65536)
@@ -104,7 +104,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def serving(application: Starlette, tls: tuple[Path, Path] | None = None) -> Iterator[str]:
-    """An application behind uvicorn, over TLS where certificate and key are given; yields its address."""
+    """An application behind uvicorn, over TLS where certificate and key are given. Yields its address."""
     listening = bind("127.0.0.1", 0)
     config = uvicorn.Config(application, log_level="error", lifespan="off", ws="none", http="h11")
     if tls is not None:

@@ -1,8 +1,8 @@
-"""AMD's SEV-SNP attestation: report, certificates, roots and time in; a VerifiedReport or a refusal out.
+"""AMD's SEV-SNP attestation: report, certificates, roots and time go in, a VerifiedReport or a refusal comes out.
 
-The steps, a function each (structure is the parser's):
+The steps, with one function each (the parser checks the structure):
 
-1  the leaf certificate (VCEK or VLEK) up to a pinned ARK; validity; revoked ASKs
+1  the leaf certificate (VCEK or VLEK) up to a pinned ARK, its validity, and revoked ASKs
 2  the report's signature by the leaf
 3  the leaf is for this chip, this product and this TCB
 
@@ -54,7 +54,7 @@ _REFRESH: Final = "fetch the chip's certificates again: adyton collateral fetch 
 
 @dataclass(frozen=True, slots=True)
 class ChipCertificate:
-    """What AMD's extensions in a VCEK or VLEK say."""
+    """The content of AMD's extensions in a VCEK or VLEK."""
 
     product: str
     """As in the certificate, such as "Milan-B0"."""
@@ -91,7 +91,7 @@ def _hardware_id(certificate: Certificate) -> bytes | None:
 
 
 def parse_chip_certificate(certificate: Certificate) -> ChipCertificate:
-    """Read AMD's extensions of a VCEK or VLEK; raises MalformedQuote."""
+    """Read AMD's extensions of a VCEK or VLEK. Raises MalformedQuote."""
     product = _text(certificate, PRODUCT_OID)
     if product is None:
         raise _missing("no product name")
@@ -121,7 +121,7 @@ def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate)
         f"{certificate.what}: signature",
         certificate.is_signed_by(issuer),
         expected=f"a signature by the {issuer.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_REFRESH,
     )
@@ -139,7 +139,7 @@ def _check_name(checks: Checks, certificate: Certificate, name: str) -> None:
 
 
 def check_chain(checks: Checks, leaf: Certificate, ask: Certificate, ark: Certificate, roots: TrustRoots) -> str:
-    """Step 1: leaf by ASK by a pinned ARK; returns the product whose ARK it is."""
+    """Step 1: the leaf is signed by the ASK, and that by a pinned ARK. Returns the product of the ARK."""
     product = checks.require_found(
         "ARK: pinned",
         next((name for name, pin in roots.amd.items() if pin == ark.fingerprint), None),
@@ -167,7 +167,7 @@ def check_chain(checks: Checks, leaf: Certificate, ask: Certificate, ark: Certif
 
 
 def check_revocation(checks: Checks, raw: bytes, ask: Certificate, ark: Certificate) -> Window:
-    """Step 1: AMD's CRL is the ARK's and does not list the ASK; returns when the CRL is valid."""
+    """Step 1: AMD's CRL is the ARK's and does not list the ASK. Returns the validity of the CRL."""
     crl = parse_crl(raw, "AMD CRL")
     checks.require(
         "AMD CRL: issuer",
@@ -181,7 +181,7 @@ def check_revocation(checks: Checks, raw: bytes, ask: Certificate, ark: Certific
         "AMD CRL: signature",
         crl.is_signed_by(ark),
         expected="a signature by the ARK",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_REFRESH,
     )
@@ -204,7 +204,7 @@ def check_signature(checks: Checks, report: SNPReport, leaf: Certificate) -> Non
         "report: signature",
         key is not None and signature is not None and ecdsa_is_valid(key, signature, report.signed_part, _SHA384),
         expected=f"a signature by the {leaf.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy="the report was altered, or the certificate is of another chip or TCB: " + _REFRESH,
     )
@@ -259,7 +259,7 @@ def verify(
     *,
     checks: Checks | None = None,
 ) -> VerifiedReport:
-    """Verify a SEV-SNP report at the time `now` (aware); raises an EvidenceError that names the step.
+    """Verify a SEV-SNP report at the time `now` (aware). Raises an EvidenceError that names the step.
 
     Without a CRL in the collateral, `revocation_checked` is False in the result, and a policy has to allow that.
     """

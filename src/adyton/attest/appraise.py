@@ -1,7 +1,7 @@
-"""Appraisal: a verified report against a policy; claims come out, or a refusal with every reason.
+"""Appraisal: compare a verified report with a policy. The result is claims, or a refusal with every reason.
 
-Unlike verification, which stops at the first failure, appraisal judges every requirement, so that a person sees at
-once all that has to be repaired.
+Verification stops at the first failure. Appraisal judges every requirement, so that a person sees at once all that has
+to be repaired.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _REMEDY_TCB: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """Evidence that a policy has accepted; only `appraise` can make it."""
+    """Evidence that a policy has accepted. Only `appraise` can make it."""
 
     report: VerifiedReport
     tee: str
@@ -77,7 +77,7 @@ class Claims:
     bound: bool
     """Whether report data was compared."""
     valid_until: datetime
-    """When this appraisal loses its ground: the earliest end of collateral or exemption."""
+    """The end of this appraisal's validity: the earliest end of its collateral and exemptions."""
     checks: tuple[Check, ...]
     made_by: object = field(repr=False, compare=False, hash=False)
 
@@ -363,7 +363,7 @@ def _judge_binding(to: _Judgement, report: VerifiedReport, policy: Policy, repor
             not policy.require_report_data,
             expected="a value to compare with",
             seen="none was given",
-            remedy="give what the evidence is to be bound to: --report-data",
+            remedy="give the data that the evidence must be bound to: --report-data",
         )
         return
     if len(report_data) != 64:
@@ -397,11 +397,11 @@ def _judge(report: VerifiedReport, policy: Policy, now: datetime, report_data: b
 
 
 def appraise(report: VerifiedReport, policy: Policy, now: datetime, *, report_data: bytes | None) -> Claims:
-    """Judge a verified report by a policy at the time `now`; raises AppraisalFailed with every reason.
+    """Judge a verified report by a policy at the time `now`. Raises AppraisalFailed with every reason.
 
-    `report_data` are the 64 bytes that the evidence must be bound to; None compares nothing, and `Claims.bound` says
-    so. Of a policy with alternatives (`any_of`) one must be met; otherwise the reasons are those of the alternative
-    that came closest.
+    `report_data` are the 64 bytes that the evidence must be bound to. With None nothing is compared, and `Claims.bound`
+    is False. Of a policy with alternatives (`any_of`) one must be met. Otherwise the reasons are those of the closest
+    alternative.
     """
     if now.tzinfo is None:
         raise UsageError("the time of appraisal needs a time zone")

@@ -1,4 +1,4 @@
-"""Verify and appraise in one go, for whoever wants the whole story instead of the first refusal."""
+"""Verify and appraise in one call. The result has every check, not only the first refusal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Verdict = Literal["accepted", "refused"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """All that came out: the claims, or the refusal, and every check on the way."""
+    """The result: the claims or the refusal, and every check."""
 
     evidence: Evidence
     now: datetime
@@ -38,7 +38,7 @@ class Assessment:
     error: EvidenceError | None
     checks: tuple[Check, ...]
     report_data: bytes | None
-    """What the evidence was to be bound to, if anything."""
+    """The 64 bytes to which the evidence should be bound. None where nothing was compared."""
     policy: Policy
 
     @property
@@ -61,7 +61,7 @@ def verify_evidence(
     cache: dcap.Cache | None = None,
     checks: Checks | None = None,
 ) -> VerifiedReport:
-    """Verify evidence of any kind with the collateral of its vendor; raises an EvidenceError that names the step."""
+    """Verify evidence of any kind with its vendor's collateral. Raises an EvidenceError that names the step."""
     if isinstance(evidence, SNPReport):
         if isinstance(collateral, AMDCollateral):
             return amd.verify(evidence, collateral, roots, now, checks=checks)
@@ -86,7 +86,7 @@ def assess(
     report_data: bytes | None,
     cache: dcap.Cache | None = None,
 ) -> Assessment:
-    """Verify and appraise; a refusal is part of the result instead of being raised."""
+    """Verify and appraise. A refusal is part of the result instead of being raised."""
     checks = Checks()
     report: VerifiedReport | None = None
     claims: Claims | None = None

@@ -1,4 +1,4 @@
-"""The checks of a verification, in their order; the first that does not hold ends it."""
+"""The checks of a verification, in their order. The first failed check ends it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Found = TypeVar("Found")
 
 
 class Checks:
-    """Collects checks in their order; the first that fails is recorded and raised."""
+    """Collects checks in their order. The first failed check is recorded and raised."""
 
     __slots__ = ("done",)
 
@@ -29,7 +29,7 @@ class Checks:
         message: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        """Record a check; where it does not hold, raise `error`."""
+        """Record a check. Raise `error` where it fails."""
         check = Check(name, expected, seen, ok, remedy)
         self.done.append(check)
         if not ok:
@@ -46,7 +46,7 @@ class Checks:
         message: str | None = None,
         remedy: str | None = None,
     ) -> Found:
-        """Record a check that `value` is there, and return it; where it is None, raise `error`."""
+        """Record a check that there is a value, and return the value. Raise `error` where it is None."""
         check = Check(name, expected, seen, value is not None, remedy)
         self.done.append(check)
         if value is None:

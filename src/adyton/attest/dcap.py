@@ -1,19 +1,19 @@
-"""Intel's appraisal of SGX and TDX quotes: quote, collateral, roots and time in; a VerifiedReport or a refusal out.
+"""Verify SGX and TDX quotes: quote, collateral, roots and time go in, a VerifiedReport or a refusal comes out.
 
-The steps, a function each (names of steps as in docs/attestation.md):
+The steps, with one function each (named as in docs/attestation.md):
 
 A  structure: done by the parsers
-B  PCK certificate chain to a pinned root; root CRL and PCK CRL; revocation
+B  PCK certificate chain to a pinned root, root CRL and PCK CRL, revocation
 C  TCB info: signer's chain, signature, content, the platform it is for
 D  QE identity: likewise
 E  TDX module: who signed it
 F  signatures: QE report by the PCK key, attestation key by the QE report, QE against its identity, quote by the
    attestation key
 G-K  TCB levels and their convergence: `adyton.attest.tcb`
-T  validity of everything that was used, at the time of verification
+T  validity of all documents in use, at the time of verification
 
-What does not depend on the quote or on time (C and D's signatures, the CRLs; B's chain) is done once and kept in a
-`Cache`; validity and revocation are judged anew for every quote.
+Steps that do not depend on the quote or on time are done once and kept in a `Cache`: the signatures of C and D, the
+CRLs, the chain of B. Validity and revocation are judged anew for every quote.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _FOREIGN_CHAIN: Final = "the evidence does not come from Intel's quoting infrast
 
 @dataclass(frozen=True, slots=True)
 class VerifiedCollateral:
-    """Collateral whose chains and signatures hold; whether it is valid now is judged at every use."""
+    """Collateral with verified chains and signatures. Its validity in time is judged at every use."""
 
     root: Certificate
     pck_ca: Certificate
@@ -87,13 +87,13 @@ class VerifiedCollateral:
     expires_at: datetime
     checks: tuple[Check, ...]
     known: Known
-    """The certificates in it, parsed and their signatures checked; PCK chains share root and CA with them."""
+    """The certificates in it, parsed and with verified signatures. PCK chains use the same root and CA."""
     verdicts: Recent[Hashable, Verdict]
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedPCK:
-    """A PCK chain whose names, extensions and signatures hold up to a pinned root."""
+    """A PCK chain with verified names, extensions and signatures, up to a pinned root."""
 
     root: Certificate
     ca: Certificate
@@ -105,7 +105,7 @@ class VerifiedPCK:
 
 
 class Cache:
-    """Verified collateral and PCK chains, so that each is verified once; safe to share between threads."""
+    """Cache of verified collateral and PCK chains. Thread-safe."""
 
     def __init__(self, *, collateral: int = 64, chains: int = 1024) -> None:
         self.collateral: Recent[Hashable, VerifiedCollateral] = Recent(collateral)
@@ -147,14 +147,14 @@ def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate)
         f"{what}: signature",
         certificate.is_signed_by(issuer),
         expected=f"a signature by the {issuer.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_FOREIGN_CHAIN,
     )
 
 
 def check_root(checks: Checks, root: Certificate, roots: TrustRoots) -> None:
-    """B1: the root is one that is pinned, and is what its name and signature say."""
+    """B1: the root is pinned, and its name and its own signature are right."""
     _check_profile(checks, root, ROOT_NAME, ca=True)
     _check_issued(checks, root, root)
     checks.require(
@@ -181,7 +181,7 @@ def check_leaf(checks: Checks, leaf: Certificate, ca: Certificate) -> None:
 
 
 def check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
-    """B5: a CRL is of the CA that it is for."""
+    """B5: a CRL is signed by its CA."""
     checks.require(
         f"{crl.what}: issuer",
         crl.issuer == issuer.subject,
@@ -194,14 +194,14 @@ def check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
         f"{crl.what}: signature",
         crl.is_signed_by(issuer),
         expected=f"a signature by the {issuer.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_REFRESH,
     )
 
 
 def check_pck_chain(checks: Checks, chain: str | bytes, roots: TrustRoots, known: Known | None = None) -> VerifiedPCK:
-    """Step B, what does not depend on CRLs and time: PCK certificate, its CA, the root."""
+    """The part of step B that does not depend on CRLs and time: PCK certificate, its CA, the root."""
     leaf, ca, root = parse_chain(chain, ("PCK certificate", "PCK CA", "root CA"), "PCK certificate chain", known)
     check_root(checks, root, roots)
     check_ca(checks, ca, root)
@@ -223,7 +223,7 @@ def check_pck_chain(checks: Checks, chain: str | bytes, roots: TrustRoots, known
 def _check_signer(
     checks: Checks, chain: str, what: str, root: Certificate, root_crl: CRL, known: Known | None
 ) -> Certificate:
-    """C, D: the signer of a JSON document, under the same root, not revoked."""
+    """C, D: the signer of a JSON document is under the same root and is not revoked."""
     signer, top = parse_chain(chain, (f"{what} signer", f"{what} root CA"), f"{what} issuer chain", known)
     checks.require(
         f"{what}: root",
@@ -240,7 +240,7 @@ def _check_signer(
 
 
 def check_not_revoked(checks: Checks, certificate: Certificate, crl: CRL) -> None:
-    """B6: a certificate is not in the CRL of its issuer."""
+    """B6: a certificate is not listed in the CRL of its issuer."""
     checks.require(
         f"{certificate.what}: not revoked",
         certificate.serial not in crl.revoked,
@@ -258,7 +258,7 @@ def _check_document(checks: Checks, what: str, signer: Certificate, text: str, s
         f"{what}: signature",
         key is not None and len(signature) == 64 and ecdsa_is_valid(key, signature, text.encode()),
         expected=f"a signature by the {signer.what}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_REFRESH,
     )
@@ -267,7 +267,7 @@ def _check_document(checks: Checks, what: str, signer: Certificate, text: str, s
 def check_collateral(
     checks: Checks, collateral: Collateral, roots: TrustRoots, known: Known | None = None
 ) -> VerifiedCollateral:
-    """Steps B5, C and D, what does not depend on the quote and on time."""
+    """The parts of steps B5, C and D that do not depend on the quote and on time."""
     known = {} if known is None else known
     ca, root = parse_chain(
         collateral.pck_crl_issuer_chain, ("PCK CRL issuer", "PCK CRL root CA"), "PCK CRL chain", known
@@ -308,7 +308,7 @@ def check_collateral(
 
 
 def check_belongs(checks: Checks, pck: VerifiedPCK, good: VerifiedCollateral, *, tdx: bool) -> None:
-    """B5, B6, C, D: the collateral is for this platform and this kind of TEE; nothing is revoked."""
+    """B5, B6, C, D: the collateral is for this platform and this kind of TEE. Nothing is revoked."""
     checks.require(
         "root CA: same in quote and collateral",
         pck.root.der == good.root.der,
@@ -352,7 +352,7 @@ def check_belongs(checks: Checks, pck: VerifiedPCK, good: VerifiedCollateral, *,
 
 
 def check_tdx_module(checks: Checks, quote: TDXQuote, info: TCBInfo) -> None:
-    """Step E: the TDX module is one that the TCB info knows, by version, signer and attributes."""
+    """Step E: the TCB info lists the TDX module, with its version, signer and attributes."""
     report = quote.report
     svn = report.tee_tcb_svn
     module = checks.require_found(
@@ -399,7 +399,7 @@ def check_qe(checks: Checks, quote: SGXQuote | TDXQuote, pck: VerifiedPCK, ident
         "QE report: signature",
         key is not None and ecdsa_is_valid(key, part.qe_report_signature, qe.raw),
         expected="a signature by the PCK certificate's key",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy=_FOREIGN_CHAIN,
     )
@@ -440,7 +440,7 @@ def check_quote_signature(checks: Checks, quote: SGXQuote | TDXQuote) -> None:
         "quote: signature",
         key is not None and ecdsa_is_valid(key, quote.signature.signature, quote.signed_part),
         expected="a signature by the attestation key",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
         remedy="the quote was altered on its way; collect it again",
     )
@@ -463,7 +463,7 @@ def _certification_chain(quote: SGXQuote | TDXQuote, collateral: Collateral, che
 
 
 def _check_certification(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, checks: Checks) -> None:
-    """What certification data of types 1 to 4 says about the platform agrees with the PCK certificate given."""
+    """Certification data of types 1 to 4 agree with the PCK certificate."""
     kind, data = quote.signature.certification_type, quote.signature.certification_data
     if kind == CertificationType.PCK_LEAF:
         (leaf,) = parse_chain(data, ("PCK certificate",), "certification data")
@@ -557,10 +557,10 @@ def verify(
     cache: Cache | None = None,
     checks: Checks | None = None,
 ) -> VerifiedReport:
-    """Verify a quote at the time `now` (aware); raises an EvidenceError that names the step.
+    """Verify a quote at the time `now` (aware). Raises an EvidenceError that names the step.
 
     A platform that is out of date, revoked or unknown to the TCB info is a result (its status), not an error:
-    `appraise` decides. `checks` collects what was checked, also when it fails.
+    `appraise` decides. `checks` collects every check, also the failed one.
     """
     if now.tzinfo is None:
         raise UsageError("the time of verification needs a time zone")
@@ -592,7 +592,7 @@ def _report(
     roots: TrustRoots,
     checks: Checks,
 ) -> VerifiedReport:
-    """Step M: the result with what a policy may ask about."""
+    """Step M: the result, with the members that a policy can judge."""
     sgx = isinstance(quote, SGXQuote)
     parts = {"sgx": verdict.sgx, "tdx": verdict.tdx, "module": verdict.module, "qe": verdict.qe}
     root = pck.root.fingerprint

@@ -1,6 +1,6 @@
-"""A strict reader of DER elements: enough for the vendors' certificate extensions, which no library knows.
+"""A strict reader of DER elements, for the vendors' certificate extensions, which no library parses.
 
-One-byte tags, definite minimal lengths, every element inside its parent; no recursion.
+It takes one-byte tags and definite minimal lengths. Every element must lie inside its parent. No recursion.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _malformed(what: str) -> MalformedQuote:
 
 
 def element(raw: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """The element at `at`, not beyond `end`: its tag, where its content starts, where it ends."""
+    """The element at offset `at`, which must end by `end`. Returns its tag, and the start and end of its content."""
     if at + 2 > end:
         raise _malformed("an element without tag or length")
     tag, length, start = raw[at], raw[at + 1], at + 2
@@ -46,7 +46,7 @@ def element(raw: bytes, at: int, end: int) -> tuple[int, int, int]:
 
 
 def children(raw: bytes) -> list[tuple[int, bytes]]:
-    """Tag and content of each element in `raw`, which they must fill."""
+    """Tag and content of each element in `raw`. The elements must fill `raw`."""
     found: list[tuple[int, bytes]] = []
     at, size = 0, len(raw)
     while at < size:
@@ -62,7 +62,7 @@ def children(raw: bytes) -> list[tuple[int, bytes]]:
 
 
 def only(raw: bytes, tag: int) -> bytes:
-    """The content of the one element that `raw` is, which must have that tag."""
+    """The content of the single element in `raw`, which must have this tag."""
     found, start, end = element(raw, 0, len(raw))
     if found != tag or end != len(raw):
         raise _malformed(f"expected one element with tag {tag:#04x}, found {found:#04x}")

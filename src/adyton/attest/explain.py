@@ -1,7 +1,7 @@
-"""An assessment in words for people, as JSON for programs, and as an EAR-style token for other verifiers' clients.
+"""An assessment as text for people, as JSON for programs, and as EAR-style claims for clients of other verifiers.
 
-The words answer six questions: genuine? which platform? up to date? which program? debug? bound to this key? A refusal
-adds, for every check that failed, what was expected, what was seen, and what repairs it.
+The text answers six questions: genuine? which platform? up to date? which program? debug? bound to this key? A refusal
+adds the expected value, the seen value and the remedy of every failed check.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _SIMULATED: Final = "it proves the protocol and protects nothing from whoever ru
 
 
 def tee_of(assessment: Assessment) -> str:
-    """The TEE: as verified, or what the evidence has the form of where it is not genuine."""
+    """The verified TEE. Where the evidence is not genuine, the TEE by the form of the evidence."""
     if assessment.report is not None:
         return assessment.report.tee
     if isinstance(assessment.evidence, SGXQuote):
@@ -152,7 +152,7 @@ def _bound(assessment: Assessment) -> str:
 
 
 def lines(assessment: Assessment) -> list[tuple[str, str]]:
-    """Question and answer, in order; an empty question continues the one before."""
+    """Pairs of question and answer, in order. An empty question continues the one before."""
     report = assessment.report
     found = [("judged as of", f"{assessment.now:%Y-%m-%d %H:%M:%S} UTC"), ("genuine?", _genuine(assessment))]
     if report is not None:
@@ -186,7 +186,7 @@ def _verdict(assessment: Assessment) -> str:
 
 
 def to_text(assessment: Assessment) -> str:
-    """The assessment for a person: a dozen short lines, ending in the verdict."""
+    """The assessment as text: about a dozen short lines. The last is the verdict."""
     found = [f"{question:<{_WIDTH}} {answer}" for question, answer in lines(assessment)]
     for check in assessment.failed:
         found.append(f"  failed: {check.name}")
@@ -201,7 +201,7 @@ def to_text(assessment: Assessment) -> str:
 
 
 def _evidence_dict(assessment: Assessment) -> dict[str, Any]:
-    """What the evidence itself says; only to be believed where `genuine` is true."""
+    """The members of the evidence itself. Trust them only where `genuine` is true."""
     evidence = assessment.evidence
     if isinstance(evidence, SGXQuote):
         report = evidence.report
@@ -238,7 +238,7 @@ def _evidence_dict(assessment: Assessment) -> dict[str, Any]:
 
 
 def to_dict(assessment: Assessment) -> dict[str, Any]:
-    """The assessment for a program; every byte string in hex, every time in UTC."""
+    """The assessment as JSON data, with byte strings in hex and times in UTC."""
     report, claims, error = assessment.report, assessment.claims, assessment.error
     found: dict[str, Any] = {
         "tee": tee_of(assessment),
@@ -316,7 +316,8 @@ def trust_vector(assessment: Assessment) -> dict[str, int]:
 def ear_claims(assessment: Assessment, *, verifier: str) -> dict[str, Any]:
     """An attestation result as a claims set in the manner of EAR (draft-ietf-rats-ear, profile of RFC 9711).
 
-    `verifier` names who appraised. The status is the worst tier of the vector, and contraindicated for any refusal.
+    `verifier` is the name of this verifier. The status is the worst tier of the vector. A refusal is always
+    contraindicated.
     """
     vector = trust_vector(assessment)
     status = next((name for limit, name in _TIERS if max(vector.values()) >= limit), "none")

@@ -1,4 +1,4 @@
-"""What a verification hands on: a report that only `dcap.verify` and `amd.verify` can make."""
+"""The result of a verification: a report that only `dcap.verify` and `amd.verify` can make."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from adyton.check import Check
 
 VERIFIER: Final = object()
-"""Held by the two verifiers; whoever else makes a VerifiedReport is refused."""
+"""The token of the two verifiers. Without it nobody can make a VerifiedReport."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedReport:
-    """Evidence whose signatures, chains, validity and identities have been verified; no policy applied yet."""
+    """Evidence with verified signatures, chains, validity and identities. No policy was applied yet."""
 
     tee: str
     """"sgx", "tdx", "snp", "sim" or "sim-tdx"."""
     status: TCBStatus
     part_statuses: Mapping[str, TCBStatus]
-    """What `status` converged from: sgx, tdx, module, qe, as far as they apply."""
+    """The parts of `status`: sgx, tdx, module, qe, as far as they apply."""
     advisories: tuple[str, ...]
     measurement: Measurement
     """MRENCLAVE, MRTD, or SNP's launch measurement."""
@@ -41,16 +41,16 @@ class VerifiedReport:
     report_data: bytes
     root_fingerprint: Digest
     tcb_date: datetime | None
-    """Date of the matched TCB level; None where no level matched or the vendor has none."""
+    """Date of the matched TCB level. None where no level matched or the vendor has none."""
     evaluation_number: int | None
     """The lower of TCB info's and QE identity's tcbEvaluationDataNumber."""
     issued_at: datetime | None
     """Oldest issue date of the TCB info, QE identity and CRLs."""
     expires_at: datetime
-    """Earliest end of validity of anything that was relied on."""
+    """Earliest end of validity of all documents in use."""
     verified_at: datetime
     platform: Mapping[str, object]
-    """Facts about the platform: FMSPC, PPID, SGX type, CRL numbers (Intel); product, TCB versions, chip id (AMD)."""
+    """Facts about the platform: FMSPC, PPID, SGX type, CRL numbers (Intel), or product, TCB versions, chip id (AMD)."""
     revocation_checked: bool
     checks: tuple[Check, ...]
     evidence: SGXQuote | TDXQuote | SNPReport
@@ -73,7 +73,7 @@ class VerifiedReport:
     def carries_workload(self, workload: Measurement) -> bool:
         """Whether the evidence itself names this workload: as MRENCLAVE (SGX), or extended into RTMR3 (TDX).
 
-        SEV-SNP has no register for it, so there it is never true: the workload is bound by report data.
+        It is never true for SEV-SNP, which has no register for it: there report data bind the workload.
         """
         if isinstance(self.evidence, SGXQuote):
             return self.measurement == workload

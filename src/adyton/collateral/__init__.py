@@ -1,4 +1,4 @@
-"""What evidence is judged against, and how it is got.
+"""Collateral: the documents that evidence is verified with, and how they are fetched and kept.
 
-Certificates, revocation lists and TCB documents, from whom and how long they are kept.
+These are certificates, revocation lists and TCB documents from the vendors.
 """

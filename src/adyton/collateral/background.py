@@ -1,7 +1,7 @@
-"""Fetches beside the decisions: evidence whose collateral is missing waits, and nothing else waits for it.
+"""Fetch collateral in the background. Only evidence whose collateral is missing waits.
 
-One fetch at a time for each platform, few at all, and fewer for evidence that shows no chain to a pinned root (anybody
-can make that). What could not be fetched is not tried again for a while.
+There is one fetch at a time for each platform, and few in all. Evidence without a chain to a pinned root gets fewer,
+since anybody can make it. After a failed fetch there is a pause.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ log = logging.getLogger("adyton.keyserver")
 
 MAX_FETCHES: Final = 6
 MAX_UNPROVEN_FETCHES: Final = 2
-"""Of these, for evidence that carries no certificate chain."""
+"""Those of them for evidence that carries no certificate chain."""
 
 MAX_WHO_WAIT: Final = 64
-"""Requests that wait for one fetch."""
+"""Most requests that wait for one fetch."""
 
 FAILED_S: Final = 20.0
-"""How long what could not be fetched for evidence is not tried again."""
+"""Pause after a failed fetch for evidence."""
 
 REFRESH_PAUSE_S: Final = 600.0
-"""How long after a refresh of what is due the next one may begin."""
+"""Pause after a refresh of due documents."""
 
 _REFRESH: Final = "refresh"
 
 Purpose = Literal["proven", "unproven", "refresh"]
-"""What a fetch is for: evidence with a chain to a pinned root, evidence without one, or what is due."""
+"""The reason of a fetch: evidence with a chain to a pinned root, evidence without one, or due documents."""
 
 
 def has_place(running: Iterable[Purpose], purpose: Purpose) -> bool:
-    """Whether one more fetch may begin beside these; no evidence keeps what is due from being fetched."""
+    """Whether one more fetch may begin beside these. Evidence never blocks the fetch of due documents."""
     if purpose == "refresh":
         return True
     evidence = [each for each in running if each != "refresh"]
@@ -60,7 +60,7 @@ def has_place(running: Iterable[Purpose], purpose: Purpose) -> bool:
 
 
 class Fetch:
-    """One fetch under way, and who is told when it ends; thread-safe."""
+    """A running fetch, and its callbacks. Thread-safe."""
 
     def __init__(self, purpose: Purpose) -> None:
         self.purpose: Final = purpose
@@ -74,7 +74,7 @@ class Fetch:
         return self._ended
 
     def when_done(self, callback: Callable[[], None]) -> bool:
-        """Call back once when the fetch has ended: at once where it has; False where too many wait for it."""
+        """Call back once when the fetch has ended, or now where it has. False where too many wait."""
         with self._lock:
             if not self._ended:
                 if len(self._callbacks) >= MAX_WHO_WAIT:
@@ -85,7 +85,7 @@ class Fetch:
         return True
 
     def end(self) -> None:
-        """Tell everybody who waits."""
+        """Call all callbacks."""
         with self._lock:
             self._ended = True
         for callback in self._callbacks:
@@ -97,9 +97,9 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 class BackgroundFetches:
-    """Fetches in threads of their own, each once at a time, with a pause after one that failed; thread-safe.
+    """Fetches in background threads, one at a time for each key, with a pause after a failure. Thread-safe.
 
-    Each purpose has a memory of its own: a flood of evidence that cannot be judged makes no other pause forgotten.
+    Each purpose has its own memory of pauses, so that a flood of bad evidence cannot make another pause forgotten.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class BackgroundFetches:
     ) -> Fetch | Error | None:
         """Begin a fetch unless it runs already.
 
-        Returns the fetch that runs, the error of one that failed a short while ago, or None where it cannot begin:
-        there is no place, or it pauses. `pause_s` is the pause after success.
+        Returns the running fetch, or the error of one that failed lately. Returns None where the fetch cannot begin:
+        there are too many, or it pauses. `pause_s` is the pause after success.
         """
         with self._lock:
             wait = self._backoff[purpose].get(key, self._clock_s())
@@ -161,16 +161,16 @@ class BackgroundFetches:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Collateral that is being fetched; a value that a lookup returns in the collateral's place."""
+    """Result of a lookup whose collateral is being fetched."""
 
     fetch: Fetch
 
     def when_done(self, callback: Callable[[], None]) -> bool:
-        """Call back once when it is here or cannot be had; False where too many wait for it already."""
+        """Call back once when the fetch has ended. False where too many wait."""
         return self.fetch.when_done(callback)
 
     def error(self) -> Unavailable:
-        """What to say where nobody can wait."""
+        """The error for a caller that cannot wait."""
         return Unavailable(
             "the collateral for this platform is being fetched",
             check="collateral",
@@ -181,9 +181,9 @@ class Pending:
 
 
 class BackgroundLookup:
-    """Collateral for evidence at once, from a store, or `Pending` where it is being fetched; thread-safe.
+    """A lookup that never blocks: collateral from a store, or `Pending` while it is fetched. Thread-safe.
 
-    What has passed half of its validity is served, and fetched anew in the background.
+    A document past half of its validity is served, and fetched anew in the background.
     """
 
     def __init__(
@@ -200,12 +200,12 @@ class BackgroundLookup:
 
     @classmethod
     def create(cls, downloads: Downloads, fetches: BackgroundFetches | None = None) -> BackgroundLookup:
-        """A lookup in the store that these downloads fill."""
+        """Make a lookup in the store of these downloads."""
         here, fetching = Lookup(downloads.store), Lookup(downloads.store, downloads)
         return cls(here, fetching, downloads.refresh, fetches)
 
     def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral | Pending:
-        """What is here for this quote; raises as the lookup does where it is not here and cannot be fetched now."""
+        """The collateral for this quote. Raises as `Lookup` does where it is missing and cannot be fetched now."""
         try:
             found = self._here.find(quote, now)
         except (Unavailable, Stale) as missing:
@@ -216,7 +216,7 @@ class BackgroundLookup:
         return found.collateral
 
     def for_report(self, report: SNPReport, now: datetime) -> AMDCollateral | Pending:
-        """The same for a report of SEV-SNP, which carries no chain."""
+        """The collateral for a SEV-SNP report, which carries no chain."""
         try:
             found = self._here.find_for_report(report, now)
         except (Unavailable, Stale) as missing:

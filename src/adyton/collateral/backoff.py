@@ -1,4 +1,4 @@
-"""What failed lately is not tried again at once: the memory of it, in a process and in the store's folder."""
+"""Back-off after failed fetches, remembered in a process and in the store's folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NEGATIVE_S: Final = 300.0
-"""How long a source is not asked again for what it did not have."""
+"""How long a source is not asked again for a document that it did not have."""
 
 BUSY_S: Final = 60.0
 """How long a busy source is not asked again, where it does not say how long."""
@@ -31,26 +31,26 @@ Reason = TypeVar("Reason")
 
 @dataclass(frozen=True, slots=True)
 class Wait(Generic[Reason]):
-    """Until when something is not tried again (seconds, on the caller's clock), and why."""
+    """The end of a back-off (seconds, on the caller's clock), and its reason."""
 
     until_s: float
     reason: Reason
 
 
 class Backoff(Generic[Key, Reason]):
-    """What is not tried again yet, and why. At most `limit` keys, of which the oldest go first. For one thread."""
+    """Back-offs by key. At most `limit` keys are kept, and the oldest go first. For one thread."""
 
     def __init__(self, limit: int = MAX_REMEMBERED) -> None:
         self._limit = limit
         self._waits: dict[Key, Wait[Reason]] = {}
 
     def get(self, key: Key, now_s: float) -> Wait[Reason] | None:
-        """How long to wait before this is tried again; None where it may be tried now."""
+        """The back-off of this key. None where it may be tried now."""
         wait = self._waits.get(key)
         return wait if wait is not None and now_s < wait.until_s else None
 
     def note(self, key: Key, until_s: float, reason: Reason, now_s: float) -> None:
-        """Do not try this again before `until_s`; replaces what was noted of it before."""
+        """Back off this key until `until_s`. This replaces an earlier back-off."""
         self._waits.pop(key, None)
         if until_s <= now_s:
             return
@@ -60,21 +60,24 @@ class Backoff(Generic[Key, Reason]):
             self._waits = dict(kept)
 
     def items(self, now_s: float) -> Iterator[tuple[Key, Wait[Reason]]]:
-        """Everything that still waits, the oldest first."""
+        """All back-offs that still last, the oldest first."""
         return (item for item in self._waits.items() if now_s < item[1].until_s)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceBackoff:
-    """What the sources of a store refused lately; kept in its `negative.json`, for every process that uses the store.
+    """Recent refusals of a store's sources, kept in its `negative.json` for every process that uses the store.
 
-    A source that is busy is not asked for anything. A source that did not have a document is asked for the others.
+    A busy source is asked for nothing. A source that did not have a document is asked for other documents.
     """
 
     directory: Path
 
     def check(self, url: str, name: str | None, now: datetime) -> FetchFailed | None:
-        """Why this source is not asked now: it is busy, or (given a document's name) did not have that; or None."""
+        """Why this source is not asked now: it is busy, or it did not have the document `name`.
+
+        None where it may be asked.
+        """
         noted = self._load(now)
         for key in (url, f"{url} {name}" if name else None):
             wait = None if key is None else noted.get(key, now.timestamp())
@@ -83,7 +86,7 @@ class SourceBackoff:
         return None
 
     def note(self, url: str, name: str, error: FetchFailed, now: datetime) -> None:
-        """Remember a refusal: a document that is not there for minutes, a busy source for as long as it asks."""
+        """Remember a refusal: a missing document for some minutes, a busy source for as long as it asks."""
         if error.status in (404, 410):
             key, seconds = f"{url} {name}", NEGATIVE_S
         elif error.status in (429, 503):
@@ -122,7 +125,7 @@ def _left_alone(url: str, wait: Wait[str], now: datetime) -> FetchFailed:
     return FetchFailed(
         f"{urlsplit(url).netloc} is left alone until {until:%Y-%m-%d %H:%M:%S} UTC: "
         f"{wait.reason[:_MAX_REASON_CHARACTERS]}",
-        check="source asked too often, or without what is wanted",
+        check="source in back-off",
         expected=f"not before {timestamp(until)}",
         seen=timestamp(now),
         remedy="wait, or name another source",

@@ -1,4 +1,4 @@
-"""Documents carried in one file: a bundle, or one collateral file in the shape of QuoteCollateralV3."""
+"""Documents in one file: a bundle, or one collateral file in the form of QuoteCollateralV3."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_BUNDLE_DOCUMENTS: Final = 4096
 
 
 def documents_of(collateral: Collateral, url: str, fetched_at: datetime) -> tuple[Document, ...]:
-    """The single documents that a `Collateral` (the shape of QuoteCollateralV3) was put together from."""
+    """Split a `Collateral` (the form of QuoteCollateralV3) into single documents."""
     root = last_certificate(collateral.pck_crl_issuer_chain)
 
     def signed(kind: Kind, text: str, signature: bytes, chain: str) -> Document:
@@ -55,7 +55,7 @@ def documents_of(collateral: Collateral, url: str, fetched_at: datetime) -> tupl
 
 
 def parse_bundle(raw: bytes) -> tuple[Document, ...]:
-    """Read a bundle, or one collateral file in the shape of QuoteCollateralV3; raises MalformedQuote."""
+    """Parse a bundle, or one collateral file in the form of QuoteCollateralV3. Raises MalformedQuote."""
     data = parse_json_object(raw, what="bundle", refuse=MalformedQuote, limit_bytes=MAX_BUNDLE_BYTES)
     if data.get("format") != BUNDLE_FORMAT:
         if "format" in data:
@@ -77,10 +77,10 @@ def build_bundle(documents: Iterable[Document]) -> bytes:
 def index(
     documents: Iterable[Document], root: Digest, channel: Channel = "standard"
 ) -> dict[tuple[Kind, str], VerifiedDocument]:
-    """Verify documents and keep those under this root and of this channel; of two for one thing, the newer.
+    """Verify documents and keep those of this root and channel. Of two with the same name, the newer is kept.
 
-    Documents that do not verify are left out: a bundle may hold more than is needed, and what is needed and missing
-    is refused by `assemble`.
+    Documents that do not verify are left out, since a bundle may hold more than is needed. `assemble` refuses a missing
+    one.
     """
     found: dict[tuple[Kind, str], VerifiedDocument] = {}
     for document in documents:
@@ -100,7 +100,7 @@ def index(
 
 
 def read_bundle_files(paths: Iterable[Path]) -> list[bytes]:
-    """The raw bundles in these files and folders (every *.json in a folder)."""
+    """Read the bundles in these files and folders (every *.json of a folder)."""
     found: list[bytes] = []
     for path in paths:
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]

@@ -1,9 +1,9 @@
-"""Single collateral documents: what one is, and the check that its signatures lead to the root of its own chain.
+"""A single collateral document, and the check that its signatures lead to the root of its own chain.
 
-A service hands out TCB info, QE identities, CRLs and certificates one at a time. Each has an issuer chain that leads to
-a root. A document belongs to that root (by the SHA-256 of the root's DER) and is kept apart from those of other roots,
-so that anybody who makes a root of his own reaches only the evidence under it. Whether a root is trusted at all is
-decided where evidence is verified, never here.
+A service serves TCB info, QE identities, CRLs and certificates one at a time. Each has an issuer chain that leads to a
+root. A document belongs to that root (by the SHA-256 of the root's DER), and each root has its own folder. So a
+self-made root affects only the evidence under it. The verification of evidence decides whether a root is trusted. This
+module never does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     "amd-crl",
 )
 BINARY: Final[frozenset[Kind]] = frozenset({"pck-crl", "root-crl", "amd-vcek", "amd-vlek", "amd-crl"})
-"""Kinds whose body is DER; the others' is text."""
+"""Kinds with a body in DER. The bodies of other kinds are text."""
 SIGNED_MEMBER: Final[Mapping[str, str]] = {"tcb-info": "tcbInfo", "qe-identity": "enclaveIdentity"}
 """The member of a signed JSON document that its signature covers."""
 _SUBJECT: Final = re.compile(r"[a-z0-9-]{1,80}")
@@ -55,10 +55,10 @@ _SUBJECT: Final = re.compile(r"[a-z0-9-]{1,80}")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document as a service handed it out, with its issuer chain and where and when it came from; unverified.
+    """One document as a service served it, unverified, with its issuer chain, its URL and the time of the fetch.
 
     `body` is the served JSON (tcb-info, qe-identity), a CRL's or AMD chip certificate's DER, or the PCK certificate's
-    PEM. `chain` is PEM, the issuer first and the root last; for a root's own CRL it is the root alone.
+    PEM. `chain` is PEM, the issuer first and the root last. For a root's own CRL it is only the root.
     """
 
     kind: Kind
@@ -68,10 +68,10 @@ class Document:
     fetched_at: datetime
     channel: Channel = "standard"
     request: str = ""
-    """For a PCK certificate: which request it answers (`pck_request`)."""
+    """For a PCK certificate: the request that it answers (`pck_request`)."""
 
     def to_dict(self) -> dict[str, str]:
-        """As JSON data; text stays text, DER is base64."""
+        """As JSON data. Text stays text, DER is base64."""
         binary = self.kind in BINARY
         found = {
             "kind": self.kind,
@@ -85,7 +85,7 @@ class Document:
 
     @classmethod
     def from_dict(cls, data: object) -> Document:
-        """Parse what `to_dict` made; raises MalformedQuote."""
+        """Parse what `to_dict` made. Raises MalformedQuote."""
         names = {"kind", "body", "chain", "url", "fetched_at", "channel"}
         if (
             not isinstance(data, dict)
@@ -119,16 +119,16 @@ def malformed(what: str, seen: object) -> MalformedQuote:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedDocument:
-    """A document whose signature leads to the root that it is kept under, with what it says about itself."""
+    """A document whose signature leads to its root, with its parsed members."""
 
     document: Document
     root: Digest
     subject: str
-    """What it is about: sgx-<fmspc>, tdx-<fmspc>, sgx, tdx, platform, processor, root, a PCK request, an AMD chip."""
+    """Its subject: sgx-<fmspc>, tdx-<fmspc>, sgx, tdx, platform, processor, root, a PCK request, an AMD chip."""
     issued_at: datetime
     expires_at: datetime
     number: int | None
-    """tcbEvaluationDataNumber, or the CRL's number; it never goes back."""
+    """tcbEvaluationDataNumber, or the CRL's number. It never decreases."""
 
     @property
     def name(self) -> str:
@@ -138,13 +138,13 @@ class VerifiedDocument:
 
 
 def stored_name(kind: Kind, subject: str, channel: Channel = "standard") -> str:
-    """Under which name a store of this channel looks for a document; only signed JSON differs between channels."""
+    """The name of a document in a store of this channel. Only signed JSON differs between channels."""
     suffix = f".{channel}" if channel != "standard" and kind in SIGNED_MEMBER else ""
     return f"{kind}-{subject}{suffix}"
 
 
 def _root_of(chain: str, what: str) -> tuple[Certificate, TrustRoots]:
-    """The last certificate of a chain, and roots among which only that one stands."""
+    """The last certificate of a chain, and trust roots with only that one."""
     blocks = split_pem(chain, f"{what} chain")
     if not blocks:
         raise malformed(f"{what} chain", "no certificate")
@@ -158,9 +158,9 @@ def _require_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
         f"{crl.what}: issuer and signature",
         crl.issuer == issuer.subject and crl.is_signed_by(issuer),
         expected=f"signed by {issuer.common_name}",
-        seen="by somebody else, or other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
-        remedy="fetch it again, from another source if it stays so",
+        remedy="fetch it again; if that fails, use another source",
     )
 
 
@@ -186,9 +186,9 @@ def _verify_signed_json(checks: Checks, document: Document) -> VerifiedDocument:
         f"{what}: signature",
         key is not None and len(raw) == 64 and ecdsa_is_valid(key, raw, text.encode()),
         expected=f"a signature by {signer.common_name}",
-        seen="a signature by somebody else, or of other bytes",
+        seen="a signature by another key, or over other bytes",
         error=BadChain,
-        remedy="fetch it again, from another source if it stays so",
+        remedy="fetch it again; if that fails, use another source",
     )
     if document.kind == "tcb-info":
         info = parse_tcb_info(text)
@@ -203,7 +203,7 @@ def _verify_signed_json(checks: Checks, document: Document) -> VerifiedDocument:
 
 
 def document_text(raw: bytes, what: str) -> str:
-    """The text of a signed JSON document or a PEM certificate, within its size limit; raises MalformedQuote."""
+    """The text of a signed JSON document or a PEM certificate, within its size limit. Raises MalformedQuote."""
     if len(raw) > MAX_JSON_BYTES:
         raise malformed(what, f"{len(raw)} bytes")
     try:
@@ -224,7 +224,7 @@ def _verify_pck_crl(checks: Checks, document: Document) -> VerifiedDocument:
 
 
 def ca_kind(ca: Certificate) -> str:
-    """`platform` or `processor`, by the CA's name; anything else is named by its key."""
+    """`platform` or `processor`, by the CA's name. Another CA is named by its key."""
     for kind in ("platform", "processor"):
         if f"PCK {kind.capitalize()} CA" in ca.common_name:
             return kind
@@ -252,7 +252,7 @@ def _verify_pck_certificate(checks: Checks, document: Document) -> VerifiedDocum
 
 
 def chip_subject(product: str, tcb: TCBVersion, chip_id: bytes | None) -> str:
-    """Which VCEK (or VLEK, without a chip id): product, reported TCB, and a hash of the chip's id."""
+    """The subject of a VCEK (or VLEK, without a chip id): product, reported TCB, and a hash of the chip's id."""
     chip = "" if chip_id is None else "-" + hashlib.sha256(chip_id.rstrip(b"\0")).hexdigest()[:32]
     return f"{product.lower()}-{tcb.to_bytes().hex()}{chip}"
 
@@ -289,10 +289,10 @@ def _verify_amd_crl(checks: Checks, document: Document) -> VerifiedDocument:
 
 
 def verify_document(document: Document) -> VerifiedDocument:
-    """Check that a document is signed and leads to the root of its own chain, and read what it is about.
+    """Check that a document is signed and leads to the root of its own chain, and parse it.
 
-    Raises MalformedQuote or BadChain. Validity in time is judged by `check_current`, revocation of the signer by
-    whoever verifies evidence with it.
+    Raises MalformedQuote or BadChain. `check_current` judges validity in time. The verification of evidence judges
+    revocation of the signer.
     """
     checks = Checks()
     if len(document.body) > MAX_CRL_BYTES:
@@ -311,7 +311,7 @@ def verify_document(document: Document) -> VerifiedDocument:
 
 
 def check_current(found: VerifiedDocument, now: datetime) -> None:
-    """Refuse a document that is expired or not yet valid at `now`; raises Stale."""
+    """Refuse a document that is expired or not yet valid at `now`. Raises Stale."""
     if found.issued_at <= now <= found.expires_at:
         return
     expired = now > found.expires_at

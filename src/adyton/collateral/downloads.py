@@ -1,4 +1,4 @@
-"""Documents fetched into a store: what is asked from whom, in which order, and when it is not asked."""
+"""Fetch documents into a store: which requests go to which sources, in which order, and when none is sent."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Downloads:
-    """Fetches documents into a store, each from the first source that has it; thread-safe.
+    """Fetches documents into a store, each from the first source that has it. Thread-safe.
 
-    What fails does not stop the others. A source that asked to be left alone is not asked.
+    A failure does not stop the other documents. A source in back-off is not asked.
     """
 
     store: CollateralStore
@@ -52,7 +52,7 @@ class Downloads:
     kds: Sequence[Source] = (Source(AMD_KDS),)
     kds_of: Callable[[Source], KDSClient] = lambda source: source.kds_client()
     _amd_lock: Lock = field(default_factory=Lock, repr=False)
-    """One question at a time for AMD's service, which counts them."""
+    """One request at a time for AMD's service, which limits the rate of requests."""
 
     @property
     def sources(self) -> SourceList:
@@ -89,7 +89,7 @@ class Downloads:
     def fetch_for(
         self, evidence: SGXQuote | TDXQuote | SNPReport, now: datetime, *, sources: Sequence[Source] | None = None
     ) -> list[Outcome]:
-        """Fetch everything that judging this evidence needs, also what is here already.
+        """Fetch every document that this evidence needs, also those that are stored already.
 
         For a SEV-SNP report the sources are AMD's (`kds`), unless others are given.
         """
@@ -111,9 +111,9 @@ class Downloads:
         return found + self.fetch(fmspcs=fmspcs, tees=(origin.tee,), sources=sources, root=origin.root, now=now)
 
     def fetch_chip(self, chip: ChipOrigin, now: datetime, *, sources: Sequence[Source] | None = None) -> list[Outcome]:
-        """Fetch a chip's VCEK, which never changes, only where it is not here; and then the CRL.
+        """Fetch a chip's VCEK, unless it is stored (it never changes), and the CRL.
 
-        A VLEK is in its guest's hands and cannot be fetched.
+        A VLEK cannot be fetched: only its guest has it.
         """
         found: list[Outcome] = []
         if chip.chip_id is not None:
@@ -129,7 +129,7 @@ class Downloads:
         return found
 
     def refresh(self, now: datetime) -> list[Outcome]:
-        """Fetch anew what has passed half of its validity; what fails stays as it is."""
+        """Fetch anew every document past half of its validity. After a failure the stored document stays."""
         return [
             self._fetch_anew(held.verified, now)
             for held in self.store.held()
@@ -145,7 +145,7 @@ class Downloads:
         return self.fetch_one(request, now, root=verified.root)
 
     def put_vlek(self, leaf: bytes, product: str, now: datetime, *, source: Source | None = None) -> VerifiedDocument:
-        """Keep a VLEK certificate (DER) that a guest has from its host, with its chain from AMD."""
+        """Store a VLEK certificate (DER), which a guest gets from its host, with its chain from AMD."""
         client = self.kds_of(source or self.kds[0])
         return self.store.put(client.vlek(leaf, product), now)
 
@@ -162,8 +162,8 @@ class Downloads:
     ) -> Outcome:
         """Fetch one of Intel's documents, which must lead to `root`.
 
-        A busy source is never asked. With `respect_negative_cache` neither is one that did not have this document a
-        few minutes ago.
+        A busy source is never asked. With `respect_negative_cache`, a source that lacked this document a few minutes
+        ago is not asked either.
         """
         no_source = FetchFailed(
             "no source of collateral is known",
@@ -185,7 +185,7 @@ class Downloads:
     def fetch_amd(
         self, request: Request[KDSClient], now: datetime, *, sources: Sequence[Source] | None = None
     ) -> Outcome:
-        """Fetch one of AMD's documents, unless the source is busy or did not have it a few minutes ago."""
+        """Fetch one of AMD's documents, unless the source is busy or lacked it a few minutes ago."""
         with self._amd_lock:
             return self._first_answer(
                 stored_name(request.kind, request.subject, self.store.channel),

@@ -1,7 +1,7 @@
-"""Collateral from files: what they hold, and which of it is for this evidence.
+"""Choose the collateral for a piece of evidence from files.
 
 A file may be Intel's or AMD's collateral, a bundle, one document of a store, certificates, or a revocation list, in
-JSON, PEM or DER. Nothing here is believed: whoever judges the evidence verifies what was chosen.
+JSON, PEM or DER. Nothing is verified here. The verification of the evidence verifies the collateral.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_FILE_BYTES: Final = 64 << 20
 
 @dataclass
 class _Found:
-    """What the collateral files hold."""
+    """The content of the collateral files."""
 
     intel: list[Collateral] = field(default_factory=list)
     amd: list[AMDCollateral] = field(default_factory=list)
@@ -48,7 +48,7 @@ class _Found:
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
-    """Each file, and whether it was named itself: what stands in a folder beside collateral is passed over."""
+    """Each file, and whether it was named itself. Other files in a folder of collateral are skipped."""
     for path in paths:
         if path.is_dir():
             found = islice(sorted(item for item in path.rglob("*") if item.is_file()), MAX_FILES)
@@ -58,7 +58,7 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
 
 
 def _collect(paths: Iterable[Path]) -> _Found:
-    """Read every file and sort it by its content."""
+    """Read every file and sort it by its kind."""
     found = _Found()
     for path, named in _files(paths):
         raw = read_capped(path, MAX_FILE_BYTES, "collateral")
@@ -92,7 +92,7 @@ def _take(raw: bytes, path: Path, found: _Found) -> None:
 
 
 def _take_json(raw: bytes, path: Path, found: _Found) -> None:
-    """Collateral, Intel's or AMD's; a bundle; or a single document of the store."""
+    """Take one of the JSON forms: Intel's or AMD's collateral, a bundle, or a single document of the store."""
     document = parse_json_object(raw, what=f"collateral {path}", refuse=MalformedQuote, limit_bytes=MAX_FILE_BYTES)
     if "amd_leaf" in document:
         found.amd.append(AMDCollateral.from_dict(document))
@@ -119,7 +119,7 @@ def _is_crl(raw: bytes) -> bool:
 
 
 def missing(what: str) -> FetchFailed:
-    """The error where there is no collateral; `what` says what was looked through."""
+    """The error where there is no collateral. `what` names the searched files."""
     return FetchFailed(
         f"no collateral to judge this evidence with: {what}",
         check="collateral at hand",
@@ -130,7 +130,7 @@ def missing(what: str) -> FetchFailed:
 
 
 def _with_chain(collateral: Collateral, found: _Found) -> Collateral:
-    """The collateral, with a PCK certificate chain that was given apart from it."""
+    """The collateral, with a PCK certificate chain from another file."""
     if collateral.pck_certificate_chain is not None or len(found.certificates) != 3:
         return collateral
     chain = "".join(parse_certificate(raw, "PCK certificate chain").pem for raw in found.certificates)
@@ -138,7 +138,7 @@ def _with_chain(collateral: Collateral, found: _Found) -> Collateral:
 
 
 def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Collateral:
-    """Of several, the one whose TCB info is for this platform, valid now, and the newest of those."""
+    """The newest collateral with valid TCB info for this platform."""
     if isinstance(evidence, SNPReport):
         raise missing("this is for quotes only")
     origin = unverified_origin(evidence)
@@ -159,7 +159,7 @@ def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Co
 
 
 def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> list[Collateral]:
-    """The collateral that single documents come to for this quote, if they are all there."""
+    """The collateral that single documents give for this quote, if none is missing."""
     if isinstance(evidence, SNPReport) or not held:
         return []
     origin = unverified_origin(evidence)
@@ -181,7 +181,7 @@ def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> 
 
 
 def _choose_amd(evidence: Evidence, found: _Found) -> AMDCollateral:
-    """AMD's certificates: from a document, or put together from certificates (leaf, ASK or ASVK, ARK) and a CRL."""
+    """AMD's certificates: from one document, or from single certificates (leaf, ASK or ASVK, ARK) and a CRL."""
     if found.amd:
         return found.amd[-1]
     if not isinstance(evidence, SNPReport):
@@ -200,7 +200,7 @@ def _choose_amd(evidence: Evidence, found: _Found) -> AMDCollateral:
 
 
 def _is_of(leaf: Certificate, report: SNPReport) -> bool:
-    """Whether a VCEK or VLEK is for the chip and TCB that the report states."""
+    """Whether a VCEK or VLEK is for the chip and TCB of the report."""
     try:
         chip = parse_chip_certificate(leaf)
     except MalformedQuote:
@@ -211,9 +211,9 @@ def _is_of(leaf: Certificate, report: SNPReport) -> bool:
 
 
 def choose(evidence: Evidence, paths: Iterable[Path], now: datetime) -> Collateral | AMDCollateral:
-    """The collateral for this evidence among these files and what lies below these folders.
+    """The collateral for this evidence in these files and folders.
 
-    Raises FetchFailed where there is none, and MalformedQuote where a file that is named holds none.
+    Raises FetchFailed where there is none, and MalformedQuote where a named file holds none.
     """
     found = _collect(paths)
     if isinstance(evidence, SNPReport):

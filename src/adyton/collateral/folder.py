@@ -1,4 +1,4 @@
-"""The store's folder: JSON files that are read up to a limit and replaced whole, and a lock against other processes."""
+"""The store's folder: JSON files, read up to a limit and replaced atomically, and a lock between processes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MAX_STATE_BYTES: Final = 4 << 20
 """The size limit of the files that hold the store's own state."""
 
 FileIdentity: TypeAlias = tuple[int, int, int]
-"""Inode, time of change and size: another file in the same place differs in one of them."""
+"""Inode, time of change and size. Another file under the same name differs in one of them."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make this folder if it is missing, and hold its lock against other processes; raises StorageFailed."""
+    """Make this folder if it is missing, and hold its lock between processes. Raises StorageFailed."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def identity_of(path: str) -> FileIdentity | None:
-    """The identity of the file at this path, or None where there is none; raises StorageFailed."""
+    """The identity of the file at this path, or None where there is none. Raises StorageFailed."""
     try:
         state = os.stat(path)  # noqa: PTH116 - asked for with every quote
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def identity_of(path: str) -> FileIdentity | None:
 
 
 def read_json(path: Path, default: Any, *, limit_bytes: int = MAX_STATE_BYTES) -> Any:
-    """The JSON in this file, or `default` where there is no file; raises StorageFailed."""
+    """The JSON in this file, or `default` where there is no file. Raises StorageFailed."""
     try:
         raw = read_prefix(path, limit_bytes + 1)
     except FileNotFoundError:
@@ -68,5 +68,5 @@ def read_json(path: Path, default: Any, *, limit_bytes: int = MAX_STATE_BYTES) -
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write a file beside this one, sync it, and rename it into place; raises StorageFailed."""
+    """Replace this file atomically: write beside it, sync, rename. Raises StorageFailed."""
     write_file(path, json.dumps(data, indent=1).encode(), 0o600)

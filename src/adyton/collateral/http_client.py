@@ -1,9 +1,9 @@
-"""GET over HTTP and HTTPS with a cap on everything: total time, size of the head, size of the body.
+"""GET over HTTP and HTTPS, with limits on total time, size of the head and size of the body.
 
-The one door through which collateral comes in; it goes through the proxy that the environment names, if any. It follows
-no redirects, accepts no compression, and its deadline is for the whole exchange, so that a server which sends one byte
-per second holds nobody up. (Name resolution is the operating system's and has the system's own timeout.) What comes
-back is untrusted bytes: whoever asked verifies them.
+All collateral from the network comes through this module. It uses the proxy of the environment, if there is one. It
+follows no redirects and accepts no compression. Its deadline covers the whole exchange, so a server that sends one byte
+per second blocks nobody. Name resolution has the timeout of the operating system. The body is untrusted: the caller
+verifies it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CHUNK_BYTES: Final = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a server answered; header names are in lower case."""
+    """A server's response. Header names are in lower case."""
 
     url: str
     status: int
@@ -47,15 +47,15 @@ class Response:
 
 
 class Fetcher(Protocol):
-    """Something that can GET."""
+    """The interface of an HTTP client."""
 
     def get(self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None) -> Response:
-        """The server's answer, whatever its status; raises FetchFailed or Timeout where there is none."""
+        """The server's response, with any status. Raises FetchFailed or Timeout where there is none."""
         ...
 
 
 def retry_after_s(response: Response, now: datetime | None = None) -> float | None:
-    """Seconds that the server asks to wait (RFC 9110, 10.2.3: a number or a date), at most a day; or None."""
+    """Seconds of the Retry-After header (RFC 9110, 10.2.3: a number or a date), at most a day. None without it."""
     text = response.headers.get("retry-after", "").strip()
     if not text:
         return None
@@ -125,9 +125,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _proxy_for(target: _Target) -> _Proxy | None:
-    """The proxy that the environment names for this address (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY), if any.
+    """The proxy of the environment for this address (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY), or None.
 
-    This machine's own addresses are never asked for through a proxy.
+    This machine's own addresses never go through a proxy.
     """
     proxies = getproxies_environment()
     url = proxies.get("https" if target.tls else "http") or proxies.get("all")
@@ -154,7 +154,7 @@ def _proxy_for(target: _Target) -> _Proxy | None:
 
 
 def _tunnel(connection: socket.socket, target: _Target, proxy: _Proxy, deadline: _Deadline) -> None:
-    """Have the proxy connect through to the target (CONNECT), so that it sees nothing but TLS."""
+    """Open a tunnel to the target (CONNECT), so that the proxy sees only TLS."""
     host = f"[{target.host}]" if ":" in target.host else target.host
     authority = f"{host}:{target.port}"
     headers = [("Host", authority)]
@@ -209,14 +209,14 @@ class _Deadline:
 
 @dataclass(frozen=True)
 class HTTPFetcher:
-    """GET with the caps of this module; `ca_file` adds certificate authorities (a PCCS has one of its own)."""
+    """HTTP client with the limits of this module. `ca_file` adds certificate authorities, as a PCCS often needs."""
 
     timeout_s: float = DEFAULT_TIMEOUT_S
     ca_file: Path | None = None
     _contexts: dict[str, ssl.SSLContext] = field(default_factory=dict, repr=False, compare=False)
 
     def get(self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None) -> Response:
-        """GET this address; raises UsageError, FetchFailed or Timeout. The status is not judged here."""
+        """GET this address. Raises UsageError, FetchFailed or Timeout. The status is not judged here."""
         target = _target(url)
         deadline = _Deadline(url, self.timeout_s)
         try:
@@ -350,5 +350,5 @@ def _too_large(url: str, max_bytes: int, seen: str) -> FetchFailed:
         check="size of the answer",
         expected=f"at most {max_bytes} bytes",
         seen=seen,
-        remedy="check that the address is the one of the service",
+        remedy="check the address of the service",
     )

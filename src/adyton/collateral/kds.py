@@ -1,11 +1,11 @@
 """The client of AMD's Key Distribution Service: VCEK certificates, chains, CRLs.
 
-Source: AMD 57230, "VCEK Certificate and KDS Interface Specification". The service allows about one VCEK per ten seconds
-and address and answers 429 to more; a VCEK never changes for one chip and TCB, so it is asked for once. The request
-tells AMD which chip is being verified: a bundle or a local store avoids that.
+Source: AMD 57230, "VCEK Certificate and KDS Interface Specification". The service allows each address about one VCEK in
+ten seconds, and answers 429 to more. The VCEK of one chip and TCB never changes, so it is fetched once. The request
+tells AMD which chip is verified. A bundle or a local store avoids that.
 
-VLEK certificates are handed out to cloud providers only; a guest has its own from the host (the certificate table of
-the extended report), and only their chain and CRL come from here.
+AMD gives VLEK certificates to cloud providers only. A guest gets its VLEK from the host, in the certificate table of
+the extended report. Only the chain and the CRL come from the service.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def vcek_query(product: str, tcb: TCBVersion) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class KDSClient:
-    """AMD's service, or something that answers like it; waits once for its turn where the service asks to."""
+    """Client of AMD's service or one like it. Waits once where the service asks for a pause."""
 
     base_url: str = AMD_KDS
     fetcher: Fetcher = field(default_factory=HTTPFetcher)

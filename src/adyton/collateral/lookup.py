@@ -1,4 +1,4 @@
-"""What one piece of evidence is judged with: the documents that it needs, taken from a store and put together."""
+"""Look up the collateral for one piece of evidence in a store, and put it together."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Kept = TypeVar("Kept", bound="Collateral | AMDCollateral")
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[Kept]):
-    """The collateral for one piece of evidence, and when the first of its documents is due to be fetched anew."""
+    """The collateral for one piece of evidence, and the time when the first of its documents is due."""
 
     collateral: Kept
     due_at: datetime
@@ -55,10 +55,10 @@ class Found(Generic[Kept]):
 
 @dataclass
 class Lookup:
-    """Collateral for evidence, each document verified and valid; thread-safe.
+    """Collateral for evidence, each document verified and valid. Thread-safe.
 
-    Without `downloads` only the store is asked. With them, what is missing or has expired there is fetched first, and
-    the caller waits for it.
+    Without `downloads` only the store is used. With them, missing and expired documents are fetched first, and the
+    caller waits.
     """
 
     store: CollateralStore
@@ -72,15 +72,15 @@ class Lookup:
     # --- quotes
 
     def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime) -> Collateral:
-        """The collateral for one quote; raises as `find` does."""
+        """The collateral for one quote. Raises as `find` does."""
         return self.find(quote, now).collateral
 
     def find(self, quote: SGXQuote | TDXQuote, now: datetime) -> Found[Collateral]:
         """The collateral for one quote, each document verified and valid at `now`.
 
         Raises FetchFailed where a document is missing, Stale where one has expired, StorageFailed where one on disk was
-        altered, and MalformedQuote where the quote does not say where it comes from. The same object is returned as
-        long as no document changes, so that a cache of verified collateral can use it as its key.
+        altered, and MalformedQuote where the quote does not name its origin. The same object is returned as long as no
+        document changes, so a cache of verified collateral can use it as its key.
         """
         origin = self.origin(quote)
         found: dict[tuple[Kind, str], VerifiedDocument] = {}
@@ -94,7 +94,7 @@ class Lookup:
         return self._assembled(found, origin)
 
     def origin(self, quote: SGXQuote | TDXQuote) -> Origin:
-        """Where a quote says it comes from; remembered, since reading the certificates is most of the work."""
+        """The origin of a quote, unverified. It is cached, since parsing the certificates is most of the work."""
         signature = quote.signature
         digest = hashlib.sha256(signature.certification_data).digest()
         key = (isinstance(quote, SGXQuote), int(signature.certification_type), digest)
@@ -143,7 +143,7 @@ class Lookup:
     # --- SEV-SNP reports
 
     def for_report(self, report: SNPReport, now: datetime, *, roots: TrustRoots | None = None) -> AMDCollateral:
-        """The certificates and CRL for one SEV-SNP report; raises as `find_for_report` does."""
+        """The certificates and CRL for one SEV-SNP report. Raises as `find_for_report` does."""
         return self.find_for_report(report, now, roots=roots).collateral
 
     def find_for_report(
@@ -151,8 +151,9 @@ class Lookup:
     ) -> Found[AMDCollateral]:
         """The certificates and CRL for one SEV-SNP report, under the pinned ARK of its product.
 
-        The product comes from the report, or (in version 2, which does not say) from what is here. Raises FetchFailed
-        where something is missing, Stale where it has expired, and StorageFailed where it was altered on disk.
+        The product comes from the report. A report of version 2 does not name it, so it comes from the stored
+        documents. Raises FetchFailed where a document is missing, Stale where one has expired, and StorageFailed where
+        one was altered on disk.
         """
         pinned = (roots or TrustRoots()).amd
         last: Error | None = None
@@ -178,7 +179,7 @@ class Lookup:
 
 
 def _fetched(downloads: Downloads, origin: Origin, kind: Kind, subject: str, now: datetime) -> VerifiedDocument:
-    """Fetch one document while evidence waits for it; the root's CRL takes the root, which another document names."""
+    """Fetch one document while evidence waits for it. For the root's CRL another document names the root."""
 
     def fetch(request: Request[PCSClient]) -> VerifiedDocument:
         return _taken(downloads.fetch_one(request, now, root=origin.root, respect_negative_cache=True))
@@ -190,7 +191,7 @@ def _fetched(downloads: Downloads, origin: Origin, kind: Kind, subject: str, now
 
 
 def _taken(outcome: Outcome) -> VerifiedDocument:
-    """The document that was fetched; raises why it cannot be had."""
+    """The fetched document. Raises the error of the fetch."""
     if outcome.verified is None:
         raise outcome.error or FetchFailed(f"{outcome.name} could not be fetched")
     return outcome.verified

@@ -1,4 +1,4 @@
-"""Which documents judging one piece of evidence needs, and how they are put together; pure."""
+"""The documents that one piece of evidence needs, and how they are put together. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a quote says it comes from, unverified: which documents to look for."""
+    """The origin of a quote, unverified. It says which documents to look for."""
 
     root: Digest
     tee: Literal["sgx", "tdx"]
@@ -39,9 +39,9 @@ class Origin:
 
     @property
     def names(self) -> tuple[tuple[Kind, str], ...]:
-        """Kind and subject of each document that verification needs, as far as they are known yet.
+        """Kind and subject of each document that verification needs, as far as known.
 
-        A PCK certificate that has to be asked for stands first: which others are needed is known for sure only then.
+        A PCK certificate that must be fetched comes first: it decides which others are needed.
         """
         wanted: list[tuple[Kind, str]] = [("root-crl", "root"), ("qe-identity", self.tee)]
         if self.ca is not None:
@@ -54,7 +54,7 @@ class Origin:
 
 
 def pck_request(kind: int, data: bytes) -> str:
-    """A name for the request that certification data of types 1 to 3 stands for: a hash of it."""
+    """The name of a PCK request: a hash of the certification data (types 1 to 3)."""
     return hashlib.sha256(kind.to_bytes(1, "little") + data).hexdigest()[:40]
 
 
@@ -64,7 +64,7 @@ def pck_chain(certificate: Document) -> str:
 
 
 def origin_of_chain(chain: str | bytes, tee: Literal["sgx", "tdx"], request: str | None = None) -> Origin:
-    """Where a PCK chain says it comes from."""
+    """The origin that a PCK chain names, unverified."""
     leaf, ca, root = parse_chain(chain, ("PCK certificate", "PCK CA", "root CA"), "PCK certificate chain")
     extension = leaf.unrecognized(SGX_EXTENSION)
     if extension is None:
@@ -73,7 +73,7 @@ def origin_of_chain(chain: str | bytes, tee: Literal["sgx", "tdx"], request: str
 
 
 def unverified_origin(quote: SGXQuote | TDXQuote, *, root: Digest = INTEL_SGX_ROOT) -> Origin:
-    """Where a quote says it comes from; `root` is assumed where the quote carries no chain (types 1 to 4)."""
+    """The origin of a quote, unverified. Without a chain in the quote (types 1 to 4) it is under `root`."""
     tee: Literal["sgx", "tdx"] = "sgx" if isinstance(quote, SGXQuote) else "tdx"
     kind, data = quote.signature.certification_type, quote.signature.certification_data
     if kind == CertificationType.PCK_CHAIN:
@@ -92,7 +92,7 @@ def unverified_origin(quote: SGXQuote | TDXQuote, *, root: Digest = INTEL_SGX_RO
 
 
 def assemble(found: Mapping[tuple[Kind, str], VerifiedDocument], origin: Origin) -> Collateral:
-    """Put the documents for one origin together; raises FetchFailed naming the first that is missing."""
+    """Put the documents for one origin together. Raises FetchFailed that names the first missing one."""
 
     def take(kind: Kind, subject: str) -> Document:
         verified = found.get((kind, subject))
@@ -125,7 +125,7 @@ def assemble(found: Mapping[tuple[Kind, str], VerifiedDocument], origin: Origin)
 
 
 def missing(root: Digest, kind: Kind, subject: str) -> FetchFailed:
-    """The error for a document that evidence needs and that is not here."""
+    """The error for a missing document."""
     vlek = "a VLEK is with the guest, which has it from its host: adyton collateral fetch --vlek FILE"
     return FetchFailed(
         f"no collateral to judge this evidence with: {kind} {subject} under the root {root} is missing",
@@ -144,12 +144,12 @@ def missing(root: Digest, kind: Kind, subject: str) -> FetchFailed:
 
 @dataclass(frozen=True, slots=True)
 class ChipOrigin:
-    """Where a SEV-SNP report of this product says it comes from, unverified: which documents to look for."""
+    """The origin of a SEV-SNP report of this product, unverified. It says which documents to look for."""
 
     product: str
     tcb: TCBVersion
     chip_id: bytes | None
-    """None where a VLEK signs, which is a provider's and no chip's."""
+    """None where a VLEK signs: it belongs to a provider, not to a chip."""
 
     @property
     def certificate(self) -> tuple[Kind, str]:
@@ -164,7 +164,7 @@ class ChipOrigin:
 
 
 def unverified_chips(report: SNPReport) -> tuple[ChipOrigin, ...]:
-    """Where a report may come from; version 2 names no product, so all products of its time are possible."""
+    """The possible origins of a report. Version 2 names no product, so all products of its time are possible."""
     products = (report.product,) if report.product is not None else ("Milan", "Genoa")
     chip_id = None if report.signing_key == KEY_VLEK else report.chip_id
     raw = report.field("reported_tcb")

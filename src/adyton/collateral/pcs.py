@@ -1,7 +1,7 @@
-"""The client of Intel's PCS, of a PCCS, and of a simulated platform that serves the same: API version 4.
+"""Client of Intel's PCS, of a PCCS, and of a simulated platform with the same API (version 4).
 
-Every method GETs one document and returns it as a `Document`, unverified; statuses become refusals that say what to
-do. Source: Intel SGX and TDX Provisioning Certification Service, API version 4; PCCS design guide.
+Every method GETs one document and returns it as a `Document`, unverified. An error status becomes an error with a
+remedy. Sources: Intel SGX and TDX Provisioning Certification Service, API version 4, and the PCCS design guide.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _refused(response: Response, what: str) -> FetchFailed:
 class PCSClient:
     """One service: Intel's (the default), a PCCS, or a simulated platform.
 
-    The root CRL is not part of the API. Intel's lies at a fixed address; elsewhere it is looked for where a PCCS has
-    it (`/sgx/certification/v4/rootcacrl`), then at `/IntelSGXRootCA.der` of the same host.
+    The root CRL is not part of the API. Intel's has a fixed address. On other hosts the client tries the path of a PCCS
+    (`/sgx/certification/v4/rootcacrl`), then `/IntelSGXRootCA.der`.
     """
 
     base_url: str = INTEL_PCS
@@ -127,7 +127,7 @@ class PCSClient:
     def pck_certificate(self, kind: int, data: bytes, qe_id: bytes) -> Document:
         """The PCK certificate of a platform that a quote only names (certification data type 3).
 
-        Types 1 and 2 cannot be asked for: the API takes the PPID encrypted with RSA-3072 only.
+        Types 1 and 2 cannot be fetched: the API takes only a PPID encrypted with RSA-3072.
         """
         if kind != CertificationType.PPID_RSA3072:
             raise FetchFailed(
@@ -196,7 +196,7 @@ class PCSClient:
 
 
 def _chain(response: Response, kind: str) -> str:
-    """The issuer chain from its header (URL-encoded PEM); raises MalformedQuote where there is none."""
+    """The issuer chain from its header (URL-encoded PEM). Raises MalformedQuote where there is none."""
     for name in _CHAIN_HEADERS[kind]:
         text = unquote(response.headers.get(name, ""), errors="replace")
         if text and len(text) <= MAX_CHAIN_BYTES:
@@ -206,5 +206,5 @@ def _chain(response: Response, kind: str) -> str:
         check="issuer chain header",
         expected=" or ".join(_CHAIN_HEADERS[kind]),
         seen="none",
-        remedy="check that the address is the one of a PCS or PCCS, API version 4",
+        remedy="check that this is the address of a PCS or PCCS, API version 4",
     )

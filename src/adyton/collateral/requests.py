@@ -1,4 +1,4 @@
-"""What a service can be asked for: one frozen value for each kind of document."""
+"""Requests to a service: one frozen class for each kind of document."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Client = TypeVar("Client", contravariant=True)
 
 
 class Request(Protocol[Client]):
-    """One document, and how a client of the service asks for it."""
+    """A request for one document."""
 
     kind: ClassVar[Kind]
 
     @property
     def subject(self) -> str:
-        """What the document is about, as in `VerifiedDocument.subject`."""
+        """The document's subject, as in `VerifiedDocument.subject`."""
         ...
 
     def send(self, client: Client, /) -> Document:
-        """The service's answer, unverified; raises FetchFailed, MalformedQuote or UsageError."""
+        """The service's answer, unverified. Raises FetchFailed, MalformedQuote or UsageError."""
         ...
 
 
@@ -54,7 +54,7 @@ class TCBInfoRequest:
         return f"{self.tee}-{self.fmspc.hex()}"
 
     def send(self, client: PCSClient, /) -> Document:
-        """Ask for it."""
+        """Send the request."""
         return client.tcb_info(self.tee, self.fmspc)
 
 
@@ -71,7 +71,7 @@ class QEIdentityRequest:
         return self.tee
 
     def send(self, client: PCSClient, /) -> Document:
-        """Ask for it."""
+        """Send the request."""
         return client.qe_identity(self.tee)
 
 
@@ -88,7 +88,7 @@ class PCKCRLRequest:
         return self.ca
 
     def send(self, client: PCSClient, /) -> Document:
-        """Ask for it."""
+        """Send the request."""
         return client.pck_crl(self.ca)
 
 
@@ -101,11 +101,11 @@ class RootCRLRequest:
 
     @property
     def subject(self) -> str:
-        """A root has one CRL."""
+        """A fixed name, since a root has one CRL."""
         return "root"
 
     def send(self, client: PCSClient, /) -> Document:
-        """Ask for it."""
+        """Send the request."""
         return client.root_crl(self.root)
 
 
@@ -124,7 +124,7 @@ class PCKCertificateRequest:
         return pck_request(self.certification_type, self.certification_data)
 
     def send(self, client: PCSClient, /) -> Document:
-        """Ask for it."""
+        """Send the request."""
         return client.pck_certificate(self.certification_type, self.certification_data, self.qe_id)
 
 
@@ -142,7 +142,7 @@ class PCKIssuersRequest:
         return pck_request(CertificationType.PCK_LEAF, self.leaf)
 
     def send(self, client: PCSClient, /) -> Document:
-        """Ask for it."""
+        """Send the request."""
         return client.pck_issuers(self.leaf, self.ca)
 
 
@@ -164,7 +164,7 @@ class VCEKRequest:
         return chip_subject(self.product, self.tcb, self.chip_id)
 
     def send(self, client: KDSClient, /) -> Document:
-        """Ask for it."""
+        """Send the request."""
         return client.vcek(self.product, self.chip_id, self.tcb)
 
 
@@ -181,7 +181,7 @@ class AMDCRLRequest:
         return self.product.lower()
 
     def send(self, client: KDSClient, /) -> Document:
-        """Ask for it."""
+        """Send the request."""
         return client.crl(self.product)
 
 
@@ -189,7 +189,7 @@ class AMDCRLRequest:
 
 
 def tee_of(written: str) -> Tee:
-    """`sgx` or `tdx`; raises UsageError for anything else."""
+    """`sgx` or `tdx`. Raises UsageError for anything else."""
     if written == "sgx":
         return "sgx"
     if written == "tdx":
@@ -198,9 +198,9 @@ def tee_of(written: str) -> Tee:
 
 
 def request_for(kind: Kind, subject: str, chain: str = "") -> Request[PCSClient]:
-    """The request for a document of Intel's service; `chain` ends in the root, for the root's CRL.
+    """The request for a document of Intel's service. `chain` ends in the root, for the root's CRL.
 
-    Raises FetchFailed for a kind that takes more than its subject to ask for.
+    Raises FetchFailed for a kind whose request needs more than the subject.
     """
     if kind == "tcb-info":
         tee, _, fmspc = subject.partition("-")

@@ -1,4 +1,4 @@
-"""The services that collateral comes from, and the list of them that a store remembers."""
+"""The services that serve collateral, and a store's list of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_SOURCES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A service to ask: its address, and the CA file that its TLS certificate needs, if any."""
+    """A service: its address, and the CA file for its TLS certificate, if it needs one."""
 
     url: str
     ca_file: str | None = None
@@ -40,12 +40,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class SourceList:
-    """The sources that a store remembers, in the order in which they are asked; its `sources.json`."""
+    """A store's sources, in the order in which they are asked (`sources.json`)."""
 
     directory: Path
 
     def known(self) -> tuple[Source, ...]:
-        """The remembered sources; Intel's service where none is."""
+        """The listed sources, or Intel's service where the list is empty."""
         return self._remembered() or (Source(INTEL_PCS),)
 
     def remember(self, sources: Iterable[Source]) -> None:

@@ -1,4 +1,4 @@
-"""Documents on disk: which are kept, for how long, and that none is replaced by an older one.
+"""Documents on disk. None is replaced by an older one.
 
 ::
 
@@ -9,9 +9,9 @@
         marks.json                 the highest number and newest issue date seen of each document
         <kind>-<subject>.json      one document as it was served, with its chain, its address and the time
 
-A document is verified before it is written and again when it is read. It is served while it is valid, and is due to be
-fetched anew from half of its validity on. Marks stop a proxy that answers with older collateral that is still valid.
-Several processes may share a store. Nothing is fetched here.
+A document is verified before it is written and again when it is read. It is served while it is valid, and it is due for
+a new fetch after half of its validity. Marks stop a proxy that serves older collateral that is still valid. Several
+processes may share a store. Nothing is fetched here.
 """
 
 from __future__ import annotations
@@ -50,16 +50,19 @@ MAX_DOCUMENTS_PER_ROOT: Final = 4096
 MAX_ROOTS_IN_MEMORY: Final = 1024
 
 IMMUTABLE: Final = frozenset({"pck-certificate", "amd-vcek", "amd-vlek"})
-"""Kinds that never change for their subject, and so are not fetched anew."""
+"""Kinds that never change for their subject. They are not fetched anew."""
 
 EARLIEST_SHARE: Final = 0.45
 LATEST_SHARE: Final = 0.55
-"""Between these shares of its validity a document becomes due; where, depends on the store and the document."""
+"""A document becomes due between these shares of its validity.
+
+The exact share depends on the store and the document.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one document when it was fetched or imported."""
+    """The result of the fetch or import of one document."""
 
     name: str
     verified: VerifiedDocument | None
@@ -68,7 +71,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One document of the store as it lies there now: verified, or refused with the reason."""
+    """One document of the store: verified, or refused with the reason."""
 
     root: Digest
     name: str
@@ -78,7 +81,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The newest that was seen of one document."""
+    """The newest version of one document that was ever seen."""
 
     number: int | None
     issued_at: datetime
@@ -86,7 +89,7 @@ class Mark:
 
 @dataclass
 class CollateralStore:
-    """A folder of verified documents; thread-safe, and shared with other processes."""
+    """A folder of verified documents. Thread-safe, and shared with other processes."""
 
     directory: Path
     channel: Channel = "standard"
@@ -99,7 +102,7 @@ class CollateralStore:
     def get(self, root: Digest, kind: Kind, subject: str, now: datetime) -> VerifiedDocument:
         """One document, verified and valid at `now`.
 
-        Raises FetchFailed where there is none, Stale where it is not valid now or older than one that was seen, and
+        Raises FetchFailed where there is none, Stale where it is not valid at `now` or is older than its mark, and
         StorageFailed where it was altered or cannot be read.
         """
         name = stored_name(kind, subject, self.channel)
@@ -111,7 +114,7 @@ class CollateralStore:
         return verified
 
     def find(self, kind: Kind, subject: str, now: datetime) -> VerifiedDocument | None:
-        """A document that is valid at `now`, under whichever root it lies; None where there is none."""
+        """A document that is valid at `now`, under any root. None where there is none."""
         for path in sorted(self.directory.glob(f"{'?' * 64}/{stored_name(kind, subject, self.channel)}.json")):
             try:
                 verified = self._load(str(path))
@@ -122,13 +125,13 @@ class CollateralStore:
         return None
 
     def root_of_request(self, request: str) -> Digest:
-        """The root over the PCK certificate that answers this request; Intel's where there is no such certificate."""
+        """The root of the stored PCK certificate for this request. Intel's root where there is none."""
         for path in sorted(self.directory.glob(f"{'?' * 64}/pck-certificate-{request}.json")):
             return Digest.from_hex(path.parent.name)
         return INTEL_SGX_ROOT
 
     def held(self) -> Iterator[Held]:
-        """Every document that lies here, verified anew; what does not verify comes with the reason."""
+        """Every stored document, verified anew. One that does not verify comes with the reason."""
         if not self.directory.is_dir():
             return
         for folder in sorted(self.directory.iterdir()):
@@ -147,10 +150,10 @@ class CollateralStore:
                     yield Held(root, path.stem, None, error)
 
     def due_at(self, verified: VerifiedDocument) -> datetime:
-        """When a document is to be fetched anew: after half of its validity, give or take a twentieth of it.
+        """When a document is due for a new fetch: after 45 to 55 percent of its validity.
 
-        Where in this span depends on the store and the document, so that many stores do not ask at once. (What never
-        changes, `IMMUTABLE`, is not fetched anew all the same.)
+        The exact time depends on the store and the document, so that many stores do not ask at once. Documents of
+        IMMUTABLE kinds are never fetched anew.
         """
         seed = hashlib.sha256(f"{self.directory}|{verified.root}|{verified.name}".encode()).digest()
         share = EARLIEST_SHARE + (LATEST_SHARE - EARLIEST_SHARE) * (seed[0] / 255)
@@ -161,8 +164,8 @@ class CollateralStore:
     def put(self, document: Document, now: datetime, *, root: Digest | None = None) -> VerifiedDocument:
         """Verify a document and keep it.
 
-        Raises what `verify_document` raises, FetchFailed where it leads to another root than `root`, Stale where it is
-        not valid at `now` or older than one that was seen, and StorageFailed.
+        Raises the errors of `verify_document`, FetchFailed where it leads to another root than `root`, Stale where it
+        is not valid at `now` or is older than its mark, and StorageFailed.
         """
         verified = verify_document(document)
         if root is not None and verified.root != root:
@@ -190,7 +193,7 @@ class CollateralStore:
         return verified
 
     def import_bundle(self, raw: bytes, now: datetime, *, root: Digest | None = None) -> list[Outcome]:
-        """Take over the documents of a bundle, each judged by itself."""
+        """Import the documents of a bundle, each judged by itself."""
         outcomes: list[Outcome] = []
         for document in parse_bundle(raw):
             try:
@@ -211,7 +214,7 @@ class CollateralStore:
     # --- the files
 
     def _load(self, path: str) -> VerifiedDocument | None:
-        """The document in this file, verified when it was first read and again when the file has changed."""
+        """The document in this file. It is verified on the first read and after each change of the file."""
         identity = identity_of(path)
         if identity is None:
             return None
@@ -278,7 +281,7 @@ def _load_marks(path: Path) -> dict[str, Mark]:
 
 
 def check_not_older(verified: VerifiedDocument, mark: Mark | None) -> None:
-    """Refuse a document that is older than one that was seen before; raises Stale."""
+    """Refuse a document that is older than one that was seen before. Raises Stale."""
     if mark is None:
         return
     back = mark.number is not None and (verified.number is None or verified.number < mark.number)

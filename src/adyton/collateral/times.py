@@ -1,4 +1,4 @@
-"""How the store's files write a time: RFC 3339 in UTC, in whole seconds. What does not parse is no time."""
+"""Times in the store's files: RFC 3339 in UTC, in whole seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from adyton.rfc3339 import parse_timestamp
 
 
 def parse_stamp(written: object) -> datetime | None:
-    """The time that was written by `rfc3339.timestamp`, or None where it does not parse."""
+    """Parse a time that `rfc3339.timestamp` wrote. None where it does not parse."""
     try:
         return parse_timestamp(written) if isinstance(written, str) else None
     except ValueError:

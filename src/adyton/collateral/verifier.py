@@ -1,4 +1,4 @@
-"""Evidence to a verified report, with the key server's own collateral and clock."""
+"""Verify evidence with the key server's own collateral and clock."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class CollateralSource(Protocol):
-    """Where collateral comes from: there, or `Pending` where it is being fetched.
+    """A source of collateral. The result is the collateral, or `Pending` while it is fetched.
 
-    Raises Unavailable where there is none for this evidence, and Stale where it is old.
+    Raises Unavailable where there is none for this evidence, and Stale where it has expired.
     """
 
     def for_quote(self, quote: SGXQuote | TDXQuote, now: datetime, /) -> Collateral | Pending:
@@ -42,25 +42,25 @@ class CollateralSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VerifiedEvidence:
-    """A report, and the collateral that it was verified with."""
+    """A verified report, and its collateral."""
 
     report: VerifiedReport
     collateral: Collateral | AMDCollateral
 
 
 class Verifier:
-    """Verifies evidence; caches the collateral and the chains that it has verified already."""
+    """Verifies evidence, with a cache of verified collateral and chains."""
 
     def __init__(self, collateral: CollateralSource) -> None:
         self._collateral = collateral
         self._cache = dcap.Cache()
 
     def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> VerifiedEvidence | Pending:
-        """Verify evidence at the time `now`; raises an EvidenceError that names the step, or Unavailable.
+        """Verify evidence at the time `now`. Raises an EvidenceError that names the step, or Unavailable.
 
-        Where its collateral is being fetched, the result is `Pending`, and nothing is verified yet. A certificate chain
-        in the evidence is judged first, up to a pinned root: it needs no collateral, and so nobody has collateral
-        fetched for a platform that is not trusted anyway.
+        While its collateral is fetched the result is `Pending`, and nothing is verified yet. A certificate chain in the
+        evidence is verified first, up to a pinned root. That needs no collateral, so nobody can cause a fetch for a
+        platform that is not trusted.
         """
         evidence = parse_evidence(raw)
         roots = TrustRoots().with_sim(sim_roots)

@@ -1,1 +1,1 @@
-"""Who gets a key: the decision, its reasons, what is kept of it. Nothing here opens a socket."""
+"""Decides who gets a key: the decision, its reasons, and its record. Nothing here opens a socket."""

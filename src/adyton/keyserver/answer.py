@@ -1,4 +1,4 @@
-"""From a decision that stands in the record to the answer; a grant of Adyton's protocol is wrapped and signed here."""
+"""Make the answer to a recorded decision. A grant of Adyton's protocol is wrapped and signed here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def answered(
     signer: GrantKey,
     now: datetime,
 ) -> Answered:
-    """The answer to a request; `checkpoint` is of the record that holds its decision."""
+    """The answer to a request. `checkpoint` is that of the record with its decision."""
     if isinstance(outcome, Refused):
         return Answered(outcome.refusal)
     if received.protocol == RA_TLS:

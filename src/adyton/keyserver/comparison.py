@@ -1,8 +1,8 @@
-"""What a refused program showed, unpacked and compared with approved ones: in a process of its own.
+"""Unpack the explanation of a refused program and compare it with approved programs, in a confined process.
 
-Two tasks, so that no text is parsed as a manifest whose hash is not in the evidence: `unpack` gives manifest and
-runtime parts, the key server compares their measurement with the evidence, and only then has `compare` read them.
-What stands in approved manifests is read here as well: they come from the database.
+There are two tasks, so that a text is parsed as a manifest only if its hash is in the evidence. `unpack` gives manifest
+and runtime parts. The key server compares their measurement with the evidence. Only then does `compare` parse them.
+Approved manifests are parsed here as well, since they come from the database.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
 MODULE: Final = "adyton.keyserver.comparison"
 MAX_APPROVED: Final = 5
-"""Approved programs that a refused one is compared with, the closest first."""
+"""Most approved programs that a refused one is compared with, the closest first."""
 
 MAX_FRAMES: Final = 3 * (MAX_APPROVED + 1)
 MAX_LINE_CHARACTERS: Final = 600
 MAX_COMPARED_BYTES: Final = 256 * 1024
 MAX_PARTS_BYTES: Final = 256 * 1024
-"""What is taken back from the other process, which may be a hostile text's by then."""
+"""Largest answer of the confined process, which a hostile text may control by then."""
 
 BOUNDS: Final = confined_process.Bounds()
 
 
 def framed(*parts: bytes) -> bytes:
-    """Each part behind its length (u32, big-endian)."""
+    """Join parts, each with its length before it (u32, big-endian)."""
     return b"".join(struct.pack(">I", len(part)) + part for part in parts)
 
 
 def frames(raw: bytes) -> list[bytes]:
-    """What `framed` put together; raises OutOfOrder."""
+    """Split the bytes of `framed` into parts. Raises OutOfOrder."""
     found: list[bytes] = []
     at = 0
     while at < len(raw):
@@ -59,13 +59,13 @@ def frames(raw: bytes) -> list[bytes]:
 
 
 def unpacked(denial: str, message: bytes) -> Explanation:
-    """A message, unpacked elsewhere; raises OutOfOrder, Timeout."""
+    """Unpack a message in a confined process. Raises OutOfOrder, Timeout."""
     manifest, parts = frames(confined_process.run(MODULE, "unpack", framed(denial.encode(), message), BOUNDS))
     return Explanation(denial, manifest, check_parts(dict(parse_object(parts, MAX_PARTS_BYTES))))
 
 
 def compared(shown: Explanation, approved: Sequence[tuple[str, bytes, dict[str, str]]]) -> dict[str, Any]:
-    """What differs from the closest of some approved programs (name, manifest, parts); raises OutOfOrder, Timeout."""
+    """The differences from the closest of the approved programs (name, manifest, parts). Raises OutOfOrder, Timeout."""
     parts = [shown.manifest, json.dumps(dict(shown.runtime_parts)).encode()]
     for name, manifest, runtime_parts in approved[:MAX_APPROVED]:
         parts += [name.encode(), manifest, json.dumps(runtime_parts).encode()]
@@ -83,7 +83,7 @@ def compared(shown: Explanation, approved: Sequence[tuple[str, bytes, dict[str, 
 
 
 def unpack(raw: bytes) -> bytes:
-    """Denial and message in; manifest and runtime parts (JSON) out."""
+    """Task: denial and message go in, manifest and runtime parts (JSON) come out."""
     denial, message = frames(raw)
     shown = parse_explain(message)
     if shown.denial != denial.decode():
@@ -92,7 +92,7 @@ def unpack(raw: bytes) -> bytes:
 
 
 def compare(raw: bytes) -> bytes:
-    """Manifest and parts, then the same of approved programs with their names; the fewest differences out (JSON)."""
+    """Task: a program and the approved programs go in, the smallest set of differences (JSON) comes out."""
     manifest, parts, *approved = frames(raw)
     shown = read_manifest(manifest)
     shown_parts = json.loads(parts)

@@ -1,8 +1,8 @@
-"""What an owner is shown before she approves, and what she must name: the only way in which an approval comes to stand.
+"""The consent of the owner: what an approval exposes is shown to her, and she must accept each exposure by name.
 
-Whoever approves (the command line, the dashboard) goes through `propose` or `change` here. Both find out what the
-approved program exposes, from its manifest where the store knows it, and refuse what she did not name. What was found
-and what was named is part of the approval, and hence of its entry in the audit record.
+Command line and dashboard approve only through `propose` or `alter`. Both find the exposures of the approved program,
+from its manifest where the store has it. Both refuse an exposure that she did not name. The findings and the named ones
+are part of the approval, and so of its entry in the audit record.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adyton.manifest.model import Manifest
 
 REVIEWED: Final = ("findings", "allowed", "not_covered")
-"""Entries of an approval that only a review writes."""
+"""Entries of an approval that only this module writes."""
 
 MAX_FINDINGS: Final = 256
 MAX_NAMED_IN_A_REFUSAL: Final = 20
@@ -39,14 +39,14 @@ MAX_NAMED_IN_A_REFUSAL: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Mine:
-    """What tells an owner from another: the SHA-256 of her CA (DER, hex digits), and her signer where she has one."""
+    """The identity of an owner: the SHA-256 of her CA (DER, hex digits), and her signer if she has one."""
 
     ca_sha256: str
     mrsigner: Digest | None
 
 
 def mine(home: Home) -> Mine:
-    """The CA and the signer of this home; raises ManifestError or UsageError where they are not what they should be."""
+    """The CA and the signer of this home. Raises ManifestError or UsageError where one is invalid."""
     ca = ca_within(read_capped(home.ca_path, MAX_CA_CHARS, "CA certificate").decode("ascii", "replace"), "ca.crt")
     signer = home.signer_path
     pem = read_capped(signer, MAX_PEM_BYTES, "signing key") if signer.exists() else None
@@ -62,12 +62,12 @@ def shown(
     *,
     stood: bool = False,
 ) -> tuple[Finding, ...]:
-    """Everything that the owner is shown of what she approves, the most dangerous first.
+    """All findings that the owner is shown before she approves, the most dangerous first.
 
-    `manifest` is the one that was looked at for this approval, and `further` what else was found of it; otherwise the
-    store's manifest is taken, where it has it. Where it has none, `stood` says that what the approval itself records
-    was found when the owner approved it; a proposal's own word is shown, and stands for no manifest.
-    Raises UsageError where it is more than anybody can look at: what would bury a finding is not shown at all.
+    `manifest` is the manifest of this approval. Without it the store's is used, if there is one. Without both, the
+    findings in the approval itself are shown. They replace a manifest only with `stood`: then the owner has approved
+    them before. `further` are findings from other sources. Raises UsageError where there are too many to read: a
+    finding must not be hidden among others.
     """
     known = manifest_of(view, approval) if manifest is None else manifest
     if known is not None:
@@ -100,7 +100,7 @@ def shown(
 
 
 def manifest_of(view: Reader, approval: Approval) -> Manifest | None:
-    """The manifest that an approval's measurement stands for, where the store knows it."""
+    """The manifest of an approval's measurement, if the store has it."""
     if approval.measurement is None:
         return None
     behind = view.behind(approval.measurement)
@@ -122,7 +122,10 @@ def propose(
     manifest: Manifest | None = None,
     further: Iterable[Finding] = (),
 ) -> StoredApproval:
-    """Store a new approval as reviewed; raises UsageError where it exposes what is not named, and is to stand."""
+    """Review and store a new approval.
+
+    Raises UsageError where it is to be valid and has an exposure that is not named.
+    """
     approval = _as_in(manifest_of(change, approval) if manifest is None else manifest, approval)
     found = shown(change, approval.changed(findings=(), allowed=()), owner, manifest, further)
     return change.add_approval(_reviewed(approval, found, named, stands=state == APPROVED), actor=actor, state=state)
@@ -138,10 +141,10 @@ def alter(
     state: str | None = None,
     approval: Approval | None = None,
 ) -> StoredApproval:
-    """Change an approval's state or content as reviewed again: what it exposes must be named again.
+    """Change an approval's state or content. It is reviewed again, and its exposures must be named again.
 
-    What was named counts on where the approval stood and the program stays the same. Raises UsageError where something
-    is not named.
+    Earlier names still count where the approval was valid and the program stays the same. Raises UsageError where an
+    exposure is not named.
     """
     before = change.approval(approval_id)
     after = before.approval if approval is None else approval
@@ -162,7 +165,7 @@ def alter(
 
 
 def _pinning(manifest: Manifest, key: str, hers: set[str], owner: Mine) -> Iterable[Finding]:
-    """Whose CA is pinned for which key: hers must be hers; what belongs to others she is shown."""
+    """Findings about the pinned CAs: her keys must pin her CA, and keys of other owners are shown."""
     pinned = pinned_keys(manifest)
     for name, ca in pinned.items():
         if ca is not None and ca != owner.ca_sha256:
@@ -172,12 +175,12 @@ def _pinning(manifest: Manifest, key: str, hers: set[str], owner: Mine) -> Itera
 
 
 def _reviewed(approval: Approval, found: tuple[Finding, ...], named: Iterable[str], *, stands: bool) -> Approval:
-    """The approval with what was found and what was named written into it."""
+    """The approval with the findings and the named ones in it."""
     names = {item.name: item for item in found}
     given = set(named)
     for name in sorted(given - set(names)):
         raise UsageError(
-            f"{name[:200]!r} is no finding of what would be approved",
+            f"{name[:200]!r} is not a finding of this program",
             check="names of the findings",
             expected=", ".join(names) or "none: nothing has to be named",
             seen=name[:200],
@@ -201,7 +204,7 @@ def _reviewed(approval: Approval, found: tuple[Finding, ...], named: Iterable[st
 
 
 def _as_in(manifest: Manifest | None, approval: Approval) -> Approval:
-    """The approval with what its manifest says of report data, where the manifest is known."""
+    """The approval with the manifest's setting for report data, if the manifest is known."""
     if manifest is None or approval.raw_report_data == manifest.adyton.raw_report_data:
         return approval
     return approval.changed(raw_report_data=manifest.adyton.raw_report_data)

@@ -1,7 +1,7 @@
-"""Who gets a key: a verified report and a request against the owner's approvals, line by line.
+"""Decide who gets a key: compare a verified report and a request with the owner's approvals, line by line.
 
-Every line of every approval of the key is judged, so that a refusal can name all that stands in the way; one approval
-whose lines all hold grants the key. `Grant` can be made here only.
+Every line of every approval of the key is judged, so that a refusal can name every failed line. An approval whose lines
+all hold grants the key. Only this module can make a `Grant`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _DECIDER: Final = object()
 _NO_END: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 MAX_LISTED: Final = 20
-"""Approvals that a refusal lists, the closest first; the others are counted."""
+"""Most approvals in a refusal, the closest first. The others are only counted."""
 
 MAX_LINES: Final = 10
 MAX_TEXT_CHARACTERS: Final = 300
-"""What a refusal lists of an approval: so many failed lines, so much of each text; all of it fits an audit entry."""
+"""Limits of an approval in a refusal: failed lines, and characters of a text. The whole refusal fits an audit entry."""
 
 PROGRAM_LINES: Final = frozenset({"workload", "measurement", "signer", "program"})
-"""The names under which `appraise` judges which program it is."""
+"""The names of the checks of `appraise` that identify the program."""
 
 RUNS_LINE: Final = "number of runs"
 ACTIVE_LINE: Final = "runs at a time"
@@ -49,7 +49,7 @@ ACTIVE_LINE: Final = "runs at a time"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked for: a key, by which run, over which protocol, with evidence bound to what."""
+    """A request for one key: the key, the run, the protocol, and the report data of the evidence."""
 
     key: str
     run: str
@@ -60,7 +60,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """This run may have this key, by this approval; only `decide` can make it."""
+    """This run may have this key, by this approval. Only `decide` can make it."""
 
     key: str
     run: str
@@ -68,7 +68,7 @@ class Grant:
     claims: Claims
     lease_until: datetime
     renews: str | None
-    """The release that this run holds already, where it asks again within its lease."""
+    """The release of this run's current lease, where it asks again within the lease."""
     made_by: object = field(repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -85,16 +85,16 @@ class Judged:
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """The lines that stand in the way."""
+        """The failed lines."""
         return tuple(line for line in self.lines if not line.ok)
 
     @property
     def is_this_program(self) -> bool:
-        """Whether the approval is for the program that asked."""
+        """Whether the approval is for this program."""
         return all(line.ok for line in self.lines if line.name in PROGRAM_LINES)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: which approval, and the lines of it that failed, each text cut to a bound."""
+        """As JSON: the approval and its failed lines, with each text cut to the limit."""
         return {
             "approval": self.approval.id,
             "revision": self.approval.revision,
@@ -110,22 +110,22 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Nobody approved this: every approval with its lines, the closest first."""
+    """No approval grants the request: every approval with its lines, the closest first."""
 
     key: str
     judged: tuple[Judged, ...]
 
     @property
     def is_used_up(self) -> bool:
-        """Whether an approval would grant it, if its runs were not used up."""
+        """Whether an approval would grant the request if its runs were not used up."""
         limits = {RUNS_LINE, ACTIVE_LINE}
         return any({line.name for line in judged.failed} <= limits for judged in self.judged)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, for the owner: the closest approvals with what failed in each, and how many there were besides.
+        """As JSON, for the owner: the closest approvals with their failed lines, and the number of the others.
 
-        Bounded, whatever the policy: a refusal always fits the record. Revoked approvals of other programs are counted
-        only: nobody asks why those did not help.
+        The size is limited for every policy, so a refusal always fits the record. Revoked approvals of other programs
+        are only counted.
         """
         told = [item for item in self.judged if item.is_this_program or item.approval.state != REVOKED]
         listed = [item.to_dict() for item in told[:MAX_LISTED]]
@@ -139,7 +139,7 @@ def decide(
     usage_of: Callable[[StoredApproval], Usage],
     now: datetime,
 ) -> Grant | Denial:
-    """Judge a request by all approvals of its key; the first (newest change) that holds in every line grants it."""
+    """Judge a request by all approvals of its key. The first (newest change) whose lines all hold grants it."""
     judged: list[Judged] = []
     for stored in approvals:
         if stored.approval.key != request.key:
@@ -169,9 +169,9 @@ def decide(
 def decide_in_vain(
     request: Request, report: VerifiedReport, approvals: Sequence[StoredApproval], now: datetime
 ) -> None:
-    """Judge a request by the approvals of all other keys, for nothing.
+    """Judge a request by the approvals of all other keys, and drop the result.
 
-    After a denial: else the time that it takes would say how many approvals there are of the key that was named.
+    This is done after a denial. Otherwise the time of the decision would show how many approvals the named key has.
     """
     for stored in approvals:
         if stored.approval.key != request.key:
@@ -181,7 +181,7 @@ def decide_in_vain(
 def _lines(
     request: Request, report: VerifiedReport, stored: StoredApproval, now: datetime
 ) -> tuple[list[Check], Claims | None]:
-    """Every line of an approval but those of its usage, and the claims where the evidence holds."""
+    """Every line of an approval except its usage, and the claims where the evidence passes."""
     lines = _own_lines(request, stored, now, by_manifest=isinstance(report.evidence, SNPReport))
     if report.tee_with_root in stored.approval.tees:  # else the line TEE refuses
         lines += approval_gaps.lines(stored.approval, report.tee_with_root)
@@ -271,11 +271,11 @@ def _usage_lines(approval: Approval, usage: Usage) -> list[Check]:
 
 
 def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manifest: bool = False) -> Policy:
-    """The part of an approval that `appraise` judges, as its kind of policy.
+    """The part of an approval that `appraise` judges, as a policy.
 
-    In a confidential machine (TDX, SEV-SNP) the measurement is the guest image's, and the workload stands elsewhere:
-    in TDX's RTMR3; SEV-SNP has no register for it, so there the guest, which is known, vouches for the manifest's hash
-    in the report data (`by_manifest`). Each guest image is an alternative: registers of two are never mixed.
+    In a confidential machine (TDX, SEV-SNP) the measurement is that of the guest image. TDX has the workload in RTMR3.
+    SEV-SNP has no register for it. There the approved guest puts the manifest's hash into the report data
+    (`by_manifest`). Each guest image is one alternative, so registers of two images are never mixed.
     """
     kind = ("snp" if by_manifest else "tdx") if confidential_machine else None
     images = tuple(guest.policy() for guest in approval.guest_images if guest.kind == kind)

@@ -1,4 +1,4 @@
-"""Requests that wait for their decision, and the one thread that takes them in batches."""
+"""The queue of requests, and the one thread that decides them in batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("adyton.keyserver")
 
 MAX_BATCH: Final = 64
 MAX_WAITING: Final = 2000
-"""What may wait for the thread; one more is turned away."""
+"""Most requests in the queue. Further ones are refused."""
 
 IDLE_S: Final = 5.0
 
@@ -27,25 +27,24 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
-    """A request, and the future that its client waits for."""
+    """A request, and the future of its answer."""
 
     received: Received
     future: Future[Answered] = field(default_factory=Future)
     has_waited: bool = False
-    """Whether it waited for collateral already; it does so once."""
+    """Whether it waited for collateral already. It waits once at most."""
 
     def claim(self) -> bool:
-        """Whether somebody still waits for the answer; from now on it will be given."""
+        """Mark the request as running. False where its client no longer waits."""
         if self.future.done():
             return False
         return self.future.running() or self.future.set_running_or_notify_cancel()
 
 
 class DecisionQueue(Generic[Item]):
-    """A bounded queue, and the thread that empties it; nothing that happens in a batch ends the thread.
+    """A bounded queue, and the thread that empties it. An error in a batch does not end the thread.
 
-    `work` gets up to 64 items at a time, in the order in which they came. `idle` is called when nothing came for a
-    while.
+    `work` gets up to 64 items at a time, in the order of their arrival. `idle` is called after a while without items.
     """
 
     def __init__(self, work: Callable[[list[Item]], None], idle: Callable[[], None]) -> None:
@@ -56,7 +55,7 @@ class DecisionQueue(Generic[Item]):
         self._thread.start()
 
     def put(self, item: Item) -> bool:
-        """Let it wait its turn; False where too much waits already."""
+        """Add an item. False where the queue is full."""
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
@@ -65,12 +64,12 @@ class DecisionQueue(Generic[Item]):
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number of waiting items."""
         return self._waiting.qsize()
 
     @property
     def is_full(self) -> bool:
-        """Whether one more would be turned away."""
+        """Whether the queue is full."""
         return self._waiting.qsize() >= MAX_WAITING
 
     @property
@@ -79,7 +78,7 @@ class DecisionQueue(Generic[Item]):
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Finish what waits, and end the thread."""
+        """Finish the waiting items, and end the thread."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -93,7 +92,7 @@ class DecisionQueue(Generic[Item]):
                 log.exception("internal error between decisions")
 
     def _next(self) -> tuple[list[Item], bool]:
-        """What waits, and whether more may come; nothing after a while in which nothing came."""
+        """The next items, and whether more may come. No items after a while without any."""
         batch: list[Item] = []
         try:
             item = self._waiting.get(timeout=IDLE_S)

@@ -1,6 +1,6 @@
-"""One request decided: within a transaction, by the owner's approvals, and with its entry in the audit record.
+"""Decide one request within a transaction, by the owner's approvals, and record the decision.
 
-Nothing leaves from here. The caller commits the transaction first, and answers then.
+Nothing is sent here. The caller first commits the transaction and then answers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ log = logging.getLogger("adyton.keyserver")
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One verified request, the transaction that it is decided in, and the time of the decision."""
+    """One verified request, its transaction, and the time of the decision."""
 
     change: Transaction
     verified: Verified
@@ -61,7 +61,7 @@ class _Case:
 
 
 class Decisions:
-    """Decides requests within the record's limits; for one thread."""
+    """Decides requests within the record's limits. For one thread."""
 
     def __init__(self, server_name: str, limits: RefusalLimits) -> None:
         self._server_name = server_name
@@ -71,7 +71,7 @@ class Decisions:
     def decide(self, change: Transaction, verified: Verified, now: datetime, at_ms: int) -> Decided:
         """Decide one request, and record the decision in this transaction.
 
-        A nonce is used up before any approval is read: a request that comes again is refused, whatever it asks for.
+        The nonce is used up before any approval is read, so a repeated request is always refused.
         """
         return Decided(verified.received, self._outcome(_Case(change, verified, now, at_ms)))
 
@@ -90,7 +90,7 @@ class Decisions:
         return self._decide_by_name(case, result.report)
 
     def _decide_by_name(self, case: _Case, report: VerifiedReport) -> Outcome:
-        """Give all keys that the request names, or none."""
+        """Grant all keys that the request names, or none."""
         grants: list[Grant] = []
         for name in case.received.names:
             decided = _judge(case, report, name)
@@ -101,10 +101,10 @@ class Decisions:
         return self._grant(case, tuple(grants))
 
     def _decide_by_measurement(self, case: _Case, report: VerifiedReport) -> Outcome:
-        """Gramine's protocol names no key: give the one that this program may have, or say why the closest is not.
+        """For Gramine's protocol, which names no key: grant the key that this program may have, or refuse.
 
-        A key whose runs are used up counts as one that it may have: else the last run of one key would hand out
-        another in its place.
+        A key whose runs are used up counts as one that it may have. Otherwise a program would get another key after the
+        last run of the first.
         """
         allowed: list[Grant] = []
         used_up: list[Denial] = []
@@ -173,7 +173,7 @@ class Decisions:
         return Release(grant_id, grants, versions, payload)
 
     def _refuse(self, case: _Case, report: VerifiedReport, denial: Denial) -> Refused:
-        """Refuse genuine evidence that no approval is for; the owner's record says how near each approval comes."""
+        """Refuse genuine evidence without a matching approval. The owner's record lists the closest approvals."""
         platform = case.verified.platform
         bound = platform is not None
         unknown = not any(judged.is_this_program for judged in denial.judged)
@@ -206,9 +206,9 @@ class Decisions:
         reason_of: Callable[[str | None], dict[str, str]] | None,
         waiting_for: Mapping[str, Any] = MappingProxyType({}),
     ) -> Refusal:
-        """Refuse genuine evidence: the client is told the same whatever the reason is; the record has the reason.
+        """Refuse genuine evidence. The client's text never depends on the reason. The record has the reason.
 
-        Without `reason_of` the reason is what the client is told: the evidence was not made for this request.
+        Without `reason_of` the reason is the client's text: the evidence was not made for this request.
         """
         received, bound = case.received, case.verified.platform is not None
 
@@ -222,7 +222,7 @@ class Decisions:
         return Refused(self._deny(case, lambda known: evidence_reason(error, known), detail))
 
     def _unchecked(self, case: _Case, error: Unavailable) -> Unchecked:
-        """No verdict; but the owner should know what was missing."""
+        """Record a request that could not be checked, so that the owner knows what was missing."""
         told = self._deny(case, unchecked_reason, {"unchecked": cut_details(error)})
         return Unchecked(
             busy(told.message, check=told.check, expected=told.expected, seen=told.seen, remedy=told.remedy)
@@ -237,7 +237,10 @@ class Decisions:
         reason_of: Callable[[str | None], dict[str, str]] | None = None,
         waiting_for: Mapping[str, Any] = MappingProxyType({}),
     ) -> Refusal:
-        """Refuse, and record it with what waits since then, unless there were too many lately: then without an id."""
+        """Refuse, and record the refusal with the waiting programs.
+
+        Beyond the limits it is only counted, without an id.
+        """
         change, platform, at_ms = case.change, case.verified.platform, case.at_ms
         denial_id = new_id("d") if self._limits.may_keep(platform, at_ms) else None
         told = told_of(denial_id)
@@ -262,7 +265,7 @@ class Decisions:
 
 
 def _use_nonce(case: _Case) -> None:
-    """Use up the challenge of Adyton's own protocol; raises OutOfOrder where it was used before.
+    """Use up the challenge of Adyton's own protocol. Raises OutOfOrder where it was used before.
 
     RA-TLS has none: there the handshake proves that the client holds the key of its certificate.
     """
@@ -289,7 +292,7 @@ def _judge(case: _Case, report: VerifiedReport, key: str) -> Grant | Denial:
 
 
 def _request(received: Received, key: str) -> Request:
-    """What is asked for, of one of the keys that are named."""
+    """The request for one of the named keys."""
     return Request(
         key=key,
         run=received.run,

@@ -1,4 +1,4 @@
-"""What was changed: an approved program against the one that asked, as lines for the owner and for nobody else."""
+"""The differences between an approved and a refused program, as lines for the owner only."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 MAX_LINES: Final = 40
 MAX_CHARACTERS: Final = 160
-"""The most of a name or a value in a line, beside two signs that something was cut."""
+"""Longest name or value in a line, without the signs that mark a cut."""
 _PREFIXES: Final = {"file": "file ", "mount": "mount ", "runtime": "runtime: "}
 _ORDER: Final = ("runtime", "mount", "key", "file", "form")
 
 
 def owner_lines(found: Sequence[Difference]) -> list[str]:
-    """At most MAX_LINES lines, by the kind of what differs: where files come from stands before single keys."""
+    """At most MAX_LINES lines, ordered by kind: sources of files come before single keys."""
     return [owner_line(item) for item in sorted(found, key=lambda item: _ORDER.index(item.kind))[:MAX_LINES]]
 
 
 def owner_line(difference: Difference) -> str:
-    """One line with both values, each cut to a bound around what differs."""
+    """One line with both values, each cut around the difference."""
     name = _cut(_PREFIXES.get(difference.kind, "") + difference.what, "")
     approved = "nothing" if difference.before is None else _cut(difference.before, difference.after)
     seen = "nothing" if difference.after is None else _cut(difference.after, difference.before)
@@ -32,7 +32,7 @@ def owner_line(difference: Difference) -> str:
 
 
 def _cut(text: str, other: str | None) -> str:
-    """One line of a bounded length. It is cut before it is escaped as well: a value may have megabytes."""
+    """One line of limited length. It is cut before the escaping as well, since a value may have megabytes."""
     line, other_line = (
         one_line(around_difference(one, two, MAX_CHARACTERS)) for one, two in ((text, other), (other or "", text))
     )
@@ -40,7 +40,7 @@ def _cut(text: str, other: str | None) -> str:
 
 
 def read_manifest(raw: bytes) -> Comparable:
-    """Read a manifest that is to be compared; raises MalformedManifest where it is no TOML in UTF-8."""
+    """Parse a manifest for a comparison. Raises MalformedManifest where it is no TOML in UTF-8."""
     try:
         return read_unchecked(raw.decode("utf-8"))
     except UnicodeDecodeError:
@@ -48,7 +48,7 @@ def read_manifest(raw: bytes) -> Comparable:
 
 
 def part_differences(approved: Mapping[str, str], seen: Mapping[str, str]) -> list[Difference]:
-    """Parts of Adyton's runtime that differ."""
+    """The parts of Adyton's runtime that differ."""
     names = sorted(set(approved) | set(seen))
     return [
         Difference("runtime", name, approved.get(name), seen.get(name))

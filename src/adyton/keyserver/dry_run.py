@@ -1,4 +1,4 @@
-"""A dry run: would this evidence get a key, and if not, which line stands in the way?"""
+"""A dry run: would this evidence get a key, and if not, which line fails?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What would happen for one key."""
+    """The result for one key."""
 
     key: str
     granted: bool
@@ -55,7 +55,7 @@ def dry_run(
 ) -> list[DryRun]:
     """Verify evidence and judge it by the approvals of one key or of all, without recording anything.
 
-    `manifest_sha256` is the manifest that the enclave would name; under SEV-SNP no program is known without it.
+    `manifest_sha256` is the manifest that the enclave would name. SEV-SNP needs it to identify the program.
     """
     moment = datetime.now(UTC) if now is None else now
     at_ms = int(moment.timestamp() * 1000)

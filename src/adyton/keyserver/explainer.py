@@ -1,11 +1,11 @@
-"""What was changed in a program that was refused: worked out beside the decisions, for the owner's record alone.
+"""Find the changes in a refused program, in the background, for the owner's record only.
 
-Only what a refusal of genuine evidence announced is taken, once, few at a time and few of one platform. It is read in
-a process of its own, and believed only where what it shows is what the evidence measured.
+An explanation is taken only after a refusal of genuine evidence, once, a few at a time and a few of one platform. A
+confined process parses it. It counts only where its measurement is that of the evidence.
 
-The client is told that its explanation was taken before anything is worked out. Whether it can be taken depends on what
-is being read, never on what is being worked out: else the time until a place is free would say what was found. What
-there is no room to work out is dropped, and only the log says so.
+The client gets its answer before any comparison begins. Whether there is a free place depends on the messages that are
+being read, never on comparisons. Otherwise the time until a place is free would show what was found. An explanation
+beyond the limits is dropped, and only the log says so.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("adyton.keyserver")
 
 MAX_EXPLAINING: Final = 4
-"""Explanations that are read at a time, and that wait to be worked out: each is megabytes."""
+"""Most explanations being read at a time, and most that wait for their comparison. Each has megabytes."""
 
 MAX_OF_ONE_PLATFORM: Final = 2
-"""Of these, from one platform."""
+"""Those of one platform."""
 
 MAX_EXPECTED: Final = 256
 EXPECTED_S: Final = 600.0
-"""How many refusals may be explained, and how long after them."""
+"""The number of refusals that may be explained, and the time for it."""
 
 MAX_BUSY_S_PER_HOUR: Final = 900
 MAX_PLATFORM_BUSY_S_PER_HOUR: Final = 225
-"""How long explanations may keep a processor busy in an hour, and those on one platform."""
+"""Processor time for all explanations in an hour, and for those of one platform."""
 
 CLOSE_S: Final = 15.0
 
@@ -72,20 +72,20 @@ class Ticket:
 
     denial: str
     platform: str
-    """The platform's chip, where its evidence was made for its request; empty otherwise."""
+    """The platform's chip, if its evidence was made for this request. Otherwise empty."""
     evidence: SGXQuote | TDXQuote | SNPReport
     tee: str
     key: str
     approvals: tuple[str, ...]
-    """The approvals that it was judged by, the closest first."""
+    """The approvals by which it was judged, the closest first."""
     waits: bool
-    """Whether the program may wait for the owner's approval once it has shown what it is."""
+    """Whether the program may wait for the owner's approval after its explanation."""
     made_at: float
     """On the monotonic clock."""
 
 
 def waits(detail: Mapping[str, Any]) -> bool:
-    """Whether a refusal was one of a program that no approval is for, by the detail in its entry."""
+    """Whether a refused program has no approval, by the detail of the refusal's entry."""
     approvals = detail.get("approvals")
     if approvals is None:
         return False
@@ -93,7 +93,7 @@ def waits(detail: Mapping[str, Any]) -> bool:
 
 
 class Explainer:
-    """Compares refused programs with approved ones; one thread works, any may ask."""
+    """Compares refused programs with approved ones, in one thread. Thread-safe."""
 
     def __init__(self, store: Store, combine: Callable[[Mapping[str, Digest]], Digest]) -> None:
         self._store = store
@@ -111,16 +111,16 @@ class Explainer:
         self._thread.start()
 
     def expect(self, ticket: Ticket) -> None:
-        """Let this refusal be explained; the one that waits longest makes room."""
+        """Allow an explanation of this refusal. At the limit the oldest ticket is dropped."""
         with self._lock:
             self._expected[ticket.denial] = ticket
             while len(self._expected) > MAX_EXPECTED:
                 self._expected.popitem(last=False)
 
     def claim(self, denial: str) -> Ticket | None:
-        """Take a place for the explanation of a refusal, before any of it is read; None where nothing can be explained.
+        """Take a place for an explanation, before it is read. None where the refusal cannot be explained.
 
-        Raises Unavailable where no place is free. Whoever has a ticket gives it to `take` or `drop`.
+        Raises Unavailable where no place is free. The caller must pass the ticket to `take` or `drop`.
         """
         with self._lock:
             ticket = self._expected.get(denial)
@@ -139,12 +139,12 @@ class Explainer:
         return ticket
 
     def drop(self, ticket: Ticket) -> None:
-        """Give a place back: what was announced did not come."""
+        """Give a place back, because the message did not come."""
         with self._lock:
             _leave(self._reading, ticket.platform)
 
     def take(self, ticket: Ticket, message: bytes) -> None:
-        """Have a message worked out when its turn comes; without a word where too many wait for that."""
+        """Queue a message for its comparison. It is dropped silently where too many wait."""
         at_ms = now_ms()
         with self._lock:
             _leave(self._reading, ticket.platform)
@@ -158,12 +158,12 @@ class Explainer:
 
     @property
     def held(self) -> int:
-        """How many are being read, wait, or are being worked out."""
+        """The number of explanations being read, waiting, or being compared."""
         with self._lock:
             return self._reading.total() + self._working.total()
 
     def close(self) -> None:
-        """Work on nothing more; what is under way is waited for, a while."""
+        """Start no further comparison. Wait a while for the running one."""
         self._closing = True
         self._waiting.put(None)
         self._thread.join(CLOSE_S)
@@ -235,7 +235,7 @@ def _leave(places: Counter[str], platform: str) -> None:
 
 
 def _approved(view: Reader, ticket: Ticket) -> list[tuple[str, bytes, dict[str, str]]]:
-    """The approved programs that came closest: name, manifest, runtime parts."""
+    """The closest approved programs: name, manifest, runtime parts."""
     by_id = {stored.id: stored for stored in view.approvals() if stored.state == APPROVED}
     found: list[tuple[str, bytes, dict[str, str]]] = []
     for approval_id in ticket.approvals:
@@ -249,7 +249,7 @@ def _approved(view: Reader, ticket: Ticket) -> list[tuple[str, bytes, dict[str, 
 
 
 def _carries(evidence: SGXQuote | TDXQuote | SNPReport, workload: Measurement) -> bool:
-    """Whether the hardware measured this workload; SEV-SNP has no register for it, so there it is never proven."""
+    """Whether the evidence itself names this workload. SEV-SNP has no register for it, so there it never does."""
     if isinstance(evidence, SGXQuote):
         return evidence.report.mrenclave == workload.raw
     if isinstance(evidence, TDXQuote):

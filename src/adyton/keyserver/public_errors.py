@@ -1,4 +1,4 @@
-"""What a peer is told when the key server itself fails: that it could not check, and nothing of why."""
+"""Errors of the key server as its clients see them: it could not check. They never see the reason."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ log = logging.getLogger("adyton.keyserver")
 def busy(
     message: str, *, check: str, expected: object, seen: str | None, remedy: str | None = "try again in a moment"
 ) -> Unavailable:
-    """What a stranger is told when the key server cannot answer now."""
+    """The error for an unauthenticated client when the key server cannot answer now."""
     return Unavailable(message, check=check, expected=expected, seen=seen, remedy=remedy, public=True)
 
 
 def public_error(error: Exception, doing: str) -> Error:
     """The error as an unauthenticated client may see it.
 
-    The client is told what is wrong with its own message. All else (the database, a file, a defect) is the owner's and
-    goes to the log.
+    The client sees the faults of its own message. All other errors (the database, a file, a defect) are for the owner
+    and go to the log.
     """
     if isinstance(error, OutOfOrder | VersionMismatch) or (isinstance(error, Unavailable) and error.public):
         return error

@@ -1,4 +1,4 @@
-"""Whether the store can be used. Anybody may ask, so an answer is kept for a second and costs no write."""
+"""Readiness of the store. Anybody may ask, so an answer is cached for a second and costs no write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEPT_S: Final = 1.0
 
 
 class Readiness:
-    """Tries the store: reads it, and writes only where the last decision could not be recorded. Thread-safe."""
+    """Tests the store: reads it, and writes only if the last decision could not be recorded. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -28,14 +28,14 @@ class Readiness:
         self._looking = threading.Lock()
 
     def note(self, *, works: bool) -> None:
-        """Whether a decision could be recorded just now."""
+        """Note whether the last decision could be recorded."""
         if works is self._failing:
             self._failing = not works
             self._works = works
             self._looked_at = None
 
     def works(self) -> bool:
-        """Whether the store can be used; while one caller looks, the others get what was known before."""
+        """Whether the store can be used. While one caller tests it, the others get the last result."""
         if not self._looking.acquire(blocking=False):
             return self._works
         try:

@@ -1,4 +1,4 @@
-"""From what a client sent to a request, over each protocol; pure, and nothing of it is verified."""
+"""Turn a client's message into a request, for each protocol. Pure. Nothing is verified here."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def received_message(message: ReleaseRequest, identity: ServerIdentity, peer: st
 def received_chain(
     chain: Sequence[bytes], server_name: str | None, identity: ServerIdentity, peer: str, now: datetime
 ) -> Received:
-    """A request of Gramine's protocol: the certificate chain that the client showed, and the server that it named.
+    """A request of Gramine's protocol: the client's certificate chain, and the server name in its handshake.
 
-    What is wrong with it becomes the request's `error`: it is refused, and recorded, like any other.
+    A fault becomes the request's `error`. Such a request is refused and recorded like any other.
     """
     received = Received(protocol=RA_TLS, names=(), evidence=b"", run="", peer=peer, report_data=None)
     try:
@@ -79,7 +79,7 @@ def _check_validity(certificate: ratls.RATLSCertificate, now: datetime) -> None:
 
 
 def _named_key(server_name: str | None, identity: ServerIdentity) -> tuple[str, ...]:
-    """The key that a client names as KEY.keys.SERVER; raises UsageError where that is no name of a key."""
+    """The key in a server name KEY.keys.SERVER. Raises UsageError where it is no valid name of a key."""
     suffix = f".keys.{identity.server_name}"
     if server_name and server_name.endswith(suffix):
         return (check_name(server_name.removesuffix(suffix)),)

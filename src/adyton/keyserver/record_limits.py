@@ -1,7 +1,7 @@
-"""Limits on what the record keeps of unauthenticated clients: a flood is counted and does not fill the disk.
+"""Limits on recorded requests of unauthenticated clients: a flood is counted and does not fill the disk.
 
-All limits of one key server together let such clients add at most 19 MiB a day to the record, which is never cut, and
-keep 512 MiB of evidence and manifests beside it, the newest (docs/key-server.md has the sum).
+Under all limits together such clients can add at most 19 MiB a day to the record, which is never cut. Beside it the
+newest 512 MiB of evidence and manifests are kept. The page docs/key-server.md has the sum.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections import Counter
 from typing import Final
 
 MAX_NOISE_PER_MINUTE: Final = 120
-"""Refusals of requests without genuine evidence of their own that are recorded whole in a minute."""
+"""Fully recorded refusals in a minute, of requests without genuine evidence of their own."""
 
 MAX_PER_PLATFORM: Final = 60
-"""Refusals of programs on one genuine platform that are recorded whole in a minute."""
+"""Fully recorded refusals in a minute, of programs on one genuine platform."""
 
 MAX_GENUINE_PER_MINUTE: Final = 600
 """The same for all genuine platforms together."""
@@ -21,39 +21,47 @@ MAX_GENUINE_PER_MINUTE: Final = 600
 MAX_NOISE_BYTES_PER_DAY: Final = 512 << 10
 MAX_GENUINE_BYTES_PER_DAY: Final = 16 << 20
 MAX_PLATFORM_BYTES_PER_DAY: Final = 4 << 20
-"""How much these refusals may add to the record in a day, and those on one genuine platform of it."""
+"""Bytes that these refusals may add to the record in a day, and the share of one genuine platform."""
 
 OWNERS_BYTES: Final = 8 * 1024
-"""What a refusal of genuine evidence is charged for the owner's part of it, however long that is (at most so long).
+"""Fixed charge for the owner's part of a refusal of genuine evidence, in bytes. It is also its maximum length.
 
-Else the number of refusals until one is not kept would say how many approvals each was compared with.
+Otherwise the number of refusals until the limit would show with how many approvals each was compared.
 """
 
 MAX_SUMS_PER_DAY: Final = 60
-"""Minutes whose left out refusals are summed up one by one in a day; beyond that there is one sum an hour."""
+"""Minutes in a day that get a sum of their own for refusals that were only counted.
+
+Beyond that there is one sum an hour.
+"""
 
 MAX_EXPLAINED_BYTES_PER_DAY: Final = 2 << 20
 MAX_PLATFORM_EXPLAINED_BYTES_PER_DAY: Final = 512 << 10
-"""What comparisons of refused programs with approved ones may add to the record in a day, and of it those on one
-platform; evidence that was made for another request counts as one platform's."""
+"""Bytes that comparisons of refused programs may add to the record in a day, and the share of one platform.
+
+Evidence that was made for another request counts as that of one platform.
+"""
 
 MAX_EVIDENCE_BYTES_PER_DAY: Final = 32 << 20
 MAX_EVIDENCE_KEPT_BYTES: Final = 256 << 20
-"""Genuine evidence of refused requests that is kept in a day, and in all: beyond that by its hash, the oldest first."""
+"""Limits on stored evidence of refused requests, for a day and in all. Beyond the first only the hash is kept.
+
+Beyond the second the oldest goes.
+"""
 
 MAX_SHOWN_BYTES_PER_DAY: Final = 64 << 20
 MAX_SHOWN_KEPT_BYTES: Final = 256 << 20
-"""Manifests of refused programs that are kept in a day, and in all; beyond that a refusal is still explained."""
+"""Limits on stored manifests of refused programs, for a day and in all. Beyond them a refusal is still explained."""
 
 MAX_LINES_PER_MINUTE: Final = 60
-"""Lines of the log for messages that nothing is recorded of."""
+"""Log lines for messages that are not recorded."""
 
 _DAY_MS: Final = 86_400_000
 _MAX_PLATFORMS: Final = 4096
 
 
 class Budget:
-    """A limit on a sum in each period (a day where none is given). For one thread."""
+    """A limit on a sum in each period (by default a day). For one thread."""
 
     def __init__(self, limit: int, *, period_ms: int = _DAY_MS) -> None:
         self._limit = limit
@@ -104,7 +112,10 @@ class PlatformBudget:
 
 
 class RefusalLimits:
-    """Which refusals are recorded whole; the rest are counted, and the sum of a minute or an hour is recorded."""
+    """Decides which refusals are fully recorded.
+
+    The rest are counted, and the sum of a minute or an hour is recorded.
+    """
 
     def __init__(self) -> None:
         self._minute = 0
@@ -117,7 +128,10 @@ class RefusalLimits:
         self._genuine_bytes = PlatformBudget(MAX_GENUINE_BYTES_PER_DAY, MAX_PLATFORM_BYTES_PER_DAY)
 
     def may_keep(self, platform: str | None, at_ms: int) -> bool:
-        """Whether one more is recorded: of this platform, whose evidence is bound to its request, or of none."""
+        """Whether one more refusal is recorded.
+
+        `platform` is the one that made its evidence for this request, or None.
+        """
         self._turn(at_ms // 60_000)
         if platform is None:
             self._noise += 1
@@ -133,19 +147,19 @@ class RefusalLimits:
         return kept
 
     def wrote(self, platform: str | None, size_bytes: int, at_ms: int) -> None:
-        """Note how long the entry of a refusal that was kept is, by what its client knows of it."""
+        """Note the length of a recorded refusal, as far as its client can know it."""
         if platform is None:
             self._noise_bytes.spend(size_bytes, at_ms)
         else:
             self._genuine_bytes.spend(platform, size_bytes, at_ms)
 
     def sums(self, at_ms: int | None) -> list[dict[str, int]]:
-        """What was left out in the minutes that are over (in this one, too, where no time is given), to be recorded."""
+        """The counts of past minutes that are still to be recorded. Without a time, also of the current minute."""
         self._turn(-1 if at_ms is None else at_ms // 60_000)
         return list(self._sums)
 
     def recorded(self, sums: list[dict[str, int]]) -> None:
-        """Forget these sums: they stand in the record."""
+        """Remove these sums, which are recorded now."""
         del self._sums[: len(sums)]
 
     def _turn(self, minute: int) -> None:
@@ -167,13 +181,13 @@ class RefusalLimits:
 
 
 class LogLimit:
-    """Limits the log lines for messages that nothing is recorded of. A race between threads writes a line too many."""
+    """Limits the log lines for messages that are not recorded. A race between threads may write an extra line."""
 
     def __init__(self) -> None:
         self._budget = Budget(MAX_LINES_PER_MINUTE, period_ms=60_000)
 
     def may_write(self, at_ms: int) -> bool:
-        """Whether one more line is written."""
+        """Whether one more line may be written."""
         if not self._budget.has_room(at_ms):
             return False
         self._budget.spend(1, at_ms)

@@ -1,11 +1,11 @@
-"""A refusal in two texts: what the far side is told, and (in the owner's record, under the same id) the reason.
+"""A refusal in two texts: one for the client, and the owner's reason in her record, under the same id.
 
-What the far side is told follows from what it showed itself, and from nothing that the owner keeps: not which programs
-she approved, not how near this one comes, not whether a key of that name exists. So it can confirm no guess. The
-comparison with her approvals is hers.
+The client's text depends only on the client's own request. It does not depend on the owner's data: which programs she
+approved, how close this one comes, whether a key of that name exists. So it can confirm no guess. Only the owner sees
+the comparison with her approvals.
 
-The two texts have two types. What the far side is told is a `Refusal`, a message of the release protocol. The owner's
-reason is a `Denied`, which nothing here can send.
+The two texts have two types. The client's text is a `Refusal`, a message of the release protocol. The owner's reason is
+a `Denied`, which no code here can send.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ MAX_DETAIL_BYTES: Final = 4096
 
 
 def _ask(denial_id: str | None) -> str:
-    """What to ask the owner; without an id the refusal is one of so many that it was counted only."""
+    """The remedy: ask the owner. Without an id the refusal was only counted, because there were too many."""
     if denial_id is None:
         return "try again in a minute: there were so many refusals in this one that the owner's log only counts this"
     return f"ask the owner to look at denial {denial_id} (adyton audit show {denial_id})"
 
 
 def _cut(value: object) -> str:
-    """A text that fits: what strangers show is copied into the record, and into what they are told."""
+    """Cut a text to the limit. Texts of clients go into the record and into the answers to them."""
     shown = text(value)
     return shown if len(shown) <= MAX_TEXT_CHARACTERS else shown[: MAX_TEXT_CHARACTERS - 1] + "…"
 
 
 def cut_details(error: Error) -> dict[str, str]:
-    """An error as data for the record, each text cut: names in a stranger's certificates are as long as he likes."""
+    """An error as data for the record, with each text cut. Names in certificates of others may have any length."""
     return {name: _cut(value) for name, value in error.details().items()}
 
 
@@ -52,7 +52,7 @@ def reason_parts(reason: Denied) -> dict[str, str]:
 
 
 def fitting(detail: dict[str, Any]) -> dict[str, Any]:
-    """A denial's detail for the record, without the farthest approvals where it would be longer than 4 KiB."""
+    """A denial's detail for the record. Beyond 4 KiB the most different approvals are left out."""
     found = dict(detail)
     while len(canonical(found)) > MAX_DETAIL_BYTES and found.get("approvals"):
         found = {**found, "approvals": found["approvals"][:-1], "more": found["more"] + 1}
@@ -60,7 +60,7 @@ def fitting(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def program_of(report: VerifiedReport) -> str:
-    """What a report says about which program it is, in one line."""
+    """The program that a report names, in one line."""
     if report.rtmrs is not None:
         return f"guest {report.measurement}, RTMR3 {report.rtmrs[3].hex()}"
     return f"measurement {report.measurement}"
@@ -69,15 +69,15 @@ def program_of(report: VerifiedReport) -> str:
 def told_reason(
     report: VerifiedReport, asked: Sequence[str], protocol: str, denial_id: str | None, *, for_this_request: bool
 ) -> Refusal:
-    """The far side's text for genuine evidence that got no key: the same whatever the owner's approvals say.
+    """The client's text for genuine evidence that got no key. It does not depend on the owner's approvals.
 
-    `asked` are the names in the request; `for_this_request` is whether the evidence was made for it.
+    `asked` are the names in the request. `for_this_request` is whether the evidence was made for it.
     """
     ask = _ask(denial_id)
     if not for_this_request:
         return Refusal(
             denial_id or NOT_KEPT,
-            "this evidence was made for something else than this request",
+            "this evidence was not made for this request",
             "report data",
             "the hash of this very request (challenge, public key, manifest, owner, server, names)",
             report.report_data.hex(),
@@ -100,7 +100,7 @@ def told_reason(
 
 
 def owner_reason(denial: Denial, report: VerifiedReport, denial_id: str | None) -> Denied:
-    """The owner's text for a request that no approval grants, for her record only."""
+    """The owner's reason for a request that no approval grants, for her record only."""
     ask = _ask(denial_id)
     closest = denial.judged[0] if denial.judged else None
     if closest is None or not closest.is_this_program:
@@ -140,7 +140,7 @@ def _plural(failed: tuple[Check, ...]) -> str:
 
 
 def unchecked_reason(denial_id: str | None) -> Refusal:
-    """The far side's text where the key server lacks what evidence is checked against; the owner's log says what."""
+    """The client's text where the key server lacks collateral. The owner's log says what is missing."""
     return Refusal(
         denial_id or NOT_KEPT,
         "the key server could not check this evidence",
@@ -152,7 +152,7 @@ def unchecked_reason(denial_id: str | None) -> Refusal:
 
 
 def evidence_reason(error: Error, denial_id: str | None) -> Refusal:
-    """The far side's text for evidence that was refused before any approval was read."""
+    """The client's text for evidence that was refused before any approval was read."""
     ask = _ask(denial_id)
     if isinstance(error, BadChain) and (error.check or "").endswith("pinned"):
         return Refusal(

@@ -1,4 +1,4 @@
-"""A past decision's evidence, verified again: with the collateral of then, at the time of then."""
+"""Verify the evidence of a past decision again, with its collateral and at its time."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _LOOKING: Policy = Policy(
 
 
 def replay(view: Reader, entry: Entry) -> Assessment | None:
-    """Assess the evidence of a release or denial again; None where the entry has none that can be read.
+    """Assess the evidence of a release or denial again. None where there is no readable evidence.
 
-    The policy is that of the approval that granted it, or that came closest (as it was then); where there is none,
-    only the platform is judged.
+    The policy is that of the approval that granted it, or of the closest one, as it was then. Without an approval only
+    the platform is judged.
     """
     body = json.loads(entry.body)
     raw, kept = _artifact(view, body, "evidence"), _artifact(view, body, "collateral")

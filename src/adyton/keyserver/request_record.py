@@ -1,4 +1,4 @@
-"""What the record keeps of a request: facts in its entry, and beside it the evidence and its collateral."""
+"""The record of a request: facts in its entry, and beside it the evidence and its collateral."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from adyton.keystore.transaction import Transaction
 
 MAX_UNPROVEN_NAMES: Final = 4
-"""Of the names that somebody asked for without genuine evidence, so many are recorded."""
+"""Most recorded names of a request without genuine evidence."""
 
 MAX_PLATFORM_CHARACTERS: Final = 200
 _MAX_REMEMBERED: Final = 64
 
 
 class RequestRecord:
-    """Keeps requests within the bounds of one key server; for one thread."""
+    """Records requests within the limits of one key server. For one thread."""
 
     def __init__(self) -> None:
         self._refused_evidence = Budget(MAX_EVIDENCE_BYTES_PER_DAY)
@@ -32,7 +32,7 @@ class RequestRecord:
         self._collateral_json: dict[int, tuple[object, bytes]] = {}
 
     def facts(self, change: Transaction, verified: Verified, at_ms: int) -> dict[str, Any]:
-        """What an entry says of a request, whatever its decision; keeps the collateral of genuine evidence."""
+        """The facts of a request for its entry, for any decision. Stores the collateral of genuine evidence."""
         received, evidence = verified.received, verified.evidence
         names = list(received.names)
         facts: dict[str, Any] = {
@@ -63,9 +63,9 @@ class RequestRecord:
         return facts
 
     def refused_evidence(self, change: Transaction, verified: Verified, at_ms: int) -> dict[str, Any]:
-        """What is kept of refused evidence: genuine evidence itself, within bounds; of all other its hash.
+        """Record refused evidence: genuine evidence is stored, within the limits. Of all other only the hash is kept.
 
-        Anybody can make evidence that does not verify, as much of it as he likes.
+        Anybody can make any amount of evidence that does not verify.
         """
         raw = verified.received.evidence
         if not raw:

@@ -1,9 +1,9 @@
-"""What the key server does, without its sockets: verify, decide, record durably, and only then answer.
+"""The key server without its sockets: verify, decide, record durably, and only then answer.
 
-One thread takes requests in batches. It verifies each request's evidence, then opens one transaction for all of them,
-decides each in it, commits, and hands out the answers. So a batch costs one write to the disk, and nothing is answered
-that the audit record does not hold. The stages of a request are values (stages.py), each made by one function:
-`receive`, `_verify`, `Decisions.decide`, `answered`.
+One thread takes requests in batches. It verifies each request's evidence, then opens one transaction for the batch,
+decides each request in it, commits, and gives out the answers. So a batch costs one write to the disk, and every answer
+is in the audit record. The stages of a request are values (stages.py). Each is made by one function: `receive`,
+`_verify`, `Decisions.decide`, `answered`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _METRIC_NAMES: Final[Mapping[type[Outcome], str]] = {Release: "granted", Refused
 
 
 class KeyService:
-    """The key server's decisions; thread-safe. `close` waits for what is under way."""
+    """The key server's decisions. Thread-safe. `close` waits for running requests."""
 
     def __init__(
         self,
@@ -88,12 +88,12 @@ class KeyService:
     # --- what the sockets call ---------------------------------------------------------------------------------
 
     def challenge(self) -> tuple[Nonce, int]:
-        """A fresh challenge and how many seconds it lives."""
+        """A fresh challenge, and its lifetime in seconds."""
         expires = int(self._clock().timestamp()) + self._challenge_lifetime_s
         return make_challenge(self.store.keyring.challenge_key, expires), self._challenge_lifetime_s
 
     def release(self, request: ReleaseRequest, peer: str) -> Future[Answered]:
-        """Decide a request of Adyton's own protocol; raises OutOfOrder for a challenge that is not this server's."""
+        """Decide a request of Adyton's own protocol. Raises OutOfOrder for an expired or foreign challenge."""
         try:
             check_challenge(self.store.keyring.challenge_key, request.nonce, self._clock().timestamp())
         except OutOfOrder as error:
@@ -102,7 +102,7 @@ class KeyService:
         return self._submit(received_message(request, self.identity, peer))
 
     def provision(self, chain: Sequence[bytes], server_name: str | None, peer: str) -> Future[Answered]:
-        """Decide a request of Gramine's protocol, by the certificate chain that the client showed."""
+        """Decide a request of Gramine's protocol, by the client's certificate chain."""
         return self._submit(received_chain(chain, server_name, self.identity, peer, self._clock()))
 
     def _submit(self, received: Received) -> Future[Answered]:
@@ -121,7 +121,7 @@ class KeyService:
             self._undecided += step
 
     def used(self, grant: str, token: bytes) -> bool:
-        """Note that an enclave opened its grant; False, and nothing written, where there is none with this token."""
+        """Record that an enclave opened its grant. False, without a write, where no grant has this token."""
         with self.store.read() as view:
             state = view.grant_state(grant, token)
         if state != AWAITED:
@@ -130,7 +130,7 @@ class KeyService:
             return change.use_grant(grant, token, now_ms())
 
     def note(self, what: str, peer: str, error: Error) -> None:
-        """Log what an unauthenticated client sent and nothing is recorded of; so many lines a minute."""
+        """Log a message of an unauthenticated client that is not recorded. The lines a minute are limited."""
         if self._log_limit.may_write(int(self._clock().timestamp() * 1000)):
             log.info(what, extra={"peer": peer, "check": error.check, "reason": error.message[:200]})
 
@@ -140,22 +140,22 @@ class KeyService:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for their decision."""
+        """The number of requests that wait for their decision."""
         return self._queue.waiting
 
     @property
     def undecided(self) -> int:
-        """How many requests have no answer yet."""
+        """The number of requests without an answer yet."""
         return self._undecided
 
     def checkpoint(self) -> Checkpoint:
-        """A signed statement of where the audit record stands now."""
+        """A signed checkpoint of the audit record as it is now."""
         with self.store.read() as view:
             head = view.head()
         return sign_checkpoint(self._audit_key, self.store.id, head, now_ms())
 
     def close(self) -> None:
-        """Stop taking requests, finish those that wait, and end the thread."""
+        """Take no further requests, finish those that wait, and end the thread."""
         if not self._closed:
             self._closed = True
             self._queue.close()
@@ -170,7 +170,7 @@ class KeyService:
         self._run([(waiting, each) for waiting, each in verified if waiting.claim()])
 
     def _verify_all(self, batch: list[Waiting]) -> list[tuple[Waiting, Verified]]:
-        """Verify the evidence of those for whose answer somebody still waits; what waits for collateral comes again."""
+        """Verify the requests whose clients still wait. A request that waits for collateral is queued again."""
         try:
             roots = self._accepted_roots()
         except Exception as error:
@@ -192,7 +192,7 @@ class KeyService:
         return found
 
     def _verify(self, waiting: Waiting, roots: frozenset[Digest]) -> Verified | None:
-        """Verify a request's evidence; None where it waits for collateral, and comes again."""
+        """Verify a request's evidence. None where it waits for collateral and is queued again."""
         received = waiting.received
         if received.error is not None:
             return Verified(received, received.error)
@@ -207,7 +207,7 @@ class KeyService:
         return Verified(received, found.error())
 
     def _park(self, waiting: Waiting, pending: Pending) -> bool:
-        """Let a request wait for its collateral, once, while the others are decided; False where it cannot."""
+        """Let a request wait once for its collateral, while others are decided. False where it cannot."""
 
         def resume() -> None:
             if not self._queue.put(replace(waiting, has_waited=True)) and waiting.claim():
@@ -216,7 +216,7 @@ class KeyService:
         return not waiting.has_waited and pending.when_done(resume)
 
     def _run(self, batch: list[tuple[Waiting, Verified]]) -> None:
-        """Decide a batch; where that fails each of its requests alone, so that none can spoil the others'."""
+        """Decide a batch. If that fails, decide each request alone, so that none can spoil the others."""
         if not batch:
             return
         try:
@@ -232,7 +232,7 @@ class KeyService:
             self._hand_out(waiting, each, checkpoint)
 
     def _decide_all(self, batch: list[Verified]) -> tuple[list[Decided], Checkpoint]:
-        """Decide these in one transaction; it is committed when this returns, and the checkpoint is of its record."""
+        """Decide these in one transaction. It is committed on return. The checkpoint is that of its record."""
         now = self._clock()
         at_ms = int(now.timestamp() * 1000)
         with self.store.write() as change:
@@ -268,7 +268,7 @@ class KeyService:
             self._on_decision("failed", time.monotonic() - waiting.received.at_s)
 
     def _record_left_out(self, *, whole: bool = False) -> None:
-        """Record how many refusals were counted only, in each minute that is over."""
+        """Record the number of refusals that were only counted, for each past minute."""
         at_ms = int(self._clock().timestamp() * 1000)
         sums = self._refusal_limits.sums(None if whole else at_ms)
         if not sums:

@@ -1,4 +1,4 @@
-"""A request on its way to its answer, as values: Received, Verified, Decided, Answered; each is made from the last."""
+"""The stages of a request, as values: Received, Verified, Decided, Answered. Each is made from the one before."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A request as it came; nothing of it is verified."""
+    """A request as it arrived, unverified."""
 
     protocol: str
     names: tuple[str, ...]
-    """The keys that it names; over RA-TLS there may be none."""
+    """The names of the requested keys. Over RA-TLS there may be none."""
     evidence: bytes
     run: str
     peer: str
     report_data: bytes | None
-    """What the evidence must be bound to; None where the request shows too little to know."""
+    """The report data that the evidence must carry. None where the request is too incomplete to tell."""
     manifest_sha256: Digest | None = None
     message: ReleaseRequest | None = None
-    """The request itself, where it came over Adyton's own protocol."""
+    """The message, for Adyton's own protocol."""
     error: Error | None = None
-    """Why it is refused before its evidence is looked at."""
+    """The reason to refuse the request before its evidence is verified."""
     at_s: float = field(default_factory=time.monotonic)
-    """When it came, on the monotonic clock."""
+    """Time of arrival, on the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A request and what the verification of its evidence came to: a report, or why there is none."""
+    """A request and the result of its verification: a report, or the reason why there is none."""
 
     received: Received
     result: VerifiedEvidence | Error
 
     @property
     def evidence(self) -> VerifiedEvidence | None:
-        """The verified evidence, where it is genuine."""
+        """The verified evidence, if it is genuine."""
         return None if isinstance(self.result, Exception) else self.result
 
     @property
     def platform(self) -> str | None:
-        """The genuine platform that made its evidence for this very request; None where there is none such.
+        """The genuine platform that made its evidence for this request. None where there is none.
 
-        Over RA-TLS report data names the certificate's key, and the handshake proved that the client holds it.
+        Over RA-TLS the report data name the certificate's key, and the handshake proved that the client holds it.
         """
         evidence, expected = self.evidence, self.received.report_data
         if evidence is None or expected is None:
@@ -72,22 +72,22 @@ class Verified:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Release:
-    """The request gets its keys; recorded under the grant's id."""
+    """The request gets its keys. The record has the grant's id."""
 
     grant_id: str
     grants: tuple[Grant, ...]
     versions: Mapping[str, int]
-    """Which version of each key was granted."""
+    """The granted version of each key."""
     payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request gets none; recorded, or only counted where there were too many."""
+    """The request gets no key. It is recorded, or only counted where there were too many."""
 
     refusal: Refusal
     ticket: Ticket | None = None
-    """What lets the refusal be explained, once it stands in the record."""
+    """The ticket for an explanation, once the refusal is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Unchecked:
     """The request could not be checked: no verdict."""
 
     error: Unavailable
-    """Why, in public words."""
+    """The reason, in a public text."""
 
 
 Outcome: TypeAlias = Release | Refused | Unchecked
@@ -103,7 +103,7 @@ Outcome: TypeAlias = Release | Refused | Unchecked
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Decided:
-    """A request and its decision, which stands in the record once the transaction is committed."""
+    """A request and its decision, which is recorded once the transaction is committed."""
 
     received: Received
     outcome: Outcome
@@ -111,7 +111,7 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Answered:
-    """What goes back: a grant with its payload (and, for Adyton's protocol, wrapped), or a refusal."""
+    """The answer: a grant with its payload (wrapped, for Adyton's protocol), or a refusal."""
 
     refusal: Refusal | None
     granted: Granted | None = None

@@ -1,1 +1,1 @@
-"""What the owner has at rest: keys, approvals and the audit record, sealed, on SQLite or PostgreSQL."""
+"""The owner's data at rest: keys, approvals and the audit record, sealed, in SQLite or PostgreSQL."""

@@ -1,7 +1,7 @@
-"""What an owner allows: an approval says which program, on which platform, over which protocol, may have which key.
+"""Approvals. An approval says which program may have which key, on which platform and over which protocol.
 
-A key without an approval is released to nobody. Approvals are data: they are kept with their whole history,
-read again for every request, and round-trip through `to_dict` and `from_dict`.
+A key without an approval is released to nobody. Approvals are data. They are stored with their whole history, read
+again for every request, and round-trip through `to_dict` and `from_dict`.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ STATES: Final = (PENDING, APPROVED, REVOKED)
 ACCEPTABLE_STATUSES: Final = tuple(
     status.value for status in TCBStatus if status not in NEVER_ACCEPTED | {TCBStatus.NOT_STATED}
 )
-"""TCB statuses that an owner may accept by name. For SEV-SNP, which states none, the lowest versions decide."""
+"""TCB statuses that an owner may accept by name. SEV-SNP states none: there the lowest versions decide."""
 
 OWN_EVIDENCE_ENTRIES: Final = frozenset(
     {"tees", "statuses", "exemptions", "measurements", "workloads", "signers", "any_program", "allow_debug", "any_of"}
 ) | {"require_report_data"}
-"""Entries of an evidence policy that an approval has in its own words."""
+"""Entries of an evidence policy that are fields of an approval themselves."""
 
 DEFAULT_LEASE_S: Final = 24 * 3600
 MAX_LEASE_S: Final = 366 * 24 * 3600
 
 
 def check_tee(tee: str) -> str:
-    """Return `tee` if it names a platform that can be approved; raises UsageError otherwise."""
+    """Return `tee` if it is the name of a platform that can be approved. Raises UsageError otherwise."""
     if not is_tee_name(tee):
         bare = tee in ("sim", "sim-tdx")
         raise UsageError(
@@ -68,20 +68,19 @@ def check_tee(tee: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approval:
-    """One line of an owner's policy: this program, so proven, may have this key.
+    """One line of an owner's policy: this program, proven in this way, may have this key.
 
-    The program is named either by `measurement`, or by `mrsigner` with `isv_prod_id` and `min_isv_svn`.
-    `guest_images` are the guests, each pinned whole, that a confidential machine may have booted; without one nothing
-    is released there, since the machine's host could put another Adyton in this one's place (`keystore.approval_gaps`).
-    `guests` (MRTD, or SEV-SNP's launch measurement) is how older approvals named them: it pins the firmware only.
-    `raw_report_data` says that the manifest has `adyton.insecure__raw_report_data`.
-    `advisories` maps an accepted advisory to the time until which it is accepted (None: without end).
-    `evidence` holds further requirements on the platform, by the names of `attest.policy.Policy`: age of collateral,
-    SEV-SNP's lowest versions (`min_tcb`), registers and attributes of a confidential machine, and the like.
-    `max_runs` bounds how many runs may ever have the key, `max_active` how many may hold a lease at a time; a run
-    holds its lease for `lease_s` seconds, and within it may ask again for free.
-    `not_covered`, `findings` and `allowed` are what a review found (`consent`): what the measurement says nothing
-    about, the names of all findings, and those that expose the data and that the owner named.
+    The program is named either by `measurement`, or by `mrsigner` with `isv_prod_id` and `min_isv_svn`. `guest_images`
+    are the fully pinned guests that a confidential machine may have booted. Without one nothing is released there,
+    since the host could replace Adyton in the guest (`keystore.approval_gaps`). `guests` (MRTD, or SEV-SNP's launch
+    measurement) is the older form, which pins only the firmware. `raw_report_data` says that the manifest has
+    `adyton.insecure__raw_report_data`. `advisories` maps each accepted advisory to the end of its acceptance (None: no
+    end). `evidence` holds further requirements on the platform, by the names of `attest.policy.Policy`: age of
+    collateral, SEV-SNP's lowest versions (`min_tcb`), registers and attributes of a confidential machine, and others.
+    `max_runs` limits how many runs may ever have the key, `max_active` how many may hold a lease at a time. A run holds
+    its lease for `lease_s` seconds. A repeated request within the lease does not count. `not_covered`, `findings` and
+    `allowed` come from the review of the manifest (`consent`): the facts that the measurement does not cover, the names
+    of all findings, and the findings that expose the data and that the owner accepted.
     """
 
     key: str
@@ -194,13 +193,13 @@ class Approval:
             )
 
     def identity(self) -> str:
-        """The program in one line, as a person reads it."""
+        """The program in one line of text."""
         if self.measurement is not None:
             return f"measurement {self.measurement}"
         return f"signer {self.mrsigner}, product {self.isv_prod_id}, SVN {self.min_isv_svn} or newer"
 
     def to_dict(self) -> dict[str, Any]:
-        """The approval as plain data (JSON, TOML); what is unset is left out."""
+        """The approval as plain data (JSON, TOML), without unset entries."""
         found: dict[str, Any] = {}
         for spec in fields(self):
             value = getattr(self, spec.name)
@@ -223,7 +222,7 @@ class Approval:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Approval:
-        """Read back what `to_dict` made; an unknown or ill-typed entry is refused by name."""
+        """Parse the data of `to_dict`. An unknown entry or one of the wrong type is refused by name."""
         known = {spec.name for spec in fields(cls)}
         unknown = sorted(set(document) - known)
         if unknown:
@@ -243,7 +242,7 @@ class Approval:
         return cls(**values)
 
     def changed(self, **changes: Any) -> Approval:
-        """The same approval with some entries changed (and all of it checked again)."""
+        """A copy with some entries changed. All entries are checked again."""
         return replace(self, **changes)
 
 
@@ -303,7 +302,7 @@ def _ill_typed(name: str, expected: str, value: object) -> UsageError:
 
 @dataclass(frozen=True, slots=True)
 class StoredApproval:
-    """An approval with its id, its state, and which revision of it this is."""
+    """An approval with its id, state and revision number."""
 
     id: str
     state: str

@@ -1,7 +1,6 @@
-"""What keeps an approval from releasing anything on one of its TEEs, whatever evidence comes.
+"""Gaps: reasons why an approval can release nothing on one of its TEEs, with any evidence.
 
-An approval with such a gap is not made any more; one that is stored already is loaded, shown with its gap, and judged
-by it at every decision.
+A new approval with a gap is refused. A stored one is loaded, shown with its gap, and judged by it at every decision.
 """
 
 from __future__ import annotations
@@ -21,8 +20,10 @@ SIGNER_LINE: Final = "identity of the program"
 RAW_LINE: Final = "report data of the program"
 
 PINNED_BY: Final = frozenset({"tdx"})
-"""Kinds of guest whose record pins all of it. SEV-SNP's does not: that its digest covers more than the firmware is a
-word that anybody can write, until a guest image document that `adyton` itself recomputes says so."""
+"""Kinds of guest that can be fully pinned. A SEV-SNP digest alone does not show that it covers more than the firmware.
+
+It needs a guest image document that `adyton` itself can recompute.
+"""
 
 EXPECTED: Final = {
     "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
@@ -41,7 +42,7 @@ REMEDY: Final = {
 
 
 def lines(approval: Approval, tee: str) -> list[Check]:
-    """The lines that say whether this approval can release anything on this TEE; none where none applies."""
+    """The checks whether this approval can release anything on this TEE. Empty where none applies."""
     found = []
     kind = confidential_kind(tee)
     if kind is not None:
@@ -81,12 +82,12 @@ def lines(approval: Approval, tee: str) -> list[Check]:
 
 
 def gaps(approval: Approval) -> tuple[tuple[str, Check], ...]:
-    """On which of its TEEs it can release nothing, and the line that stands in the way."""
+    """The TEEs on which it can release nothing, each with the failed check."""
     return tuple((tee, line) for tee in approval.tees for line in lines(approval, tee) if not line.ok)
 
 
 def check_sound(approval: Approval) -> None:
-    """Refuse to make an approval that could release nothing on one of its TEEs; raises UsageError."""
+    """Refuse an approval that could release nothing on one of its TEEs. Raises UsageError."""
     for tee, gap in gaps(approval):
         raise UsageError(
             f"this approval could release nothing under {tee}: the {gap.name} does not do",

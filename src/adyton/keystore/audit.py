@@ -1,4 +1,4 @@
-"""The audit record: append-only, hash-chained, with signed checkpoints; pure, so that anyone can verify an export.
+"""The audit record: append-only, hash-chained, with signed checkpoints. Pure: anyone can verify an export.
 
 ::
 
@@ -9,8 +9,9 @@
     checkpoint = store id, seq, hash, at_ms, and an Ed25519 signature over
                  "adyton audit checkpoint 1\\0" ‖ store id ‖ u64 seq ‖ hash ‖ u64 at_ms
 
-A changed, reordered, inserted or missing entry breaks the chain. A cut tail leaves a chain that is whole: it shows
-against any checkpoint made later than the cut, and every grant of Adyton's own protocol carries one to its client.
+A changed, reordered, inserted or missing entry breaks the chain. A chain whose tail was cut is still whole. But it
+contradicts every checkpoint made after the cut, and every grant of Adyton's own protocol carries a checkpoint to its
+client.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 STORE_ID_BYTES: Final = 16
 MAX_BODY_BYTES: Final = 256 * 1024
 MAX_NUMBER: Final = (1 << 63) - 1
-"""The largest number of an entry, and the latest time: what a database column holds."""
+"""The largest entry number and the latest time, as a database column holds them."""
 _ENTRY_LABEL: Final = b"adyton audit entry 1\0"
 _START_LABEL: Final = b"adyton audit start 1\0"
 _CHECKPOINT_LABEL: Final = b"adyton audit checkpoint 1\0"
@@ -42,7 +43,7 @@ _CHECKPOINT_LABEL: Final = b"adyton audit checkpoint 1\0"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry as it stands in the record; `body` is canonical JSON text."""
+    """One entry of the record. `body` is canonical JSON text."""
 
     seq: int
     at_ms: int
@@ -53,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where a chain ends: the number of its last entry (0: none yet) and that entry's hash."""
+    """The end of a chain: number (0: none yet) and hash of its last entry."""
 
     seq: int
     hash: bytes
@@ -61,7 +62,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A signed statement that the chain of this store had this head at this time."""
+    """A signed statement: the chain of this store had this head at this time."""
 
     store_id: bytes
     seq: int
@@ -70,7 +71,7 @@ class Checkpoint:
     signature: bytes
 
     def signed_bytes(self) -> bytes:
-        """What the signature is over."""
+        """The bytes that are signed."""
         return _checkpoint_bytes(self.store_id, self.seq, self.hash, self.at_ms)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Checkpoint:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Checkpoint:
-        """Read back what `to_dict` made; raises AuditError where it is malformed."""
+        """Parse the data of `to_dict`. Raises AuditError where it is malformed."""
         found = TypedDocument(document, _no_checkpoint)
         found.only({"store_id", "seq", "hash", "at_ms", "signature"})
         return cls(
@@ -108,7 +109,7 @@ def _checkpoint_bytes(store_id: bytes, seq: int, digest: bytes, at_ms: int) -> b
 
 
 def canonical(body: Mapping[str, Any]) -> str:
-    """The one text of a JSON object: sorted names, no spaces, ASCII; raises AuditError above 256 KiB."""
+    """The canonical text of a JSON object: sorted names, no spaces, ASCII. Raises AuditError above 256 KiB."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     if len(text) > MAX_BODY_BYTES:
         raise AuditError(f"an audit entry has at most {MAX_BODY_BYTES} bytes, this one {len(text)}")
@@ -116,12 +117,12 @@ def canonical(body: Mapping[str, Any]) -> str:
 
 
 def start_hash(store_id: bytes) -> bytes:
-    """The hash before the first entry: a chain belongs to one store."""
+    """The hash before the first entry. It binds a chain to one store."""
     return hashlib.sha256(_START_LABEL + store_id).digest()
 
 
 def entry_hash(previous: bytes, seq: int, at_ms: int, kind: str, body: str) -> bytes:
-    """The hash of an entry, over the one before it and every byte of its own."""
+    """The hash of an entry, over the previous hash and all bytes of the entry."""
     name, text = kind.encode(), body.encode()
     return hashlib.sha256(
         b"".join(
@@ -138,13 +139,13 @@ def entry_hash(previous: bytes, seq: int, at_ms: int, kind: str, body: str) -> b
 
 
 def sign_checkpoint(key: Ed25519PrivateKey, store_id: bytes, head: Head, at_ms: int) -> Checkpoint:
-    """Sign where the chain ends now."""
+    """Sign the head of the chain."""
     signature = key.sign(_checkpoint_bytes(store_id, head.seq, head.hash, at_ms))
     return Checkpoint(store_id, head.seq, head.hash, at_ms, signature)
 
 
 def verify_checkpoint(checkpoint: Checkpoint, key: Ed25519PublicKey) -> None:
-    """Check a checkpoint's signature; raises AuditError."""
+    """Check a checkpoint's signature. Raises AuditError."""
     try:
         key.verify(checkpoint.signature, checkpoint.signed_bytes())
     except InvalidSignature:
@@ -158,7 +159,7 @@ def verify_checkpoint(checkpoint: Checkpoint, key: Ed25519PublicKey) -> None:
 
 
 def linked(start: Head, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The same entries, each once it is shown to follow the one before it, and the first to follow `start`.
+    """Yield each entry after checking that it follows the one before it. The first must follow `start`.
 
     Raises AuditError at the first entry that was altered, is missing, or is out of place.
     """
@@ -187,11 +188,11 @@ def linked(start: Head, entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def verify_chain(store_id: bytes, entries: Iterable[Entry], checkpoints: Iterable[Checkpoint] = ()) -> Head:
-    """Verify a whole record from its first entry, and that it contains every checkpoint; returns where it ends.
+    """Verify a whole record from its first entry, and that it contains every checkpoint. Returns its head.
 
-    Raises AuditError at the first entry that was altered, is missing, or is out of place, and where a checkpoint
-    names a head that this record does not have (its tail was cut, or another history was put in its place).
-    The checkpoints' signatures are `verify_checkpoint`'s to check.
+    Raises AuditError at the first entry that was altered, is missing, or is out of place, and where a checkpoint names
+    a head that this record does not have (its tail was cut, or another history was put in its place). Use
+    `verify_checkpoint` for the signatures of the checkpoints.
     """
     wanted: dict[int, set[bytes]] = {}
     last_checkpoint = 0

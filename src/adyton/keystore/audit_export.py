@@ -1,7 +1,7 @@
-"""An exported audit record, read strictly: a head line, a line for each entry, and a signed checkpoint at the end.
+"""Strict reader of an exported audit record: a head line, a line for each entry, and a signed checkpoint at the end.
 
-Whoever hands it over may have written it. What is read here has the right form and belongs together; `verify_chain` and
-`verify_checkpoint` say whether it is the record of its key server.
+The export is untrusted. This module checks its form only. `verify_chain` and `verify_checkpoint` check that it is the
+record of its key server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOP: Final = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What an export says, unverified; its checkpoint names its last entry."""
+    """The content of an export, unverified. Its checkpoint names its last entry."""
 
     store_id: bytes
     entries: tuple[Entry, ...]
@@ -32,10 +32,9 @@ class Export:
 
 
 def read_export(file: BinaryIO) -> Export:
-    """Read an export; raises AuditError for whatever is not one, and for one that was cut or added to.
+    """Read an export. Raises AuditError for another format, and for an export that was cut or extended.
 
-    A chain of hashes can be made longer by anyone. So the checkpoint must name the last entry: what it does not cover
-    is nobody's word.
+    Anyone can extend a chain of hashes. So the checkpoint must name the last entry: entries after it would be unsigned.
     """
     lines = _lines(file)
     head = next(lines, {})
@@ -64,7 +63,7 @@ def read_export(file: BinaryIO) -> Export:
 
 
 def checkpoints_of(raw: bytes, name: str) -> list[Checkpoint]:
-    """The checkpoint in a document, or those of all grants in what a run wrote; raises AuditError without any."""
+    """The checkpoint of a document, or those of all grants in a run's file. Raises AuditError where there is none."""
     document = parse_json(raw, what=f"checkpoint {name}", refuse=AuditError)
     grants = document.get("grants") if isinstance(document, dict) else None
     written = [document] if grants is None else grants if isinstance(grants, list) else [None]
@@ -75,7 +74,7 @@ def checkpoints_of(raw: bytes, name: str) -> list[Checkpoint]:
         raise AuditError(
             f"{name} holds no checkpoint",
             check="form of the checkpoint",
-            expected="a checkpoint as a JSON object, or what adyton run --grants wrote",
+            expected="a checkpoint as a JSON object, or the file of adyton run --grants",
             seen=f"{len(written)} grants without one" if grants is not None else "something else",
             remedy="a run that was refused, or over ra-tls, gets none; use what adyton audit checkpoint wrote",
         )

@@ -24,7 +24,7 @@ def audit_private_key(home: Home) -> Ed25519PrivateKey:
 
 
 def audit_public_key(home: Home) -> Ed25519PublicKey:
-    """The key that checkpoints are verified with, from audit.crt, which must stand under the CA."""
+    """The key that verifies checkpoints, from audit.crt. That certificate must be under the CA."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

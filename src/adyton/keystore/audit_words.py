@@ -1,4 +1,4 @@
-"""What an audit entry says, in words for a person: for `adyton audit` and for the dashboard's timeline."""
+"""Audit entries as text for people, in `adyton audit` and in the dashboard's timeline."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from adyton.keystore.audit import Entry
 
 MAX_DETAIL_CHARACTERS: Final = 200
-"""The most that is shown of an entry that has no words of its own."""
+"""Longest text of an entry whose kind has no words of its own."""
 
 
 class EntryWords(NamedTuple):
-    """One entry: the id that it stands under ("" without one), what happened, and to whom."""
+    """The words of one entry: its id ("" without one), what happened, and to whom."""
 
     tone: Literal["plain", "good", "bad"]
     subject: str

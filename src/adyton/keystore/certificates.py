@@ -1,6 +1,6 @@
 """The owner's certificates: her CA (pinned in manifests), the key server's, the grant key's and the audit key's.
 
-The CA key is EC P-384; the server's EC P-256, since every handshake signs with it; the others Ed25519.
+The CA key is EC P-384. The server key is EC P-256, since every handshake signs with it. The others are Ed25519.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DEFAULT_SERVER_NAME: Final = "adyton-key-server"
-"""What a manifest pins that names no `server_name`."""
+"""The name that a manifest without `server_name` pins."""
 KEY_LABEL: Final = "keys"
 """A client of Gramine's protocol asks for `KEY.keys.SERVER_NAME` where a program may have several keys."""
 
@@ -66,8 +66,8 @@ def make_ca(owner: str, now: datetime) -> Credential:
 def make_server(ca: Credential, names: Sequence[str], now: datetime) -> Credential:
     """A certificate for the key server under the CA.
 
-    Manifests pin the first of `names`, or the default name where it is among them. For these, the name that asks for
-    one of several keys over RA-TLS (`KEY.keys.NAME`) is in the certificate too.
+    Manifests pin the first of `names`, or the default name where it is among them. For these two the certificate also
+    has the wildcard that RA-TLS needs for several keys (`KEY.keys.NAME`).
     """
     if not names:
         raise UsageError("the key server needs a name", check="server name")
@@ -100,13 +100,13 @@ def _dns_name(name: str) -> x509.DNSName:
 
 
 def make_audit(ca: Credential, owner: str, now: datetime) -> Credential:
-    """The audit key's certificate under the CA: it can be told apart from the server's by its common name."""
+    """The audit key's certificate under the CA. Its common name differs from the server's."""
     key = ed25519.Ed25519PrivateKey.generate()
     return _sign(_issued(ca, f"{owner} audit", key.public_key(), now, CA_DAYS - 1), ca, key)
 
 
 def make_grant(ca: Credential, public_key: ed25519.Ed25519PublicKey, owner: str, now: datetime) -> x509.Certificate:
-    """The certificate of the key that signs grants: for that purpose only, so that no TLS client takes it."""
+    """The certificate of the grant key. Its only purpose is grants, so no TLS client accepts it."""
     builder = _issued(ca, f"{owner} grants", public_key, now, SERVER_DAYS).add_extension(
         x509.ExtendedKeyUsage([x509.ObjectIdentifier(GRANT_PURPOSE)]), critical=True
     )

@@ -1,4 +1,4 @@
-"""The newest checkpoint, kept in the home and not in the store, so that an older copy of the store is noticed."""
+"""The newest checkpoint, in the home and not in the store, so that an older copy of the store is noticed."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ CHECKPOINT_FILE: Final = "checkpoint.json"
 
 
 class CheckpointFile:
-    """checkpoint.json in a home; thread-safe."""
+    """checkpoint.json in a home. Thread-safe."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self.path = home.path / CHECKPOINT_FILE
         self._verified: tuple[tuple[int, int, int], Checkpoint | None] | None = None
-        """Which file was verified (inode, time of change in ns, size), and what it says."""
+        """The verified file (inode, time of change in ns, size), and its checkpoint."""
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Keep this checkpoint. A newer one that another process has kept meanwhile stays."""
+        """Write this checkpoint, unless another process has written a newer one."""
         with file_lock(self._home.path / ".checkpoint.lock", create=True):
             there = self.read()
             if there is None or there.store_id != checkpoint.store_id or there.seq < checkpoint.seq:
                 replace_private_file(self.path, json.dumps(checkpoint.to_dict()).encode())
 
     def read(self) -> Checkpoint | None:
-        """The checkpoint, its signature not verified; None where the key server never ran."""
+        """The checkpoint, with an unverified signature. None where the key server never ran."""
         from adyton.keystore.audit import Checkpoint
 
         if not self.path.exists():
@@ -46,7 +46,7 @@ class CheckpointFile:
         return Checkpoint.from_dict(parse_json_object(raw, what="checkpoint.json", refuse=StoreError))
 
     def verified(self) -> Checkpoint | None:
-        """The checkpoint, its signature verified; None where there is none. Read again where the file is another."""
+        """The checkpoint, with a verified signature. None where there is none. Cached until the file changes."""
         from adyton.keystore.audit import verify_checkpoint
 
         try:

@@ -1,4 +1,4 @@
-"""Time as the store keeps it: whole milliseconds since 1970 UTC, by this machine's clock."""
+"""Time in the store: whole milliseconds since 1970 UTC, by this machine's clock."""
 
 from __future__ import annotations
 

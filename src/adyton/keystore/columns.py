@@ -1,4 +1,4 @@
-"""Column types that give back what they promise: whoever writes the database can put any kind of value in SQLite's."""
+"""Column types that check each value that they read, since SQLite's columns can hold values of any type."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _WORDS: Final[Mapping[type, str]] = {bytes: "bytes", str: "text", int: "a number
 
 
 class _Checked(sa.types.TypeDecorator[Any]):
-    """A value of one kind; anything else in its place, NULL too, is a StoreError and no value."""
+    """A value of one type. Any other value, NULL too, raises StoreError."""
 
     cache_ok = True
     kinds: ClassVar[tuple[type, ...]]
 
     def result_processor(self, _dialect: sa.Dialect, _coltype: object) -> Callable[[Any], Any]:
-        """What is done with each value that comes from the database; the driver's own conversion is left out."""
+        """The check of each value from the database, in place of the driver's conversion."""
         kinds = self.kinds
         make = kinds[0]
 
@@ -51,7 +51,7 @@ class Octets(_Checked):
 
 
 class Words(_Checked):
-    """Text of at most so many characters."""
+    """Text of limited length."""
 
     impl = sa.String
     cache_ok = True
@@ -67,7 +67,7 @@ class LongText(_Checked):
 
 
 class Number(_Checked):
-    """A whole number from 0 on, of up to 64 bits with its sign."""
+    """A whole number, 0 or more, that fits a signed 64-bit column."""
 
     impl = sa.BigInteger
     cache_ok = True
@@ -75,7 +75,7 @@ class Number(_Checked):
 
 
 class SmallNumber(_Checked):
-    """A whole number from 0 on, of up to 32 bits with its sign."""
+    """A whole number, 0 or more, that fits a signed 32-bit column."""
 
     impl = sa.Integer
     cache_ok = True

@@ -1,4 +1,4 @@
-"""What config.toml of the owner's home says; pure. An entry that is not known is refused by name."""
+"""The content of config.toml in the owner's home. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_LIMIT: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What config.toml says; an entry that is not known is refused by name."""
+    """The content of config.toml. An unknown entry is refused by name."""
 
     name: str
     server_names: tuple[str, ...]
@@ -27,7 +27,7 @@ class Config:
 
     @classmethod
     def parse(cls, text: str) -> Config:
-        """Parse the text of config.toml; raises UsageError."""
+        """Parse the text of config.toml. Raises UsageError."""
         document = parse_toml(text, what="config.toml", refuse=UsageError)
         known: dict[str, dict[str, type]] = {
             "owner": {"name": str},
@@ -138,4 +138,4 @@ LIMITS: Final[dict[str, int]] = {
     "connection_timeout_s": 90,
     "challenge_lifetime_s": 120,
 }
-"""The bounds of the key server and their defaults, as `[limits]` of config.toml."""
+"""The limits of the key server and their defaults, as in `[limits]` of config.toml."""

@@ -1,4 +1,4 @@
-"""Which databases a store can live in, how each is made durable and private, and what is told of their errors."""
+"""The databases for a store: how each is made durable and private, and how their errors are shown."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BUSY_TIMEOUT_S: Final = 10
 LOOK_FOR_WRITER: Final = (
     "nothing is released on it: restore the newest backup (adyton restore), and look for who wrote to the database"
 )
-"""What to do where a row is not as Adyton left it."""
+"""The remedy where a row was changed outside Adyton."""
 
 AS_OF_ONE_MOMENT: Final[Mapping[str, dict[str, Any]]] = {
     "sqlite": {},
     "postgresql": {"isolation_level": "REPEATABLE READ"},
 }
-"""By dialect: the execution options of a connection that reads everything as it was when it began.
+"""Execution options of a connection that reads from one snapshot, by dialect.
 
-SQLite's transactions do so by themselves; in PostgreSQL each statement of a plain one sees what others committed before
-it, so that a record and its head, read one after the other, would seem to disagree.
+SQLite's transactions do this already. In a default transaction of PostgreSQL each statement sees later commits of
+others, so a record and its head, read one after the other, would disagree.
 """
 
 
@@ -53,7 +53,7 @@ def _configure_sqlite(raw: Any, _record: Any) -> None:
 
 
 def make_engine(url: str) -> sa.Engine:
-    """An engine over `sqlite:///PATH` or `postgresql+psycopg://…`; raises StoreError for anything else.
+    """An engine over `sqlite:///PATH` or `postgresql+psycopg://…`. Raises StoreError for anything else.
 
     A PostgreSQL on another machine must prove itself over TLS: see `keystore.database_transport`.
     """
@@ -80,7 +80,7 @@ def make_engine(url: str) -> sa.Engine:
 
 
 def store_error(error: sa.exc.SQLAlchemyError) -> StoreError:
-    """What the database said, without the values that a statement carried."""
+    """The error for a failure of the database, without the values in the statement."""
     cause = getattr(error, "orig", None)
     text = str(cause if cause is not None else type(error).__name__).splitlines()[0][:200]
     return StoreError(

@@ -1,8 +1,8 @@
-"""Over which ways a store's database may be reached: on this machine, or through TLS that proves who answers.
+"""Connections to a store's database must be local, or use TLS that authenticates the server.
 
-libpq takes where it connects to, and how, from the URL, then from a service file, then from the environment. What is
-written in the URL counts before all else; so a database elsewhere needs its TLS written there, and what counts as local
-is looked for in all three.
+libpq takes its parameters from the URL, then from a service file, then from the environment. The URL has priority. So a
+remote database needs its TLS parameters in the URL, and a database counts as local only if none of the three can name
+another machine.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 DRIVER: Final = "postgresql+psycopg"
 SSLMODE: Final = "verify-full"
 NO_GSS: Final[Mapping[str, str]] = {"gssencmode": "disable"}
-"""GSSAPI encryption would take the place of TLS, and prove another thing."""
+"""GSSAPI encryption would replace TLS, and would authenticate the server in another way."""
 
 
 def further_arguments(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
-    """What to add to the arguments that libpq gets; raises StoreError where it could speak to somebody else unseen.
+    """Arguments to add for libpq. Raises StoreError where another server could answer unnoticed.
 
-    `arguments` are those that the URL stands for, `environment` the process's.
+    `arguments` come from the URL, `environment` is that of the process.
     """
     database = str(arguments.get("dbname", ""))
     if "=" in database or "://" in database:
@@ -52,7 +52,7 @@ def further_arguments(arguments: Mapping[str, Any], environment: Mapping[str, st
 
 
 def _elsewhere(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
-    """What may lead to another machine, in words; None where nothing does."""
+    """The setting that may lead to another machine, as text. None where there is none."""
     if arguments.get("service") or environment.get("PGSERVICE"):
         return "a service file may name any host"
     for name, variable in (("host", "PGHOST"), ("hostaddr", "PGHOSTADDR")):
@@ -64,7 +64,7 @@ def _elsewhere(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> 
 
 
 def is_local(host: str) -> bool:
-    """Whether a host, as libpq is given it, is this machine: a socket's folder, nothing, or a loopback address."""
+    """Whether a host in libpq's form is this machine: a socket's folder, empty, or a loopback address."""
     if host in ("", "localhost") or host.startswith(("/", "@")):
         return True
     try:

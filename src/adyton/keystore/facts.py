@@ -1,7 +1,7 @@
-"""What the audit record says: who is approved, which keys there are, who has them, and who waits; pure.
+"""Facts of the audit record: approvals, keys, leases, and programs that wait for the owner. Pure.
 
-The database can be written by others, the record cannot without being noticed. So what decides a release is read from
-verified entries and kept here; rows of other tables are believed only where they are what this says.
+Others may be able to write to the database, but a change of the record is noticed. So the facts that decide a release
+are read from verified entries and kept here. Rows of other tables count only where they agree with these facts.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ EXPLANATION: Final = "explanation"
 DISMISSED: Final = "candidate-dismissed"
 PRUNED: Final = "evidence-pruned"
 USED: Final = "used"
-"""Kinds of entries, by what happened."""
+"""Kinds of entries, one for each event."""
 
 AWAITED: Final = "awaited"
-"""The state of a grant that was not acknowledged yet; one that was is USED."""
+"""The state of a grant that was not acknowledged yet. An acknowledged one is USED."""
 
 WAITS: Final = "waits"
-"""Under which name a refusal, or its explanation, says which program waits for the owner from then on."""
+"""The member of a refusal or explanation that names the program that waits for the owner from then on."""
 
 MAX_CANDIDATES: Final = 200
-"""Programs that wait for the owner; beyond that the one that asked longest ago makes room."""
+"""Most programs that wait for the owner. Beyond that the program with the oldest request is dropped."""
 
 _SUBJECTS: Final[Mapping[str, str]] = {
     POLICY: "approval",
@@ -58,12 +58,12 @@ _LEASES_KEPT: Final = 10_000
 
 
 def waiting(measurement: Measurement, tee: str, key: str) -> dict[str, str]:
-    """What an entry says of a program that waits from then on, under the name `WAITS`."""
+    """The member `WAITS` of an entry, for a program that waits from then on."""
     return {"measurement": measurement.hex(), "tee": tee, "key": key}
 
 
 def subject_of(kind: str, body: str) -> str | None:
-    """The id under which an entry is looked up, by its own text; None for kinds that are not."""
+    """The id by which an entry is looked up, from its own text. None for kinds without one."""
     name = _SUBJECTS.get(kind)
     if name is None:
         return None
@@ -75,7 +75,7 @@ def subject_of(kind: str, body: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRevision:
-    """One revision of an approval: its number, its state, and what it says."""
+    """One revision of an approval: its number, state and content."""
 
     number: int
     state: str
@@ -83,7 +83,7 @@ class ApprovalRevision:
 
     @classmethod
     def create(cls, number: int, state: str, document: str) -> ApprovalRevision:
-        """From the number, the state and the canonical JSON text of an approval."""
+        """Make one from the number, the state and the canonical JSON text of an approval."""
         return cls(number, state, hashlib.sha256(document.encode()).digest())
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ class ApprovalRevision:
 
 
 class ApprovalChange(NamedTuple):
-    """A change of an approval: which entry says so, when it was made, and the revision that it made."""
+    """A change of an approval: number of its entry, time, and the new revision."""
 
     seq: int
     at_ms: int
@@ -99,7 +99,7 @@ class ApprovalChange(NamedTuple):
 
 
 class KeyVersion(NamedTuple):
-    """A version of a key or secret: which entry says so, its number and kind, and when it was made."""
+    """A version of a key or secret: number of its entry, version number, kind, and time."""
 
     seq: int
     version: int
@@ -108,7 +108,7 @@ class KeyVersion(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """What a run holds: until when, and under which id it was given."""
+    """A run's lease: its end and its id."""
 
     until_ms: int
     release: str
@@ -116,7 +116,7 @@ class Lease(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A program on a genuine platform that asked for a key and was not approved."""
+    """A program on a genuine platform that asked for a key without an approval."""
 
     measurement: Measurement
     tee: str
@@ -129,29 +129,29 @@ class Candidate:
 
 @dataclass(slots=True)
 class Facts:
-    """What a stretch of the record says; `to` in a question is the entry up to which it is meant."""
+    """The facts of a range of the record. The argument `to` of a query is the last entry that counts."""
 
     changes: list[int] = field(default_factory=list)
-    """The entries that changed keys or approvals, or after which less evidence was kept."""
+    """Numbers of the entries that changed keys or approvals or removed evidence."""
     approvals: dict[str, list[ApprovalChange]] = field(default_factory=dict)
     keys: dict[str, list[KeyVersion]] = field(default_factory=dict)
     data_keys: list[tuple[int, int]] = field(default_factory=list)
     prunings: list[int] = field(default_factory=list)
     runs: dict[str, int] = field(default_factory=dict)
-    """By approval: how many runs had its key."""
+    """By approval: the number of runs that had its key."""
     leases: dict[str, dict[str, Lease]] = field(default_factory=dict)
-    """By approval and run: leases, of which some may have ended."""
+    """By approval and run: leases, also ended ones."""
     ends: dict[str, list[int]] = field(default_factory=dict)
-    """By approval: when its leases end, sorted, so that those that last need not be counted one by one."""
+    """By approval: the sorted ends of its leases, so that active ones are counted by bisection."""
     waiting: dict[tuple[bytes, str, str], Candidate] = field(default_factory=dict)
-    """By measurement, platform and key; the last to ask is the last."""
+    """By measurement, platform and key, ordered by the time of the last request."""
     leases_kept: int = 0
     forget_above: int = _LEASES_KEPT
     is_whole: bool = True
-    """Whether it begins with the record: then each revision and version must follow the one before it."""
+    """Whether the range begins with the record. Then each revision and version must follow the one before it."""
 
     def note(self, entry: Entry) -> None:
-        """Take in the next entry, which is verified; raises AuditError where its text is not that of its kind."""
+        """Add the next verified entry. Raises AuditError where its text does not fit its kind."""
         reader = _READERS.get(entry.kind)
         if reader is None:
             return
@@ -167,7 +167,7 @@ class Facts:
             ) from None
 
     def newest_change(self, approval: str, to: int) -> ApprovalChange | None:
-        """The last change of an approval up to entry `to`; None where there is none."""
+        """The last change of an approval up to entry `to`, or None."""
         found = self.approvals.get(approval, ())
         return next((change for change in reversed(found) if change.seq <= to), None)
 
@@ -177,34 +177,34 @@ class Facts:
         return {approval: change for approval, change in found.items() if change is not None}
 
     def versions(self, name: str, to: int) -> list[KeyVersion]:
-        """The versions that a key had once entry `to` was written, the oldest first."""
+        """The versions of a key up to entry `to`, the oldest first."""
         return [version for version in self.keys.get(name, ()) if version.seq <= to]
 
     def data_key(self, to: int) -> int:
-        """The version of the data key under which all keys were wrapped once entry `to` was written."""
+        """The version of the data key that wrapped all keys at entry `to`."""
         return next((version for seq, version in reversed(self.data_keys) if seq <= to), 1)
 
     def changed_at(self, to: int) -> int:
-        """The last entry up to `to` that changed a key or an approval; 0 where there is none."""
+        """The last entry up to `to` that changed a key or an approval. 0 where there is none."""
         after = bisect_right(self.changes, to)
         return self.changes[after - 1] if after else 0
 
     def lease(self, approval: str, run: str, at_ms: int) -> Lease | None:
-        """What a run holds, if its lease still lasts."""
+        """A run's lease, if it still lasts."""
         found = self.leases.get(approval, {}).get(run)
         return found if found is not None and found.until_ms > at_ms else None
 
     def active(self, approval: str, at_ms: int) -> int:
-        """How many runs hold a lease that still lasts."""
+        """The number of active leases."""
         ends = self.ends.get(approval, [])
         return len(ends) - bisect_right(ends, at_ms)
 
     def candidates(self) -> list[Candidate]:
-        """Who waits, the last to ask first."""
+        """The programs that wait, the latest request first."""
         return sorted(self.waiting.values(), key=lambda item: item.last_at_ms, reverse=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """All facts as JSON data."""
         return {
             "changes": self.changes,
             "approvals": {
@@ -232,7 +232,7 @@ class Facts:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Facts:
-        """Read back what `to_dict` made, which something else has authenticated."""
+        """Parse the data of `to_dict`. The caller has authenticated it."""
         found = cls(
             changes=list(document["changes"]),
             data_keys=[(seq, version) for seq, version in document["data_keys"]],
@@ -353,7 +353,7 @@ _READERS: Final[Mapping[str, Callable[[Facts, Entry, Mapping[str, Any]], None]]]
 
 
 def facts_of(entries: Iterable[Entry], before: Facts | None = None) -> Facts:
-    """What these entries say, after what was known before."""
+    """The facts after these entries, starting from `before`."""
     found = Facts() if before is None else before
     for entry in entries:
         found.note(entry)

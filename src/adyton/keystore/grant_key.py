@@ -1,12 +1,12 @@
-"""The key that signs grants: apart from the TLS server's, so that who has stolen that one alone can grant nothing.
+"""The key that signs grants. It is not the TLS server's key, so a thief of that key alone can grant nothing.
 
 ::
 
     HOME/grant.crt   its certificate under the owner's CA (PEM), for no other purpose than this
     HOME/grant.key   nonce (12) ‖ the Ed25519 key (32 bytes, AES-256-GCM) ‖ tag (16), bound to store and certificate
 
-It is sealed under a key that derives from the store's state key: the home without the store, or without the master
-key, signs nothing. Rotating the master key changes nothing here.
+It is sealed under a key that derives from the store's state key. So a home without its store, or without the master
+key, can sign nothing. A rotation of the master key does not affect it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GrantKey:
 
 
 def make_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None = None) -> None:
-    """Make a new key for grants and its certificate, in the place of any that were; raises where ca.key is not here."""
+    """Make a new grant key and its certificate, and replace old ones. Raises StorageFailed where ca.key is missing."""
     ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
     private = Ed25519PrivateKey.generate()
     certificate = make_grant(ca, private.public_key(), home.config.name, datetime.now(UTC) if now is None else now)
@@ -61,9 +61,9 @@ def make_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None
 
 
 def open_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None = None) -> GrantKey:
-    """The home's key for grants; an older home, or one where making it was cut short, gets one if its CA key is here.
+    """Open the home's grant key. Where it is missing or incomplete, make one if the CA key is here.
 
-    Raises StoreError where it cannot be used, and says what makes another.
+    Raises StoreError with a remedy where it cannot be used.
     """
     if not _is_whole(home, store):
         if not (home.path / "ca.key").exists():
@@ -78,7 +78,7 @@ def open_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None
 
 
 def _is_whole(home: Home, store: Store) -> bool:
-    """Whether key and certificate are there and belong together; raises StoreError where they are somebody else's."""
+    """Whether key and certificate exist and belong together. Raises StoreError where they belong to another store."""
     if not (home.path / KEY).exists() or not (home.path / CERTIFICATE).exists():
         return False
     certificate = _certificate(home)

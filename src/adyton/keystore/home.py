@@ -44,13 +44,13 @@ MAX_CONFIG_BYTES: Final = 64 * 1024
 
 
 def default_home() -> Path:
-    """The home that `--home` stands for when it is not given: $ADYTON_HOME, or ~/.adyton."""
+    """The home without `--home`: $ADYTON_HOME, or ~/.adyton."""
     named = os.environ.get(HOME_VARIABLE)
     return Path(named) if named else Path.home() / ".adyton"
 
 
 def actor() -> str:
-    """Who is at the command line, for the audit record."""
+    """The name of the user at the command line, for the audit record."""
     try:
         return f"{getpass.getuser()} (uid {os.getuid()})"
     except (OSError, KeyError):
@@ -66,7 +66,7 @@ class Home:
 
     @classmethod
     def open(cls, path: Path) -> Home:
-        """Open a home; raises StorageFailed where there is none."""
+        """Open a home. Raises StorageFailed where there is none."""
         file = path / "config.toml"
         try:
             with file.open("rb") as stream:
@@ -95,19 +95,19 @@ class Home:
 
     @property
     def collateral_path(self) -> Path:
-        """Where collateral is kept."""
+        """The folder of collateral."""
         return self.path / "collateral"
 
     def store_url(self) -> str:
-        """Where the store lives; a relative SQLite path is relative to the home."""
+        """The URL of the store. A relative SQLite path is relative to the home."""
         return self.config.store_url or f"sqlite:///{self.path / 'store.db'}"
 
     def limit(self, name: str) -> int:
-        """One of the key server's bounds."""
+        """One of the key server's limits."""
         return self.config.limits.get(name, LIMITS[name])
 
     def master_key(self, passphrase: Callable[[], bytes] | None = None) -> WrappingKey:
-        """Get the master key from where the configuration says it is."""
+        """Get the master key from its configured place."""
         config = self.config
         if config.master == "file":
             return master_from_file(self.path / CURRENT)
@@ -119,7 +119,7 @@ class Home:
         return master_from_passphrase(text, config.master_salt)
 
     def open_store(self, passphrase: Callable[[], bytes] | None = None) -> Store:
-        """Open the key store; imports the database layer only now."""
+        """Open the key store. Imports the database layer only now."""
         from adyton.keystore.store import Store
 
         url = self.store_url()
@@ -139,15 +139,15 @@ class Home:
 
     @property
     def checkpoint_path(self) -> Path:
-        """Where the last checkpoint is kept."""
+        """The file of the last checkpoint."""
         return CheckpointFile(self).path
 
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep where the audit record stands outside the store, so that an older copy of it is noticed."""
+        """Write the checkpoint outside the store, so that an older copy of the store is noticed."""
         CheckpointFile(self).keep(checkpoint)
 
     def keep_head_of(self, store: Store) -> None:
-        """Keep a checkpoint of what this process has written to the store, if it has."""
+        """Write a checkpoint, if this process has written to the store."""
         from adyton.keystore.audit import sign_checkpoint
         from adyton.keystore.clock import now_ms
 
@@ -155,13 +155,13 @@ class Home:
             self.keep_checkpoint(sign_checkpoint(audit_private_key(self), store.id, store.head(), now_ms()))
 
     def kept_checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint that was kept, its signature not verified; None where the key server never ran."""
+        """The last checkpoint, with an unverified signature. None where the key server never ran."""
         return CheckpointFile(self).read()
 
     def check_not_older(self, store: Store) -> None:
-        """Refuse a store that is older than, or another than, the last checkpoint beside it, or that was altered.
+        """Refuse a store that was altered, or that does not contain the last checkpoint in the home.
 
-        The whole record is verified, so that what the store goes by from now on is what was once written in it.
+        The whole record is verified, so that everything the store uses from now on is verified.
         """
         with store.read():
             pass  # holds it against the checkpoint first: what is older is told apart from what is altered

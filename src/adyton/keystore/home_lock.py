@@ -1,4 +1,4 @@
-"""The lock of a home: a backup and a rotation of the master key each have the home to themselves."""
+"""The lock of a home, for a backup and for a rotation of the master key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
-    """Keep other processes from exchanging the home's master key meanwhile; raises StoreError where one does."""
+    """Keep other processes from replacing the home's master key. Raises StoreError where one does so now."""
     with file_lock(folder, wait=False) as mine:
         if not mine:
             raise StoreError(

@@ -1,8 +1,8 @@
-"""How far this process has verified the audit record, and what it says up to there.
+"""The part of the audit record that this process has verified, and its facts.
 
-The record is read once: each entry's hash is checked against the one before it, up to a head that carries the store's
-own code (`Keyring.head_mac`). Nothing of a stretch counts before all of it is shown to lead there. Of what was read,
-the hash of every 64th entry is kept, so that any older entry can be verified again when it is shown.
+The record is read once. Each entry's hash is checked against the one before it, up to a head with the store's MAC
+(`Keyring.head_mac`). A range of entries counts only once it is shown to lead to such a head. The hash of every 64th
+entry is kept, so that any older entry can be verified again when it is shown.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from adyton.keystore.facts import ApprovalChange, Candidate, KeyVersion, Lease
 
 STEP: Final = 64
-"""The hash of every so many-th entry is kept."""
+"""The hash of every STEP-th entry is kept."""
 
 MAX_AT_ONCE: Final = 10_000
-"""How many entries are held in memory until the head that they lead to is reached."""
+"""Most entries in memory before their head is reached."""
 
 RECENT: Final = 8192
-"""The newest so many hashes are kept: readers that began a moment ago end at one of them."""
+"""The number of newest hashes that are kept. Readers that began a moment ago end at one of them."""
 
 FORM: Final = 1
-"""The form of `to_dict`."""
+"""The format version of `to_dict`."""
 
 
 class _State:
-    """A verified stretch of the record, from its beginning."""
+    """A verified range of the record, from its beginning."""
 
     def __init__(self, store_id: bytes) -> None:
         self.head = Head(0, start_hash(store_id))
@@ -46,7 +46,7 @@ class _State:
         self.recent: deque[bytes] = deque([self.head.hash], RECENT)
 
     def take(self, entry: Entry) -> None:
-        """The next entry, verified."""
+        """Add the next verified entry."""
         self.facts.note(entry)
         self.head = Head(entry.seq, entry.hash)
         self.recent.append(entry.hash)
@@ -55,14 +55,14 @@ class _State:
 
 
 class Ledger:
-    """The verified record of one store, read on from where it was left; thread-safe."""
+    """The verified record of one store, read incrementally. Thread-safe."""
 
     def __init__(self, store_id: bytes) -> None:
         self._store_id = store_id
         self._lock = threading.RLock()
         self._state = _State(store_id)
         self.kept_to = 0
-        """Up to which entry `to_dict` was last written down."""
+        """The last entry in the last stored `to_dict`."""
 
     @property
     def head(self) -> Head:
@@ -70,9 +70,9 @@ class Ledger:
         return self._state.head
 
     def follow(self, head: Head, load: Callable[[int, int], Generator[Entry, None, None]]) -> None:
-        """Read on up to an authenticated head; `load` gives the entries after one number and up to another.
+        """Read on up to an authenticated head. `load` gives the entries of a range (after, to).
 
-        Raises AuditError where they do not lead there, and takes nothing of them in.
+        Raises AuditError where they do not lead there, and then adds none of them.
         """
         with self._lock:
             there = self._state.head
@@ -104,25 +104,25 @@ class Ledger:
             raise
 
     def noting(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """The same entries, each taken in once whoever takes them asks for the next: that is, has verified it."""
+        """Yield the entries. Each is added when the caller asks for the next, which means that it verified this one."""
         for entry in entries:
             yield entry
             self._state.take(entry)
 
     def absorb(self, after: Head, entries: Sequence[Entry]) -> None:
-        """Take in entries that this process has just committed after a verified head."""
+        """Add entries that this process has just committed after a verified head."""
         with self._lock:
             if self._state.head == after:  # otherwise another thread has read them already
                 self._take(entries)
 
     def anchor(self, number: int) -> Head | None:
-        """The last verified entry of a stretch of 64 (0: the beginning); None where it is not verified yet."""
+        """The last verified entry of a block of 64 (0: the beginning). None where it is not verified yet."""
         with self._lock:
             raw = bytes(self._state.anchors[32 * number : 32 * number + 32])
         return Head(STEP * number, raw) if raw else None
 
     def _check_passed(self, head: Head) -> None:
-        """Refuse a head that this process has passed by another way."""
+        """Refuse a head that contradicts the entries of this process."""
         back = self._state.head.seq - head.seq
         recent = self._state.recent
         if back >= len(recent) or recent[-1 - back] != head.hash:
@@ -147,14 +147,14 @@ class Ledger:
             return self._state.facts.newest_changes(to)
 
     def changes_of(self, approval: str | None, to: int) -> list[int]:
-        """The entries up to `to` that changed an approval, or any (None)."""
+        """The entries up to `to` that changed an approval, or any approval (None)."""
         with self._lock:
             found = self._state.facts.approvals
             chosen = found.values() if approval is None else [found.get(approval, [])]
             return sorted(change.seq for changes in chosen for change in changes if change.seq <= to)
 
     def prunings(self, to: int) -> list[int]:
-        """The entries up to `to` that say that evidence was pruned."""
+        """The entries up to `to` that record a pruning of evidence."""
         with self._lock:
             return [seq for seq in self._state.facts.prunings if seq <= to]
 
@@ -164,7 +164,7 @@ class Ledger:
             return self._state.facts.versions(name, to)
 
     def key_names(self, to: int) -> list[str]:
-        """The names of all keys and secrets that there were once entry `to` was written."""
+        """The names of all keys and secrets at entry `to`."""
         with self._lock:
             return sorted(name for name in self._state.facts.keys if self._state.facts.versions(name, to))
 
@@ -179,7 +179,7 @@ class Ledger:
             return self._state.facts.changed_at(to)
 
     def used(self, approval: str, run: str, at_ms: int, *, counted: bool) -> tuple[int, int, Lease | None]:
-        """How many runs had an approval's key, how many hold a lease, and what this run holds."""
+        """The number of runs that had an approval's key, the number of active leases, and this run's lease."""
         with self._lock:
             facts = self._state.facts
             own = facts.lease(approval, run, at_ms)
@@ -191,7 +191,7 @@ class Ledger:
             return self._state.facts.lease(approval, run, at_ms)
 
     def candidates(self, own: Sequence[Entry] = ()) -> list[Candidate]:
-        """Who waits, the last to ask first, once these further entries are written."""
+        """The programs that wait once these further entries are written, the latest request first."""
         with self._lock:
             found = Facts(waiting=dict(self._state.facts.waiting), is_whole=False)
         for entry in own:
@@ -201,7 +201,7 @@ class Ledger:
     # --- written down, so that the next process need not read it all ------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """What is verified, as JSON data; whoever keeps it authenticates it."""
+        """The verified state as JSON data. The caller authenticates it."""
         with self._lock:
             state = self._state
             return {
@@ -213,7 +213,7 @@ class Ledger:
             }
 
     def resume(self, document: Mapping[str, Any]) -> None:
-        """Go on from what `to_dict` made; another form of it is left alone, and all is read."""
+        """Continue from the data of `to_dict`. Another format version is ignored, and the whole record is read."""
         if document.get("form") != FORM:
             return
         state = _State(self._store_id)
@@ -227,7 +227,7 @@ class Ledger:
 
 
 def check_end(last: Head, head: Head) -> None:
-    """Refuse a record whose last verified entry is not the head that the store names; raises AuditError."""
+    """Refuse a record whose last verified entry is not the head that the store names. Raises AuditError."""
     if last != head:
         raise AuditError(
             "the audit record does not end where the store says it ends",

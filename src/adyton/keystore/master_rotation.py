@@ -1,4 +1,4 @@
-"""Exchanging the master key in its file, so that one of two files opens the store wherever this is cut short."""
+"""Rotate the master key in its file. After an interruption at any point one of two files opens the store."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NEXT: Final = "master.key.new"
 
 
 def rotate_master_file(home: Home, store: Store, *, actor: str) -> None:
-    """Make a new master key in the file, wrap the store under it, and forget the old one.
+    """Make a new master key in the file, wrap the store under it, and delete the old one.
 
-    The new key is written beside the old one first, then the store is wrapped under it, then it takes the old one's
-    place. Wherever this is cut short, one of the two files opens the store, and opening it finishes the exchange. A key
-    server that runs finds the new key when it next needs one.
+    The new key is first written beside the old one. Then the store is wrapped under it. Then it replaces the old one.
+    After an interruption one of the two files opens the store, and opening it finishes the rotation. A running key
+    server finds the new key when it next needs one.
     """
     if home.config.master != "file":
         raise UsageError(
@@ -58,7 +58,7 @@ def rotate_master_file(home: Home, store: Store, *, actor: str) -> None:
 
 
 def _check_opens(home: Home, master: WrappingKey) -> None:
-    """Raise StoreError where the store does not open under its new master key: the old one is kept then."""
+    """Raise StoreError where the store does not open under its new master key. The old one is kept then."""
     from adyton.keystore.store import Store
 
     store = Store.open(home.store_url(), master)
@@ -72,7 +72,7 @@ def _check_opens(home: Home, master: WrappingKey) -> None:
 
 
 def masters(home: Home) -> Iterator[WrappingKey]:
-    """The master keys that the home has now: its own, and one that a rotation is about to put in its place."""
+    """The master keys in the home: the current one, and the next one during a rotation."""
     yield home.master_key()
     beside = home.path / NEXT
     if home.config.master == "file" and beside.exists():
@@ -80,7 +80,7 @@ def masters(home: Home) -> Iterator[WrappingKey]:
 
 
 def finish_rotation(home: Home, store: Store) -> None:
-    """Put the next master key in its place where it is the one that opens the store: a rotation was cut short."""
+    """Finish an interrupted rotation: install the next master key where it is the one that opens the store."""
     current, beside = home.path / CURRENT, home.path / NEXT
     if not beside.exists():
         return

@@ -14,7 +14,7 @@ _NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
 
 
 def check_name(name: str, what: str = "key name") -> str:
-    """Return `name` if it may name a key, a program or a version; raises UsageError otherwise."""
+    """Return `name` if it is a valid name of a key, a program or a version. Raises UsageError otherwise."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{what} {name[:80]!r} is not allowed",
@@ -27,5 +27,5 @@ def check_name(name: str, what: str = "key name") -> str:
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id that both sides can quote, as `d-4f3a…` (80 random bits)."""
+    """A fresh id, such as `d-4f3a…` (80 random bits)."""
     return f"{prefix}-{secrets.token_hex(10)}"

@@ -1,4 +1,4 @@
-"""Making a new home of an owner, with all its keys."""
+"""Make an owner's new home with all its keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def init_home(
     passphrase: Callable[[], bytes] | None = None,
     now: datetime | None = None,
 ) -> Home:
-    """Make a new home with all its keys; refuses a folder that holds one already."""
+    """Make a new home with all its keys. Refuses a folder that is a home already."""
     moment = datetime.now(UTC) if now is None else now
     if (path / "config.toml").exists():
         raise UsageError(

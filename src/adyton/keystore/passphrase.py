@@ -1,4 +1,4 @@
-"""Asking the owner for a passphrase: at the terminal, or as a line of standard input."""
+"""Ask the owner for a passphrase: at the terminal, or as a line of standard input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adyton.errors import UsageError
 
 
 def ask_passphrase(*, confirm: bool) -> bytes:
-    """Ask at the terminal; where there is none, read one line of standard input."""
+    """Ask at the terminal. Where there is none, read one line of standard input."""
     if sys.stdin.isatty():
         first = getpass.getpass("Passphrase of the key store: ")
         if confirm and getpass.getpass("The same again: ") != first:

@@ -1,7 +1,7 @@
-"""Removing evidence and collateral of old decisions: what the record says stays, what stands behind it goes.
+"""Remove evidence and collateral of old decisions. The audit record itself stays.
 
-Evidence is kept once under its hash, and collateral may serve decisions for months: what an entry that is younger than
-the chosen date names is kept, whenever it was stored first.
+Evidence is stored once under its hash, and collateral may serve decisions for months. So everything that an entry after
+the chosen date names is kept, whatever its age.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from adyton.keystore.transaction import Transaction
 
 NAMES: Final = ("evidence", "collateral")
-"""Under which names an entry says what was kept for it."""
+"""The members of an entry that name its stored evidence and collateral."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What a pruning removed."""
+    """The result of a pruning."""
 
     count: int
     size_bytes: int
 
 
 def named(entry: Entry) -> dict[str, bytes]:
-    """What an entry says was kept for it: the SHA-256 of its evidence and collateral, by name."""
+    """The SHA-256 of an entry's stored evidence and collateral, by name."""
     body = json.loads(entry.body)
     found = {name: body.get(name) for name in NAMES}
     return {name: bytes.fromhex(value) for name, value in found.items() if isinstance(value, str)}
 
 
 def prune(store: Store, before_ms: int, *, actor: str) -> Pruned:
-    """Remove the evidence and collateral that only entries older than `before_ms` name, and record that it was done."""
+    """Remove evidence and collateral that only entries older than `before_ms` name, and record the pruning."""
     with store.read() as reader:  # the long part, while others write
         seen_to = reader.head().seq
         needed = _named_by(reader.entries(since_ms=before_ms))
@@ -54,7 +54,10 @@ def prune(store: Store, before_ms: int, *, actor: str) -> Pruned:
 
 
 def prune_refused(transaction: Transaction, most_bytes: int, at_ms: int) -> None:
-    """Keep the evidence of refusals within a bound, the newest, and record what went; that of releases stays."""
+    """Keep the evidence of refusals below a size, and record the removal.
+
+    The oldest goes first, that of releases stays.
+    """
     found = transaction.forget_refused(most_bytes)
     if found is not None:
         before_ms, count, size_bytes = found
@@ -67,7 +70,7 @@ def _named_by(entries: Iterable[Entry]) -> set[bytes]:
 
 
 def missing(reader: Reader, entry: Entry) -> dict[str, str]:
-    """What was kept for an entry and is not there any more, by name, with why."""
+    """The evidence and collateral of an entry that is missing now: name -> reason."""
     from adyton.keystore.clock import moment
 
     found: dict[str, str] = {}
@@ -84,6 +87,6 @@ def missing(reader: Reader, entry: Entry) -> dict[str, str]:
 
 
 def _covers(pruning: dict[str, Any], entry: Entry, name: str) -> bool:
-    """Whether a pruning says that it removed this part of an entry: one of refusals removed no release's."""
+    """Whether a recorded pruning removed this part of an entry. A pruning of refusals removes nothing of a release."""
     of = pruning.get("of")
     return bool(pruning["before_ms"] > entry.at_ms and (of is None or (of == entry.kind and name == NAMES[0])))

@@ -1,6 +1,6 @@
-"""What the audit record says to one reader or transaction: up to the entry where it began, and what it adds itself.
+"""The facts of the audit record for one reader or transaction: up to its first entry, plus its own entries.
 
-The ledger is shared by all threads and reads on. So each question to it names the last entry that counts here.
+All threads share the ledger, and it grows. So each query names the last entry that counts here.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How far an approval's limits are used up, seen from one run."""
+    """The use of an approval's limits, for one run."""
 
     runs: int
     active: int
     own: Lease | None
-    """The release that this run holds already, with a lease that still lasts."""
+    """This run's lease, if it still lasts."""
 
 
 class RecordedFacts:
-    """The facts of the record up to entry `to`, and of the entries that were added after it with `note`."""
+    """The facts of the record up to entry `to`, and of later entries added with `note`."""
 
     def __init__(self, ledger: Ledger, to: int) -> None:
         self._ledger = ledger
@@ -37,22 +37,22 @@ class RecordedFacts:
         self._entries: list[Entry] = []
 
     def note(self, entry: Entry) -> None:
-        """Take in an entry that follows all others."""
+        """Add an entry that follows all others."""
         self._added.note(entry)
         self._entries.append(entry)
         self._end = entry.seq
 
     @property
     def has_changes(self) -> bool:
-        """Whether an added entry changes a key or an approval, or says that evidence was removed."""
+        """Whether an added entry changes a key or an approval or removes evidence."""
         return bool(self._added.changes)
 
     def changed_at(self) -> int:
-        """The last entry up to `to` that changed a key or an approval; added entries do not count."""
+        """The last entry up to `to` that changed a key or an approval. Added entries do not count."""
         return self._ledger.changed_at(self._to)
 
     def newest_change(self, approval: str) -> ApprovalChange | None:
-        """The last change of an approval; None where there is none."""
+        """The last change of an approval. None where there is none."""
         return self._added.newest_change(approval, self._end) or self._ledger.newest_change(approval, self._to)
 
     def newest_changes(self) -> dict[str, ApprovalChange]:
@@ -70,7 +70,7 @@ class RecordedFacts:
         return sorted({*self._ledger.key_names(self._to), *self._added.keys})
 
     def versions(self, name: str) -> list[KeyVersion]:
-        """The versions of a key or secret, the oldest first; empty where there is none of this name."""
+        """The versions of a key or secret, the oldest first. Empty for an unknown name."""
         return self._ledger.versions(name, self._to) + self._added.keys.get(name, [])
 
     def data_key(self) -> int:
@@ -78,9 +78,9 @@ class RecordedFacts:
         return self._added.data_keys[-1][1] if self._added.data_keys else self._ledger.data_key(self._to)
 
     def usage(self, approval: str, run: str, at_ms: int, *, counted: bool) -> Usage:
-        """How much of an approval's limits is used (unless not `counted`), and whether this run holds a lease.
+        """The use of an approval's limits (unless not `counted`), and this run's lease.
 
-        The ledger answers for all that it has read, also beyond `to`: a reader sees the newest releases.
+        The ledger counts everything that it has read, also beyond `to`, so a reader sees the newest releases.
         """
         runs, active, own = self._ledger.used(approval, run, at_ms, counted=counted)
         own = own or self._added.lease(approval, run, at_ms)
@@ -92,5 +92,5 @@ class RecordedFacts:
         return Usage(runs + self._added.runs.get(approval, 0), active + more, own)
 
     def candidates(self) -> list[Candidate]:
-        """Programs that asked and were not approved, the last to ask first."""
+        """Programs that asked without an approval, the latest request first."""
         return self._ledger.candidates(self._entries)

@@ -1,7 +1,7 @@
-"""The tables of the store, and how an older store becomes a newer one.
+"""The tables of the store, and the migration of older stores.
 
-Times are whole milliseconds since 1970 UTC; digests and wrapped values are raw bytes; documents are JSON text.
-Every change of these tables raises `SCHEMA_VERSION` and adds a step to `MIGRATIONS`; a store that is newer than the
+Times are whole milliseconds since 1970 UTC. Digests and wrapped values are raw bytes. Documents are JSON text.
+Every change of these tables raises `SCHEMA_VERSION` and adds a step to `MIGRATIONS`. A store that is newer than the
 program is refused.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 3
 SIGNED_RECORD: Final = 3
-"""From this version on the head of the audit record carries a code of the store's own."""
+"""From this version on the head of the audit record has a MAC of the store."""
 
 metadata: Final = MetaData()
 
@@ -30,8 +30,11 @@ meta: Final = Table(
     Column("name", Words(64), primary_key=True),
     Column("value", Octets, nullable=False),
 )
-"""Facts about the store itself: `id`, `schema` (its version), `state` (the state key under the master key), and `facts`
-(what the record says up to some entry, authenticated: who opens the store reads on from there)."""
+"""Facts about the store itself.
+
+The rows are `id`, `schema` (its version), `state` (the state key under the master key), and `facts` (authenticated
+facts of the record up to some entry, where the next process goes on).
+"""
 
 chain: Final = Table(
     "chain",
@@ -41,7 +44,7 @@ chain: Final = Table(
     Column("hash", Octets(32), nullable=False),
     Column("mac", Octets(32), nullable=False),
 )
-"""One row: the head of the audit chain, authenticated; who writes holds its lock."""
+"""One row: the authenticated head of the audit chain. A writer holds its lock."""
 
 data_keys: Final = Table(
     "data_keys",
@@ -82,7 +85,7 @@ manifests: Final = Table(
     Column("runtime_parts", LongText, nullable=False),
     Column("added_at", Number, nullable=False),
 )
-"""What stands behind a measurement, so that a refusal can say what changed."""
+"""Manifest and runtime parts by measurement, so that a refusal can say what changed."""
 
 nonces: Final = Table(
     "nonces",
@@ -90,7 +93,7 @@ nonces: Final = Table(
     Column("nonce", Octets(32), primary_key=True),
     Column("expires_at", Number, nullable=False, index=True),
 )
-"""Challenges that were answered, until they expire on their own."""
+"""Answered challenges, until they expire."""
 
 audit: Final = Table(
     "audit",
@@ -103,9 +106,11 @@ audit: Final = Table(
     Column("hash", Octets(32), nullable=False),
     Index("audit_kind", "kind", "seq"),
 )
-"""The audit record; `subject` repeats the id in the body by which an entry is looked up (it is not hashed).
+"""The audit record. `subject` repeats the id in the body, for look-ups. It is not hashed.
 
-Approvals' newest revisions, versions of keys, runs and leases, and who waits are read from here: `keystore.facts`."""
+The facts come from here: revisions of approvals, versions of keys, runs and leases, waiting programs
+(`keystore.facts`).
+"""
 
 artifacts: Final = Table(
     "artifacts",
@@ -115,16 +120,16 @@ artifacts: Final = Table(
     Column("data", Octets, nullable=False),
     Column("at", Number, nullable=False),
 )
-"""Evidence and collateral of past decisions, so that they can be verified again; named by the audit entries."""
+"""Evidence and collateral of past decisions, for later verification. Audit entries name them."""
 
 
 def _read_history_from_the_record(connection: Connection) -> None:
-    """The history of approvals stands in the audit record, which nobody can change unnoticed."""
+    """Drop the table of the approvals' history: it is in the audit record, which nobody can change unnoticed."""
     connection.exec_driver_sql("DROP TABLE IF EXISTS history")
 
 
 def _sign_the_record(connection: Connection) -> None:
-    """The head of the record carries a code (`Store` fills it in); runs, grants and who waits are read from it."""
+    """Add the MAC of the record's head (`Store` fills it in). Drop the tables of runs, grants and candidates."""
     for table in ("releases", "grants", "candidates"):
         connection.exec_driver_sql(f"DROP TABLE IF EXISTS {table}")
     connection.exec_driver_sql("ALTER TABLE chain DROP COLUMN policy_revision")
@@ -136,6 +141,7 @@ MIGRATIONS: Final[Mapping[int, Callable[[Connection], None]]] = {
     2: _read_history_from_the_record,
     3: _sign_the_record,
 }
-"""Schema version -> the step that makes it from the one before, run in one transaction with all others.
+"""Schema version -> the step to it from the version before. All steps run in one transaction.
 
-Before the first that is below `SIGNED_RECORD` the whole record is verified, since from then on it is believed."""
+The whole record of a store below `SIGNED_RECORD` is verified first, since it is trusted afterwards.
+"""

@@ -1,4 +1,4 @@
-"""Renewing the key server's certificate."""
+"""Renew the key server's certificate."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime | None = None) -> None:
-    """Make a new key and certificate for the key server under the same CA; manifests stay as they are.
+    """Make a new key and certificate for the key server under the same CA. Manifests stay as they are.
 
-    `names` are its names from now on, kept in config.toml. The first and the default name stay, since manifests pin
+    `names` are its new names, written to config.toml. The first name and the default name stay, since manifests pin
     them.
     """
     pinned = home.config.server_names[0]

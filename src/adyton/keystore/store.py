@@ -1,7 +1,7 @@
 """The store of keys, policies, grants and the audit record: SQLite in the owner's home, or PostgreSQL.
 
-This module alone decides when a store is made, opened, brought to this version's schema, and committed: a change is
-durable before anything that it allows leaves this process.
+Only this module creates, opens, migrates and commits a store. A change is durable before anything that it allows leaves
+this process.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def _disposed_if_it_fails(engine: sa.Engine) -> Iterator[sa.Engine]:
 
 
 class Store:
-    """An open store: `read()` and `write()` are its two doors.
+    """An open store, with two ways in: `read()` and `write()`.
 
-    Either begins by reading the audit record on to its authenticated head, and holds it against what this process has
-    seen and against `kept`: the checkpoint that lies in the home, outside the database, at that moment.
+    Both first read the audit record up to its authenticated head. They compare it with the entries that this process
+    has seen, and with `kept`, the current checkpoint in the home, outside the database.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Store:
 
     @classmethod
     def create(cls, url: str, master: WrappingKey, *, actor: str) -> Store:
-        """Make the tables of a new store; raises StoreError where there is one already."""
+        """Create the tables of a new store. Raises StoreError where there is one already."""
         with _disposed_if_it_fails(make_engine(url)) as engine:
             cls._make_tables(engine, master)
             store = cls(engine, master)
@@ -170,10 +170,10 @@ class Store:
         reload: Masters | None = None,
         kept: Callable[[], Checkpoint | None] | None = None,
     ) -> Store:
-        """Open an existing store; raises StoreError where there is none, or the master key is another's.
+        """Open an existing store. Raises StoreError where there is none, or where the master key does not open it.
 
-        `reload` gives the master keys to try where this one does not open something, as after a rotation elsewhere;
-        `kept` the checkpoint that lies outside the database, which the record must contain.
+        `reload` gives the master keys to try where this one does not open a value, as after a rotation by another
+        process. `kept` gives the checkpoint outside the database. The record must contain it.
         """
         with _disposed_if_it_fails(make_engine(url)) as engine:
             return cls(engine, master, reload, kept)
@@ -226,7 +226,7 @@ class Store:
 
     @staticmethod
     def _note_signed(connection: sa.Connection, head: Head, version: int) -> Head:
-        """Have the record say that it carries a code from here on: it is not taken without one any more."""
+        """Record that the head has a MAC from here on, so that a head without one is refused later."""
         seq, at, body = head.seq + 1, now_ms(), canonical({"from": version, "schema": schema.SCHEMA_VERSION})
         digest = entry_hash(head.hash, seq, at, RECORD_SIGNED, body)
         row = {"seq": seq, "at": at, "kind": RECORD_SIGNED, "subject": "", "body": body, "hash": digest}
@@ -234,9 +234,10 @@ class Store:
         return Head(seq, digest)
 
     def _unsigned_head(self, connection: sa.Connection) -> Head:
-        """The head of a record that carries no code yet, once all of it is verified, the kept checkpoint in it.
+        """The head of a record without a MAC, after verifying all of it and the kept checkpoint.
 
-        Raises AuditError also where it says that it had one: somebody gave the store its older form back.
+        Raises AuditError also where the record says that it had one: then somebody put the store back into its older
+        form.
         """
         kept = self._kept()
         row = connection.execute(sa.select(schema.chain.c.seq, schema.chain.c.hash)).one()
@@ -250,7 +251,7 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """The store as of one moment, whoever writes meanwhile."""
+        """A snapshot of the store, unaffected by writers."""
         with self._reader() as (reader, known, kept):
             reader.begin(known, self._not_held(kept))
             self._held = kept
@@ -258,7 +259,10 @@ class Store:
 
     @contextmanager
     def _reader(self, ledger: Ledger | None = None) -> Iterator[tuple[Reader, Head, Checkpoint | None]]:
-        """A reader that has not begun yet, with what it must contain: both were known before it was taken."""
+        """A reader that has not begun, with the head and checkpoint that it must contain.
+
+        Both were read before the snapshot.
+        """
         known, kept = self._ledger.head, self._kept()
         options = AS_OF_ONE_MOMENT[self.engine.dialect.name]
         try:
@@ -268,12 +272,12 @@ class Store:
             raise store_error(error) from error
 
     def _not_held(self, kept: Checkpoint | None) -> Checkpoint | None:
-        """A checkpoint, unless this process has found it in the record before."""
+        """The checkpoint, or None where this process has found it in the record before."""
         return None if kept == self._held else kept
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """A change of the store: durable when the block ends, undone when it raises."""
+        """Change the store: durable when the block ends, undone when it raises."""
         known, kept = self._ledger.head, self._kept()
         try:
             with self.engine.connect().execution_options(adyton_write=True) as connection, connection.begin():
@@ -291,7 +295,7 @@ class Store:
                 self._check_kept(transaction)
 
     def _check_kept(self, transaction: Transaction) -> None:
-        """Read a change of keys or approvals back: a database that dropped it would go on with what was before it."""
+        """Read back a change of keys or approvals, since a hostile database could drop it and keep the old state."""
         with self._reader(Ledger(self.id)) as (reader, _, _):
             transaction.check_kept(reader)
         with self.read() as reader:
@@ -299,9 +303,9 @@ class Store:
             reader.keys()
 
     def verify_audit(self, checkpoints: Sequence[Checkpoint] = ()) -> Head:
-        """Verify the whole audit record, and that its head, all approvals and keys agree with it; raises AuditError.
+        """Verify the whole audit record, and compare its head, all approvals and keys with it. Raises AuditError.
 
-        From then on nothing that was verified is read again, and a store without it is refused.
+        Verified entries are not read again, and a store without them is refused from then on.
         """
         recorded = Ledger(self.id)
         with self._reader(recorded) as (reader, known, kept):
@@ -328,9 +332,9 @@ class Store:
         return head
 
     def verify_copy(self, copy: sa.Engine) -> Head:
-        """Verify a copy of this store as who restores it does: what would be refused then is no copy worth keeping.
+        """Verify a copy of this store in the same way as a restore does.
 
-        Returns where its record ends; raises AuditError and StoreError.
+        Returns the head of its record. Raises AuditError and StoreError.
         """
         recorded = Ledger(self.id)
         try:
@@ -354,7 +358,7 @@ class Store:
             raise store_error(error) from error
 
     def verify_rest(self) -> None:
-        """Compare what else is kept with the record: manifests, evidence, the ids of entries; after `verify_audit`."""
+        """Check manifests, evidence and the ids of entries. Call it after `verify_audit`."""
         with self.read() as reader:
             reader.hold_rest_against_record()
 

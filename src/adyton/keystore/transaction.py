@@ -1,8 +1,8 @@
-"""What can be changed in a store, all of it in one transaction and with its entry in the audit record.
+"""Changes of a store. Each change is one transaction, with its entries in the audit record.
 
-Whoever writes holds one lock (SQLite's write lock; a row lock in PostgreSQL), so that decisions, releases, policy
-changes and their audit entries happen one after the other: a revocation is either before a release, which then does
-not happen, or after it.
+A writer holds one lock (SQLite's write lock, or a row lock in PostgreSQL). So decisions, releases, policy changes and
+their audit entries happen one after the other. A revocation is either before a release, which then does not happen, or
+after it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 
 class Transaction(Reader):
-    """A change of the store: nothing of it counts until its `with` block ends, then all of it does, durably.
+    """A change of the store. It counts as a whole and durably when its `with` block ends.
 
-    What it reads includes what it has itself added.
+    Its reads include its own changes.
     """
 
     _record: RecordWriter
@@ -66,18 +66,18 @@ class Transaction(Reader):
     # --- how it begins and ends -------------------------------------------------------------------------------------
 
     def begin(self, known: Head, kept: Checkpoint | None) -> None:
-        """As for a reader; what earlier transactions know counts where nothing changed since."""
+        """As for a reader. Caches of earlier transactions are used where nothing changed since."""
         super().begin(known, kept)
         self._keys.known_rows = self._cache.keys(self.policy_revision())
         self._evidence.known = self._cache.artifacts(self.policy_revision())
 
     def finish(self) -> None:
-        """Write what is still pending, then move the record's head; called once, before the commit."""
+        """Write pending rows, then move the record's head. Called once, before the commit."""
         self._pending.write()
         self._record.finish()
 
     def committed(self) -> None:
-        """Note for later transactions what this one wrote; called once, after the commit."""
+        """Note for later transactions what this one wrote. Called once, after the commit."""
         self._evidence.committed()
         if self._nonces.used:
             self._cache.note_nonces(self._nonces.used, now_ms())
@@ -94,7 +94,7 @@ class Transaction(Reader):
         return self._record.facts.has_changes
 
     def check_kept(self, later: Reader) -> None:
-        """Hold a later reader, which has not begun, against what this transaction wrote; raises StoreError."""
+        """Check that a later reader, which has not begun, finds the changes of this transaction. Raises StoreError."""
         self._record.check_kept(later.head(), later.load)
 
     # --- the audit record, and what is only in it -------------------------------------------------------------------
@@ -104,18 +104,21 @@ class Transaction(Reader):
         return self._record.append(kind, subject, body, at_ms)
 
     def token_of(self, grant_id: str) -> bytes:
-        """What an enclave shows to acknowledge this grant; to be given to it alone."""
+        """The token that acknowledges this grant. Give it only to the enclave."""
         return self._keyring.token(grant_id)
 
     def use_grant(self, grant_id: str, token: bytes, at_ms: int) -> bool:
-        """Note that the enclave acknowledged a grant; False where no such grant has this token."""
+        """Record that the enclave acknowledged a grant. False where no grant has this token."""
         state = self.grant_state(grant_id, token)
         if state == AWAITED:
             self.record(USED, grant_id, {"grant": grant_id}, at_ms)
         return state is not None
 
     def dismiss_candidate(self, measurement: Measurement, key: str, *, actor: str) -> bool:
-        """Let a program wait no longer; False where it does not. It waits anew when it asks again."""
+        """Remove a program from those that wait. False where it does not wait.
+
+        It waits again after its next request.
+        """
         if not any((item.measurement, item.key) == (measurement, key) for item in self.candidates()):
             return False
         body = {"measurement": measurement.hex(), "key": key, "actor": actor[:128]}
@@ -123,7 +126,7 @@ class Transaction(Reader):
         return True
 
     def use_nonce(self, nonce: bytes, expires_at_ms: int, at_ms: int) -> None:
-        """Use a challenge up; raises OutOfOrder where it was used before."""
+        """Use up a challenge. Raises OutOfOrder where it was used before."""
         self._nonces.use(nonce, expires_at_ms, at_ms)
 
     # --- keys and secrets -------------------------------------------------------------------------------------------
@@ -133,42 +136,42 @@ class Transaction(Reader):
         return self._keys.add(name, value, kind, actor=actor, new_version=new_version)
 
     def current_master(self) -> WrappingKey:
-        """The master key that opens the store now, whoever rotated it meanwhile; raises StoreError otherwise."""
+        """The master key that opens the store now, also after a rotation by another process. Raises StoreError."""
         return self._keys.current_master()
 
     def rotate_data_key(self, *, actor: str) -> int:
-        """Make a new data key and wrap every key and secret again under it; returns its version."""
+        """Make a new data key and wrap every key and secret again under it. Returns its version."""
         return self._keys.rotate_data_key(actor=actor)
 
     def rewrap(self, new_master: WrappingKey, *, actor: str) -> None:
-        """Wrap the data keys under another master key; the caller then puts it in the old one's place."""
+        """Wrap the data keys under another master key. The caller then replaces the old one."""
         self._keys.rewrap(new_master, actor=actor)
 
     # --- approvals --------------------------------------------------------------------------------------------------
 
     def add_approval(self, approval: Approval, *, actor: str, state: str = APPROVED) -> StoredApproval:
-        """Store a new approval; raises UnknownKey where its key does not exist, UsageError where it has a gap."""
+        """Store a new approval. Raises UnknownKey where its key does not exist, UsageError where it has a gap."""
         return self._approvals.add(approval, actor=actor, state=state)
 
     def change_approval(
         self, approval_id: str, *, actor: str, state: str | None = None, approval: Approval | None = None
     ) -> StoredApproval:
-        """Change an approval's state or content; the former revision stays in the history.
+        """Change an approval's state or content. The old revision stays in the history.
 
-        One with a gap (`keystore.approval_gaps`) can only be revoked.
+        An approval with a gap (`keystore.approval_gaps`) can only be revoked.
         """
         return self._approvals.change(approval_id, actor=actor, state=state, approval=approval)
 
     # --- what stands behind measurements and decisions --------------------------------------------------------------
 
     def remember(self, measurement: Measurement, manifest: bytes, runtime_parts: Mapping[str, str]) -> None:
-        """Keep what a measurement stands for; raises StoreError where it does not."""
+        """Store the manifest and runtime parts of a measurement. Raises StoreError where they do not give it."""
         self._manifests.keep(measurement, manifest, runtime_parts)
 
     def forget_shown(self, most_bytes: int) -> int:
-        """Forget manifests of programs that nobody approved, the oldest first, down to so many bytes; how many.
+        """Remove the oldest manifests of unapproved programs, down to `most_bytes`. Returns their number.
 
-        What an approval stands for stays, revoked ones too; what waits for the owner goes last.
+        Manifests of approvals stay, also of revoked ones. Those of waiting programs go last.
         """
         kept = self._manifests.sizes()
         if sum(item.size_bytes for item in kept) <= most_bytes:
@@ -180,20 +183,21 @@ class Transaction(Reader):
         return len(going)
 
     def keep_artifact(self, kind: str, data: bytes, at_ms: int) -> bytes:
-        """Keep evidence or collateral once, under its SHA-256, which is returned."""
+        """Store evidence or collateral once, under its SHA-256. Returns the SHA-256."""
         return self._evidence.keep(kind, data, at_ms)
 
     def keep_released(self, data: bytes, at_ms: int) -> bytes:
-        """Keep the evidence of a release, also where a refusal left it here first; returns its SHA-256."""
+        """Store the evidence of a release, also where a refusal stored it before. Returns its SHA-256."""
         return self._evidence.keep_released(data, at_ms)
 
     def forget_refused(self, most_bytes: int) -> tuple[int, int, int] | None:
-        """Forget evidence of refused requests, the oldest first, down to three quarters of so many bytes.
+        """Remove the oldest evidence of refused requests, down to three quarters of `most_bytes`.
 
-        Returns before when (ms) what was stored is gone, how many and how many bytes; None where there is room.
+        Returns the time (ms) before which all was removed, the number removed, and their bytes. None where there is
+        room.
         """
         return self._evidence.forget_refused(most_bytes)
 
     def forget_artifacts(self, before_ms: int, needed: set[bytes]) -> tuple[int, int]:
-        """Remove artifacts that were stored before a time, but for those that are needed; how many, and their bytes."""
+        """Remove artifacts stored before a time, except `needed`. Returns their number and bytes."""
         return self._evidence.forget(before_ms, needed)

@@ -1,4 +1,4 @@
-"""What the transactions of one process keep for each other, so that the next need not ask the database for it."""
+"""Cache between the transactions of one process, which saves reads of the database."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from adyton.keystore.approval import StoredApproval
 
 KNOWN_NONCES: Final = 20_000
-"""Above so many, challenges that have expired are forgotten."""
+"""Above this number, expired challenges are removed."""
 MAX_KNOWN_ARTIFACTS: Final = 1000
 
 
 class Approvals:
-    """All approvals, newest change first, and the same by key: what is kept grows with approvals, not with requests."""
+    """All approvals, newest change first, and the same by key. Its size depends on approvals, not on requests."""
 
     def __init__(self, every: list[StoredApproval]) -> None:
         self.every = every
@@ -26,15 +26,15 @@ class Approvals:
             self._by_key.setdefault(stored.approval.key, []).append(stored)
 
     def of(self, key: str | None) -> list[StoredApproval]:
-        """Those of one key, or all of them (None)."""
+        """The approvals of one key, or all of them (None)."""
         return self.every if key is None else self._by_key.get(key, [])
 
 
 class Cache:
-    """What earlier transactions read and kept.
+    """Values that earlier transactions read.
 
-    It is kept by the entry of the verified record that last changed a key or an approval. No number that somebody could
-    write to the database brings back what was before that entry. Whoever asks holds the write lock.
+    It is valid for the last entry of the verified record that changed a key or an approval. So no number in the
+    database can bring back values from before that entry. The caller holds the write lock.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class Cache:
         return self._artifacts[1]
 
     def knows_nonce(self, nonce: bytes) -> bool:
-        """Whether this process used up this challenge, whatever the database says."""
+        """Whether this process used up this challenge. It does not depend on the database."""
         return nonce in self._nonces
 
     def note_nonces(self, nonces: Mapping[bytes, int], at_ms: int) -> None:
-        """Note challenges that are used up, by when they expire."""
+        """Note used challenges with their expiry."""
         self._nonces.update(nonces)
         if len(self._nonces) > self._forget_above:
             known = self._nonces.items()

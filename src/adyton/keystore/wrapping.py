@@ -1,4 +1,4 @@
-"""Keys at rest: a master key wraps the store's data key, the data key wraps every key and secret of the store.
+"""Keys at rest. A master key wraps the store's data key, and the data key wraps every key and secret.
 
 ::
 
@@ -9,9 +9,9 @@
            └─ HKDF ────────> the keys that authenticate policies and challenges,
                             and the one that seals the key of grants
 
-A wrapped value is `nonce (12) ‖ ciphertext ‖ tag (16)`; what it belongs to is the associated data, so a
-wrapped key that was copied over another one does not open. The nonce is an HMAC, under 32 random bytes, over all that
-is wrapped: a virtual machine that was cloned or restored may draw these bytes twice, and has another nonce even so.
+A wrapped value is `nonce (12) ‖ ciphertext ‖ tag (16)`. Its binding is the associated data, so a wrapped key that was
+copied over another one does not open. The nonce is an HMAC over all the wrapped data, under 32 random bytes. A virtual
+machine that was cloned or restored may draw these bytes twice. Other data give another nonce even then.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ SCRYPT_N: Final = 1 << 17
 SCRYPT_R: Final = 8
 SCRYPT_P: Final = 1
 NO_HOME: Final = "name the right home (--home or ADYTON_HOME), or make one with adyton init"
-"""What to do where a file of the home is missing."""
+"""The remedy where a file of the home is missing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WrappingKey:
-    """A 32-byte key that wraps other secrets; it never shows itself in text."""
+    """A 32-byte key that wraps other secrets. It never shows itself in text."""
 
     _raw: bytes
 
@@ -67,13 +67,13 @@ class WrappingKey:
         return cls(secrets.token_bytes(SECRET_BYTES))
 
     def wrap(self, secret: bytes, bound_to: bytes) -> bytes:
-        """Encrypt `secret` so that it opens only under this key and for `bound_to`."""
+        """Encrypt `secret`. It opens only under this key and with the same `bound_to`."""
         content = struct.pack("<Q", len(bound_to)) + bound_to + secret
         nonce = hmac.digest(secrets.token_bytes(SECRET_BYTES), content, "sha256")[:NONCE_BYTES]
         return nonce + AESGCM(self._raw).encrypt(nonce, secret, bound_to)
 
     def unwrap(self, wrapped: bytes, bound_to: bytes, what: str) -> bytes:
-        """Open what `wrap` made; raises StoreError where the key, the place, or a byte is another."""
+        """Decrypt the output of `wrap`. Raises StoreError where the key, the binding or a byte differs."""
         try:
             return AESGCM(self._raw).decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], bound_to)
         except (InvalidTag, ValueError):
@@ -87,11 +87,11 @@ class WrappingKey:
             ) from None
 
     def derive(self, label: bytes) -> bytes:
-        """32 bytes for another purpose, named by `label` (HKDF-SHA-256)."""
+        """Derive 32 bytes for the purpose `label` (HKDF-SHA-256)."""
         return HKDF(algorithm=hashes.SHA256(), length=SECRET_BYTES, salt=None, info=label).derive(self._raw)
 
     def reveal(self) -> bytes:
-        """The 32 raw bytes; call it only where they are written or wrapped."""
+        """The 32 raw bytes. Call it only where they are written or wrapped."""
         return self._raw
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ def master_from_passphrase(passphrase: bytes, salt: bytes) -> WrappingKey:
 
 
 def master_from_command(command: tuple[str, ...]) -> WrappingKey:
-    """The master key that a command prints: 32 raw bytes or 64 hex digits on its standard output."""
+    """The master key from a command: 32 raw bytes or 64 hex digits on its standard output."""
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=COMMAND_TIMEOUT_S)
     except subprocess.TimeoutExpired:

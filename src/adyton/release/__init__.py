@@ -1,1 +1,1 @@
-"""The two protocols by which a protected start proves itself and is given keys."""
+"""The two protocols by which a protected program proves itself and gets its keys."""

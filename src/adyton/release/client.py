@@ -1,6 +1,6 @@
-"""The enclave's side of key release: prove what runs here, and get the keys that the manifest needs.
+"""The client of key release: prove the enclave to the key servers, and get the keys that the manifest needs.
 
-Started with every protected program, so it imports little: no database, no web framework.
+Every protected program loads it, so it imports little: no database, no web framework.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ RETRY_REFUSED_S: Final = 3.0
 """How long a refused connection is tried again. A key server that starts at the same moment takes a second."""
 PROTOCOLS: Final = ("adyton", "ra-tls")
 _TOLD: Final = frozenset({"message", "check", "expected", "seen", "remedy"})
-"""What is taken of an error that a key server answers with; its class follows from the HTTP status alone."""
+"""The members that are read from a key server's error. Its class follows from the HTTP status alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class GrantInfo:
-    """What one key server granted: to quote in its owner's audit record."""
+    """One key server's grant, as its owner's audit record names it."""
 
     owner: str
     grant: str
@@ -61,7 +61,7 @@ class GrantInfo:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Released:
-    """Everything that the key servers gave for this run."""
+    """All keys, secrets and grants of a run."""
 
     keys: Mapping[str, Key128]
     secrets: Mapping[str, bytes]
@@ -82,18 +82,17 @@ def obtain_keys(
 ) -> Released:
     """Get every key and secret that the manifest needs, from the key server of each owner.
 
-    `servers` maps an owner's name to `HOST:PORT`; with one owner the name may be "". With several owners all are asked
-    even if one refuses, so that the error says every reason. Raises Denied with the server's
-    text and denial id, and where the server, or what it grants, does not stand under the CA that the manifest pins;
-    Timeout or FetchFailed where it cannot be reached; UsageError for ra-tls where the manifest does not allow it.
-    `runtime_parts`, called only after a refusal, lets the
-    owner's record say what was changed.
+    `servers` maps an owner's name to `HOST:PORT`. With one owner the name may be "". With several owners all are asked
+    even if one refuses, so that the error has every reason. `runtime_parts` is called only after a refusal. It lets the
+    owner's record say what was changed. Raises Denied with the server's text and denial id, or where the server's
+    certificate or its grant is not under the pinned CA. Raises Timeout or FetchFailed where a server cannot be reached,
+    and UsageError for ra-tls where the manifest does not allow it.
     """
     if protocol not in PROTOCOLS:
         raise UsageError("unknown protocol", check="--provisioning", expected=" or ".join(PROTOCOLS), seen=protocol)
     if protocol == "ra-tls" and not signed.manifest.adyton.ra_tls:
         raise UsageError(
-            "this program takes no keys over ra-tls, where nobody signs what is granted",
+            "this program takes no keys over ra-tls, where grants are not signed",
             check="--provisioning",
             expected="adyton; ra-tls only where the measured manifest allows it: whoever starts a program may work with"
             " a thief of the key server's TLS key",
@@ -135,7 +134,7 @@ def _late(what: str, timeout_s: float) -> Timeout:
 
 
 def _all_of(refusals: list[Error]) -> Error:
-    """One error that says every owner's; a verdict (Denied) if there is one among them, else *could not check*."""
+    """One error for the refusals of all owners: Denied if one of them is a verdict, else *could not check*."""
     first = next((error for error in refusals if isinstance(error, KeyReleaseError)), refusals[0])
     if len(refusals) == 1:
         return first
@@ -157,7 +156,7 @@ def _all_of(refusals: list[Error]) -> Error:
 
 
 def needed(signed: SignedManifest) -> dict[Owner, tuple[str, ...]]:
-    """Which names must come from which owner's key server, by the measured manifest."""
+    """The names to request from each owner's key server, by the measured manifest."""
     manifest = signed.manifest
     found: dict[str, set[str]] = {}
     owners = {owner.name: owner for owner in manifest.adyton.owners}
@@ -197,7 +196,7 @@ def _address_of(owner: Owner, servers: Mapping[str, str]) -> tuple[str, int]:
 
 
 class _Conversation:
-    """One owner's key server, for one run."""
+    """The exchange with one owner's key server, for one run."""
 
     def __init__(
         self,
@@ -288,9 +287,9 @@ class _Conversation:
         return ServerIdentity(Digest(hashlib.sha256(self._ca_der).digest()), self._owner.server_name)
 
     def _explain(self, connection: http.client.HTTPConnection, refusal: Refusal) -> None:
-        """Show the manifest and the runtime's parts, so that the owner's record can say what was changed; best effort.
+        """Send manifest and runtime parts, so that the owner's record can say what was changed. Best effort.
 
-        The key server says that it took them, and nothing of what it found.
+        The key server answers only that it took them. It never says what it found.
         """
         from adyton.release.explanation import PATH_EXPLAIN, explain_message
         from adyton.release.messages import NOT_KEPT
@@ -416,7 +415,7 @@ class _Conversation:
 
 
 def denied(refusal: Refusal, owner: str) -> Denied:
-    """A server's refusal as the error that the program's start ends with."""
+    """Turn a server's refusal into the error that ends the program's start."""
     from adyton.release.messages import NOT_KEPT
 
     return Denied(
@@ -446,7 +445,7 @@ def _not_pinned(error: ssl.SSLCertVerificationError, owner: Owner, where: str) -
         expected=f"a certificate for {owner.server_name!r} under the CA that the measured manifest pins for"
         f" {owner.name!r}",
         seen=f"at {where}: {error.verify_message or error.reason}",
-        remedy="somebody answers in the key server's place, or the address is wrong; nothing was sent to it",
+        remedy="another machine answers as the key server, or the address is wrong; nothing was sent to it",
     )
 
 

@@ -1,7 +1,7 @@
-"""What a refused program shows of itself, for the owner's record alone: the message and the one answer to it.
+"""The message by which a refused program explains itself, for the owner's record alone, and its answer.
 
-The answer says that the message was taken, or that there was nothing to explain; never what the server found. Only a
-process of its own reads such a message (`adyton.keyserver.comparison`), so this module imports little.
+The answer says that the message was taken, or that there was nothing to explain. It never says what the server found.
+Only a confined process parses such a message (`adyton.keyserver.comparison`), so this module imports little.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PATH_EXPLAIN: Final = "/adyton/v2/explain"
-"""Followed by `/` and the denial's id, so that what cannot be explained is turned away before it is read."""
+"""Followed by `/` and the denial's id, so that a message for an unknown id is refused before it is read."""
 
 MAX_EXPLAIN_BYTES: Final = 4 << 20
 MAX_MANIFEST_BYTES: Final = 16 << 20
@@ -28,7 +28,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What the enclave shows of itself after a refusal: its manifest, and the parts of its runtime's identity."""
+    """The content of an explanation: the manifest and the parts of the runtime's identity."""
 
     denial: str
     manifest: bytes
@@ -36,7 +36,7 @@ class Explanation:
 
 
 def explain_message(denial: str, manifest: bytes, runtime_parts: Mapping[str, str]) -> bytes:
-    """The offer to explain a refusal (the manifest compressed with zlib)."""
+    """The message that explains a refusal. The manifest is compressed with zlib."""
     return to_bytes(
         {
             "protocol": PROTOCOL,
@@ -48,7 +48,7 @@ def explain_message(denial: str, manifest: bytes, runtime_parts: Mapping[str, st
 
 
 def parse_explain(raw: bytes) -> Explanation:
-    """Parse an explanation; what decompresses to more than 16 MiB is refused. Raises OutOfOrder, VersionMismatch."""
+    """Parse an explanation of at most 16 MiB decompressed. Raises OutOfOrder, VersionMismatch."""
     document = parse_object(raw, MAX_EXPLAIN_BYTES)
     check_protocol(document)
     document.only({"protocol", "denial", "manifest_zlib", "runtime_parts"})
@@ -64,7 +64,7 @@ def parse_explain(raw: bytes) -> Explanation:
 
 
 def check_parts(found: object) -> dict[str, str]:
-    """The parts of a runtime, name -> SHA-256 in hex, at most 256 of them; raises OutOfOrder."""
+    """Check the parts of a runtime: name -> SHA-256 in hex, at most 256 of them. Raises OutOfOrder."""
     if (
         not isinstance(found, dict)
         or len(found) > MAX_PARTS
@@ -76,5 +76,5 @@ def check_parts(found: object) -> dict[str, str]:
 
 
 def explain_answer(status: str) -> bytes:
-    """The answer to an explanation: `taken` or `unknown`, and no more whatever comes of it."""
+    """The answer to an explanation: `taken` or `unknown`, and nothing else."""
     return to_bytes({"protocol": PROTOCOL, "status": status})

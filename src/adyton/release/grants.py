@@ -1,8 +1,8 @@
 """A grant and its signature: made by the owner's grant key, checked inside the enclave before the grant is opened.
 
-TLS proves that who answers has the key server's TLS key. That key lies on a machine on the net, and handles every
-connection; who steals it could answer in the key server's place and give a program keys of his own choosing. So a
-grant counts only with a signature of another key, whose certificate under the pinned CA is for this purpose alone::
+TLS proves that the peer has the key server's TLS key. That key lies on a machine on the network and is used in every
+connection. A thief of that key could answer as the key server and give a program keys of his own choice. So a grant
+needs a signature of another key, whose certificate under the pinned CA is for this purpose only::
 
     signed = "adyton-release/2 grant\\0" ‖ lp(nonce) ‖ lp(public key) ‖ lp(manifest SHA-256)
              ‖ lp(SHA-256 of the CA, DER) ‖ lp(server name)
@@ -10,8 +10,8 @@ grant counts only with a signature of another key, whose certificate under the p
              ‖ lp(wrapped) ‖ lp(checkpoint, canonical JSON)
     lp(x)  = length of x as u32, then x                                       (integers big-endian)
 
-Ed25519 over these bytes. The certificate's dates are held against the clock of the machine that the enclave runs on,
-which is the host's: they stop honest mistakes, not a host that works together with a thief.
+Ed25519 over these bytes. The dates of the certificate are compared with the clock of the enclave's machine. The host
+controls that clock. So the dates stop honest mistakes. They do not stop a host that works with a thief.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _FOREIGN: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What is granted: the wrapped payload under an id, which version of each name, and where the record stands."""
+    """The terms of a grant: its id, the wrapped payload, the version of each name, and the record's checkpoint."""
 
     grant: str
     lease_s: int
@@ -66,11 +66,11 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """The server's grant as it is sent: the terms, and the owner's signature over them for one request."""
+    """A grant on the wire: the terms, and the owner's signature over them for one request."""
 
     terms: Terms
     certificate: bytes
-    """DER, of the key that signed."""
+    """Certificate of the signing key, DER."""
     signature: bytes
 
     def to_bytes(self) -> bytes:
@@ -92,7 +92,7 @@ class Granted:
 
 
 def parse_granted(document: TypedDocument) -> Granted:
-    """Read a grant's members; raises OutOfOrder. Nothing of it is verified yet."""
+    """Parse a grant, without verifying it. Raises OutOfOrder."""
     fields = {"grant", "lease_s", "versions", "wrapped", "checkpoint", "certificate", "signature"}
     document.only({"protocol", "status", *fields})
     versions, checkpoint = document.inner("versions"), document["checkpoint"]
@@ -117,17 +117,17 @@ def parse_granted(document: TypedDocument) -> Granted:
 def sign_grant(
     key: Ed25519PrivateKey, certificate: bytes, request: ReleaseRequest, server: ServerIdentity, terms: Terms
 ) -> Granted:
-    """Sign what is granted to this request; `certificate` is the key's, DER."""
+    """Sign the terms for this request. `certificate` is that of the key, DER."""
     return Granted(terms=terms, certificate=certificate, signature=key.sign(_signed(request, server, terms)))
 
 
 def verify_grant(
     ca_der: bytes, request: ReleaseRequest, server: ServerIdentity, granted: Granted, now: datetime
 ) -> None:
-    """Check that a grant was signed for this request by a grant key under this CA; raises Denied.
+    """Check that a grant was signed for this request by a grant key under this CA. Raises Denied.
 
-    The steps, a function each: the certificate stands under the CA, is for grants and nothing else, is valid now, and
-    its key made the signature over request and terms.
+    The steps, with one function each: the certificate is under the CA, is for grants only, is valid now, and its key
+    signed request and terms.
     """
     if set(granted.terms.versions) != set(request.names):
         raise _false(
@@ -150,7 +150,7 @@ def verify_grant(
 
 
 def _issued(der: bytes, ca_der: bytes) -> tuple[x509.Certificate, x509.Certificate]:
-    """The certificate and the CA, the one signed by the other."""
+    """The certificate and the CA, once the CA's signature is verified."""
     try:
         ca = x509.load_der_x509_certificate(ca_der)
         is_ca = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
@@ -169,7 +169,7 @@ def _issued(der: bytes, ca_der: bytes) -> tuple[x509.Certificate, x509.Certifica
 
 
 def _check_purpose(certificate: x509.Certificate) -> None:
-    """For grants and for nothing else: no TLS server's certificate, no CA's, no audit key's."""
+    """Check that the certificate is for grants only: not for a TLS server, not a CA, not the audit key."""
     try:
         extensions = certificate.extensions
         constraints = extensions.get_extension_for_class(x509.BasicConstraints)
@@ -204,7 +204,7 @@ def _check_dates(certificate: x509.Certificate, ca: x509.Certificate, now: datet
 
 
 def _signed(request: ReleaseRequest, server: ServerIdentity, terms: Terms) -> bytes:
-    """What the signature is over: everything that the request and the grant depend on."""
+    """The signed bytes: everything that the request and the grant depend on."""
     versions = [_framed(name.encode(), struct.pack(">I", terms.versions[name])) for name in request.names]
     return _LABEL + _framed(
         request.nonce.raw,

@@ -1,6 +1,7 @@
-"""Adyton's release protocol, version 2: the messages, what evidence is bound to, and how keys are wrapped.
+"""Adyton's release protocol, version 2: messages, report data, and the wrapping of keys.
 
-HTTP over TLS 1.3 under the owner's pinned CA; JSON messages; docs/release-protocol.md has every byte.
+The messages are JSON in HTTP over TLS 1.3, under the owner's pinned CA. The page docs/release-protocol.md has every
+byte.
 
 ::
 
@@ -16,7 +17,7 @@ HTTP over TLS 1.3 under the owner's pinned CA; JSON messages; docs/release-proto
       POST /adyton/v2/used        grant, token       ->   record
       POST /adyton/v2/explain/ID  after a refusal    ->   what changed, for the owner's record
 
-This module is pure; both sides use it. A label keeps the number of the version that it came with.
+This module is pure. Both sides use it. A label keeps the number of the protocol version that introduced it.
 """
 
 from __future__ import annotations
@@ -73,10 +74,10 @@ PUBLIC_KEY_BYTES: Final = MLKEM_BYTES + 32
 TOKEN_BYTES: Final = 32
 PADDED_TO: Final = 256
 NOT_KEPT: Final = "not kept"
-"""In place of a denial's id: it was one of so many that the owner's log only counts it."""
+"""Stands in place of a denial's id where the owner's log only counts the refusal, because there were too many."""
 
 _NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
-"""Nothing else names a key, and nothing else gets into a record."""
+"""The pattern of a key's name. Other names are refused and never reach the record."""
 
 _HPKE_LABEL: Final = b"adyton-release/1 keys\0"
 _RUN_LABEL: Final = b"adyton-release/1 run\0"
@@ -89,7 +90,7 @@ _SUITE: Final = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """The key server that an enclave means: its owner's CA (SHA-256 of the DER) and the name in its certificate."""
+    """The identity of a key server: its owner's CA (SHA-256 of the DER) and the name in its certificate."""
 
     ca_sha256: Digest
     server_name: str
@@ -111,7 +112,7 @@ def report_data(
 
 
 def run_id(public_key: bytes) -> str:
-    """The id of a run: a hash of the enclave's fresh public key, so that no other run can claim it."""
+    """The id of a run: a hash of the enclave's fresh public key. No other run can claim it."""
     return hashlib.sha256(_RUN_LABEL + public_key).hexdigest()[:32]
 
 
@@ -119,17 +120,17 @@ def run_id(public_key: bytes) -> str:
 
 
 def make_challenge(key: bytes, expires_at_s: int) -> Nonce:
-    """A nonce that carries its own end: u32 expiry ‖ 12 random bytes ‖ HMAC-SHA-256 over both, cut to 16 bytes.
+    """A nonce with its own expiry: u32 expiry ‖ 12 random bytes ‖ HMAC-SHA-256 over both, cut to 16 bytes.
 
-    The server keeps nothing until a challenge is answered, so a flood of requests for challenges fills no memory, and
-    several servers with one store accept each other's.
+    The server stores nothing before the answer to a challenge. So a flood of requests fills no memory, and servers with
+    the same store accept each other's challenges.
     """
     head = struct.pack(">I", expires_at_s) + secrets.token_bytes(12)
     return Nonce(head + _challenge_mac(key, head))
 
 
 def check_challenge(key: bytes, nonce: Nonce, now_s: float) -> int:
-    """Check that this server (or one with the same store) made the challenge, and that it lives; returns its expiry."""
+    """Check that a server of this store made the challenge and that it has not expired. Returns its expiry."""
     head, mac = nonce.raw[:16], nonce.raw[16:]
     if not hmac.compare_digest(mac, _challenge_mac(key, head)):
         raise OutOfOrder(
@@ -159,7 +160,7 @@ def _challenge_mac(key: bytes, head: bytes) -> bytes:
 
 
 class EnclaveKey:
-    """The enclave's key pair for one run: X25519 with ML-KEM-768; it never leaves this process."""
+    """The enclave's key pair for one run: X25519 with ML-KEM-768. It never leaves this process."""
 
     __slots__ = ("_private", "public_bytes")
 
@@ -169,7 +170,7 @@ class EnclaveKey:
         self.public_bytes: bytes = lattice.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
 
     def unwrap(self, wrapped: bytes, binding: bytes) -> bytes:
-        """Open what `wrap_to` made for this key and these 64 bytes of report data; raises OutOfOrder."""
+        """Decrypt the output of `wrap_to` for this key and these 64 bytes of report data. Raises OutOfOrder."""
         try:
             return _SUITE.decrypt(wrapped, self._private, info=_HPKE_LABEL + binding)
         except (InvalidTag, ValueError):
@@ -186,7 +187,7 @@ class EnclaveKey:
 
 
 def parse_public_key(raw: bytes) -> MLKEM768X25519PublicKey:
-    """The enclave's public key: ML-KEM-768 encapsulation key (1184 bytes) ‖ X25519 (32 bytes); raises OutOfOrder."""
+    """The enclave's public key: ML-KEM-768 encapsulation key (1184 bytes) ‖ X25519 (32 bytes). Raises OutOfOrder."""
     if len(raw) != PUBLIC_KEY_BYTES:
         raise malformed("public key", f"{PUBLIC_KEY_BYTES} bytes", f"{len(raw)} bytes")
     try:
@@ -197,7 +198,7 @@ def parse_public_key(raw: bytes) -> MLKEM768X25519PublicKey:
 
 
 def wrap_to(public_key: bytes, payload: bytes, binding: bytes) -> bytes:
-    """HPKE base mode (RFC 9180) to the enclave's key; `binding`, the request's report data, goes into `info`."""
+    """HPKE base mode (RFC 9180) to the enclave's key. `binding`, the request's report data, goes into `info`."""
     try:
         return _SUITE.encrypt(payload, parse_public_key(public_key), info=_HPKE_LABEL + binding)
     except ValueError:
@@ -209,14 +210,14 @@ def wrap_to(public_key: bytes, payload: bytes, binding: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Payload:
-    """What a grant carries for the enclave alone: keys, other secrets, and the token that acknowledges it."""
+    """The secret part of a grant: keys, other secrets, and the token that acknowledges it."""
 
     keys: Mapping[str, bytes]
     secrets: Mapping[str, bytes]
     token: bytes
 
     def to_bytes(self) -> bytes:
-        """JSON, padded with spaces to a multiple of 256 bytes so that its length says little."""
+        """JSON, padded with spaces to a multiple of 256 bytes so that its length reveals little."""
         raw = to_bytes(
             {
                 "keys": {name: b64(value) for name, value in self.keys.items()},
@@ -231,7 +232,7 @@ class Payload:
 
 
 def parse_payload(raw: bytes) -> Payload:
-    """Parse an unwrapped payload; raises OutOfOrder without quoting any of it."""
+    """Parse an unwrapped payload. Raises OutOfOrder, which quotes nothing of it."""
     try:
         document = parse_object(raw, MAX_RESPONSE_BYTES)
         document.only({"keys", "secrets", "token"})
@@ -252,7 +253,7 @@ def parse_payload(raw: bytes) -> Payload:
 
 @dataclass(frozen=True, slots=True)
 class ChallengeAnswer:
-    """The server's challenge: `nonce` is to be answered within `lifetime_s` seconds."""
+    """The server's challenge. The answer to `nonce` must come within `lifetime_s` seconds."""
 
     nonce: Nonce
     lifetime_s: int
@@ -263,7 +264,7 @@ class ChallengeAnswer:
 
 
 def parse_challenge_request(raw: bytes) -> None:
-    """Parse a request for a challenge: nothing but the protocol's name."""
+    """Parse a request for a challenge. It holds only the protocol's name."""
     document = parse_object(raw, 1024)
     check_protocol(document)
     document.only({"protocol"})
@@ -284,7 +285,7 @@ def parse_challenge(raw: bytes) -> ChallengeAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
-    """The enclave's request: its evidence over everything else in it, and the names of what it needs."""
+    """The enclave's request for keys. The evidence covers all other members."""
 
     nonce: Nonce
     public_key: bytes
@@ -306,7 +307,7 @@ class ReleaseRequest:
         )
 
     def report_data(self, server: ServerIdentity) -> bytes:
-        """What the evidence must carry if it was made for this request to this server."""
+        """The report data of evidence that was made for this request to this server."""
         return report_data(
             nonce=self.nonce,
             public_key=self.public_key,
@@ -317,7 +318,7 @@ class ReleaseRequest:
 
 
 def parse_release_request(raw: bytes) -> ReleaseRequest:
-    """Parse a request for keys; raises OutOfOrder, or VersionMismatch."""
+    """Parse a request for keys. Raises OutOfOrder or VersionMismatch."""
     document = parse_object(raw, MAX_REQUEST_BYTES)
     check_protocol(document)
     document.only({"protocol", "nonce", "public_key", "manifest_sha256", "names", "evidence"})
@@ -351,7 +352,7 @@ def _digest(document: TypedDocument, name: str) -> Digest:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The server's refusal, as much of it as the client may know. The owner's log has all under the same id.
+    """The server's refusal, as much of it as the client may know. The owner's log has all of it under the same id.
 
     `denial` is that id, or NOT_KEPT.
     """
@@ -364,7 +365,7 @@ class Refusal:
     remedy: str
 
     def parts(self) -> dict[str, str]:
-        """What was refused and why, without the id."""
+        """All members but the id."""
         return {
             "message": self.message,
             "check": self.check,
@@ -379,7 +380,7 @@ class Refusal:
 
 
 def parse_answer(raw: bytes) -> Granted | Refusal:
-    """Parse the answer to a request for keys; a grant in it is not verified (`adyton.release.grants`)."""
+    """Parse the answer to a request for keys. `adyton.release.grants` verifies a grant in it."""
     document = parse_object(raw, MAX_RESPONSE_BYTES)
     check_protocol(document)
     status = document.get("status")

@@ -1,4 +1,4 @@
-"""Gramine's secret provisioning over RA-TLS, both sides' messages: wire-compatible with Gramine 1.8 and later.
+"""The messages of Gramine's secret provisioning over RA-TLS, wire-compatible with Gramine 1.8 and later.
 
 ::
 
@@ -6,9 +6,9 @@
     client -> server   "SECRET_PROVISION_RA_TLS_REQUEST_V1" 00                                35 bytes
     server -> client   "SECRET_PROVISION_RA_TLS_RESPONSE_V1:" 00, u32 big-endian N, N bytes   41 + N bytes
 
-The protocol has no key name: the server chooses the key by policy for the measurement, or by the server name that the
-client asks for (`KEY.keys.adyton-key-server`). It has no freshness: evidence is bound to the client's TLS key and to
-nothing newer, so a policy allows it by name (`ra-tls`).
+The protocol has no key name. The server chooses the key by policy for the measurement, or by the server name in the
+client's TLS handshake (`KEY.keys.adyton-key-server`). The protocol has no nonce: evidence is bound only to the client's
+TLS key. So a policy must allow it by name (`ra-tls`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_SECRET_BYTES: Final = 64 * 1024
 
 
 def check_request(raw: bytes) -> None:
-    """Check a client's request, all 35 bytes of it; raises VersionMismatch."""
+    """Check a client's request of 35 bytes. Raises VersionMismatch."""
     if raw != REQUEST:
         raise VersionMismatch(
             "this is not Gramine's secret provisioning request, version 1",
@@ -37,14 +37,14 @@ def check_request(raw: bytes) -> None:
 
 
 def response(secret: bytes) -> bytes:
-    """The answer that carries a secret; raises OutOfOrder for an empty one, which clients take as a failure."""
+    """The answer that carries a secret. Raises OutOfOrder for an empty secret, which clients take as a failure."""
     if not 1 <= len(secret) <= MAX_SECRET_BYTES:
         raise OutOfOrder(f"a provisioned secret has 1 to {MAX_SECRET_BYTES} bytes", check="length of the secret")
     return RESPONSE + struct.pack(">I", len(secret)) + secret
 
 
 def parse_header(raw: bytes) -> int:
-    """Check the first 41 bytes of an answer; returns how many bytes of secret follow. Raises OutOfOrder."""
+    """Check the first 41 bytes of an answer. Returns the length of the secret in bytes. Raises OutOfOrder."""
     if len(raw) != HEADER_BYTES or raw[: len(RESPONSE)] != RESPONSE:
         raise OutOfOrder(
             "this is not an answer of secret provisioning, version 1",

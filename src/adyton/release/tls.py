@@ -1,9 +1,10 @@
-"""TLS contexts of both sides: TLS 1.3 only, no tickets, no resumption; the `ssl` module's, over the system's OpenSSL.
+"""TLS contexts of both sides, with the `ssl` module: TLS 1.3 only, no tickets, no resumption.
 
-Two things that the `ssl` module has no call for are set through OpenSSL's own functions (ctypes): a certificate-verify
-callback, so that an enclave's self-signed RA-TLS certificate is accepted by the handshake (which still proves that the
-peer holds its key) and judged right after it; and session caching off. Both rest on CPython keeping the `SSL_CTX *`
-first in its context object; `_context_pointer` checks what can be checked of that, and refuses to go on otherwise.
+The `ssl` module has no call for two settings, so they are set through OpenSSL's own functions (ctypes). The first is a
+certificate-verify callback. With it the handshake accepts an enclave's self-signed RA-TLS certificate, which is judged
+right after. The handshake still proves that the peer holds the key. The second turns session caching off. Both rely on
+CPython to keep the `SSL_CTX *` first in its context object. `_context_pointer` checks this as far as possible, and
+refuses to go on otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_CLIENT_CHAIN_BYTES: Final = 40 * 1024
-"""Longest certificate message accepted from a client: one RA-TLS certificate is 11 KiB with real quotes."""
+"""Longest certificate message of a client, in bytes. One RA-TLS certificate with a real quote is 11 KiB."""
 
 _CTRL_SET_SESSION_CACHE_MODE: Final = 44
 _CTRL_SET_MAX_CERT_LIST: Final = 51
@@ -30,7 +31,7 @@ _VERIFY_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes
 
 
 def _accept(_store_context: int, _argument: int) -> int:
-    """Let the handshake finish; the certificate is judged before anything is answered."""
+    """Let the handshake finish. The certificate is judged before anything is answered."""
     return 1
 
 
@@ -81,7 +82,10 @@ def _context_pointer(library: ctypes.CDLL, context: ssl.SSLContext) -> int:
 
 
 def server_context(certificate: Path, key: Path, *, client_certificate: bool) -> ssl.SSLContext:
-    """The key server's context; with `client_certificate` a client must show one, and any passes, to be judged."""
+    """The key server's context. With `client_certificate` a client must send one.
+
+    Any is accepted here and judged later.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
@@ -112,13 +116,13 @@ def _note_name(ssl_object: Any, name: str | None, _context: ssl.SSLContext) -> N
 
 
 def asked_name(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> str | None:
-    """The server name that the client asked for (SNI), if any."""
+    """The server name in the client's handshake (SNI), or None."""
     name: str | None = getattr(ssl_object, "adyton_server_name", None)
     return name
 
 
 def peer_chain(ssl_object: ssl.SSLObject | ssl.SSLSocket) -> list[bytes]:
-    """Every certificate that the peer sent, DER, its own first; unverified."""
+    """Every certificate of the peer, DER, unverified. Its own comes first."""
     getter: Any = getattr(ssl_object, "get_unverified_chain", None)
     if getter is not None:
         return [bytes(der) for der in getter()]
@@ -155,6 +159,6 @@ def _in_memory(raw: bytes) -> Iterator[str]:
 
 
 def use_certificate(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
-    """Give a context a certificate and key that exist in memory only (`ssl` wants file names: memfd)."""
+    """Load a certificate and key that exist only in memory. `ssl` needs file names, so they go through a memfd."""
     with _in_memory(certificate_pem) as certificate, _in_memory(key_pem) as key:
         context.load_cert_chain(certificate, key)

@@ -14,16 +14,16 @@ PROTOCOL: Final = "adyton-release/2"
 """The protocol and version that every message of key release names."""
 
 MAX_DEPTH: Final = 8
-"""How deep objects and lists may stand in each other; the messages need three."""
+"""Maximum depth of nested objects and lists. The messages need three."""
 
 _STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
-"""A whole string (or what of it is there), or one bracket outside of strings; reads on and never back."""
+"""A string (also an unfinished one), or one bracket outside of strings. Matches without backtracking."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9-]{1,40}", re.ASCII)
 
 
 def malformed(what: str, expected: str, seen: str) -> OutOfOrder:
-    """The refusal of a message that is not what the protocol says."""
+    """The error for a message that breaks the protocol."""
     return OutOfOrder(
         f"malformed message: {what}",
         check="form of the message",
@@ -45,7 +45,7 @@ def _no_constant(text: str) -> object:
 
 
 def _check_depth(raw: bytes) -> None:
-    """Refuse what is nested too deep, before anything is built of it; linear in the length."""
+    """Refuse a message that is nested too deep, before it is parsed. Linear in the length."""
     depth = 0
     for found in _STRING_OR_BRACKET.finditer(raw):
         first = found[0][0]
@@ -58,7 +58,7 @@ def _check_depth(raw: bytes) -> None:
 
 
 def identifier(document: TypedDocument, name: str) -> str:
-    """The id of an entry of the record: at most 40 letters, digits and `-`, so that it can stand in any text."""
+    """The id of an audit entry: at most 40 letters, digits and `-`, so that it is safe in any text."""
     value = document.text(name, 40)
     if not _ID.fullmatch(value):
         raise document.wrong(name, "an id of letters, digits and -", "something else")
@@ -66,7 +66,7 @@ def identifier(document: TypedDocument, name: str) -> str:
 
 
 def check_protocol(document: TypedDocument) -> None:
-    """Refuse a message of another protocol or version; raises VersionMismatch."""
+    """Refuse a message of another protocol or version. Raises VersionMismatch."""
     named = document.get("protocol")
     if named != PROTOCOL:
         raise VersionMismatch(
@@ -79,7 +79,7 @@ def check_protocol(document: TypedDocument) -> None:
 
 
 def parse_object(raw: bytes, limit: int) -> TypedDocument:
-    """Parse one JSON object of at most `limit` bytes and eight levels; raises OutOfOrder for anything else."""
+    """Parse one JSON object of at most `limit` bytes and eight levels. Raises OutOfOrder."""
     if len(raw) > limit:
         raise malformed("too long", f"at most {limit} bytes", f"{len(raw)} bytes")
     _check_depth(raw)
@@ -103,5 +103,5 @@ def b64(raw: bytes) -> str:
 
 
 def printable(value: str) -> str:
-    """A text from the other side without anything that could steer a terminal."""
+    """A text from the peer without terminal control characters."""
     return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in value)

@@ -1,1 +1,1 @@
-"""The sockets of the owner's side: the key server's protocols, its metrics, her web page."""
+"""The sockets of the owner's side: the key server's protocols, its metrics and the dashboard."""

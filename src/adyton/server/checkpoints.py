@@ -1,4 +1,4 @@
-"""The newest checkpoint of the audit record is kept beside the store; what fails is logged, and tried again."""
+"""Keep the newest checkpoint of the audit record beside the store. A failure is logged, and tried again."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Checkpoints:
         self._last = -1
         self._failing = False
         self.kept_at: float | None = None
-        """When the checkpoint beside the store was last known to be the newest (seconds since 1970)."""
+        """The last time when the checkpoint beside the store was known to be the newest (seconds since 1970)."""
 
     async def run(self) -> None:
-        """Keep it until cancelled."""
+        """Write checkpoints until cancelled."""
         while True:
             await asyncio.to_thread(self.keep)
             await asyncio.sleep(EVERY_S)
 
     def keep(self) -> None:
-        """Keep the newest checkpoint, if it is another than the last."""
+        """Write the newest checkpoint, if it has changed."""
         try:
             checkpoint = self._service.checkpoint()
             if checkpoint.seq != self._last:

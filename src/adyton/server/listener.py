@@ -1,7 +1,7 @@
-"""Connections: accepted within bounds, each with a deadline at every stage, whatever is spoken over them.
+"""Accept connections within limits, each with a deadline at every stage, for any protocol.
 
-A connection passes three stages. Until its first TLS record has arrived whole it costs a file descriptor and a timer;
-then the handshake, then its handler; a connection that stalls in any of them is closed, and harms nobody else.
+A connection has three stages. Until its first TLS record has fully arrived it costs a file descriptor and a timer.
+After that come the handshake and the handler. A connection that stalls in any stage is closed, without harm to others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BACKLOG: Final = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The bounds of the server; `max_connections` counts all, `max_active` those whose TLS has begun."""
+    """The limits of the server. `max_connections` counts all, `max_active` those whose TLS has begun."""
 
     max_connections: int = 12_000
     max_active: int = 1024
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Counters:
-    """What the server has seen, for metrics."""
+    """Counters for the metrics."""
 
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -81,7 +81,7 @@ class Listener:
         self.address: tuple[str, int] = ("", 0)
 
     def start(self, host: str, port: int) -> None:
-        """Bind and listen; raises Unavailable where the address cannot be had."""
+        """Bind and listen. Raises Unavailable where the address cannot be used."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
@@ -130,7 +130,7 @@ class Listener:
             Waiting(self, connection, host, f"{host}:{peer[1]}").watch()
 
     def _pause(self) -> None:
-        """Out of file descriptors: stop accepting for a moment instead of spinning."""
+        """Stop accepting for a moment, because the file descriptors are used up."""
         loop = asyncio.get_running_loop()
         listening = self._socket
         if listening is not None:
@@ -142,7 +142,7 @@ class Listener:
             asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
 
     def left(self, host: str, how: str) -> None:
-        """A connection is gone."""
+        """Count a connection as closed."""
         self._counters.open -= 1
         self._counters.closed[how] += 1
         self._addresses[host] -= 1
@@ -150,7 +150,7 @@ class Listener:
             del self._addresses[host]
 
     def begin(self, connection: socket.socket, host: str, peer: str) -> None:
-        """A connection has sent its first TLS record: serve it."""
+        """Serve a connection whose first TLS record has arrived."""
         if self._busy[host] >= self._limits.max_active_per_address:
             _reset(connection)
             self.left(host, "address busy")
@@ -162,7 +162,7 @@ class Listener:
 
     @property
     def limits(self) -> Limits:
-        """The bounds in force."""
+        """The limits in force."""
         return self._limits
 
     async def _serve(self, connection: socket.socket, host: str, peer: str) -> None:
@@ -211,7 +211,7 @@ class Listener:
         return "served"
 
     async def stop(self, grace_s: float) -> None:
-        """Stop listening, let what is under way finish for at most `grace_s` seconds."""
+        """Stop listening. Running requests may finish within `grace_s` seconds."""
         self._stopping = True
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
@@ -226,12 +226,12 @@ class Listener:
 
     @property
     def stopping(self) -> bool:
-        """Whether new requests are no longer taken."""
+        """Whether the listener is stopping: it takes no new requests."""
         return self._stopping
 
 
 class Waiting:
-    """A connection whose first TLS record is not here yet: watched by the kernel, no buffer, no TLS state."""
+    """A connection without its first TLS record yet: the kernel watches it, without a buffer or TLS state."""
 
     __slots__ = ("_connection", "_host", "_listener", "_peer", "_timer")
 
@@ -244,7 +244,7 @@ class Waiting:
         self._timer = loop.call_later(listener.limits.first_byte_timeout_s, self._give_up)
 
     def watch(self) -> None:
-        """Wake when the next part that is needed has arrived (SO_RCVLOWAT counts it in the kernel)."""
+        """Wake when the next needed bytes have arrived (the kernel counts them: SO_RCVLOWAT)."""
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, TLS_RECORD_HEADER)
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._look)
 

@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests, decisions and their duration, connections, the audit record, and what will end."""
+"""Metrics for Prometheus: requests, decisions and their duration, connections, the audit record, dates of expiry."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A running server and what it depends on."""
+    """A running server and the things it depends on."""
 
     server: KeyServer
     certificate_ends: datetime
@@ -36,7 +36,7 @@ class Watched:
 
 
 class Metrics:
-    """The key server's metrics; `observe` is called for every decision."""
+    """The key server's metrics. `observe` is called for every decision."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -50,15 +50,15 @@ class Metrics:
         self._http: tuple[WSGIServer, threading.Thread] | None = None
 
     def observe(self, outcome: str, seconds: float) -> None:
-        """A decision: granted, denied or failed."""
+        """Count a decision: granted, denied or failed."""
         self._decisions.labels(outcome).observe(seconds)
 
     def watch(self, watched: Watched) -> None:
-        """Show the server's counters and what it depends on, too."""
+        """Add the metrics of this server and of the things it depends on."""
         self.registry.register(_ServerCollector(watched))
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Serve /metrics over plain HTTP; returns the real address."""
+        """Serve /metrics over plain HTTP. Returns the real address."""
         try:
             httpd, thread = start_http_server(port, host, self.registry)
         except (OSError, OverflowError) as error:
@@ -80,7 +80,7 @@ class _ServerCollector:
         self._watched = watched
 
     def collect(self) -> Iterator[Metric]:
-        """Everything as it is now; what cannot be read is left out, and the server is then not ready."""
+        """The current metrics. A value that cannot be read is left out, and then the server is not ready."""
         counters = self._watched.server.counters
         yield GaugeMetricFamily("adyton_connections", "Connections that are open.", counters.open)
         yield GaugeMetricFamily("adyton_connections_active", "Connections whose TLS has begun.", counters.active)

@@ -1,6 +1,6 @@
-"""Threads beside the sockets' own, a pool for each kind of work: no kind can take the threads of another.
+"""Worker threads, with a pool for each kind of work, so that no kind can take the threads of another.
 
-What waits in a pool is bounded; one more is turned away at once, and told to come again.
+A pool has a limit on waiting callers. Further ones are refused at once and told to try again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ READY_WAIT_S: Final = 5.0
 
 
 class Pool:
-    """A few threads for one kind of work, and a bounded number of callers who wait for them."""
+    """A few threads for one kind of work, and a limited number of waiting callers."""
 
     def __init__(self, name: str, *, threads: int, waiting: int) -> None:
         self._name = name
@@ -32,7 +32,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns or raises; raises Unavailable where too many wait already."""
+        """Run `work` in the pool, and return its result. Raises Unavailable where too many wait."""
         if self._inside >= self._most:
             raise busy(
                 "the key server is overloaded", check=f"{self._name} at a time", expected=self._most, seen="more"
@@ -43,18 +43,18 @@ class Pool:
         return await asyncio.shield(future)
 
     def _left(self, future: asyncio.Future[Result]) -> None:
-        """A thread is free again, also where whoever waited has gone; what it failed with is then nobody's."""
+        """Count a thread as free, also where the caller has gone. Its error is then dropped."""
         self._inside -= 1
         if not future.cancelled():
             future.exception()
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no further work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Readiness:
-    """Whether the server is ready, looked up by one thread of its own and once for all who ask."""
+    """Readiness of the server, tested by one thread and once for all callers."""
 
     def __init__(self, look: Callable[[], bool]) -> None:
         self._look = look
@@ -62,7 +62,7 @@ class Readiness:
         self._looking: asyncio.Future[bool] | None = None
 
     async def ask(self) -> bool:
-        """Whether it is; no where that cannot be known within five seconds."""
+        """Whether the server is ready. False where the test takes more than five seconds."""
         if self._looking is None:
             self._looking = asyncio.wrap_future(self._thread.submit(self._look))
             self._looking.add_done_callback(self._found)
@@ -79,5 +79,5 @@ class Readiness:
             looking.exception()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop testing."""
         self._thread.shutdown(wait=False, cancel_futures=True)

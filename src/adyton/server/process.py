@@ -1,4 +1,4 @@
-"""The key server as a process: open the store, listen, say where, and stop gracefully when told to."""
+"""The key server as a process: open the store, listen, report the addresses, and stop gracefully."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ log = logging.getLogger("adyton.keyserver")
 
 GRACE_S: Final = 10
 SWITCH_INTERVAL_S: Final = 0.001
-"""How long the decision thread may keep the sockets' thread waiting for the interpreter."""
+"""How long the decision thread may hold the interpreter while the sockets' thread waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where to listen, `HOST:PORT` each; None is off."""
+    """The addresses to listen on, each `HOST:PORT`. None is off."""
 
     adyton: str | None
     ra_tls: str | None
@@ -62,10 +62,10 @@ class Addresses:
 
 
 class JSONLines(logging.Formatter):
-    """Log records as one JSON object a line."""
+    """Log records as JSON, one object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record: time, level, event, and whatever was given as `extra`."""
+        """One record: time, level, event, and the members of `extra`."""
         document = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -78,10 +78,10 @@ class JSONLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Log records for a person."""
+    """Log records as text for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time, level, event, and whatever was given as `extra`."""
+        """One record: time, level, event, and the members of `extra`."""
         extra = " ".join(f"{name}={value}" for name, value in _extra(record).items())
         moment = datetime.fromtimestamp(record.created, UTC)
         line = f"{moment:%H:%M:%S} {record.levelname.lower():<7} {record.getMessage()} {extra}".rstrip()
@@ -96,7 +96,7 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def set_up_logging(*, json_logs: bool) -> None:
-    """Send the key server's log, and that of the libraries that it serves with, to standard error."""
+    """Send the log of the key server and of its HTTP libraries to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines() if json_logs else TextLines())
     for name, level in (("adyton", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
@@ -107,7 +107,7 @@ def set_up_logging(*, json_logs: bool) -> None:
 
 
 def server_identity(home: Home) -> ServerIdentity:
-    """What evidence for this key server is bound to."""
+    """The identity of this key server, to which evidence for it is bound."""
     der = ssl.PEM_cert_to_DER_cert(home.ca_path.read_text(encoding="ascii"))
     return ServerIdentity(Digest(hashlib.sha256(der).digest()), home.config.server_names[0])
 
@@ -122,10 +122,10 @@ def run(
     ready_file: Path | None = None,
     listening: Callable[[Mapping[str, str], Callable[[], object]], object] = lambda _addresses, _stop: None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or a call of `stop`; then finish what is under way and return.
+    """Serve until SIGTERM, SIGINT or a call of `stop`. Then finish running requests and return.
 
     `listening` is called once all protocols listen, with the address of each and `stop`, which any thread may call.
-    Signals are heeded where this is the main thread.
+    Signals are handled only in the main thread.
     """
     _no_core_files()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -160,7 +160,7 @@ def run(
 
 
 def certificate_end(home: Home) -> datetime:
-    """When the key server's certificate ends."""
+    """The end of the key server's certificate."""
     from cryptography import x509
 
     return x509.load_pem_x509_certificate((home.path / "server.crt").read_bytes()).not_valid_after_utc

@@ -3,9 +3,9 @@
 A connection carries one request at a time, each with a deadline and a limit on its length. HTTP is parsed by h11, TLS
 is the `ssl` module's, connections are `Listener`'s, decisions are `KeyService`'s.
 
-A refusal is sent at a multiple of a fixed interval (`BEAT_S`) after its request was taken. The number of requests that
-wait settles the multiple when the request comes. So the answer's time does not show how long the decision took, nor
-what the evidence was compared with.
+A refusal is sent at a multiple of a fixed interval (`BEAT_S`) after the arrival of its request. The number of waiting
+requests at that moment sets the multiple. So the time of the answer does not show how long the decision took, or with
+what the evidence was compared.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ log = logging.getLogger("adyton.keyserver")
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 RETRY_AFTER_S: Final = 5
-"""When who could not be served may come again."""
+"""Seconds in Retry-After for a client that could not be served."""
 
 BEAT_S: Final = 0.25
-"""Refusals are told so long after their request was taken, or twice so long, and so on."""
+"""The interval: a refusal is sent at a multiple of it after the arrival of its request."""
 
 PER_BEAT: Final = 16
-"""So many requests without an answer put a refusal off by a beat: more than they take (15 ms each)."""
+"""Every PER_BEAT requests without an answer delay a refusal by one interval. They take less (15 ms each)."""
 
 MAX_BEATS: Final = 20
 
@@ -97,7 +97,7 @@ class KeyServer:
     # --- Gramine's protocol ------------------------------------------------------------------------------------
 
     async def _provision(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
-        """Read the request before anything is decided: who connects and asks for nothing uses up no run."""
+        """Read the request before the decision, so that a client that sends none uses up no run."""
         ssl_object = writer.get_extra_info("ssl_object")
         self.counters.requests["ra-tls"] += 1
         async with asyncio.timeout(self.limits.request_timeout_s):
@@ -274,7 +274,7 @@ class KeyServer:
         return 200, answer.granted.to_bytes()
 
     async def _explain(self, denial: str, read: Callable[[], Awaitable[bytes]]) -> tuple[int, bytes]:
-        """Take an explanation: only of what can be explained, few at a time; what comes of it is the owner's alone."""
+        """Take an explanation of a known refusal, a few at a time. The result is for the owner only."""
         explainer = self.service.explainer
         ticket = explainer.claim(denial)
         if ticket is None:
@@ -297,25 +297,25 @@ _BODY_LIMITS: Final = {
 
 
 def _route(target: str) -> tuple[str, str]:
-    """Path, and the denial's id that stands at its end where it is explained."""
+    """The path, and the denial's id at the end of an explanation's path."""
     head, _, tail = target.rpartition("/")
     return (head, tail[:40]) if head == PATH_EXPLAIN else (target, "")
 
 
 def until_beat(began_at: float, now: float, before: int = 0) -> float:
-    """How long until a refusal is told, in seconds; `before` requests had no answer yet when it came.
+    """Seconds until a refusal is sent. `before` is the number of requests without an answer at its arrival.
 
-    It is told on a beat that this number alone decides, unless the decision took longer: who sends many at a time, so
-    that all of them together take long, is told no sooner where they took less.
+    `before` alone decides the interval, unless the decision took longer. So a client that sends many requests at once
+    learns nothing from the time that they took together.
     """
     settled = min(MAX_BEATS, 1 + before // PER_BEAT)
     return began_at + BEAT_S * max(settled, math.ceil((now - began_at) / BEAT_S)) - now
 
 
 def _check_length(request: h11.Request, limit: int) -> None:
-    """Refuse a message without its length, or over its bound, before any of it is read.
+    """Refuse a message without its length, or over the limit, before any of it is read.
 
-    Chunked ones are refused: one byte a chunk costs thousands of times what its bytes do.
+    Chunked messages are refused: with one byte a chunk they cost thousands of times more.
     """
     length = next((value for name, value in request.headers if name == b"content-length"), None)
     chunked = any(name == b"transfer-encoding" for name, _ in request.headers)
@@ -333,7 +333,7 @@ def _problem(message: str, expected: str) -> bytes:
 
 
 def _another_version(path: str) -> bytes:
-    """What a program of another Adyton is told, whichever is older; it shows these parts to whoever started it."""
+    """The answer to a program of another Adyton version, older or newer. The program shows these parts to its user."""
     error = VersionMismatch(
         "the program speaks another version of the release protocol than this key server",
         check="protocol version",

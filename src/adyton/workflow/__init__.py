@@ -1,6 +1,6 @@
-"""What an owner and a cloud do, as functions: each verb of the command line is one of them, called with its options.
+"""The verbs of the command line as functions of a Python library.
 
-Nothing here prints, asks, or ends the process. A function takes its answers as arguments, tells its caller through
-callbacks what it is doing, returns a frozen result whose `to_dict()` is what the verb says with `--json`, and raises
-the errors of `adyton.errors`. `import adyton` gives the functions by their names.
+No function prints, asks questions, or ends the process. Options and answers are arguments. Callbacks report progress
+and notices. The result is a frozen object, and its `to_dict()` is the document of the verb's `--json`. Errors are those
+of `adyton.errors`. `import adyton` gives all these functions.
 """

@@ -1,4 +1,4 @@
-"""A program is allowed, on a platform, to have a key."""
+"""Approve a program: allow it to have a key on a platform."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Approved:
-    """The approvals, one for each key, with what they leave open and what the measurement does not cover."""
+    """The approvals, one for each key, their findings, and the facts that the measurement does not cover."""
 
     approvals: tuple[StoredApproval, ...]
     measurement: Measurement
@@ -46,7 +46,7 @@ class Approved:
     not_covered: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton approve --json` says it."""
+        """The document of `adyton approve --json`."""
         tees = self.approvals[0].approval.tees
         return {
             "approvals": [{"id": item.id, "state": item.state, **item.approval.to_dict()} for item in self.approvals],
@@ -88,9 +88,10 @@ def approve(
 ) -> Approved:
     """Approve a manifest's program for keys on platforms, as `adyton approve` does.
 
-    `allow` names each finding that exposes the data and is accepted; `notice` is told of every finding before anything
-    is stored. `advisories` are ID, or ID=DATE until which. `guests` and the registers pin a TDX guest, in hex. Raises
-    UsageError where a finding is not named, and ManifestError and its kinds, UnknownKey, StoreError.
+    `allow` names each accepted finding that exposes the data. `notice` is called with every finding before anything is
+    stored. `advisories` are ID, or ID=DATE with the end of the acceptance. `guests` and the registers pin a TDX guest,
+    in hex. Raises UsageError where a finding is not named, ManifestError and its subclasses, UnknownKey, and
+    StoreError.
     """
     manifest = Path(manifest)
     for what, given in (("--key", keys), ("--tee", tees)):
@@ -176,14 +177,14 @@ def approve(
 
 
 def show_findings(found: Iterable[Finding], tees: Collection[str], notice: Notice) -> None:
-    """Tell what is left open: what must be named first, each with its name."""
+    """Call `notice` with each finding and its name. Those that must be named come first."""
     for item in sorted(found, key=lambda item: not item.exposes_on(tees)):
         kind = "exposes" if item.exposes_on(tees) else "note"
         notice(f"{kind}: {item.name}: {item.what} ({item.key})")
 
 
 def _guest_images(tees: Sequence[str], mrtds: Sequence[str], registers: dict[str, str | None]) -> tuple[Guest, ...]:
-    """The guest that a confidential machine must have booted; a simulated one boots the simulated guest."""
+    """The guest that a confidential machine must have booted. A simulated machine boots the simulated guest."""
     kinds = {confidential_kind(tee) for tee in tees} - {None}
     given = ["--guest"] * len(mrtds) + [f"--{name}" for name, value in registers.items() if value is not None]
     if not kinds and given:
@@ -223,9 +224,9 @@ def _guest_images(tees: Sequence[str], mrtds: Sequence[str], registers: dict[str
 def _mrenclave(
     manifest: Path, signed: SignedManifest, tees: Sequence[str], protocols: Sequence[str]
 ) -> tuple[Measurement, tuple[Finding, ...]]:
-    """What SGX measures of the manifest that was prepared for Gramine, and what is found of that one beside the other.
+    """SGX's measurement of the manifest that was prepared for Gramine, and the findings about that manifest.
 
-    Whether it comes from the manifest that the owner is shown can be told only where Gramine is installed.
+    Without an installed Gramine nobody can check that it was made from the owner's manifest.
     """
     if set(tees) != {"sgx"}:
         raise UsageError(

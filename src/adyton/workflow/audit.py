@@ -1,4 +1,4 @@
-"""The record of everything that the key server did: listed, verified, exported, and made room in."""
+"""The audit record: list, verify, export and prune."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MAX_GRANTS_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Entries of the record; `gone` says for each what of its evidence is not there any more, where that was asked."""
+    """Entries of the record. On request `gone` names the missing evidence of each."""
 
     entries: tuple[Entry, ...]
     gone: Mapping[int, Mapping[str, str]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton audit list --json` and `show --json` say it."""
+        """The document of `adyton audit list --json` and `show --json`."""
         if self.gone is None:
             return {"entries": [_document(entry) for entry in self.entries]}
         return {"entries": [{**_document(entry), "gone": dict(self.gone[entry.seq])} for entry in self.entries]}
@@ -50,7 +50,7 @@ def list_entries(*, kind: str | None = None, limit: int = 20, home: Path | None 
 
 
 def show_entries(subject: str, *, home: Path | None = None) -> Entries:
-    """Everything that is recorded under an id, as `adyton audit show` does; raises UsageError where that is nothing."""
+    """All entries of an id, as `adyton audit show` does. Raises UsageError where there are none."""
     with owner_store(home) as (_, store), store.read() as view:
         entries = tuple(view.entries(subject=subject))
         gone = {entry.seq: missing(view, entry) for entry in entries}
@@ -61,14 +61,14 @@ def show_entries(subject: str, *, home: Path | None = None) -> Entries:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRecord:
-    """How many entries were verified, the hash of the last, and the checkpoints that the record was held against."""
+    """The number of verified entries, the hash of the last, and the compared checkpoints."""
 
     entries: int
     head: bytes
     checkpoints: tuple[Checkpoint, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton audit verify --json` says it."""
+        """The document of `adyton audit verify --json`."""
         return {"entries": self.entries, "head": self.head.hex(), "checkpoints": len(self.checkpoints)}
 
 
@@ -77,7 +77,7 @@ def verify_record(
 ) -> VerifiedRecord:
     """Verify the record from its first entry to its last, or an export of it, as `adyton audit verify` does.
 
-    Each file of `checkpoints` holds one, or what a run was granted. Raises AuditError.
+    Each file of `checkpoints` holds a checkpoint or the grants of a run. Raises AuditError.
     """
     given = {path: _read_checkpoints(path) for path in checkpoints}
     found = chosen_home(home)
@@ -102,7 +102,7 @@ def verify_record(
 
 
 def make_checkpoint(*, output: Path | None = None, home: Path | None = None) -> Checkpoint:
-    """Sign where the record stands now, and write that to `output`, as `adyton audit checkpoint` does."""
+    """Write a signed checkpoint of the record to `output`, as `adyton audit checkpoint` does."""
     with owner_store(home) as (found, store):
         with store.read() as view:
             head = view.head()
@@ -114,7 +114,7 @@ def make_checkpoint(*, output: Path | None = None, home: Path | None = None) -> 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How many entries were written, and how much evidence that they name is not there any more."""
+    """The number of written entries, and of pieces of evidence that are missing."""
 
     entries: int
     gone: int
@@ -153,22 +153,22 @@ def export_record(output: Path, *, evidence: Path | None = None, home: Path | No
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """How many pieces of evidence and collateral were removed, and their size."""
+    """The number of removed pieces of evidence and collateral, and their size."""
 
     removed: int
     size_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton audit prune --json` says it."""
+        """The document of `adyton audit prune --json`."""
         return {"removed": self.removed, "size_bytes": self.size_bytes}
 
 
 def prune_record(before: str, *, home: Path | None = None) -> Pruned:
-    """Remove evidence of old decisions, as `adyton audit prune` does; the entries stay. Raises UsageError."""
+    """Remove evidence of old decisions, as `adyton audit prune` does. The entries stay. Raises UsageError."""
     before_ms = int(parse_start(before, "--before").timestamp() * 1000)
     if before_ms > now_ms():
         raise UsageError(
-            "evidence of what has not happened yet cannot be pruned",
+            "the time lies in the future",
             check="--before",
             expected="a time in the past",
             seen=before,
@@ -188,12 +188,12 @@ def _document(entry: Entry) -> dict[str, Any]:
 
 
 def _read_checkpoints(path: Path) -> list[Checkpoint]:
-    """The checkpoint in a file, or those of all grants in what a run wrote."""
+    """The checkpoint of a file, or those of all grants in a run's file."""
     return checkpoints_of(read_capped(path, MAX_GRANTS_BYTES, "checkpoint"), str(path))
 
 
 def _of_store(path: Path, items: list[Checkpoint], store_id: bytes) -> list[Checkpoint]:
-    """Those that belong to this store: a run may have had grants of several owners."""
+    """The checkpoints of this store. A run may have grants of several owners."""
     chosen = [item for item in items if item.store_id == store_id]
     if not chosen:
         raise AuditError(

@@ -1,4 +1,4 @@
-"""Everything of an owner's home in one sealed file, and a home made again from it."""
+"""Back up an owner's home in one sealed file, and restore it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BackedUp:
-    """The sealed file, its size, and the files with the recovery shares, where it was sealed with shares."""
+    """The sealed file, its size, and the files of the recovery shares, if there are any."""
 
     backup: Path
     size_bytes: int
     shares: tuple[Path, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton backup --json` says it."""
+        """The document of `adyton backup --json`."""
         return {
             "backup": str(self.backup),
             "size_bytes": self.size_bytes,
@@ -47,7 +47,7 @@ def backup(
 ) -> BackedUp:
     """Write keys, policies, record, certificates and configuration to one sealed file, as `adyton backup` does.
 
-    It is sealed with a passphrase, or with a key of which `split` (N, M) makes M shares in the folder `shares`; any N
+    It is sealed with a passphrase, or with a key that `split` (N, M) turns into M shares in the folder `shares`. Any N
     of them open it. Raises UsageError, StoreError, StorageFailed.
     """
     if (split is None) != (shares is None) or (split is None) == (passphrase is None):
@@ -71,7 +71,7 @@ def backup(
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The home that was made again, and what its store holds."""
+    """The restored home, and the content of its store."""
 
     home: Path
     entries: int
@@ -79,7 +79,7 @@ class Restored:
     approvals: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton restore --json` says it."""
+        """The document of `adyton restore --json`."""
         return {"home": str(self.home), "entries": self.entries, "keys": self.keys, "approvals": self.approvals}
 
 
@@ -93,9 +93,9 @@ def restore(
     join: bool = False,
     home: Path | None = None,
 ) -> Restored:
-    """Make a home from a backup, verified whole before it is put in place, as `adyton restore` does.
+    """Restore a home from a backup, as `adyton restore` does. It is verified before it is put in place.
 
-    `passphrase` is called where the backup is sealed with one. Raises UsageError, IntegrityError, StoreError.
+    `passphrase` is called if the backup is sealed with one. Raises UsageError, IntegrityError, StoreError.
     """
     counts: dict[str, int] = {}
 

@@ -1,4 +1,4 @@
-"""What evidence is verified against: fetched, shown, exported, imported."""
+"""Collateral: fetch, show, export and import."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from adyton.workflow.progress import Notice
 
 MAX_KINDS: Final = 16
-"""Of so many kinds of platform, at most, is everything fetched that a service knows."""
+"""The limit of platform kinds up to which everything from a service is fetched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of each document that was fetched or imported."""
+    """The result for each fetched or imported document."""
 
     outcomes: tuple[Outcome, ...]
 
     @property
     def errors(self) -> tuple[Error, ...]:
-        """Why documents were refused or not fetched."""
+        """The errors of documents that were refused or not fetched."""
         return tuple(outcome.error for outcome in self.outcomes if outcome.error is not None)
 
     @property
     def roots(self) -> frozenset[Digest]:
-        """The roots that the verified documents lead to."""
+        """The roots of the verified documents."""
         return frozenset(outcome.verified.root for outcome in self.outcomes if outcome.verified is not None)
 
     @property
@@ -57,12 +57,12 @@ class Taken:
         return tuple(sorted(self.roots - {INTEL_SGX_ROOT} - set(AMD_ARKS.values()), key=str))
 
     def require(self) -> None:
-        """Raise the first error, where there is one."""
+        """Raise the first error, if there is one."""
         for error in self.errors:
             raise error
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton collateral fetch --json` and `import --json` say it where nothing failed."""
+        """The document of `adyton collateral fetch --json` and `import --json`, where nothing failed."""
         return {
             "documents": [_row(outcome) for outcome in self.outcomes],
             "roots": sorted(root.hex() for root in self.roots),
@@ -71,7 +71,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class HeldDocument:
-    """A document of the store, or of a bundle, as it stands now."""
+    """A document of the store or of a bundle, and its present state."""
 
     held: Held
     state: str
@@ -86,10 +86,10 @@ class Shown:
     directory: Path
     documents: tuple[HeldDocument, ...]
     notice_days: int = EXPIRY_NOTICE.days
-    """So long before its end a document is said to expire soon."""
+    """Days before its end from which a document counts as expiring soon."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton collateral show --json` says it."""
+        """The document of `adyton collateral show --json`."""
         rows = [
             _row(item.held)
             | {"state": item.state}
@@ -114,9 +114,9 @@ def fetch_collateral(
     home: Path | None = None,
     notice: Notice = unheard,
 ) -> Taken:
-    """Fetch collateral, verify it, and keep it, as `adyton collateral fetch` does.
+    """Fetch, verify and store collateral, as `adyton collateral fetch` does.
 
-    Raises UsageError, StorageFailed, and FetchFailed where a service cannot say what it knows.
+    Raises UsageError, StorageFailed, and FetchFailed where a service cannot list its platforms.
     """
     if tee not in ("sgx", "tdx", "both"):
         raise UsageError(f"no collateral for {tee!r}", check="--tee", expected="sgx, tdx or both", seen=tee)
@@ -152,14 +152,14 @@ def fetch_collateral(
 
 
 def show_collateral(*, bundles: Sequence[Path] = (), home: Path | None = None) -> Shown:
-    """Every document of the store, or of bundles, with until when it is valid, as `adyton collateral show` does."""
+    """Every document of the store, or of bundles, with its validity, as `adyton collateral show` does."""
     store, now = _store(home), datetime.now(UTC)
     found = _held_in_bundles(bundles) if bundles else store.held()
     return Shown(store.directory, tuple(_state(held, store, now) for held in found))
 
 
 def export_collateral(output: Path, *, root: str | None = None, home: Path | None = None) -> int:
-    """Write every document into one bundle; returns how many. Raises UsageError where there is none."""
+    """Write all documents into one bundle. Returns their number. Raises UsageError where there is none."""
     bundle = _store(home).export_bundle(_root(root))
     count = len(parse_bundle(bundle))
     if not count:
@@ -169,9 +169,9 @@ def export_collateral(output: Path, *, root: str | None = None, home: Path | Non
 
 
 def import_collateral(bundles: Sequence[Path], *, root: str | None = None, home: Path | None = None) -> Taken:
-    """Take over bundles, each document judged by itself, as `adyton collateral import` does.
+    """Import bundles, as `adyton collateral import` does. Each document is judged by itself.
 
-    What was refused is in the result: see `Taken.require`.
+    The result has the refused documents: see `Taken.require`.
     """
     store, now = _store(home), datetime.now(UTC)
     outcomes: list[Outcome] = []
@@ -193,7 +193,7 @@ def _read_evidence(path: Path) -> Evidence:
 
 
 def _keep_vlek(path: Path, downloads: Downloads, source: Source, now: datetime) -> Outcome:
-    """Keep a VLEK, which AMD gives to its host alone. The chain above it comes from AMD's service."""
+    """Store a VLEK, which only the host gets from AMD. The chain above it comes from AMD's service."""
     raw = read_capped(path, MAX_CHAIN_BYTES, "VLEK", too_large=MalformedQuote)
     leaf = split_pem(raw, "VLEK")[0] if raw.startswith(b"-----BEGIN") else raw
     product = parse_chip_certificate(parse_certificate(leaf, "VLEK")).product.partition("-")[0]
@@ -222,7 +222,7 @@ def _fmspc(text: str) -> bytes:
 
 
 def _known_fmspcs(downloads: Downloads, sources: tuple[Any, ...]) -> list[bytes]:
-    """Every kind of platform that these services know, if they are few."""
+    """Every FMSPC that these services know, if they are few."""
     found: list[bytes] = []
     for source in sources:
         found += downloads.client_of(source, downloads.store.channel).fmspcs()

@@ -1,4 +1,4 @@
-"""Protected files back into plain ones."""
+"""Decrypt protected files."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Decrypted:
-    """What was decrypted, one entry for each source."""
+    """The decrypted sources, one entry each."""
 
     sources: tuple[Moved, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton decrypt --json` says it."""
+        """The document of `adyton decrypt --json`."""
         return {"decrypted": [item.to_dict() for item in self.sources]}
 
 
@@ -51,11 +51,11 @@ def decrypt(
     progress: Progress = unwatched,
     done: Callable[[Moved], object] | None = None,
 ) -> Decrypted:
-    """Decrypt files and folders to `target`, as `adyton decrypt` does; nothing stands there unless it was verified.
+    """Decrypt files and folders to `target`, as `adyton decrypt` does. Only verified files appear there.
 
-    A file that was sealed under another name than it has now is refused; `check_path` says which path it is to have
-    instead. `done` is called after each source. Raises IntegrityError, WrongPath, NotProtectedFile, TargetExists,
-    StorageFailed, UsageError, and what the key store raises.
+    A file that was sealed under another name is refused. `check_path` gives the expected sealed path instead. `done` is
+    called after each source. Raises IntegrityError, WrongPath, NotProtectedFile, TargetExists, StorageFailed,
+    UsageError, and the errors of the key store.
     """
     wrap_key = choose_key(key, key_file, home)
     steps = plan(names(sources), str(target))
@@ -99,7 +99,7 @@ def _decrypt(
 
 
 def _sealed_path(source: Path, key: Key128) -> str:
-    """The path sealed into a file; raises WrongPath where its last part is not the name that the file has now."""
+    """The path sealed into a file. Raises WrongPath where its last part differs from the file's name."""
     with ProtectedFile.open(OSFile(source), key) as file:
         sealed = file.path
     if sealed.rpartition("/")[2] != source.resolve().name and sealed.rpartition("/")[2] != source.name:

@@ -1,4 +1,4 @@
-"""Which file, mount or key makes two manifests measure differently."""
+"""Compare two manifests: the files, mounts and keys that make their measurements differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What differs. Measurements and signers are of both manifests, or none where a signature is not there."""
+    """The differences. Measurements and signers are those of both manifests, or empty without both signatures."""
 
     differences: tuple[Difference, ...]
     measurements: tuple[str, ...]
@@ -27,7 +27,7 @@ class Compared:
 
     @property
     def signer_differs(self) -> bool:
-        """Whether two signers signed."""
+        """Whether the signers differ."""
         return len(set(self.signers)) == 2
 
     @property
@@ -36,7 +36,7 @@ class Compared:
         return not self.differences and not self.runtime_differs and not self.signer_differs
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton diff --json` says it."""
+        """The document of `adyton diff --json`."""
         return {
             "same": self.same,
             "measurements": list(self.measurements),
@@ -50,7 +50,7 @@ class Compared:
 
 
 def diff(before: Path, after: Path) -> Compared:
-    """Compare two manifests as `adyton build` wrote them, as `adyton diff` does; raises ManifestError and its kinds."""
+    """Compare two manifests of `adyton build`, as `adyton diff` does. Raises ManifestError and its subclasses."""
     texts = [read_capped(path, MAX_MANIFEST_BYTES, "manifest") for path in (before, after)]
     found = [*differences(decode(texts[0]), decode(texts[1]))]
     signatures = [signature_path(path) for path in (before, after)]

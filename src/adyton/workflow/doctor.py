@@ -1,4 +1,4 @@
-"""Which TEE this machine has, what is missing for each, and whether programs can run here."""
+"""Check this machine: its TEEs, missing parts for each, and whether programs can run here."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CHECKS: Final[tuple[str, ...]] = (
     "adyton.workflow.doctor_host:collateral",
     "adyton.workflow.doctor_server:owner",
 )
-"""`module:function`, each taking a `Machine` and giving `Finding`s; a room adds its checks here."""
+"""`module:function`. Each function takes a `Machine` and yields `Finding`s. A room adds its checks here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What was found, the TEEs that can be used here, and whether programs can run in the one that was asked for."""
+    """The findings, the usable TEEs, and whether programs can run in the requested one."""
 
     tees: tuple[str, ...]
     can_run: bool
@@ -39,7 +39,7 @@ class Examined:
     findings: tuple[Finding, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton doctor --json` says it."""
+        """The document of `adyton doctor --json`."""
         return {
             "tees": list(self.tees),
             "can_run": self.can_run,
@@ -49,7 +49,7 @@ class Examined:
 
 
 def doctor(tee: str | None = None) -> Examined:
-    """Look at this machine, as `adyton doctor` does; `tee` is the one that must be usable. Raises UsageError."""
+    """Check this machine, as `adyton doctor` does. `tee` is the one that must be usable. Raises UsageError."""
     wanted = None if tee is None else {"sim-tdx": "sim"}.get(tee, tee)
     if wanted is not None and wanted not in ("sgx", "tdx", "snp", "sim"):
         raise UsageError(f"no TEE named {tee!r}", check="--for", expected="sgx, tdx, snp, sim or sim-tdx", seen=tee)
@@ -60,7 +60,7 @@ def doctor(tee: str | None = None) -> Examined:
 
 
 def collect(machine: Machine) -> list[Finding]:
-    """Every check's findings; a check that fails is a finding itself, never the end of the others."""
+    """The findings of all checks. A check that fails becomes a finding, and the others go on."""
     found: list[Finding] = []
     for name in CHECKS:
         module, _, function = name.partition(":")

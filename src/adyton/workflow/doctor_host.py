@@ -1,4 +1,4 @@
-"""What running a protected program needs of this machine, whatever the TEE: looked at for `adyton doctor`."""
+"""Checks of `adyton doctor`: the needs of a protected program on this machine, for any TEE."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TIME_ERROR: Final = 5
 _TIMEX_BYTES: Final = 512
 _DRIVER_FILES: Final = frozenset({"bind", "module", "uevent", "unbind"})
 _GENERATION_DEVICES: Final = ("VM_GEN_COUNTER", "VMGENCTR")
-"""Names by which ACPI offers a machine's generation, as drivers/virt/vmgenid.c of Linux takes them."""
+"""ACPI names of a virtual machine's generation counter. Source: drivers/virt/vmgenid.c of Linux."""
 _RELEASED: Final = 1_750_000_000
-"""Seconds since 1970 before which no Adyton existed: an earlier clock is wrong."""
+"""The time of Adyton's release (seconds since 1970). An earlier clock is wrong."""
 
 
 def python(machine: Machine) -> Iterator[Finding]:
@@ -77,7 +77,7 @@ def fuse(machine: Machine) -> Iterator[Finding]:
 
 
 def sandbox(machine: Machine) -> Iterator[Finding]:
-    """bubblewrap and user namespaces: tried as a run has them, since too many switches decide."""
+    """bubblewrap and user namespaces. They are tried as in a run, since too many settings decide."""
     program = machine.program("bwrap")
     if program is None:
         yield Finding("host", "bubblewrap", "missing", "no bwrap in PATH", "apt-get install bubblewrap")
@@ -104,7 +104,7 @@ def sandbox(machine: Machine) -> Iterator[Finding]:
 
 
 def _try_bubblewrap(program: str) -> subprocess.CompletedProcess[str]:
-    """Start `true` as a run starts a program: as the user that it has, with a /proc of its own, and filtered."""
+    """Start `true` as a run starts a program: with its user, its own /proc, and its system call filter."""
     from adyton.runtime import callfilter, unprivileged
     from adyton.vfs.owner import Owner
 
@@ -132,7 +132,7 @@ def _try_bubblewrap(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def _private_view() -> str:
-    """What keeps this process from a private view of mounts, as a run's keeper has it; empty where nothing does."""
+    """The error that keeps this process from a private mount namespace, as a run's keeper has it. Empty if none."""
     from adyton.runtime import namespace
 
     out, into = os.pipe2(os.O_CLOEXEC)
@@ -152,7 +152,7 @@ def _private_view() -> str:
 
 
 def _allow_namespaces(machine: Machine) -> str:
-    """What is in the way, as far as the machine's switches tell, and how to take it away."""
+    """The obstacle, as far as the machine's settings show it, and its remedy."""
     if machine.text("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1":
         return (
             "AppArmor keeps user namespaces from programs without a profile, as on Ubuntu since 23.10:"
@@ -165,7 +165,7 @@ def _allow_namespaces(machine: Machine) -> str:
 
 
 def swap(machine: Machine) -> Iterator[Finding]:
-    """Unencrypted swap writes plaintext to a disk."""
+    """Unencrypted swap, which writes plaintext to a disk."""
     from adyton.runtime.host import unencrypted_swap
 
     areas = unencrypted_swap(machine.text("/proc/swaps"), sys=machine.root / "sys")
@@ -177,7 +177,7 @@ def swap(machine: Machine) -> Iterator[Finding]:
 
 
 def clock(machine: Machine) -> Iterator[Finding]:
-    """Evidence and certificates are judged by the clock."""
+    """The clock, by which evidence and certificates are judged."""
     del machine
     now = time.time()
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
@@ -197,7 +197,7 @@ def clock(machine: Machine) -> Iterator[Finding]:
 
 
 def _synchronised() -> bool:
-    """What adjtimex(2) says: TIME_ERROR (5) is a clock that nobody keeps."""
+    """Whether the clock is synchronised, by adjtimex(2): TIME_ERROR (5) means that it is not."""
     buffer = (ctypes.c_char * _TIMEX_BYTES)()
     libc = ctypes.CDLL(None, use_errno=True)
     state = int(libc.adjtimex(buffer))
@@ -205,7 +205,7 @@ def _synchronised() -> bool:
 
 
 def clones(machine: Machine) -> Iterator[Finding]:
-    """Whether the kernel draws anew when this virtual machine was cloned or restored (Linux 5.18, VMGENID)."""
+    """Whether the kernel reseeds its random generator after a clone or restore (Linux 5.18, VMGENID)."""
     name = "cloned or restored machine"
     if "hypervisor" not in machine.cpu_flags():
         yield Finding("host", name, "ok", "this is no virtual machine")
@@ -266,7 +266,7 @@ def collateral(machine: Machine) -> Iterator[Finding]:
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
-    """Private memory is where plaintext lives."""
+    """Private memory, which holds the plaintext."""
     import re
 
     found = re.search(r"^MemAvailable:\s*(\d+) kB", machine.text("/proc/meminfo"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What `adyton doctor` says about an owner's home and key server: certificates, permissions, backup."""
+"""Checks of `adyton doctor` for an owner's home and key server: certificates, permissions, backup."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CERTIFICATES: Final = (
 
 
 def owner(_machine: Machine) -> Iterator[Finding]:
-    """Findings about the owner's home; none where there is no home on this machine."""
+    """Findings about the owner's home. None without a home on this machine."""
     from adyton.keystore.home import Home, default_home
 
     path = default_home()
@@ -71,7 +71,7 @@ def _certificate(home: Home, name: str, remedy: str, now: datetime) -> Finding:
 
 
 def _backup(home: Home, now: datetime) -> Finding:
-    """The last backup, by the audit record, which is read without opening any key."""
+    """The last backup, by the audit record. It is read without opening any key."""
     import sqlalchemy as sa
 
     from adyton.keystore import schema

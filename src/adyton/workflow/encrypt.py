@@ -1,4 +1,4 @@
-"""Files and folders into protected files."""
+"""Encrypt files and folders into protected files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encrypted:
-    """What was encrypted, one entry for each source."""
+    """The encrypted sources, one entry each."""
 
     sources: tuple[Moved, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton encrypt --json` says it."""
+        """The document of `adyton encrypt --json`."""
         return {"encrypted": [item.to_dict() for item in self.sources]}
 
 
@@ -53,7 +53,7 @@ def encrypt(
 
     The embedded path is `target` as it is written, or `embedded`. The key is a name in the owner's store, a file of
     16 raw bytes, or the key itself. `done` is called after each source. Raises UsageError, StorageFailed,
-    TargetExists, and what the key store raises.
+    TargetExists, and the errors of the key store.
     """
     wrap_key = choose_key(key, key_file, home)
     steps = plan(names(sources), str(target))
@@ -85,11 +85,11 @@ def _check_output(steps: list[Step], embedded: str | None) -> None:
         return
     if embedded is None:
         raise UsageError(
-            "what goes to standard output has no path of its own to embed",
+            "output to standard output has no path to embed",
             check="embedded path",
             expected="--as PATH",
             seen="none",
-            remedy="say with --as under which path it will be read",
+            remedy="give the path under which it will be read: --as PATH",
         )
     if steps[0].is_tree:
         raise UsageError("standard output takes one file, and nothing else", check="-o -", expected="one file")

@@ -1,4 +1,4 @@
-"""What is in a measurement, in words."""
+"""Explain a measurement in words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """The measurements that a manifest or signature has, by name, and what they cover, section by section."""
+    """The measurements of a manifest or signature, by name, and their content, section by section."""
 
     measurements: Mapping[str, str]
     sections: tuple[Section, ...]
@@ -38,17 +38,17 @@ class Explained:
 
     @property
     def matches(self) -> tuple[str, ...]:
-        """The names of the measurements that are the wanted one."""
+        """The names of the measurements that equal the wanted one."""
         return tuple(name for name, text in self.measurements.items() if text == str(self.wanted))
 
     @property
     def for_another_runtime(self) -> bool:
-        """Whether the manifest was signed for another Adyton, Python or library than is installed here."""
+        """Whether the manifest was signed for another Adyton, Python or library than the installed ones."""
         signed = self.measurements.get("signed measurement")
         return signed is not None and self.measurements.get("workload measurement under this runtime", signed) != signed
 
     def require(self) -> None:
-        """Raise BadSignature where a measurement is wanted and none is that one."""
+        """Raise BadSignature where a measurement is wanted and none equals it."""
         if self.wanted is not None and not self.matches:
             raise BadSignature(
                 "this is not the manifest of that measurement",
@@ -59,7 +59,7 @@ class Explained:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton explain-measurement --json` says it."""
+        """The document of `adyton explain-measurement --json`."""
         document: dict[str, Any] = {
             "measurements": dict(self.measurements),
             "sections": {section.title: list(section.lines) for section in self.sections},
@@ -70,7 +70,7 @@ class Explained:
 def explain_measurement(manifest: Path, *, measurement: Measurement | None = None) -> Explained:
     """Explain a manifest's measurement, or a signature's, as `adyton explain-measurement` does.
 
-    Whether one is the `measurement` that is wanted says `Explained.require`. Raises ManifestError and its kinds.
+    `Explained.require` checks that one equals `measurement`. Raises ManifestError and its subclasses.
     """
     raw = read_capped(manifest, MAX_MANIFEST_BYTES, "manifest")
     sections: list[Section] = []

@@ -1,4 +1,4 @@
-"""An owner's identity: her CA, her signing key, the key server's certificates, and an empty key store."""
+"""Make an owner's identity: her CA, her signing key, the key server's certificates, and an empty key store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Initialized:
     server_name: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton init --json` says it."""
+        """The document of `adyton init --json`."""
         return {
             "home": str(self.home),
             "ca": str(self.ca),
@@ -54,7 +54,7 @@ def init(
 ) -> Initialized:
     """Make an owner's identity in a new home, as `adyton init` does.
 
-    `passphrase` is called once, where `master` is "passphrase". Raises UsageError where the home holds an identity.
+    `passphrase` is called once if `master` is "passphrase". Raises UsageError where the home holds an identity.
     """
     if (
         master not in MASTER_KINDS
@@ -87,7 +87,7 @@ def init(
 
 
 def renew_server(home: Path | None = None, *, server_names: Sequence[str] = ()) -> Path:
-    """Make new keys and certificates for a home's key server; returns the home's folder."""
+    """Make new keys and certificates for a home's key server. Returns the home's folder."""
     with owner_store(home) as (found, store):
         renew_server_certificate(found, tuple(server_names))
         make_grant_key(found, store, actor=actor())

@@ -1,4 +1,4 @@
-"""What a protected file is; nothing is written."""
+"""Inspect protected files. Nothing is written."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What each file says of itself, authenticated only where a key was given."""
+    """The content of each file's header. It is authenticated only with a key."""
 
     files: tuple[Mapping[str, Any], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton inspect --json` says it."""
+        """The document of `adyton inspect --json`."""
         return {"files": [dict(facts) for facts in self.files]}
 
 
@@ -41,7 +41,7 @@ def inspect(
     progress: Progress = unwatched,
     done: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Inspected:
-    """Look into protected files, and with `verify` verify every node of them, as `adyton inspect` does.
+    """Inspect protected files, and with `verify` verify all their nodes, as `adyton inspect` does.
 
     Raises NotProtectedFile, UnsupportedVersion, IntegrityError, StorageFailed, UsageError.
     """

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key or secret that was made, or its new version; never its value."""
+    """A new key or secret, or its new version. Never its value."""
 
     name: str
     kind: str
     version: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton key new --json` says it."""
+        """The document of `adyton key new --json`."""
         return {"name": self.name, "kind": self.kind, "version": self.version}
 
 
 @dataclass(frozen=True, slots=True)
 class ListedKey:
-    """A key or secret of the store, and how many approvals stand for it."""
+    """A key or secret of the store, and the number of its valid approvals."""
 
     name: str
     kind: str
@@ -52,7 +52,7 @@ class KeyList:
     keys: tuple[ListedKey, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton key list --json` says it."""
+        """The document of `adyton key list --json`."""
         return {
             "keys": [
                 {
@@ -69,7 +69,7 @@ class KeyList:
 
 @dataclass(frozen=True, slots=True)
 class StoreRotated:
-    """The version of the new data key, and the file with the new master key where one was made."""
+    """The version of the new data key, and the file of the new master key, if there is one."""
 
     data_key_version: int
     master_file: Path | None
@@ -80,7 +80,7 @@ def new_key(
 ) -> NewKey:
     """Make a key, or take the one in `from_file`, or store the content of `secret`, as `adyton key new` does.
 
-    Raises UsageError where there is one of that name, StoreError where a file can be read by others.
+    Raises UsageError where the name exists, StoreError where others can read a file.
     """
     if from_file is not None and secret is not None:
         raise UsageError("--from and --secret exclude each other", check="source of the key")
@@ -106,7 +106,7 @@ def list_keys(*, home: Path | None = None) -> KeyList:
 
 
 def export_key(name: str, output: Path, *, version: int | None = None, home: Path | None = None) -> int:
-    """Write a key to a new file of mode 0600 and record that; returns its size in bytes."""
+    """Write a key to a new file of mode 0600 and record that. Returns its size in bytes."""
     with owner_store(home) as (_, store):
         with store.write() as change:
             info, value = change.reveal(name, version=version)
@@ -117,14 +117,14 @@ def export_key(name: str, output: Path, *, version: int | None = None, home: Pat
 
 
 def rotate_key(name: str, *, home: Path | None = None) -> NewKey:
-    """Make a new version of a key, which is released from now on, as `adyton key rotate` does."""
+    """Make a new version of a key, as `adyton key rotate` does. It is released from now on."""
     with owner_store(home) as (_, store), store.write() as change:
         made = change.add_key(name, Key128.generate().reveal(), KEY, actor=actor(), new_version=True)
     return NewKey(made.name, made.kind, made.version)
 
 
 def rotate_store(*, master: bool = False, home: Path | None = None) -> StoreRotated:
-    """Wrap every key anew under a new data key, and with `master` that one under a new master key."""
+    """Wrap every key under a new data key. With `master`, wrap that one under a new master key."""
     with owner_store(home) as (found, store):
         with store.write() as change:
             version = change.rotate_data_key(actor=actor())

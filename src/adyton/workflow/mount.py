@@ -1,4 +1,4 @@
-"""A folder of protected files as an ordinary one."""
+"""Mount a folder of protected files as an ordinary folder."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def mount(
     read_only: bool = False,
     notice: Notice = unheard,
 ) -> None:
-    """Mount a folder of protected files, as `adyton mount` does; without `foreground` it returns once it is mounted.
+    """Mount a folder of protected files, as `adyton mount` does. Without `foreground` it returns once it is mounted.
 
-    The process forks: call it where no other thread runs. Raises MountFailed, UsageError, and errors of the key store.
+    The process forks. Call it only while no other thread runs. Raises MountFailed, UsageError, and errors of the key
+    store.
     """
     mounted.mount(
         source,
@@ -43,5 +44,5 @@ def mount(
 
 
 def unmount(target: Path) -> None:
-    """End a mount, as `adyton umount` does; returns once every file is flushed. Raises MountFailed."""
+    """End a mount, as `adyton umount` does. Returns once every file is flushed. Raises MountFailed."""
     mounted.unmount(target)

@@ -1,4 +1,4 @@
-"""The owner's home that a function works in, and its store, opened for the length of a call."""
+"""The owner's home of a function, and its store, open for the duration of a call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def chosen_home(home: Path | None) -> Home:
-    """The home that was named, or the default one."""
+    """The given home, or the default one."""
     return Home.open(home if home is not None else default_home())
 
 

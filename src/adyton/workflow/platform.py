@@ -1,4 +1,4 @@
-"""Simulated TEE platforms: made, shown, changed, and what they vouch for written out. They protect nothing."""
+"""Simulated TEE platforms: make, show, change, and export evidence and collateral. They protect nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A TCB level that a platform's vendor published, and whether the machine is at it."""
+    """A published TCB level of a platform, and whether the machine has it."""
 
     status: str
     date: str
@@ -34,7 +34,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """A simulated platform as it stands."""
+    """The present state of a simulated platform."""
 
     directory: Path
     root_fingerprint: Digest
@@ -44,11 +44,11 @@ class Platform:
     revoked: int
 
     def name(self, *, tdx: bool = False) -> str:
-        """What a policy calls it."""
+        """The platform's name in a policy."""
         return f"{'sim-tdx' if tdx else 'sim'}:{self.root_fingerprint}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton platform show --json` says it."""
+        """The document of `adyton platform show --json`."""
         return {
             "simulated": True,
             "directory": str(self.directory),
@@ -65,7 +65,7 @@ class Platform:
 
 
 def show_platform(directory: Path | None = None) -> Platform:
-    """A platform's root, FMSPC and TCB levels, of this folder or the usual one."""
+    """The root, FMSPC and TCB levels of a platform, in this folder or the default one."""
     directory = platform_directory(directory)
     platform = SimPlatform.load(directory)
     publication = platform.publication()
@@ -88,7 +88,7 @@ def show_platform(directory: Path | None = None) -> Platform:
 
 
 def new_platform(directory: Path, *, ca: str = "platform", carries_chain: bool = True) -> Platform:
-    """Make a new platform with fresh keys in an empty or new folder; raises UsageError."""
+    """Make a new platform with fresh keys in an empty or new folder. Raises UsageError."""
     if ca not in ("platform", "processor"):
         raise UsageError(f"no CA named {ca!r}", check="--ca", expected="platform or processor", seen=ca)
     kind: CAKind = "processor" if ca == "processor" else "platform"
@@ -96,7 +96,7 @@ def new_platform(directory: Path, *, ca: str = "platform", carries_chain: bool =
 
 
 def raise_tcb(directory: Path, *, status: str, part: str, advisories: Sequence[str]) -> Platform:
-    """Publish newer signed TCB info, after which the platform is no longer up to date; raises UsageError."""
+    """Publish newer signed TCB info. After that the platform is no longer up to date. Raises UsageError."""
     platform = SimPlatform.load(directory)
     for known in PARTS:
         if part == known:
@@ -106,13 +106,13 @@ def raise_tcb(directory: Path, *, status: str, part: str, advisories: Sequence[s
 
 
 def upgrade(directory: Path) -> Platform:
-    """Give the platform the newest firmware that its vendor published, under a new PCK certificate."""
+    """Give the platform its vendor's newest firmware, with a new PCK certificate."""
     SimPlatform.load(directory).upgrade()
     return show_platform(directory)
 
 
 def revoke_certificate(directory: Path, what: str) -> Platform:
-    """Revoke the platform's PCK certificate, the CA that issued it, or the signer of TCB info; raises UsageError."""
+    """Revoke the platform's PCK certificate, the CA that issued it, or the signer of TCB info. Raises UsageError."""
     platform = SimPlatform.load(directory)
     for known in REVOCABLE:
         if what == known:
@@ -123,7 +123,7 @@ def revoke_certificate(directory: Path, what: str) -> Platform:
 
 @dataclass(frozen=True, slots=True)
 class WrittenQuote:
-    """The file that a simulated quote was written to, its size, and the TEE that it is of."""
+    """The file of a simulated quote, its size, and its TEE."""
 
     path: Path
     size_bytes: int
@@ -139,9 +139,9 @@ def write_quote(
     tdx: bool = False,
     debug: bool = False,
 ) -> WrittenQuote:
-    """Write a simulated quote over these values, to try `verify` and policies with.
+    """Write a simulated quote over these values, for trials of `verify` and policies.
 
-    `report_data` is 64 bytes; without a `measurement` it is all zeros.
+    `report_data` is 64 bytes. Without a `measurement` it is all zeros.
     """
     program = Measurement(bytes(32)) if measurement is None else measurement
     source = SimPlatform.load(directory).enclave(measurement=program, debug=debug, shape="tdx" if tdx else "sgx")
@@ -151,7 +151,7 @@ def write_quote(
 
 
 def export_platform(directory: Path, output: Path, *, tdx: bool = False) -> Path:
-    """Write the collateral that verifying this platform's quotes needs, as it stands now."""
+    """Write the present collateral of this platform's quotes."""
     collateral = SimPlatform.load(directory).collateral_dict(datetime.now(UTC), tee="tdx" if tdx else "sgx")
     write_file(output, json.dumps(collateral, indent=1).encode() + b"\n", 0o644)
     return output

@@ -1,4 +1,4 @@
-"""A simulated platform's collateral, served as Intel's PCS or a PCCS serves it."""
+"""Serve a simulated platform's collateral, as Intel's PCS or a PCCS does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _ignore(_url: str, _fingerprint: str) -> None:
-    """Take an address that nobody asked for."""
+    """Ignore the address."""
 
 
 def serve_platform(
@@ -30,7 +30,7 @@ def serve_platform(
 ) -> None:
     """Serve a platform's collateral over HTTP until interrupted, as `adyton platform serve` does.
 
-    `listening` is told the URL and the fingerprint of the simulated root. Raises UsageError, StorageFailed.
+    `listening` is called with the URL and the fingerprint of the simulated root. Raises UsageError, StorageFailed.
     """
     platform = SimPlatform.load(directory)
     form = "pccs" if pccs else "pcs"

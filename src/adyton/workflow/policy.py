@@ -1,4 +1,4 @@
-"""Approvals: shown with their history, changed, approved where they were proposed, and evidence tried against them."""
+"""Approvals: show their history, change them, approve proposals, and try evidence against them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ MAX_EVIDENCE_BYTES: Final = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PolicyShown:
-    """Approvals as they stand, and every revision of them where the history was asked for."""
+    """The present approvals, and on request every revision of them."""
 
     approvals: tuple[StoredApproval, ...]
     history: tuple[Mapping[str, Any], ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton policy show --json` says it."""
+        """The document of `adyton policy show --json`."""
         document: dict[str, Any] = {
             "approvals": [
                 {
@@ -65,14 +65,16 @@ def show_policy(key: str | None = None, *, history: bool = False, home: Path | N
 def set_policy(
     approval: str, changes: Mapping[str, Any], *, allow: Sequence[str] = (), home: Path | None = None
 ) -> StoredApproval:
-    """Change entries of an approval, as `adyton policy set` does; what it exposes then must be named in `allow`.
+    """Change entries of an approval, as `adyton policy set` does.
+
+    Its exposures after the change must be named in `allow`.
 
     Raises UsageError.
     """
     for name in REVIEWED:
         if name in changes:
             raise UsageError(
-                f"{name} is what a review found, and cannot be written by hand",
+                f"{name} comes from the review, and cannot be set by hand",
                 check="policy set",
                 expected="an entry other than " + ", ".join(REVIEWED),
                 seen=name,
@@ -88,7 +90,7 @@ def set_policy(
 def approve_pending(
     approval: str, *, allow: Sequence[str] = (), home: Path | None = None, notice: Notice = unheard
 ) -> StoredApproval:
-    """Approve what was only proposed, as `adyton policy approve` does; `notice` is told what it leaves open before.
+    """Approve a proposal, as `adyton policy approve` does. `notice` is called first with its findings.
 
     Raises UsageError where a finding that exposes the data is not named in `allow`.
     """
@@ -100,7 +102,7 @@ def approve_pending(
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What would happen to evidence, for each key."""
+    """The result of a trial of evidence, for each key."""
 
     results: tuple[DryRun, ...]
 
@@ -121,7 +123,7 @@ class Tried:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton policy test --json` says it."""
+        """The document of `adyton policy test --json`."""
         return {"results": [result.to_dict() for result in self.results]}
 
 
@@ -134,7 +136,7 @@ def try_evidence(
     collateral: Path | None = None,
     home: Path | None = None,
 ) -> Tried:
-    """Try evidence against the policies, as `adyton policy test` does; nothing is released and nothing recorded."""
+    """Try evidence against the policies, as `adyton policy test` does. Nothing is released and nothing recorded."""
     raw = read_capped(evidence, MAX_EVIDENCE_BYTES, "evidence")
     named = None if manifest is None else manifest_digest(manifest)
     with owner_store(home) as (found, store):

@@ -1,4 +1,4 @@
-"""How a function tells its caller what it is doing: notices in words, and progress in bytes."""
+"""Callbacks of a function to its caller: notices as text, and progress in bytes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeAlias
 
 Notice: TypeAlias = Callable[[str], None]
-"""Called with one line that a person should read beside the result."""
+"""Called with a line of text for people, beside the result."""
 
 
 class Advance(Protocol):
-    """Called with the number of bytes that were done since the last call."""
+    """Called with the number of bytes done since the last call."""
 
     def __call__(self, done_bytes: int, /) -> None: ...
 
 
 Progress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Advance]]
-"""Called with what begins and its size in bytes, where that is known. The context lasts until it has ended."""
+"""Called with the name of a step and its size in bytes, if known. The context lasts until the step ends."""
 
 
 def unheard(_text: str) -> None:
-    """Take a notice that nobody reads."""
+    """Ignore a notice."""
 
 
 @contextmanager
 def unwatched(_what: str, _total_bytes: int | None) -> Iterator[Advance]:
-    """Progress that nobody watches."""
+    """Ignore progress."""
     yield lambda _done: None

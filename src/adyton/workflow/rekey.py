@@ -1,4 +1,4 @@
-"""Protected files under another key, another embedded path, or in another version."""
+"""Seal protected files again: under another key or embedded path, or in another version."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rekeyed:
-    """What was sealed again, one entry for each source."""
+    """The resealed sources, one entry each."""
 
     sources: tuple[Moved, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton rekey --json` says it."""
+        """The document of `adyton rekey --json`."""
         return {"rekeyed": [item.to_dict() for item in self.sources]}
 
 
@@ -47,9 +47,9 @@ def rekey(
     progress: Progress = unwatched,
     done: Callable[[Moved], object] | None = None,
 ) -> Rekeyed:
-    """Seal protected files again, every block under a new key; in place, or to `target`, as `adyton rekey` does.
+    """Seal protected files again, in place or to `target`, as `adyton rekey` does. Every block gets a new key.
 
-    Raises IntegrityError, NotProtectedFile, TargetExists, StorageFailed, UsageError, and what the key store raises.
+    Raises IntegrityError, NotProtectedFile, TargetExists, StorageFailed, UsageError, and the errors of the key store.
     """
     old = choose_key(key, key_file, home)
     new = old

@@ -1,4 +1,4 @@
-"""Approvals are taken back: the next request is refused."""
+"""Revoke approvals. The next request is refused."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RevokedApprovals:
-    """The approvals that were taken back; none where none that stood matches."""
+    """The revoked approvals. Empty where no valid approval matches."""
 
     approvals: tuple[StoredApproval, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton revoke --json` says it."""
+        """The document of `adyton revoke --json`."""
         return {"revoked": [item.id for item in self.approvals]}
 
 
@@ -36,9 +36,9 @@ def revoke(
     version: str | None = None,
     home: Path | None = None,
 ) -> RevokedApprovals:
-    """Take approvals back: those with these ids, of this key, of this program, as `adyton revoke` does.
+    """Revoke approvals: those with these ids, of this key, or of this program, as `adyton revoke` does.
 
-    A key that a running program already has stays with it. Raises UsageError where nothing is named.
+    A running program keeps the key that it has. Raises UsageError where nothing is named.
     """
     if not approvals and key is None and app is None:
         raise UsageError(

@@ -1,6 +1,6 @@
 """The fresh process in which `adyton.run` runs a program: python -P -m adyton.workflow.run_process FD PARENT REQUEST.
 
-It reports on the descriptor FD, a line of JSON each: notices, and at the end what came of it. It ends with its parent.
+It reports on the descriptor FD, in lines of JSON: notices, and at the end the result. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adyton.workflow.run import Request, run_here
 
 
 def main(report: int, parent: int, request: str) -> int:
-    """Carry out the request and report; returns the exit status of the process."""
+    """Carry out the request and report. Returns the exit status of the process."""
     begin_anew()
     os.set_inheritable(report, False)
     syscalls.die_with_parent(parent)

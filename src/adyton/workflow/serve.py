@@ -1,4 +1,4 @@
-"""The owner's key server: run until it is told to stop, or for the length of a block."""
+"""Run the owner's key server, until it is stopped or for the duration of a block."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A key server that listens: the address of each protocol, HOST:PORT."""
+    """A running key server: the address of each protocol, HOST:PORT."""
 
     addresses: Mapping[str, str]
 
     @property
     def address(self) -> str:
-        """Where it speaks Adyton's own protocol; raises UsageError where it does not."""
+        """The address of Adyton's own protocol. Raises UsageError where it is off."""
         if "adyton" not in self.addresses:
             raise UsageError("this key server does not speak Adyton's own protocol", check="serving", expected="listen")
         return self.addresses["adyton"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The addresses, as the file of `adyton serve --ready-file` says them."""
+        """The addresses, as in the file of `adyton serve --ready-file`."""
         return dict(self.addresses)
 
 
 def _ignore(_addresses: Mapping[str, str]) -> None:
-    """Take addresses that nobody asked for."""
+    """Ignore the addresses."""
 
 
 def serve(
@@ -55,8 +55,8 @@ def serve(
 ) -> None:
     """Serve keys to approved programs until SIGTERM or Ctrl-C, as `adyton serve` does.
 
-    Addresses are HOST:PORT; port 0 takes any free port, and `listening` is told where each protocol listens. With
-    `log_format` the log goes to standard error; without, it is left to the program's own logging. The process makes no
+    Addresses are HOST:PORT. Port 0 takes any free port. `listening` is called with the address of each protocol. With
+    `log_format` the log goes to standard error. Without it the program configures its own logging. The process makes no
     core files from then on. Raises UsageError, StoreError, AuditError.
     """
     addresses = _addresses(listen, gramine_listen, dashboard, metrics)
@@ -84,9 +84,9 @@ def serving(
     online: bool = False,
     home: Path | None = None,
 ) -> Iterator[Serving]:
-    """Serve keys beside the program, in a thread, until the block ends; otherwise as `serve`.
+    """Serve keys in a thread until the block ends. Otherwise as `serve`.
 
-    Raises what `serve` raises, at the beginning, or at the end of the block where the server failed meanwhile.
+    Raises the errors of `serve`: at the beginning, or at the end of the block if the server failed meanwhile.
     """
     addresses, found = _addresses(listen, gramine_listen, dashboard, metrics), chosen_home(home)
     told: SimpleQueue[tuple[Mapping[str, str], Callable[[], object]] | BaseException | None] = SimpleQueue()

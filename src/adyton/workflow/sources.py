@@ -1,4 +1,4 @@
-"""Which source goes where: the steps of encrypting, decrypting and sealing again, and what came of each."""
+"""Sources and targets: the steps of encrypting, decrypting and resealing, and their results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STREAM: Final = "-"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One source and where it goes; `below` is what to append to an embedded path for it."""
+    """One source and its target. `below` is appended to an embedded path."""
 
     source: str
     target: str
@@ -34,16 +34,16 @@ class Step:
         return self.source != STREAM and Path(self.source).is_dir()
 
     def embedded(self, root: str | None) -> str:
-        """The embedded path: `root`, or the target as written, with `below` where several share one."""
+        """The embedded path: `root`, or the target as written, plus `below` where several sources share one."""
         if root is None:
             return self.target
         return f"{root}/{self.below}" if self.below else root
 
 
 def plan(sources: Iterable[str], target: str) -> list[Step]:
-    """Sources (files, directories, patterns, `-`) to targets below, or at, `target`.
+    """Plan the steps for sources (files, directories, patterns, `-`), to `target` or below it.
 
-    One source goes to `target` itself, unless that is a directory and the source a file; several go below it.
+    One source goes to `target` itself, unless that is a directory and the source a file. Several go below it.
     """
     found: list[str] = []
     for source in sources:
@@ -87,7 +87,7 @@ def plan(sources: Iterable[str], target: str) -> list[Step]:
 
 
 def plain_bytes(step: Step, *, follow_links: bool = False) -> int | None:
-    """How many bytes a step has before it, for the progress bar."""
+    """The bytes of a step, for the progress bar."""
     if step.source == STREAM:
         return None
     if step.is_tree:
@@ -99,13 +99,13 @@ def plain_bytes(step: Step, *, follow_links: bool = False) -> int | None:
 
 
 def label(step: Step) -> str:
-    """What a progress bar calls a step."""
+    """The name of a step in a progress bar."""
     return "standard input" if step.source == STREAM else Path(step.source).name
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What came of one source: its plaintext size, and for a folder how many files, and how many were done before."""
+    """The result for one source: its plaintext size, and for a folder the number of files, and of those done before."""
 
     source: str
     target: str
@@ -114,21 +114,21 @@ class Moved:
     resumed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs; a single file has no `files` and no `resumed`."""
+        """As JSON data. A single file has no `files` and no `resumed`."""
         facts: dict[str, Any] = {"source": self.source, "target": self.target, "size_bytes": self.size_bytes}
         return facts if self.files is None else facts | {"files": self.files, "resumed": self.resumed}
 
 
 @dataclass(frozen=True, slots=True)
 class Pipes:
-    """Where `-` leads: the descriptor that is read for it, and what is called with the bytes that go out."""
+    """The streams of `-`: the descriptor to read, and the function that takes the output bytes."""
 
     source: int
     write: Callable[[memoryview], object]
 
 
 def no_pipes(steps: Sequence[Step], pipes: Pipes | None) -> None:
-    """Raise UsageError where a step names `-` and the caller has given nothing that it stands for."""
+    """Raise UsageError where a step names `-` and the caller gave no stream for it."""
     if pipes is None and any(STREAM in (step.source, step.target) for step in steps):
         raise UsageError(
             "`-` is standard input or output of the command line",
@@ -146,7 +146,7 @@ def check_only_output(target: str, *, as_json: bool) -> None:
 
 
 def names(sources: str | Path | Iterable[str | Path]) -> list[str]:
-    """The sources of a call as their names: one, or several."""
+    """The sources of a call (one or several) as names."""
     return [str(sources)] if isinstance(sources, str | Path) else [str(source) for source in sources]
 
 

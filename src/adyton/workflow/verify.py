@@ -1,4 +1,4 @@
-"""Attestation evidence, judged by a policy: what it proves, and what stands in the way."""
+"""Verify attestation evidence and judge it by a policy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MAX_TOKEN_KEY_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found: every check, and whether the policy is met. A verdict of refusal is false as a condition."""
+    """The result: every check, and whether the policy is met. A refusal is false as a condition."""
 
     assessment: Assessment
 
@@ -51,25 +51,25 @@ class Verdict:
 
     @property
     def error(self) -> EvidenceError | None:
-        """Why it was refused; None where it was accepted."""
+        """The error of a refusal. None where the evidence was accepted."""
         return self.assessment.error
 
     def require(self) -> Claims:
-        """The claims that were accepted; raises the EvidenceError of the refusal."""
+        """The accepted claims. Raises the EvidenceError of a refusal."""
         if self.assessment.claims is None:
             raise self.assessment.error or EvidenceError("the evidence was refused")
         return self.assessment.claims
 
     def to_dict(self) -> dict[str, Any]:
-        """As `adyton verify --json` says it."""
+        """The document of `adyton verify --json`."""
         return explain.to_dict(self.assessment)
 
     def to_text(self) -> str:
-        """For a person: a dozen short lines."""
+        """As text for people, in about a dozen short lines."""
         return explain.to_text(self.assessment)
 
     def write_token(self, path: Path, key_file: Path) -> None:
-        """Write a signed token of this verdict, in the manner of EAR; raises UsageError where the key is none."""
+        """Write a signed EAR-style token of this verdict. Raises UsageError where the key file is invalid."""
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         from adyton.atomic_file import write_file
@@ -98,14 +98,14 @@ def verify(
 ) -> Verdict:
     """Judge evidence (its bytes, or a file) by a policy, as `adyton verify` does.
 
-    `collateral` is what it is judged against: files and folders, or a document; otherwise the owner's store has it.
-    `at` is the time to judge at, with its zone; otherwise now. Without a `policy` nothing is accepted. `report_data`
-    (64 bytes) is what the evidence must be bound to. `program_data` (up to 64 bytes) is instead what a program wrote to
-    user_report_data, of the program whose measurement `workload` is. Where neither is given, and the evidence is no
-    RA-TLS certificate, its report data is not compared.
+    `collateral` is files and folders, or a document. By default it comes from the owner's store. `at` is the time of
+    the judgement, with its zone, by default now. Without a `policy` nothing is accepted. The evidence must be bound to
+    `report_data` (64 bytes). Instead of it, `program_data` (up to 64 bytes) is the data that the program with
+    measurement `workload` wrote to user_report_data. Without both, report data is compared only for an RA-TLS
+    certificate.
 
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
-    FetchFailed where there is no collateral for it, UsageError, StorageFailed.
+    FetchFailed where there is no collateral for it, UsageError, and StorageFailed.
     """
     if at is not None and at.tzinfo is None:
         raise UsageError("the time needs a zone", check="at", expected="a time with its zone", seen=at.isoformat())
@@ -129,7 +129,7 @@ def verify(
 
 
 def unjudged(error: Error) -> dict[str, Any]:
-    """As `adyton verify --json` says it where evidence did not even parse, or could not be checked."""
+    """The document of `adyton verify --json` where evidence did not parse or could not be checked."""
     refused = isinstance(error, EvidenceError)
     checks = []
     if refused and error.check is not None:
@@ -150,7 +150,7 @@ def unjudged(error: Error) -> dict[str, Any]:
 def _wanted(
     report_data: bytes | None, program_data: bytes | None, workload: Measurement | None, rules: Policy
 ) -> bytes | None:
-    """The 64 bytes to compare with: as given, or those of what a program asked for; None where nothing was given."""
+    """The 64 bytes to compare: as given, or computed from a program's data. None where nothing was given."""
     if program_data is None:
         if workload is not None:
             raise UsageError(
@@ -184,7 +184,7 @@ def _wanted(
 
 
 def _policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
-    """The policy as given, or of a TOML or JSON file; an empty one, which accepts nothing, where there is none."""
+    """The given policy, or that of a TOML or JSON file. By default an empty one, which accepts nothing."""
     if given is None:
         return Policy()
     if isinstance(given, Policy):
@@ -215,7 +215,7 @@ def _collateral(
     home: Path | None,
     now: datetime,
 ) -> Collateral | AMDCollateral:
-    """The collateral that was given, that for this evidence among files, or that of the owner's store."""
+    """The given collateral, or the collateral for this evidence from files or from the owner's store."""
     if not isinstance(given, Sequence):
         return given
     if isinstance(given, str):

@@ -1,4 +1,4 @@
-"""Which wrap key is used: a file of 16 raw bytes, a name in the owner's store, or the key itself."""
+"""Choose the wrap key: a file of 16 raw bytes, a name in the owner's store, or the key itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from adyton.values import KEY_BYTES, KEY_REMEDY, Key128
 
 
 def read_key_file(path: Path) -> Key128:
-    """The key in a file of 16 raw bytes that only its owner may read, or in a pipe; at most 17 bytes are read."""
+    """Read a key from a file of 16 raw bytes that only its owner may read, or from a pipe.
+
+    At most 17 bytes are read.
+    """
     raw = read_private_file(
         path, "key file", limit_bytes=KEY_BYTES, refuse=UsageError, pipes=True, too_long_remedy=KEY_REMEDY
     )
@@ -18,7 +21,7 @@ def read_key_file(path: Path) -> Key128:
 
 
 def choose_key(key: str | Key128 | None, file: Path | None, home: Path | None, *, option: str = "--key") -> Key128:
-    """The key itself, by its name in the owner's store, or in a file: exactly one of `key` and `file` must be given.
+    """The key itself, by its name in the owner's store, or from a file. Exactly one of `key` and `file` must be given.
 
     Raises UsageError, UnknownKey, StoreError, StorageFailed.
     """

@@ -9,5 +9,5 @@
                        store.sqlite   all tables of the store, as of one moment; keys in it stay wrapped
 
 The key of `content` is 16 bytes: derived from a passphrase by scrypt, or drawn and split by Shamir's scheme, so that
-any N of M shares give it back and fewer say nothing about it (`shares`).
+any N of M shares give it back and fewer reveal nothing about it (`shares`).
 """

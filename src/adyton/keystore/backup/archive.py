@@ -1,7 +1,7 @@
-"""The tar inside a backup: which files it may hold, and unpacking it without trusting it.
+"""The tar inside a backup: its permitted files, and unpacking without trust.
 
-`tarfile.TarFile.extractall` is not used: its filters came with Python 3.11.4, and they let through more than a backup
-holds. A backup holds regular files with two kinds of names. Nothing else is written, and that below one folder::
+`tarfile.TarFile.extractall` is not used: its filters came with Python 3.11.4, and they permit more than a backup holds.
+A backup holds regular files with two kinds of names. Only these are written, below one folder::
 
     store.sqlite
     home/NAME[/NAME…]     NAME: at most 255 bytes, no control character, no dot or space at the beginning
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_FILES: Final = 10_000
 MAX_HOME_FILE_BYTES: Final = 64 << 20
-"""Most that one file of the home may have; only the store is larger, and it is no larger than the backup."""
+"""Largest file of the home, in bytes. Only the store may be larger, up to the size of the backup."""
 
 STORE: Final = "store.sqlite"
 _REQUIRED: Final = ("home/config.toml", STORE)
@@ -43,7 +43,7 @@ def _is_of_home(name: str) -> bool:
 
 
 def check_member(member: tarfile.TarInfo, seen: set[str]) -> None:
-    """Raise FileFormatError unless this is a file that a backup may hold, and not one of `seen` again."""
+    """Raise FileFormatError unless a backup may hold this file and its name is not in `seen`."""
     problem = None
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
         problem = "an entry that is not a regular file"
@@ -66,7 +66,7 @@ def check_member(member: tarfile.TarInfo, seen: set[str]) -> None:
 
 
 def pack(archive: tarfile.TarFile, name: str, path: Path, seen: set[str]) -> None:
-    """Add the file at `path`, or the one that it leads to, as `name`; raises FileFormatError where no backup may."""
+    """Add the file at `path` (links are followed) as `name`. Raises FileFormatError where a backup may not hold it."""
     with path.open("rb") as source:
         member = archive.gettarinfo(arcname=name, fileobj=source)
         check_member(member, seen)
@@ -75,9 +75,9 @@ def pack(archive: tarfile.TarFile, name: str, path: Path, seen: set[str]) -> Non
 
 
 def unpack(archive: tarfile.TarFile, folder: Path) -> None:
-    """Write the files of an open archive below `folder`, which is new: files of mode 600, folders of mode 700.
+    """Write the files of an open archive into the new folder `folder`: files of mode 600, folders of mode 700.
 
-    Raises FileFormatError for an archive that is no backup's, and tarfile.TarError for one that is cut.
+    Raises FileFormatError for an archive that is no backup, and tarfile.TarError for one that was cut.
     """
     seen: set[str] = set()
     for member in archive:

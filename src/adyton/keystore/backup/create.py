@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from adyton.keystore.store import Store
 
 _LEFT_OUT: Final = ("store.db", "store.db-wal", "store.db-shm", "checkpoint.json")
-"""Files of the home that are as of another moment than the tables; what stands for them is added by itself."""
+"""Files of the home that do not match the copied tables in time. The backup adds matching ones itself."""
 
 
 def back_up(
     home: Home, store: Store, target: Path, *, passphrase: bytes | None, split: tuple[int, int] | None, actor: str
 ) -> list[Share]:
-    """Write a sealed backup of the whole home to a new file; returns the shares where it was split.
+    """Write a sealed backup of the whole home to a new file. Returns the shares, if the key was split.
 
-    The store goes on serving meanwhile: the copy is as of one moment.
+    The store may be in use: the copy is a snapshot.
     """
     if (passphrase is None) == (split is None):
         raise UsageError("a backup is sealed with a passphrase, or split into shares", check="backup")
@@ -103,9 +103,9 @@ def _add_bytes(archive: tarfile.TarFile, name: str, raw: bytes) -> None:
 
 
 def _checkpoint(home: Home, store: Store, path: Path) -> Checkpoint:
-    """A checkpoint of the copy: the key server's own may be newer than it, and a restored store would seem too old.
+    """Write a checkpoint of the copy. The key server's own may be newer, and a restored store would seem too old.
 
-    The copy is verified: who wrote to the database would else spoil every backup from then on, and nobody knew.
+    The copy is verified. Otherwise somebody who writes to the database could spoil every later backup unnoticed.
     """
     copy = sa.create_engine(f"sqlite:///{path}")
     try:
@@ -116,5 +116,5 @@ def _checkpoint(home: Home, store: Store, path: Path) -> Checkpoint:
 
 
 def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:
-    """A tar of contents only: a file that is a link is written as the file that it leads to."""
+    """A tar of contents only. A link is written as its target file."""
     return tarfile.open(fileobj=stream, mode="w|", bufsize=1 << 20, dereference=True)

@@ -1,7 +1,7 @@
-"""What a backup says about itself, read out of its first bytes before anything is unpacked; pure.
+"""The header of a backup, parsed from its first bytes before anything is unpacked. Pure.
 
-The first file of the tar is found here without tarfile: a backup uses none of tar's extensions (sparse files, long
-names, negative sizes), and whoever made the file may.
+This module finds the first file of the tar without tarfile. A real backup uses no extensions of tar (sparse files, long
+names, negative sizes), but a hostile file may.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ CONTENT_PATH: Final = "/adyton-backup"
 MAX_HEADER_BYTES: Final = 64 * 1024
 _TAR_BLOCK_BYTES: Final = 512
 HEAD_BYTES: Final = _TAR_BLOCK_BYTES + MAX_HEADER_BYTES
-"""So many of a backup's first bytes hold its header."""
+"""The first bytes of a backup that hold its header."""
 
 
 def parse_header(start: bytes) -> dict[str, Any] | None:
-    """The header in the first bytes of a backup, every member of the right form; None where it is none.
+    """The header in the first bytes of a backup. None where a member is missing or has the wrong form.
 
-    Members are `adyton_backup`, `id`, `store`, `at_ms`, and `salt` or `shares` (a table, which the shares are held to).
+    Its members are `adyton_backup`, `id`, `store`, `at_ms`, and `salt` or `shares` (a table with the shares' hashes).
     """
     block, rest = start[:_TAR_BLOCK_BYTES], start[_TAR_BLOCK_BYTES:]
     size = re.fullmatch(rb"([0-7]{11})[\0 ]", block[124:136])

@@ -1,4 +1,4 @@
-"""Making a home from a backup, which may be another's making: nothing in it is believed before it is verified."""
+"""Restore a home from a backup. The backup is untrusted: everything in it is verified before use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What a backup says about itself; raises FileFormatError where it is none."""
+    """Read a backup's header. Raises FileFormatError where the file is no backup."""
     try:
         start = read_prefix(path, HEAD_BYTES)
     except OSError as error:
@@ -58,13 +58,13 @@ def restore(
     join: bool = False,
     verify: Callable[[Home], None],
 ) -> Home:
-    """Make a home from a backup: unpacked and verified beside it, then renamed into place.
+    """Restore a home from a backup: unpack and verify it beside `home`, then rename it into place.
 
-    A backup may be another's making. So a command that prints its master key runs only where `master_command` is that
-    very command, and a file on this machine that it names as its store is opened only where `store_url` names it.
+    A backup is untrusted. So its master key command runs only where `master_command` is the same command. A local file
+    that it names as its store is opened only where `store_url` names it too.
 
-    With `join` the store is not brought back but shared: the database holds it already, for another key server.
-    `verify` opens the restored home and raises where something is wrong with it; nothing is left then.
+    With `join` the store is not restored. The database holds it already, for another key server. `verify` opens the
+    restored home and raises where it finds a fault. Then nothing is left behind.
     """
     header = read_header(path)
     if home.exists() and any(home.iterdir()):
@@ -130,7 +130,7 @@ def restore(
 
 
 def _check_named(config: Config, store_url: str | None, master_command: Sequence[str]) -> None:
-    """Refuse what a backup would have run or opened here and nobody named; raises UsageError."""
+    """Refuse a command or local store of the backup that the caller did not name. Raises UsageError."""
     if config.master_command and tuple(master_command) != config.master_command:
         shown = shlex.join(config.master_command)
         raise UsageError(
@@ -151,7 +151,7 @@ def _check_named(config: Config, store_url: str | None, master_command: Sequence
 
 
 def _is_plain(member: tarfile.TarInfo, most_bytes: int) -> bool:
-    """Whether a part of a backup is a file that lies there byte by byte, without gaps that a reader would fill."""
+    """Whether a part of a backup is a plain file without holes (sparse regions)."""
     plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.sparse is None
     return plain and member.size <= most_bytes
 

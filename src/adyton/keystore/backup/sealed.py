@@ -1,6 +1,6 @@
-"""A part of a file as the backing of a protected file: what a backup seals is read where it lies.
+"""A part of a file as the backing of a protected file. The sealed content of a backup is read in place.
 
-Nothing of a backup is written anywhere before its key is shown to be right, whatever size its parts claim to have.
+So nothing of a backup is written before its key is verified, whatever size its parts claim to have.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Part:
-    """Bytes `start` to `start + length` of a file, to be read only; there is no recovery log."""
+    """Bytes `start` to `start + length` of a file, read-only. There is no recovery log."""
 
     def __init__(self, path: Path, start: int, length: int) -> None:
         self._file = OSFile(path)
@@ -29,16 +29,16 @@ class Part:
         return self._file.name
 
     def size(self) -> int:
-        """The length of the part, or of what is there of it."""
+        """The length of the part, or less where the file ends early."""
         return max(0, min(self._length, self._file.size() - self._start))
 
     def read_into(self, offset: int, target: Buffer, /) -> int:
-        """Fill `target` from `offset`, at most to the end of the part."""
+        """Read into `target` from `offset`, at most to the end of the part."""
         view = memoryview(target).cast("B")
         return self._file.read_into(self._start + offset, view[: max(0, self._length - offset)])
 
     def will_read(self, offset: int, size: int, /) -> None:
-        """Have the kernel fetch them."""
+        """Tell the kernel to read ahead."""
         self._file.will_read(self._start + offset, size)
 
     def write_at(self, _offset: int, _data: Buffer, /) -> None:
@@ -50,22 +50,22 @@ class Part:
         raise self._read_only()
 
     def sync(self) -> None:
-        """Nothing was written."""
+        """Does nothing: nothing was written."""
 
     def open_log(self, *, create: bool) -> None:
-        """There is none."""
+        """Does nothing: there is no log."""
         if create:
             raise self._read_only()
 
     def remove_log(self) -> None:
-        """There is none."""
+        """Does nothing: there is no log."""
 
     def moved_to(self, _place: Path, /, *, sync: bool) -> None:  # noqa: ARG002 - the protocol's name
         """Refused: a part has no name of its own."""
         raise self._read_only()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _read_only(self) -> StorageFailed:

@@ -1,16 +1,15 @@
-"""The key of a backup in shares: any N of M give it back, fewer say nothing, and a forged one is found out.
+"""The key of a backup in shares. Any N of M give it back, fewer reveal nothing, and a forged share is found.
 
-Shamir's scheme alone takes any bytes for a share and gives another key for them: the backup would seem damaged, and
-nobody could say whose share was not the one that was handed out. So the backup's header lists the hash of each share,
-and each share carries the hash of that list (its commitment): shares that were made together agree on the list, and
-the list says of each whether it is the one that was made.
+Shamir's scheme alone accepts any bytes as a share and then gives another key. The backup would seem damaged, and nobody
+could say which share was wrong. So the backup's header lists the hash of each share, and each share carries the hash of
+that list (its commitment). Shares of one backup agree on the list, and the list shows which share was forged.
 
 ::
 
     hash of share k = SHA-256( "adyton recovery share 2\\0" ‖ "BACKUP|k|NEEDED|TOTAL|" ‖ the share's 16 bytes )
     commitment      = SHA-256( "adyton recovery shares 2\\0" ‖ hash of share 1 ‖ … ‖ hash of share M )
 
-A share is 16 random bytes, so its hash says nothing about it.
+A share is 16 random bytes, so its hash reveals nothing about it.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ MAX_SHARES: Final = 255
 _SHARE_LABEL: Final = b"adyton recovery share 2\0"
 _LIST_LABEL: Final = b"adyton recovery shares 2\0"
 _TITLES: Final = {"adyton recovery share 1": False, "adyton recovery share 2": True}
-"""First line of a share -> whether it carries a commitment; the older form has none."""
+"""First line of a share -> whether it carries a commitment. The older form has none."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Share:
-    """One of M shares of a backup's key; any N of them open it."""
+    """One of M shares of a backup's key. Any N of them open it."""
 
     backup: str
     number: int
@@ -45,10 +44,10 @@ class Share:
     total: int
     raw: bytes
     commitment: str = ""
-    """Hex; empty in a share of the older form."""
+    """Hex. Empty in the older form."""
 
     def to_text(self) -> str:
-        """The share as a person keeps it: a few lines, of which those with digits are to be typed."""
+        """The share as text to keep: a few lines. People retype only the lines with digits."""
         titles = {with_one: title for title, with_one in _TITLES.items()}
         lines = [
             titles[bool(self.commitment)],
@@ -66,7 +65,7 @@ class Share:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def sha256(self) -> str:
-        """What the backup's header says of this share (hex)."""
+        """The hash of this share in the backup's header (hex)."""
         text = f"{self.backup}|{self.number}|{self.needed}|{self.total}|".encode()
         return hashlib.sha256(_SHARE_LABEL + text + self.raw).hexdigest()
 
@@ -76,7 +75,7 @@ def _grouped(digits: str) -> str:
 
 
 def parse_share(text: str) -> Share:
-    """Parse what `Share.to_text` made; raises UsageError, also for a mistyped character."""
+    """Parse the text of `Share.to_text`. Raises UsageError, also for a mistyped character."""
     lines = [line.strip() for line in text.strip().splitlines()]
     share: Share | None = None
     try:
@@ -132,7 +131,7 @@ def _commitment(hashes: Sequence[str]) -> str:
 
 
 def listed(shares: Sequence[Share]) -> dict[str, Any]:
-    """What a backup's header says of the shares of its key."""
+    """The table of shares for a backup's header."""
     return {
         "needed": shares[0].needed,
         "total": shares[0].total,
@@ -141,10 +140,10 @@ def listed(shares: Sequence[Share]) -> dict[str, Any]:
 
 
 def check_shares(shares: Sequence[Share], backup: str, header: Mapping[str, Any]) -> None:
-    """Hold shares against each other and against what the backup's header lists; a forged one is named.
+    """Compare shares with each other and with the list in the backup's header. A forged one is named.
 
-    Raises UsageError for shares of another backup, IntegrityError for one that was not made with this one. Where all
-    shares are of the older form, and the header lists none, there is nothing to hold them against.
+    Raises UsageError for shares of another backup, IntegrityError for a forged share. Where all shares have the older
+    form, and the header lists none, there is nothing to compare.
     """
     foreign = [share.number for share in shares if share.backup != backup]
     if foreign:
@@ -191,7 +190,7 @@ def _is_hash(item: object) -> bool:
 
 
 def join_key(shares: Sequence[Share]) -> Key128:
-    """The key that these shares give; raises UsageError where they are too few or do not belong together."""
+    """Combine shares into the key. Raises UsageError where they are too few or do not belong together."""
     from Crypto.Protocol.SecretSharing import Shamir
 
     first = shares[0] if shares else None

@@ -1,4 +1,4 @@
-"""The tables of a store in and out of a backup: copied as of one moment into SQLite, and loaded into a new database."""
+"""The tables of a store in a backup: copied to SQLite as a snapshot, and loaded into a new database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIECE_ROWS: Final = 2000
 
 
 def copy_tables(engine: sa.Engine, path: Path) -> None:
-    """Copy every table, as of one moment, into a new SQLite file."""
+    """Copy a snapshot of every table into a new SQLite file."""
     target = sa.create_engine(f"sqlite:///{path}")
     try:
         with (
@@ -81,7 +81,7 @@ def load_tables(path: Path, url: str) -> None:
 
 
 def drop_tables(url: str) -> None:
-    """Take away what was just loaded, and did not verify: the database had no store before."""
+    """Remove tables that were just loaded and did not verify. The database had no store before."""
     engine = make_engine(url)
     try:
         with suppress(sa.exc.SQLAlchemyError), engine.connect() as connection, connection.begin():
@@ -91,7 +91,7 @@ def drop_tables(url: str) -> None:
 
 
 def check_shared(url: str, store_id: str) -> None:
-    """Refuse to join a store that no other machine can have, or another one than the backup's."""
+    """Refuse to join a store that is local to one machine, or another store than the backup's."""
     if not url or sa.make_url(url).get_backend_name() != "postgresql":
         raise UsageError(
             "a store in SQLite belongs to one machine",

@@ -1,1 +1,1 @@
-"""The tables of the store, a module for each: what is read from it and written to it, and how the rows are checked."""
+"""The tables of the store, with a module for each: reads, writes, and the checks of its rows."""

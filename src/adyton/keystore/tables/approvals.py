@@ -1,4 +1,4 @@
-"""Approvals: each row is authenticated, and counts only as the audit record says that it is."""
+"""Approvals. Each row is authenticated, and must agree with the audit record."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ class ApprovalReader:
     def newest(self, key: str | None = None) -> list[StoredApproval]:
         """All approvals, or those of one key, newest change first.
 
-        Each is authenticated, and is what the audit record says that it is; raises StoreError otherwise, also where
-        one is missing.
+        Each is authenticated and agrees with the audit record. Raises StoreError otherwise, also where one is missing.
         """
         rows = {row.id: row for row in self._connection.execute(sa.select(schema.approvals)).all()}
         recorded = self._facts.newest_changes()
@@ -49,7 +48,7 @@ class ApprovalReader:
         return [item for item in found if key in (None, item.approval.key)]
 
     def get(self, approval_id: str) -> StoredApproval:
-        """One approval by its id; raises UsageError where there is none."""
+        """One approval by its id. Raises UsageError where there is none."""
         row = self._connection.execute(
             sa.select(schema.approvals).where(schema.approvals.c.id == approval_id)
         ).one_or_none()
@@ -108,7 +107,7 @@ class ApprovalReader:
         )
 
     def revision(self, approval_id: str, revision: int) -> Approval | None:
-        """An approval as it was at one of its revisions, by the audit record."""
+        """An approval at one of its revisions, by the audit record."""
         return next(
             (
                 Approval.from_dict(item["policy"])
@@ -119,7 +118,7 @@ class ApprovalReader:
         )
 
     def history(self, approval_id: str | None = None) -> list[dict[str, Any]]:
-        """Every revision of every approval (or of one) by the audit record: who changed it, when, and to what."""
+        """Every revision of all approvals (or of one) by the audit record: author, time and content."""
         entries = [self._reader.whole(seq) for seq in self._facts.changes_of(approval_id)]
         found = [(entry.at_ms, json.loads(entry.body)) for entry in entries]
         return [
@@ -135,7 +134,7 @@ class ApprovalReader:
         ]
 
     def hold_against_record(self) -> None:
-        """Compare every approval with the record; raises AuditError."""
+        """Compare every approval with the record. Raises AuditError."""
         rows = self._connection.execute(sa.select(schema.approvals)).all()
         there = {row.id: ApprovalRevision.create(row.revision, row.state, row.document) for row in rows}
         recorded = {approval: change.revision for approval, change in self._facts.newest_changes().items()}
@@ -166,13 +165,13 @@ class ApprovalWriter(ApprovalReader):
         self._cache = cache
 
     def newest(self, key: str | None = None) -> list[StoredApproval]:
-        """As for a reader; kept between transactions until a key or an approval changes."""
+        """As for a reader, with a cache that lasts until a key or an approval changes."""
         if self._facts.has_changes:
             return super().newest(key)
         return self._cache.approvals(self._facts.changed_at(), super().newest).of(key)
 
     def add(self, approval: Approval, *, actor: str, state: str = APPROVED) -> StoredApproval:
-        """Store a new approval; raises UnknownKey where its key does not exist, UsageError where it has a gap."""
+        """Store a new approval. Raises UnknownKey where its key does not exist, UsageError where it has a gap."""
         check_sound(approval)
         if not self._keys.has(approval.key):
             self._keys.reveal(approval.key)
@@ -196,9 +195,9 @@ class ApprovalWriter(ApprovalReader):
     def change(
         self, approval_id: str, *, actor: str, state: str | None = None, approval: Approval | None = None
     ) -> StoredApproval:
-        """Change an approval's state or content; the former revision stays in the history.
+        """Change an approval's state or content. The old revision stays in the history.
 
-        One with a gap (`keystore.approval_gaps`) can only be revoked.
+        An approval with a gap (`keystore.approval_gaps`) can only be revoked.
         """
         before = self.get(approval_id)
         after = before.approval if approval is None else approval

@@ -1,4 +1,4 @@
-"""Evidence and collateral of past decisions, each kept once under its SHA-256, so that they can be verified again."""
+"""Evidence and collateral of past decisions, each stored once under its SHA-256, for later verification."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from adyton.keystore.tables.pending import PendingRows
 
 ARTIFACT_KIND: Final = re.compile(r"[a-z]{1,32}")
-"""What a kind of evidence may be called: files are named after it."""
+"""The pattern of a kind of evidence. Files are named after it."""
 
 EVIDENCE: Final = "evidence"
 REFUSED: Final = "refused"
-"""Kinds of artifacts: evidence of releases, and of refusals, which is kept within bounds."""
+"""Kinds of artifacts: evidence of releases, and evidence of refusals, which has a size limit."""
 
 FORGOTTEN_AT_ONCE: Final = 500
 
@@ -35,14 +35,14 @@ class EvidenceReader:
         self._connection = connection
 
     def get(self, sha256: bytes) -> bytes | None:
-        """Evidence or collateral of a past decision; raises StoreError where it is not what was kept."""
+        """Evidence or collateral of a past decision. Raises StoreError where it was changed."""
         found = self._connection.execute(
             sa.select(schema.artifacts.c.data).where(schema.artifacts.c.sha256 == sha256)
         ).scalar_one_or_none()
         return None if found is None else _hashed(sha256, bytes(found))
 
     def every(self) -> Iterator[tuple[str, bytes, bytes]]:
-        """All evidence and collateral of past decisions: (kind, SHA-256, bytes); each is what was kept."""
+        """All evidence and collateral of past decisions, verified: (kind, SHA-256, bytes)."""
         with self._connection.execute(sa.select(schema.artifacts), execution_options={"yield_per": 100}) as rows:
             for row in rows:
                 sha256 = bytes(row.sha256)
@@ -65,10 +65,10 @@ class EvidenceWriter(EvidenceReader):
         self._pending = pending
         self._kept: set[bytes] = set()
         self.known: set[bytes] = set()
-        """SHA-256 of what is stored already, as far as this process knows."""
+        """SHA-256 of artifacts that this process knows to be stored."""
 
     def keep(self, kind: str, data: bytes, at_ms: int) -> bytes:
-        """Keep evidence or collateral once, under its SHA-256, which is returned."""
+        """Store evidence or collateral once, under its SHA-256. Returns the SHA-256."""
         sha256 = hashlib.sha256(data).digest()
         if sha256 not in self._kept and sha256 not in self.known:
             self._pending.add(ARTIFACTS, {"sha256": sha256, "kind": kind, "data": data, "at": at_ms})
@@ -76,16 +76,17 @@ class EvidenceWriter(EvidenceReader):
         return sha256
 
     def keep_released(self, data: bytes, at_ms: int) -> bytes:
-        """Keep the evidence of a release, also where a refusal left it here first; returns its SHA-256."""
+        """Store the evidence of a release, also where a refusal stored it before. Returns its SHA-256."""
         sha256 = hashlib.sha256(data).digest()
         self._pending.add(RELEASED, {"sha256": sha256, "kind": EVIDENCE, "data": data, "at": at_ms})
         self._kept.add(sha256)
         return sha256
 
     def forget_refused(self, most_bytes: int) -> tuple[int, int, int] | None:
-        """Forget evidence of refused requests, the oldest first, down to three quarters of so many bytes.
+        """Remove the oldest evidence of refused requests, down to three quarters of `most_bytes`.
 
-        Returns before when (ms) what was stored is gone, how many and how many bytes; None where there is room.
+        Returns the time (ms) before which all was removed, the number removed, and their bytes. None where there is
+        room.
         """
         self._pending.write(ARTIFACTS)
         self._pending.write(RELEASED)
@@ -105,7 +106,7 @@ class EvidenceWriter(EvidenceReader):
         return before_ms, count, gone_bytes
 
     def forget(self, before_ms: int, needed: set[bytes]) -> tuple[int, int]:
-        """Remove artifacts that were stored before a time, but for those that are needed; how many, and their bytes."""
+        """Remove artifacts stored before a time, except `needed`. Returns their number and bytes."""
         self._pending.write(ARTIFACTS)
         self._pending.write(RELEASED)
         table = schema.artifacts
@@ -118,16 +119,16 @@ class EvidenceWriter(EvidenceReader):
         return len(going), sum(sizes[sha256] for sha256 in going)
 
     def committed(self) -> None:
-        """Note for later transactions what this one kept; called once, after the commit."""
+        """Note for later transactions what this one stored. Called once, after the commit."""
         self.known |= self._kept
 
 
 def _hashed(sha256: bytes, data: bytes) -> bytes:
-    """Evidence or collateral, once it has the hash under which it is kept."""
+    """The evidence or collateral, once its hash is checked."""
     seen = hashlib.sha256(data).digest()
     if seen != sha256:
         raise StoreError(
-            "kept evidence is not what it was when it was decided on",
+            "stored evidence was changed after its decision",
             check="SHA-256 of kept evidence",
             expected=sha256.hex(),
             seen=seen.hex(),

@@ -1,4 +1,4 @@
-"""Keys and secrets: each wrapped under the store's data key, which versions there are by the audit record."""
+"""Keys and secrets, each wrapped under the store's data key. The audit record says which versions exist."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_SECRET_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class KeyInfo:
-    """What may be told about a key: its name, newest version, kind and age; never its value."""
+    """The public facts of a key: its name, newest version, kind and age. Never its value."""
 
     name: str
     kind: str
@@ -49,9 +49,9 @@ class KeyReader:
         self._facts = facts
 
     def newest(self) -> list[KeyInfo]:
-        """Every key and secret at its newest version, by name; raises StoreError where one is missing, or one too many.
+        """The newest version of every key and secret, by name. Raises StoreError where one is missing or extra.
 
-        The versions are those of the audit record.
+        The audit record says which versions exist.
         """
         names = self._facts.key_names()
         found = {name: self._facts.versions(name) for name in names}
@@ -69,7 +69,7 @@ class KeyReader:
         return bool(self._facts.versions(name))
 
     def reveal(self, name: str, *, version: int | None = None) -> tuple[KeyInfo, bytes]:
-        """Unwrap a key or secret (its newest version unless one is named); raises UnknownKey."""
+        """Unwrap a key or secret (by default its newest version). Raises UnknownKey."""
         return self._opened(self._key_row(name, version))
 
     def _key_row(self, name: str, version: int | None) -> Any:
@@ -111,7 +111,7 @@ class KeyReader:
         return KeyInfo(row.name, row.kind, row.version, moment(at_ms)), value
 
     def load_key(self, name: str, *, version: int | None = None) -> Key128:
-        """A protected-file key by name; raises UnknownKey, also where the name is a secret of another kind."""
+        """A protected-file key by name. Raises UnknownKey, also where the name is a secret of another kind."""
         info, value = self.reveal(name, version=version)
         if info.kind != KEY:
             raise UnknownKey(f"{name!r} is a secret, not a key of protected files", check="kind", seen=info.kind)
@@ -135,7 +135,7 @@ class KeyReader:
         return cached
 
     def hold_against_record(self) -> None:
-        """Open every key and secret, each version that the record names and no other; raises StoreError."""
+        """Check that the database has exactly the versions in the record, and unwrap them all. Raises StoreError."""
         for name in [key.name for key in self.newest()]:
             for item in self._facts.versions(name):
                 self._opened(self._key_row(name, item.version))
@@ -148,12 +148,12 @@ class KeyWriter(KeyReader):
         super().__init__(connection, keyring, record.facts)
         self._record = record
         self._made_data_keys: dict[int, WrappingKey] = {}
-        """Data keys of this transaction, by version: they are nobody else's until the commit."""
+        """Data keys that this transaction made, by version. Others see them after the commit."""
         self.known_rows: dict[str, Any] = {}
-        """Rows that earlier transactions read, by name; for as long as no key and no approval changes."""
+        """Rows that earlier transactions read, by name. Valid until a key or an approval changes."""
 
     def reveal(self, name: str, *, version: int | None = None) -> tuple[KeyInfo, bytes]:
-        """As for a reader; the wrapped value is kept between transactions until a key or an approval changes."""
+        """As for a reader, with a cache of wrapped values that lasts until a key or an approval changes."""
         if version is not None or self._facts.has_changes:
             return super().reveal(name, version=version)
         row = self.known_rows.get(name)
@@ -200,12 +200,12 @@ class KeyWriter(KeyReader):
         return super()._data_key(version) if own is None else own
 
     def current_master(self) -> WrappingKey:
-        """The master key that opens the store now, whoever rotated it meanwhile; raises StoreError otherwise."""
+        """The master key that opens the store now, also after a rotation by another process. Raises StoreError."""
         state = sa.select(schema.meta.c.value).where(schema.meta.c.name == "state")
         return self._keyring.current_master(bytes(self._connection.execute(state).scalar_one()))
 
     def rotate_data_key(self, *, actor: str) -> int:
-        """Make a new data key and wrap every key and secret again under it; returns its version."""
+        """Make a new data key and wrap every key and secret again under it. Returns its version."""
         self.newest()  # raises where a key is missing, or is one too many: it would be wrapped as if it were ours
         version = self._facts.data_key() + 1
         data_key = self._made_data_keys[version] = WrappingKey.generate()
@@ -226,7 +226,7 @@ class KeyWriter(KeyReader):
         return version
 
     def rewrap(self, new_master: WrappingKey, *, actor: str) -> None:
-        """Wrap the data keys under another master key; the caller then puts it in the old one's place."""
+        """Wrap the data keys under another master key. The caller then replaces the old one."""
         version = self._facts.data_key()
         wrapped = new_master.wrap(self._data_key(version).reveal(), self._keyring.data_key_binding(version))
         table = schema.data_keys

@@ -1,4 +1,4 @@
-"""Manifests of programs: each is kept under the measurement that it gives, and given out only where it gives it."""
+"""Manifests of programs, by measurement. Each is checked against its measurement on every read and write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Kept(NamedTuple):
-    """A manifest that is kept: the size is that of manifest and runtime parts together."""
+    """A stored manifest. Its size is that of manifest and runtime parts together."""
 
     measurement: bytes
     size_bytes: int
@@ -33,9 +33,9 @@ class ManifestReader:
         self._connection = connection
 
     def get(self, measurement: Measurement) -> tuple[bytes, dict[str, str]] | None:
-        """The manifest and runtime parts that a measurement stands for, where they are known.
+        """The manifest and runtime parts that give a measurement, if they are stored.
 
-        They give this measurement, or StoreError is raised.
+        Raises StoreError where they do not give it.
         """
         row = self._connection.execute(
             sa.select(schema.manifests).where(schema.manifests.c.measurement == measurement.raw)
@@ -43,7 +43,7 @@ class ManifestReader:
         return None if row is None else measured(measurement, bytes(row.manifest), row.runtime_parts)
 
     def check_every(self) -> None:
-        """Check that each manifest gives the measurement under which it is kept; raises StoreError."""
+        """Check that each manifest gives its measurement. Raises StoreError."""
         for row in self._connection.execute(sa.select(schema.manifests)):
             measured(row.measurement, bytes(row.manifest), row.runtime_parts)
 
@@ -52,7 +52,7 @@ class ManifestWriter(ManifestReader):
     """The manifests while a transaction has the record's lock."""
 
     def keep(self, measurement: Measurement, manifest: bytes, runtime_parts: Mapping[str, str]) -> None:
-        """Keep what a measurement stands for; raises StoreError where it does not."""
+        """Store the manifest and runtime parts of a measurement. Raises StoreError where they do not give it."""
         parts = canonical(runtime_parts)
         measured(measurement, manifest, parts)
         known = self._connection.execute(
@@ -69,22 +69,22 @@ class ManifestWriter(ManifestReader):
             )
 
     def sizes(self) -> list[Kept]:
-        """What is kept, and how large it is."""
+        """All stored manifests with their sizes."""
         table = schema.manifests
         size = sa.func.length(table.c.manifest) + sa.func.length(table.c.runtime_parts)
         rows = self._connection.execute(sa.select(table.c.measurement, size, table.c.added_at)).all()
         return [Kept(bytes(row[0]), int(row[1]), int(row[2])) for row in rows]
 
     def forget(self, measurements: Iterable[bytes]) -> None:
-        """Remove what is kept for these measurements."""
+        """Remove the manifests of these measurements."""
         for measurement in measurements:
             self._connection.execute(sa.delete(schema.manifests).where(schema.manifests.c.measurement == measurement))
 
 
 def too_much(kept: Iterable[Kept], most_bytes: int, *, approved: set[bytes], waiting: set[bytes]) -> list[bytes]:
-    """The measurements of which no manifest is kept any longer, so that those of unapproved programs fit into a size.
+    """The measurements whose manifests must go, so that those of unapproved programs fit into `most_bytes`.
 
-    The oldest go first, and those of programs that wait for the owner last. What is approved stays and does not count.
+    The oldest go first, and those of programs that wait for the owner last. Approved ones stay and do not count.
     """
     shown = sorted(
         (item.measurement in waiting, item.added_at_ms, item.measurement, item.size_bytes)
@@ -102,7 +102,7 @@ def too_much(kept: Iterable[Kept], most_bytes: int, *, approved: set[bytes], wai
 
 
 def measured(measurement: Measurement | bytes, manifest: bytes, written_parts: str) -> tuple[bytes, dict[str, str]]:
-    """Manifest and runtime parts, once they give the measurement under which they are kept."""
+    """Manifest and runtime parts, once it is checked that they give this measurement."""
     try:
         parts = {str(name): str(value) for name, value in json.loads(written_parts).items()}
         found = workload_measurement(manifest, combine({name: Digest.from_hex(text) for name, text in parts.items()}))

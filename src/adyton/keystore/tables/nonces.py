@@ -1,4 +1,4 @@
-"""Challenges: each is answered once, and its nonce is used up then."""
+"""Challenges. Each can be answered once. After that its nonce is used up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEPT_AFTER_EXPIRY_MS: Final = 60_000
 class NonceWriter:
     """The nonces that one transaction uses up.
 
-    `is_known` says whether this process used a nonce up before, whatever the database says.
+    `is_known` says whether this process used a nonce before. It does not depend on the database.
     """
 
     def __init__(self, connection: sa.Connection, pending: PendingRows, is_known: Callable[[bytes], bool]) -> None:
@@ -31,10 +31,10 @@ class NonceWriter:
         self._pending = pending
         self._is_known = is_known
         self.used: dict[bytes, int] = {}
-        """What this transaction used up: nonce -> when the challenge expires (ms)."""
+        """Nonces that this transaction used up: nonce -> expiry of the challenge (ms)."""
 
     def use(self, nonce: bytes, expires_at_ms: int, at_ms: int) -> None:
-        """Use a nonce up; raises OutOfOrder where it was used before."""
+        """Use up a nonce. Raises OutOfOrder where it was used before."""
         seen = nonce in self.used or self._is_known(nonce)
         if seen or self._connection.execute(_FIND, {"nonce": nonce}).one_or_none() is not None:
             raise OutOfOrder(

@@ -16,7 +16,7 @@ AUDIT: Final = "audit"
 NONCES: Final = "nonces"
 ARTIFACTS: Final = "artifacts"
 RELEASED: Final = "released"
-"""What rows are for. RELEASED are artifacts as well: the evidence of releases, which stays."""
+"""Purposes of rows. RELEASED rows are artifacts too: evidence of releases, which stays."""
 
 
 def _inserts(artifact: sqlite.Insert | postgresql.Insert) -> Mapping[str, sa.Insert]:
@@ -33,9 +33,9 @@ _INSERTS: Final[Mapping[str, Mapping[str, sa.Insert]]] = {
     "sqlite": _inserts(sqlite.insert(schema.artifacts)),
     "postgresql": _inserts(postgresql.insert(schema.artifacts)),
 }
-"""By dialect, then by what the rows are for.
+"""By dialect, then by purpose.
 
-An artifact that is there already stays. One that a release names is of that kind from then on.
+A stored artifact is not overwritten. If a release names it, its kind changes.
 """
 
 
@@ -51,7 +51,7 @@ class PendingRows:
         self._rows.setdefault(table, []).append(row)
 
     def write(self, *only: str) -> None:
-        """Write what is pending: all of it, or what these rows are for."""
+        """Write pending rows: all of them, or those of some purposes."""
         for table in [name for name in self._rows if not only or name in only]:
             rows = self._rows.pop(table)
             self._connection.execute(_INSERTS[self._connection.dialect.name][table], rows)

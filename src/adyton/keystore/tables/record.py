@@ -1,4 +1,4 @@
-"""The audit record in the database: its entries, each verified before it is given out, and its authenticated head."""
+"""The audit record in the database: its entries, verified on every read, and its authenticated head."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from adyton.keystore.tables.pending import PendingRows
 
 FACTS: Final = "facts"
-"""The row of `meta` that holds what the record says up to some entry."""
+"""The row of `meta` with the facts of the record up to some entry."""
 
 MAC_BYTES: Final = 32
 SEGMENTS_KEPT: Final = 8
-"""Verified stretches of the record that a reader keeps, so that neighbours need not be read twice."""
+"""Number of verified blocks that a reader caches, so that neighbouring entries are not read twice."""
 
 FACTS_EVERY: Final = 10_000
-"""After so many entries what the record says is written down anew, so that whoever opens the store reads few."""
+"""The facts are stored anew after this many entries, so that opening a store reads only a few."""
 
 _COLUMNS: Final = (
     schema.audit.c.seq,
@@ -52,7 +52,7 @@ _MOVE_HEAD: Final = sa.update(schema.chain).values(
 
 
 class RecordReader:
-    """The record as of one moment. `begin` comes first: it reads and verifies all up to the head."""
+    """A snapshot of the record. Call `begin` first: it reads and verifies all entries up to the head."""
 
     def __init__(self, connection: sa.Connection, keyring: Keyring, ledger: Ledger) -> None:
         self._connection = connection
@@ -60,12 +60,12 @@ class RecordReader:
         self._ledger = ledger
         self._segments: dict[int, dict[int, Entry]] = {}
         self._own: list[Entry] = []
-        """What a writer has itself added to the record."""
+        """Entries that a writer has added."""
         self._head = self._authentic_head(self._chain_row())
         self._verified_to = self._head
-        """The head when this began, without what a writer adds."""
+        """The head at the beginning, without a writer's entries."""
         self.facts = RecordedFacts(ledger, self._head.seq)
-        """What the record says here."""
+        """The facts of the record in this snapshot."""
 
     def _chain_row(self) -> Any:
         return self._connection.execute(sa.select(schema.chain)).one()
@@ -83,10 +83,10 @@ class RecordReader:
         return head
 
     def begin(self, known: Head, kept: Checkpoint | None) -> None:
-        """Read the record on to its head here.
+        """Read the record up to its head in this snapshot.
 
-        `known` is the last entry that this process knew before this began, `kept` the checkpoint that then lay in
-        the home. Raises StoreError where the store is older than they are, AuditError where the record was altered.
+        `known` is the last entry that this process knew before, `kept` the checkpoint in the home at that time. Raises
+        StoreError where the store is older than these, AuditError where the record was altered.
         """
         self._check_reaches(known)
         self._resume()
@@ -113,13 +113,13 @@ class RecordReader:
         )
 
     def _resume(self) -> None:
-        """Take what an earlier process wrote down of the record, where this one has read nothing yet."""
+        """Load the facts that an earlier process stored, where this one has read nothing yet."""
         facts = None if self._ledger.head.seq else self.kept_facts()
         if facts is not None:
             self._ledger.resume(json.loads(facts))
 
     def kept_facts(self) -> bytes | None:
-        """What a process wrote down of the record (JSON), authenticated; None where none has; raises AuditError."""
+        """The stored facts of the record (JSON), authenticated. None where there are none. Raises AuditError."""
         query = sa.select(schema.meta.c.value).where(schema.meta.c.name == FACTS)
         found = self._connection.execute(query).scalar_one_or_none()
         if found is None:
@@ -127,7 +127,7 @@ class RecordReader:
         mac, raw = bytes(found[:MAC_BYTES]), bytes(found[MAC_BYTES:])
         if not hmac.compare_digest(self._keyring.facts_mac(raw), mac):
             raise AuditError(
-                "what was read from the audit record before was changed by something other than Adyton",
+                "the stored facts of the audit record were changed by something other than Adyton",
                 check="authentication code of what the record says",
                 expected="the code made under the store's own key",
                 seen="another code",
@@ -136,23 +136,23 @@ class RecordReader:
         return raw
 
     def load(self, after: int, to: int) -> Generator[Entry, None, None]:
-        """The entries after one number and up to another as they lie in the database, not verified."""
+        """The entries after `after` up to `to` from the database, unverified."""
         table = schema.audit
         query = sa.select(*_COLUMNS).where(table.c.seq > after, table.c.seq <= to).order_by(table.c.seq)
         with self._connection.execute(query, execution_options={"yield_per": 5000}) as rows:
             yield from map(_entry, rows)
 
     def head(self) -> Head:
-        """Where the audit chain ends."""
+        """The head of the audit chain."""
         return self._head
 
     def entries(
         self, *, after: int = 0, kind: str | None = None, subject: str | None = None, since_ms: int | None = None
     ) -> Generator[Entry, None, None]:
-        """Audit entries in order, from the one after `after`; those of a time on, where that is named.
+        """Audit entries in order, after entry `after`. With `since_ms`, only from that time on.
 
-        Each is verified. All of them are there, but for those that are looked up by `subject`, or by a `kind` other
-        than changes of approvals and prunings: of these one could be hidden, which `adyton audit verify` finds.
+        Each is verified, and none is missing, with one exception. In a look-up by `subject`, or by a `kind` other than
+        changes of approvals and prunings, a hostile database could hide an entry. `adyton audit verify` finds that.
         """
         if subject is None and kind in (None, POLICY, PRUNED):
             yield from self._every(after, kind, since_ms)
@@ -186,7 +186,7 @@ class RecordReader:
                 yield entry
 
     def _in_order(self, after: int) -> Generator[Entry, None, None]:
-        """All entries after one that lies at most 64 before `after`, each verified, without what a writer added."""
+        """All verified entries from a block boundary (at most 64 before `after`) on, without a writer's entries."""
         last = self._anchor(min(after, self._verified_to.seq) // STEP)
         with closing(self.load(last.seq, self._verified_to.seq)) as found:
             for entry in linked(last, found):
@@ -212,7 +212,7 @@ class RecordReader:
             )
 
     def whole(self, seq: int) -> Entry:
-        """One entry, verified with those around it; raises AuditError where it is not what was written."""
+        """One entry, verified with its block. Raises AuditError where it was changed."""
         if not 1 <= seq <= self._head.seq:
             raise _not_of_record(seq, self._head)
         if seq > self._verified_to.seq:
@@ -236,7 +236,7 @@ class RecordReader:
         return found
 
     def newest_entries(self, limit: int, *, kinds: Sequence[str] = (), before: int | None = None) -> list[Entry]:
-        """The newest audit entries first, or the newest of those before one; each verified."""
+        """Verified audit entries, the newest first. With `before`, only older ones than that."""
         table = schema.audit
         query = sa.select(table.c.seq).where(table.c.seq <= self._head.seq).order_by(table.c.seq.desc()).limit(limit)
         if kinds:
@@ -250,7 +250,7 @@ class RecordReader:
         return self.whole(seq) if 1 <= seq <= self._head.seq else None
 
     def hash_of(self, seq: int) -> bytes | None:
-        """The hash of an audit entry (0: before the first); None where there is no such entry."""
+        """The hash of an audit entry (0: before the first). None where there is no such entry."""
         if not 0 <= seq <= self._head.seq:
             return None
         anchor = self._ledger.anchor(seq // STEP) if seq % STEP == 0 else None
@@ -259,7 +259,7 @@ class RecordReader:
         return self._head.hash if seq == self._head.seq else self.whole(seq).hash
 
     def hold_ids_against_record(self) -> None:
-        """Compare the ids under which entries are found with the entries, and look for rows beyond the head."""
+        """Compare the ids for look-ups with the entries, and check that no rows lie beyond the head."""
         table = schema.audit
         beyond = sa.select(table.c.seq).where(sa.or_(table.c.seq > self._head.seq, table.c.seq < 1)).limit(1)
         for seq in self._connection.execute(beyond).scalars().all():
@@ -273,7 +273,7 @@ class RecordReader:
 
 
 class RecordWriter(RecordReader):
-    """The record while a transaction has its lock: entries are appended, and count once the transaction commits."""
+    """The record while a transaction has its lock. Appended entries count once the transaction commits."""
 
     def __init__(self, connection: sa.Connection, keyring: Keyring, ledger: Ledger, pending: PendingRows) -> None:
         super().__init__(connection, keyring, ledger)
@@ -303,12 +303,12 @@ class RecordWriter(RecordReader):
     def entries(
         self, *, after: int = 0, kind: str | None = None, subject: str | None = None, since_ms: int | None = None
     ) -> Generator[Entry, None, None]:
-        """As for a reader, this transaction's own entries included."""
+        """As for a reader, with this transaction's own entries."""
         self._pending.write()
         return super().entries(after=after, kind=kind, subject=subject, since_ms=since_ms)
 
     def check_kept(self, head: Head, load: Callable[[int, int], Iterable[Entry]]) -> None:
-        """Hold what a later reader finds, which has not begun, against what was appended here; raises StoreError."""
+        """Check that a later reader finds the entries of this transaction. Raises StoreError."""
         there = {entry.seq: entry for entry in load(self._verified_to.seq, self._head.seq)}
         missing = [entry for entry in self._own if there.get(entry.seq) != entry]
         if missing or head.seq < self._head.seq:
@@ -322,7 +322,7 @@ class RecordWriter(RecordReader):
             )
 
     def finish(self) -> None:
-        """Move the head to the last entry; called once, when all rows are written, before the commit."""
+        """Move the head to the last entry. Called once, when all rows are written, before the commit."""
         if self._head == self._verified_to:
             return
         self._keep_facts()
@@ -330,7 +330,7 @@ class RecordWriter(RecordReader):
         self._connection.execute(_MOVE_HEAD, {"new_seq": self._head.seq, "new_hash": self._head.hash, "new_mac": mac})
 
     def _keep_facts(self) -> None:
-        """Write down what the record said before this transaction, if that is long ago."""
+        """Store the facts before this transaction, if the stored ones are old."""
         if self._verified_to.seq - self._ledger.kept_to < FACTS_EVERY:
             return
         raw = json.dumps(self._ledger.to_dict(), separators=(",", ":")).encode()
@@ -340,7 +340,7 @@ class RecordWriter(RecordReader):
         self._ledger.kept_to = self._verified_to.seq
 
     def committed(self) -> None:
-        """Let this process know what was appended; called once, after the commit."""
+        """Add the appended entries to the ledger. Called once, after the commit."""
         self._ledger.absorb(self._verified_to, self._own)
 
 

@@ -1,7 +1,7 @@
 """Taking connections: how many at a time may be in their TLS handshake, in all and from one address.
 
-Strangers get no more of the process's descriptors than this, however many connections they open and leave: the newest
-takes the place of the one that has waited longest, so that who is quick comes through.
+Unauthenticated clients get no more of the process's descriptors than this, however many connections they open. The
+newest connection replaces the one that has waited longest, so a quick client gets through.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""How often a password may be tried: each source has its own budget, so that no stranger uses up the owner's.
+"""How often a password may be tried. Each source has its own budget, so that others cannot use up the owner's.
 
 A source is an address (of IPv6 the /64, which one customer has), or a browser that logged in before. After some wrong
-passwords each further one doubles the wait, and what comes before its end is not looked at. Time is an argument.
+passwords each further one doubles the wait. A password that comes before the end of the wait is not checked. Time is an
+argument.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may see the dashboard: logging in and out, how often one may guess, and the guard before every other page."""
+"""The login of the dashboard: logging in and out, limits on wrong passwords, and the guard before every other page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Handler = Callable[[Request, Session], Awaitable[Response]]
 
 
 class Login:
-    """The dashboard's one password, and who has shown it."""
+    """The dashboard's password, and the sessions and devices that have given it."""
 
     def __init__(self, store: Store, renderer: Renderer, password: bytes) -> None:
         self._store = store

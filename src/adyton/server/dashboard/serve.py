@@ -122,7 +122,7 @@ def _config(dashboard: Dashboard) -> uvicorn.Config:
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=16 * 1024,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no line of the log
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # bad requests are not logged
     return config
 
 

@@ -1,7 +1,7 @@
-"""The outermost edge of the dashboard: whatever fails unforeseen is one line in the log, without a value in it.
+"""The outermost layer of the dashboard. An unexpected exception becomes one log line without values.
 
-A traceback's last line may quote what a stranger or the owner typed, or a database its parameters. The log hence
-says which exception it was, and where.
+A traceback's last line may quote the input of a client or of the owner, or the parameters of a database. So the log has
+only the class of the exception and its place.
 """
 
 from __future__ import annotations
