@@ -43,6 +43,11 @@ def is_over(end: datetime, now: datetime) -> bool:
     return now - end >= _ONE_SECOND
 
 
+def over_at(end: datetime) -> datetime:
+    """The first moment at which an end has passed; raises OverflowError for the last second of the year 9999."""
+    return end + _ONE_SECOND
+
+
 def parse_timestamp(text: str) -> datetime:
     """The moment in the one form that documents of programs have, YYYY-MM-DDThh:mm:ssZ; raises ValueError."""
     if _TIMESTAMP.fullmatch(text) is None:
