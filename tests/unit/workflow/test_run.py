@@ -1,0 +1,42 @@
+"""What the fresh process of a run says at its end, as the function that started it has it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adyton.check import Check
+from adyton.errors import AppraisalFailed, Denied, Error, FetchFailed, RunError, ScriptFailed
+from adyton.workflow.run import _outcome
+
+
+def through_the_pipe(error: Error) -> Error:
+    """The error as `run` raises it."""
+    with pytest.raises(Error) as caught:
+        _outcome(json.loads(json.dumps({"failure": error.to_dict()})), 1)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Denied("refused", denials=["d-1", "d-2"], check="approval", expected="one", seen="none", remedy="ask"),
+        AppraisalFailed("no", checks=[Check("a", "1", "2", ok=False), Check("b", "1", "1", ok=True)]),
+        FetchFailed("busy", status=503, retry_after_s=7.5),
+        ScriptFailed("stopped", status=130),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_error_of_a_run_keeps_all_that_it_knows(error: Error) -> None:
+    """The ids of a refusal, every check, and how long to wait: not only the text."""
+    told = through_the_pipe(error)
+    assert type(told) is type(error)
+    assert told.to_dict() == error.to_dict()
+
+
+@pytest.mark.parametrize("failure", [{}, [], None, {"error": "Check"}, {"error": "json"}, {"error": "Any"}])
+def test_error_of_no_known_class_fails_the_run(failure: object) -> None:
+    """A name in the module of errors that is none of its classes is not called."""
+    with pytest.raises(RunError):
+        _outcome({"failure": failure}, 1)
