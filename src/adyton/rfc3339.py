@@ -57,7 +57,8 @@ def parse_timestamp(text: str) -> datetime:
 
 def timestamp(moment: datetime) -> str:
     """What `parse_timestamp` reads back, to the second."""
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    utc = moment.astimezone(UTC).replace(tzinfo=None)
+    return utc.isoformat(timespec="seconds") + "Z"  # strftime writes the year 999 in three digits
 
 
 def _parse(value: object, what: str, of_day: time, refuse: type[Error]) -> datetime:
