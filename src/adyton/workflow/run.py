@@ -7,6 +7,7 @@ fresh interpreter, which calls `run_here`, and which alone forks the keeper.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -163,7 +164,9 @@ def run(
         grants=grants,
         arguments=arguments,
     )
-    report, report_in = os.pipe2(os.O_CLOEXEC)
+    report, end = os.pipe2(os.O_CLOEXEC)
+    report_in = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)  # 0 to 2 are what the program itself writes to
+    os.close(end)
     try:
         process = subprocess.Popen(
             [

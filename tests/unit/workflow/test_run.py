@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +43,20 @@ def test_error_of_no_known_class_fails_the_run(failure: object) -> None:
     """A name in the module of errors that is none of its classes is not called."""
     with pytest.raises(RunError):
         _outcome({"failure": failure}, 1)
+
+
+def test_report_of_a_run_is_no_standard_file(tmp_path: Path) -> None:
+    """Where the caller has closed its own, what the program prints must not be taken for the report."""
+    code = """
+import os, subprocess, sys, adyton
+def start(words, *, pass_fds, **_):
+    os.write(2, repr(pass_fds).encode())
+    os._exit(0)
+run = adyton.run
+subprocess.Popen = start
+os.close(0), os.close(1)
+run("x.manifest", tee="sim")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    (report,) = json.loads(done.stderr)
+    assert report > 2
