@@ -7,6 +7,7 @@ fresh interpreter, which calls `run_here`, and which alone forks the keeper.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -176,6 +177,17 @@ def run(
             pass_fds=[report_in],
             process_group=0,  # an interrupt from the keyboard reaches it once, through this process
         )
+    except OSError as error:
+        os.close(report)
+        raise RunError(
+            f"no process can be started for the run: {error.strerror}",
+            check="process of the run",
+            expected="a process",
+            seen=error.strerror,
+            remedy="give fewer or shorter arguments: all of them together have at most 128 KiB"
+            if error.errno == errno.E2BIG
+            else "see whether processes or memory have run out",
+        ) from error
     finally:
         os.close(report_in)
     interrupted = False

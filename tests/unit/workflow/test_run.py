@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import adyton
 from adyton.check import Check
 from adyton.errors import AppraisalFailed, Denied, Error, FetchFailed, RunError, ScriptFailed
 from adyton.workflow.run import _outcome
@@ -43,6 +44,15 @@ def test_error_of_no_known_class_fails_the_run(failure: object) -> None:
     """A name in the module of errors that is none of its classes is not called."""
     with pytest.raises(RunError):
         _outcome({"failure": failure}, 1)
+
+
+def test_run_that_cannot_be_started_says_why(tmp_path: Path) -> None:
+    """Arguments go to its process as one word of at most 128 KiB; nothing stays open."""
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(RunError, match="too long") as caught:
+        adyton.run(tmp_path / "x.manifest", "a" * 200_000, tee="sim")
+    assert "128 KiB" in str(caught.value.remedy)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
 def test_report_of_a_run_is_no_standard_file(tmp_path: Path) -> None:
