@@ -90,6 +90,14 @@ def test_key_itself_and_key_file_exclude_each_other(tmp_path: Path) -> None:
     assert (tmp_path / "again").read_text() == "plain"
 
 
+@pytest.mark.parametrize("verb", [adyton.encrypt, adyton.decrypt])
+def test_no_source_at_all_is_refused(verb: Callable[..., object], tmp_path: Path) -> None:
+    """An empty list is more likely a mistake than a wish."""
+    with pytest.raises(UsageError, match="no source"):
+        verb([], tmp_path / "target", key=Key128(bytes(range(16))))
+    assert not (tmp_path / "target").exists()
+
+
 def test_dash_is_no_pipe_unless_one_is_given(tmp_path: Path) -> None:
     """A library never reads standard input or writes standard output by itself."""
     key = Key128(bytes(range(16)))
