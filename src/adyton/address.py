@@ -34,7 +34,7 @@ def _parse(written: str, what: str, first_port: int) -> tuple[str, int]:
     found = _WRITTEN.fullmatch(written)
     if found is not None:
         host, port = found["v6"] or found["host"], int(found["port"])
-        if len(host) <= _MAX_HOST_CHARS and first_port <= port <= _MAX_PORT:
+        if len(host) <= _MAX_HOST_CHARS and first_port <= port <= _MAX_PORT and _can_be_asked_for(host):
             return host, port
     raise UsageError(
         "this is no address",
@@ -44,3 +44,12 @@ def _parse(written: str, what: str, first_port: int) -> tuple[str, int]:
         remedy="write a name or an address, a colon and a port, as keys.example.org:4433; an IPv6 address stands in"
         " brackets, as [2001:db8::1]:4433",
     )
+
+
+def _can_be_asked_for(host: str) -> bool:
+    """Whether the resolver takes this name: it raises UnicodeError, and no OSError, for an empty or too long label."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True

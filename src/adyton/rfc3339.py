@@ -43,6 +43,11 @@ def is_over(end: datetime, now: datetime) -> bool:
     return now - end >= _ONE_SECOND
 
 
+def over_at(end: datetime) -> datetime:
+    """The first moment at which an end has passed; raises OverflowError for the last second of the year 9999."""
+    return end + _ONE_SECOND
+
+
 def parse_timestamp(text: str) -> datetime:
     """Parse the one form that documents for programs use, YYYY-MM-DDThh:mm:ssZ. Raises ValueError."""
     if _TIMESTAMP.fullmatch(text) is None:
@@ -52,7 +57,8 @@ def parse_timestamp(text: str) -> datetime:
 
 def timestamp(moment: datetime) -> str:
     """The text that `parse_timestamp` parses, to the second."""
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    utc = moment.astimezone(UTC).replace(tzinfo=None)
+    return utc.isoformat(timespec="seconds") + "Z"  # strftime writes the year 999 in three digits
 
 
 def _parse(value: object, what: str, of_day: time, refuse: type[Error]) -> datetime:

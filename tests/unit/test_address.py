@@ -15,6 +15,8 @@ from adyton.errors import UsageError
         ("127.0.0.1:1", "127.0.0.1", 1),
         ("[2001:db8::1]:65535", "2001:db8::1", 65535),
         ("[fe80::1%eth0]:443", "fe80::1%eth0", 443),
+        ("adyton_key-server.:1", "adyton_key-server.", 1),
+        ("schlüssel.example:1", "schlüssel.example", 1),
     ],
 )
 def test_address_is_read_and_written_back(written: str, host: str, port: int) -> None:
@@ -28,6 +30,7 @@ def test_address_is_read_and_written_back(written: str, host: str, port: int) ->
     [
         *("", ":", "host", "host:", ":80", "host:x", "host:-1", "host:99999", "host:٣", "host:0", "a b:1", "host:80\n"),
         *("::1:443", "[::1]", "[::1]443", "[host]:1", "[]:1", "user@host:1", "http://host:1", "x" * 254 + ":1"),
+        *("a..b:1", ".a:1", "x" * 64 + ".org:1", "ü" * 64 + ":1"),
     ],
 )
 def test_what_is_no_address_is_refused_with_a_remedy(written: str) -> None:

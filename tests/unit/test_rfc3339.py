@@ -62,8 +62,10 @@ def test_moment_outside_the_calendar_is_refused() -> None:
 
 
 def test_timestamp_is_read_back() -> None:
-    """Documents of programs have one form, to the second."""
-    assert timestamp(parse_timestamp("2027-01-31T12:00:00Z")) == "2027-01-31T12:00:00Z"
+    """Documents of programs have one form, to the second, in every year: an approval that is not read back is lost."""
+    for text in ("2027-01-31T12:00:00Z", "0999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"):
+        assert timestamp(parse_timestamp(text)) == timestamp(parse_end(text, "x")) == text
+    assert timestamp(parse_timestamp("2027-01-31T12:00:00Z") + timedelta(milliseconds=999)) == "2027-01-31T12:00:00Z"
     for text in ("2027-01-31T12:00:00", "2027-01-31", "2027-1-31T12:00:00Z", "2027-13-31T12:00:00Z"):
         with pytest.raises(ValueError, match=r"."):
             parse_timestamp(text)

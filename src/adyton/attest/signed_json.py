@@ -54,7 +54,7 @@ def load(text: str, what: str) -> TypedDocument:
         raise malformed(what, str(error)[:160] or type(error).__name__) from None
     if not isinstance(found, dict):
         raise malformed(what, "no JSON object")
-    return TypedDocument(found, lambda place, expected, seen: malformed(what, f"{place} is no {expected}: {seen}"))
+    return TypedDocument(found, lambda place, expected, seen: malformed(what, f"{place} is not {expected}: {seen}"))
 
 
 def cut_signed(text: str, name: str) -> tuple[str, str]:

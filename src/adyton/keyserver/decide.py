@@ -19,7 +19,7 @@ from adyton.check import Check, text
 from adyton.errors import AppraisalFailed, UsageError
 from adyton.keystore import approval_gaps
 from adyton.keystore.approval import APPROVED, REVOKED
-from adyton.rfc3339 import is_over
+from adyton.rfc3339 import is_over, over_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -202,8 +202,11 @@ def _distance(judged: Judged) -> tuple[bool, bool, int]:
 
 
 def _lease_end(approval: Approval, now: datetime) -> datetime:
+    """A lease lasts as long as its approval at most. So it lasts through the last second, and counts there too."""
     end = datetime.fromtimestamp(now.timestamp() + approval.lease_s, UTC)
-    return end if approval.expires_at is None else min(end, approval.expires_at)
+    if approval.expires_at is None or approval.expires_at >= end:
+        return end
+    return min(end, over_at(approval.expires_at))
 
 
 def _own_lines(request: Request, stored: StoredApproval, now: datetime, *, by_manifest: bool) -> list[Check]:

@@ -190,9 +190,17 @@ class _Journal:
             finally:
                 self._file.close()
             if finished:
-                self._place.unlink(missing_ok=True)
+                _remove(self._place)
                 # a run that was killed may have left the log of a commit that had not begun
-                self._place.with_name(JOURNAL + RECOVERY_SUFFIX).unlink(missing_ok=True)
+                _remove(self._place.with_name(JOURNAL + RECOVERY_SUFFIX))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises StorageFailed where the storage has put something else in its place."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_failed(error, str(path), "removing") from error
 
 
 @dataclass(slots=True)

@@ -94,11 +94,7 @@ def approve(
     StoreError.
     """
     manifest = Path(manifest)
-    for what, given in (("--key", keys), ("--tee", tees)):
-        if isinstance(given, str) or not given:
-            raise UsageError(
-                f"{what} takes one name or several", check=what, expected="a sequence", seen=repr(given)[:80]
-            )
+    keys, tees, protocols = _several("--key", keys), _several("--tee", tees), _several("--protocol", protocols)
     runtime = identity.runtime_identity()
     signed = read_signed(manifest, runtime.digest)
     under_gramine = "sgx" in tees
@@ -174,6 +170,14 @@ def approve(
             parts = {part: digest.hex() for part, digest in runtime.parts.items()}
             change.remember(measurement, signed.manifest_bytes, parts)
     return Approved(tuple(made), measurement, tuple(left_open.values()), uncovered)
+
+
+def _several(what: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Names that are looked at more than once; raises UsageError for a bare name, whose letters they would be."""
+    found = () if isinstance(given, str) else tuple(given)
+    if not found:
+        raise UsageError(f"{what} takes one name or several", check=what, expected="a sequence", seen=repr(given)[:80])
+    return found
 
 
 def show_findings(found: Iterable[Finding], tees: Collection[str], notice: Notice) -> None:

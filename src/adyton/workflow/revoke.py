@@ -11,7 +11,7 @@ from adyton.keystore.home import actor
 from adyton.workflow.owner import owner_store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     from adyton.keystore.approval import StoredApproval
@@ -29,29 +29,30 @@ class RevokedApprovals:
 
 
 def revoke(
-    approvals: Sequence[str] = (),
+    approvals: str | Iterable[str] = (),
     *,
     key: str | None = None,
     app: str | None = None,
     version: str | None = None,
     home: Path | None = None,
 ) -> RevokedApprovals:
-    """Revoke approvals: those with these ids, of this key, or of this program, as `adyton revoke` does.
+    """Revoke approvals: the one with this id or those with these, of this key, or of this program.
 
     A running program keeps the key that it has. Raises UsageError where nothing is named.
     """
-    if not approvals and key is None and app is None:
+    ids = (approvals,) if isinstance(approvals, str) else tuple(approvals)  # once: an iterator is empty thereafter
+    if not ids and key is None and app is None:
         raise UsageError(
             "say what to revoke", check="revoke", expected="approval ids, --key or --app", remedy="adyton policy show"
         )
     with owner_store(home) as (_, store), store.write() as change:
-        for wanted in approvals:
+        for wanted in ids:
             change.approval(wanted)
         chosen = [
             item
             for item in change.approvals()
             if item.state != REVOKED
-            and (not approvals or item.id in approvals)
+            and (not ids or item.id in ids)
             and (key is None or item.approval.key == key)
             and (app is None or item.approval.app == app)
             and (version is None or item.approval.version == version)

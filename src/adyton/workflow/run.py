@@ -7,6 +7,8 @@ fresh interpreter, which calls `run_here`, and which alone forks the keeper.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -18,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton import errors
 from adyton.errors import Error, RunError, ScriptFailed, StorageFailed, TargetExists, UsageError
 from adyton.workflow.progress import unheard
 
@@ -164,7 +165,9 @@ def run(
         grants=grants,
         arguments=arguments,
     )
-    report, report_in = os.pipe2(os.O_CLOEXEC)
+    report, end = os.pipe2(os.O_CLOEXEC)
+    report_in = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3)  # 0 to 2 are what the program itself writes to
+    os.close(end)
     try:
         process = subprocess.Popen(
             [
@@ -174,6 +177,17 @@ def run(
             pass_fds=[report_in],
             process_group=0,  # an interrupt from the keyboard reaches it once, through this process
         )
+    except OSError as error:
+        os.close(report)
+        raise RunError(
+            f"no process can be started for the run: {error.strerror}",
+            check="process of the run",
+            expected="a process",
+            seen=error.strerror,
+            remedy="give fewer or shorter arguments: all of them together have at most 128 KiB"
+            if error.errno == errno.E2BIG
+            else "see whether processes or memory have run out",
+        ) from error
     finally:
         os.close(report_in)
     interrupted = False
@@ -210,7 +224,7 @@ def _outcome(message: dict[str, Any], status: int) -> Ran:
         found = message["ran"]
         return Ran(**{**found, "events": tuple(found["events"])})
     if "failure" in message:
-        raise _error_from(message["failure"])
+        raise Error.from_dict(message["failure"], unknown=RunError)
     raise RunError(
         "the process of the run ended without a word",
         check="exit status of the process",
@@ -218,15 +232,6 @@ def _outcome(message: dict[str, Any], status: int) -> Ran:
         seen=status,
         remedy="it was interrupted or killed, or memory ran out (dmesg); nothing of the run is left",
     )
-
-
-def _error_from(failure: dict[str, Any]) -> Error:
-    kind = getattr(errors, failure["error"])
-    if kind is ScriptFailed:
-        return ScriptFailed(failure["message"], status=failure["status"], remedy=failure.get("remedy"))
-    facts = {name: failure.get(name) for name in ("check", "expected", "seen", "remedy")}
-    made: Error = kind(failure["message"], **facts)
-    return made
 
 
 def run_here(request: Request, notice: Notice = unheard) -> Ran:

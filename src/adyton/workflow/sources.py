@@ -53,6 +53,8 @@ def plan(sources: Iterable[str], target: str) -> list[Step]:
         if not matches:
             raise StorageFailed(f"no file matches {source}", check="sources", expected="at least one", seen="none")
         found += matches
+    if not found:
+        raise UsageError("no source was given", check="sources", expected="at least one", seen="none")
     into = Path(target).is_dir() or target.endswith("/")
     if len(found) == 1 and (found[0] == STREAM or target == STREAM or Path(found[0]).is_dir() or not into):
         if found[0] == STREAM and into:

@@ -24,6 +24,7 @@ from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval, Store
 from adyton.keystore.audit import MAX_BODY_BYTES, canonical
 from adyton.keystore.facts import Lease
 from adyton.keystore.recorded_facts import Usage
+from adyton.rfc3339 import is_over, parse_end
 from adyton.sim.machine import simulated_guest
 from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement
@@ -291,11 +292,31 @@ def test_decide_run_with_a_lease_asks_again_for_free(base: World) -> None:
 
 
 def test_decide_lease_ends_with_the_approval(base: World) -> None:
-    """No lease outlives the approval it rests on."""
+    """No lease outlives the approval it rests on, of which the last second counts whole."""
     end = now() + timedelta(seconds=90)
     decided = case_of(base, expires_at=end, lease_s=3600).decide()
     assert isinstance(decided, Grant)
-    assert decided.lease_until == end
+    assert decided.lease_until == end + timedelta(seconds=1)
+    assert is_over(end, decided.lease_until)
+
+
+@pytest.mark.parametrize("since_end_s", [0, 0.5, 0.999])
+def test_decide_lease_of_the_last_second_has_a_length(base: World, since_end_s: float) -> None:
+    """A lease that is over when it begins would count for nothing: every run could have the key in that second."""
+    end = now().replace(microsecond=0)
+    case = case_of(base, expires_at=end, lease_s=3600)
+    case.now = end + timedelta(seconds=since_end_s)
+    decided = case.decide()
+    assert isinstance(decided, Grant)
+    assert decided.lease_until > case.now
+
+
+def test_decide_lease_ends_before_an_approval_to_the_end_of_time(base: World) -> None:
+    """The last second of the calendar is no reason to fail."""
+    case = case_of(base, expires_at=parse_end("9999-12-31", "--expires"), lease_s=60)
+    decided = case.decide()
+    assert isinstance(decided, Grant)
+    assert decided.lease_until == case.now + timedelta(seconds=60)
 
 
 def test_decide_several_approvals_the_closest_explains(base: World) -> None:

@@ -188,6 +188,14 @@ def test_finished_run_removes_the_log_that_a_killed_one_left(
     assert set(_content(tmp_path / "sealed")) == set(_content(source))
 
 
+def test_log_that_cannot_be_removed_is_named(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The storage may put a folder in its place at any moment; here it stands where only the removal looks."""
+    monkeypatch.setattr(trees, "RECOVERY_SUFFIX", ".planted")
+    (tmp_path / "sealed" / f"{JOURNAL}.planted").mkdir(parents=True)
+    with pytest.raises(StorageFailed, match=r"removing .*planted failed"):
+        encrypt_tree(source, tmp_path / "sealed", KEY, path="in", jobs=1)
+
+
 @pytest.mark.parametrize("delay", [0.01, 0.05, 0.1, 0.2])
 @pytest.mark.parametrize("verb", ["encrypt", "rekey"])
 def test_killed_run_continues(tmp_path: Path, source: Path, verb: str, delay: float) -> None:

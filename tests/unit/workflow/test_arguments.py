@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import adyton
 from adyton.errors import AppraisalFailed, MalformedQuote, StorageFailed, UsageError
+from adyton.keystore.approval import APPROVED, REVOKED
 from adyton.values import Key128
 from adyton.workflow.sources import Pipes
 from tests.support.evidence_factory import MRENCLAVE, NOW, REPORT_DATA, Scenario
+from tests.support.owner_world import make_world
 
 
 @pytest.fixture
@@ -87,6 +90,14 @@ def test_key_itself_and_key_file_exclude_each_other(tmp_path: Path) -> None:
     assert (tmp_path / "again").read_text() == "plain"
 
 
+@pytest.mark.parametrize("verb", [adyton.encrypt, adyton.decrypt])
+def test_no_source_at_all_is_refused(verb: Callable[..., object], tmp_path: Path) -> None:
+    """An empty list is more likely a mistake than a wish."""
+    with pytest.raises(UsageError, match="no source"):
+        verb([], tmp_path / "target", key=Key128(bytes(range(16))))
+    assert not (tmp_path / "target").exists()
+
+
 def test_dash_is_no_pipe_unless_one_is_given(tmp_path: Path) -> None:
     """A library never reads standard input or writes standard output by itself."""
     key = Key128(bytes(range(16)))
@@ -101,11 +112,33 @@ def test_dash_is_no_pipe_unless_one_is_given(tmp_path: Path) -> None:
     assert out == b"plain"
 
 
-@pytest.mark.parametrize("wrong", [{"keys": "data", "tees": ["sim"]}, {"keys": ["data"], "tees": "sgx"}, {"keys": []}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"keys": "data", "tees": ["sim"]}, {"keys": ["data"], "tees": "sgx"}, {"keys": []}, {"protocols": "adyton"}],
+)
 def test_approve_takes_no_bare_name_for_several(wrong: dict[str, object], tmp_path: Path) -> None:
     """A string would be taken for the sequence of its letters."""
     with pytest.raises(UsageError, match="one name or several"):
-        adyton.approve(tmp_path / "x.manifest", **{"tees": ["sgx"], **wrong})  # type: ignore[arg-type]
+        adyton.approve(tmp_path / "x.manifest", **{"keys": ["data"], "tees": ["sgx"], **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [str, lambda found: [found], lambda found: iter([found]), lambda found: {found}])
+def test_revoke_takes_back_what_is_named_however_it_is_given(given: Callable[[str], Any], tmp_path: Path) -> None:
+    """An iterator that was used up by a first look would revoke nothing, and nobody would be told."""
+    with make_world(tmp_path) as world:
+        approvals = [world.approve(world.program(argument=name)) for name in ("one.py", "two.py")]
+        done = adyton.revoke(given(approvals[0]), home=world.home.path)
+        assert done.to_dict() == {"revoked": approvals[:1]}
+        with world.store.read() as view:
+            states = {item.id: item.state for item in view.approvals()}
+    assert states == {approvals[0]: REVOKED, approvals[1]: APPROVED}
+
+
+@pytest.mark.parametrize("nothing", [(), [], iter(())])
+def test_revoke_of_nothing_is_refused(nothing: Any, tmp_path: Path) -> None:
+    """Also where it could only be seen by looking."""
+    with pytest.raises(UsageError, match="say what to revoke"):
+        adyton.revoke(nothing, home=tmp_path / "nowhere")
 
 
 def test_server_that_would_serve_nothing_is_refused(tmp_path: Path) -> None:
