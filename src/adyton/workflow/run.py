@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton import errors
 from adyton.errors import Error, RunError, ScriptFailed, StorageFailed, TargetExists, UsageError
 from adyton.workflow.progress import unheard
 
@@ -210,7 +209,7 @@ def _outcome(message: dict[str, Any], status: int) -> Ran:
         found = message["ran"]
         return Ran(**{**found, "events": tuple(found["events"])})
     if "failure" in message:
-        raise _error_from(message["failure"])
+        raise Error.from_dict(message["failure"], unknown=RunError)
     raise RunError(
         "the process of the run ended without a word",
         check="exit status of the process",
@@ -218,15 +217,6 @@ def _outcome(message: dict[str, Any], status: int) -> Ran:
         seen=status,
         remedy="it was interrupted or killed, or memory ran out (dmesg); nothing of the run is left",
     )
-
-
-def _error_from(failure: dict[str, Any]) -> Error:
-    kind = getattr(errors, failure["error"])
-    if kind is ScriptFailed:
-        return ScriptFailed(failure["message"], status=failure["status"], remedy=failure.get("remedy"))
-    facts = {name: failure.get(name) for name in ("check", "expected", "seen", "remedy")}
-    made: Error = kind(failure["message"], **facts)
-    return made
 
 
 def run_here(request: Request, notice: Notice = unheard) -> Ran:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from adyton.errors import Error, ScriptFailed
+from adyton.errors import Error
 from adyton.runtime.inherited import begin_anew
 from adyton.vfs import syscalls
 from adyton.workflow.run import Request, run_here
@@ -31,8 +31,7 @@ def main(report: int, parent: int, request: str) -> int:
     try:
         ran = run_here(Request.from_json(request), lambda text: tell({"notice": text}))
     except Error as error:
-        status = error.status if isinstance(error, ScriptFailed) else None
-        tell({"failure": {**error.details(), "status": status}})
+        tell({"failure": error.to_dict()})
         return 1
     tell({"ran": asdict(ran)})
     return 0
