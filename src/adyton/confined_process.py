@@ -8,6 +8,7 @@ modules lie, no secret. It bounds itself before it reads a byte, and is killed a
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import select
@@ -121,6 +122,7 @@ def child(tasks: dict[str, Callable[[bytes], bytes]], arguments: list[str]) -> N
     """What the process does: bound itself, read, work, answer; a task that fails by a defect ends with status 1."""
     task, cpu_s, memory_bytes = arguments
     _bound(int(cpu_s), int(memory_bytes))
+    gc.disable()  # it would go over the same living objects again and again; memory is bounded, and freed at the end
     content = sys.stdin.buffer.read()
     try:
         answer = _DONE + tasks[task](content)
