@@ -173,11 +173,11 @@ class Home:
         return read_private_file(self.path / name, name, remedy=NO_HOME)
 
 
-def load_key(home: Path, name: str) -> Key128:
-    """A protected-file key from the owner's store, by name."""
+def load_key(home: Path, name: str, *, version: int | None = None) -> Key128:
+    """A protected-file key from the owner's store, by name: its newest version, or the one that is named."""
     store = Home.open(home).open_store()
     try:
         with store.read() as reader:
-            return reader.load_key(name)
+            return reader.load_key(name, version=version)
     finally:
         store.close()
