@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adyton.capped_read import read_private_file
+from adyton.capped_read import read_capped, read_private_file
 from adyton.errors import StorageFailed, StoreError, UsageError
 from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.checkpoint_file import CheckpointFile
@@ -69,18 +69,15 @@ class Home:
         """Open a home; raises StorageFailed where there is none."""
         file = path / "config.toml"
         try:
-            with file.open("rb") as stream:
-                raw = stream.read(MAX_CONFIG_BYTES + 1)
-        except OSError as error:
+            raw = read_capped(file, MAX_CONFIG_BYTES, "config.toml")
+        except StorageFailed as error:
             raise StorageFailed(
                 f"there is no owner's home at {path}",
                 check="owner's home",
                 expected=f"{file}",
-                seen=str(error.strerror),
+                seen=error.seen,
                 remedy="make one with adyton init, or name it with --home or ADYTON_HOME",
             ) from error
-        if len(raw) > MAX_CONFIG_BYTES:
-            raise UsageError(f"{file} is longer than {MAX_CONFIG_BYTES} bytes", check="config.toml")
         return cls(path, Config.parse(raw.decode("utf-8", "replace")))
 
     @property
@@ -132,7 +129,7 @@ class Home:
                 remedy="bring it back from a backup with adyton restore; without it no key is released",
             )
         reload = None if self.config.master == "passphrase" else lambda: masters(self)
-        store = Store.open(url, self.master_key(passphrase), reload, CheckpointFile(self).verified)
+        store = Store.open(url, self.master_key(passphrase), reload, CheckpointFile(self.path).verified)
         self.keep_head_of(store)  # of a store that was just brought to this version's form
         finish_rotation(self, store)
         return store
@@ -140,11 +137,11 @@ class Home:
     @property
     def checkpoint_path(self) -> Path:
         """Where the last checkpoint is kept."""
-        return CheckpointFile(self).path
+        return CheckpointFile(self.path).path
 
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Keep where the audit record stands outside the store, so that an older copy of it is noticed."""
-        CheckpointFile(self).keep(checkpoint)
+        CheckpointFile(self.path).keep(checkpoint)
 
     def keep_head_of(self, store: Store) -> None:
         """Keep a checkpoint of what this process has written to the store, if it has."""
@@ -152,11 +149,11 @@ class Home:
         from adyton.keystore.clock import now_ms
 
         if store.has_written:
-            self.keep_checkpoint(sign_checkpoint(audit_private_key(self), store.id, store.head(), now_ms()))
+            self.keep_checkpoint(sign_checkpoint(audit_private_key(self.path), store.id, store.head(), now_ms()))
 
     def kept_checkpoint(self) -> Checkpoint | None:
         """The last checkpoint that was kept, its signature not verified; None where the key server never ran."""
-        return CheckpointFile(self).read()
+        return CheckpointFile(self.path).read()
 
     def check_not_older(self, store: Store) -> None:
         """Refuse a store that is older than, or another than, the last checkpoint beside it, or that was altered.
