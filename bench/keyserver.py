@@ -145,6 +145,7 @@ class Client:
         from datetime import UTC, datetime
 
         from adyton.release import messages
+        from adyton.release.answer import parse_answer
         from adyton.release.grants import Granted, verify_grant
         from adyton.values import Digest
 
@@ -156,7 +157,7 @@ class Client:
         server = messages.ServerIdentity(Digest(hashlib.sha256(ca_der).digest()), "adyton-key-server")
         binding = unsigned.report_data(server)
         request = replace(unsigned, evidence=self.source.quote(binding))
-        answer = messages.parse_answer(_post(connection, messages.PATH_RELEASE, request.to_bytes()))
+        answer = parse_answer(_post(connection, messages.PATH_RELEASE, request.to_bytes()))
         if not isinstance(answer, Granted):
             raise SystemExit(f"refused: {answer}")
         verify_grant(ca_der, request, server, answer, datetime.now(UTC))

@@ -231,6 +231,7 @@ class _Conversation:
         import http.client
         from datetime import UTC, datetime
 
+        from adyton.release.answer import parse_answer
         from adyton.release.grants import verify_grant
         from adyton.release.messages import (
             PATH_CHALLENGE,
@@ -240,7 +241,6 @@ class _Conversation:
             Refusal,
             ReleaseRequest,
             challenge_request,
-            parse_answer,
             parse_challenge,
             parse_payload,
             used_message,

@@ -28,8 +28,9 @@ from adyton.keystore.grant_key import GrantKey, make_grant_key, open_grant_key
 from adyton.manifest.findings import findings
 from adyton.manifest.measure import combine
 from adyton.release import grants
+from adyton.release.answer import parse_answer
 from adyton.release.grants import Granted, Terms
-from adyton.release.messages import ReleaseRequest, ServerIdentity, parse_answer, parse_used
+from adyton.release.messages import ReleaseRequest, ServerIdentity, parse_used
 from adyton.release.tls import server_context
 from adyton.release.wire import PROTOCOL
 from adyton.server.process import server_identity
