@@ -28,12 +28,12 @@ from adyton.errors import StorageFailed, StoreError, UsageError
 from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.checkpoint_file import CheckpointFile
 from adyton.keystore.config import LIMITS, Config
-from adyton.keystore.master_rotation import CURRENT, finish_rotation, masters
+from adyton.keystore.master_file import CURRENT, finish_rotation, next_master
 from adyton.keystore.passphrase import ask_passphrase
 from adyton.keystore.wrapping import NO_HOME, WrappingKey, master_from_command, master_from_file, master_from_passphrase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from adyton.keystore.audit import Checkpoint
     from adyton.keystore.store import Store
@@ -115,6 +115,13 @@ class Home:
         text = passphrase() if passphrase is not None else ask_passphrase(confirm=False)
         return master_from_passphrase(text, config.master_salt)
 
+    def _masters(self) -> Iterator[WrappingKey]:
+        """The master keys that the home has now: its own, and one that a rotation is about to put in its place."""
+        yield self.master_key()
+        coming = next_master(self.path) if self.config.master == "file" else None
+        if coming is not None:
+            yield coming
+
     def open_store(self, passphrase: Callable[[], bytes] | None = None) -> Store:
         """Open the key store; imports the database layer only now."""
         from adyton.keystore.store import Store
@@ -128,10 +135,10 @@ class Home:
                 seen="no such file",
                 remedy="bring it back from a backup with adyton restore; without it no key is released",
             )
-        reload = None if self.config.master == "passphrase" else lambda: masters(self)
+        reload = None if self.config.master == "passphrase" else self._masters
         store = Store.open(url, self.master_key(passphrase), reload, CheckpointFile(self.path).verified)
         self.keep_head_of(store)  # of a store that was just brought to this version's form
-        finish_rotation(self, store)
+        finish_rotation(self.path, store)
         return store
 
     @property
