@@ -37,8 +37,8 @@ class Check(NamedTuple):
         """As JSON: name, expected, seen, ok, and the remedy where it failed."""
         found: dict[str, str | bool] = {
             "name": self.name,
-            "expected": text(self.expected),
-            "seen": text(self.seen),
+            "expected": "" if self.expected is None else text(self.expected),
+            "seen": "" if self.seen is None else text(self.seen),
             "ok": self.ok,
         }
         if self.remedy is not None and not self.ok:

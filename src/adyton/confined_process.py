@@ -8,6 +8,7 @@ result, or `-` and the error that refuses the input (`Error.to_bytes`).
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import select
@@ -121,6 +122,7 @@ def child(tasks: dict[str, Callable[[bytes], bytes]], arguments: list[str]) -> N
     """The child's main function: set limits, read, work, answer. A task with a defect ends with status 1."""
     task, cpu_s, memory_bytes = arguments
     _bound(int(cpu_s), int(memory_bytes))
+    gc.disable()  # it would go over the same living objects again and again; memory is bounded, and freed at the end
     content = sys.stdin.buffer.read()
     try:
         answer = _DONE + tasks[task](content)

@@ -97,7 +97,10 @@ def test_key_new_list_export_rotate(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "k1").stat().st_mode & 0o777 == 0o600
     assert len((tmp_path / "k1").read_bytes()) == 16
     assert run("key", "export", "weights", "-o", "k1")[0] == 114
-    assert run("key", "rotate", "weights")[0] == 0
+    status, out, _ = run("key", "rotate", "weights")
+    assert status == 0
+    assert "approvals of weights stay" in out
+    assert "--key weights@1 --new-key weights" in out
     assert run("key", "export", "weights", "-o", "k2")[0] == 0
     assert (tmp_path / "k1").read_bytes() != (tmp_path / "k2").read_bytes()
     assert run("key", "export", "weights", "--version", 1, "-o", "k3")[0] == 0
@@ -111,6 +114,29 @@ def test_key_new_list_export_rotate(run: Run, tmp_path: Path) -> None:
     assert run("key", "export", "weights", "-o", "k4")[0] == 0
     assert (tmp_path / "k4").read_bytes() == (tmp_path / "k2").read_bytes()
     assert run("key", "export", "nosuch", "-o", "k5")[0] == 102
+    status, _, error = run("key", "export", "weights", "--version", 3, "-o", "k5")
+    assert status == 102
+    assert "1 to 2" in error
+
+
+def test_files_of_an_earlier_version_are_opened_and_never_sealed_under_it(run: Run, tmp_path: Path) -> None:
+    """NAME@N opens files; what is sealed gets the newest version."""
+    run("init")
+    run("key", "new", "weights")
+    (tmp_path / "plain").write_bytes(b"numbers")
+    assert run("encrypt", "plain", "-o", "sealed", "--key", "weights")[0] == 0
+    run("key", "rotate", "weights")
+    assert run("decrypt", "sealed", "-o", "p1", "--key", "weights")[0] == 83
+    assert run("decrypt", "sealed", "-o", "p1", "--key", "weights@1")[0] == 0
+    assert (tmp_path / "p1").read_bytes() == b"numbers"
+    assert run("rekey", "sealed", "--key", "weights@1", "--new-key", "weights")[0] == 0
+    assert run("decrypt", "sealed", "-o", "p2", "--key", "weights")[0] == 0
+    assert run("inspect", "sealed", "--verify", "--key", "weights@2")[0] == 0
+    assert run("encrypt", "plain", "-o", "again", "--key", "weights@1")[0] == 2
+    assert run("rekey", "sealed", "--key", "weights", "--new-key", "weights@1")[0] == 2
+    assert run("decrypt", "sealed", "-o", "p3", "--key", "weights@3")[0] == 102
+    for wrong in ("weights@0", "weights@", "weights@1@1", "weights@x"):
+        assert run("decrypt", "sealed", "-o", "p3", "--key", wrong)[0] == 102
 
 
 def test_key_import_and_secret(run: Run, tmp_path: Path) -> None:

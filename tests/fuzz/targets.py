@@ -246,7 +246,7 @@ def _release() -> dict[str, Target]:
     """Every `parse_…(raw)` of the release protocols' modules, each with every message that there is as its seeds."""
     modules = [
         importlib.import_module(f"adyton.release.{name}")
-        for name in ("wire", "messages", "explanation", "grants", "secret_provisioning")
+        for name in ("wire", "messages", "answer", "explanation", "grants", "secret_provisioning")
     ]
     names = {name: value for module in modules for name, value in vars(module).items()}
     b64, key = names["b64"], names["EnclaveKey"]()

@@ -182,7 +182,7 @@ class World:
             self.store,
             verifier or Verifier(self.collateral),
             server_identity(self.home),
-            audit_private_key(self.home),
+            audit_private_key(self.home.path),
             open_grant_key(self.home, self.store, actor="test"),
             combine=combine,
             **changes,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from adyton.cli.options import ForceOption, HomeOption, JobsOption, JSONOption, KeyFileOption, KeyOption
+from adyton.cli.options import ForceOption, HomeOption, JobsOption, JSONOption, KeyFileOption, OpeningKeyOption
 from adyton.cli.output import progress, say_json, say_moved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -20,7 +20,7 @@ def decrypt(
     target: Annotated[
         str, typer.Option("--output", "-o", metavar="DEST", help="Plain file or directory; - is a pipe.")
     ],
-    key: KeyOption = None,
+    key: OpeningKeyOption = None,
     key_file: KeyFileOption = None,
     home: HomeOption = None,
     check_path: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adyton.cli.options import HomeOption, JobsOption, JSONOption, KeyFileOption, KeyOption
+from adyton.cli.options import HomeOption, JobsOption, JSONOption, KeyFileOption, OpeningKeyOption
 from adyton.cli.output import progress, say, say_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def inspect(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Protected files.")],
-    key: KeyOption = None,
+    key: OpeningKeyOption = None,
     key_file: KeyFileOption = None,
     home: HomeOption = None,
     verify: Annotated[bool, typer.Option("--verify", help="Verify every node; needs the key.")] = False,

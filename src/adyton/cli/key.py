@@ -79,11 +79,18 @@ def export(
 def rotate(name: Name, home: HomeOption = None, as_json: JSONOption = False) -> None:
     """Make a new version of a key, which is released from now on; old versions stay for your own use.
 
-    Files encrypted under the old version need `adyton rekey` before programs can read them again.
+    Approvals stay: they name the key, not its version. Files encrypted under the old version need
+    `adyton rekey` before programs can read them again.
     """
     from adyton.workflow.keys import rotate_key
 
-    _say(rotate_key(name, home=home), as_json=as_json)
+    made = rotate_key(name, home=home)
+    if as_json:
+        say_json(made.to_dict())
+        return
+    old = f"{name}@{made.version - 1}"
+    say(f"key {name}, version {made.version}; approvals of {name} stay, and release this version from now on")
+    say(f"seal your files again, so that programs can read them: adyton rekey FILES --key {old} --new-key {name}")
 
 
 @app.command("rotate-store")

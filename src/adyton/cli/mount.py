@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adyton.cli.options import HomeOption, KeyFileOption, KeyOption
+from adyton.cli.options import HomeOption, KeyFileOption, OpeningKeyOption
 from adyton.cli.output import note
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def mount(
     source: Annotated[Path, typer.Argument(metavar="ENC_DIR", help="The folder of protected files; it may be empty.")],
     target: Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="An empty folder.")],
-    key: KeyOption = None,
+    key: OpeningKeyOption = None,
     key_file: KeyFileOption = None,
     home: HomeOption = None,
     sealed_as: Annotated[

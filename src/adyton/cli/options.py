@@ -21,6 +21,10 @@ AllowOption = Annotated[
 ]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 KeyOption = Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")]
+OpeningKeyOption = Annotated[
+    str | None,
+    typer.Option("--key", metavar="NAME", help="A key of your store; NAME@2 is its version 2."),
+]
 KeyFileOption = Annotated[Path | None, typer.Option("--key-file", metavar="FILE", help="A file of 16 raw bytes.")]
 JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Workers.  [as many as processors]")]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Replace what exists.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from adyton.cli.options import ForceOption, HomeOption, JobsOption, JSONOption, KeyFileOption, KeyOption
+from adyton.cli.options import ForceOption, HomeOption, JobsOption, JSONOption, KeyFileOption, OpeningKeyOption
 from adyton.cli.output import progress, say_json, say_moved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -20,7 +20,7 @@ def rekey(
     target: Annotated[
         str | None, typer.Option("--output", "-o", metavar="DEST", help="Where to; otherwise in place.")
     ] = None,
-    key: KeyOption = None,
+    key: OpeningKeyOption = None,
     key_file: KeyFileOption = None,
     new_key: Annotated[
         str | None, typer.Option("--new-key", metavar="NAME", help="The new key.  [the old one]")

@@ -14,8 +14,9 @@ from adyton.keystore.wrapping import NO_HOME
 from adyton.untrusted import parse_json_object
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from adyton.keystore.audit import Checkpoint
-    from adyton.keystore.home import Home
 
 CHECKPOINT_FILE: Final = "checkpoint.json"
 
@@ -23,15 +24,15 @@ CHECKPOINT_FILE: Final = "checkpoint.json"
 class CheckpointFile:
     """checkpoint.json in a home. Thread-safe."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self.path = home.path / CHECKPOINT_FILE
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.path = folder / CHECKPOINT_FILE
         self._verified: tuple[tuple[int, int, int], Checkpoint | None] | None = None
         """The verified file (inode, time of change in ns, size), and its checkpoint."""
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Write this checkpoint, unless another process has written a newer one."""
-        with file_lock(self._home.path / ".checkpoint.lock", create=True):
+        """Keep this checkpoint. A newer one that another process has kept meanwhile stays."""
+        with file_lock(self._folder / ".checkpoint.lock", create=True):
             there = self.read()
             if there is None or there.store_id != checkpoint.store_id or there.seq < checkpoint.seq:
                 replace_private_file(self.path, json.dumps(checkpoint.to_dict()).encode())
@@ -60,6 +61,6 @@ class CheckpointFile:
         if known is None or known[0] != which:
             kept = self.read()
             if kept is not None:
-                verify_checkpoint(kept, audit_public_key(self._home))
+                verify_checkpoint(kept, audit_public_key(self._folder))
             known = self._verified = (which, kept)
         return known[1]

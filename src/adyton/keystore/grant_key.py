@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from adyton.atomic_file import replace_private_file
-from adyton.capped_read import read_capped, read_private_file
+from adyton.capped_read import read_private_file
 from adyton.errors import StoreError
+from adyton.keystore.certificate_file import read_certificate
 from adyton.keystore.certificates import Credential, make_grant
 from adyton.keystore.clock import now_ms
 from adyton.keystore.wrapping import NO_HOME
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 CERTIFICATE: Final = "grant.crt"
 KEY: Final = "grant.key"
-MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -46,8 +46,8 @@ class GrantKey:
 
 
 def make_grant_key(home: Home, store: Store, *, actor: str, now: datetime | None = None) -> None:
-    """Make a new grant key and its certificate, and replace old ones. Raises StorageFailed where ca.key is missing."""
-    ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
+    """Make a new key for grants and its certificate, in the place of any that were; raises where ca.key is not here."""
+    ca = Credential(read_certificate(home.path, "ca.crt"), home.private("ca.key"))
     private = Ed25519PrivateKey.generate()
     certificate = make_grant(ca, private.public_key(), home.config.name, datetime.now(UTC) if now is None else now)
     der = certificate.public_bytes(serialization.Encoding.DER)
@@ -84,7 +84,7 @@ def _is_whole(home: Home, store: Store) -> bool:
     certificate = _certificate(home)
     key = certificate.public_key()
     try:
-        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(home.ca_path.read_bytes()))
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(read_certificate(home.path, "ca.crt")))
         raw = _opened(home, store, certificate.public_bytes(serialization.Encoding.DER))
     except (StoreError, ValueError, TypeError, InvalidSignature):
         return False
@@ -98,8 +98,7 @@ def _opened(home: Home, store: Store, der: bytes) -> bytes:
 
 def _certificate(home: Home) -> x509.Certificate:
     try:
-        raw = read_capped(home.path / CERTIFICATE, MAX_CERTIFICATE_BYTES, CERTIFICATE, too_large=StoreError)
-        return x509.load_pem_x509_certificate(raw)
+        return x509.load_pem_x509_certificate(read_certificate(home.path, CERTIFICATE))
     except ValueError:
         raise _unusable("something that is no certificate") from None
 

@@ -23,17 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adyton.capped_read import read_private_file
+from adyton.capped_read import read_capped, read_private_file
 from adyton.errors import StorageFailed, StoreError, UsageError
 from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.checkpoint_file import CheckpointFile
 from adyton.keystore.config import LIMITS, Config
-from adyton.keystore.master_rotation import CURRENT, finish_rotation, masters
+from adyton.keystore.master_file import CURRENT, finish_rotation, next_master
 from adyton.keystore.passphrase import ask_passphrase
 from adyton.keystore.wrapping import NO_HOME, WrappingKey, master_from_command, master_from_file, master_from_passphrase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from adyton.keystore.audit import Checkpoint
     from adyton.keystore.store import Store
@@ -69,18 +69,15 @@ class Home:
         """Open a home. Raises StorageFailed where there is none."""
         file = path / "config.toml"
         try:
-            with file.open("rb") as stream:
-                raw = stream.read(MAX_CONFIG_BYTES + 1)
-        except OSError as error:
+            raw = read_capped(file, MAX_CONFIG_BYTES, "config.toml")
+        except StorageFailed as error:
             raise StorageFailed(
                 f"there is no owner's home at {path}",
                 check="owner's home",
                 expected=f"{file}",
-                seen=str(error.strerror),
+                seen=error.seen,
                 remedy="make one with adyton init, or name it with --home or ADYTON_HOME",
             ) from error
-        if len(raw) > MAX_CONFIG_BYTES:
-            raise UsageError(f"{file} is longer than {MAX_CONFIG_BYTES} bytes", check="config.toml")
         return cls(path, Config.parse(raw.decode("utf-8", "replace")))
 
     @property
@@ -118,6 +115,13 @@ class Home:
         text = passphrase() if passphrase is not None else ask_passphrase(confirm=False)
         return master_from_passphrase(text, config.master_salt)
 
+    def _masters(self) -> Iterator[WrappingKey]:
+        """The master keys that the home has now: its own, and one that a rotation is about to put in its place."""
+        yield self.master_key()
+        coming = next_master(self.path) if self.config.master == "file" else None
+        if coming is not None:
+            yield coming
+
     def open_store(self, passphrase: Callable[[], bytes] | None = None) -> Store:
         """Open the key store. Imports the database layer only now."""
         from adyton.keystore.store import Store
@@ -131,20 +135,20 @@ class Home:
                 seen="no such file",
                 remedy="bring it back from a backup with adyton restore; without it no key is released",
             )
-        reload = None if self.config.master == "passphrase" else lambda: masters(self)
-        store = Store.open(url, self.master_key(passphrase), reload, CheckpointFile(self).verified)
+        reload = None if self.config.master == "passphrase" else self._masters
+        store = Store.open(url, self.master_key(passphrase), reload, CheckpointFile(self.path).verified)
         self.keep_head_of(store)  # of a store that was just brought to this version's form
-        finish_rotation(self, store)
+        finish_rotation(self.path, store)
         return store
 
     @property
     def checkpoint_path(self) -> Path:
-        """The file of the last checkpoint."""
-        return CheckpointFile(self).path
+        """Where the last checkpoint is kept."""
+        return CheckpointFile(self.path).path
 
     def keep_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint outside the store, so that an older copy of the store is noticed."""
-        CheckpointFile(self).keep(checkpoint)
+        """Keep where the audit record stands outside the store, so that an older copy of it is noticed."""
+        CheckpointFile(self.path).keep(checkpoint)
 
     def keep_head_of(self, store: Store) -> None:
         """Write a checkpoint, if this process has written to the store."""
@@ -152,11 +156,11 @@ class Home:
         from adyton.keystore.clock import now_ms
 
         if store.has_written:
-            self.keep_checkpoint(sign_checkpoint(audit_private_key(self), store.id, store.head(), now_ms()))
+            self.keep_checkpoint(sign_checkpoint(audit_private_key(self.path), store.id, store.head(), now_ms()))
 
     def kept_checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint, with an unverified signature. None where the key server never ran."""
-        return CheckpointFile(self).read()
+        """The last checkpoint that was kept, its signature not verified; None where the key server never ran."""
+        return CheckpointFile(self.path).read()
 
     def check_not_older(self, store: Store) -> None:
         """Refuse a store that was altered, or that does not contain the last checkpoint in the home.
@@ -173,11 +177,11 @@ class Home:
         return read_private_file(self.path / name, name, remedy=NO_HOME)
 
 
-def load_key(home: Path, name: str) -> Key128:
-    """A protected-file key from the owner's store, by name."""
+def load_key(home: Path, name: str, *, version: int | None = None) -> Key128:
+    """A protected-file key from the owner's store, by name: its newest version, or the one that is named."""
     store = Home.open(home).open_store()
     try:
         with store.read() as reader:
-            return reader.load_key(name)
+            return reader.load_key(name, version=version)
     finally:
         store.close()

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import hmac
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from adyton.atomic_file import rename_private_file, write_private_file
 from adyton.errors import StoreError, UsageError
-from adyton.file_lock import file_lock
 from adyton.keystore.home_lock import alone
-from adyton.keystore.wrapping import WrappingKey, master_from_file
+from adyton.keystore.master_file import CURRENT, NEXT, holds
+from adyton.keystore.wrapping import WrappingKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from adyton.keystore.home import Home
     from adyton.keystore.store import Store
-
-CURRENT: Final = "master.key"
-NEXT: Final = "master.key.new"
 
 
 def rotate_master_file(home: Home, store: Store, *, actor: str) -> None:
@@ -41,7 +34,7 @@ def rotate_master_file(home: Home, store: Store, *, actor: str) -> None:
     new = WrappingKey.generate()
     with alone(home.path, "rotating the master key"):
         with store.write() as transaction:
-            if not _same(current, transaction.current_master()):
+            if not holds(current, transaction.current_master()):
                 raise StoreError(
                     "master.key is not the key that opens the store",
                     check="master.key",
@@ -69,25 +62,3 @@ def _check_opens(home: Home, master: WrappingKey) -> None:
                 reader.reveal(key.name)
     finally:
         store.close()
-
-
-def masters(home: Home) -> Iterator[WrappingKey]:
-    """The master keys in the home: the current one, and the next one during a rotation."""
-    yield home.master_key()
-    beside = home.path / NEXT
-    if home.config.master == "file" and beside.exists():
-        yield master_from_file(beside)
-
-
-def finish_rotation(home: Home, store: Store) -> None:
-    """Finish an interrupted rotation: install the next master key where it is the one that opens the store."""
-    current, beside = home.path / CURRENT, home.path / NEXT
-    if not beside.exists():
-        return
-    with file_lock(home.path, wait=False) as mine:  # otherwise the rotation is under way, and finishes by itself
-        if mine and beside.exists() and _same(beside, store.keyring.master):
-            rename_private_file(beside, current)
-
-
-def _same(path: Path, key: WrappingKey) -> bool:
-    return hmac.compare_digest(master_from_file(path).reveal(), key.reveal())

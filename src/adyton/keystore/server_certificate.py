@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from adyton.atomic_file import replace_private_file
 from adyton.errors import UsageError
+from adyton.keystore.certificate_file import read_certificate
 from adyton.keystore.certificates import DEFAULT_SERVER_NAME, Credential, make_server
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def renew_server_certificate(home: Home, names: tuple[str, ...], now: datetime |
         )
     if names and DEFAULT_SERVER_NAME in home.config.server_names:
         names = tuple(dict.fromkeys((*names, DEFAULT_SERVER_NAME)))
-    ca = Credential(home.ca_path.read_bytes(), home.private("ca.key"))
+    ca = Credential(read_certificate(home.path, "ca.crt"), home.private("ca.key"))
     made = make_server(ca, names or home.config.server_names, datetime.now(UTC) if now is None else now)
     replace_private_file(home.path / "server.key", made.key_pem)
     replace_private_file(home.path / "server.crt", made.certificate_pem)

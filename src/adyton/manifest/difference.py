@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from adyton.errors import MalformedManifest
 from adyton.manifest.document import parse_document
@@ -26,8 +26,7 @@ _COMPARED_AS_ENTRIES: Final = frozenset({_TRUSTED_FILES, "adyton.files", "fs.mou
 _Entry = TypeVar("_Entry")
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(NamedTuple):
     """One thing that differs. `kind` is file, mount, key, form or runtime. A side is None where it is absent."""
 
     kind: str
@@ -83,12 +82,11 @@ def compare(before: Comparable, after: Comparable) -> tuple[Difference, ...]:
     """
     if before.text == after.text:
         return ()
-    values = _values(before.document, before.block), _values(after.document, after.block)
     if before.manifest is None or after.manifest is None:
-        found = _keys(*values, ())
+        found = _keys(_values(before.document, before.block), _values(after.document, after.block), ())
     else:
         found = [
-            *_keys(*values, _COMPARED_AS_ENTRIES),
+            *_keys(_values(before.document, ()), _values(after.document, ()), _COMPARED_AS_ENTRIES),
             *_mounts(before.manifest, after.manifest),
             *_files(before.manifest.trusted_files, after.manifest.trusted_files),
         ]
@@ -97,19 +95,20 @@ def compare(before: Comparable, after: Comparable) -> tuple[Difference, ...]:
 
 def _values(document: Mapping[str, Any], block: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Every value of a document by its dotted name. A list is one value."""
-    found: dict[str, Any] = {}
-
-    def add(table: Mapping[str, Any], prefix: str) -> None:
-        for name, value in table.items():
-            if isinstance(value, dict) and value:
-                add(value, f"{prefix}{name}.")
-            else:
-                found[f"{prefix}{name}"] = value
-
-    add(document, "")
+    found = _by_dotted_name(document, "")
     if block:
         entries = [{"uri": uri, "sha256": sha256} for uri, sha256 in block]
         found[_TRUSTED_FILES] = [*found[_TRUSTED_FILES], *entries]
+    return found
+
+
+def _by_dotted_name(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            found |= _by_dotted_name(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
     return found
 
 
@@ -213,11 +212,12 @@ def _file_text(entry: TrustedFile) -> str:
 def _files(before: tuple[TrustedFile, ...], after: tuple[TrustedFile, ...]) -> list[Difference]:
     old, new = (_by_name([(entry.uri, entry) for entry in entries]) for entries in (before, after))
     found = []
-    for uri in dict.fromkeys([*old, *new]):
+    for uri in {**old, **new}:
         one, two = old.get(uri), new.get(uri)
         if one != two:
-            shown = (None if entry is None else _file_text(entry) for entry in (one, two))
-            found.append(Difference("file", uri[5:], *shown))
+            before_text = None if one is None else _file_text(one)
+            after_text = None if two is None else _file_text(two)
+            found.append(Difference("file", uri[5:], before_text, after_text))
     orders = [[entry.uri for entry in entries] for entries in (before, after)]
     if orders[0] != orders[1] and set(old) == set(new):
         position = next(at for at, (one, two) in enumerate(zip(*orders, strict=True)) if one != two)

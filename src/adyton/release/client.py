@@ -230,6 +230,7 @@ class _Conversation:
         import http.client
         from datetime import UTC, datetime
 
+        from adyton.release.answer import parse_answer
         from adyton.release.grants import verify_grant
         from adyton.release.messages import (
             PATH_CHALLENGE,
@@ -239,7 +240,6 @@ class _Conversation:
             Refusal,
             ReleaseRequest,
             challenge_request,
-            parse_answer,
             parse_challenge,
             parse_payload,
             used_message,

@@ -44,7 +44,6 @@ from cryptography.hazmat.primitives.hpke import (
 
 from adyton.attest.report_data import RELEASE, framed
 from adyton.errors import OutOfOrder
-from adyton.release.grants import Granted, parse_granted
 from adyton.release.wire import (
     PROTOCOL,
     b64,
@@ -52,7 +51,6 @@ from adyton.release.wire import (
     identifier,
     malformed,
     parse_object,
-    printable,
     to_bytes,
 )
 from adyton.typed_document import TypedDocument
@@ -377,21 +375,6 @@ class Refusal:
     def to_bytes(self) -> bytes:
         """As JSON."""
         return to_bytes({"protocol": PROTOCOL, "status": "denied", "denial": self.denial, **self.parts()})
-
-
-def parse_answer(raw: bytes) -> Granted | Refusal:
-    """Parse the answer to a request for keys. `adyton.release.grants` verifies a grant in it."""
-    document = parse_object(raw, MAX_RESPONSE_BYTES)
-    check_protocol(document)
-    status = document.get("status")
-    if status == "granted":
-        return parse_granted(document)
-    if status != "denied":
-        raise malformed("status", "granted or denied", str(status))
-    fields = ("denial", "message", "check", "expected", "seen", "remedy")
-    document.only({"protocol", "status", *fields})
-    denial = NOT_KEPT if document["denial"] == NOT_KEPT else identifier(document, "denial")
-    return Refusal(denial, *(printable(document.text(name, 2000)) for name in fields[1:]))
 
 
 def used_message(grant: str, token: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import selectors
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from adyton.check import Check
 from adyton.errors import Error, MountFailed
 from adyton.runtime import host
 from adyton.runtime.plan import EncryptedMount
@@ -85,13 +87,17 @@ class Served:
 
 
 class FileServer:
-    """The keeper's side of the process that serves files: its events, its end."""
+    """The keeper's side of the process that serves files: its events, its end.
+
+    The server writes one line of JSON for each event, {"event": text}. Where it fails, its last line is the error.
+    """
 
     def __init__(self, pid: int, events_fd: int) -> None:
         self._pid = pid
         self.events_fd = events_fd
         self._status: int | None = None
         self._rest = b""
+        self._error: Error | None = None
 
     @classmethod
     def start(cls, fuse_fd: int, served: Served) -> FileServer:
@@ -111,13 +117,23 @@ class FileServer:
         return cls(pid, events_out)
 
     def read_events(self) -> list[str] | None:
-        """Lines that have come in; None once the server has ended."""
+        """The events that have come in, and the words of its error; None once the server has ended."""
         data = os.read(self.events_fd, 65_536)
         if not data:
             self._await_end()
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [line.decode(errors="replace") for line in lines]
+        return [self._heard(line) for line in lines]
+
+    def _heard(self, line: bytes) -> str:
+        try:
+            message = json.loads(line)
+            if "event" in message:
+                return str(message["event"])
+        except (ValueError, TypeError):
+            return line.decode(errors="replace")
+        self._error = Error.from_dict(message, unknown=MountFailed)
+        return _one_line(self._error.message)
 
     def _await_end(self) -> None:
         """Wait for the server to end, but not for ever: on stalled storage even that hangs until the host answers."""
@@ -137,11 +153,19 @@ class FileServer:
 
     def failure(self, source: str, error: OSError) -> MountFailed:
         """Why a mount could not be looked into."""
-        ended = self.status() is not None or error.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
-        told = self.read_events() if ended and self._says_something() else None
-        reason = "; ".join(told or ()) or error.strerror or str(error)
+        gone = error.errno in (errno.ENOTCONN, errno.ECONNABORTED) or self.status() is not None
+        told: list[str] = []
+        while (gone or (error.errno == errno.EIO and not told)) and self._says_something():
+            lines = self.read_events()
+            if lines is None:
+                break
+            told += lines
+        reason = "; ".join(told) or error.strerror or str(error)
+        text = f"encrypted mount {source}: {reason}"
+        if self._error is not None and self._error.failed:
+            return MountFailed(text, checks=self._error.checks)
         return MountFailed(
-            f"encrypted mount {source}: {reason}",
+            text,
             check="served mount",
             expected="a folder of protected files, or a protected file under this key and path",
             seen=reason,
@@ -178,13 +202,15 @@ class FileServer:
             self._await_end()
         if self._status == 0:
             return None
-        return MountFailed(
-            "the outputs could not be written completely",
-            check="flush of the encrypted mounts",
-            expected="every file flushed and closed",
-            seen=f"file server ended with status {self._status}",
+        flush = Check(
+            "flush of the encrypted mounts",
+            "every file flushed and closed",
+            f"file server ended with status {self._status}",
+            ok=False,
             remedy="see what the run said before; files are as of their last flush",
         )
+        why = () if self._error is None else self._error.checks
+        return MountFailed("the outputs could not be written completely", checks=(flush, *why))
 
 
 def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
@@ -200,7 +226,7 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
 
     def event(text: str) -> None:
         with contextlib.suppress(OSError):
-            os.write(events, text.replace("\n", " ").encode(errors="replace")[:4000] + b"\n")
+            os.write(events, json.dumps({"event": _one_line(text)[:4000]}).encode() + b"\n")
 
     from adyton.vfs import fuse
 
@@ -214,9 +240,15 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
         watchdog.stop()
         fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, watchdog=watchdog, owner=served.owner)
     except Error as error:
-        event(error.message)
+        with contextlib.suppress(OSError):
+            os.write(events, error.to_bytes() + b"\n")
         return error.exit_code
     except OSError as error:
         event(f"{error.filename}: {error.strerror}")
         return 1
     return 0
+
+
+def _one_line(text: str) -> str:
+    """A text as one line that can be printed anywhere; what is no Unicode in it becomes a question mark."""
+    return text.replace("\n", " ").encode(errors="replace").decode()

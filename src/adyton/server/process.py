@@ -26,6 +26,7 @@ from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
 from adyton.keyserver.service import KeyService
 from adyton.keystore.audit_key import audit_private_key
+from adyton.keystore.certificate_file import read_certificate
 from adyton.keystore.clock import now_ms
 from adyton.keystore.grant_key import open_grant_key
 from adyton.release.messages import ServerIdentity
@@ -107,8 +108,8 @@ def set_up_logging(*, json_logs: bool) -> None:
 
 
 def server_identity(home: Home) -> ServerIdentity:
-    """The identity of this key server, to which evidence for it is bound."""
-    der = ssl.PEM_cert_to_DER_cert(home.ca_path.read_text(encoding="ascii"))
+    """What evidence for this key server is bound to."""
+    der = ssl.PEM_cert_to_DER_cert(read_certificate(home.path, "ca.crt").decode("ascii"))
     return ServerIdentity(Digest(hashlib.sha256(der).digest()), home.config.server_names[0])
 
 
@@ -143,7 +144,7 @@ def run(
             store,
             Verifier(lookup),
             server_identity(home),
-            audit_private_key(home),
+            audit_private_key(home.path),
             open_grant_key(home, store, actor="adyton serve"),
             combine=combine,
             challenge_lifetime_s=home.limit("challenge_lifetime_s"),
@@ -163,7 +164,7 @@ def certificate_end(home: Home) -> datetime:
     """The end of the key server's certificate."""
     from cryptography import x509
 
-    return x509.load_pem_x509_certificate((home.path / "server.crt").read_bytes()).not_valid_after_utc
+    return x509.load_pem_x509_certificate(read_certificate(home.path, "server.crt")).not_valid_after_utc
 
 
 def _no_core_files() -> None:

@@ -23,8 +23,8 @@ from adyton.values import Key128
 from adyton.vfs.host_file import IN_THE_WAY
 from adyton.vfs.host_folder import FUSE_HIDDEN, HostFolder, os_error
 from adyton.vfs.known_names import KnownNames
-from adyton.vfs.node import FIXED_TIME_NS, Node
-from adyton.vfs.open_files import OpenFile, OpenFiles
+from adyton.vfs.node import FIXED_TIME_NS, Node, OpenFile
+from adyton.vfs.open_files import OpenFiles
 from adyton.vfs.rename import KNOWN_FLAGS, Rename, check_rename
 from adyton.vfs.storage_watchdog import StorageWatchdog
 

@@ -1,4 +1,4 @@
-"""One file or folder of a served tree, as the tree remembers it."""
+"""One file or folder of a served tree, as the tree remembers it, and what is open of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 from adyton.vfs.stage import FIXED_TIME_S
 
 if TYPE_CHECKING:
-    from adyton.vfs.open_files import OpenFile
+    from adyton.pfile.file import ProtectedFile
+    from adyton.vfs._reads import Shortcut as NativeReader
+    from adyton.vfs.host_file import HostFile
 
 FIXED_TIME_NS: Final = FIXED_TIME_S * 10**9
 """The time that every file has until the program sets one, in nanoseconds since 1970."""
@@ -31,3 +33,21 @@ class Node:
     size_before_enospc: int = 0
     """Of a file that was closed with more than the host had room for: the size that the kernel still believes."""
     opened: OpenFile | None = None
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """A protected file held open by one or more handles. `path` is None once it was removed."""
+
+    file: ProtectedFile
+    host: HostFile
+    node: Node
+    path: str | None
+    native_reader: NativeReader | None
+    handles: int = 0
+
+    def removed(self) -> None:
+        """The file has no name any more."""
+        self.host.removed()
+        self.path = None
+        self.node.links = 0

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import Error, UsageError
@@ -19,36 +18,17 @@ from adyton.vfs.host_file import HostFile
 from adyton.vfs.host_folder import HostFolder, os_error
 from adyton.vfs.mount_table import join
 from adyton.vfs.native_reader import open_native_reader
+from adyton.vfs.node import Node, OpenFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from adyton.values import Key128
-    from adyton.vfs._reads import Shortcut as NativeReader
     from adyton.vfs.known_names import KnownNames
-    from adyton.vfs.node import Node
     from adyton.vfs.storage_watchdog import StorageWatchdog
 
 _CACHE_BYTES: Final = ((2, 16 << 20), (10, 2 << 20), (50, 256 << 10), (1 << 30, 64 << 10))
 """Cache of one more open file, by how many are open already: 1000 open files stay below 64 MiB."""
-
-
-@dataclass(slots=True)
-class OpenFile:
-    """A protected file held open by one or more handles. `path` is None once it was removed."""
-
-    file: ProtectedFile
-    host: HostFile
-    node: Node
-    path: str | None
-    native_reader: NativeReader | None
-    handles: int = 0
-
-    def removed(self) -> None:
-        """The file has no name any more."""
-        self.host.removed()
-        self.path = None
-        self.node.links = 0
 
 
 class OpenFiles:

@@ -81,7 +81,7 @@ def verify_record(
     """
     given = {path: _read_checkpoints(path) for path in checkpoints}
     found = chosen_home(home)
-    public = audit_public_key(found)
+    public = audit_public_key(found.path)
 
     def signed_here(store_id: bytes, own: Checkpoint | None) -> list[Checkpoint]:
         chosen = [item for path, items in given.items() for item in _of_store(path, items, store_id)]
@@ -106,7 +106,7 @@ def make_checkpoint(*, output: Path | None = None, home: Path | None = None) -> 
     with owner_store(home) as (found, store):
         with store.read() as view:
             head = view.head()
-        made = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
+        made = sign_checkpoint(audit_private_key(found.path), store.id, head, now_ms())
     if output is not None:
         write_file(output, json.dumps(made.to_dict()).encode() + b"\n")
     return made
@@ -139,7 +139,7 @@ def export_record(output: Path, *, evidence: Path | None = None, home: Path | No
             stream.write(json.dumps(_raw(entry)) + "\n")
             if evidence is not None:
                 named_there.update(named(entry).values())
-        last = sign_checkpoint(audit_private_key(found), store.id, head, now_ms())
+        last = sign_checkpoint(audit_private_key(found.path), store.id, head, now_ms())
         stream.write(json.dumps({"checkpoint": last.to_dict()}) + "\n")
         if evidence is not None:
             evidence.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.atomic_file import write_file
 from adyton.errors import ManifestError, UsageError
+from adyton.keystore.certificate_file import read_certificate
 from adyton.keystore.home import default_home
 from adyton.manifest.cache import HashCache, default_path
 from adyton.manifest.difference import certificate_name
@@ -136,7 +137,7 @@ def build(
         name=template.name,
     )
     cache = HashCache.load(default_path()) if use_cache else HashCache.none()
-    default_ca = (home / "ca.crt").read_text() if (home / "ca.crt").is_file() else None
+    default_ca = read_certificate(home, "ca.crt").decode("ascii", "replace") if (home / "ca.crt").is_file() else None
     with progress("hashing trusted files", None) as advance:
         built = finish(text, Path.cwd(), name=name, default_ca=default_ca, cache=cache, advance=advance)
     cache.save()

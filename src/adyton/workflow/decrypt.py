@@ -57,7 +57,7 @@ def decrypt(
     called after each source. Raises IntegrityError, WrongPath, NotProtectedFile, TargetExists, StorageFailed,
     UsageError, and the errors of the key store.
     """
-    wrap_key = choose_key(key, key_file, home)
+    wrap_key = choose_key(key, key_file, home, opens=True)
     steps = plan(names(sources), str(target))
     no_pipes(steps, pipes)
     if str(target) == STREAM and steps[0].is_tree:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import Error
+from adyton.keystore.certificate_file import read_certificate
 from adyton.values import Finding
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def _certificate(home: Home, name: str, remedy: str, now: datetime) -> Finding:
     from cryptography import x509
 
     try:
-        end = x509.load_pem_x509_certificate((home.path / name).read_bytes()).not_valid_after_utc
-    except (OSError, ValueError) as error:
+        end = x509.load_pem_x509_certificate(read_certificate(home.path, name)).not_valid_after_utc
+    except (Error, ValueError) as error:
         return Finding("server", name, "warning", f"cannot be read: {type(error).__name__}", remedy)
     days = (end - now).days
     if days < SOON_DAYS:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adyton.errors import UsageError
+from adyton.keystore.certificate_file import read_certificate
 from adyton.keystore.certificates import DEFAULT_SERVER_NAME
 from adyton.keystore.config import MASTER_KINDS
 from adyton.keystore.grant_key import make_grant_key
@@ -82,7 +83,8 @@ def init(
         signer_pem=signature.generate_signer(),
         passphrase=None if given is None else lambda: given,
     )
-    fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(made.ca_path.read_text())).hexdigest()
+    pem = read_certificate(made.path, "ca.crt").decode("ascii")
+    fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
     return Initialized(made.path, made.ca_path, fingerprint, names[0])
 
 

@@ -45,7 +45,7 @@ def inspect(
 
     Raises NotProtectedFile, UnsupportedVersion, IntegrityError, StorageFailed, UsageError.
     """
-    wrap_key = choose_key(key, key_file, home) if key is not None or key_file is not None else None
+    wrap_key = choose_key(key, key_file, home, opens=True) if key is not None or key_file is not None else None
     if verify and wrap_key is None:
         raise UsageError("--verify needs the key", check="key", expected="--key or --key-file", seen="neither")
     found: list[Mapping[str, Any]] = []

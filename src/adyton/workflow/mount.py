@@ -35,7 +35,7 @@ def mount(
     mounted.mount(
         source,
         target,
-        choose_key(key, key_file, home),
+        choose_key(key, key_file, home, opens=True),
         sealed_as=sealed_as,
         foreground=foreground,
         read_only=read_only,

@@ -51,7 +51,7 @@ def rekey(
 
     Raises IntegrityError, NotProtectedFile, TargetExists, StorageFailed, UsageError, and the errors of the key store.
     """
-    old = choose_key(key, key_file, home)
+    old = choose_key(key, key_file, home, opens=True)
     new = old
     if new_key is not None or new_key_file is not None:
         new = choose_key(new_key, new_key_file, home, option="--new-key")

@@ -131,10 +131,6 @@ def verify(
 def unjudged(error: Error) -> dict[str, Any]:
     """The document of `adyton verify --json` where evidence did not parse or could not be checked."""
     refused = isinstance(error, EvidenceError)
-    checks = []
-    if refused and error.check is not None:
-        check = {"name": error.check, "expected": error.expected or "", "seen": error.seen or "", "ok": False}
-        checks.append(check | ({"remedy": error.remedy} if error.remedy else {}))
     return {
         "tee": None,
         "verdict": "refused" if refused else "unchecked",
@@ -143,7 +139,7 @@ def unjudged(error: Error) -> dict[str, Any]:
         "advisories": [],
         "measurement": None,
         "error": error.details(),
-        "checks": checks,
+        "checks": [check.to_dict() for check in error.checks if check.name] if refused else [],
     }
 
 

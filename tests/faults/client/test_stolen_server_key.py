@@ -28,8 +28,9 @@ from adyton.keystore.grant_key import GrantKey, make_grant_key, open_grant_key
 from adyton.manifest.findings import findings
 from adyton.manifest.measure import combine
 from adyton.release import grants
+from adyton.release.answer import parse_answer
 from adyton.release.grants import Granted, Terms
-from adyton.release.messages import ReleaseRequest, ServerIdentity, parse_answer, parse_used
+from adyton.release.messages import ReleaseRequest, ServerIdentity, parse_used
 from adyton.release.tls import server_context
 from adyton.release.wire import PROTOCOL
 from adyton.server.process import server_identity
@@ -58,7 +59,7 @@ def answering(world: World, thief: World, grant_key: GrantKey | None = None) -> 
         thief.store,
         Verifier(world.collateral),
         server_identity(world.home),
-        audit_private_key(thief.home),
+        audit_private_key(thief.home.path),
         his,
         combine=combine,
     )
@@ -110,7 +111,7 @@ def with_tls_key(world: World) -> Sign:
 
 def with_audit_key(world: World) -> Sign:
     """Sign with another Ed25519 key under the CA, which is for something else."""
-    key, der = audit_private_key(world.home), der_of(world.home.path / "audit.crt")
+    key, der = audit_private_key(world.home.path), der_of(world.home.path / "audit.crt")
     return lambda _key, _der, request, server, terms: grants.sign_grant(key, der, request, server, terms)
 
 
@@ -229,7 +230,7 @@ def test_grant_under_a_certificate_that_is_not_valid_now_is_refused(world: World
         world.store,
         Verifier(world.collateral),
         server_identity(world.home),
-        audit_private_key(world.home),
+        audit_private_key(world.home.path),
         GrantKey(der, private),
         combine=combine,
     )

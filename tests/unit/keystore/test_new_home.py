@@ -17,7 +17,7 @@ def test_init_home_makes_private_files_only_the_owner_reads(world: World) -> Non
     assert stat.S_IMODE(world.home.path.stat().st_mode) == 0o700
     for name in ("ca.key", "server.key", "audit.key", "signer.pem", "master.key", "store.db"):
         assert stat.S_IMODE((world.home.path / name).stat().st_mode) == 0o600, name
-    audit_public_key(world.home)
+    audit_public_key(world.home.path)
 
 
 def test_init_home_twice_is_refused(world: World) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from adyton.errors import KeyReleaseError, OutOfOrder, VersionMismatch
 from adyton.release import secret_provisioning
+from adyton.release.answer import parse_answer
 from adyton.release.explanation import explain_message, parse_explain
 from adyton.release.grants import Granted, Terms
 from adyton.release.messages import (
@@ -25,7 +26,6 @@ from adyton.release.messages import (
     ServerIdentity,
     check_challenge,
     make_challenge,
-    parse_answer,
     parse_challenge,
     parse_challenge_request,
     parse_payload,

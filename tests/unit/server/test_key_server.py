@@ -157,7 +157,7 @@ def test_release_answer_carries_a_checkpoint_that_verifies(world: World, server:
     world.approve(signed)
     grant = obtain(world, server, signed).grants[0]
     checkpoint = Checkpoint.from_dict(dict(grant.checkpoint))
-    verify_checkpoint(checkpoint, audit_public_key(world.home))
+    verify_checkpoint(checkpoint, audit_public_key(world.home.path))
     world.store.verify_audit([checkpoint])
 
 

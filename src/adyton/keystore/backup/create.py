@@ -112,7 +112,7 @@ def _checkpoint(home: Home, store: Store, path: Path) -> Checkpoint:
         head = store.verify_copy(copy)
     finally:
         copy.dispose()
-    return sign_checkpoint(audit_private_key(home), store.id, head, now_ms())
+    return sign_checkpoint(audit_private_key(home.path), store.id, head, now_ms())
 
 
 def _buffered_tar(stream: ProtectedStream) -> tarfile.TarFile:

@@ -75,11 +75,18 @@ class KeyReader:
     def _key_row(self, name: str, version: int | None) -> Any:
         versions = self._facts.versions(name)
         recorded = next((item for item in reversed(versions) if version in (None, item.version)), None)
+        if recorded is None and versions:
+            raise UnknownKey(
+                f"key {name!r} has no version {version}",
+                check="version of the key",
+                expected=f"1 to {versions[-1].version}",
+                seen=version,
+                remedy="`adyton key list` shows the newest version of each key",
+            )
         if recorded is None:
-            wanted = f"{name!r}" if version is None else f"{name!r} version {version}"
             known = ", ".join(self._facts.key_names()) or "none"
             raise UnknownKey(
-                f"no key {wanted}",
+                f"no key {name!r}",
                 check="name of the key",
                 expected=f"one of: {known}",
                 seen=name,

@@ -2,6 +2,10 @@
 
 The newest connection takes the place of the oldest one, so that a client that holds many keeps nobody out. A connection
 that showed the cookie of somebody who knows the password stays.
+
+A request that is no HTTP, or too long, is answered while its sender may still be sending. To close at once would make
+the kernel reset the connection, and the sender could lose the answer. So what still comes is read and thrown away until
+nothing has come for a moment.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ REQUEST_S: Final = 5.0
 ANSWER_S: Final = 60.0
 """From then on until its answer has been taken."""
 
+QUIET_S: Final = 0.5
+"""After a request was refused unread: close once nothing has come for so long, and after REQUEST_S whatever comes."""
+
 MAX_CONNECTIONS: Final = 64
 MAX_PER_ADDRESS: Final = 24
 
@@ -35,6 +42,12 @@ class TimeoutProtocol(H11Protocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _answering = False
+    _closing = False
+    """Whether a request was refused unread, and the connection is closed soon."""
+
+    _closes_by = 0.0
+    """When it is closed at the latest."""
+
     since = 0.0
     recognised = False
 
@@ -62,7 +75,11 @@ class TimeoutProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Go on with the request; it must be whole in time, however it trickles in."""
-        super().data_received(data)
+        if not self._closing:
+            super().data_received(data)
+        if self._closing:
+            self._wait_for_quiet()
+            return
         if self.headers and not self.recognised:
             self.recognised = type(self).recognise(self.headers)
         if self.conn.their_state is h11.IDLE or self.conn.their_state is h11.SEND_BODY:
@@ -72,16 +89,36 @@ class TimeoutProtocol(H11Protocol):
             self._answering = True
             self._wait(ANSWER_S)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that is no HTTP; the connection is closed once its sender is quiet."""
+        body = msg.encode("ascii")
+        headers = [
+            ("content-type", "text/plain; charset=utf-8"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self._closing = True
+        self._closes_by = self.loop.time() + REQUEST_S
+
     def on_response_complete(self) -> None:
         """The answer is out; from here uvicorn's own keep-alive time counts."""
         super().on_response_complete()
         self._answering = False
         self._cancel()
+        if self._closing:  # what came behind the request is none
+            self._wait_for_quiet()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
         self._cancel()
         super().connection_lost(exc)
+
+    def _wait_for_quiet(self) -> None:
+        self._cancel()
+        self._deadline = self.loop.call_at(min(self.loop.time() + QUIET_S, self._closes_by), self.transport.close)
 
     def _wait(self, seconds: float) -> None:
         self._cancel()

@@ -107,6 +107,42 @@ def test_hostile_request_before_login_is_a_clean_refusal(connect: Connect, name:
     assert b"Traceback" not in said
 
 
+def test_refusal_reaches_who_still_sends(connect: Connect) -> None:
+    """The sender is slow, and has its answer all the same: the connection is not reset under it."""
+    connection = connect()
+    connection.settimeout(20)
+    connection.sendall(b"GET /login HTTP/1.1\r\nX: " + b"a" * 60_000)
+    for _ in range(8):
+        time.sleep(0.05)
+        connection.sendall(b"a" * 20_000)
+    got = b""
+    while piece := connection.recv(65536):
+        got += piece
+    assert got.startswith(b"HTTP/1.1 400 ")
+
+
+def test_refusal_behind_an_answer_ends_the_connection(connect: Connect) -> None:
+    """What follows a good request in one piece, and is none, is refused after its answer."""
+    began = time.monotonic()
+    said = answer(connect(), b"GET /login HTTP/1.1\r\nHost: x\r\n\r\n" + b"\xff" * 100 + b"\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 200 ")
+    assert b"HTTP/1.1 400 " in said
+    assert time.monotonic() - began < 10
+
+
+def test_sender_without_end_is_closed_after_its_refusal(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who goes on sending keeps no connection for ever."""
+    monkeypatch.setattr(http_timeouts, "REQUEST_S", 1.0)
+    connection = connect()
+    connection.settimeout(20)
+    began = time.monotonic()
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while time.monotonic() - began < 20:
+            connection.sendall(b"\xff" * 1000)
+            time.sleep(0.05)
+    assert time.monotonic() - began < 10
+
+
 HARMLESS = {
     "a bad Host": b"GET /login HTTP/1.1\r\nHost: [\r\nConnection: close\r\n\r\n",
     "an old protocol": b"GET /login HTTP/0.9\r\n\r\n",

@@ -54,7 +54,7 @@ def test_audit_cut_tail_shows_against_a_checkpoint(record: World) -> None:
         for number in range(3):
             change.record("note", "", {"further": number}, 1)
         head = change.head()
-    checkpoint = sign_checkpoint(audit_private_key(record.home), record.store.id, head, now_ms())
+    checkpoint = sign_checkpoint(audit_private_key(record.home.path), record.store.id, head, now_ms())
     raw_sql(record, "DELETE FROM audit WHERE seq > ?", before[0])
     raw_sql(record, "UPDATE chain SET seq = ?, hash = ?, mac = ?", *before)
     other = record.home.open_store()
@@ -99,7 +99,7 @@ def test_record_that_is_whole_but_not_ours_is_refused(record: World) -> None:
 
 def test_checkpoint_round_trips_and_forged_ones_are_refused(record: World) -> None:
     """A checkpoint is believed only with the owner's signature."""
-    key, public = audit_private_key(record.home), audit_public_key(record.home)
+    key, public = audit_private_key(record.home.path), audit_public_key(record.home.path)
     checkpoint = sign_checkpoint(key, record.store.id, Head(3, b"h" * 32), 7)
     assert Checkpoint.from_dict(json.loads(json.dumps(checkpoint.to_dict()))) == checkpoint
     verify_checkpoint(checkpoint, public)
@@ -126,7 +126,7 @@ def test_check_not_older_refuses_an_older_copy_of_the_store(record: World) -> No
     with store.write() as change:
         change.record("note", "", {}, 1)
         head = change.head()
-    record.home.keep_checkpoint(sign_checkpoint(audit_private_key(record.home), store.id, head, now_ms()))
+    record.home.keep_checkpoint(sign_checkpoint(audit_private_key(record.home.path), store.id, head, now_ms()))
     record.home.check_not_older(store)
     store.close()
     for name in ("store.db-wal", "store.db-shm"):
