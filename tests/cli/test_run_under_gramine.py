@@ -40,9 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         b"SGX_GPR = 0x150\nSSA_FRAME_NUM = 2\nPAGESIZE = 4096\n",
     )
     programs = tmp_path / "gramine" / "bin"
-    script(programs / "gramine-direct", '#!/bin/sh\ncp "$1.manifest" rehearsed\nexit 3\n')
+    script(
+        programs / "gramine-direct",
+        '#!/bin/sh\n[ "$1" = --version ] && echo Gramine 1.9 && exit\ncp "$1.manifest" rehearsed\nexit 3\n',
+    )
     script(programs / "gramine-sgx", "#!/bin/sh\ntouch started\n")
-    script(programs / "gramine-manifest", "#!/bin/sh\necho 'Gramine 1.9post (abc)'\n")
     (tmp_path / "app.manifest.template").write_text(TEMPLATE)
     for words in (("init",), ("key", "new", "default"), ("build", "--gramine", "app.manifest.template")):
         ended = adyton(tmp_path, *words)

@@ -84,9 +84,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         prefix / "lib" / "python3" / "dist-packages" / "_graminelibos_offsets.py",
         b"SGX_GPR = 0x150\nSSA_FRAME_NUM = 2\nimport os\nPAGESIZE=4096\n",
     )
-    script(prefix / "bin" / "gramine-direct", "#!/bin/sh\nexit 0\n")
+    script(prefix / "bin" / "gramine-direct", "#!/bin/sh\n[ \"$1\" != --version ] || echo 'Gramine 1.9post (abc)'\n")
     script(prefix / "bin" / "gramine-sgx", "#!/bin/sh\nexit 0\n")
-    script(prefix / "bin" / "gramine-manifest", "#!/bin/sh\necho 'Gramine 1.9post (abc)'\n")
     monkeypatch.setenv("PATH", f"{prefix / 'bin'}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -115,6 +114,32 @@ def test_installation_is_found_by_its_program(place: Path) -> None:
     assert found.libraries == place / "gramine" / "lib" / "gramine"
     assert found.release == (1, 9)
     assert found.constants == {"SGX_GPR": 0x150, "SSA_FRAME_NUM": 2, "PAGESIZE": 4096}
+
+
+@pytest.mark.parametrize(
+    ("says", "release"),
+    [
+        ("echo Gramine 1.8", (1, 8)),
+        ("echo 'gramine-direct (Gramine) 1.10-1'", (1, 10)),
+        ("echo Gramine 1.5 >&2; echo Gramine v2a.9b '(c0.1)'", None),
+        ("echo 'Invalid application path (--version.manifest), libc 2.36' >&2; exit 2", None),
+    ],
+)
+def test_installation_says_its_release(place: Path, says: str, release: tuple[int, int] | None) -> None:
+    """`gramine-direct --version` is asked, in a folder where no file can be taken for a program of that name."""
+    script(place / "gramine" / "bin" / "gramine-direct", f"#!/bin/sh\n[ $PWD$1 = /--version ] || exit 9\n{says}\n")
+    found = find_gramine()
+    assert found is not None
+    assert found.release == release
+
+
+def test_release_that_is_too_old_is_refused(place: Path, key: rsa.RSAPrivateKey) -> None:
+    """What `gramine-direct --version` says decides: 1.7 is refused by its number before anything is written."""
+    script(place / "gramine" / "bin" / "gramine-direct", "#!/bin/sh\necho Gramine 1.7\n")
+    with pytest.raises(ManifestError, match="too old") as refused:
+        prepare(place, key)
+    assert refused.value.seen == "1.7"
+    assert not list(place.glob("*.gramine*"))
 
 
 def test_gramine_that_is_not_installed_is_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -260,7 +285,7 @@ def test_prepared_files_are_signed_for_their_mrenclave(place: Path, key: rsa.RSA
 
 
 SIGNER = """#!{python}
-import argparse, pathlib
+import argparse, pathlib, tomli_w, tomllib
 from adyton.manifest.signature import *
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import *
@@ -269,7 +294,7 @@ options = argparse.ArgumentParser()
 for name in "moskl":
     options.add_argument("-" + name, type=pathlib.Path)
 o = options.parse_args()
-raw = o.m.read_bytes()
+raw = tomli_w.dumps(tomllib.loads(o.m.read_text())).encode()
 m = parse_manifest(raw.decode()).sgx
 size, threads = m.enclave_size_bytes, m.max_threads
 found = mrenclave(raw, parse_pal(o.l.read_bytes()), enclave_bytes=size, max_threads=threads, edmm=False)
@@ -280,7 +305,7 @@ o.s.write_bytes(sign(found, load_signer(o.k.read_bytes()), attributes=Attributes
 
 
 def test_prepared_measurement_is_compared_with_gramines_signer(place: Path, key: rsa.RSAPrivateKey) -> None:
-    """Where gramine-sgx-sign is installed the two must agree."""
+    """Where gramine-sgx-sign is installed the two must agree. It writes the manifest anew, and no byte changes."""
     signer = place / "gramine" / "bin" / "gramine-sgx-sign"
     script(signer, SIGNER.format(python=sys.executable, wrong=False))
     assert prepare(place, key).notes[-1] == "MRENCLAVE agrees with gramine-sgx-sign (manifest byte for byte the same)"
@@ -361,9 +386,8 @@ def test_output_that_is_not_known_is_not_translated() -> None:
 def test_rehearsal_runs_with_the_owners_keys_and_leaves_none(place: Path, key: rsa.RSAPrivateKey) -> None:
     """gramine-direct gets a manifest in memory with the key in clear and no provisioning; it is gone afterwards."""
     prepare(place, key)
-    script(
-        place / "gramine" / "bin" / "gramine-direct", '#!/bin/sh\necho "$1" > where\ncp "$1.manifest" seen\nexit 3\n'
-    )
+    body = 'echo "$1" > where\ncp "$1.manifest" seen\nexit 3\n'
+    script(place / "gramine" / "bin" / "gramine-direct", f'#!/bin/sh\n[ "$1" = --version ] && exit\n{body}')
     said: list[str] = []
     assert gramine_backend.dry_run(Path("app.manifest"), {"default": Key128(bytes(16))}, note=said.append) == 3
     manifest = parse_manifest((place / "seen").read_text())
