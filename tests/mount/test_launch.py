@@ -481,6 +481,38 @@ def test_allowed_file_is_the_hosts_own(folder: Path) -> None:
     assert (folder / "shared/b").read_text() == "program\n"
 
 
+def test_allowed_file_that_does_not_exist_is_the_programs_to_write(folder: Path) -> None:
+    """A result, a log and a folder are made and written, what stays unused is gone, and /etc is left as it is."""
+    (folder / "logs").mkdir()
+    absent, made = "/etc/adyton-no-such-file", ("result.txt", "logs/log", "new/", "emptied")
+    spec = world.shell(
+        "echo result > /work/result.txt; echo 1 > /work/logs/log; echo 2 > /work/new/file; : > /work/emptied;"
+        f" ls /work /etc; cat {absent}; echo x > {absent}; echo end",
+        mounts=[["chroot", "/work", "file:."], ["chroot", "/etc", "file:/etc"]],
+        allowed=[f"file:{name}" for name in (*made, "unused", "unused.d/", "no/where", absent)],
+    )
+    result = world.run(folder, spec)
+    assert result.ended["exit_code"] == 0, result.err
+    assert result.out.endswith("end\n")
+    assert (folder / "result.txt").read_text() == "result\n"
+    assert (folder / "logs/log").read_text() == "1\n"
+    assert (folder / "new/file").read_text() == "2\n"
+    assert sorted(os.listdir(folder)) == ["emptied", "logs", "new", "out", "result.txt"]
+    assert not os.path.lexists(absent)
+    assert "NOTE allowed file result.txt did not exist: made" in result.err
+    assert f"NOTE allowed file {absent} is not there (it belongs to the system)" in result.err
+    assert "NOTE allowed file no/where is not there (No such file or directory)" in result.err
+
+
+def test_allowed_file_that_was_made_goes_where_the_run_never_starts(folder: Path) -> None:
+    """A run that is refused leaves no file of its making."""
+    (folder / "loop").symlink_to("/proc")
+    spec = world.shell("true", mounts=[["chroot", "/work", "file:."]], allowed=["file:new", "file:loop"])
+    result = world.run(folder, spec)
+    assert "would show the program" in result.ended["message"]
+    assert sorted(os.listdir(folder)) == ["loop", "out"]
+
+
 @pytest.mark.parametrize("below", ["", "/root", "/root/usr", "/served"])
 def test_allowed_file_cannot_lead_into_the_runs_memory(folder: Path, below: str) -> None:
     """A link that the host puts in its place is refused, wherever in the private memory it leads."""

@@ -92,6 +92,7 @@ class Keeper:
         self._base = ""
         self._sandbox: sandbox.Sandbox | None = None
         self._files: FileServer | None = None
+        self._root: Root | None = None
         self._staging: Staging | None = None
         self._staging_plan = StagingPlan((), (), (), (), 0)
         self._starting = False
@@ -180,6 +181,7 @@ class Keeper:
         plan = self._plan
         with self._phase("prepare"):
             root = Root(self._base + "/root", plan, private=self._base, owner=self._owner, note=self._event)
+            self._root = root
             os.mkdir(root.path)
             namespace.mount_memory(root.path, size_bytes=plan.budget_bytes, mode=0o755, owner=self._owner, huge=True)
             self._watchdog.watch(self._stalled)
@@ -453,6 +455,9 @@ class Keeper:
         began = time.monotonic()
         if self._base:
             namespace.detach(self._base)
+        if self._root is not None:
+            with self._host("allowed files", ANSWER_S):
+                self._root.take_away_untouched()
         if self._files is not None:
             failure = self._files.finish(self._event)
         if self._log is not None:
