@@ -231,7 +231,7 @@ def test_build_takes_a_gramine_manifest_as_it_is_with_one_switch(folder: Path) -
     assert (folder / "client.gramine-hosts").read_text() == "127.0.0.1 localhost\n"
     assert tomli_w.dumps(rendered) == (folder / "client.gramine.manifest.sgx").read_text()
     allow = [word for name in sorted(names - {"network-of-host", "names-from-host"}) for word in ("--allow", name)]
-    words = ("approve", "client.manifest", "--key", "default", "--tee", "sgx", "--protocol", "ra-tls", "--json")
-    ended = adyton(folder, *words, *allow)
+    approve = ("approve", "client.manifest", "--key", "default", "--tee", "sgx", "--protocol", "ra-tls", "--json")
+    ended = adyton(folder, *approve, *allow)
     assert ended.returncode == 0, ended.stderr
     assert "unchecked-rendition" not in {item["name"] for item in json.loads(ended.stdout)["findings"]}

@@ -217,6 +217,16 @@ def test_environment_is_the_manifests_alone(folder: Path) -> None:
     assert set(result.out.splitlines()) == {"PATH=/usr/bin", "A=b c", "TOKEN=a secret", "PWD=/"}
 
 
+def test_secret_that_ends_in_nul_is_the_text_before_it(folder: Path) -> None:
+    """As Gramine's clients want it: a variable is a C string, and a file has every byte."""
+    secrets = [
+        {"name": "token", "env": "TOKEN", "file": None, "owner": None},
+        {"name": "token2", "env": None, "file": "/run/token", "owner": None},
+    ]
+    result = world.run(folder, world.shell('echo "$TOKEN"; cat /run/token', secrets=secrets, secret="a secret\0"))
+    assert result.out == "a secret\na secret\0"
+
+
 def test_secret_that_would_be_options_of_the_sandbox_is_refused(folder: Path) -> None:
     """A null byte in it would end the word it stands in: one owner could open the sandbox around another's data."""
     secrets = [{"name": "token", "env": "TOKEN", "file": None, "owner": None}]

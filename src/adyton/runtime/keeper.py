@@ -294,7 +294,7 @@ class Keeper:
         env = dict(plan.env)
         for secret in plan.secrets:
             if secret.env is not None:
-                env[secret.env] = os.fsdecode(delivered.secrets[secret.name])
+                env[secret.env] = os.fsdecode(delivered.secrets[secret.name].removesuffix(b"\0"))
         dev_binds = []
         if self._files is not None and os.path.isdir(f"{self._base}/served/{ATTESTATION}"):
             dev_binds.append((f"{self._base}/served/{ATTESTATION}", "/dev/attestation"))
