@@ -514,6 +514,16 @@ def test_allowed_file_that_does_not_exist_is_the_programs_to_write(folder: Path)
     assert "NOTE allowed file no/where is not there (No such file or directory)" in result.err
 
 
+def test_allowed_file_is_not_made_through_a_link_to_the_system(folder: Path) -> None:
+    """A folder that leads to /etc is /etc."""
+    (folder / "work").symlink_to("/etc")
+    spec = world.shell("true", mounts=[["chroot", "/w", "file:work"]], allowed=["file:work/adyton-no-such-file"])
+    result = world.run(folder, spec)
+    assert result.ended["exit_code"] == 0
+    assert "is not there (it belongs to the system)" in result.err
+    assert not os.path.lexists("/etc/adyton-no-such-file")
+
+
 def test_allowed_file_that_was_made_goes_where_the_run_never_starts(folder: Path) -> None:
     """A run that is refused leaves no file of its making."""
     (folder / "loop").symlink_to("/proc")

@@ -210,8 +210,8 @@ def _add_key_server(
         notes.append(f"the key server is at {host}: a trusted {HOSTS_PATH} says so for {owner.server_name}")
     else:
         servers = f"{host}:{port}" if owner.address or not given else given
-    hosts = sorted({part.partition(":")[0] for part in re.split("[,; ]+", servers) if part})
-    unlike = [name for name in hosts if name != owner.server_name]
+    asked = sorted({part.partition(":")[0] for part in re.split("[,; ]+", servers) if part})
+    unlike = [name for name in asked if name != owner.server_name]
     if unlike:
         notes.append(
             f"the key server's certificate must carry {' or '.join(unlike)}, against which Gramine's client checks it:"
@@ -232,7 +232,7 @@ def _add_key_server(
     notes.append(
         "name servers are the host's, so that the key server is found; its certificate is checked all the same"
     )
-    if not names.keys() & set(hosts) or (names == LOCAL_NAMES and _shows_hosts(manifest)):
+    if not names.keys() & set(asked) or (names == LOCAL_NAMES and _shows_hosts(manifest)):
         return None
     if _shows_hosts(manifest):
         notes.append(f"the manifest's own {HOSTS_PATH} is covered by this one")

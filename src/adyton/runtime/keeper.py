@@ -181,10 +181,10 @@ class Keeper:
         plan = self._plan
         with self._phase("prepare"):
             root = Root(self._base + "/root", plan, private=self._base, owner=self._owner, note=self._event)
-            self._root = root
             os.mkdir(root.path)
             namespace.mount_memory(root.path, size_bytes=plan.budget_bytes, mode=0o755, owner=self._owner, huge=True)
             self._watchdog.watch(self._stalled)
+            self._root = root
             with self._host("sizes of the inputs", START_S):
                 self._staging_plan = plan_staging(plan)
                 for mount in self._served_mounts():  # before a key is asked for, and a run counted
@@ -455,15 +455,15 @@ class Keeper:
         began = time.monotonic()
         if self._base:
             namespace.detach(self._base)
-        if self._root is not None:
-            with self._host("allowed files", ANSWER_S):
-                self._root.take_away_untouched()
         if self._files is not None:
             failure = self._files.finish(self._event)
         if self._log is not None:
             with self._host(self._log_name, ANSWER_S):
                 self._log.close()
             failure = failure or self._log.failure
+        if self._root is not None:
+            with self._host("allowed files", ANSWER_S):
+                self._root.take_away_untouched()
         self._seconds["flush"] = round(time.monotonic() - began, 4)
         if failure is not None:
             raise failure
