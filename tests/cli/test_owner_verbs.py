@@ -148,6 +148,11 @@ def test_key_import_and_secret(run: Run, tmp_path: Path) -> None:
     assert run("key", "new", "brought", "--from", "raw")[0] == 0
     assert run("key", "new", "token", "--secret", "raw")[0] == 0
     assert run("key", "new", "both", "--secret", "raw", "--from", "raw")[0] == 2
+    assert run("key", "new", "text", "--secret", "raw", "--nul")[0] == 0
+    assert run("key", "new", "another", "--nul")[0] == 2
+    for name, stored in (("token", b"k" * 16), ("text", b"k" * 16 + b"\0")):
+        assert run("key", "export", name, "-o", f"{name}.out")[0] == 0
+        assert (tmp_path / f"{name}.out").read_bytes() == stored
 
 
 def test_approve_shows_what_is_not_covered_and_revoke_takes_it_back(owner: tuple[Run, SimPlatform]) -> None:

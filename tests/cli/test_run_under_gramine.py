@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from tests.unit.runtime.test_gramine_backend import libpal, script, write
 
@@ -22,6 +24,32 @@ fs.mounts = [
 sgx.trusted_files = ["file:usr/bin/app"]
 [adyton]
 insecure__stdio = true
+"""
+
+
+AS_A_GRAMINE_USER_HAS_IT = """
+libos.entrypoint = "/client"
+loader.log_level = "error"
+loader.env.LD_LIBRARY_PATH = "/lib"
+loader.env.LD_PRELOAD = "libsecret_prov_attest.so"
+loader.env.SECRET_PROVISION_CONSTRUCTOR = "1"
+loader.env.SECRET_PROVISION_SET_KEY = "default"
+loader.env.SECRET_PROVISION_CA_CHAIN_PATH = "/ca.crt"
+loader.env.SECRET_PROVISION_SERVERS = "nowhere:80;localhost:4433"
+loader.insecure__use_cmdline_argv = true
+fs.mounts = [
+  { path = "/lib", uri = "file:{{ gramine.runtimedir() }}" },
+  { path = "/etc", uri = "file:/etc" },
+  { path = "/client", uri = "file:usr/bin/app" },
+  { path = "/ca.crt", uri = "file:owner/ca.crt" },
+  { path = "/input.txt", uri = "file:enc/input.txt", type = "encrypted" },
+]
+sgx.enclave_size = "512M"
+sgx.remote_attestation = "dcap"
+sgx.trusted_files = [
+  "file:{{ gramine.libos }}", "file:usr/bin/app", "file:{{ gramine.runtimedir() }}/", "file:owner/ca.crt",
+]
+sgx.allowed_files = ["file:/etc/nsswitch.conf", "file:/etc/ethers", "file:/etc/host.conf"]
 """
 
 
@@ -40,9 +68,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         b"SGX_GPR = 0x150\nSSA_FRAME_NUM = 2\nPAGESIZE = 4096\n",
     )
     programs = tmp_path / "gramine" / "bin"
-    script(programs / "gramine-direct", '#!/bin/sh\ncp "$1.manifest" rehearsed\nexit 3\n')
+    script(
+        programs / "gramine-direct",
+        '#!/bin/sh\n[ "$1" = --version ] && echo Gramine 1.9 && exit\ncp "$1.manifest" rehearsed\nexit 3\n',
+    )
     script(programs / "gramine-sgx", "#!/bin/sh\ntouch started\n")
-    script(programs / "gramine-manifest", "#!/bin/sh\necho 'Gramine 1.9post (abc)'\n")
     (tmp_path / "app.manifest.template").write_text(TEMPLATE)
     for words in (("init",), ("key", "new", "default"), ("build", "--gramine", "app.manifest.template")):
         ended = adyton(tmp_path, *words)
@@ -172,3 +202,36 @@ def test_approve_for_sgx_without_gramine_must_name_that_nothing_was_compared(fol
     ended = adyton(folder, *words, *named, with_gramine=False)
     assert ended.returncode == 0, ended.stderr
     assert set(json.loads(ended.stdout)["approvals"][0]["allowed"]) == {"unchecked-rendition", "output-in-clear"}
+
+
+def test_build_takes_a_gramine_manifest_as_it_is_with_one_switch(folder: Path) -> None:
+    """Refused with the switch as the remedy; with it prepared, every change said; what it opens is named to approve."""
+    (folder / "client.manifest.template").write_text(AS_A_GRAMINE_USER_HAS_IT)
+    words = ("build", "client.manifest.template", "--gramine")
+    ended = adyton(folder, *words)
+    assert ended.returncode != 0
+    assert "adyton build --gramine --gramine-defaults" in ended.stderr
+    assert not (folder / "client.manifest").exists()
+    ended = adyton(folder, *words, "--gramine-defaults", "--json")
+    assert ended.returncode == 0, ended.stderr
+    built = json.loads(ended.stdout)
+    assert "libsecret_prov_attest.so in LD_PRELOAD" in built["notes"][0]
+    names = {finding["name"] for finding in built["warnings"]}
+    assert {"output-in-clear", "input-from-host", "network-of-host", "arguments-from-host"} <= names
+    rendered = tomllib.loads((folder / "client.gramine.manifest.sgx").read_text())
+    assert rendered["loader"]["env"] == {
+        "LD_LIBRARY_PATH": "/gramine/lib:/lib",
+        "LD_PRELOAD": "/gramine/lib/libsecret_prov_attest.so",
+        "SECRET_PROVISION_CONSTRUCTOR": "1",
+        "SECRET_PROVISION_SET_KEY": "default",
+        "SECRET_PROVISION_CA_CHAIN_PATH": "/gramine/ca.crt",
+        "SECRET_PROVISION_SERVERS": "nowhere:80;localhost:4433",
+    }
+    assert rendered["fs"]["mounts"][-1] == {"path": "/etc/hosts", "uri": "file:client.gramine-hosts"}
+    assert (folder / "client.gramine-hosts").read_text() == "127.0.0.1 localhost\n"
+    assert tomli_w.dumps(rendered) == (folder / "client.gramine.manifest.sgx").read_text()
+    allow = [word for name in sorted(names - {"network-of-host", "names-from-host"}) for word in ("--allow", name)]
+    approve = ("approve", "client.manifest", "--key", "default", "--tee", "sgx", "--protocol", "ra-tls", "--json")
+    ended = adyton(folder, *approve, *allow)
+    assert ended.returncode == 0, ended.stderr
+    assert "unchecked-rendition" not in {item["name"] for item in json.loads(ended.stdout)["findings"]}

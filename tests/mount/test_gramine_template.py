@@ -30,11 +30,18 @@ TEMPLATE = """
 libos.entrypoint = "{{ python }}"
 loader.argv = ["python3", "/app.py"]
 loader.env.LD_LIBRARY_PATH = "/lib:{{ arch_libdir }}:/usr{{ arch_libdir }}"
+loader.env.LD_PRELOAD = "libsecret_prov_attest.so"
+loader.env.SECRET_PROVISION_CONSTRUCTOR = "1"
+loader.env.SECRET_PROVISION_SET_KEY = "k"
+loader.env.SECRET_PROVISION_CA_CHAIN_PATH = "/ca.crt"
+loader.env.SECRET_PROVISION_SERVERS = "localhost:4433"
 fs.mounts = [
   { path = "/lib", uri = "file:{{ gramine.runtimedir() }}" },
   { path = "{{ arch_libdir }}", uri = "file:{{ arch_libdir }}" },
   { path = "/usr", uri = "file:/usr" },
   { path = "/app.py", uri = "file:app.py" },
+  { path = "/etc", uri = "file:/etc" },
+  { path = "/result.txt", uri = "file:result.txt" },
   { type = "encrypted", path = "/data", uri = "file:enc/", key_name = "k" },
   { type = "tmpfs", path = "/tmp" },
 ]
@@ -46,15 +53,20 @@ sgx.trusted_files = [
   {% for lib in ldd(python) %}"file:{{ lib }}", {% endfor %}
   "file:{{ library }}/",
 ]
+sgx.allowed_files = ["file:result.txt", "file:/etc/adyton-no-such-file"]
 """
 
 
 @pytest.mark.timeout(240)
 def test_template_of_a_gramine_user_runs_unchanged(tmp_path: Path) -> None:
-    """Rendered without Gramine, built, run: an encrypted folder read and written, and /dev/attestation in its place."""
+    """Rendered without Gramine, built, run: an encrypted folder read and written, and /dev/attestation in its place.
+
+    Gramine's provisioning is taken out, and the allowed files need not exist.
+    """
     (tmp_path / "app.py").write_text(
         "import json, os\n"
         "text = open('/data/in.txt').read()\n"
+        "open('/result.txt', 'w').write('in clear')\n"
         "kind = open('/dev/attestation/attestation_type').read()\n"
         "json.dump([text, kind, sorted(os.listdir('/data'))], open('/data/out.json', 'w'))\n"
     )
@@ -75,3 +87,5 @@ def test_template_of_a_gramine_user_runs_unchanged(tmp_path: Path) -> None:
     log = decrypt(tmp_path, "program.log").decode() if (tmp_path / "program.log").exists() else ""
     assert done.returncode == 0, done.stdout + done.stderr + log
     assert decrypt(tmp_path, "enc/out.json") == b'["secret", "dcap", ["in.txt"]]'
+    assert (tmp_path / "result.txt").read_text() == "in clear"
+    assert "SECRET_PROVISION_CONSTRUCTOR" not in (tmp_path / "app.manifest").read_text()

@@ -217,6 +217,16 @@ def test_environment_is_the_manifests_alone(folder: Path) -> None:
     assert set(result.out.splitlines()) == {"PATH=/usr/bin", "A=b c", "TOKEN=a secret", "PWD=/"}
 
 
+def test_secret_that_ends_in_nul_is_the_text_before_it(folder: Path) -> None:
+    """As Gramine's clients want it: a variable is a C string, and a file has every byte."""
+    secrets = [
+        {"name": "token", "env": "TOKEN", "file": None, "owner": None},
+        {"name": "token2", "env": None, "file": "/run/token", "owner": None},
+    ]
+    result = world.run(folder, world.shell('echo "$TOKEN"; cat /run/token', secrets=secrets, secret="a secret\0"))
+    assert result.out == "a secret\na secret\0"
+
+
 def test_secret_that_would_be_options_of_the_sandbox_is_refused(folder: Path) -> None:
     """A null byte in it would end the word it stands in: one owner could open the sandbox around another's data."""
     secrets = [{"name": "token", "env": "TOKEN", "file": None, "owner": None}]
@@ -479,6 +489,48 @@ def test_allowed_file_is_the_hosts_own(folder: Path) -> None:
     )
     assert world.run(folder, spec).out == "host"
     assert (folder / "shared/b").read_text() == "program\n"
+
+
+def test_allowed_file_that_does_not_exist_is_the_programs_to_write(folder: Path) -> None:
+    """A result, a log and a folder are made and written, what stays unused is gone, and /etc is left as it is."""
+    (folder / "logs").mkdir()
+    absent, made = "/etc/adyton-no-such-file", ("result.txt", "logs/log", "new/", "emptied")
+    spec = world.shell(
+        "echo result > /work/result.txt; echo 1 > /work/logs/log; echo 2 > /work/new/file; : > /work/emptied;"
+        f" ls /work /etc; cat {absent}; echo x > {absent}; echo end",
+        mounts=[["chroot", "/work", "file:."], ["chroot", "/etc", "file:/etc"]],
+        allowed=[f"file:{name}" for name in (*made, "unused", "unused.d/", "no/where", absent)],
+    )
+    result = world.run(folder, spec)
+    assert result.ended["exit_code"] == 0, result.err
+    assert result.out.endswith("end\n")
+    assert (folder / "result.txt").read_text() == "result\n"
+    assert (folder / "logs/log").read_text() == "1\n"
+    assert (folder / "new/file").read_text() == "2\n"
+    assert sorted(os.listdir(folder)) == ["emptied", "logs", "new", "out", "result.txt"]
+    assert not os.path.lexists(absent)
+    assert "NOTE allowed file result.txt did not exist: made" in result.err
+    assert f"NOTE allowed file {absent} is not there (it belongs to the system)" in result.err
+    assert "NOTE allowed file no/where is not there (No such file or directory)" in result.err
+
+
+def test_allowed_file_is_not_made_through_a_link_to_the_system(folder: Path) -> None:
+    """A folder that leads to /etc is /etc."""
+    (folder / "work").symlink_to("/etc")
+    spec = world.shell("true", mounts=[["chroot", "/w", "file:work"]], allowed=["file:work/adyton-no-such-file"])
+    result = world.run(folder, spec)
+    assert result.ended["exit_code"] == 0
+    assert "is not there (it belongs to the system)" in result.err
+    assert not os.path.lexists("/etc/adyton-no-such-file")
+
+
+def test_allowed_file_that_was_made_goes_where_the_run_never_starts(folder: Path) -> None:
+    """A run that is refused leaves no file of its making."""
+    (folder / "loop").symlink_to("/proc")
+    spec = world.shell("true", mounts=[["chroot", "/work", "file:."]], allowed=["file:new", "file:loop"])
+    result = world.run(folder, spec)
+    assert "would show the program" in result.ended["message"]
+    assert sorted(os.listdir(folder)) == ["loop", "out"]
 
 
 @pytest.mark.parametrize("below", ["", "/root", "/root/usr", "/served"])

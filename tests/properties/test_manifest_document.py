@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
+import tomli_w
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +69,7 @@ def test_written_document_reads_back(entries: list[tuple[str, str]]) -> None:
     document = read(text)
     assert document is not None
     assert [(entry["uri"], entry["sha256"]) for entry in document["sgx"]["trusted_files"]] == entries
+    assert tomli_w.dumps(document) == text
 
 
 @settings(max_examples=400)

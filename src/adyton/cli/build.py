@@ -44,6 +44,14 @@ def build(
     signer: Annotated[Path | None, typer.Option(help="Signing key, RSA-3072 with e = 3.  [HOME/signer.pem]")] = None,
     date: Annotated[str, typer.Option(help="Date in the signature (YYYY-MM-DD).")] = "0000-00-00",
     gramine: Annotated[bool, typer.Option("--gramine", help="Also prepare NAME.gramine.* for --tee sgx.")] = False,
+    gramine_defaults: Annotated[
+        bool,
+        typer.Option(
+            "--gramine-defaults",
+            help="Where the template does not say: output in clear, input from the host, and the host's network, as"
+            " under Gramine.",
+        ),
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what would only be warned of.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Hash every file again.")] = False,
     as_json: JSONOption = False,
@@ -65,6 +73,7 @@ def build(
         signer=signer,
         date=date,
         gramine=gramine,
+        gramine_defaults=gramine_defaults,
         strict=strict,
         use_cache=not no_cache,
         progress=partial(progress, quiet=as_json),
@@ -86,6 +95,8 @@ def show(built: Built) -> None:
     say(f"keys         {', '.join(built.keys) or 'none'}")
     for name, server in built.owners.items():
         say(f"owner        {name}: {server}")
+    for line in built.notes:
+        note(line)
     for finding in built.warnings:
         about = f"{finding.key}: {finding.what}; {finding.remedy}"
         note(f"warning ({finding.danger.name.lower()}): {about} [{finding.name}]")

@@ -34,13 +34,17 @@ def new(
         Path | None,
         typer.Option(help="Store this file's content as a secret (for [adyton.secrets]).", show_default=False),
     ] = None,
+    nul: Annotated[
+        bool,
+        typer.Option("--nul", help="End the secret in a NUL byte, as Gramine's SECRET_PROVISION_CONSTRUCTOR wants it."),
+    ] = False,
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Make a new key and keep it in the store; nobody gets it until a program is approved for it."""
     from adyton.workflow.keys import new_key
 
-    _say(new_key(name, from_file=from_file, secret=secret, home=home), as_json=as_json)
+    _say(new_key(name, from_file=from_file, secret=secret, nul=nul, home=home), as_json=as_json)
 
 
 @app.command("list")

@@ -5,7 +5,8 @@ A final manifest ends in a block of entries of one exact shape::
     [[sgx.trusted_files]]
     uri = "file:/usr/lib/python3.11/abc.py"
     sha256 = "…64 hex digits…"
-    (empty line)
+
+An empty line stands between two entries. Earlier versions of Adyton wrote one after the last entry, too: both are read.
 
 tomllib reads 6 MB/s of such a block, so it is read here by one regular expression, about forty times as fast.
 Everything else goes through `adyton.untrusted`, which bounds the time that a text can cost.
@@ -29,12 +30,15 @@ MAX_TEXT_CHARS: Final = 256 << 20
 
 _HEAD: Final = '[[sgx.trusted_files]]\nuri = "'
 _MIDDLE: Final = '"\nsha256 = "'
-_TAIL: Final = '"\n\n'
+_TAIL: Final = '"\n'
 _PLAIN: Final = r"[^\x00-\x1f\x7f\"'\\]*"
 _ENTRY: Final = re.compile(
-    re.escape(_HEAD) + f"(file:{_PLAIN})" + re.escape(_MIDDLE) + "([0-9a-f]{64})" + re.escape(_TAIL)
+    re.escape(_HEAD) + f"(file:{_PLAIN})" + re.escape(_MIDDLE) + "([0-9a-f]{64})" + re.escape(_TAIL) + r"(?:\n|\Z)"
 )
 _PLAIN_URI: Final = re.compile(f"file:{_PLAIN}")
+_STAND_IN: Final = "file:stand-in"
+_INLINE_CHARS: Final = 6
+"""tomli_w writes a list of tables in one piece where every table fits into a line: with URIs of so many characters."""
 
 
 def parse_document(text: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -73,21 +77,24 @@ def _parse_fast(text: str) -> tuple[dict[str, Any], list[tuple[str, str]]] | Non
 def write_document(document: Mapping[str, Any], trusted: Sequence[tuple[str, str]]) -> str:
     """The one text of a document (without `sgx.trusted_files`) followed by its trusted files as (uri, sha256).
 
-    Keys keep their order. The same input gives the same text. Entries are written as tomli_w writes them.
+    Keys keep their order. The same input gives the same text. It is the text that tomli_w writes for what the text
+    means, byte for byte: Gramine's signer writes a manifest anew with tomli_w, and measures what it wrote.
     """
     import tomli_w
 
     body = {name: value for name, value in document.items() if name != "sgx"}
     body["sgx"] = {name: value for name, value in document.get("sgx", {}).items() if name != "trusted_files"}
-    text = tomli_w.dumps(body)
-    if not trusted:
-        body["sgx"] = {"trusted_files": [], **body["sgx"]}
+    if all(len(uri) <= _INLINE_CHARS for uri, _ in trusted):
+        listed = [{"uri": uri, "sha256": digest} for uri, digest in trusted]
+        body["sgx"] = {"trusted_files": listed, **body["sgx"]}
         return tomli_w.dumps(body)
+    body["sgx"]["trusted_files"] = [{"uri": _STAND_IN, "sha256": "0" * 64}]
+    head = tomli_w.dumps(body).removesuffix(f"{_HEAD}{_STAND_IN}{_MIDDLE}{'0' * 64}{_TAIL}")
     plain = _PLAIN_URI.fullmatch
     parts = [
         f"{_HEAD}{uri}{_MIDDLE}{digest}{_TAIL}"
         if plain(uri)
-        else "[[sgx.trusted_files]]\n" + tomli_w.dumps({"uri": uri, "sha256": digest}) + "\n"
+        else "[[sgx.trusted_files]]\n" + tomli_w.dumps({"uri": uri, "sha256": digest})
         for uri, digest in trusted
     ]
-    return f"{text}\n{''.join(parts)}"
+    return head + "\n".join(parts)

@@ -17,6 +17,7 @@ from adyton.manifest.document import parse_document, write_document
 from adyton.manifest.host import c_library_files, multiarch_libdir, runtime_stand_in
 from adyton.manifest.model import Manifest, TrustedFile, manifest_from
 from adyton.manifest.pinned import ca_within
+from adyton.manifest.provisioning import take_out_provisioning
 from adyton.manifest.schema import refuse
 from adyton.manifest.signed import decode, read_named
 from adyton.manifest.trusted import expand
@@ -24,14 +25,17 @@ from adyton.manifest.trusted import expand
 MAX_CA_BYTES: Final = 64 << 10
 MAX_LIST_BYTES: Final = 64 << 20
 DEFAULT_OWNER: Final = "owner"
+GRAMINE_DEFAULTS: Final = {"network": "host", "insecure__stdio": True, "insecure__stdin": True}
+"""What a program has under Gramine without asking. Each stands in the final manifest, is measured, and is a finding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A final manifest before it is signed."""
+    """A final manifest before it is signed, and what was changed in the template on the way, in words."""
 
     manifest_bytes: bytes
     manifest: Manifest
+    notes: tuple[str, ...] = ()
 
 
 def finish(
@@ -40,11 +44,13 @@ def finish(
     *,
     name: str = "program",
     default_ca: str | None = None,
+    gramine_defaults: bool = False,
     cache: HashCache | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Built:
     """Make a rendered template final. `default_ca` (PEM) becomes the owner's where the template names no owner.
 
+    With `gramine_defaults` output, input and network are the host's where the template does not say: as under Gramine.
     Where Gramine is not installed, the stand-in for its runtime folder becomes this machine's library folder. As a
     trusted folder it means the C library alone, unless the template lists that folder in its own name as well.
     """
@@ -53,6 +59,10 @@ def finish(
     document, block = parse_document(text.replace(stand_in, folder))
     manifest = manifest_from(document, block)
     document = copy.deepcopy(document)
+    notes = take_out_provisioning(document)
+    if gramine_defaults:
+        _fill(document.setdefault("adyton", {}), GRAMINE_DEFAULTS)
+        manifest = manifest_from(document, block)
     if document.get("adyton", {}).pop("files", None) is not None:
         raise refuse("adyton.files", "is written by adyton build", expected="no such key in a template", seen="…")
     _pin_owners(document, base_dir, default_ca)
@@ -67,7 +77,7 @@ def finish(
     rest = {name: table for name, table in document.items() if name != "adyton"}
     rest["adyton"] = {name: value for name, value in document["adyton"].items() if name != "files"}
     rest["sgx"] = {name: value for name, value in document["sgx"].items() if name != "trusted_files"}
-    return Built(final.encode(), replace(manifest_from(rest), trusted_files=trusted))
+    return Built(final.encode(), replace(manifest_from(rest), trusted_files=trusted), notes)
 
 
 def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None) -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import ipaddress
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from adyton.address import parse_address
 from adyton.errors import ManifestError
 from adyton.manifest.document import parse_document, write_document
-from adyton.manifest.model import SGX_SEALING_KEYS, Manifest, TrustedFile, manifest_from
+from adyton.manifest.model import SGX_SEALING_KEYS, Manifest, Owner, TrustedFile, manifest_from
+from adyton.manifest.provisioning import LIBRARY, PREFIX, SERVERS, value_of, without_library
 from adyton.manifest.schema import format_size
 from adyton.manifest.signed import decode
 from adyton.manifest.sizing import Sizing, power_of_two, size_for
@@ -24,12 +28,15 @@ from adyton.values import Digest
 
 LIBRARY_PATH: Final = "/gramine/lib"
 CA_PATH: Final = "/gramine/ca.crt"
-PRELOAD: Final = f"{LIBRARY_PATH}/libsecret_prov_attest.so"
+HOSTS_PATH: Final = "/etc/hosts"
+PRELOAD: Final = f"{LIBRARY_PATH}/{LIBRARY}"
 DEFAULT_PORT: Final = 4433
 LEAST_RELEASE: Final = (1, 8)
 RECOVERY_RELEASE: Final = (1, 9)
+LOCAL_NAMES: Final = {"localhost": "127.0.0.1"}
 
 _LIBRARY: Final = re.compile(r"\.so(\.[0-9.]+)?$")
+_DNS_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _OPENMP: Final = re.compile(r"/lib(gomp|omp|iomp5|torch_cpu)[-.][^/]*$")
 
 
@@ -46,18 +53,21 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A manifest for Gramine, the CA file that it names, and what changed on the way, in words."""
+    """A manifest for Gramine, the CA and hosts(5) files that it names, and what changed on the way, in words."""
 
     manifest_bytes: bytes
     manifest: Manifest
     ca_pem: str | None
+    hosts: str | None
     key_name: str | None
     sizing: Sizing
     notes: tuple[str, ...]
 
 
-def render_for_gramine(manifest_bytes: bytes, facts: Facts, *, ca_uri: str, cpus: int = 4) -> Rendering:
-    """Render a final manifest for the Gramine of `facts`. The owner's CA will lie at `ca_uri` (`file:…`).
+def render_for_gramine(manifest_bytes: bytes, facts: Facts, *, ca_uri: str, hosts_uri: str, cpus: int = 4) -> Rendering:
+    """Render a final manifest for the Gramine of `facts`.
+
+    The owner's CA and the names of hosts will lie at `ca_uri` and `hosts_uri` (`file:…`).
 
     Raises ManifestError for what an enclave under Gramine could not keep. The same input gives the same bytes.
     """
@@ -79,7 +89,11 @@ def render_for_gramine(manifest_bytes: bytes, facts: Facts, *, ca_uri: str, cpus
     environment = rendered.setdefault("loader", {}).setdefault("env", {})
     sgx = rendered.setdefault("sgx", {})
     _add_runtime(rendered, environment, trusted, facts)
-    key_name, ca_pem = _add_provisioning(rendered, environment, trusted, manifest, ca_uri, notes)
+    key_name, ca_pem, hosts = None, None, None
+    if manifest.key_names:
+        key_name = manifest.key_names[0]
+        ca_pem = _add_provisioning(rendered, environment, trusted, manifest, ca_uri, notes)
+        hosts = _add_key_server(rendered, environment, trusted, manifest, hosts_uri, notes)
     sizing = _add_sizes(sgx, environment, manifest, cpus, notes)
     _fit_release(rendered, facts.release, notes)
     _add_defaults(rendered, sgx, facts)
@@ -90,6 +104,7 @@ def render_for_gramine(manifest_bytes: bytes, facts: Facts, *, ca_uri: str, cpus
         manifest_bytes=text.encode(),
         manifest=manifest_from(*parse_document(text)),
         ca_pem=ca_pem,
+        hosts=hosts,
         key_name=key_name,
         sizing=sizing,
         notes=tuple(notes),
@@ -104,7 +119,8 @@ def _refuse_unkept(manifest: Manifest) -> None:
             check="manifest key adyton.insecure__stdio",
             expected="insecure__stdio = true: printed output is not secret",
             seen="false",
-            remedy="have the program print nothing secret and say insecure__stdio = true; results belong in files",
+            remedy="have the program print nothing secret, with results in files, and say so: insecure__stdio = true"
+            " under [adyton], or adyton build --gramine --gramine-defaults",
         )
     if manifest.adyton.secrets:
         raise ManifestError(
@@ -138,7 +154,7 @@ def _add_runtime(
 ) -> None:
     """Gramine's C library, found before any other. Its dynamic linker is found in the same folder."""
     rendered["fs"]["mounts"].append({"path": LIBRARY_PATH, "uri": f"file:{facts.runtime_folder}"})
-    existing = _value(environment.get("LD_LIBRARY_PATH"))
+    existing = value_of(environment.get("LD_LIBRARY_PATH"))
     environment["LD_LIBRARY_PATH"] = ":".join(part for part in (LIBRARY_PATH, existing) if part)
     trusted.extend(facts.runtime_files)
 
@@ -150,44 +166,136 @@ def _add_provisioning(
     manifest: Manifest,
     ca_uri: str,
     notes: list[str],
-) -> tuple[str | None, str | None]:
-    keys = manifest.key_names
-    if not keys:
-        return None, None
-    owner = manifest.owner_of(keys[0])
-    if owner is None or owner.ca is None:
-        raise ManifestError("no owner", check="manifest key adyton.owners")
-    library = f"file:{rendered['fs']['mounts'][-1]['uri'][5:]}/libsecret_prov_attest.so"
+) -> str:
+    """Have Gramine's library bring the one key before the start, under the pinned CA, whose PEM is returned."""
+    owner = _key_owner(manifest)
+    library = f"file:{rendered['fs']['mounts'][-1]['uri'][5:]}/{LIBRARY}"
     if all(entry.uri != library for entry in trusted):
         raise ManifestError(
-            "this Gramine has no libsecret_prov_attest.so",
+            f"this Gramine has no {LIBRARY}",
             check="Gramine's runtime folder",
             expected=library,
             seen="no such file",
             remedy="install Gramine with DCAP support",
         )
-    address = owner.address or f"{owner.server_name}:{DEFAULT_PORT}"
-    existing = _value(environment.get("LD_PRELOAD"))
+    existing = without_library(value_of(environment.get("LD_PRELOAD")))
     environment["LD_PRELOAD"] = ":".join(part for part in (PRELOAD, existing) if part)
-    settings = {"CONSTRUCTOR": "1", "SET_KEY": keys[0], "CA_CHAIN_PATH": CA_PATH, "SERVERS": address}
-    environment.update({f"SECRET_PROVISION_{name}": value for name, value in settings.items()})
-    rendered["fs"]["mounts"].append({"path": CA_PATH, "uri": ca_uri})
-    trusted.append(TrustedFile(ca_uri, Digest(hashlib.sha256(owner.ca.encode()).digest())))
+    _set(environment, {"CONSTRUCTOR": "1", "SET_KEY": manifest.key_names[0], "CA_CHAIN_PATH": CA_PATH}, notes)
+    pem = owner.ca or ""
+    _add_trusted(rendered, trusted, manifest, CA_PATH, ca_uri, pem)
     rendered["sgx"]["remote_attestation"] = "dcap"
+    return pem
+
+
+def _add_key_server(
+    rendered: dict[str, Any],
+    environment: dict[str, Any],
+    trusted: list[TrustedFile],
+    manifest: Manifest,
+    hosts_uri: str,
+    notes: list[str],
+) -> str | None:
+    """Say where the key server is. Gramine's client checks its certificate against the host that stands there.
+
+    An IP address goes into a trusted hosts(5) file, as the address of the pinned server name. So does `localhost`, for
+    which an enclave has no file of its own. Returns the text of that file, or None where none is needed.
+    """
+    owner = _key_owner(manifest)
+    given = value_of(environment.get(SERVERS))
+    host, port = parse_address(owner.address, "address") if owner.address else (owner.server_name, DEFAULT_PORT)
+    names = dict(LOCAL_NAMES)
+    if _is_ip(host) and _DNS_NAME.fullmatch(owner.server_name) and not _is_ip(owner.server_name):
+        names[owner.server_name] = host
+        servers = f"{owner.server_name}:{port}"
+        notes.append(f"the key server is at {host}: a trusted {HOSTS_PATH} says so for {owner.server_name}")
+    else:
+        servers = f"{host}:{port}" if owner.address or not given else given
+    asked = sorted({part.partition(":")[0] for part in re.split("[,; ]+", servers) if part})
+    unlike = [name for name in asked if name != owner.server_name]
+    if unlike:
+        notes.append(
+            f"the key server's certificate must carry {' or '.join(unlike)}, against which Gramine's client checks it:"
+            f" adyton init --renew-server --server-name {owner.server_name} --server-name {unlike[0]}, unless it"
+            " does already (localhost and 127.0.0.1 are in it by default)"
+        )
+    elif servers == f"{owner.server_name}:{DEFAULT_PORT}" and not owner.address:
+        notes.append(
+            f"{owner.server_name} must be a name that the host's name servers know; if it is none, say where the"
+            f' server is: [adyton.owners.{owner.name}] address = "IP:PORT"'
+        )
+    _set(environment, {"SERVERS": servers}, notes)
     rendered.setdefault("sys", {})["enable_extra_runtime_domain_names_conf"] = True
     notes.append(
-        f"key {keys[0]!r} comes from {address}, by secret provisioning (RA-TLS), under the CA of owner {owner.name}"
+        f"key {manifest.key_names[0]!r} comes from {servers}, by secret provisioning (RA-TLS), under the CA of owner"
+        f" {owner.name}"
     )
     notes.append(
         "name servers are the host's, so that the key server is found; its certificate is checked all the same"
     )
-    return keys[0], owner.ca
+    if not names.keys() & set(asked) or (names == LOCAL_NAMES and _shows_hosts(manifest)):
+        return None
+    if _shows_hosts(manifest):
+        notes.append(f"the manifest's own {HOSTS_PATH} is covered by this one")
+    text = "".join(f"{address} {name}\n" for name, address in names.items())
+    _add_trusted(rendered, trusted, manifest, HOSTS_PATH, hosts_uri, text)
+    return text
 
 
-def _value(entry: Any) -> str:
-    if isinstance(entry, dict):
-        return str(entry.get("value", ""))
-    return entry or ""
+def _add_trusted(
+    rendered: dict[str, Any], trusted: list[TrustedFile], manifest: Manifest, path: str, uri: str, text: str
+) -> None:
+    """Show a trusted file of this text. Raises ManifestError where it would lie among allowed files, never checked."""
+    place = posixpath.normpath(uri[5:])
+    for allowed in manifest.allowed_files:
+        folder = posixpath.normpath(allowed.partition(":")[2])
+        beside = folder == "." and not place.startswith(("/", "../"))
+        if place == folder or place.startswith(folder.rstrip("/") + "/") or beside:
+            raise ManifestError(
+                f"{path} of the enclave would be an allowed file, whose hash Gramine never checks",
+                check="sgx.allowed_files",
+                expected=f"nothing that holds {place}",
+                seen=allowed,
+                remedy="build in a folder that is not allowed, or allow less",
+            )
+    rendered["fs"]["mounts"].append({"path": path, "uri": uri})
+    trusted.append(TrustedFile(uri, Digest(hashlib.sha256(text.encode()).digest())))
+
+
+def _key_owner(manifest: Manifest) -> Owner:
+    owner = manifest.owner_of(manifest.key_names[0])
+    if owner is None or owner.ca is None:
+        raise ManifestError("no owner", check="manifest key adyton.owners")
+    return owner
+
+
+def _set(environment: dict[str, Any], settings: Mapping[str, str], notes: list[str]) -> None:
+    """Set variables of Gramine's library. What the manifest said instead is told."""
+    for name, value in settings.items():
+        before = environment.get(PREFIX + name)
+        if before is not None and value_of(before) != value:
+            notes.append(f"{PREFIX}{name} of the manifest is replaced by {value}")
+        environment[PREFIX + name] = value
+
+
+def _shows_hosts(manifest: Manifest) -> bool:
+    """Whether the manifest itself shows the program a file at /etc/hosts."""
+    listed = {entry.uri for entry in manifest.trusted_files}.union(manifest.allowed_files)
+    for mount in manifest.all_mounts:
+        base = mount.path.rstrip("/")
+        if mount.type == "chroot" and mount.uri is not None and (HOSTS_PATH + "/").startswith(base + "/"):
+            uri = mount.uri.rstrip("/") + HOSTS_PATH[len(base) :]
+            folders = (uri[: at + 1] for at, char in enumerate(uri) if char == "/")
+            if uri in listed or any(folder in manifest.allowed_files for folder in folders):
+                return True
+    return False
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _add_sizes(

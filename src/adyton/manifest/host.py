@@ -25,10 +25,16 @@ from adyton.errors import ManifestError
 _TIMEOUT_S: Final = 60
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, folder: str | None = None) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env={**os.environ, "LC_ALL": "C"}
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+            cwd=folder,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ManifestError(f"{command[0]} could not be run: {error}", check=f"template: {command[0]}") from None
@@ -130,14 +136,27 @@ def find_gramine(path: str | None = None) -> Installation | None:
     return None
 
 
+_PACKAGES: Final = (
+    ("dpkg-query", "-W", "-f", "${Version}", "gramine"),
+    ("rpm", "-q", "--qf", "%{VERSION}", "gramine"),
+)
+"""What the package managers say of a Gramine that they installed."""
+
+
 def _release(programs: Path) -> tuple[int, int] | None:
-    tool = programs / "gramine-manifest"
-    try:
-        text = _run(str(tool), "--version") if tool.exists() else ""
-    except ManifestError:
-        text = ""
-    match = re.search(r"\b([0-9]{1,3})\.([0-9]{1,3})", text)
-    return (int(match[1]), int(match[2])) if match else None
+    """What `gramine-direct --version` says, or the package that holds it. None where neither says a release.
+
+    It is asked in `/`: a release without this option would take it for a program of the current folder.
+    """
+    asked: list[tuple[str, ...]] = [(str(programs / "gramine-direct"), "--version")]
+    if programs == Path("/usr/bin"):
+        asked += [command for command in _PACKAGES if shutil.which(command[0])]
+    for command in asked:
+        with contextlib.suppress(ManifestError):
+            match = re.search(r"(?<![0-9a-zA-Z.])([0-9]{1,3})\.([0-9]{1,3})", _run(*command, folder="/"))
+            if match:
+                return int(match[1]), int(match[2])
+    return None
 
 
 def _constants(prefix: Path) -> dict[str, object]:

@@ -35,6 +35,13 @@ def ca_within(text: str, key: str) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     found = _one(text, key)
+    if _has_no_extensions(found):
+        raise _refused(
+            key,
+            "does not say that it may sign other certificates",
+            "a certificate of version 1, which has no extensions, as sample PKIs make it",
+            'make it anew, with: openssl req -x509 -addext "basicConstraints=critical,CA:TRUE" …',
+        )
     if not _is_ca(found, key):
         raise _refused(key, "is no certificate of a CA", "a certificate that may sign no others")
     return found.public_bytes(Encoding.PEM).decode()
@@ -59,6 +66,12 @@ def _one(pem: str, key: str) -> x509.Certificate:
     return found[0]
 
 
+def _has_no_extensions(certificate: x509.Certificate) -> bool:
+    from cryptography import x509
+
+    return certificate.version is x509.Version.v1
+
+
 def _is_ca(certificate: x509.Certificate, key: str) -> bool:
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -74,11 +87,13 @@ def _is_ca(certificate: x509.Certificate, key: str) -> bool:
     return constraints.ca and (usage is None or usage.key_cert_sign)
 
 
-def _refused(key: str, why: str, seen: str) -> MalformedManifest:
+def _refused(
+    key: str, why: str, seen: str, remedy: str = "take ca.crt out of the owner's home (adyton init made it)"
+) -> MalformedManifest:
     return MalformedManifest(
         f"{key} {why}",
         check=f"manifest key {key}",
         expected="exactly one certificate, of a CA, and nothing beside it (PEM)",
         seen=seen,
-        remedy="take ca.crt out of the owner's home (adyton init made it)",
+        remedy=remedy,
     )

@@ -438,14 +438,33 @@ def _silent_refusal(name: str, owner: str) -> Denied:
     )
 
 
+_SELF_SIGNED: Final = 18
+_OTHER_NAME: Final = (62, 64)
+"""What OpenSSL says of a certificate (X509_V_ERR_…): DEPTH_ZERO_SELF_SIGNED_CERT; HOSTNAME_MISMATCH, IP_…_MISMATCH."""
+
+
 def _not_pinned(error: ssl.SSLCertVerificationError, owner: Owner, where: str) -> Denied:
+    why = "its certificate does not stand under the pinned CA"
+    remedy = "somebody answers in the key server's place, or the address is wrong; nothing was sent to it"
+    if error.verify_code == _SELF_SIGNED:
+        why = "its certificate names itself as its issuer, and is not the pinned CA"
+        remedy += (
+            "; or the certificate has the same subject as its CA, as in sample PKIs: then make a new one with a subject"
+            " of its own"
+        )
+    elif error.verify_code in _OTHER_NAME:
+        why = f"its certificate carries another name than {owner.server_name}"
+        remedy += (
+            f"; or it is the right one under another name: adyton init --renew-server --server-name"
+            f" {owner.server_name}, or pin the name that it has (server_name under [adyton.owners.{owner.name}])"
+        )
     return Denied(
-        f"this is not the key server of {owner.name}: its certificate does not stand under the pinned CA",
+        f"this is not the key server of {owner.name}: {why}",
         check="identity of the key server",
         expected=f"a certificate for {owner.server_name!r} under the CA that the measured manifest pins for"
         f" {owner.name!r}",
         seen=f"at {where}: {error.verify_message or error.reason}",
-        remedy="another machine answers as the key server, or the address is wrong; nothing was sent to it",
+        remedy=remedy,
     )
 
 

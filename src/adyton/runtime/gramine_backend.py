@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from adyton.errors import BadSignature, ManifestError, NoDevice, RunError
 from adyton.manifest.document import parse_document, write_document
-from adyton.manifest.gramine_manifest import CA_PATH, Facts, Rendering, render_for_gramine
+from adyton.manifest.gramine_manifest import CA_PATH, HOSTS_PATH, Facts, Rendering, render_for_gramine
 from adyton.manifest.host import Installation, find_gramine
 from adyton.manifest.model import MAX_MANIFEST_BYTES, Manifest, TrustedFile, parse_manifest
 from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, mrenclave, parse_pal
@@ -42,7 +42,7 @@ _TIMEOUT_S: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The files for gramine-sgx: NAME.gramine.manifest.sgx, NAME.gramine.sig, the CA, and their identity."""
+    """The files for gramine-sgx: NAME.gramine.manifest.sgx, NAME.gramine.sig, CA, hosts, and their identity."""
 
     stem: Path
     manifest: Manifest
@@ -97,9 +97,13 @@ def prepare(
     Where Gramine's own signer is installed its result is compared. A difference is a BadSignature.
     """
     stem = stem_of(manifest_path)
-    ca_path = stem.with_name(f"{stem.name}-ca.crt")
+    ca_path, hosts_path = (stem.with_name(stem.name + suffix) for suffix in ("-ca.crt", "-hosts"))
     rendering = render_for_gramine(
-        manifest_bytes, facts_of(installation), ca_uri=f"file:{ca_path}", cpus=os.cpu_count() or 4
+        manifest_bytes,
+        facts_of(installation),
+        ca_uri=f"file:{ca_path}",
+        hosts_uri=f"file:{hosts_path}",
+        cpus=os.cpu_count() or 4,
     )
     measurement = measure_for(installation, rendering.manifest_bytes, rendering.manifest)
     manifest = rendering.manifest
@@ -113,6 +117,8 @@ def prepare(
     )
     if rendering.ca_pem is not None:
         write(ca_path, rendering.ca_pem.encode())
+    if rendering.hosts is not None:
+        write(hosts_path, rendering.hosts.encode())
     for suffix in (".manifest", ".manifest.sgx"):
         write(stem.with_name(stem.name + suffix), rendering.manifest_bytes)
     write(stem.with_name(stem.name + ".sig"), sigstruct.to_bytes())
@@ -192,15 +198,17 @@ def read_prepared(manifest_path: Path) -> Prepared:
 def is_rendered_from(manifest_bytes: bytes, prepared: Prepared, installation: Installation) -> bool:
     """Whether what was prepared is what this Adyton renders from this manifest for this Gramine, byte for byte.
 
-    Where the CA's file lies, and for how many processors it was built, may differ: neither says what runs.
+    Where the files of the CA and of the hosts lie may differ, and for how many processors it was built: neither says
+    what runs.
     """
     raw = read_capped(prepared.stem.with_name(prepared.stem.name + ".manifest.sgx"), MAX_MANIFEST_BYTES, "manifest")
-    ca_uri = next((mount.uri for mount in prepared.manifest.mounts if mount.path == CA_PATH), None) or "file:ca.crt"
+    placed = {mount.path: mount.uri for mount in prepared.manifest.mounts}
+    ca_uri, hosts_uri = placed.get(CA_PATH) or "file:ca.crt", placed.get(HOSTS_PATH) or "file:hosts"
     given = prepared.manifest.env.get("OMP_NUM_THREADS", "")
     cpus = {os.cpu_count() or 4, int(given) if given.isascii() and given.isdigit() and 0 < len(given) < 5 else 4}
     facts = facts_of(installation)
     return any(
-        render_for_gramine(manifest_bytes, facts, ca_uri=ca_uri, cpus=count).manifest_bytes == raw
+        render_for_gramine(manifest_bytes, facts, ca_uri=ca_uri, hosts_uri=hosts_uri, cpus=count).manifest_bytes == raw
         for count in sorted(cpus)
     )
 

@@ -92,6 +92,7 @@ class Keeper:
         self._base = ""
         self._sandbox: sandbox.Sandbox | None = None
         self._files: FileServer | None = None
+        self._root: Root | None = None
         self._staging: Staging | None = None
         self._staging_plan = StagingPlan((), (), (), (), 0)
         self._starting = False
@@ -183,6 +184,7 @@ class Keeper:
             os.mkdir(root.path)
             namespace.mount_memory(root.path, size_bytes=plan.budget_bytes, mode=0o755, owner=self._owner, huge=True)
             self._watchdog.watch(self._stalled)
+            self._root = root
             with self._host("sizes of the inputs", START_S):
                 self._staging_plan = plan_staging(plan)
                 for mount in self._served_mounts():  # before a key is asked for, and a run counted
@@ -292,7 +294,7 @@ class Keeper:
         env = dict(plan.env)
         for secret in plan.secrets:
             if secret.env is not None:
-                env[secret.env] = os.fsdecode(delivered.secrets[secret.name])
+                env[secret.env] = os.fsdecode(delivered.secrets[secret.name].removesuffix(b"\0"))
         dev_binds = []
         if self._files is not None and os.path.isdir(f"{self._base}/served/{ATTESTATION}"):
             dev_binds.append((f"{self._base}/served/{ATTESTATION}", "/dev/attestation"))
@@ -461,6 +463,9 @@ class Keeper:
             with self._host(self._log_name, ANSWER_S):
                 self._log.close()
             failure = failure or self._log.failure
+        if self._root is not None:
+            with self._host("allowed files", ANSWER_S):
+                self._root.take_away_untouched()
         self._seconds["flush"] = round(time.monotonic() - began, 4)
         if failure is not None:
             raise failure

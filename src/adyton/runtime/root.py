@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adyton.errors import MountFailed
 from adyton.runtime import launcher, namespace, resolver_config, sandbox
+from adyton.runtime.absent_files import AbsentFiles
 from adyton.runtime.interfaces import interfaces, parse_mountinfo
 from adyton.runtime.plan import Plan
 from adyton.vfs.owner import Owner
@@ -26,6 +27,7 @@ class Root:
         self._note = note
         self._plan = plan
         self._private = private
+        self._absent = AbsentFiles(note)
 
     def show(self, source: str, path: str, *, read_only: bool) -> None:
         """Show what is served at `source` as `path` of the program."""
@@ -65,6 +67,10 @@ class Root:
         for allowed in plan.allowed:
             self._bind_allowed(allowed.source, self.path + allowed.target, is_folder=allowed.is_folder)
 
+    def take_away_untouched(self) -> None:
+        """At the end of the run: allowed files that were made for it, and that the program never wrote to."""
+        self._absent.take_away_untouched()
+
     def _mount_empty_memory(self, path: str) -> None:
         """Mount memory for the program. What was staged below (a later mount in the manifest's order) shows in it."""
         self._owner.make_folders(path)
@@ -92,6 +98,8 @@ class Root:
             _write(self.path + "/etc/hosts", resolver_config.HOSTS, 0o444, self._owner)
 
     def _bind_allowed(self, source: str, target: str, *, is_folder: bool) -> None:
+        if not os.path.lexists(source) and not self._absent.make(source, is_folder=is_folder):
+            return
         try:
             fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:

@@ -54,6 +54,8 @@ class Built:
     refused_by_tees: tuple[tuple[str, str, str], ...]
     """TEE, manifest key and reason."""
     not_covered: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What was changed in the template on the way."""
     gramine: Prepared | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class Built:
                 {"tee": tee, "key": key, "reason": reason} for tee, key, reason in self.refused_by_tees
             ],
             "not_covered": list(self.not_covered),
+            "notes": list(self.notes),
         }
         if self.gramine is not None:
             document["gramine"] = {
@@ -106,6 +109,7 @@ def build(
     signer: Path | None = None,
     date: str = "0000-00-00",
     gramine: bool = False,
+    gramine_defaults: bool = False,
     strict: bool = False,
     use_cache: bool = True,
     progress: Progress = unwatched,
@@ -113,7 +117,8 @@ def build(
     """Render a template, hash every trusted file, sign, and measure, as `adyton build` does.
 
     `define` gives variables of the template as NAME=VALUE. `env` names environment variables that it may read,
-    `programs` and `pythons` what it may ask about. Relative paths are relative to the current folder. Raises
+    `programs` and `pythons` what it may ask about. With `gramine_defaults` output, input and network are the host's
+    where the template does not say. Relative paths are relative to the current folder. Raises
     UsageError, ManifestError and its kinds, StorageFailed, and NoDevice where Gramine is wanted and not installed.
     """
     template, output = Path(template), Path(output)
@@ -139,7 +144,15 @@ def build(
     cache = HashCache.load(default_path()) if use_cache else HashCache.none()
     default_ca = read_certificate(home, "ca.crt").decode("ascii", "replace") if (home / "ca.crt").is_file() else None
     with progress("hashing trusted files", None) as advance:
-        built = finish(text, Path.cwd(), name=name, default_ca=default_ca, cache=cache, advance=advance)
+        built = finish(
+            text,
+            Path.cwd(),
+            name=name,
+            default_ca=default_ca,
+            gramine_defaults=gramine_defaults,
+            cache=cache,
+            advance=advance,
+        )
     cache.save()
     manifest = built.manifest
     warnings = findings(manifest)
@@ -184,6 +197,7 @@ def build(
         refused_by_the_runtime=tuple(runtime_refusals(manifest)),
         refused_by_tees=tuple((tee, key, reason) for tee in TEES for key, reason in tee_refusals(manifest, tee)),
         not_covered=tuple(not_covered(manifest)),
+        notes=built.notes,
         gramine=prepared,
     )
 

@@ -76,16 +76,25 @@ class StoreRotated:
 
 
 def new_key(
-    name: str, *, from_file: Path | None = None, secret: Path | None = None, home: Path | None = None
+    name: str,
+    *,
+    from_file: Path | None = None,
+    secret: Path | None = None,
+    nul: bool = False,
+    home: Path | None = None,
 ) -> NewKey:
     """Make a key, or take the one in `from_file`, or store the content of `secret`, as `adyton key new` does.
 
-    Raises UsageError where the name exists, StoreError where others can read a file.
+    With `nul` a NUL byte is put behind the secret, without which Gramine's constructor takes no text. Raises UsageError
+    where there is one of that name, StoreError where a file can be read by others.
     """
     if from_file is not None and secret is not None:
         raise UsageError("--from and --secret exclude each other", check="source of the key")
+    if nul and secret is None:
+        raise UsageError("--nul belongs to --secret", check="--nul", expected="--secret FILE --nul", seen="no --secret")
     if secret is not None:
-        value, kind = read_private_file(secret, "secret", limit_bytes=MAX_SECRET_BYTES), SECRET
+        raw = read_private_file(secret, "secret", limit_bytes=MAX_SECRET_BYTES - nul)
+        value, kind = (raw.removesuffix(b"\0") + b"\0" if nul else raw), SECRET
     elif from_file is not None:
         value, kind = Key128(read_private_file(from_file, "key file")).reveal(), KEY
     else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import ssl
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from adyton.errors import MalformedManifest
 from adyton.keystore.certificates import make_ca, make_server
@@ -58,6 +60,24 @@ def test_ca_is_refused_for_every_owner_and_key(name: str) -> None:
     owners = f"adyton.owners.me.ca = '''{CA}'''\nadyton.owners.other.ca = '''{HOSTILE[name]}'''\n"
     with pytest.raises(MalformedManifest, match=r"adyton\.owners\.other\.ca"):
         parse_manifest(MANIFEST + owners + 'adyton.keys.default = "me"\n')
+
+
+def test_ca_of_a_sample_pki_is_refused_with_how_to_make_it(tmp_path: Path) -> None:
+    """`openssl req -x509` without extensions makes version 1: it does not say that it is a CA's, and that is said."""
+    names = "[req]\nprompt = no\ndistinguished_name = dn\n[dn]\ncommonName = localhost\n"
+    (tmp_path / "names").write_text(names)
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.crt"]
+    made += ["-config", "names"]
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    if x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes()).version is not x509.Version.v1:
+        pytest.skip("this OpenSSL makes version 3 by itself")
+    with pytest.raises(MalformedManifest, match="does not say that it may sign") as refused:
+        ca_within((tmp_path / "ca.crt").read_text(), "k")
+    assert '-addext "basicConstraints=critical,CA:TRUE"' in (refused.value.remedy or "")
+    subprocess.run(
+        [*made, "-addext", "basicConstraints=critical,CA:TRUE"], cwd=tmp_path, check=True, capture_output=True
+    )
+    assert ca_within((tmp_path / "ca.crt").read_text(), "k")
 
 
 def test_ca_is_one_text_whatever_its_spaces() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import sys
@@ -22,7 +23,7 @@ from adyton.manifest.mrenclave import mrenclave, parse_pal
 from adyton.manifest.signature import generate_signer, load_signer, parse_sigstruct
 from adyton.runtime import gramine_backend
 from adyton.tee.machine import Machine
-from adyton.values import Key128
+from adyton.values import Digest, Key128
 
 CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()
 
@@ -84,9 +85,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         prefix / "lib" / "python3" / "dist-packages" / "_graminelibos_offsets.py",
         b"SGX_GPR = 0x150\nSSA_FRAME_NUM = 2\nimport os\nPAGESIZE=4096\n",
     )
-    script(prefix / "bin" / "gramine-direct", "#!/bin/sh\nexit 0\n")
+    script(prefix / "bin" / "gramine-direct", "#!/bin/sh\n[ \"$1\" != --version ] || echo 'Gramine 1.9post (abc)'\n")
     script(prefix / "bin" / "gramine-sgx", "#!/bin/sh\nexit 0\n")
-    script(prefix / "bin" / "gramine-manifest", "#!/bin/sh\necho 'Gramine 1.9post (abc)'\n")
     monkeypatch.setenv("PATH", f"{prefix / 'bin'}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -105,7 +105,7 @@ def render(place: Path, raw: bytes, release: tuple[int, int] | None = None) -> A
     facts = gramine_backend.facts_of(gramine_backend.installed())
     if release is not None:
         facts = type(facts)(release, facts.libos, facts.libos_sha256, facts.runtime_folder, facts.runtime_files)
-    return render_for_gramine(raw, facts, ca_uri="file:ca.crt", cpus=4)
+    return render_for_gramine(raw, facts, ca_uri="file:ca.crt", hosts_uri="file:hosts", cpus=4)
 
 
 def test_installation_is_found_by_its_program(place: Path) -> None:
@@ -115,6 +115,32 @@ def test_installation_is_found_by_its_program(place: Path) -> None:
     assert found.libraries == place / "gramine" / "lib" / "gramine"
     assert found.release == (1, 9)
     assert found.constants == {"SGX_GPR": 0x150, "SSA_FRAME_NUM": 2, "PAGESIZE": 4096}
+
+
+@pytest.mark.parametrize(
+    ("says", "release"),
+    [
+        ("echo Gramine 1.8", (1, 8)),
+        ("echo 'gramine-direct (Gramine) 1.10-1'", (1, 10)),
+        ("echo Gramine 1.5 >&2; echo Gramine v2a.9b '(c0.1)'", None),
+        ("echo 'Invalid application path (--version.manifest), libc 2.36' >&2; exit 2", None),
+    ],
+)
+def test_installation_says_its_release(place: Path, says: str, release: tuple[int, int] | None) -> None:
+    """`gramine-direct --version` is asked, in a folder where no file can be taken for a program of that name."""
+    script(place / "gramine" / "bin" / "gramine-direct", f"#!/bin/sh\n[ $PWD$1 = /--version ] || exit 9\n{says}\n")
+    found = find_gramine()
+    assert found is not None
+    assert found.release == release
+
+
+def test_release_that_is_too_old_is_refused(place: Path, key: rsa.RSAPrivateKey) -> None:
+    """What `gramine-direct --version` says decides: 1.7 is refused by its number before anything is written."""
+    script(place / "gramine" / "bin" / "gramine-direct", "#!/bin/sh\necho Gramine 1.7\n")
+    with pytest.raises(ManifestError, match="too old") as refused:
+        prepare(place, key)
+    assert refused.value.seen == "1.7"
+    assert not list(place.glob("*.gramine*"))
 
 
 def test_gramine_that_is_not_installed_is_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -156,6 +182,56 @@ def test_rendering_is_gramines_own_manifest(place: Path) -> None:
     assert rendering.key_name == "default"
     assert rendering.manifest.is_final
     assert rendering.manifest_bytes == render(place, final(place)).manifest_bytes
+
+
+ADDRESS = 'server_name = "keys.example"\naddress = "{address}"'
+
+
+@pytest.mark.parametrize(
+    ("address", "given", "servers", "hosts", "says"),
+    [
+        ("10.0.0.7:99", "", "keys.example:99", "127.0.0.1 localhost\n10.0.0.7 keys.example\n", "is at 10.0.0.7"),
+        ("localhost:99", "", "localhost:99", "127.0.0.1 localhost\n", "must carry localhost"),
+        ("other.example:99", "", "other.example:99", None, "must carry other.example"),
+        (None, "dummy:80;localhost:44", "dummy:80;localhost:44", "127.0.0.1 localhost\n", "dummy or localhost"),
+        ("10.0.0.7:99", "dummy:80", "keys.example:99", "127.0.0.1 localhost\n10.0.0.7 keys.example\n", "is replaced"),
+        (None, "", "keys.example:4433", None, "must be a name that the host's name servers know"),
+    ],
+)
+def test_rendering_says_where_the_key_server_is(
+    place: Path, address: str | None, given: str, servers: str, hosts: str | None, says: str
+) -> None:
+    """An enclave has no hosts file: a trusted one tells it the server's address, under the name that is checked."""
+    replaced = {'server_name = "keys.example"': ADDRESS.format(address=address)} if address else {}
+    if given:
+        replaced["loader.env.A ="] = f'loader.env.SECRET_PROVISION_SERVERS = "{given}"\nloader.env.A ='
+    rendering = render(place, final(place, replaced=replaced))
+    assert rendering.manifest.env["SECRET_PROVISION_SERVERS"] == servers
+    assert rendering.hosts == hosts
+    shown = [mount.uri for mount in rendering.manifest.mounts if mount.path == "/etc/hosts"]
+    assert shown == ([] if hosts is None else ["file:hosts"])
+    digests = {entry.uri: entry.sha256 for entry in rendering.manifest.trusted_files}
+    assert digests.get("file:hosts") == (hosts and Digest(hashlib.sha256(hosts.encode()).digest()))
+    assert any(says in note for note in rendering.notes)
+
+
+@pytest.mark.parametrize("allowed", ["file:/etc/hosts", "file:/etc/"])
+def test_rendering_leaves_a_hosts_file_of_the_manifest_unless_it_needs_its_own(place: Path, allowed: str) -> None:
+    """What resolves localhost stays the user's; the address of the key server must be in a trusted file."""
+    more = {"fs.mounts = [": f'sgx.allowed_files = ["{allowed}"]\nfs.mounts = [{{ path = "/etc", uri = "file:/etc" }},'}
+    for address, own in (("localhost:9", False), ("10.0.0.7:9", True)):
+        replaced = {**more, 'server_name = "keys.example"': ADDRESS.format(address=address)}
+        rendering = render(place, final(place, replaced=replaced))
+        assert (rendering.hosts is not None) is own
+        assert any("is covered by this one" in note for note in rendering.notes) is own
+
+
+@pytest.mark.parametrize("allowed", ["file:ca.crt", "file:./", "file:."])
+def test_rendering_whose_ca_would_be_an_allowed_file_is_refused(place: Path, allowed: str) -> None:
+    """Gramine looks at allowed files first: the pinned CA would not be checked, and any server could answer."""
+    with pytest.raises(ManifestError, match="would be an allowed file") as refused:
+        render(place, final(place, replaced={"fs.mounts": f'sgx.allowed_files = ["{allowed}"]\nfs.mounts'}))
+    assert refused.value.seen == allowed
 
 
 def test_rendering_derives_sizes_with_reasons_where_none_are_given(place: Path) -> None:
@@ -255,12 +331,13 @@ def test_prepared_files_are_signed_for_their_mrenclave(place: Path, key: rsa.RSA
     assert sigstruct.date == "2024-02-29"
     assert (place / "app.gramine-ca.crt").read_text() == CA
     assert any("not compared" in note for note in prepared.notes)
+    assert not (place / "app.gramine-hosts").exists()
     again = gramine_backend.read_prepared(Path("app.manifest"))
     assert (again.measurement, again.mrsigner) == (prepared.measurement, prepared.mrsigner)
 
 
 SIGNER = """#!{python}
-import argparse, pathlib
+import argparse, pathlib, tomli_w, tomllib
 from adyton.manifest.signature import *
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import *
@@ -269,7 +346,7 @@ options = argparse.ArgumentParser()
 for name in "moskl":
     options.add_argument("-" + name, type=pathlib.Path)
 o = options.parse_args()
-raw = o.m.read_bytes()
+raw = tomli_w.dumps(tomllib.loads(o.m.read_text())).encode()
 m = parse_manifest(raw.decode()).sgx
 size, threads = m.enclave_size_bytes, m.max_threads
 found = mrenclave(raw, parse_pal(o.l.read_bytes()), enclave_bytes=size, max_threads=threads, edmm=False)
@@ -280,7 +357,7 @@ o.s.write_bytes(sign(found, load_signer(o.k.read_bytes()), attributes=Attributes
 
 
 def test_prepared_measurement_is_compared_with_gramines_signer(place: Path, key: rsa.RSAPrivateKey) -> None:
-    """Where gramine-sgx-sign is installed the two must agree."""
+    """Where gramine-sgx-sign is installed the two must agree. It writes the manifest anew, and no byte changes."""
     signer = place / "gramine" / "bin" / "gramine-sgx-sign"
     script(signer, SIGNER.format(python=sys.executable, wrong=False))
     assert prepare(place, key).notes[-1] == "MRENCLAVE agrees with gramine-sgx-sign (manifest byte for byte the same)"
@@ -361,9 +438,8 @@ def test_output_that_is_not_known_is_not_translated() -> None:
 def test_rehearsal_runs_with_the_owners_keys_and_leaves_none(place: Path, key: rsa.RSAPrivateKey) -> None:
     """gramine-direct gets a manifest in memory with the key in clear and no provisioning; it is gone afterwards."""
     prepare(place, key)
-    script(
-        place / "gramine" / "bin" / "gramine-direct", '#!/bin/sh\necho "$1" > where\ncp "$1.manifest" seen\nexit 3\n'
-    )
+    body = 'echo "$1" > where\ncp "$1.manifest" seen\nexit 3\n'
+    script(place / "gramine" / "bin" / "gramine-direct", f'#!/bin/sh\n[ "$1" = --version ] && exit\n{body}')
     said: list[str] = []
     assert gramine_backend.dry_run(Path("app.manifest"), {"default": Key128(bytes(16))}, note=said.append) == 3
     manifest = parse_manifest((place / "seen").read_text())
