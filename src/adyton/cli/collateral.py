@@ -9,16 +9,12 @@ import typer
 
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import group_app
 
 if TYPE_CHECKING:
     from adyton.workflow.collateral import Taken
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="What evidence is verified against: certificates, revocation lists, TCB info, QE identities.",
-)
+app = group_app("What evidence is verified against: certificates, revocation lists, TCB info, QE identities.")
 
 Root = Annotated[str | None, typer.Option(help="Only under the root with this SHA-256 fingerprint.", metavar="HEX")]
 
