@@ -126,7 +126,7 @@ def test_proposal_trusts_program_text_and_packages(place: Path, proposal: Propos
 
 
 def test_proposal_keeps_the_folder_of_compiled_modules(place: Path) -> None:
-    """Python complains at its start where `lib-dynload` is not there; its smallest file keeps it, unless one is used."""
+    """Python complains at its start where `lib-dynload` is not there; its smallest file keeps it where none is used."""
     folder = place / "env/lib/python3.11/lib-dynload"
     folder.mkdir()
     (folder / "large.so").write_text("large")
