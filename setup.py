@@ -3,8 +3,12 @@
 Without a compiler they are left out. Then Python seals and reads, slower, and a program's argv[0] is its path.
 
 What they are built to depends on the sources, the compiler and the interpreter, and not on the folder or the time.
+
+The project's page in a package index is README.md with links that also lead somewhere there.
 """
 
+import re
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -50,7 +54,26 @@ def executable(name: str, source: str) -> Extension:
     )
 
 
+RELATIVE = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
+
+
+def description() -> str:
+    """README.md without relative links: below the project's source address where it has one, or else as names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    source = project.get("urls", {}).get("Source", "").rstrip("/")
+
+    def elsewhere(link: re.Match[str]) -> str:
+        image, text, target = link.groups()
+        if source:
+            return f"{image}[{text}]({source}/{'raw' if image else 'blob'}/HEAD/{target})"
+        return f"*{text}*" if image else f"{text} (`{target}` in the source archive)"
+
+    return RELATIVE.sub(elsewhere, (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     cmdclass={"build_ext": BuildParts},
     ext_modules=[
         extension("adyton.pfile._gcm", "src/adyton/pfile/_gcm.c"),

@@ -53,7 +53,7 @@ def abi_page() -> str:
 
 
 def _help(verb: str) -> str:
-    environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "HOME": "/home/you"}
+    environment = {**os.environ, "COLUMNS": "80", "HOME": "/home/you"}
     environment.pop("ADYTON_HOME", None)
     command = [sys.executable, "-m", "adyton", *verb.split(), "--help"]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
@@ -63,9 +63,9 @@ def _help(verb: str) -> str:
 def _verbs() -> Iterator[str]:
     for verb in VERBS:
         yield verb
-        inner = re.search(r"^╭─ Commands.*?^╰", _help(verb), re.M | re.S)
-        if inner:
-            yield from (f"{verb} {name}" for name in re.findall(r"^│ (\w[\w-]*) ", inner.group(), re.M))
+        _, found, inner = _help(verb).partition("\nCommands:\n")
+        if found:
+            yield from (f"{verb} {name}" for name in re.findall(r"^  (\w[\w-]*) ", inner, re.M))
 
 
 def cli_page() -> str:

@@ -1,6 +1,7 @@
 """Build the wheel and the source archive of one commit: the same bytes wherever and whenever that is done.
 
-What they depend on: the commit, the interpreter, the compiler with the system's headers, and the locked setuptools.
+What they depend on: the commit, the interpreter, the compiler with the system's headers, the locked setuptools and
+auditwheel.
 What they do not: the folder, the time (the commit's stands in them), the user, the umask, the environment.
 
 Usage: dist.py [--commit COMMIT] [--to FOLDER]
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import importlib.util
 import io
 import os
 import subprocess
@@ -55,6 +57,39 @@ def build(source: Path, to: Path, epoch: int) -> None:
             sys.exit(f"dist: the build failed:\n{done.stdout}")
 
 
+def for_any_distribution(wheel: Path, epoch: int) -> None:
+    """Put the wheel's name right for every distribution with at least the C library that it needs (manylinux).
+
+    OpenSSL stays the system's own: it is updated there, and the runtime's identity covers it.
+    """
+    if importlib.util.find_spec("auditwheel") is None:
+        sys.stderr.write("dist: auditwheel is not installed (make setup): the wheel is for this distribution only\n")
+        return
+    folder = wheel.parent / "repaired"
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "SOURCE_DATE_EPOCH": str(epoch),
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+    }
+    command = ["repair", "--exclude", "libcrypto.so.3", "--wheel-dir", str(folder), str(wheel)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "auditwheel", *command],
+        env=environment,
+        umask=0o022,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        sys.exit(f"dist: auditwheel refuses the wheel:\n{done.stdout}")
+    wheel.unlink()
+    for repaired in folder.iterdir():
+        repaired.rename(wheel.parent / repaired.name)
+    folder.rmdir()
+
+
 def normalise(path: Path, epoch: int) -> None:
     """Write a source archive anew: names in order, one time, one owner, and no time in gzip's own header."""
     plain = io.BytesIO()
@@ -88,6 +123,8 @@ def main() -> None:
                 normalise(path, epoch)
             elif sum(name.endswith(".so") for name in zipfile.ZipFile(path).namelist()) != 3:
                 sys.exit("dist: the C parts were not built: install gcc, python3-dev and libssl-dev")
+            else:
+                for_any_distribution(path, epoch)
         options.to.mkdir(parents=True, exist_ok=True)
         for path in sorted(built.iterdir()):
             (options.to / path.name).write_bytes(path.read_bytes())

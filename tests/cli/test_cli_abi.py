@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.main import get_command
 
 from adyton import errors
 from adyton.cli.main import VERBS
@@ -66,6 +68,56 @@ def test_verb_help_is_there(verb: str) -> None:
     shown = _run(verb, "--help")
     assert shown.returncode == 0, shown.stderr
     assert f"adyton {verb}" in shown.stdout
+
+
+def test_help_verb_says_what_the_verb_says_of_itself() -> None:
+    """`adyton help VERB` is `adyton VERB --help`, also for a verb of a verb; what is no verb is refused."""
+    assert _run("help", "encrypt").stdout == _run("encrypt", "--help").stdout
+    assert _run("help", "run").stdout == _run("run", "--help").stdout
+    assert "adyton key new" in _run("help", "key", "new").stdout
+    assert _run("help").stdout == _run("--help").stdout
+    assert _run("help", "encrpyt").returncode == 2
+
+
+def _applications() -> Iterator[tuple[str, Any]]:
+    for verb, (module, _) in VERBS.items():
+        yield verb, importlib.import_module("adyton.cli.run_options" if verb == "run" else module).app
+
+
+def _commands() -> Iterator[tuple[str, Any]]:
+    """Every verb, and every verb of a verb, as Typer has it."""
+    for verb, application in _applications():
+        command: Any = get_command(application)
+        yield verb, command
+        yield from ((f"{verb} {name}", inner) for name, inner in getattr(command, "commands", {}).items())
+
+
+COMMANDS = dict(_commands())
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_help_shows_every_word_of_it(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words in brackets too, which Rich would leave out; a flag takes no value, and no type stands beside it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    command = COMMANDS[verb]
+    shown = command.get_help(command.context_class(command, info_name=f"adyton {verb}"))
+    said = "".join(shown.split())
+    for option in command.params:
+        assert "".join((getattr(option, "help", "") or "").split()) in said, option.name
+    for name, inner in getattr(command, "commands", {}).items():
+        assert "".join(inner.help.split("\n\n")[0].split()) in said, name
+    assert "bool" not in shown.lower()
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("word", ["[red]x", "[/]", "[link]y"])
+def test_error_shows_brackets(word: str) -> None:
+    """What is wrong on the command line is shown as it was written."""
+    shown = _run("encrypt", f"--{word}", "-o", "x")
+    assert shown.returncode == 2
+    assert f"--{word}" in shown.stderr
+    shown = _run("encrypt", "a", "-o", "x", "--jobs", word)
+    assert word in shown.stderr
 
 
 def test_unknown_verb_is_a_usage_error() -> None:

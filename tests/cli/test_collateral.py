@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from typer.testing import CliRunner, Result
@@ -202,6 +205,67 @@ def test_fetch_from_a_pccs_with_a_certificate_of_its_own(made: SimPlatform, tmp_
         assert run("fetch", "--pcs", url, "--pcs-ca", tls[0]).output.count("valid until") == 7
         assert SourceList(home / "collateral").known()[0] == Source(url, str(tls[0].resolve()))
         assert run("fetch", "--fmspc", made.fmspc.hex()).output.count("valid until") == 7
+
+
+def test_fetch_from_pccs_each_with_its_own_certificate(made: SimPlatform, tmp_path: Path, home: Path) -> None:
+    """Two services with certificates of their own, one pinned and one by its CA; each is remembered with its own."""
+    (tmp_path / "other").mkdir()
+    tls, other = self_signed(tmp_path), self_signed(tmp_path / "other")
+    pin = hashlib.sha256(ssl.PEM_cert_to_DER_cert(tls[0].read_text())).hexdigest()
+    der = tmp_path / "server.der"
+    der.write_bytes(ssl.PEM_cert_to_DER_cert(tls[0].read_text()))
+    with serving(application(made, form="pccs"), tls) as url, serving(application(made, form="pccs"), other) as second:
+        named = url.replace("localhost", "127.0.0.1")
+        with pytest.raises(FetchFailed, match="name mismatch"):
+            run("fetch", "--pcs", named, "--pcs-ca", tls[0])
+        with pytest.raises(FetchFailed, match="another TLS certificate"):
+            run("fetch", "--pcs", named, "--pcs-cert", other[0])
+        words = ("--pcs", named, "--pcs", second, "--pcs-cert", f"{named}={der}", "--pcs-ca", f"{second}={other[0]}")
+        assert run("fetch", *words).output.count("valid until") == 7
+        known = (Source(named, None, pin), Source(second, str(other[0].resolve())))
+        assert SourceList(home / "collateral").known() == known
+        assert run("fetch", "--pcs", named).output.count("valid until") == 7
+        assert SourceList(home / "collateral").known() == known
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--pcs", "https://a.invalid", "--pcs", "https://b.invalid", "--pcs-cert", "x"),
+        ("--pcs", "https://a.invalid", "--pcs", "https://b.invalid", "--pcs-ca", "x", "--pcs-ca", "y"),
+        ("--pcs", "http://a.invalid", "--pcs-cert", "platform/none"),
+        ("--pcs-cert", "x"),
+    ],
+    ids=["of-which", "two-for-all", "without-tls", "of-none"],
+)
+def test_fetch_with_certificates_for_no_certain_service_is_refused(words: tuple[str, ...]) -> None:
+    """It has to be clear which certificate is whose, and that there is one."""
+    with pytest.raises(UsageError):
+        run("fetch", *words)
+
+
+def test_fetch_with_something_pinned_that_is_no_certificate_is_refused(tmp_path: Path) -> None:
+    """A pin is read before anything is fetched."""
+    (tmp_path / "noise").write_bytes(b"noise")
+    with pytest.raises(UsageError, match="holds no certificate"):
+        run("fetch", "--pcs", "https://a.invalid", "--pcs-cert", tmp_path / "noise")
+
+
+def test_busy_service_is_not_asked_what_it_knows_either(home: Path) -> None:
+    """The list of platforms is asked for first: its `Retry-After` is told, and obeyed by the next call."""
+    asked = []
+
+    async def busy(request: Request) -> PlainTextResponse:
+        asked.append(request.url.path)
+        return PlainTextResponse("", 429, {"Retry-After": "90"})
+
+    with serving(Starlette(routes=[Route("/{path:path}", busy)])) as url:
+        with pytest.raises(FetchFailed, match="retry after 90 s") as caught:
+            run("fetch", "--pcs", url)
+        assert "wait 90 s" in str(caught.value.remedy)
+        with pytest.raises(FetchFailed, match="left alone until"):
+            run("fetch", "--pcs", url)
+    assert len(asked) == 1
 
 
 def test_fetch_where_nobody_listens_fails_closed(made: SimPlatform) -> None:

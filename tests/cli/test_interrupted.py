@@ -6,6 +6,7 @@ started. The moments are fractions of what the same command takes undisturbed, h
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from pathlib import Path
 import pytest
 
 import adyton
+from adyton.cli import interrupted
+from adyton.cli.main import VERBS
 from adyton.manifest.signature import parse_sigstruct
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from tests.cli.chain import KEY, NOTES, Chain, Ended, Place, send, until, wait_for
@@ -245,8 +248,32 @@ def test_new_interrupted_ends_the_program_that_it_watches(owner: Place) -> None:
         send(process, number)
         ended = wait_for(process)
         assert ended.status == 128 + number, ended.err
+        if number == signal.SIGINT:
+            assert "adyton: interrupted\n  left     what the program itself wrote stays" in ended.err
+            assert "\n  remedy   say the same again\n" in ended.err
         (owner.folder / "started").unlink()
         assert set(owner.files()) == {"slow.py"}
+
+
+def test_server_says_where_it_listens_as_json(owner: Place) -> None:
+    """One line on standard output, with the addresses of the ready file."""
+    home = owner.folder / "home"
+    assert owner.adyton("init", "--home", home).status == 0
+    words = ("--listen", "127.0.0.1:0", "--ready-file", "ready.json", "--home", home, "--json")
+    process: subprocess.Popen[str] = owner.start("serve", *words)
+    until(lambda: (owner.folder / "ready.json").exists() or process.poll() is not None)
+    ready = json.loads((owner.folder / "ready.json").read_text())
+    send(process, signal.SIGTERM)
+    ended = wait_for(process)
+    assert ended.status == 0, ended.err
+    (line,) = ended.out.splitlines()
+    assert json.loads(line) == {name: address for name, address in ready.items() if name != "pid"}
+
+
+def test_verbs_with_words_for_an_interruption_exist() -> None:
+    """And each has both: what is left, and how to go on."""
+    assert set(interrupted.LEFT) < set(VERBS)
+    assert interrupted.words("umount") == "adyton: interrupted"
 
 
 # ---------------------------------------------------------------- imports

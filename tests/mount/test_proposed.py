@@ -221,3 +221,4 @@ def run_proposed(folder: Path) -> None:
     )
     log = decrypt(folder, "app.log").decode() if (folder / "app.log").exists() else ""
     assert done.returncode == 0, done.stdout + done.stderr + log
+    assert "Could not find platform" not in log, "a folder that Python looks for at its start is not there"

@@ -9,11 +9,12 @@ import typer
 
 from adyton.cli.options import AllowOption, HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import verb_app
 
 if TYPE_CHECKING:
     from adyton.workflow.approve import Approved
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()

@@ -10,16 +10,12 @@ import typer
 
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import group_app
 
 if TYPE_CHECKING:
     from adyton.keystore.audit import Entry
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="The record of every request, decision and change: append-only, hash-chained, with signed checkpoints.",
-)
+app = group_app("The record of every request, decision and change: append-only, hash-chained, with signed checkpoints.")
 
 
 @app.command("list")

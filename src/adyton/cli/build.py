@@ -10,11 +10,12 @@ import typer
 
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, progress, say, say_json
+from adyton.cli.verb import verb_app
 
 if TYPE_CHECKING:
     from adyton.workflow.build import Built
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()

@@ -9,16 +9,15 @@ import typer
 
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import group_app
+from adyton.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adyton.workflow.collateral import Taken
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="What evidence is verified against: certificates, revocation lists, TCB info, QE identities.",
-)
+app = group_app("What evidence is verified against: certificates, revocation lists, TCB info, QE identities.")
 
 Root = Annotated[str | None, typer.Option(help="Only under the root with this SHA-256 fingerprint.", metavar="HEX")]
 
@@ -50,7 +49,20 @@ def fetch(
         typer.Option(help="Address of AMD's key distribution service (repeatable).  [AMD's]", metavar="URL"),
     ] = None,
     pcs_ca: Annotated[
-        Path | None, typer.Option("--pcs-ca", help="CA certificate of the service, as a PCCS needs.", metavar="FILE")
+        list[str] | None,
+        typer.Option(
+            "--pcs-ca",
+            help="CA certificate of the services, or with the URL as --pcs names it, of one (repeatable).",
+            metavar="[URL=]FILE",
+        ),
+    ] = None,
+    pcs_cert: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pcs-cert",
+            help="The one certificate that a service must show, whatever name it has, as a PCCS needs (repeatable).",
+            metavar="[URL=]FILE",
+        ),
     ] = None,
     api_key_file: Annotated[
         Path | None,
@@ -71,12 +83,45 @@ def fetch(
         root=root,
         early=early,
         kds=kds or (),
-        pcs_ca=pcs_ca,
+        pcs_ca=_for_each(pcs_ca or (), [*(pcs or ()), *(kds or ())], "--pcs-ca"),
+        pcs_certificates=_for_one(pcs_cert or (), pcs or (), "--pcs-cert"),
         api_key_file=api_key_file,
         home=home,
         notice=note,
     )
     _report(taken, as_json=as_json)
+
+
+def _for_each(given: Sequence[str], urls: Sequence[str], option: str) -> dict[str, Path]:
+    """A file for each service: those that name their service, and one without a name for all others."""
+    named = {url: path for url, path in (_url_and_file(text, urls) for text in given) if url}
+    bare = [path for url, path in (_url_and_file(text, urls) for text in given) if not url]
+    if len(bare) > 1:
+        raise UsageError(f"{option} twice without a URL", check=option, expected="URL=FILE", seen=f"{len(bare)} files")
+    for_all = dict.fromkeys(urls, bare[0]) if bare else {}
+    return for_all | named
+
+
+def _for_one(given: Sequence[str], urls: Sequence[str], option: str) -> dict[str, Path]:
+    """A file for one service each; without a URL it is for the only one."""
+    found: dict[str, Path] = {}
+    for text in given:
+        url, path = _url_and_file(text, urls)
+        if not url and len(urls) != 1:
+            raise UsageError(
+                f"{option} does not say of which service",
+                check=option,
+                expected="URL=FILE, with the URL as --pcs names it",
+                seen=text[:200],
+            )
+        found[url or urls[0]] = path
+    return found
+
+
+def _url_and_file(text: str, urls: Sequence[str]) -> tuple[str, Path]:
+    """URL and file of an option's value; no URL where it begins with none that is named."""
+    url = next((url for url in sorted(urls, key=len, reverse=True) if text.startswith(f"{url}=")), "")
+    return url, Path(text[len(url) + 1 :] if url else text)
 
 
 def _report(taken: Taken, *, as_json: bool) -> None:

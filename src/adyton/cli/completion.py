@@ -1,14 +1,16 @@
-"""Completion of verbs and options in bash. A verb is imported only when its own options are asked for."""
+"""Completion of verbs and options in bash, zsh and fish. A verb is imported only when its own options are asked for."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-SCRIPT: Final = """\
+_BASH: Final = """\
 # Completes `adyton` in bash. Read it in by:  source <(adyton --show-completion)
 _adyton() {
     local IFS=$'\\n'
@@ -16,7 +18,34 @@ _adyton() {
 }
 complete -o default -F _adyton adyton
 """
-"""Where nothing is found bash goes on with file names."""
+_ZSH: Final = """\
+# Completes `adyton` in zsh. Read it in, after compinit, by:  source <(adyton --show-completion zsh)
+_adyton() {
+    local -a found
+    found=(${(f)"$(adyton --complete "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    if (( $#found )); then compadd -a found; else _files; fi
+}
+compdef _adyton adyton
+"""
+_FISH: Final = """\
+# Completes `adyton` in fish. Read it in by:  adyton --show-completion fish | source
+function __adyton_complete
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l begun (commandline -ct)
+    adyton --complete $words "$begun" 2>/dev/null
+end
+complete -c adyton -a '(__adyton_complete)'
+"""
+SCRIPTS: Final = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+"""Shell -> what it reads in. Where nothing is found a shell goes on with file names."""
+
+
+def script(shell: str = "bash") -> str:
+    """What this shell reads in; raises UsageError for a shell that is not known here."""
+    if shell not in SCRIPTS:
+        raise UsageError("no completion for this shell", check="shell", expected=", ".join(SCRIPTS), seen=shell)
+    return SCRIPTS[shell]
 
 
 def candidates(words: Sequence[str], verbs: Mapping[str, tuple[str, str]]) -> list[str]:

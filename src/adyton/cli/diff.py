@@ -9,8 +9,9 @@ import typer
 
 from adyton.cli.options import JSONOption
 from adyton.cli.output import say, say_json
+from adyton.cli.verb import verb_app
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()

@@ -8,13 +8,14 @@ import typer
 
 from adyton.cli.options import JSONOption
 from adyton.cli.output import say, say_json
+from adyton.cli.verb import verb_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from adyton.values import Finding
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 NOT_HERE: Final = "protected programs cannot run here yet (see NO above)"
 NOT_READY: Final = 112

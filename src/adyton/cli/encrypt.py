@@ -10,8 +10,9 @@ import typer
 
 from adyton.cli.options import ForceOption, HomeOption, JobsOption, JSONOption, KeyFileOption, KeyOption
 from adyton.cli.output import progress, say_json, say_moved
+from adyton.cli.verb import verb_app
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()

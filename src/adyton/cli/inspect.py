@@ -10,11 +10,12 @@ import typer
 
 from adyton.cli.options import HomeOption, JobsOption, JSONOption, KeyFileOption, OpeningKeyOption
 from adyton.cli.output import progress, say, say_json
+from adyton.cli.verb import verb_app
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()

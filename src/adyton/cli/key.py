@@ -9,16 +9,12 @@ import typer
 
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import group_app
 
 if TYPE_CHECKING:
     from adyton.workflow.keys import NewKey
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="The keys of protected files, and other secrets that programs may be given.",
-)
+app = group_app("The keys of protected files, and other secrets that programs may be given.")
 
 Name = Annotated[str, typer.Argument(help="Name of the key, as manifests call it.")]
 

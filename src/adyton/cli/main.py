@@ -54,7 +54,7 @@ def _help() -> str:
     lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
     return "\n".join(
         [
-            "Usage: adyton VERB [ARGS]...   (adyton VERB --help says more)",
+            "Usage: adyton VERB [ARGS]...   (adyton help VERB says more)",
             "",
             "Run unmodified PyTorch programs on machines you do not trust.",
             "",
@@ -62,7 +62,7 @@ def _help() -> str:
             "",
             "  --version  Say which Adyton this is.",
             "  --help     Say this.",
-            "  --show-completion  Print what completes verbs and options in bash.",
+            "  --show-completion [SHELL]  Print what completes verbs and options in bash, zsh or fish.",
         ]
     )
 
@@ -92,14 +92,30 @@ def _end_in_order() -> None:
             signal.signal(number, _unwind)
 
 
-def _interrupted() -> NoReturn:
-    sys.stderr.write("adyton: interrupted\n")
+def _interrupted(verb: str) -> NoReturn:
+    from adyton.cli.interrupted import words
+
+    note(words(verb))
     sys.exit(INTERRUPTED)
+
+
+def _complete(option: str, rest: list[str]) -> NoReturn:
+    """Print a shell's script, or what can stand where the line of a shell ends."""
+    from adyton.cli.completion import candidates, script
+
+    try:
+        sys.stdout.write(script(*rest[:1]) if option == "--show-completion" else "\n".join(candidates(rest, VERBS)))
+    except Error as error:
+        report(error, as_json=False)
+        sys.exit(error.exit_code)
+    sys.exit(0)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one verb and exit: 0, the program's own status, or the code of the error's class."""
     args = sys.argv[1:] if argv is None else argv
+    if args[:1] == ["help"] and len(args) > 1 and not args[1].startswith("-"):
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("--help", "-h", "help"):
         sys.stdout.write(_help() + "\n")
         sys.exit(0 if args else 2)
@@ -108,10 +124,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(0)
     verb, *rest = args
     if verb in ("--show-completion", "--complete"):
-        from adyton.cli.completion import SCRIPT, candidates
-
-        sys.stdout.write(SCRIPT if verb == "--show-completion" else "\n".join(candidates(rest, VERBS)))
-        sys.exit(0)
+        _complete(verb, rest)
     if verb not in VERBS:
         import difflib
 
@@ -130,11 +143,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
         report(error, as_json="--json" in rest)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _interrupted()
+        _interrupted(verb)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # Typer makes it of Ctrl-C
+            _interrupted(verb)
+        raise
     except RuntimeError as error:  # CPython 3.11 makes it of whatever is raised while a class is made, at an import
         if isinstance(error.__cause__, SystemExit):
             sys.exit(error.__cause__.code)
         if isinstance(error.__cause__, KeyboardInterrupt):
-            _interrupted()
+            _interrupted(verb)
         raise
     sys.exit(0)

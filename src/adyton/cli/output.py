@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from contextlib import contextmanager
+from datetime import timedelta
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    from rich.console import Console
+    from rich.progress import Progress
 
     from adyton.workflow.progress import Advance
     from adyton.workflow.sources import Moved
@@ -26,6 +32,10 @@ _SHOWN: Final = {
     for code in codes
     if chr(code) not in "\t\n"
 }
+
+
+FIRST_LINE_S: Final = 10.0
+"""Without a terminal, what takes no longer than this says nothing of its progress."""
 
 
 def printable(text: str) -> str:
@@ -62,15 +72,63 @@ def say_moved(item: Moved) -> None:
 
 @contextmanager
 def progress(what: str, total_bytes: int | None, *, quiet: bool = False) -> Iterator[Advance]:
-    """A progress bar on standard error while something long goes on; silent where that is no terminal."""
-    if quiet or not sys.stderr.isatty():
+    """Progress on standard error while something long goes on: a bar, or where that is no terminal a line at times."""
+    if quiet:
         yield lambda _done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    elif sys.stderr.isatty():
+        from rich.console import Console
 
-    shown = TextColumn("{task.description}", markup=False)  # a file's name is no markup of rich's
-    columns = (shown, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(printable(what), total=total_bytes)
-        yield lambda done: bar.advance(task, done)
+        with progress_bar(Console(stderr=True)) as bar:
+            task = bar.add_task(printable(what), total=total_bytes)
+            yield lambda done: bar.advance(task, done)
+    else:
+        yield ProgressLines(what, total_bytes)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar on one line of this terminal; where the line is short, the name is cut and not the time."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.table import Column
+
+    name = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    return Progress(
+        TextColumn("{task.description}", markup=False, table_column=name),  # a file's name is no markup of rich's
+        BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+        DownloadColumn(table_column=Column(no_wrap=True)),
+        TransferSpeedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        console=console,
+        transient=True,
+        expand=True,
+    )
+
+
+class ProgressLines:
+    """Progress as plain lines, for a log: the first after ten seconds, then at longer and longer distances.
+
+    Called with the bytes that were done since the last call, also by several threads.
+    """
+
+    def __init__(self, what: str, total_bytes: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._total = what, total_bytes
+        self._clock = clock
+        self._began_s = clock()
+        self._next_s = self._began_s + FIRST_LINE_S
+        self._done = 0
+        self._lock = Lock()
+
+    def __call__(self, done_bytes: int, /) -> None:
+        """Take in what was done, and say so where it is time."""
+        with self._lock:
+            self._done += done_bytes
+            now_s = self._clock()
+            if now_s < self._next_s:
+                return
+            elapsed_s = now_s - self._began_s
+            self._next_s = now_s + max(FIRST_LINE_S, elapsed_s / 4)
+            note(f"{self._what}: {self._amount()} after {timedelta(seconds=int(elapsed_s))}")
+
+    def _amount(self) -> str:
+        if not self._total:
+            return f"{self._done / 1e6:,.1f} MB"
+        return f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB ({100 * self._done // self._total} %)"

@@ -10,15 +10,13 @@ import typer
 
 from adyton.cli.options import JSONOption
 from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import group_app
 
 if TYPE_CHECKING:
     from adyton.workflow.platform import Platform
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Simulated TEE platforms: the whole hierarchy of a real one under a root of its own. They protect nothing.",
+app = group_app(
+    "Simulated TEE platforms: the whole hierarchy of a real one under a root of its own. They protect nothing."
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the simulated platform.", metavar="DIR")]

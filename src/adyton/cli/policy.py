@@ -9,13 +9,9 @@ import typer
 
 from adyton.cli.options import AllowOption, HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import group_app
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Who may have which key: show it, change it, and try evidence against it.",
-)
+app = group_app("Who may have which key: show it, change it, and try evidence against it.")
 
 
 @app.command()

@@ -9,12 +9,13 @@ import typer
 
 from adyton.cli.options import AllowOption, HomeOption
 from adyton.cli.output import note, progress, say, say_moved
+from adyton.cli.verb import verb_app
 from adyton.errors import UsageError
 
 if TYPE_CHECKING:
     from adyton.workflow.protect import StepResult
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

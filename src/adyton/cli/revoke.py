@@ -8,8 +8,9 @@ import typer
 
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import verb_app
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()

@@ -11,9 +11,10 @@ from typing import Annotated
 
 import typer
 
+from adyton.cli.verb import verb_app
 from adyton.workflow.run import Request
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +11,13 @@ import typer
 
 from adyton.cli.options import HomeOption
 from adyton.cli.output import say
+from adyton.cli.verb import verb_app
 from adyton.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()
@@ -42,6 +44,7 @@ def serve(
     ] = None,
     log_format: Annotated[str, typer.Option(help="Log lines on standard error: text or json.")] = "text",
     home: HomeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one line of JSON.")] = False,
 ) -> None:
     """Serve keys to approved programs; each protocol on an address of its own. Port 0 takes any free port.
 
@@ -69,11 +72,16 @@ def serve(
         ready_file=ready_file,
         log_format="json" if log_format == "json" else "text",
         home=home,
-        listening=_say_where,
+        listening=_say_where_as_json if as_json else _say_where,
     )
 
 
 def _say_where(addresses: Mapping[str, str]) -> None:
     for name, address in addresses.items():
         say(f"listening {name} {address}")
+    sys.stdout.flush()
+
+
+def _say_where_as_json(addresses: Mapping[str, str]) -> None:
+    sys.stdout.write(json.dumps(dict(addresses)) + "\n")
     sys.stdout.flush()

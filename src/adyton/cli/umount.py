@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+from adyton.cli.verb import verb_app
+
+app = verb_app()
 
 
 @app.command()

@@ -10,11 +10,12 @@ import typer
 
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
+from adyton.cli.verb import verb_app
 from adyton.errors import Error, UsageError
 from adyton.rfc3339 import parse_end
 from adyton.values import Measurement
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = verb_app()
 
 
 @app.command()

@@ -86,10 +86,13 @@ class SourceBackoff:
         return None
 
     def note(self, url: str, name: str, error: FetchFailed, now: datetime) -> None:
-        """Remember a refusal: a missing document for some minutes, a busy source for as long as it asks."""
+        """Remember a refusal: a document that is not there for minutes, a busy source for as long as it asks.
+
+        Every answer that asks to wait (`Retry-After`) is one of a busy source, but for a document that is not there.
+        """
         if error.status in (404, 410):
             key, seconds = f"{url} {name}", NEGATIVE_S
-        elif error.status in (429, 503):
+        elif error.status in (429, 503) or (error.status is not None and error.retry_after_s is not None):
             key, seconds = url, error.retry_after_s if error.retry_after_s is not None else BUSY_S
         else:
             return

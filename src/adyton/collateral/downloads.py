@@ -145,9 +145,31 @@ class Downloads:
         return self.fetch_one(request, now, root=verified.root)
 
     def put_vlek(self, leaf: bytes, product: str, now: datetime, *, source: Source | None = None) -> VerifiedDocument:
-        """Store a VLEK certificate (DER), which a guest gets from its host, with its chain from AMD."""
-        client = self.kds_of(source or self.kds[0])
-        return self.store.put(client.vlek(leaf, product), now)
+        """Keep a VLEK certificate (DER) that a guest has from its host, with its chain from AMD."""
+        asked = source or self.kds[0]
+        backoff = SourceBackoff(self.store.directory)
+        with self._amd_lock:
+            wait = backoff.check(asked.url, None, now)
+            if wait is not None:
+                raise wait
+            try:
+                document = self.kds_of(asked).vlek(leaf, product)
+            except FetchFailed as error:
+                backoff.note(asked.url, f"vlek-chain-{product}", error, now)
+                raise
+        return self.store.put(document, now)
+
+    def fmspcs(self, source: Source, now: datetime) -> tuple[bytes, ...]:
+        """Every kind of platform that a service knows; raises FetchFailed, also where it asked to be left alone."""
+        backoff = SourceBackoff(self.store.directory)
+        wait = backoff.check(source.url, None, now)
+        if wait is not None:
+            raise wait
+        try:
+            return self.client_of(source, self.store.channel).fmspcs()
+        except FetchFailed as error:
+            backoff.note(source.url, "fmspcs", error, now)
+            raise
 
     # --- one document
 

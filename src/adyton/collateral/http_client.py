@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import email.utils
+import hashlib
+import hmac
 import ipaddress
 import socket
 import ssl
@@ -69,6 +71,26 @@ def retry_after_s(response: Response, now: datetime | None = None) -> float | No
         moment = moment.replace(tzinfo=UTC)
     wait = (moment - (now or datetime.now(UTC))).total_seconds()
     return min(max(wait, 0.0), MAX_RETRY_AFTER_S)
+
+
+def told_wait(wait_s: float | None) -> str:
+    """The words of a refusal for how long a service asks to be left alone."""
+    return "" if wait_s is None else f", retry after {wait_s:.0f} s"
+
+
+_OTHER_NAME: Final = {62, 64}
+"""OpenSSL's codes for a certificate that leads to a known CA, but is for another name or another address."""
+
+
+def _named_otherwise(host: str, why: str) -> FetchFailed:
+    return FetchFailed(
+        f"{host}: its TLS certificate is for another name (name mismatch): {why}",
+        check="name in the TLS certificate of the server",
+        expected=host,
+        seen="other names",
+        remedy="name the service by a name that its certificate has (openssl s_client shows it), or pin that"
+        " certificate: --pcs-cert FILE",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +231,27 @@ class _Deadline:
 
 @dataclass(frozen=True)
 class HTTPFetcher:
-    """HTTP client with the limits of this module. `ca_file` adds certificate authorities, as a PCCS often needs."""
+    """GET with the caps of this module; `ca_file` adds certificate authorities (a PCCS has one of its own).
+
+    `pin` is the SHA-256 (hex digits) of the one certificate (DER) that the server must show. Then its names, its dates
+    and who signed it do not matter, since the handshake proves that the server has its key.
+    """
 
     timeout_s: float = DEFAULT_TIMEOUT_S
     ca_file: Path | None = None
+    pin: str | None = None
     _contexts: dict[str, ssl.SSLContext] = field(default_factory=dict, repr=False, compare=False)
 
     def get(self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None) -> Response:
         """GET this address. Raises UsageError, FetchFailed or Timeout. The status is not judged here."""
         target = _target(url)
+        if self.pin is not None and not target.tls:
+            raise UsageError(
+                f"a certificate is pinned for {target.host}, and without TLS it shows none",
+                check="address to fetch from",
+                expected="https://",
+                seen=url[:200],
+            )
         deadline = _Deadline(url, self.timeout_s)
         try:
             with self._connect(target, deadline) as connection:
@@ -225,12 +259,15 @@ class HTTPFetcher:
         except TimeoutError:
             raise deadline.passed() from None
         except ssl.SSLCertVerificationError as error:
+            if error.verify_code in _OTHER_NAME:
+                raise _named_otherwise(target.host, error.verify_message) from error
             raise FetchFailed(
                 f"{target.host}: its TLS certificate is not trusted: {error.verify_message}",
                 check="TLS certificate of the server",
                 expected="a certificate that leads to a known certificate authority",
                 seen=error.verify_message,
-                remedy="name the server's CA certificate (--pcs-ca FILE), as a PCCS usually needs",
+                remedy="name the server's CA certificate (--pcs-ca FILE), or its own (--pcs-cert FILE), as a PCCS"
+                " usually needs",
             ) from error
         except (OSError, h11.RemoteProtocolError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -252,10 +289,30 @@ class HTTPFetcher:
             if not target.tls:
                 return plain
             plain.settimeout(deadline.left_s())
-            return self._context().wrap_socket(plain, server_hostname=target.host)
+            connection = self._context().wrap_socket(plain, server_hostname=target.host)
         except BaseException:
             plain.close()
             raise
+        try:
+            self._check_pin(connection, target.host)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check_pin(self, connection: ssl.SSLSocket, host: str) -> None:
+        """Before anything is sent: where one certificate is pinned, it must be this one."""
+        if self.pin is None:
+            return
+        seen = hashlib.sha256(connection.getpeercert(binary_form=True) or b"").hexdigest()
+        if not hmac.compare_digest(seen.encode(), self.pin.encode()):
+            raise FetchFailed(
+                f"{host} shows another TLS certificate than the one that is pinned for it",
+                check="TLS certificate of the server",
+                expected=f"SHA-256 {self.pin}",
+                seen=f"SHA-256 {seen}",
+                remedy="if the service has a new certificate, get it from whoever runs it, and name it with --pcs-cert",
+            )
 
     def _context(self) -> ssl.SSLContext:
         context = self._contexts.get("tls")
@@ -266,6 +323,9 @@ class HTTPFetcher:
                     context.load_verify_locations(cafile=self.ca_file)
             except OSError as error:
                 raise UsageError(f"cannot read CA certificates from {self.ca_file}: {error}") from error
+            if self.pin is not None:  # the certificate is compared instead, as a whole
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             self._contexts["tls"] = context
         return context

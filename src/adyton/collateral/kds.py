@@ -19,7 +19,7 @@ from urllib.parse import urlencode, urlsplit
 from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_CRL_BYTES
 from adyton.collateral.documents import Document
-from adyton.collateral.http_client import Fetcher, HTTPFetcher, Response, retry_after_s
+from adyton.collateral.http_client import Fetcher, HTTPFetcher, Response, retry_after_s, told_wait
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 
 if TYPE_CHECKING:
@@ -123,15 +123,15 @@ def _check_product(product: str) -> None:
 
 
 def _refused(response: Response, what: str) -> FetchFailed:
+    wait_s = retry_after_s(response)
     meanings = {
         400: ("the service calls the request wrong", "the chip id or TCB of the report is not a real one"),
         404: ("the service does not know this chip or TCB", "check the product, and that the report is genuine"),
-        429: ("the service is asked too often", "wait ten seconds, and try again"),
+        429: ("the service is asked too often", f"wait {PACE_S if wait_s is None else wait_s:.0f} s, and try again"),
     }
     meaning, remedy = meanings.get(response.status, ("the service failed", "try again later, or import a bundle"))
-    wait_s = retry_after_s(response)
     return FetchFailed(
-        f"{what}: {meaning} (HTTP {response.status}) at {response.url[:200]}",
+        f"{what}: {meaning} (HTTP {response.status}{told_wait(wait_s)}) at {response.url[:200]}",
         check="status of the answer",
         expected="200",
         seen=response.status,

@@ -17,7 +17,7 @@ from adyton.attest.certificates import decode_crl
 from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_CRL_BYTES, MAX_JSON_BYTES
 from adyton.attest.quote import CertificationType, parse_ppid_certification
 from adyton.collateral.documents import Channel, Document
-from adyton.collateral.http_client import Fetcher, HTTPFetcher, Response, retry_after_s
+from adyton.collateral.http_client import Fetcher, HTTPFetcher, Response, retry_after_s, told_wait
 from adyton.collateral.needs import pck_request
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
 from adyton.untrusted import parse_json
@@ -56,12 +56,12 @@ def _refused(response: Response, what: str) -> FetchFailed:
     return FetchFailed(
         f"{what}: {meaning} (HTTP {response.status}"
         + (f", request {request_id}" if request_id.isprintable() and request_id else "")
-        + (f", retry after {wait_s:.0f} s" if wait_s is not None else "")
+        + told_wait(wait_s)
         + f") at {response.url}",
         check="status of the answer",
         expected="200",
         seen=response.status,
-        remedy=remedy,
+        remedy=remedy if wait_s is None else remedy.replace("wait,", f"wait {wait_s:.0f} s,"),
         status=response.status,
         retry_after_s=wait_s,
     )

@@ -21,10 +21,14 @@ MAX_SOURCES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A service: its address, and the CA file for its TLS certificate, if it needs one."""
+    """A service to ask: its address, and what its TLS certificate is held against.
+
+    That is a CA file beside the system's CAs, or the SHA-256 (hex digits) of the one certificate that is accepted.
+    """
 
     url: str
     ca_file: str | None = None
+    pin: str | None = None
 
     def client(self, channel: Channel, api_key: str | None = None) -> PCSClient:
         """A client of Intel's service, of a PCCS, or of a simulated platform."""
@@ -35,7 +39,7 @@ class Source:
         return KDSClient(self.url, self._fetcher())
 
     def _fetcher(self) -> HTTPFetcher:
-        return HTTPFetcher(ca_file=Path(self.ca_file) if self.ca_file else None)
+        return HTTPFetcher(ca_file=Path(self.ca_file) if self.ca_file else None, pin=self.pin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,18 @@ class SourceList:
         return self._remembered() or (Source(INTEL_PCS),)
 
     def remember(self, sources: Iterable[Source]) -> None:
-        """Put these sources first in the list."""
+        """Put these sources first in the list; each replaces what was remembered of its address."""
         with locked(self.directory):
-            merged = list(dict.fromkeys([*sources, *self._remembered()]))[:MAX_SOURCES]
-            write_json(self._path, [{"url": source.url, "ca_file": source.ca_file} for source in merged])
+            merged: dict[str, Source] = {}
+            for source in (*sources, *self._remembered()):
+                merged.setdefault(source.url, source)
+            write_json(self._path, [_row(source) for source in list(merged.values())[:MAX_SOURCES]])
+
+    def named(self, source: Source) -> Source:
+        """A source as the user names it; named by its address alone, with the certificate that was remembered."""
+        if source.ca_file is None and source.pin is None:
+            return next((known for known in self._remembered() if known.url == source.url), source)
+        return source
 
     @property
     def _path(self) -> Path:
@@ -61,7 +73,12 @@ class SourceList:
     def _remembered(self) -> tuple[Source, ...]:
         rows = read_json(self._path, [])
         return tuple(
-            Source(str(row["url"]), row.get("ca_file"))
+            Source(str(row["url"]), row.get("ca_file"), None if row.get("pin") is None else str(row["pin"]))
             for row in (rows if isinstance(rows, list) else [])
             if isinstance(row, dict) and "url" in row
         )
+
+
+def _row(source: Source) -> dict[str, str | None]:
+    found = {"url": source.url, "ca_file": source.ca_file}
+    return found if source.pin is None else {**found, "pin": source.pin}

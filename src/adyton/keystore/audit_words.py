@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from adyton.keystore.facts import DENIAL, POLICY, RELEASE
+from adyton.keystore.clock import moment
+from adyton.keystore.facts import (
+    DATA_KEY_ROTATED,
+    DENIAL,
+    DISMISSED,
+    EXPLANATION,
+    KEY_ADDED,
+    MASTER_KEY_ROTATED,
+    POLICY,
+    PRUNED,
+    RECORD_SIGNED,
+    RELEASE,
+    USED,
+)
 
 if TYPE_CHECKING:
     from adyton.keystore.audit import Entry
 
 MAX_DETAIL_CHARACTERS: Final = 200
 """Longest text of an entry whose kind has no words of its own."""
+
+
+TITLES: Final = {
+    KEY_ADDED: "New key, or new version of one",
+    "key-exported": "Exported a key",
+    DATA_KEY_ROTATED: "Wrapped all keys under a new data key",
+    MASTER_KEY_ROTATED: "New master key",
+    EXPLANATION: "What a refused program changed",
+    DISMISSED: "Dismissed a program that waited",
+    PRUNED: "Removed old evidence",
+    USED: "A program confirmed that it has its keys",
+    "dashboard": "Somebody failed to log in",
+    "noise": "Refusals that were only counted",
+    "grant-key-made": "New key that signs grants",
+    "backup": "Made a backup",
+    "store-created": "Made this key store",
+    RECORD_SIGNED: "Signed the record",
+}
+"""Kind of an entry that has no facts in its title -> what happened."""
+
+_HASH: Final = re.compile(r"\b[0-9a-f]{32,}\b")
 
 
 class EntryWords(NamedTuple):
@@ -41,5 +76,23 @@ def entry_words(entry: Entry) -> EntryWords:
         policy = body["policy"]
         title = f"{body['state'].capitalize()}: {policy['app']} {policy['version']}"
         return EntryWords("plain", body["approval"], title, f"for key {policy['key']}, by {body['actor']}")
-    parts = [f"{name} {value}" for name, value in body.items() if isinstance(value, str | int) and value != ""]
-    return EntryWords("plain", "", entry.kind, ", ".join(parts)[:MAX_DETAIL_CHARACTERS])
+    title = TITLES.get(entry.kind, entry.kind)
+    if entry.kind == "server":
+        title = f"Key server {body['what']}"
+        body = {"version": body["version"]}
+    if entry.kind == EXPLANATION and body["against"]:
+        changed = "; ".join(body["changed"]) or "nothing differs"
+        return EntryWords("plain", "", title, f"against {body['against']}: {changed}"[:MAX_DETAIL_CHARACTERS])
+    parts = [_fact(name, value) for name, value in body.items() if isinstance(value, str | int) and value != ""]
+    return EntryWords("plain", "", title, ", ".join(parts)[:MAX_DETAIL_CHARACTERS])
+
+
+def _fact(name: str, value: str | int) -> str:
+    """A member of an entry: a time as a date, a long hash by its beginning."""
+    if name.endswith("_ms") and isinstance(value, int):
+        return f"{name.removesuffix('_ms').replace('_', ' ')} {moment(value):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{name.replace('_', ' ')} {_HASH.sub(_beginning, str(value))}"
+
+
+def _beginning(found: re.Match[str]) -> str:
+    return f"{found[0][:16]}…"

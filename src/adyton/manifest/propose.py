@@ -241,7 +241,27 @@ def _complete(code: Mapping[str, None], seen: Observation) -> list[str]:
         loader = interpreter_of(Path(path)) if _is_file(path) else None
         if loader is not None:
             found[loader] = None
+    for path in _compiled_modules(found):
+        found[path] = None
     return [path for path in found if not (_PYC.match(path) and _is_below(path, (seen.cwd,)))]
+
+
+def _compiled_modules(trusted: Iterable[str]) -> list[str]:
+    """One file of each standard library's `lib-dynload` that would be empty, and so would not be there.
+
+    Python looks for that folder when it starts. Without it Python prints that it could not find platform dependent
+    libraries.
+    """
+    files = tuple(trusted)
+    found = []
+    for root in sorted({match[1] for path in files if (match := _ROOTS.match(path))}):
+        folder = f"{root}/lib-dynload"
+        if not os.path.isdir(folder) or any(path.startswith(f"{folder}/") for path in files):
+            continue
+        held = sorted(path for path in map(str, Path(folder).iterdir()) if _is_file(path))
+        if held:
+            found.append(min(held, key=os.path.getsize))
+    return found
 
 
 def _data_mounts(

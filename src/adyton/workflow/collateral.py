@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -109,14 +111,18 @@ def fetch_collateral(
     root: str | None = None,
     early: bool = False,
     kds: Sequence[str] = (),
-    pcs_ca: Path | None = None,
+    pcs_ca: Path | Mapping[str, Path] | None = None,
+    pcs_certificates: Mapping[str, Path] | None = None,
     api_key_file: Path | None = None,
     home: Path | None = None,
     notice: Notice = unheard,
 ) -> Taken:
     """Fetch, verify and store collateral, as `adyton collateral fetch` does.
 
-    Raises UsageError, StorageFailed, and FetchFailed where a service cannot list its platforms.
+    `pcs_ca` is a file of CA certificates for all named services, or one for each address. `pcs_certificates` has for an
+    address of `pcs` the file (PEM or DER) of the one certificate that is accepted there. Both are remembered.
+
+    Raises UsageError, StorageFailed, and FetchFailed where a service cannot say what it knows.
     """
     if tee not in ("sgx", "tdx", "both"):
         raise UsageError(f"no collateral for {tee!r}", check="--tee", expected="sgx, tdx or both", seen=tee)
@@ -126,11 +132,12 @@ def fetch_collateral(
     if api_key_file is not None:
         key = _api_key(api_key_file)
         downloads.client_of = lambda source, channel: source.client(channel, key)
-    ca_file = None if pcs_ca is None else str(pcs_ca.resolve())
-    named = tuple(Source(url, ca_file) for url in pcs)
+    named = tuple(
+        downloads.sources.named(Source(url, _ca_of(url, pcs_ca), _pin_of(url, pcs_certificates or {}))) for url in pcs
+    )
     sources = named or downloads.sources.known()
     outcomes: list[Outcome] = []
-    amd_sources = tuple(Source(url, ca_file) for url in kds) or downloads.kds
+    amd_sources = tuple(Source(url, _ca_of(url, pcs_ca)) for url in kds) or downloads.kds
     for path in evidence:
         given = _read_evidence(path)
         asked = amd_sources if isinstance(given, SNPReport) else sources
@@ -138,7 +145,7 @@ def fetch_collateral(
     outcomes += [_keep_vlek(path, downloads, amd_sources[0], now) for path in vleks]
     kinds = [_fmspc(text) for text in fmspcs]
     if not outcomes and not kinds and named:
-        kinds = _known_fmspcs(downloads, named)
+        kinds = _known_fmspcs(downloads, named, now)
     if kinds:
         outcomes += downloads.fetch(fmspcs=kinds, tees=tees, sources=sources, root=wanted_root, now=now)
     if not evidence and not vleks and not fmspcs and not named:
@@ -184,6 +191,35 @@ def _store(home: Path | None, *, early: bool = False) -> CollateralStore:
     return CollateralStore((home or default_home()) / "collateral", channel="early" if early else "standard")
 
 
+def _ca_of(url: str, given: Path | Mapping[str, Path] | None) -> str | None:
+    """The CA file for a service, as an absolute path: it is remembered."""
+    path = given.get(url) if isinstance(given, Mapping) else given
+    return None if path is None else str(path.resolve())
+
+
+def _pin_of(url: str, given: Mapping[str, Path]) -> str | None:
+    """The SHA-256 of the certificate that is pinned for a service; raises UsageError where it cannot be."""
+    path = given.get(url)
+    if path is None:
+        return None
+    if not url.startswith("https://"):
+        raise UsageError(
+            f"{url} shows no certificate that could be pinned",
+            check="--pcs-cert",
+            expected="a service over https://",
+            seen=url[:200],
+        )
+    raw = read_capped(path, MAX_CHAIN_BYTES, "TLS certificate")
+    try:
+        found = split_pem(raw, "TLS certificate") if raw.startswith(b"-----BEGIN") else [raw]
+        leaf = parse_certificate(found[0], "TLS certificate").der
+    except EvidenceError as error:
+        raise UsageError(
+            f"{path} holds no certificate: {error.message}", check="--pcs-cert", expected="PEM or DER", seen="neither"
+        ) from error
+    return hashlib.sha256(leaf).hexdigest()
+
+
 def _root(text: str | None) -> Digest | None:
     return None if text is None else Digest.from_hex(text.removeprefix("sim-tdx:").removeprefix("sim:"))
 
@@ -221,11 +257,11 @@ def _fmspc(text: str) -> bytes:
     return raw
 
 
-def _known_fmspcs(downloads: Downloads, sources: tuple[Any, ...]) -> list[bytes]:
-    """Every FMSPC that these services know, if they are few."""
+def _known_fmspcs(downloads: Downloads, sources: tuple[Source, ...], now: datetime) -> list[bytes]:
+    """Every kind of platform that these services know, if they are few."""
     found: list[bytes] = []
     for source in sources:
-        found += downloads.client_of(source, downloads.store.channel).fmspcs()
+        found += downloads.fmspcs(source, now)
     if len(found) > MAX_KINDS:
         raise UsageError(
             f"the service knows {len(found)} kinds of platform: say which",

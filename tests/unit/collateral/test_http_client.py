@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import ssl
 import threading
@@ -177,10 +178,52 @@ def test_get_over_tls_with_its_ca_named_is_accepted(tls: tuple[ssl.SSLContext, P
 
 
 def test_get_over_tls_for_another_name_is_refused(tls: tuple[ssl.SSLContext, Path]) -> None:
-    """A trusted certificate of another host is refused."""
+    """A trusted certificate of another host is refused, and that is what is said: the CA is not what is missing."""
     answer = saying(OK + b"Content-Length: 0\r\n\r\n")
-    with raw_server(answer, tls[0]) as url, pytest.raises(FetchFailed, match="not trusted"):
+    with raw_server(answer, tls[0]) as url, pytest.raises(FetchFailed, match="name mismatch") as caught:
         HTTPFetcher(5, tls[1]).get(url.replace("localhost", "127.0.0.1"), max_bytes=10)
+    (check,) = caught.value.checks
+    assert (check.name, check.expected) == ("name in the TLS certificate of the server", "127.0.0.1")
+    assert "--pcs-cert" in str(check.remedy)
+    assert "--pcs-ca" not in str(check.remedy)
+
+
+def pin_of(crt: Path) -> str:
+    """The SHA-256 of a certificate file (PEM)."""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(crt.read_text())).hexdigest()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_get_over_tls_with_its_certificate_pinned_is_accepted(tls: tuple[ssl.SSLContext, Path], host: str) -> None:
+    """The one certificate that is pinned is enough, whatever name it has and whoever signed it."""
+    with raw_server(saying(OK + b"Content-Length: 2\r\n\r\nok"), tls[0]) as url:
+        fetcher = HTTPFetcher(5, pin=pin_of(tls[1]))
+        assert fetcher.get(url.replace("localhost", host), max_bytes=10).body == b"ok"
+
+
+def test_get_over_tls_with_another_certificate_pinned_sends_nothing(
+    tls: tuple[ssl.SSLContext, Path], tmp_path: Path
+) -> None:
+    """A certificate of the same name, from the same CA even, is not the pinned one; the request never leaves."""
+    asked = []
+
+    def note(connection: socket.socket, _stop: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            asked.append(connection.recv(1000))
+
+    (tmp_path / "other").mkdir()
+    other, _ = self_signed(tmp_path / "other")
+    with raw_server(note, tls[0]) as url, pytest.raises(FetchFailed, match="another TLS certificate") as caught:
+        HTTPFetcher(5, tls[1], pin_of(other)).get(url, max_bytes=10)
+    (check,) = caught.value.checks
+    assert (check.expected, check.seen) == (f"SHA-256 {pin_of(other)}", f"SHA-256 {pin_of(tls[1])}")
+    assert [each for each in asked if each] == []
+
+
+def test_get_without_tls_where_a_certificate_is_pinned_is_refused() -> None:
+    """Nothing can be compared there, so nothing is fetched."""
+    with pytest.raises(UsageError, match="pinned"):
+        HTTPFetcher(5, pin="ab" * 32).get("http://127.0.0.1:1/", max_bytes=10)
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -188,6 +188,8 @@ def test_busy_service_that_asks_for_long_is_left_alone(milan: KDS, tmp_path: Pat
     outcomes = milan.downloads(tmp_path).fetch_for(milan.report, milan.now)
     assert isinstance(outcomes[0].error, FetchFailed)
     assert outcomes[0].error.retry_after_s == 600
+    assert "retry after 600 s" in str(outcomes[0].error)
+    assert "wait 600 s" in str(outcomes[0].error.remedy)
     assert milan.slept == []
     outcomes = milan.downloads(tmp_path).fetch_for(milan.report, milan.now + timedelta(seconds=300))
     assert "left alone" in str(outcomes[0].error)

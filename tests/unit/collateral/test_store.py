@@ -464,7 +464,7 @@ def test_no_source_at_all_is_said(world: World) -> None:
     assert all(outcome.error is not None and "--pcs" in str(outcome.error.remedy) for outcome in outcomes)
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [403, 429, 500, 503])
 def test_retry_after_is_obeyed(world: World, status: int) -> None:
     """A source that asks for 90 seconds of peace gets them, also from another process; then it is asked again."""
     world.trouble["one.invalid"] = busy(status, "90")
@@ -504,6 +504,18 @@ def test_sources_are_remembered_in_their_order(world: World) -> None:
     sources.remember([SOURCE])
     sources.remember([OTHER])
     assert sources.known() == (OTHER, SOURCE)
+
+
+def test_source_is_remembered_once_with_its_newest_certificate(world: World) -> None:
+    """A pin replaces what was remembered without it: nobody is asked without the pin once there is one."""
+    sources = world.downloads().sources
+    sources.remember([Source("https://one.invalid"), OTHER])
+    pinned = Source("https://one.invalid", None, "ab" * 32)
+    sources.remember([pinned])
+    assert sources.known() == (pinned, OTHER)
+    assert sources.named(Source("https://one.invalid")) == pinned
+    assert sources.named(Source("https://one.invalid", "/other.crt")) == Source("https://one.invalid", "/other.crt")
+    assert sources.named(Source("https://three.invalid")) == Source("https://three.invalid")
 
 
 def test_early_channel_is_kept_apart(world: World) -> None:

@@ -32,8 +32,35 @@ WORDS: dict[str, tuple[dict[str, Any], EntryWords]] = {
     "policy": (POLICY, EntryWords("plain", "a-1", "Revoked: classify v1", "for key weights, by alice")),
     "key-added": (
         {"key": "weights", "version": 2, "note": ""},
-        EntryWords("plain", "", "key-added", "key weights, version 2"),
+        EntryWords("plain", "", "New key, or new version of one", "key weights, version 2"),
     ),
+    "server": (
+        {"what": "started", "version": "1.2.3", "listening": {"adyton": "::1:1"}},
+        EntryWords("plain", "", "Key server started", "version 1.2.3"),
+    ),
+    "explanation": (
+        {"denial": "d-1", "against": "classify v1", "changed": ["file a: approved x, seen y"], "more": 0},
+        EntryWords("plain", "", "What a refused program changed", "against classify v1: file a: approved x, seen y"),
+    ),
+    "candidate-dismissed": (
+        {"measurement": "ab" * 32, "key": "weights", "actor": "dashboard"},
+        EntryWords(
+            "plain",
+            "",
+            "Dismissed a program that waited",
+            "measurement abababababababab…, key weights, actor dashboard",
+        ),
+    ),
+    "evidence-pruned": (
+        {"before_ms": 86_400_000, "count": 3, "size_bytes": 5, "actor": "alice"},
+        EntryWords(
+            "plain",
+            "",
+            "Removed old evidence",
+            "before 1970-01-02 00:00:00 UTC, count 3, size bytes 5, actor alice",
+        ),
+    ),
+    "of-the-future": ({"what": "x"}, EntryWords("plain", "", "of-the-future", "what x")),
 }
 
 

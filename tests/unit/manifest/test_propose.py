@@ -125,6 +125,22 @@ def test_proposal_trusts_program_text_and_packages(place: Path, proposal: Propos
     assert not any("helper.cpython" in path or "photo" in path or "/proc" in path for path in proposal.trusted)
 
 
+def test_proposal_keeps_the_folder_of_compiled_modules(place: Path) -> None:
+    """Python complains at its start where `lib-dynload` is not there; its smallest file keeps it where none is used."""
+    folder = place / "env/lib/python3.11/lib-dynload"
+    folder.mkdir()
+    (folder / "large.so").write_text("large")
+    (folder / "small.so").write_text("s")
+    seen = observation(place)
+
+    def found(seen: Observation) -> set[str]:
+        trusted = propose(seen, name="main", script="main.py", cpus=2).trusted
+        return {Path(path).name for path in trusted if "lib-dynload" in path}
+
+    assert found(seen) == {"small.so"}
+    assert found(replace(seen, read=(*seen.read, str(folder / "large.so")))) == {"large.so"}
+
+
 def test_proposal_leaves_out_the_hosts_state(proposal: Proposal) -> None:
     """What describes the host is named, but not trusted."""
     assert proposal.left_out == ("/etc/ld.so.cache", "/etc/passwd")

@@ -20,12 +20,14 @@ import pytest
 from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED
+from adyton.keystore.clock import now_ms
 from adyton.keystore.tables import approvals as approvals_module
 from adyton.manifest.signed import SignedManifest
 from adyton.release.client import obtain_keys
 from adyton.server.dashboard import guesses, http_timeouts
 from adyton.server.dashboard.guesses import FREE
 from adyton.server.dashboard.login import NOTES_A_MINUTE
+from adyton.server.dashboard.pages import programs as programs_module
 from adyton.server.dashboard.pages.timeline import PAGE
 from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.server.dashboard.sessions import Sessions
@@ -322,6 +324,100 @@ def test_approval_that_pins_the_firmware_only_is_shown_as_such(
     text = client.get("/programs").text
     assert "Releases nothing under tdx: guest image" in text
     assert "--rtmr1" in text
+
+
+def test_waiting_program_is_said_in_words_before_any_hash(client: httpx.Client, world: World) -> None:
+    """What would run and what changed come first; hashes are short, and whole on demand."""
+    signed = world.program(argument="other.py")
+    world.let_wait(signed.measurement)
+    with world.store.write() as change:
+        change.remember(signed.measurement, signed.manifest_bytes, parts())
+        denial = change.candidates()[0].denial
+        changed = [f"file {number}: approved x, seen y" for number in range(5)]
+        change.record(
+            "explanation", denial, {"denial": denial, "against": "classify v1", "changed": changed, "more": 2}, 1
+        )
+    folded = f"<summary><code>{signed.measurement.hex()[:16]}…</code></summary><code>{signed.measurement}</code>"
+    for path in ("/", "/programs", f"/candidates/{signed.measurement}/weights"):
+        text = client.get(path).text
+        main = text[text.index("<main>") :]
+        at = [main.index(word) for word in ("python3 other.py", "classify v1", "file 0: approved x", folded)]
+        assert at == sorted(at), path
+        assert ("file 4" in main) == ("/candidates/" in path)
+        assert ("and 4 more" in main) == ("/candidates/" not in path)
+
+
+def test_waiting_program_with_a_large_manifest_is_listed_without_reading_it(
+    client: httpx.Client, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list never takes long for what a stranger wrote; the program's own page reads it."""
+    signed = world.program()
+    world.let_wait(signed.measurement)
+    with world.store.write() as change:
+        change.remember(signed.measurement, signed.manifest_bytes, parts())
+    monkeypatch.setattr(programs_module, "MAX_LISTED_BYTES", len(signed.manifest_bytes) - 1)
+    assert "Would run" not in client.get("/").text
+    assert "What would run" in client.get(f"/candidates/{signed.measurement}/weights").text
+
+
+def test_older_approvals_are_folded_and_those_that_still_release_are_said(client: httpx.Client, world: World) -> None:
+    """The present version is open; of the older ones it is said whether they still release keys."""
+    measurements = [world.program(argument=f"{number}.py").measurement for number in range(3)]
+    ids = [world.approve(world.program(argument=f"{number}.py"), version=f"v{number}") for number in range(3)]
+    assert len(set(measurements)) == 3
+    text = client.get("/programs").text
+    before, _, folded = text.partition('<details class="older">')
+    assert "<h3>v2 " in before
+    assert "2 older approvals: <strong>2 of them still release keys</strong>" in folded
+    assert folded.index("<h3>v1 ") < folded.index("<h3>v0 ")
+    for item in ids[:2]:
+        client.post("/revoke", data={"id": item, "csrf": csrf(client)})
+    assert "2 older approvals, which release nothing any more" in client.get("/programs").text
+
+
+@pytest.mark.parametrize(
+    ("path", "marked"),
+    [
+        ("/", '<a class="brand" href="/" aria-current="page">'),
+        ("/programs", '<a href="/programs" aria-current="page">'),
+        ("/timeline", '<a href="/timeline" aria-current="page">'),
+        ("/entries/1", '<a href="/timeline" aria-current="true">'),
+        ("/platforms", '<a href="/platforms" aria-current="page">'),
+        ("/keys", '<a href="/keys" aria-current="page">'),
+    ],
+)
+def test_page_marks_where_one_is(client: httpx.Client, path: str, marked: str) -> None:
+    """One entry of the navigation is the present one."""
+    header = client.get(path).text.partition("</header>")[0]
+    assert marked in header
+    assert header.count("aria-current") == 1
+
+
+def test_times_name_their_zone(client: httpx.Client, world: World) -> None:
+    """Every time that is shown is UTC, and says so."""
+    world.approve(world.program())
+    world.let_wait(world.program(argument="other.py").measurement)
+    for path in PAGES:
+        text = client.get(path).text.partition("<pre>")[0]
+        assert re.findall(r"\d{2}:\d{2}(?::\d{2})?(?! UTC|:)\b", text) == [], path
+
+
+def test_timeline_is_in_words(client: httpx.Client, world: World) -> None:
+    """No entry is shown by the name of its kind."""
+    text = client.get("/timeline").text
+    assert "Made this key store" in text
+    assert "store-created" not in text
+
+
+def test_overview_plots_releases_and_refusals(client: httpx.Client, world: World) -> None:
+    """An SVG within the page, with words for who cannot see it; no style and no script in it."""
+    world.let_wait(world.program().measurement, at_ms=now_ms())
+    text = client.get("/").text
+    (plot,) = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert "The last 30 days, one bar a day: 0 released (above the line), 1 refused (below it)" in plot
+    assert plot.count('<rect class="bad"') == 1
+    assert '<rect class="good"' not in plot
+    assert "style" not in plot
 
 
 def half_request(world: World, page: str, source: str, said: bytes) -> ssl.SSLSocket:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adyton.keystore.approval import APPROVED, PENDING
+from adyton.keystore.clock import now_ms
+from adyton.server.dashboard.pages.activity import activity
 from adyton.server.dashboard.pages.platforms import documents
+from adyton.server.dashboard.pages.programs import SHOWN_WAITING, waiting_programs
 from adyton.server.dashboard.pages.timeline import event
 
 if TYPE_CHECKING:
@@ -19,7 +22,8 @@ def home(reader: Reader, collateral: CollateralStore) -> dict[str, Any]:
     approvals = reader.approvals()
     return {
         "events": [event(entry) for entry in entries],
-        "candidates": reader.candidates()[:5],
+        "activity": activity(reader, now_ms()),
+        "candidates": waiting_programs(reader.candidates()[:SHOWN_WAITING], reader),
         "pending": [item for item in approvals if item.state == PENDING],
         "standing": sum(item.state == APPROVED for item in approvals),
         "keys": len(reader.keys()),

@@ -37,7 +37,7 @@ def documents(collateral: CollateralStore) -> list[dict[str, Any]]:
             {
                 "name": held.name,
                 "root": str(held.root),
-                "expires": "" if verified is None else f"{verified.expires_at:%Y-%m-%d %H:%M}",
+                "expires": "" if verified is None else f"{verified.expires_at:%Y-%m-%d %H:%M} UTC",
                 "state": "bad" if days is None or days < 0 else "soon" if days < SOON_DAYS else "good",
                 "error": "" if held.error is None else held.error.message,
             }

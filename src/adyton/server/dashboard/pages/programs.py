@@ -6,22 +6,24 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton.errors import UsageError
+from adyton.errors import ManifestError, UsageError
 from adyton.keyserver.consent import alter, manifest_of, propose, shown
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
 from adyton.keystore.approval_gaps import gaps
 from adyton.keystore.clock import now_ms
+from adyton.keystore.facts import EXPLANATION
 from adyton.keystore.names import check_name
 from adyton.manifest.findings import not_covered, one_line
 from adyton.sim.machine import simulated_guest
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from starlette.requests import Request
 
     from adyton.keyserver.consent import Mine
+    from adyton.keystore.approval import StoredApproval
     from adyton.keystore.facts import Candidate
     from adyton.keystore.reader import Reader
     from adyton.keystore.transaction import Transaction
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from adyton.server.dashboard.requests import Form
 
 ACTOR: Final = "dashboard"
+SHOWN_WAITING: Final = 5
+"""Of so many programs that wait, at most, does a list say what they run: their manifests are read for it."""
+MAX_LISTED_BYTES: Final = 256 << 10
+"""The largest manifest that is read for a list: the program that waits chose it."""
 
 
 def programs(reader: Reader) -> dict[str, Any]:
@@ -37,13 +43,54 @@ def programs(reader: Reader) -> dict[str, Any]:
     found = sorted(
         reader.approvals(), key=lambda item: (item.approval.app, order[item.state], -item.changed_at.timestamp())
     )
-    by_name: dict[str, list[Any]] = {}
+    by_name: dict[str, list[StoredApproval]] = {}
     for item in found:
         by_name.setdefault(item.approval.app, []).append(item)
     at_ms = now_ms()
     usage = {item.id: reader.usage(item.id, "", at_ms) for item in found if item.state != PENDING}
     found_gaps = {item.id: gaps(item.approval) for item in found if item.state != REVOKED}
-    return {"programs": by_name, "candidates": reader.candidates(), "usage": usage, "gaps": found_gaps}
+    return {
+        "programs": {app: _by_age(items) for app, items in by_name.items()},
+        "candidates": waiting_programs(reader.candidates(), reader),
+        "usage": usage,
+        "gaps": found_gaps,
+    }
+
+
+def _by_age(items: list[StoredApproval]) -> dict[str, Any]:
+    """The approvals of one program: those of its present version and those that wait; and the older ones, to fold.
+
+    The present version is the one of the approval that stands and was changed last.
+    """
+    standing = [item for item in items if item.state == APPROVED]
+    present = max(standing, key=lambda item: item.changed_at).approval.version if standing else None
+    shown = [item for item in items if item.state == PENDING or (item in standing and item.approval.version == present)]
+    older = [item for item in items if item not in shown]
+    return {"shown": shown, "older": older, "still_standing": sum(item.state == APPROVED for item in older)}
+
+
+def waiting_programs(found: Sequence[Candidate], reader: Reader) -> list[dict[str, Any]]:
+    """Programs that wait, each with what it would run and what it changed, as far as it showed it."""
+    return [
+        {
+            "item": item,
+            "argv": _argv(reader, item) if number < SHOWN_WAITING else (),
+            "explained": [json.loads(entry.body) for entry in reader.entries(kind=EXPLANATION, subject=item.denial)],
+        }
+        for number, item in enumerate(found)
+    ]
+
+
+def _argv(reader: Reader, item: Candidate) -> tuple[str, ...]:
+    """The command line of a program that waits; empty where its manifest is not known, too large, or refused."""
+    behind = reader.behind(item.measurement)
+    if behind is None or len(behind[0]) > MAX_LISTED_BYTES:
+        return ()
+    try:
+        manifest = manifest_of(reader, _draft(reader, item.measurement, item.tee, item.key, app="x", version="x"))
+    except (UsageError, ManifestError):
+        return ()
+    return () if manifest is None else tuple(map(one_line, manifest.argv or ()))
 
 
 def candidate(request: Request, reader: Reader, mine: Mine) -> dict[str, Any]:
