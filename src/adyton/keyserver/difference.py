@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import MalformedManifest
-from adyton.manifest.difference import Comparable, Difference, around_difference, read_unchecked
+from adyton.manifest.difference import Comparable, Difference, around_difference, differing_part, read_unchecked
 from adyton.manifest.findings import one_line
 
 if TYPE_CHECKING:
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 MAX_LINES: Final = 40
 MAX_CHARACTERS: Final = 160
-"""Longest name or value in a line, without the signs that mark a cut."""
+"""The most of a name or a value in a line, beside two signs that something was cut."""
+_CUT: Final = "…"
+_MORE: Final = " (more of it may differ)"
 _PREFIXES: Final = {"file": "file ", "mount": "mount ", "runtime": "runtime: "}
 _ORDER: Final = ("runtime", "mount", "key", "file", "form")
 
@@ -24,11 +26,22 @@ def owner_lines(found: Sequence[Difference]) -> list[str]:
 
 
 def owner_line(difference: Difference) -> str:
-    """One line with both values, each cut around the difference."""
+    """One line with both values, each cut to a bound around what differs first; it says where that may not be all."""
+    before, after = difference.before, difference.after
     name = _cut(_PREFIXES.get(difference.kind, "") + difference.what, "")
-    approved = "nothing" if difference.before is None else _cut(difference.before, difference.after)
-    seen = "nothing" if difference.after is None else _cut(difference.after, difference.before)
-    return f"{name}: approved {approved}, seen {seen}"
+    approved = "nothing" if before is None else _cut(before, after)
+    seen = "nothing" if after is None else _cut(after, before)
+    return f"{name}: approved {approved}, seen {seen}{_MORE if _may_hide_more(before, after) else ''}"
+
+
+def _may_hide_more(before: str | None, after: str | None) -> bool:
+    """Whether something may differ behind what is shown of two values: a harmless change may stand first."""
+    if before is None or after is None:
+        return False
+    if before.endswith(_CUT) or after.endswith(_CUT):
+        return True
+    parts = differing_part(before, after), differing_part(after, before)
+    return any(len(one_line(part[:MAX_CHARACTERS])) > MAX_CHARACTERS // 2 for part in parts)
 
 
 def _cut(text: str, other: str | None) -> str:

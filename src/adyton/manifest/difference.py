@@ -123,14 +123,26 @@ def _shown(value: object) -> str:
 
 
 def around_difference(text: str, other: str | None, limit: int = MAX_SHOWN_CHARACTERS) -> str:
-    """At most `limit` characters of a text, among them the first one that differs from `other`."""
+    """At most `limit` characters of a text. At least half of them begin where it first differs from `other`."""
     if len(text) <= limit:
         return text
-    shared = range(min(len(text), len(other or "")))
-    differs = bisect_left(shared, True, key=lambda at: text[: at + 1] != (other or "")[: at + 1])
-    start = 0 if differs < limit else differs - _BEFORE_CHARACTERS
+    differs = _shared_start(text, other or "")
+    start = 0 if differs <= limit // 2 else differs - _BEFORE_CHARACTERS
     end = start + limit
     return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
+
+
+def differing_part(text: str, other: str) -> str:
+    """A text without what it begins and ends with as `other` does."""
+    start = _shared_start(text, other)
+    rest, other_rest = text[start:], other[start:]
+    end = _shared_start(rest[::-1], other_rest[::-1])
+    return rest[: len(rest) - end]
+
+
+def _shared_start(one: str, two: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return bisect_left(range(min(len(one), len(two))), True, key=lambda at: one[: at + 1] != two[: at + 1])
 
 
 def certificate_name(pem: str) -> str:

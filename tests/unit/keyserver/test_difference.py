@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from adyton.errors import MalformedManifest
@@ -87,6 +89,31 @@ def test_long_values_are_cut_around_what_differs() -> None:
     assert "word400" in found.split(", seen ")[0]
     assert "evil" in found.split(", seen ")[1]
     assert len(found) < 3 * MAX_CHARACTERS
+
+
+@pytest.mark.parametrize("at", [0, 79, 80, 81, 120, 158, 159, 160, 161, 400])
+def test_what_differs_first_is_seen_wherever_it_stands(at: int) -> None:
+    """A value that is changed at the edge of what is shown would show one character of the change."""
+    same = "a" * at
+    (line,) = lines(f'{LEAST}loader.env.X = "{same}good"\n', f'{LEAST}loader.env.X = "{same}evil-path{"a" * 300}"\n')
+    assert "evil-path" in line
+
+
+@pytest.mark.parametrize("escape", ["", "\\u202e" * 30])
+def test_second_change_behind_the_first_is_not_passed_over(escape: str) -> None:
+    """A harmless change that stands first must not look as if it were all of it."""
+    listed = [f"file:/data/{number:04}" for number in range(40)]
+    approved = LEAST + f"sgx.allowed_files = {json.dumps(listed)}\n"
+    listed[0] = "file:/data/first"
+    (line,) = lines(approved, LEAST + f"sgx.allowed_files = {json.dumps(listed)}\n")
+    assert "more of it" not in line
+    listed[39] = "file:/leak"
+    (line,) = lines(approved, (LEAST + f"sgx.allowed_files = {json.dumps(listed)}\n").replace("first", f"f{escape}"))
+    assert line.endswith("(more of it may differ)")
+    assert len(line) < 700
+    value, other = "x" + "a" * 300 + "good", "y" + "a" * 300 + "evil"
+    (line,) = lines(f'{LEAST}loader.env.X = "{value}"\n', f'{LEAST}loader.env.X = "{other}"\n')
+    assert line.endswith("(more of it may differ)")
 
 
 def test_value_of_several_lines_is_one_line() -> None:
