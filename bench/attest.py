@@ -22,7 +22,7 @@ from adyton.attest.appraise import appraise
 from adyton.attest.certificates import ecdsa_is_valid, load_p256
 from adyton.attest.checks import Checks
 from adyton.attest.collateral import Collateral
-from adyton.attest.policy import Policy
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.roots import TrustRoots
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote

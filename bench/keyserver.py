@@ -358,8 +358,8 @@ def audit_record(folder: Path, count: int) -> None:
 
 def largest_comparison() -> None:
     """A refused program whose manifest has the greatest size, compared with as many approved ones as there may be."""
-    from adyton.keyserver import comparison
-    from adyton.release.explanation import MAX_MANIFEST_BYTES, Explanation
+    from adyton.keyserver import program_comparison
+    from adyton.release.shown_program import MAX_MANIFEST_BYTES, Explanation
 
     def manifest(seed: int) -> bytes:
         files = (
@@ -370,13 +370,13 @@ def largest_comparison() -> None:
         return (text + "".join(files)).encode()
 
     approved: list[tuple[str, bytes, dict[str, str]]] = [
-        (f"program-{seed}", manifest(seed), {}) for seed in range(1, comparison.MAX_APPROVED + 1)
+        (f"program-{seed}", manifest(seed), {}) for seed in range(1, program_comparison.MAX_APPROVED + 1)
     ]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    comparison.compared(Explanation("d-0", manifest(0), {}), approved)
+    program_comparison.compared(Explanation("d-0", manifest(0), {}), approved)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    bound_s = comparison.BOUNDS.cpu_s
+    bound_s = program_comparison.BOUNDS.cpu_s
     print(f"largest comparison, of six manifests without a common file: {used_s:.1f} s of {bound_s} s of CPU")
 
 

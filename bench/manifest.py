@@ -22,7 +22,7 @@ import tomli_w
 
 from adyton.manifest.cache import HashCache
 from adyton.manifest.document import write_document
-from adyton.manifest.final import finish
+from adyton.manifest.finalize import finish
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import Area, Layout, measure
 from adyton.runtime.identity import runtime_identity

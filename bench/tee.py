@@ -97,7 +97,7 @@ def measure(folder: Path) -> list[Row]:
     imported = best_process_ms("from cryptography.hazmat.primitives.asymmetric import ec")
     load = f"""
 from pathlib import Path
-from adyton.tee.opener import open_source
+from adyton.tee.source_choice import open_source
 from adyton.values import Measurement
 open_source("sim", measurement=Measurement(bytes(32)), platform_dir=Path({str(folder / "platform")!r})).quote(bytes(64))
 """

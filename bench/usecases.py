@@ -295,7 +295,7 @@ class Bench:
 
     def quote_s(self) -> float:
         """Seconds for one quote of the simulated platform, in this process."""
-        from adyton.tee.opener import open_source
+        from adyton.tee.source_choice import open_source
         from adyton.values import Measurement
 
         source = open_source("sim", measurement=Measurement(bytes(32)), platform_dir=self.folder / "platform")

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from adyton.dates import parse_timestamp
 from adyton.errors import Error
-from adyton.rfc3339 import parse_timestamp
 
 Refuse = Callable[[str, str, str], Error]
 """Makes the error from the path of a member, the expected type, and the seen type."""

@@ -30,7 +30,7 @@ from adyton.cli import collateral, platform, verify
 from adyton.collateral.bundle import build_bundle, documents_of
 from adyton.collateral.sources import Source, SourceList
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, TargetExists, UsageError
-from adyton.sim.machine import Shape
+from adyton.sim.chip import Shape
 from adyton.sim.pcs_server import application
 from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement

@@ -22,7 +22,7 @@ import pytest
 import adyton
 from adyton.cli import interrupted
 from adyton.cli.main import VERBS
-from adyton.manifest.signature import parse_sigstruct
+from adyton.manifest.sigstruct import parse_sigstruct
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from tests.cli.chain import KEY, NOTES, Chain, Ended, Place, send, until, wait_for
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from adyton.manifest.signature import generate_signer
 from adyton.manifest.signed import read_signed
+from adyton.manifest.sigstruct import generate_signer
 from adyton.runtime.identity import runtime_identity
 from tests.unit.runtime.test_gramine_backend import libpal, script, write
 

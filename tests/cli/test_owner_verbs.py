@@ -17,11 +17,11 @@ from adyton.collateral.store import CollateralStore
 from adyton.keystore.approval import Approval
 from adyton.keystore.home import Home
 from adyton.keystore.tables import approvals as approvals_module
-from adyton.manifest import signature
+from adyton.manifest import sigstruct
 from adyton.manifest.measure import combine
 from adyton.manifest.signed import read_signed
 from adyton.runtime import identity
-from adyton.sim.machine import simulated_guest
+from adyton.sim.chip import simulated_guest
 from adyton.sim.platform import SimPlatform
 from tests.support.owner_world import RUNTIME_PARTS, now, signer_pem
 
@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     runtime = identity.RuntimeIdentity(combine(RUNTIME_PARTS), RUNTIME_PARTS)
     monkeypatch.setattr(identity, "runtime_identity", lambda: runtime)
-    monkeypatch.setattr(signature, "generate_signer", signer_pem)
+    monkeypatch.setattr(sigstruct, "generate_signer", signer_pem)
 
     def call(*args: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:

@@ -21,14 +21,15 @@ from adyton.address import parse_address
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import parse_guest
-from adyton.attest.policy import Policy
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
 from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
 from adyton.collateral.documents import Document, verify_document
 from adyton.collateral.http_client import Response, retry_after_s
-from adyton.collateral.times import parse_stamp
+from adyton.collateral.stored_time import parse_stamp
+from adyton.dates import parse_end, parse_start
 from adyton.errors import Denied, Error, FetchFailed, UsageError
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
@@ -44,17 +45,16 @@ from adyton.manifest.host import host_facts
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import parse_pal
 from adyton.manifest.observe import read_trace
-from adyton.manifest.schema import parse_size
-from adyton.manifest.signature import SIGSTRUCT_BYTES, Attributes, generate_signer, load_signer, parse_sigstruct, sign
+from adyton.manifest.schema_check import parse_size
 from adyton.manifest.signed import decode
+from adyton.manifest.sigstruct import SIGSTRUCT_BYTES, Attributes, generate_signer, load_signer, parse_sigstruct, sign
 from adyton.manifest.template import render
 from adyton.pfile.backing import Memory
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import Metadata, parse_envelope
 from adyton.pfile.recovery import parse_log
-from adyton.rfc3339 import parse_end, parse_start
 from adyton.server.dashboard.requests import parse_form
-from adyton.sim.machine import Facts
+from adyton.sim.chip import Facts
 from adyton.sim.platform import SimPlatform
 from adyton.sim.vendor import Publication
 from adyton.untrusted import parse_json, parse_json_object, parse_toml
@@ -246,7 +246,7 @@ def _release() -> dict[str, Target]:
     """Every `parse_…(raw)` of the release protocols' modules, each with every message that there is as its seeds."""
     modules = [
         importlib.import_module(f"adyton.release.{name}")
-        for name in ("wire", "messages", "answer", "explanation", "grants", "secret_provisioning")
+        for name in ("wire", "messages", "answer", "shown_program", "grants", "secret_provisioning")
     ]
     names = {name: value for module in modules for name, value in vars(module).items()}
     b64, key = names["b64"], names["EnclaveKey"]()
@@ -347,15 +347,17 @@ def targets() -> dict[str, Target]:
         "manifest-template": Target(
             _template, tuple(map(str.encode, TEMPLATE)), (f"{m}.template.render",), _children_s
         ),
-        "manifest-size": Target(_text(parse_size), (b"4G", b"0x10K"), (f"{m}.schema.parse_size",)),
-        "manifest-signature": Target(parse_sigstruct, _signature, (f"{m}.signature.parse_sigstruct",)),
+        "manifest-size": Target(_text(parse_size), (b"4G", b"0x10K"), (f"{m}.schema_check.parse_size",)),
+        "manifest-signature": Target(parse_sigstruct, _signature, (f"{m}.sigstruct.parse_sigstruct",)),
         "manifest-library": Target(parse_pal, (elf.ljust(4096, b"\0"),), (f"{m}.mrenclave.parse_pal",)),
         "manifest-trace": Target(
             lambda raw: read_trace(raw.decode("ascii", "surrogateescape").splitlines(), "/w"),
             (trace,),
             (f"{m}.observe.read_trace",),
         ),
-        "policy": Target(_policy, (POLICY.encode(), b'{"tees": ["sgx"]}'), ("adyton.attest.policy.Policy.from_dict",)),
+        "policy": Target(
+            _policy, (POLICY.encode(), b'{"tees": ["sgx"]}'), ("adyton.attest.evidence_policy.Policy.from_dict",)
+        ),
         "approval": Target(
             lambda raw: Approval.from_dict(parse_json_object(raw, what="approval")),
             (json.dumps(APPROVAL).encode(),),
@@ -364,7 +366,7 @@ def targets() -> dict[str, Target]:
         "time": Target(
             _text(lambda text: (parse_stamp(text), parse_end(text, "end"), parse_start(text, "start"))),
             (b"2030-01-01T00:00:00Z", b"2030-01-01", b"2030-01-01T00:00:00+02:00"),
-            ("adyton.rfc3339.parse_end", "adyton.rfc3339.parse_start", "adyton.collateral.times.parse_stamp"),
+            ("adyton.dates.parse_end", "adyton.dates.parse_start", "adyton.collateral.stored_time.parse_stamp"),
         ),
         "address": Target(
             _text(lambda text: parse_address(text, "address")),
@@ -404,7 +406,7 @@ def targets() -> dict[str, Target]:
         "sim-machine": Target(
             lambda raw: Facts.from_dict(parse_json_object(raw, what="machine")),
             lambda: (json.dumps(_platform()[0]).encode(),),
-            ("adyton.sim.machine.Facts.from_dict", "adyton.sim.machine.CertifiedQE.from_dict"),
+            ("adyton.sim.chip.Facts.from_dict", "adyton.sim.chip.CertifiedQE.from_dict"),
         ),
         "sim-publication": Target(
             lambda raw: Publication.from_dict(parse_json_object(raw, what="publication")),

@@ -29,8 +29,8 @@ NO_GOOD_SEED: Final = {"attest-token": "nobody signed it"}
 NOT_FUZZED: Final = {
     "adyton.manifest.template.parse_definitions": "words of the command line",
     "adyton.address.parse_listening_address": "a word of the command line",
-    "adyton.rfc3339.parse_timestamp": "raises ValueError; its callers, which parse documents, are fuzzed",
-    "adyton.keystore.facts.Facts.from_dict": "what the store wrote under a code of its own",
+    "adyton.dates.parse_timestamp": "raises ValueError; its callers, which parse documents, are fuzzed",
+    "adyton.keystore.audit_facts.Facts.from_dict": "what the store wrote under a code of its own",
     "adyton.runtime.interfaces.parse_mountinfo": "the kernel's own text",
     "adyton.workflow.run.Request.from_json": "what `adyton.run` gives to the interpreter that it starts",
     "adyton.release.grants.parse_granted": "takes what parse_answer parsed",

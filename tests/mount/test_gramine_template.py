@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.manifest.final import finish
+from adyton.manifest.finalize import finish
 from adyton.manifest.host import host_facts, multiarch_libdir
 from adyton.manifest.template import render
 from tests.mount.test_proposed import RUN

@@ -157,7 +157,7 @@ def test_altered_trusted_file_stops_the_start(folder: Path) -> None:
     from adyton.errors import DigestMismatch
     from adyton.runtime.keeper import Delivered
     from adyton.runtime.launch import launch
-    from adyton.runtime.plan import plan
+    from adyton.runtime.run_plan import plan
 
     before = os.getcwd()
     os.chdir(folder)
@@ -345,7 +345,7 @@ def test_interrupt_before_the_program_starts_ends_at_once(folder: Path) -> None:
     script = (
         "import sys, json, time\n"
         "from tests.mount import world\n"
-        "from adyton.runtime.launch import launch\nfrom adyton.runtime.plan import plan\n"
+        "from adyton.runtime.launch import launch\nfrom adyton.runtime.run_plan import plan\n"
         "from adyton.errors import ScriptFailed\n"
         "def slow():\n    print('asking', flush=True)\n    time.sleep(60)\n"
         "made = plan(world.manifest(world.shell('exit 0')), read_trusted=lambda e: b'')\n"

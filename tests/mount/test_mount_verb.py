@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import IntegrityError, MountFailed, WrongPath
-from adyton.runtime.mounted import unmount
+from adyton.runtime.owner_mount import unmount
 
 pytestmark = pytest.mark.mount
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.manifest.final import finish
+from adyton.manifest.finalize import finish
 from adyton.manifest.observe import observe
 from adyton.manifest.propose import DataMount, Proposal, propose
 from adyton.storage.files import encrypt_file
@@ -30,7 +30,7 @@ from adyton.errors import Error
 from adyton.manifest.model import parse_manifest
 from adyton.runtime.keeper import Delivered
 from adyton.runtime.launch import launch
-from adyton.runtime.plan import plan
+from adyton.runtime.run_plan import plan
 from tests.mount.world import KEY
 try:
     made = plan(parse_manifest(pathlib.Path(sys.argv[1]).read_text()), read_trusted=lambda entry: b"")

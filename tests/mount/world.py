@@ -189,7 +189,7 @@ def main() -> int:
     from adyton.runtime.inherited import begin_anew
     from adyton.runtime.keeper import Delivered
     from adyton.runtime.launch import launch
-    from adyton.runtime.plan import plan
+    from adyton.runtime.run_plan import plan
 
     begin_anew()  # as `adyton run` does
     spec = json.loads(sys.argv[1])

@@ -17,8 +17,8 @@ from adyton.attest import der, ratls, sgx, snp, tdx
 from adyton.attest.certificates import decode_crl, parse_certificate, parse_crl, split_pem
 from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.evidence import parse_evidence
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.pck import parse_sgx_extension
-from adyton.attest.policy import Policy
 from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
 from adyton.errors import Error, MalformedQuote

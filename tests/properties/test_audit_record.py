@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adyton.errors import AuditError
 from adyton.keystore.audit import Entry, Head, canonical, entry_hash, start_hash, verify_chain
-from adyton.keystore.facts import (
+from adyton.keystore.audit_facts import (
     DATA_KEY_ROTATED,
     DENIAL,
     DISMISSED,
@@ -26,8 +26,8 @@ from adyton.keystore.facts import (
     facts_of,
     waiting,
 )
+from adyton.keystore.current_facts import RecordedFacts
 from adyton.keystore.ledger import Ledger
-from adyton.keystore.recorded_facts import RecordedFacts
 from adyton.values import Measurement
 
 STORE = b"s" * 16

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from adyton.collateral.background import MAX_FETCHES, MAX_UNPROVEN_FETCHES, Purpose, has_place
 from adyton.collateral.documents import Document, VerifiedDocument, check_current
 from adyton.collateral.store import CollateralStore, Mark, check_not_older
-from adyton.collateral.times import parse_stamp
+from adyton.collateral.stored_time import parse_stamp
+from adyton.dates import timestamp
 from adyton.errors import Stale
-from adyton.rfc3339 import timestamp
 from adyton.values import Digest
 
 START = datetime(2030, 1, 1, tzinfo=UTC)

@@ -15,12 +15,12 @@ from adyton.errors import Error, MalformedManifest
 from adyton.manifest.difference import differences
 from adyton.manifest.explain import explain_manifest
 from adyton.manifest.findings import findings, not_covered, runtime_refusals
-from adyton.manifest.keys import KEYS
+from adyton.manifest.key_table import KEYS
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import parse_pal
 from adyton.manifest.observe import read_trace
-from adyton.manifest.signature import SIGSTRUCT_BYTES, parse_sigstruct
 from adyton.manifest.signed import decode
+from adyton.manifest.sigstruct import SIGSTRUCT_BYTES, parse_sigstruct
 from adyton.manifest.template import render
 
 TEXTS = st.one_of(

@@ -24,8 +24,8 @@ from adyton.errors import FetchFailed
 from adyton.keyserver.service import KeyService
 from adyton.keystore import approval_gaps
 from adyton.keystore.approval import Approval
+from adyton.keystore.audit_facts import DENIAL, WAITS, waiting
 from adyton.keystore.audit_key import audit_private_key
-from adyton.keystore.facts import DENIAL, WAITS, waiting
 from adyton.keystore.grant_key import open_grant_key
 from adyton.keystore.home import Home
 from adyton.keystore.new_home import init_home
@@ -33,13 +33,13 @@ from adyton.keystore.store import Store
 from adyton.keystore.tables.keys import KEY
 from adyton.manifest.measure import combine, workload_measurement
 from adyton.manifest.model import parse_manifest
-from adyton.manifest.signature import generate_signer, load_signer, sign
 from adyton.manifest.signed import SignedManifest, load_signed, signed_attributes
+from adyton.manifest.sigstruct import generate_signer, load_signer, sign
 from adyton.release.tls import server_context
 from adyton.server.listener import Limits
 from adyton.server.process import server_identity
 from adyton.server.protocols import KeyServer
-from adyton.sim.machine import SimEnclave, simulated_guest
+from adyton.sim.chip import SimEnclave, simulated_guest
 from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from adyton.attest.enclave import FLAG_EINITTOKEN_KEY, FLAG_INIT, FLAG_MODE64, FLAG_PROVISION_KEY
-from adyton.attest.policy import Policy
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import (
     PLATFORM_ALIAS_CHECK,
@@ -30,14 +30,14 @@ from adyton.attest.tdx import (
     TDXQuote,
 )
 from adyton.check import Check
+from adyton.dates import is_over
 from adyton.errors import AppraisalFailed, UsageError
-from adyton.rfc3339 import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from adyton.attest.policy import Exemption
+    from adyton.attest.evidence_policy import Exemption
     from adyton.attest.report import VerifiedReport
     from adyton.values import Measurement
 

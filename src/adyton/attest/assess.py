@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from adyton.attest.appraise import Claims
     from adyton.attest.evidence import Evidence
-    from adyton.attest.policy import Policy
+    from adyton.attest.evidence_policy import Policy
     from adyton.attest.report import VerifiedReport
     from adyton.attest.roots import TrustRoots
 

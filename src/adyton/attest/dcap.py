@@ -46,7 +46,7 @@ from adyton.attest.tcbinfo import EnclaveIdentity, TCBInfo, parse_enclave_identi
 from adyton.attest.validity import check_validity
 from adyton.check import Check
 from adyton.errors import BadChain, MalformedQuote, Mismatch, Revoked, UsageError
-from adyton.recent import Recent
+from adyton.lru import Recent
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:

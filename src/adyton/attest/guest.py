@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from adyton.attest.policy import Policy
+from adyton.attest.evidence_policy import Policy
 from adyton.errors import UsageError
 from adyton.values import Measurement
 

@@ -11,8 +11,8 @@ import typer
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
 from adyton.cli.verb import verb_app
+from adyton.dates import parse_end
 from adyton.errors import Error, UsageError
-from adyton.rfc3339 import parse_end
 from adyton.values import Measurement
 
 app = verb_app()

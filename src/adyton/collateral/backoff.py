@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from adyton.collateral.folder import locked, read_json, write_json
-from adyton.collateral.times import parse_stamp
+from adyton.collateral.stored_time import parse_stamp
+from adyton.dates import timestamp
 from adyton.errors import FetchFailed
-from adyton.rfc3339 import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator

@@ -23,8 +23,8 @@ from adyton.attest.layout import MAX_CRL_BYTES, MAX_JSON_BYTES
 from adyton.attest.roots import TrustRoots
 from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
+from adyton.dates import parse_timestamp, timestamp
 from adyton.errors import BadChain, MalformedQuote, Stale
-from adyton.rfc3339 import parse_timestamp, timestamp
 from adyton.values import Digest
 
 if TYPE_CHECKING:

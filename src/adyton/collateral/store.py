@@ -36,9 +36,9 @@ from adyton.collateral.documents import (
 )
 from adyton.collateral.folder import FileIdentity, identity_of, locked, read_json, write_json
 from adyton.collateral.needs import missing
-from adyton.collateral.times import parse_stamp
+from adyton.collateral.stored_time import parse_stamp
+from adyton.dates import timestamp
 from adyton.errors import Error, EvidenceError, FetchFailed, Stale, StorageFailed, Unavailable
-from adyton.rfc3339 import timestamp
 from adyton.values import Digest
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from adyton.errors import UsageError
 from adyton.keystore.approval import APPROVED, RA_TLS, REVOKED
 from adyton.manifest.findings import Finding, by_danger, finding, finding_named, findings, not_covered, pinned_keys
 from adyton.manifest.model import parse_manifest
-from adyton.manifest.pinned import MAX_CA_CHARS, ca_sha256, ca_within
-from adyton.manifest.signature import MAX_PEM_BYTES, load_signer, mrsigner_of
+from adyton.manifest.pinned_ca import MAX_CA_CHARS, ca_sha256, ca_within
 from adyton.manifest.signed import decode, read_capped
+from adyton.manifest.sigstruct import MAX_PEM_BYTES, load_signer, mrsigner_of
 from adyton.values import Digest
 
 if TYPE_CHECKING:

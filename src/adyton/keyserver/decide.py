@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.appraise import appraise
-from adyton.attest.policy import Exemption, Policy, SignerRule
+from adyton.attest.evidence_policy import Exemption, Policy, SignerRule
 from adyton.attest.snp import SNPReport
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
 from adyton.check import Check, text
+from adyton.dates import is_over, over_at
 from adyton.errors import AppraisalFailed, UsageError
 from adyton.keystore import approval_gaps
 from adyton.keystore.approval import APPROVED, REVOKED
-from adyton.rfc3339 import is_over, over_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adyton.attest.appraise import Claims
     from adyton.attest.report import VerifiedReport
     from adyton.keystore.approval import Approval, StoredApproval
-    from adyton.keystore.recorded_facts import Usage
+    from adyton.keystore.current_facts import Usage
     from adyton.values import Digest
 
 _DECIDER: Final = object()

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from adyton.attest.sgx import SGXQuote
 from adyton.errors import Denied, Error, OutOfOrder, Unavailable
 from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
-from adyton.keyserver.explainer import Ticket, waits
 from adyton.keyserver.public_errors import busy
 from adyton.keyserver.record_limits import OWNERS_BYTES
-from adyton.keyserver.refusal import (
+from adyton.keyserver.refusal_texts import (
     cut_details,
     evidence_reason,
     fitting,
@@ -26,10 +25,11 @@ from adyton.keyserver.refusal import (
     told_reason,
     unchecked_reason,
 )
+from adyton.keyserver.refused_programs import Ticket, waits
 from adyton.keyserver.request_record import RequestRecord
 from adyton.keyserver.stages import Decided, Outcome, Refused, Release, Unchecked
 from adyton.keystore.audit import canonical
-from adyton.keystore.facts import DENIAL, RELEASE, WAITS, waiting
+from adyton.keystore.audit_facts import DENIAL, RELEASE, WAITS, waiting
 from adyton.keystore.names import new_id
 from adyton.keystore.tables.keys import KEY
 from adyton.release.messages import NOT_KEPT, Payload, Refusal

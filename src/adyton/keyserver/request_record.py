@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.check import text
 from adyton.keyserver.record_limits import MAX_EVIDENCE_BYTES_PER_DAY, MAX_EVIDENCE_KEPT_BYTES, Budget
-from adyton.keyserver.refusal import program_of
+from adyton.keyserver.refusal_texts import program_of
 from adyton.keystore.prune import prune_refused
 from adyton.keystore.tables.evidence import REFUSED
 

@@ -20,15 +20,15 @@ from adyton.errors import AuditError, Error, OutOfOrder, StoreError
 from adyton.keyserver.answer import answered
 from adyton.keyserver.decision_queue import MAX_WAITING, DecisionQueue, Waiting
 from adyton.keyserver.decisions import Decisions
-from adyton.keyserver.explainer import Explainer
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.keyserver.readiness import Readiness
 from adyton.keyserver.receive import received_chain, received_message
 from adyton.keyserver.record_limits import LogLimit, RefusalLimits
+from adyton.keyserver.refused_programs import Explainer
 from adyton.keyserver.stages import Refused, Release, Unchecked, Verified
 from adyton.keystore.audit import Checkpoint, sign_checkpoint
+from adyton.keystore.audit_facts import AWAITED
 from adyton.keystore.clock import now_ms
-from adyton.keystore.facts import AWAITED
 from adyton.release.messages import ServerIdentity, check_challenge, make_challenge
 from adyton.values import Digest, Nonce
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adyton.collateral.verifier import VerifiedEvidence
     from adyton.errors import Error, Unavailable
     from adyton.keyserver.decide import Grant
-    from adyton.keyserver.explainer import Ticket
+    from adyton.keyserver.refused_programs import Ticket
     from adyton.release.grants import Granted
     from adyton.release.messages import Payload, Refusal, ReleaseRequest
     from adyton.values import Digest

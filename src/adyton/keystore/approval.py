@@ -11,13 +11,13 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from adyton.attest.evidence_policy import Policy as EvidencePolicy
 from adyton.attest.guest import Guest, SNPGuest, TDXGuest, parse_guest
 from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
-from adyton.attest.policy import Policy as EvidencePolicy
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
+from adyton.dates import parse_end, timestamp
 from adyton.errors import StoreError, UsageError
 from adyton.keystore.names import check_name
-from adyton.rfc3339 import parse_end, timestamp
 from adyton.values import Digest, Measurement
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class Approval:
     since the host could replace Adyton in the guest (`keystore.approval_gaps`). `guests` (MRTD, or SEV-SNP's launch
     measurement) is the older form, which pins only the firmware. `raw_report_data` says that the manifest has
     `adyton.insecure__raw_report_data`. `advisories` maps each accepted advisory to the end of its acceptance (None: no
-    end). `evidence` holds further requirements on the platform, by the names of `attest.policy.Policy`: age of
+    end). `evidence` holds further requirements on the platform, by the names of `attest.evidence_policy.Policy`: age of
     collateral, SEV-SNP's lowest versions (`min_tcb`), registers and attributes of a confidential machine, and others.
     `max_runs` limits how many runs may ever have the key, `max_active` how many may hold a lease at a time. A run holds
     its lease for `lease_s` seconds. A repeated request within the lease does not count. `not_covered`, `findings` and

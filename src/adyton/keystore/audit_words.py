@@ -6,8 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from adyton.keystore.clock import moment
-from adyton.keystore.facts import (
+from adyton.keystore.audit_facts import (
     DATA_KEY_ROTATED,
     DENIAL,
     DISMISSED,
@@ -20,6 +19,7 @@ from adyton.keystore.facts import (
     RELEASE,
     USED,
 )
+from adyton.keystore.clock import moment
 
 if TYPE_CHECKING:
     from adyton.keystore.audit import Entry

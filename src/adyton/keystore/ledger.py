@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.errors import AuditError
 from adyton.keystore.audit import Head, linked, start_hash
-from adyton.keystore.facts import Facts
+from adyton.keystore.audit_facts import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from adyton.keystore.audit import Entry
-    from adyton.keystore.facts import ApprovalChange, Candidate, KeyVersion, Lease
+    from adyton.keystore.audit_facts import ApprovalChange, Candidate, KeyVersion, Lease
 
 STEP: Final = 64
 """The hash of every STEP-th entry is kept."""

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.keystore.audit_facts import DENIAL, PRUNED
 from adyton.keystore.clock import now_ms
-from adyton.keystore.facts import DENIAL, PRUNED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

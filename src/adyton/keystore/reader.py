@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Any
 
-from adyton.keystore.facts import AWAITED, USED
+from adyton.keystore.audit_facts import AWAITED, USED
 from adyton.keystore.tables.approvals import ApprovalReader
 from adyton.keystore.tables.evidence import EvidenceReader
 from adyton.keystore.tables.keys import KeyReader
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from adyton.keystore.approval import Approval, StoredApproval
     from adyton.keystore.audit import Checkpoint, Entry, Head
-    from adyton.keystore.facts import Candidate
+    from adyton.keystore.audit_facts import Candidate
+    from adyton.keystore.current_facts import Usage
     from adyton.keystore.keyring import Keyring
     from adyton.keystore.ledger import Ledger
-    from adyton.keystore.recorded_facts import Usage
     from adyton.keystore.tables.keys import KeyInfo
     from adyton.values import Key128, Measurement
 

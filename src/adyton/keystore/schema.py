@@ -109,7 +109,7 @@ audit: Final = Table(
 """The audit record. `subject` repeats the id in the body, for look-ups. It is not hashed.
 
 The facts come from here: revisions of approvals, versions of keys, runs and leases, waiting programs
-(`keystore.facts`).
+(`keystore.audit_facts`).
 """
 
 artifacts: Final = Table(

@@ -24,9 +24,9 @@ from adyton.keystore.audit import (
     start_hash,
     verify_chain,
 )
+from adyton.keystore.audit_facts import RECORD_SIGNED
 from adyton.keystore.clock import now_ms
 from adyton.keystore.database import AS_OF_ONE_MOMENT, make_engine, store_error
-from adyton.keystore.facts import RECORD_SIGNED
 from adyton.keystore.keyring import Keyring
 from adyton.keystore.ledger import Ledger, check_end
 from adyton.keystore.reader import Reader

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adyton.keystore.approval import APPROVED
+from adyton.keystore.audit_facts import AWAITED, DISMISSED, USED
 from adyton.keystore.clock import now_ms
-from adyton.keystore.facts import AWAITED, DISMISSED, USED
 from adyton.keystore.reader import Reader
 from adyton.keystore.tables.approvals import ApprovalWriter
 from adyton.keystore.tables.evidence import EvidenceWriter

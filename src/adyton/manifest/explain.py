@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from adyton.manifest.findings import findings, not_covered, one_line
 from adyton.manifest.model import Manifest
 from adyton.manifest.mrenclave import Layout
-from adyton.manifest.schema import format_size
-from adyton.manifest.signature import Sigstruct
+from adyton.manifest.schema_check import format_size
+from adyton.manifest.sigstruct import Sigstruct
 from adyton.values import Digest
 
 

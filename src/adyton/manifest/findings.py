@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from adyton.errors import MalformedManifest, UsageError
 from adyton.manifest.model import SGX_SEALING_KEYS, Manifest, Mount
-from adyton.manifest.pinned import ca_sha256
+from adyton.manifest.pinned_ca import ca_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator

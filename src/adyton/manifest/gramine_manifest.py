@@ -21,7 +21,7 @@ from adyton.errors import ManifestError
 from adyton.manifest.document import parse_document, write_document
 from adyton.manifest.model import SGX_SEALING_KEYS, Manifest, Owner, TrustedFile, manifest_from
 from adyton.manifest.provisioning import LIBRARY, PREFIX, SERVERS, value_of, without_library
-from adyton.manifest.schema import format_size
+from adyton.manifest.schema_check import format_size
 from adyton.manifest.signed import decode
 from adyton.manifest.sizing import Sizing, power_of_two, size_for
 from adyton.values import Digest

@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 from adyton.address import parse_address
 from adyton.errors import MalformedManifest, UsageError
 from adyton.manifest.document import parse_document
-from adyton.manifest.keys import KEYS
-from adyton.manifest.pinned import check_ca
-from adyton.manifest.schema import check_document, parse_size, refuse
+from adyton.manifest.key_table import KEYS
+from adyton.manifest.pinned_ca import check_ca
+from adyton.manifest.schema_check import check_document, parse_size, refuse
 from adyton.values import Digest, Key128
 
 MAX_MANIFEST_BYTES: Final = 256 << 20

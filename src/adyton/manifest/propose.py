@@ -23,7 +23,7 @@ import tomli_w
 from adyton.errors import UsageError
 from adyton.manifest.host import interpreter_of
 from adyton.manifest.observe import Observation
-from adyton.manifest.schema import format_size
+from adyton.manifest.schema_check import format_size
 from adyton.manifest.sizing import Sizing, power_of_two, size_for
 
 WORK_NAMES: Final = ("/work", "/project", "/program", "/adyton-work")

@@ -11,7 +11,7 @@ from adyton import capped_read
 from adyton.errors import BadSignature, MalformedManifest, ManifestError, UsageError
 from adyton.manifest.measure import workload_measurement
 from adyton.manifest.model import MAX_MANIFEST_BYTES, Manifest, parse_manifest
-from adyton.manifest.signature import SIGSTRUCT_BYTES, Attributes, Sigstruct, parse_sigstruct
+from adyton.manifest.sigstruct import SIGSTRUCT_BYTES, Attributes, Sigstruct, parse_sigstruct
 from adyton.values import Digest, Measurement
 
 _SEAL: Final = object()

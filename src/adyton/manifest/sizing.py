@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from adyton.manifest.schema import format_size
+from adyton.manifest.schema_check import format_size
 
 LEAST_ENCLAVE_BYTES: Final = 256 << 20
 LIBRARY_OS_BYTES: Final = 96 << 20

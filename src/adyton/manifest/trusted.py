@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from adyton.errors import MalformedManifest, ManifestError
 from adyton.manifest.cache import HashCache
 from adyton.manifest.model import MAX_PATH_CHARS, TrustedFile
-from adyton.manifest.schema import MAX_ITEMS
+from adyton.manifest.schema_check import MAX_ITEMS
 from adyton.values import Digest
 
 _CHUNK_BYTES: Final = 1 << 20

@@ -291,8 +291,8 @@ class _Conversation:
 
         The key server answers only that it took them. It never says what it found.
         """
-        from adyton.release.explanation import PATH_EXPLAIN, explain_message
         from adyton.release.messages import NOT_KEPT
+        from adyton.release.shown_program import PATH_EXPLAIN, explain_message
 
         if self._runtime_parts is None or refusal.denial == NOT_KEPT:
             return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from adyton.check import Check
 from adyton.errors import Error, MountFailed
 from adyton.runtime import host
-from adyton.runtime.plan import EncryptedMount
+from adyton.runtime.run_plan import EncryptedMount
 from adyton.runtime.signals import PASSED_ON
 from adyton.values import Key128
 from adyton.vfs import syscalls

@@ -27,8 +27,8 @@ from adyton.manifest.gramine_manifest import CA_PATH, HOSTS_PATH, Facts, Renderi
 from adyton.manifest.host import Installation, find_gramine
 from adyton.manifest.model import MAX_MANIFEST_BYTES, Manifest, TrustedFile, parse_manifest
 from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, mrenclave, parse_pal
-from adyton.manifest.signature import SIGSTRUCT_BYTES, Sigstruct, parse_sigstruct, sign
 from adyton.manifest.signed import decode, read_capped, signed_attributes
+from adyton.manifest.sigstruct import SIGSTRUCT_BYTES, Sigstruct, parse_sigstruct, sign
 from adyton.manifest.trusted import expand
 from adyton.tee.machine import Machine, sgx
 from adyton.values import Digest, Finding, Key128, Measurement

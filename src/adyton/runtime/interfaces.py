@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from adyton.runtime.plan import RESERVED, SHARED_MEMORY
+from adyton.runtime.run_plan import RESERVED, SHARED_MEMORY
 
 KERNEL_TYPES: Final = frozenset(
     {

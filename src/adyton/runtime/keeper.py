@@ -21,8 +21,8 @@ from adyton.errors import Error, MountFailed, SandboxFailed
 from adyton.runtime import callfilter, host, namespace, proc, resolver_config, sandbox, unprivileged
 from adyton.runtime.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
 from adyton.runtime.log import EncryptedLog
-from adyton.runtime.plan import EncryptedMount, Plan
 from adyton.runtime.root import Root
+from adyton.runtime.run_plan import EncryptedMount, Plan
 from adyton.runtime.signals import PASSED_ON
 from adyton.runtime.staging_plan import StagingPlan, plan_staging
 from adyton.values import Key128

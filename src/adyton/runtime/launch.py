@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from adyton.errors import Error, RunError, ScriptFailed
 from adyton.runtime import host, inherited, sandbox
 from adyton.runtime.keeper import Delivered, Interrupted, Keeper
-from adyton.runtime.plan import Plan
+from adyton.runtime.run_plan import Plan
 from adyton.runtime.signals import PASSED_ON, pass_on
 from adyton.vfs import syscalls
 

@@ -13,7 +13,7 @@ from adyton.errors import MountFailed
 from adyton.runtime import launcher, namespace, resolver_config, sandbox
 from adyton.runtime.absent_files import AbsentFiles
 from adyton.runtime.interfaces import interfaces, parse_mountinfo
-from adyton.runtime.plan import Plan
+from adyton.runtime.run_plan import Plan
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import FIXED_TIME_S
 

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from adyton.runtime.plan import EncryptedMount, Plan
+from adyton.runtime.run_plan import EncryptedMount, Plan
 from adyton.vfs.stage import StagedFile
 
 _PAGE_BYTES: Final = 4096

@@ -23,7 +23,6 @@ import h11
 from adyton.errors import Error, OutOfOrder, Unavailable, VersionMismatch
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.release import secret_provisioning
-from adyton.release.explanation import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_answer
 from adyton.release.messages import (
     MAX_REQUEST_BYTES,
     PATH_CHALLENGE,
@@ -34,6 +33,7 @@ from adyton.release.messages import (
     parse_release_request,
     parse_used,
 )
+from adyton.release.shown_program import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_answer
 from adyton.release.tls import asked_name, peer_chain
 from adyton.release.wire import PROTOCOL, to_bytes
 from adyton.server.listener import READ_BYTES, Counters, Limits, Listener

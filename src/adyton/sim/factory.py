@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from adyton.atomic_file import write_file
 from adyton.sim import vendor
-from adyton.sim.files import PPID_PADDING, key_bytes
-from adyton.sim.machine import (
+from adyton.sim.chip import (
     COMPONENTS,
     PCEID,
     PCESVN,
@@ -24,6 +23,7 @@ from adyton.sim.machine import (
     certify_qe,
     new_facts,
 )
+from adyton.sim.files import PPID_PADDING, key_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
-    from adyton.sim.machine import Facts, Shape
+    from adyton.sim.chip import Facts, Shape
     from adyton.sim.vendor import CAKind
 
 _PRIVATE: Final = 0o600

@@ -22,7 +22,7 @@ from urllib.parse import quote as url_quote
 
 from adyton.address import address_text
 from adyton.errors import Unavailable, UsageError
-from adyton.sim.machine import Shape
+from adyton.sim.chip import Shape
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from adyton.atomic_file import write_file
 from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
 from adyton.file_lock import file_lock
+from adyton.sim.chip import QE_KEYS, Facts, Shape, SimEnclave, enclave_body, td_body
 from adyton.sim.files import decrypt_ppid, key_bytes, load_key, read_file
-from adyton.sim.machine import QE_KEYS, Facts, Shape, SimEnclave, enclave_body, td_body
 from adyton.untrusted import parse_json_object
 from adyton.values import Digest, Measurement
 

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
+from adyton.dates import timestamp
 from adyton.errors import UsageError
-from adyton.rfc3339 import timestamp
+from adyton.sim.chip import QE_MRSIGNERS, QE_PRODUCTS
 from adyton.sim.files import raw_signature
-from adyton.sim.machine import QE_MRSIGNERS, QE_PRODUCTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from adyton.attest.report_data import REPORT_DATA_BYTES, ProgramEvidence
-from adyton.recent import Recent
+from adyton.lru import Recent
 from adyton.values import Key128
 from adyton.vfs.node import FIXED_TIME_NS, Node
 from adyton.vfs.read_only_tree import ReadOnlyTree

@@ -16,7 +16,7 @@ from adyton.pfile.file import ProtectedFile
 from adyton.pfile.paths import path_bytes
 from adyton.vfs.host_file import HostFile
 from adyton.vfs.host_folder import HostFolder, os_error
-from adyton.vfs.mount_table import join
+from adyton.vfs.mount_lookup import join
 from adyton.vfs.native_reader import open_native_reader
 from adyton.vfs.node import Node, OpenFile
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adyton.attest.guest import TDXGuest, confidential_kind
+from adyton.dates import parse_end
 from adyton.errors import BadSignature, UsageError
 from adyton.keyserver.consent import mine, propose, shown
 from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval
@@ -16,10 +17,9 @@ from adyton.manifest.findings import check_tee, finding, findings, not_covered
 from adyton.manifest.host import find_gramine
 from adyton.manifest.model import MAX_MANIFEST_BYTES
 from adyton.manifest.signed import read_capped, read_signed
-from adyton.rfc3339 import parse_end
 from adyton.runtime import identity
 from adyton.runtime.gramine_backend import is_rendered_from, measure_for, read_prepared, stem_of
-from adyton.sim.machine import simulated_guest
+from adyton.sim.chip import simulated_guest
 from adyton.untrusted import parse_toml
 from adyton.values import Measurement
 from adyton.workflow.owner import owner_store

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.atomic_file import atomic_target, sync_file_system, write_file
+from adyton.dates import parse_start
 from adyton.errors import AuditError, UsageError
 from adyton.keystore.audit import sign_checkpoint, verify_chain, verify_checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
@@ -16,7 +17,6 @@ from adyton.keystore.home import actor
 from adyton.keystore.prune import missing, named
 from adyton.keystore.prune import prune as prune_evidence
 from adyton.manifest.signed import read_capped
-from adyton.rfc3339 import parse_start
 from adyton.workflow.owner import chosen_home, owner_store
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from adyton.keystore.certificate_file import read_certificate
 from adyton.keystore.home import default_home
 from adyton.manifest.cache import HashCache, default_path
 from adyton.manifest.difference import certificate_name
-from adyton.manifest.final import finish
+from adyton.manifest.finalize import finish
 from adyton.manifest.findings import findings, not_covered, runtime_refusals, tee_refusals
 from adyton.manifest.host import find_gramine, host_facts
 from adyton.manifest.measure import workload_measurement
-from adyton.manifest.signature import MAX_PEM_BYTES, load_signer, sign
 from adyton.manifest.signed import decode, read_capped, signed_attributes
+from adyton.manifest.sigstruct import MAX_PEM_BYTES, load_signer, sign
 from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
 from adyton.runtime import identity
 from adyton.runtime.gramine_backend import installed, prepare

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.manifest.difference import differences
 from adyton.manifest.model import MAX_MANIFEST_BYTES
-from adyton.manifest.signature import SIGSTRUCT_BYTES, parse_sigstruct
 from adyton.manifest.signed import decode, read_capped, signature_path
+from adyton.manifest.sigstruct import SIGSTRUCT_BYTES, parse_sigstruct
 
 if TYPE_CHECKING:
     from pathlib import Path

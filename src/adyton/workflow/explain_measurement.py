@@ -17,8 +17,8 @@ from adyton.manifest.host import find_gramine
 from adyton.manifest.measure import workload_measurement
 from adyton.manifest.model import MAX_MANIFEST_BYTES, parse_manifest
 from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, lay_out, measure, parse_pal
-from adyton.manifest.signature import SIGSTRUCT_BYTES, parse_sigstruct
 from adyton.manifest.signed import decode, read_capped, signature_path
+from adyton.manifest.sigstruct import SIGSTRUCT_BYTES, parse_sigstruct
 from adyton.runtime import identity
 from adyton.runtime.gramine_backend import read_prepared, stem_of
 from adyton.values import Measurement

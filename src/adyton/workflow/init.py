@@ -16,7 +16,7 @@ from adyton.keystore.home import actor, default_home
 from adyton.keystore.names import check_name
 from adyton.keystore.new_home import init_home
 from adyton.keystore.server_certificate import renew_server_certificate
-from adyton.manifest import signature
+from adyton.manifest import sigstruct
 from adyton.workflow.owner import owner_store
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def init(
         master=master,
         master_command=tuple(master_command),
         store_url=store_url,
-        signer_pem=signature.generate_signer(),
+        signer_pem=sigstruct.generate_signer(),
         passphrase=None if given is None else lambda: given,
     )
     pem = read_certificate(made.path, "ca.crt").decode("ascii")

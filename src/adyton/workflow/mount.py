@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adyton.runtime import mounted
+from adyton.runtime import owner_mount
 from adyton.workflow.progress import unheard
 from adyton.workflow.wrap_key import choose_key
 
@@ -32,7 +32,7 @@ def mount(
     The process forks. Call it only while no other thread runs. Raises MountFailed, UsageError, and errors of the key
     store.
     """
-    mounted.mount(
+    owner_mount.mount(
         source,
         target,
         choose_key(key, key_file, home, opens=True),
@@ -45,4 +45,4 @@ def mount(
 
 def unmount(target: Path) -> None:
     """End a mount, as `adyton umount` does. Returns once every file is flushed. Raises MountFailed."""
-    mounted.unmount(target)
+    owner_mount.unmount(target)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.atomic_file import write_file
 from adyton.errors import UsageError
+from adyton.sim.chip import NOTICE as NOTICE
 from adyton.sim.files import platform_directory
-from adyton.sim.machine import NOTICE as NOTICE
 from adyton.sim.platform import PARTS, REVOCABLE, SimPlatform
 from adyton.values import Measurement
 

@@ -241,7 +241,7 @@ def run_here(request: Request, notice: Notice = unheard) -> Ran:
     from adyton.runtime import identity, sandbox
     from adyton.runtime.evidence import program_evidence
     from adyton.runtime.launch import launch
-    from adyton.runtime.plan import plan
+    from adyton.runtime.run_plan import plan
     from adyton.vfs.stage import read_verified
 
     if request.provisioning not in PROVISIONING:
@@ -354,7 +354,7 @@ def _grants_file(path: Path | None) -> Iterator[Callable[[Sequence[Mapping[str, 
 
 
 def _open_source(request: Request, tee: str, signed: SignedManifest) -> QuoteSource:
-    from adyton.tee.opener import open_source
+    from adyton.tee.source_choice import open_source
 
     if tee not in _SIMULATED:
         return open_source(tee, measurement=signed.measurement)

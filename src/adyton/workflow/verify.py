@@ -13,7 +13,7 @@ from adyton.attest import explain, ratls
 from adyton.attest.assess import Assessment, assess
 from adyton.attest.certificates import split_pem
 from adyton.attest.evidence import parse_evidence
-from adyton.attest.policy import Policy
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport

@@ -11,7 +11,7 @@ import pytest
 
 from adyton.attest import amd, appraise, dcap, snp
 from adyton.attest.evidence import parse_evidence
-from adyton.attest.policy import Policy
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.report import VerifiedReport
 from adyton.attest.snp import SNPReport
 from adyton.check import Check

@@ -17,7 +17,6 @@ import sqlalchemy as sa
 
 from adyton.errors import OutOfOrder
 from adyton.keyserver import record_limits
-from adyton.keyserver.explainer import Explainer, Ticket
 from adyton.keyserver.record_limits import (
     MAX_LINES_PER_MINUTE,
     MAX_NOISE_BYTES_PER_DAY,
@@ -25,6 +24,7 @@ from adyton.keyserver.record_limits import (
     Budget,
     RefusalLimits,
 )
+from adyton.keyserver.refused_programs import Explainer, Ticket
 from adyton.keyserver.service import KeyService
 from adyton.keystore import schema
 from adyton.keystore.prune import missing
@@ -203,8 +203,8 @@ def test_explanations_of_one_platform_leave_those_of_another_their_place(
         worked.append(denial)
         raise OutOfOrder("read")
 
-    monkeypatch.setattr("adyton.keyserver.explainer.unpacked", unpacked)
-    monkeypatch.setattr("adyton.keyserver.explainer.MAX_PLATFORM_BUSY_S_PER_HOUR", 1)
+    monkeypatch.setattr("adyton.keyserver.refused_programs.unpacked", unpacked)
+    monkeypatch.setattr("adyton.keyserver.refused_programs.MAX_PLATFORM_BUSY_S_PER_HOUR", 1)
     explainer = Explainer(world.store, combine)
     evidence: Any = None
     about = {"evidence": evidence, "tee": "sgx", "key": "weights", "approvals": (), "waits": False}

@@ -17,7 +17,6 @@ from adyton.attest.appraise import appraise
 from adyton.keystore.approval import PENDING, REVOKED
 from adyton.keystore.tables.keys import KEY
 from adyton.manifest.signed import SignedManifest
-from adyton.release.explanation import PATH_EXPLAIN, explain_message
 from adyton.release.messages import (
     PATH_CHALLENGE,
     PATH_RELEASE,
@@ -27,6 +26,7 @@ from adyton.release.messages import (
     challenge_request,
     parse_challenge,
 )
+from adyton.release.shown_program import PATH_EXPLAIN, explain_message
 from adyton.release.wire import PROTOCOL
 from adyton.server.process import server_identity
 from adyton.server.protocols import BEAT_S, MAX_BEATS, until_beat

@@ -22,11 +22,10 @@ from adyton.attest.evidence import parse_evidence
 from adyton.attest.ratls import parse_certificate, parse_claims, parse_evidence_extension
 from adyton.confined_process import Bounds
 from adyton.errors import Error, OutOfOrder
-from adyton.keyserver import comparison
-from adyton.keyserver.explainer import MAX_EXPLAINING
+from adyton.keyserver import program_comparison
+from adyton.keyserver.refused_programs import MAX_EXPLAINING
 from adyton.manifest.measure import combine, workload_measurement
 from adyton.release.client import obtain_keys
-from adyton.release.explanation import MAX_EXPLAIN_BYTES, PATH_EXPLAIN
 from adyton.release.messages import (
     MAX_REQUEST_BYTES,
     PATH_CHALLENGE,
@@ -40,6 +39,7 @@ from adyton.release.messages import (
     parse_used,
     used_message,
 )
+from adyton.release.shown_program import MAX_EXPLAIN_BYTES, PATH_EXPLAIN
 from adyton.release.wire import PROTOCOL, parse_object
 from adyton.server.listener import Limits
 from adyton.server.process import server_identity
@@ -155,8 +155,8 @@ def test_explanations_that_never_end_stop_nothing_else(world: World, monkeypatch
         end.wait(PATIENCE_S)
         raise OutOfOrder(f"{denial}: it did not end by itself")
 
-    monkeypatch.setattr("adyton.keyserver.explainer.unpacked", for_ever)
-    monkeypatch.setattr("adyton.keyserver.explainer.MAX_OF_ONE_PLATFORM", MAX_EXPLAINING)
+    monkeypatch.setattr("adyton.keyserver.refused_programs.unpacked", for_ever)
+    monkeypatch.setattr("adyton.keyserver.refused_programs.MAX_OF_ONE_PLATFORM", MAX_EXPLAINING)
     with running(world, limits=LIMITS) as server:
         found = []
         for wave in range(3):
@@ -175,7 +175,7 @@ def test_explanations_that_never_end_stop_nothing_else(world: World, monkeypatch
 
 def test_who_is_turned_away_is_told_when_to_come_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 comes with Retry-After."""
-    monkeypatch.setattr("adyton.keyserver.explainer.MAX_OF_ONE_PLATFORM", 0)
+    monkeypatch.setattr("adyton.keyserver.refused_programs.MAX_OF_ONE_PLATFORM", 0)
     with running(world, limits=LIMITS) as server:
         denial = denied(world, server, b"a = 1\n")
         with https(world, server.adyton) as connection:
@@ -192,7 +192,7 @@ def test_worst_manifests_come_to_an_end_while_others_are_served(
     world: World, monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes]
 ) -> None:
     """Genuine evidence of a hostile text as a manifest: it is compared, or its process is ended; both are the end."""
-    monkeypatch.setattr(comparison, "BOUNDS", Bounds(cpu_s=3, wall_s=PATIENCE_S))
+    monkeypatch.setattr(program_comparison, "BOUNDS", Bounds(cpu_s=3, wall_s=PATIENCE_S))
     raw = make()
     with running(world, limits=LIMITS) as server:
         denial = denied(world, server, raw)

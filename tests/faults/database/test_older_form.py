@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from adyton.errors import AuditError, StoreError
 from adyton.keystore import schema
 from adyton.keystore.audit import entry_hash
+from adyton.keystore.audit_facts import DATA_KEY_ROTATED, KEY_ADDED, POLICY, RECORD_SIGNED
 from adyton.keystore.backup.create import back_up
 from adyton.keystore.backup.restore import restore
-from adyton.keystore.facts import DATA_KEY_ROTATED, KEY_ADDED, POLICY, RECORD_SIGNED
 from adyton.keystore.home import Home
 from adyton.keystore.master_rotation import rotate_master_file
 from tests.faults.database.writer import REFUSED, Writer, is_named, opened, revoke, verify

@@ -17,7 +17,7 @@ from adyton.errors import AuditError, Denied
 from adyton.keyserver.replay import replay
 from adyton.keystore import schema
 from adyton.keystore.audit import canonical
-from adyton.keystore.facts import AWAITED, DENIAL, WAITS, waiting
+from adyton.keystore.audit_facts import AWAITED, DENIAL, WAITS, waiting
 from adyton.keystore.prune import missing
 from adyton.release.client import obtain_keys
 from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread

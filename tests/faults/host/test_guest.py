@@ -14,7 +14,7 @@ from adyton.keyserver.stages import Answered
 from adyton.manifest.signed import SignedManifest
 from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.server.process import server_identity
-from adyton.sim.machine import SimEnclave, simulated_guest
+from adyton.sim.chip import SimEnclave, simulated_guest
 from adyton.values import Measurement
 from tests.support.owner_world import World, make_world
 from tests.support.release_by_hand import reason

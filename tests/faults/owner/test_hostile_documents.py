@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.errors import AuditError, Error, StoreError, UsageError
-from adyton.keyserver.difference import owner_line, read_manifest
+from adyton.keyserver.difference_lines import owner_line, read_manifest
 from adyton.keystore.audit import Entry, Head, canonical, entry_hash, sign_checkpoint, start_hash, verify_chain
 from adyton.keystore.audit_export import checkpoints_of, read_export
 from adyton.keystore.backup.header import parse_header

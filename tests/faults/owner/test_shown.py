@@ -18,8 +18,8 @@ import adyton
 from adyton.errors import MalformedManifest
 from adyton.keystore.approval import APPROVED, PENDING
 from adyton.keystore.certificates import make_ca
-from adyton.manifest.signature import generate_signer, load_signer, sign
 from adyton.manifest.signed import SignedManifest, load_signed, signed_attributes
+from adyton.manifest.sigstruct import generate_signer, load_signer, sign
 from tests.faults.owner.conftest import PARTS, Desk, Post, pending
 
 KEY = "0" * 32

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from adyton.attest import explain
 from adyton.attest.assess import Assessment, assess
 from adyton.attest.evidence import parse_evidence
-from adyton.attest.policy import Policy
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.token import sign_token
 from adyton.errors import Mismatch, UsageError
 from tests.support.amd_factory import LAUNCH, SNPScenario

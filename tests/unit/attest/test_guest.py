@@ -9,7 +9,7 @@ import pytest
 
 from adyton.attest.guest import MUST_COVER, SNPGuest, TDXGuest, confidential_kind, parse_guest
 from adyton.errors import UsageError
-from adyton.sim.machine import simulated_guest
+from adyton.sim.chip import simulated_guest
 from adyton.values import Measurement
 
 TDX: dict[str, Any] = {"tee": "tdx", "mrtd": "11" * 48, "rtmr0": "22" * 48, "rtmr1": "33" * 48, "rtmr2": "44" * 48}

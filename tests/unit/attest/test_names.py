@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.names import is_advisory_name, is_tee_name
-from adyton.attest.policy import Policy
 from adyton.errors import UsageError
 from adyton.keystore.approval import Approval
 from adyton.values import Measurement

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from adyton.attest import dcap, ratls, sgx
 from adyton.attest.assess import assess
-from adyton.attest.policy import Policy
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.ratls import EVIDENCE_OID, LEGACY_OID, LEGACY_OID_INTENDED
 from adyton.errors import BadChain, Error, MalformedQuote, Mismatch, UsageError
 from tests.support.evidence_factory import MRENCLAVE, Scenario

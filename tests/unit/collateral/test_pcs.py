@@ -19,7 +19,7 @@ from adyton.collateral.http_client import Response
 from adyton.collateral.needs import assemble, unverified_origin
 from adyton.collateral.pcs import INTEL_PCS, INTEL_ROOT_CRL, PCSClient
 from adyton.errors import FetchFailed, MalformedQuote, UsageError
-from adyton.sim.machine import Shape
+from adyton.sim.chip import Shape
 from adyton.sim.pcs_server import Answer, Form, answer, application
 from adyton.sim.platform import SimPlatform
 from adyton.sim.vendor import CAKind

@@ -28,7 +28,7 @@ from adyton.collateral.sources import Source
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import CollateralSource
 from adyton.errors import BadChain, Error, FetchFailed, MalformedQuote, Stale, StorageFailed, Timeout, UsageError
-from adyton.sim.machine import Shape
+from adyton.sim.chip import Shape
 from adyton.sim.pcs_server import answer
 from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement

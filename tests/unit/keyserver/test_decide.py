@@ -16,16 +16,16 @@ from adyton.attest.guest import MUST_COVER, SNPGuest, TDXGuest
 from adyton.attest.report import VerifiedReport
 from adyton.attest.roots import TrustRoots
 from adyton.collateral.verifier import VerifiedEvidence, Verifier
+from adyton.dates import is_over, parse_end
 from adyton.errors import UsageError
 from adyton.keyserver.decide import Denial, Grant, Request, decide, evidence_policy
 from adyton.keyserver.dry_run import dry_run
-from adyton.keyserver.refusal import owner_reason, told_reason
+from adyton.keyserver.refusal_texts import owner_reason, told_reason
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval, StoredApproval
 from adyton.keystore.audit import MAX_BODY_BYTES, canonical
-from adyton.keystore.facts import Lease
-from adyton.keystore.recorded_facts import Usage
-from adyton.rfc3339 import is_over, parse_end
-from adyton.sim.machine import simulated_guest
+from adyton.keystore.audit_facts import Lease
+from adyton.keystore.current_facts import Usage
+from adyton.sim.chip import simulated_guest
 from adyton.sim.platform import SimPlatform
 from adyton.values import Digest, Measurement
 from tests.support.amd_factory import LAUNCH, REPORT_DATA, SNPScenario

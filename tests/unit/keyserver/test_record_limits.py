@@ -14,10 +14,10 @@ from adyton.attest.ratls import make_certificate
 from adyton.keyserver import record_limits
 from adyton.keyserver.record_limits import MAX_GENUINE_PER_MINUTE, MAX_NOISE_PER_MINUTE, MAX_PER_PLATFORM, RefusalLimits
 from adyton.keyserver.service import KeyService
-from adyton.keystore import facts
+from adyton.keystore import audit_facts
 from adyton.manifest.signed import SignedManifest
-from adyton.release.explanation import explain_message
 from adyton.release.messages import NOT_KEPT, EnclaveKey, Refusal, ReleaseRequest
+from adyton.release.shown_program import explain_message
 from adyton.server.process import server_identity
 from adyton.values import Measurement
 from tests.support.owner_world import RUNTIME_PARTS, World, make_world, now
@@ -168,7 +168,7 @@ def test_left_out_count_is_recorded_without_another_refusal(world: World, monkey
 
 def test_candidates_are_bounded_and_the_last_to_ask_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has a genuine platform can make programs without end; the list stays short."""
-    monkeypatch.setattr(facts, "MAX_CANDIDATES", 3)
+    monkeypatch.setattr(audit_facts, "MAX_CANDIDATES", 3)
     asked = [Measurement(bytes([number]) * 32) for number in range(5)]
     for at_ms, measurement in enumerate(asked):
         world.let_wait(measurement, at_ms=at_ms)

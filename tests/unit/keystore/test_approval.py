@@ -10,7 +10,7 @@ import pytest
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.errors import UsageError
 from adyton.keystore.approval import Approval
-from adyton.sim.machine import simulated_guest
+from adyton.sim.chip import simulated_guest
 from adyton.values import Measurement
 from tests.support.owner_world import World, now
 

@@ -11,7 +11,7 @@ from adyton.errors import UsageError
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
 from adyton.keystore.approval_gaps import gaps
 from adyton.keystore.tables import approvals as approvals_module
-from adyton.sim.machine import simulated_guest
+from adyton.sim.chip import simulated_guest
 from adyton.values import Digest, Measurement
 from tests.support.owner_world import World, allow_snp
 

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from adyton.keystore import schema
-from adyton.keystore.facts import PRUNED
+from adyton.keystore.audit_facts import PRUNED
 from adyton.keystore.prune import Pruned, missing, prune
 from adyton.keystore.store import Store
 from adyton.keystore.transaction import Transaction

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adyton.manifest.findings import findings_table, runtime_refusals
-from adyton.manifest.keys import KEYS, Standing, reference_table
+from adyton.manifest.key_table import KEYS, Standing, reference_table
 from adyton.manifest.measure import workload_measurement
 from adyton.manifest.model import parse_manifest
 from adyton.values import Digest

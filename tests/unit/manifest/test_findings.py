@@ -26,7 +26,7 @@ from adyton.manifest.findings import (
 )
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import Area, Layout
-from adyton.manifest.signature import Attributes, generate_signer, load_signer, sign
+from adyton.manifest.sigstruct import Attributes, generate_signer, load_signer, sign
 from adyton.values import Measurement
 
 CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()

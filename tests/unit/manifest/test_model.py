@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import MalformedManifest
-from adyton.manifest.keys import KEYS, RETIRED
+from adyton.manifest.key_table import KEYS, RETIRED
 from adyton.manifest.model import Manifest, Mount, parse_manifest
-from adyton.manifest.schema import format_size, parse_size
+from adyton.manifest.schema_check import format_size, parse_size
 from adyton.values import Digest
 
 LEAST = 'libos.entrypoint = "/app"\nfs.mounts = []\n'

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import UsageError
-from adyton.manifest.final import finish
+from adyton.manifest.finalize import finish
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.observe import Observation
 from adyton.manifest.propose import Proposal, propose

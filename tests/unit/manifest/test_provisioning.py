@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import MalformedManifest
-from adyton.manifest.final import Built, finish
+from adyton.manifest.finalize import Built, finish
 
 TEMPLATE = """
 libos.entrypoint = "/app"

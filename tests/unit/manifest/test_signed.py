@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from adyton.errors import BadSignature, MalformedManifest, ManifestError, UsageError
 from adyton.manifest.measure import LABEL, workload_measurement
 from adyton.manifest.model import Manifest
-from adyton.manifest.signature import Attributes, generate_signer, load_signer, sign
 from adyton.manifest.signed import SignedManifest, load_signed, read_signed, signature_path
+from adyton.manifest.sigstruct import Attributes, generate_signer, load_signer, sign
 from adyton.values import Digest
 
 RUNTIME = Digest(bytes(range(32)))

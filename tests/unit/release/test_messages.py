@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from adyton.errors import KeyReleaseError, OutOfOrder, VersionMismatch
 from adyton.release import secret_provisioning
 from adyton.release.answer import parse_answer
-from adyton.release.explanation import explain_message, parse_explain
 from adyton.release.grants import Granted, Terms
 from adyton.release.messages import (
     MAX_EVIDENCE_BYTES,
@@ -37,6 +36,7 @@ from adyton.release.messages import (
     used_message,
     wrap_to,
 )
+from adyton.release.shown_program import explain_message, parse_explain
 from adyton.values import Digest, Nonce
 
 KEY = EnclaveKey()

@@ -15,12 +15,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from adyton.errors import BadSignature, ManifestError, NoDevice, RunError
-from adyton.manifest.final import finish
+from adyton.manifest.finalize import finish
 from adyton.manifest.gramine_manifest import render_for_gramine
 from adyton.manifest.host import find_gramine
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import mrenclave, parse_pal
-from adyton.manifest.signature import generate_signer, load_signer, parse_sigstruct
+from adyton.manifest.sigstruct import generate_signer, load_signer, parse_sigstruct
 from adyton.runtime import gramine_backend
 from adyton.tee.machine import Machine
 from adyton.values import Digest, Key128
@@ -338,7 +338,7 @@ def test_prepared_files_are_signed_for_their_mrenclave(place: Path, key: rsa.RSA
 
 SIGNER = """#!{python}
 import argparse, pathlib, tomli_w, tomllib
-from adyton.manifest.signature import *
+from adyton.manifest.sigstruct import *
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import *
 from adyton.values import Measurement

@@ -26,8 +26,8 @@ PACKAGE = Path(identity.__file__).parent.parent
 RUN_MODULES = """
 import sys
 import adyton.cli.main, adyton.cli.run, adyton.workflow.run, adyton.workflow.run_process, adyton.runtime.launch
-import adyton.runtime.plan, adyton.release.client, adyton.release.secret_provisioning
-import adyton.sim.platform, adyton.tee.opener, adyton.vfs.fuse, adyton.vfs.encrypted, adyton.vfs.attestation
+import adyton.runtime.run_plan, adyton.release.client, adyton.release.secret_provisioning
+import adyton.sim.platform, adyton.tee.source_choice, adyton.vfs.fuse, adyton.vfs.encrypted, adyton.vfs.attestation
 import adyton.manifest.signed, adyton.storage.files, adyton.runtime.log, adyton.runtime.launcher, adyton.runtime.sandbox
 """
 

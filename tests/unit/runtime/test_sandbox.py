@@ -12,8 +12,8 @@ import pytest
 from adyton.cli.run import parse
 from adyton.errors import SandboxFailed
 from adyton.runtime import launcher, sandbox
-from adyton.runtime.plan import EncryptedMount, Plan
 from adyton.runtime.root import elf_interpreter
+from adyton.runtime.run_plan import EncryptedMount, Plan
 from adyton.runtime.staging_plan import plan_staging
 from adyton.values import Digest
 from adyton.vfs.owner import Owner

@@ -31,7 +31,7 @@ from adyton.server.dashboard.pages import programs as programs_module
 from adyton.server.dashboard.pages.timeline import PAGE
 from adyton.server.dashboard.serve import PASSWORD_FILE, DashboardThread
 from adyton.server.dashboard.sessions import Sessions
-from adyton.sim.machine import simulated_guest
+from adyton.sim.chip import simulated_guest
 from adyton.values import Measurement
 from tests.support import chromium
 from tests.support.owner_world import RUNTIME_PARTS, Running, World, now, running

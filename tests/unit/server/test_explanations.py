@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adyton.keyserver.explainer import MAX_OF_ONE_PLATFORM
+from adyton.keyserver.refused_programs import MAX_OF_ONE_PLATFORM
 from adyton.manifest.signed import SignedManifest
-from adyton.release.explanation import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_message
+from adyton.release.shown_program import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_message
 from adyton.release.wire import PROTOCOL
 from tests.support.owner_world import RUNTIME_PARTS, Running, World, make_world
 from tests.support.release_by_hand import Logged, answer, entries, explanation, https, post, release, wait_until

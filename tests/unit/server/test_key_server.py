@@ -217,7 +217,7 @@ def test_explain_with_another_manifest_than_was_measured_is_not_believed(world: 
 
 def test_explain_beyond_the_days_bound_keeps_no_manifest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that shows one program after another does not fill the disk; it is compared all the same."""
-    monkeypatch.setattr("adyton.keyserver.explainer.MAX_SHOWN_BYTES_PER_DAY", 1)
+    monkeypatch.setattr("adyton.keyserver.refused_programs.MAX_SHOWN_BYTES_PER_DAY", 1)
     world.approve(world.program())
     signed = world.program(argument="x.py")
     with running(world) as server:

@@ -16,9 +16,9 @@ from adyton.sim.platform import SimPlatform
 from adyton.tee.configfs_tsm import ConfigfsTSM
 from adyton.tee.gramine_device import GramineSource
 from adyton.tee.hardware import open_hardware
-from adyton.tee.opener import open_source
 from adyton.tee.sev_guest import SEVGuestDevice, SNPSource
 from adyton.tee.source import QuoteSource
+from adyton.tee.source_choice import open_source
 from adyton.tee.system import KERNEL, System, read_all, write_once
 from adyton.tee.tdx_guest import TDXSource, extend_workload
 from adyton.values import Measurement

@@ -19,10 +19,10 @@ from adyton.attest.roots import TrustRoots
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import workload_rtmr3
 from adyton.errors import NoDevice, Revoked, StorageFailed, TargetExists, UsageError
-from adyton.sim.machine import Facts, Shape
+from adyton.sim.chip import Facts, Shape
 from adyton.sim.platform import Part, Revocable, SimPlatform
 from adyton.sim.vendor import ORGANISATION, CAKind, Publication
-from adyton.tee.opener import open_source
+from adyton.tee.source_choice import open_source
 from adyton.values import Measurement
 
 MEASUREMENT = Measurement(bytes(range(32)))

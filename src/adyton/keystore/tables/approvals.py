@@ -13,9 +13,9 @@ from adyton.keystore import schema
 from adyton.keystore.approval import APPROVED, REVOKED, Approval, StoredApproval
 from adyton.keystore.approval_gaps import check_sound
 from adyton.keystore.audit import canonical
+from adyton.keystore.audit_facts import POLICY, ApprovalRevision
 from adyton.keystore.clock import moment, now_ms
 from adyton.keystore.database import LOOK_FOR_WRITER
-from adyton.keystore.facts import POLICY, ApprovalRevision
 from adyton.keystore.names import new_id
 
 if TYPE_CHECKING:

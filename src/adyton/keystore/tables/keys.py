@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from adyton.errors import StoreError, UnknownKey, UsageError
 from adyton.keystore import schema
+from adyton.keystore.audit_facts import DATA_KEY_ROTATED, KEY_ADDED, MASTER_KEY_ROTATED
 from adyton.keystore.clock import moment, now_ms
 from adyton.keystore.database import LOOK_FOR_WRITER
-from adyton.keystore.facts import DATA_KEY_ROTATED, KEY_ADDED, MASTER_KEY_ROTATED
 from adyton.keystore.names import check_name
 from adyton.keystore.wrapping import WrappingKey
 from adyton.values import KEY_BYTES, Key128
@@ -19,8 +19,8 @@ from adyton.values import KEY_BYTES, Key128
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from adyton.keystore.current_facts import RecordedFacts
     from adyton.keystore.keyring import Keyring
-    from adyton.keystore.recorded_facts import RecordedFacts
     from adyton.keystore.tables.record import RecordWriter
 
 KEY: Final = "key"

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from adyton.errors import AuditError, StoreError
 from adyton.keystore import schema
 from adyton.keystore.audit import Entry, Head, canonical, entry_hash, linked
+from adyton.keystore.audit_facts import POLICY, PRUNED, subject_of
+from adyton.keystore.current_facts import RecordedFacts
 from adyton.keystore.database import LOOK_FOR_WRITER
-from adyton.keystore.facts import POLICY, PRUNED, subject_of
 from adyton.keystore.ledger import STEP
-from adyton.keystore.recorded_facts import RecordedFacts
 from adyton.keystore.tables.pending import AUDIT
 
 if TYPE_CHECKING:

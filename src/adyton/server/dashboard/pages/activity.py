@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Final
 
+from adyton.keystore.audit_facts import DENIAL, RELEASE
 from adyton.keystore.clock import moment
-from adyton.keystore.facts import DENIAL, RELEASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,11 +10,11 @@ from adyton.errors import ManifestError, UsageError
 from adyton.keyserver.consent import alter, manifest_of, propose, shown
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
 from adyton.keystore.approval_gaps import gaps
+from adyton.keystore.audit_facts import EXPLANATION
 from adyton.keystore.clock import now_ms
-from adyton.keystore.facts import EXPLANATION
 from adyton.keystore.names import check_name
 from adyton.manifest.findings import not_covered, one_line
-from adyton.sim.machine import simulated_guest
+from adyton.sim.chip import simulated_guest
 from adyton.values import Digest, Measurement
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from adyton.keyserver.consent import Mine
     from adyton.keystore.approval import StoredApproval
-    from adyton.keystore.facts import Candidate
+    from adyton.keystore.audit_facts import Candidate
     from adyton.keystore.reader import Reader
     from adyton.keystore.transaction import Transaction
     from adyton.manifest.findings import Finding

@@ -16,9 +16,9 @@ from adyton.manifest.cache import HashCache
 from adyton.manifest.document import parse_document, write_document
 from adyton.manifest.host import c_library_files, multiarch_libdir, runtime_stand_in
 from adyton.manifest.model import Manifest, TrustedFile, manifest_from
-from adyton.manifest.pinned import ca_within
+from adyton.manifest.pinned_ca import ca_within
 from adyton.manifest.provisioning import take_out_provisioning
-from adyton.manifest.schema import refuse
+from adyton.manifest.schema_check import refuse
 from adyton.manifest.signed import decode, read_named
 from adyton.manifest.trusted import expand
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton import confined_process
 from adyton.errors import Error, OutOfOrder
-from adyton.keyserver.difference import MAX_LINES, owner_lines, part_differences, read_manifest
+from adyton.keyserver.difference_lines import MAX_LINES, owner_lines, part_differences, read_manifest
 from adyton.manifest import difference as manifest_difference
-from adyton.release.explanation import Explanation, check_parts, parse_explain
+from adyton.release.shown_program import Explanation, check_parts, parse_explain
 from adyton.release.wire import parse_object
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from adyton.manifest.difference import Difference
 
-MODULE: Final = "adyton.keyserver.comparison"
+MODULE: Final = "adyton.keyserver.program_comparison"
 MAX_APPROVED: Final = 5
 """Most approved programs that a refused one is compared with, the closest first."""
 

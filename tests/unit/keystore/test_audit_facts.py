@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 
-from adyton.keystore import facts as facts_module
+from adyton.keystore import audit_facts as facts_module
 from adyton.keystore.audit import Entry
-from adyton.keystore.facts import RELEASE, Facts
+from adyton.keystore.audit_facts import RELEASE, Facts
 
 
 def test_leases_that_last_are_those_that_one_counts_by_hand() -> None:

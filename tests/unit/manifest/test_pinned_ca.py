@@ -14,7 +14,7 @@ from cryptography import x509
 from adyton.errors import MalformedManifest
 from adyton.keystore.certificates import make_ca, make_server
 from adyton.manifest.model import parse_manifest
-from adyton.manifest.pinned import ca_sha256, ca_within, check_ca
+from adyton.manifest.pinned_ca import ca_sha256, ca_within, check_ca
 
 CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()
 MALLORY = make_ca("mallory", datetime.now(UTC))

@@ -6,7 +6,7 @@ import pytest
 
 from adyton.errors import MalformedManifest
 from adyton.manifest.model import Mount
-from adyton.vfs.mount_table import MountTable, below
+from adyton.vfs.mount_lookup import MountTable, below
 
 
 def _table(*mounts: tuple[str, str | None], root: str = "file:.") -> MountTable:

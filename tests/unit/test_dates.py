@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from adyton.dates import is_over, parse_end, parse_start, parse_timestamp, timestamp
 from adyton.errors import StoreError, UsageError
-from adyton.rfc3339 import is_over, parse_end, parse_start, parse_timestamp, timestamp
 
 
 @pytest.mark.parametrize("day", ["2027-01-31", date(2027, 1, 31)])

@@ -33,8 +33,8 @@ from typing import Final, TypeVar, cast
 from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
 from adyton.attest.snp import TCBVersion
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
+from adyton.dates import parse_end
 from adyton.errors import UsageError
-from adyton.rfc3339 import parse_end
 from adyton.values import Digest, Measurement
 
 _NO_MINIMUM: Final[Mapping[str, TCBVersion]] = MappingProxyType({})

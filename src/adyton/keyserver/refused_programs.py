@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
 from adyton.errors import Error, OutOfOrder
-from adyton.keyserver.comparison import MAX_APPROVED, compared, unpacked
 from adyton.keyserver.decide import PROGRAM_LINES
+from adyton.keyserver.program_comparison import MAX_APPROVED, compared, unpacked
 from adyton.keyserver.public_errors import busy
 from adyton.keyserver.record_limits import (
     MAX_EXPLAINED_BYTES_PER_DAY,
@@ -33,8 +33,8 @@ from adyton.keyserver.record_limits import (
     PlatformBudget,
 )
 from adyton.keystore.approval import APPROVED
+from adyton.keystore.audit_facts import EXPLANATION, WAITS, waiting
 from adyton.keystore.clock import now_ms
-from adyton.keystore.facts import EXPLANATION, WAITS, waiting
 from adyton.manifest.measure import workload_measurement
 from adyton.values import Digest, Measurement
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from adyton.keystore.reader import Reader
     from adyton.keystore.store import Store
     from adyton.keystore.transaction import Transaction
-    from adyton.release.explanation import Explanation
+    from adyton.release.shown_program import Explanation
 
 log = logging.getLogger("adyton.keyserver")
 

@@ -1,7 +1,7 @@
 """The message by which a refused program explains itself, for the owner's record alone, and its answer.
 
 The answer says that the message was taken, or that there was nothing to explain. It never says what the server found.
-Only a confined process parses such a message (`adyton.keyserver.comparison`), so this module imports little.
+Only a confined process parses such a message (`adyton.keyserver.program_comparison`), so this module imports little.
 """
 
 from __future__ import annotations

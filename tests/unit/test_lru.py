@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adyton.recent import Recent
+from adyton.lru import Recent
 
 
 def test_value_that_was_not_used_for_longest_makes_room() -> None:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from adyton.errors import BadSignature, UsageError
-from adyton.manifest.signature import (
+from adyton.manifest.sigstruct import (
     SIGSTRUCT_BYTES,
     Attributes,
     generate_signer,

@@ -16,7 +16,7 @@ from adyton.manifest.findings import check_runtime
 from adyton.manifest.model import Manifest, Secret, TrustedFile
 from adyton.pfile.paths import normalise
 from adyton.values import Key128
-from adyton.vfs.mount_table import MountTable, Place, below
+from adyton.vfs.mount_lookup import MountTable, Place, below
 from adyton.vfs.stage import StagedFile
 
 MAX_WORDS_BYTES: Final = 1 << 20

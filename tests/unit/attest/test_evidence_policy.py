@@ -10,7 +10,7 @@ import pytest
 
 from adyton.attest import dcap, sgx
 from adyton.attest.appraise import Claims, appraise
-from adyton.attest.policy import Exemption, Policy, SignerRule
+from adyton.attest.evidence_policy import Exemption, Policy, SignerRule
 from adyton.attest.report import VerifiedReport
 from adyton.attest.snp import TCBVersion
 from adyton.attest.status import TCBStatus

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adyton.keystore.facts import Facts
+from adyton.keystore.audit_facts import Facts
 
 if TYPE_CHECKING:
     from adyton.keystore.audit import Entry
-    from adyton.keystore.facts import ApprovalChange, Candidate, KeyVersion, Lease
+    from adyton.keystore.audit_facts import ApprovalChange, Candidate, KeyVersion, Lease
     from adyton.keystore.ledger import Ledger
 
 

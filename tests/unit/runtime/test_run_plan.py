@@ -10,7 +10,7 @@ import pytest
 
 from adyton.errors import MalformedManifest, UsageError
 from adyton.manifest.model import AdytonTable, Manifest, Mount, Secret, TrustedFile
-from adyton.runtime.plan import DEFAULT_LOG, Plan, plan
+from adyton.runtime.run_plan import DEFAULT_LOG, Plan, plan
 from adyton.values import Digest
 
 DIGEST = Digest(bytes(32))

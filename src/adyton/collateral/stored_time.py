@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from adyton.rfc3339 import parse_timestamp
+from adyton.dates import parse_timestamp
 
 
 def parse_stamp(written: object) -> datetime | None:
-    """Parse a time that `rfc3339.timestamp` wrote. None where it does not parse."""
+    """Parse a time that `dates.timestamp` wrote. None where it does not parse."""
     try:
         return parse_timestamp(written) if isinstance(written, str) else None
     except ValueError:

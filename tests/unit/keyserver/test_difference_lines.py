@@ -7,7 +7,7 @@ import json
 import pytest
 
 from adyton.errors import MalformedManifest
-from adyton.keyserver.difference import (
+from adyton.keyserver.difference_lines import (
     MAX_CHARACTERS,
     MAX_LINES,
     owner_line,

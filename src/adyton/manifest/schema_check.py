@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from adyton.errors import MalformedManifest
-from adyton.manifest.keys import KEYS, RETIRED, Key, Kind
+from adyton.manifest.key_table import KEYS, RETIRED, Key, Kind
 
 MAX_TEXT_CHARS: Final = 65_536
 MAX_ITEMS: Final = 1_000_000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import MalformedManifest, ManifestError
-from adyton.manifest.final import finish
+from adyton.manifest.finalize import finish
 from adyton.manifest.host import host_facts, multiarch_libdir
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.template import render
@@ -178,7 +178,7 @@ def test_library_folder_listed_by_its_own_name_is_taken_whole(tmp_path: Path, mo
     for name in ("libc.so.6", "libother.so.1"):
         (folder / name).write_text(name)
     (tmp_path / "app").write_text("app")
-    for module in ("host", "final"):
+    for module in ("host", "finalize"):
         monkeypatch.setattr(f"adyton.manifest.{module}.multiarch_libdir", lambda: folder)
     here = host_facts(None)
 
