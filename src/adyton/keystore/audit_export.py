@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.errors import AuditError
-from adyton.keystore.audit import MAX_BODY_BYTES, STORE_ID_BYTES, Checkpoint, Entry
+from adyton.keystore.audit import MAX_BODY_BYTES, MAX_NUMBER, STORE_ID_BYTES, Checkpoint, Entry
+from adyton.typed_document import TypedDocument
 from adyton.untrusted import parse_json, parse_json_object
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES: Final = 8 * MAX_BODY_BYTES
 MAX_KIND_CHARS: Final = 64
-_TOP: Final = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,11 @@ def read_export(file: BinaryIO) -> Export:
     Anyone can extend a chain of hashes. So the checkpoint must name the last entry: entries after it would be unsigned.
     """
     lines = _lines(file)
-    head = next(lines, {})
-    store_id = _hex(head.get("store_id"), STORE_ID_BYTES)
-    if set(head) != {"adyton_audit", "store_id"} or head["adyton_audit"] != 1 or store_id is None:
-        raise _malformed("its first line names no store")
+    head = _typed(next(lines, {}), "its first line names no store")
+    head.only({"adyton_audit", "store_id"})
+    store_id = _lower_case_hex(head, "store_id", STORE_ID_BYTES)
+    if head["adyton_audit"] != 1:
+        raise head.wrong("adyton_audit", "1")
     entries: list[Entry] = []
     for document in lines:
         if "checkpoint" in document:
@@ -96,22 +97,15 @@ def _lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
 
 def _entry(document: dict[str, Any], number: int) -> Entry:
-    seq, at_ms, kind, body = (document.get(name) for name in ("seq", "at_ms", "kind", "body"))
-    digest = _hex(document.get("hash"), 32)
-    if (
-        set(document) != {"seq", "at_ms", "kind", "body", "hash"}
-        or type(seq) is not int
-        or type(at_ms) is not int
-        or not 0 <= seq < _TOP
-        or not 0 <= at_ms < _TOP
-        or not isinstance(kind, str)
-        or not isinstance(body, str)
-        or len(kind) > MAX_KIND_CHARS
-        or len(body) > MAX_BODY_BYTES
-        or digest is None
-    ):
-        raise _malformed(f"line {number + 1} is no entry")
-    return Entry(seq, at_ms, kind, body, digest)
+    found = _typed(document, f"line {number + 1} is no entry")
+    found.only({"seq", "at_ms", "kind", "body", "hash"})
+    return Entry(
+        found.number("seq", MAX_NUMBER),
+        found.number("at_ms", MAX_NUMBER),
+        found.text("kind", MAX_KIND_CHARS),
+        found.text("body", MAX_BODY_BYTES),
+        _lower_case_hex(found, "hash", 32),
+    )
 
 
 def _checkpoint(document: dict[str, Any]) -> Checkpoint:
@@ -120,9 +114,12 @@ def _checkpoint(document: dict[str, Any]) -> Checkpoint:
     return Checkpoint.from_dict(document["checkpoint"])
 
 
-def _hex(value: object, size_bytes: int) -> bytes | None:
-    try:
-        raw = bytes.fromhex(value) if isinstance(value, str) else b""
-    except ValueError:
-        return None
-    return raw if len(raw) == size_bytes and raw.hex() == value else None
+def _typed(document: dict[str, Any], otherwise: str) -> TypedDocument:
+    return TypedDocument(document, lambda place, expected, _seen: _malformed(f"{otherwise}: {place} is not {expected}"))
+
+
+def _lower_case_hex(found: TypedDocument, name: str, size_bytes: int) -> bytes:
+    raw = found.hexadecimal(name, size_bytes)
+    if raw.hex() != found[name]:
+        raise found.wrong(name, f"{size_bytes} bytes in lower-case hex")
+    return raw
