@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from adyton.cli.output import note, say, say_json
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-_OPTIONS = ("--name", "--python", "--key", "--force", "--json", "--tee", "--home", "--sim-platform")
+_OPTIONS = ("--name", "--python", "--key", "--force", "--json", "--tee", "--allow", "--home", "--sim-platform")
 
 
 def note_misplaced(arguments: list[str]) -> None:
@@ -24,12 +23,14 @@ def note_misplaced(arguments: list[str]) -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def new(
-    script: Annotated[Path, typer.Argument(help="A Python script, or any program.")],
+    script: Annotated[str, typer.Argument(help="A Python script, a folder with __main__.py, -m MODULE, any program.")],
     arguments: Annotated[
         list[str] | None, typer.Argument(help="Its arguments, as it needs them for a real run.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the template.  [the script's]")] = None,
-    python: Annotated[Path | None, typer.Option(help="Interpreter for a script.  [the one that runs Adyton]")] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter of a script.  [the active environment's, else Adyton's]")
+    ] = None,
     key: Annotated[str, typer.Option(help="Name of the key of inputs and outputs.")] = "default",
     force: Annotated[bool, typer.Option("--force", help="Replace an older template.")] = False,
     as_json: JSONOption = False,

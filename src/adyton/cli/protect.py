@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def protect(
-    script: Annotated[Path, typer.Argument(help="A Python script, or any program.")],
+    script: Annotated[str, typer.Argument(help="A Python script, a folder with __main__.py, -m MODULE, any program.")],
     arguments: Annotated[
         list[str] | None, typer.Argument(help="Its arguments, as it needs them for a real run.")
     ] = None,
@@ -29,6 +29,9 @@ def protect(
     ] = None,
     key: Annotated[str, typer.Option(help="Name of the key of inputs and outputs; made if there is none.")] = "default",
     name: Annotated[str | None, typer.Option(help="Name of the program.  [the script's]", show_default=False)] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter of a script.  [the active environment's, else Adyton's]")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an older template and older encrypted inputs.")
     ] = False,
@@ -63,6 +66,7 @@ def protect(
         tee=tee,
         key=key,
         name=name,
+        python=python,
         force=force,
         allow=allow or (),
         home=home,

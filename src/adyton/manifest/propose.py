@@ -5,7 +5,7 @@ trusted: the measurement binds them. Files of the project that are neither progr
 encrypted inputs. Files that the program wrote are encrypted outputs.
 """
 # Paths are text here, compared as the trace names them.
-# ruff: noqa: PTH110, PTH111, PTH112, PTH113, PTH116, PTH117, PTH118, PTH120
+# ruff: noqa: PTH110, PTH111, PTH112, PTH113, PTH116, PTH117, PTH118, PTH119, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ from adyton.manifest.sizing import Sizing, power_of_two, size_for
 WORK_NAMES: Final = ("/work", "/project", "/program", "/adyton-work")
 STORAGE: Final = "encrypted"
 LOOKED_AT_LIMIT_BYTES: Final = 1 << 20
+_MAX_INTERPRETERS: Final = 4
+_MAX_HEAD_BYTES: Final = 256
+_MAX_POINTER_BYTES: Final = 1 << 20
 
 _SANDBOX_MAKES: Final = ("/proc", "/sys", "/dev")
 _HOST_STATE: Final = (
@@ -49,6 +52,7 @@ _HOST_STATE: Final = (
     "/etc/fstab",
 )
 _SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/nix", "/snap")
+_PROGRAMS: Final = ("/usr/local/bin", "/usr/bin", "/bin")
 _ORDINARY: Final = re.compile(
     r"_|PATH|HOME|PWD|OLDPWD|SHELL|SHLVL|TERM|COLORTERM|USER|LOGNAME|MAIL|HOSTNAME|LANG|LANGUAGE|LC_\w+|TZ|EDITOR|PAGER"
     r"|LESS\w*|LS_COLORS|DISPLAY|(DBUS|XDG|SSH|GPG|SUDO|VIRTUAL_ENV|TMUX|WAYLAND|ADYTON)(_\w+)?|PS1|TMPDIR|DEBUGINFOD_URLS"
@@ -92,17 +96,20 @@ def propose(
     seen: Observation,
     *,
     name: str,
-    script: str,
+    script: str | None,
     cpus: int,
     key_name: str = "default",
     environment: Mapping[str, str] | None = None,
 ) -> Proposal:
-    """Make the proposal. `script` is the program's own file (always trusted), relative to the working folder or not."""
-    program = os.path.normpath(os.path.join(seen.cwd, script))
+    """Make the proposal. `script` is the program's own file (always trusted), relative to the working folder or not.
+
+    None where it has none, as for a module of Python's.
+    """
+    program = None if script is None else os.path.normpath(os.path.join(seen.cwd, script))
     code, inputs, left_out = _sort_reads(seen, program)
     written = _written(seen, code)
     trusted = _complete(code, seen)
-    inside = _Inside(seen.cwd, (*trusted, *inputs, *written))
+    inside = _Inside(seen.cwd, (*trusted, *inputs, *written), stays=_is_named(seen, trusted))
     data = _data_mounts(inputs, written, trusted, inside)
     sizing = size_for(seen.peak_bytes, seen.peak_threads, cpus, source="peak of the native run")
     libraries = _library_folders(trusted)
@@ -112,7 +119,7 @@ def propose(
     budget = power_of_two(
         _total(trusted) + 2 * _total([mount.source for mount in data if mount.is_input]) + (512 << 20)
     )
-    variables = _variables(environment or {}, libraries, sizing, inside)
+    variables = _variables(environment or {}, libraries, sizing, inside, trusted)
     template = _template(
         name=name,
         seen=seen,
@@ -142,11 +149,15 @@ def propose(
 class _Inside:
     """Where the paths of the native run are inside: the working folder is `work`, everything else stays.
 
-    `work` is the first of WORK_NAMES below which nothing else lies that the program uses, such as its interpreter.
+    `work` is the first of WORK_NAMES below which nothing else lies that the program uses, such as its interpreter. With
+    `stays` the working folder keeps its path too.
     """
 
-    def __init__(self, cwd: str, used: Iterable[str]) -> None:
+    def __init__(self, cwd: str, used: Iterable[str], *, stays: bool) -> None:
         self._cwd = cwd.rstrip("/")
+        if stays:
+            self.work = self._cwd
+            return
         taken = {"/" + path.split("/", 2)[1] for path in used if self.below(path) is None}
         self.work = next((name for name in WORK_NAMES if name not in taken), "")
         if not self.work:
@@ -179,9 +190,9 @@ class _Inside:
         return ":".join(self.argument(part) for part in text.split(":") if part)
 
 
-def _sort_reads(seen: Observation, program: str) -> tuple[dict[str, None], dict[str, None], list[str]]:
+def _sort_reads(seen: Observation, program: str | None) -> tuple[dict[str, None], dict[str, None], list[str]]:
     """(program text and system files, data, host state that was read but is better left out)."""
-    code: dict[str, None] = {program: None}
+    code: dict[str, None] = {} if program is None else {program: None}
     inputs: dict[str, None] = {}
     left_out: list[str] = []
     roots = _code_roots(seen)
@@ -238,10 +249,50 @@ def _complete(code: Mapping[str, None], seen: Observation) -> list[str]:
                 if _is_file(cached):
                     found[cached] = None
     for path in seen.executed:
-        loader = interpreter_of(Path(path)) if _is_file(path) else None
-        if loader is not None:
-            found[loader] = None
+        for interpreter in _interpreters(path):
+            found[interpreter] = None
     return [path for path in found if not (_PYC.match(path) and _is_below(path, (seen.cwd,)))]
+
+
+def _interpreters(path: str) -> list[str]:
+    """What the kernel opens to run a file, and no trace shows: programs after `#!`, and ELF interpreters."""
+    found: list[str] = []
+    while len(found) < _MAX_INTERPRETERS and _is_file(path):
+        words = _first_line(path)
+        loader = words[0] if words else interpreter_of(Path(path))
+        if loader is None:
+            break
+        found.append(loader)
+        path = loader
+    return found
+
+
+def _first_line(path: str) -> list[str]:
+    """The words after `#!` at a file's head; none where there is no such head."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_MAX_HEAD_BYTES)
+    except OSError:
+        return []
+    return os.fsdecode(head[2:].partition(b"\n")[0]).split() if head.startswith(b"#!") else []
+
+
+def _is_named(seen: Observation, trusted: list[str]) -> bool:
+    """Whether files of the program name the working folder by its path, so that it must keep it inside.
+
+    An editable installation does (a .pth file, or a module that finds it), and so does the `#!` of a program that an
+    environment in this folder holds.
+    """
+    cwd = seen.cwd.rstrip("/")
+    if any(_is_below(word, (cwd,)) for path in seen.executed if _is_file(path) for word in _first_line(path)):
+        return True
+    for path in trusted:
+        name = os.path.basename(path)
+        if (name.endswith(".pth") or name.startswith("__editable__")) and "__pycache__" not in path:
+            with open(path, "rb") as file:
+                if os.fsencode(cwd) in file.read(_MAX_POINTER_BYTES):
+                    return True
+    return False
 
 
 def _data_mounts(
@@ -295,8 +346,13 @@ def _library_folders(trusted: list[str]) -> list[str]:
     )
 
 
-def _variables(environment: Mapping[str, str], libraries: list[str], sizing: Sizing, inside: _Inside) -> dict[str, str]:
+def _variables(
+    environment: Mapping[str, str], libraries: list[str], sizing: Sizing, inside: _Inside, trusted: list[str]
+) -> dict[str, str]:
+    folders = {os.path.dirname(path) for path in trusted}
+    searched = [folder for folder in environment.get("PATH", "").split(":") if folder in folders]
     found = {
+        "PATH": inside.list_of(":".join(dict.fromkeys([*searched, *_PROGRAMS]))),
         "HOME": inside.work,
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from adyton.errors import UsageError
 from adyton.keystore.home import default_home
+from adyton.keystore.names import check_name
 from adyton.sim.files import platform_directory
 from adyton.workflow.approve import Approved, approve
 from adyton.workflow.build import Built, build
@@ -19,6 +19,7 @@ from adyton.workflow.init import Initialized, init
 from adyton.workflow.keys import NewKey, list_keys, new_key
 from adyton.workflow.new import Proposed, new
 from adyton.workflow.platform import Platform, export_platform, new_platform, show_platform
+from adyton.workflow.program import find_program
 from adyton.workflow.progress import unheard, unwatched
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def protect(
     tee: str,
     key: str = "default",
     name: str | None = None,
+    python: str | Path | None = None,
     force: bool = False,
     allow: Sequence[str] = (),
     home: Path | None = None,
@@ -123,12 +125,13 @@ def protect(
     Makes the owner's identity and key where there are none, finds the files that the script needs, encrypts its inputs,
     builds and signs the manifest, and approves it for the key. All of it happens in the current folder. `tee` is where
     it may run: sgx, tdx, snp, sim:FINGERPRINT, or sim for a simulated platform on this machine, made if there is none.
+    `script` and `python` are as for `new`.
     `allow` names each finding that exposes the data and is accepted. `begun` is called with each step's command, and
     `ended` with its result. Raises what the steps raise; what they made until then stays.
     """
-    script = Path(script)
-    if not script.is_file():
-        raise UsageError(f"there is no file {script}", check="script", expected="a file", seen="nothing")
+    program = find_program(script, arguments, python=python)
+    name = check_name(name or program.name, "--name")
+    check_name(key)
     steps = _Steps(begun, ended)
     mine = () if home is None else ("--home", str(home))
     again = ("--force",) if force else ()
@@ -140,9 +143,9 @@ def protect(
         steps.end(new_key(key, home=home))
     approved_on = _simulated(steps, platform_directory(sim_platform), home) if tee == "sim" else tee
 
-    name = name or script.stem
-    steps.begin("new", *again, "--name", name, "--key", key, str(script), *arguments)
-    proposed = new(script, *arguments, name=name, key=key, force=force)
+    named = () if program.python is None else ("--python", program.python)
+    steps.begin("new", *again, "--name", name, "--key", key, *named, *program.words)
+    proposed = new(*program.words, name=name, key=key, python=program.python, force=force)
     steps.end(proposed)
     for mount in proposed.data:
         if mount.is_input:
@@ -158,8 +161,8 @@ def protect(
     built = build(f"{name}.manifest.template", gramine=under_gramine, home=home, progress=progress)
     steps.end(built)
     protocol = ("--protocol", "ra-tls") if under_gramine else ()
-    named = (word for item in allow for word in ("--allow", item))
-    steps.begin("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *named, *mine)
+    allowed = (word for item in allow for word in ("--allow", item))
+    steps.begin("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *allowed, *mine)
     approved = approve(
         f"{name}.manifest",
         keys=[key],
