@@ -192,3 +192,162 @@ def test_what_cannot_be_run_is_refused_at_once(desk: Desk, tmp_path: Path) -> No
     ):
         project.adyton("protect", "--tee", "sim", *words).refused(2, said)
     assert not (project.folder / "encrypted").exists()
+
+
+# ---------------------------------------------------------------- outputs beside the program
+
+PROGRAMS = {
+    "resumes": (
+        "import os\nassert not os.path.exists('ck.pt'), os.path.getsize('ck.pt')\nopen('ck.pt', 'x').write('state')\n",
+        ("ck.pt",),
+    ),
+    "replaces": (
+        (
+            "import os\nfor n in range(3):\n    with open('out.txt.tmp', 'w') as f:\n"
+            "        f.write(f'epoch {n}\\n'); f.flush(); os.fsync(f.fileno())\n"
+            "    os.replace('out.txt.tmp', 'out.txt')\n"
+        ),
+        ("out.txt",),
+    ),
+    "rotates": (
+        (
+            "import logging.handlers as h, logging\nl = logging.getLogger('t'); l.setLevel(20)\n"
+            "a = h.RotatingFileHandler('train.log', maxBytes=400, backupCount=2); l.addHandler(a)\n"
+            "for i in range(40): l.info('step %d loss %.3f', i, 1 / (i + 1))\n"
+        ),
+        ("train.log", "train.log.1"),
+    ),
+    "folder": (
+        (
+            "import os, shutil\nos.mkdir('run-tmp'); open('run-tmp/w', 'w').write('w'); os.rename('run-tmp', 'run')\n"
+            "os.mkdir('gone'); open('gone/x', 'w').close(); shutil.rmtree('gone')\n"
+        ),
+        ("run/w",),
+    ),
+    "sqlite": (
+        (
+            "import sqlite3\nd = sqlite3.connect('t.db'); d.execute('create table t (n integer)')\n"
+            "for n in range(9):\n    d.execute('insert into t values (?)', (n,)); d.commit()\n"
+            "open('sum', 'w').write(str(d.execute('select sum(n) from t').fetchone()))\n"
+        ),
+        ("sum",),
+    ),
+    "memmap": (
+        (
+            "import mmap\nwith open('m.bin', 'w+b') as f:\n    f.truncate(8192)\n"
+            "    m = mmap.mmap(f.fileno(), 0)\n    m[4000:4004] = b'here'\n    m.flush()\n"
+        ),
+        ("m.bin",),
+    ),
+    "deep": (
+        "import pkg.mod\nopen('pkg/made.txt', 'w').write(pkg.mod.table())\n",
+        ("pkg/made.txt",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_outputs_beside_the_program_are_written_as_natively(desk: Desk, tmp_path: Path, name: str) -> None:
+    """Fresh names, replaced and rotated files, journals, folders: in the folder where the program itself lies."""
+    text, outputs = PROGRAMS[name]
+    files = {
+        f"{name}.py": text,
+        "pkg/__init__.py": "",
+        "pkg/table.csv": "1,2\n",
+        "pkg/mod.py": "import os\ndef table():\n"
+        "    return open(os.path.join(os.path.dirname(__file__), 'table.csv')).read() * 2\n",
+    }
+    project = desk.project(tmp_path, files)
+    project.protect(f"{name}.py")
+    for path in outputs:
+        assert not (project.folder / "encrypted" / path).exists()
+    project.runs_as_natively(name, *outputs)
+
+
+def test_checkpoint_that_was_read_and_replaced_goes_on(desk: Desk, tmp_path: Path) -> None:
+    """It is an input as well: every run goes on where the last one ended."""
+    script = "import os\nn = int(open('n').read())\nopen('n.tmp', 'w').write(str(n + 1))\nos.replace('n.tmp', 'n')\n"
+    project = desk.project(tmp_path, {"count.py": script, "n": "1"})
+    project.protect("count.py")
+    for expected in (b"3", b"4"):
+        assert project.run_protected("count").status == 0
+        assert project.opened("n") == expected
+
+
+def test_home_is_one_inside_as_outside(desk: Desk, tmp_path: Path) -> None:
+    """What lies in it is read there, what is written there is kept, and a cache that was not there is memory."""
+    script = (
+        "import os, pathlib\nhome = pathlib.Path.home()\n"
+        "(home / 'result.txt').write_text((home / '.cache/words').read_text().upper())\n"
+        "(home / '.cache/new').mkdir(exist_ok=True)\n"
+        "open('home.txt', 'w').write(f'{home} {os.environ[\"USER\"]}')\n"
+    )
+    home = Path(os.environ.get("XDG_RUNTIME_DIR") or "/var/lib") / f"adyton-test-{os.getpid()}"
+    home.mkdir()
+    try:
+        project = desk.project(tmp_path, {"at_home.py": script}, HOME=str(home), USER="somebody")
+        (home / ".cache").mkdir()
+        (home / ".cache" / "words").write_text("cached words")
+        project.protect("at_home.py")
+        shutil.rmtree(home)
+        project.runs_as_natively("at_home", "home.txt")
+        words = ("decrypt", f"encrypted-outside{home}/result.txt", "-o", "-", "--key", "default")
+        assert project.adyton(*words).out == "CACHED WORDS"
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_home_without_outputs_is_memory_around_what_was_read(desk: Desk, tmp_path: Path) -> None:
+    """A cache that the watched run found, and another run has to make, does not stop the program."""
+    script = (
+        "import os, pathlib\nhome = pathlib.Path.home()\n"
+        "(home / '.config/x').mkdir(parents=True, exist_ok=True)\n"
+        "print((home / '.cache/words').read_text())\n"
+    )
+    home = Path("/var/lib") / f"adyton-test-{os.getpid()}"
+    home.mkdir()
+    try:
+        project = desk.project(tmp_path, {"reads.py": script}, HOME=str(home))
+        (home / ".config" / "x").mkdir(parents=True)
+        (home / ".cache").mkdir()
+        (home / ".cache" / "words").write_text("cached words")
+        project.protect("reads.py")
+        ended = project.run_protected("reads")
+        assert ended.status == 0, ended.err
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed (apt-get install gcc)")
+def test_what_the_run_made_is_made_again_inside(desk: Desk, tmp_path: Path) -> None:
+    """A compiler runs inside as natively; the library that it makes is never a trusted file."""
+    script = (
+        "import ctypes, os, subprocess\nos.makedirs('tmp-build')\n"
+        "open('tmp-build/m.c', 'w').write('int twice(int x){return 2*x;}')\n"
+        "subprocess.run(['gcc', '-shared', '-fPIC', 'tmp-build/m.c', '-o', 'tmp-build/m.so'], check=True)\n"
+        "os.rename('tmp-build', 'build')\n"
+        "open('answer', 'w').write(str(ctypes.CDLL('./build/m.so').twice(21)))\n"
+    )
+    project = desk.project(tmp_path, {"makes.py": script})
+    project.protect("makes.py")
+    assert "/m.so" not in (project.folder / "makes.trusted").read_text()
+    project.runs_as_natively("makes", "answer")
+
+
+def test_links_among_the_inputs_are_taken_for_what_they_lead_to(desk: Desk, tmp_path: Path) -> None:
+    """A file and a folder by a link, and a link in a folder of data."""
+    script = "open('out', 'w').write(open('data/link').read() + open('single').read() + open('folder/a').read())\n"
+    files = {"links.py": script, "data/a": "1", "store/b": "2", "store/f/a": "3"}
+    project = desk.project(tmp_path, files)
+    for name, target in {"data/link": "../store/b", "single": "store/b", "folder": "store/f"}.items():
+        (project.folder / name).symlink_to(target)
+    project.protect("links.py")
+    project.runs_as_natively("links", "out")
+
+
+def test_local_time_is_the_zones(desk: Desk, tmp_path: Path) -> None:
+    """TZ of the native run is kept."""
+    script = "import time\nopen('zone', 'w').write(time.strftime('%Z %H', time.localtime(0)))\n"
+    project = desk.project(tmp_path, {"zone.py": script}, TZ="Asia/Tokyo")
+    project.protect("zone.py")
+    project.runs_as_natively("zone", "zone")

@@ -57,9 +57,14 @@ class Observation:
     written: tuple[str, ...]
     looked_at: tuple[str, ...]
     executed: tuple[str, ...]
+    touched: tuple[str, ...]
+    """Everything that was made, written, renamed or removed, whether it is still there or not."""
+    made_folders: tuple[str, ...]
     peak_bytes: int
     peak_threads: int
     wall_s: float
+    peak_shared_bytes: int = 0
+    """The most that /dev/shm held beside what was in it before."""
 
 
 @dataclass(slots=True)
@@ -72,6 +77,8 @@ class _Files:
     writes: dict[str, None] = field(default_factory=dict)
     looks: dict[str, None] = field(default_factory=dict)
     execs: dict[str, None] = field(default_factory=dict)
+    touched: dict[str, None] = field(default_factory=dict)
+    made_folders: dict[str, None] = field(default_factory=dict)
     folders: dict[int, str] = field(default_factory=dict)
     group: dict[int, int] = field(default_factory=dict)
     alive: dict[int, set[int]] = field(default_factory=dict)
@@ -101,7 +108,7 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
         started = time.monotonic()
         existed = _files_below(cwd)
         options = ["-f", "-q", "--seccomp-bpf", "-y", "-s", "4096", "-e", f"trace={_CALLS}", "-e", "signal=none"]
-        status, peak_bytes = _run([strace, *options, "-o", str(trace), "--", *command], cwd)
+        status, peak_bytes, peak_shared_bytes = _run([strace, *options, "-o", str(trace), "--", *command], cwd)
         wall_s = time.monotonic() - started
         if not trace.exists() or (status and not trace.stat().st_size):
             raise NoDevice(
@@ -125,29 +132,33 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
         written=tuple(found.writes),
         looked_at=tuple(path for path in found.looks if path not in found.reads and path not in found.writes),
         executed=tuple(found.execs),
+        touched=tuple(found.touched),
+        made_folders=tuple(found.made_folders),
         peak_bytes=peak_bytes,
         peak_threads=found.peak_threads,
         wall_s=wall_s,
+        peak_shared_bytes=peak_shared_bytes,
     )
 
 
-def _run(command: Sequence[str], cwd: Path) -> tuple[int, int]:
-    """Exit status and peak memory (bytes, of the largest process) of a command that shares our terminal.
+def _run(command: Sequence[str], cwd: Path) -> tuple[int, int, int]:
+    """Exit status, peak memory (bytes, of the largest process) and peak of /dev/shm of a command on our terminal.
 
     A signal is taken between two looks at the command, never amid its start, where its process would be lost.
     """
     with _held_signals() as taken:
+        before_bytes = shared_bytes = _shared_bytes()
         process = subprocess.Popen(command, cwd=cwd)
         ended = os.pidfd_open(process.pid)
         try:
             waiting = select.poll()
             waiting.register(ended, select.POLLIN)
             while not waiting.poll(_LOOK_MS) and not taken:
-                pass
+                shared_bytes = max(shared_bytes, _shared_bytes())
             if not taken:
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
-                return process.returncode, usage.ru_maxrss * 1024
+                return process.returncode, usage.ru_maxrss * 1024, shared_bytes - before_bytes
             _end(process)
         except BaseException:
             _end(process)
@@ -156,6 +167,15 @@ def _run(command: Sequence[str], cwd: Path) -> tuple[int, int]:
             os.close(ended)
     signal.raise_signal(taken[0])
     raise KeyboardInterrupt
+
+
+def _shared_bytes() -> int:
+    """What memory for sharing holds now, of all programs of this machine."""
+    try:
+        room = os.statvfs("/dev/shm")  # noqa: S108 - where the kernel has it
+    except OSError:
+        return 0
+    return (room.f_blocks - room.f_bfree) * room.f_frsize
 
 
 @contextmanager
@@ -287,22 +307,36 @@ def _call(files: _Files, thread: int, name: str, arguments: str, result: int) ->
     path = paths[0]
     if name == "execve":
         files.execs.setdefault(path)
-        files.reads.setdefault(path)
+        if path not in files.writes:
+            files.reads.setdefault(path)
     elif name in ("open", "openat", "openat2", "creat"):
         _opened(files, path, arguments if name != "creat" else "O_WRONLY|O_CREAT|O_TRUNC")
     elif name == "chdir":
         files.folders[thread] = path
     elif name in ("rename", "renameat", "renameat2", "link", "linkat"):
         if len(paths) > 1:
-            if not name.startswith("link"):
-                files.writes.pop(path, None)
-            files.writes.setdefault(paths[1])
+            files.touched.update(dict.fromkeys(paths[:2]))
+            _named_anew(files, path, paths[1], is_moved=not name.startswith("link"))
     elif name in ("unlink", "unlinkat", "rmdir"):
+        files.touched.setdefault(path)
         files.writes.pop(path, None)
     elif name in ("mkdir", "mkdirat", "symlink", "symlinkat", "mknod", "mknodat", "truncate"):
+        if name.startswith("mkdir"):
+            files.made_folders.setdefault(path)
+        files.touched.setdefault(paths[-1])
         files.writes.setdefault(paths[-1])
     else:
         files.looks.setdefault(path)
+
+
+def _named_anew(files: _Files, old: str, new: str, *, is_moved: bool) -> None:
+    """What was written at `old`, or below it, was written at `new`."""
+    for known in (files.writes, files.made_folders):
+        for path in [path for path in known if path.startswith(old + "/") or path == old]:
+            known.setdefault(new + path[len(old) :])
+            if is_moved:
+                known.pop(path)
+    files.writes.setdefault(new)
 
 
 def _opened(files: _Files, path: str, arguments: str) -> None:
@@ -315,6 +349,7 @@ def _opened(files: _Files, path: str, arguments: str) -> None:
         fresh = "O_TRUNC" in flags or path in files.writes
         if not fresh and (path in files.existed or "O_CREAT" not in flags):
             files.reads.setdefault(path)
+        files.touched.setdefault(path)
         files.writes.setdefault(path)
     elif path not in files.writes:
         files.reads.setdefault(path)

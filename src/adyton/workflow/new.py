@@ -28,6 +28,8 @@ class Proposed:
     trusted_list: Path
     trusted_files: int
     data: tuple[DataMount, ...]
+    storage: tuple[str, ...]
+    """Folders of the encrypted storage that must be there before the first run."""
     left_out: tuple[str, ...]
     peak_bytes: int
     peak_threads: int
@@ -91,6 +93,7 @@ def new(
         listing,
         len(found.trusted),
         found.data,
+        found.storage,
         found.left_out,
         seen.peak_bytes,
         seen.peak_threads,

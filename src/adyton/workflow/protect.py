@@ -149,13 +149,20 @@ def protect(
     steps.end(proposed)
     for mount in proposed.data:
         if mount.is_input:
-            steps.begin("encrypt", mount.source, "-o", mount.encrypted, "--key", key, *again, *mine)
-            steps.end(encrypt(mount.source, mount.encrypted, key=key, force=force, home=home, progress=progress))
-    for mount in proposed.data:
-        if mount.is_output and not mount.is_input:
-            encrypted = Path(mount.encrypted)
-            folder = encrypted if Path(mount.source).is_dir() else encrypted.parent
-            folder.mkdir(parents=True, exist_ok=True)
+            follow = ("--follow-links",) if _holds_links(Path(mount.source)) else ()
+            steps.begin("encrypt", mount.source, "-o", mount.encrypted, "--key", key, *follow, *again, *mine)
+            moved = encrypt(
+                mount.source,
+                mount.encrypted,
+                key=key,
+                force=force,
+                follow_links=bool(follow),
+                home=home,
+                progress=progress,
+            )
+            steps.end(moved)
+    for folder in proposed.storage:
+        Path(folder).mkdir(parents=True, exist_ok=True)
     under_gramine = tee == "sgx"
     steps.begin("build", f"{name}.manifest.template", *(("--gramine",) if under_gramine else ()), *mine)
     built = build(f"{name}.manifest.template", gramine=under_gramine, home=home, progress=progress)
@@ -192,6 +199,11 @@ def protect(
             ),
         ),
     )
+
+
+def _holds_links(folder: Path) -> bool:
+    """Whether symbolic links lie in a folder of data: their targets are taken in their place."""
+    return any(path.is_symlink() for path in folder.rglob("*"))
 
 
 def _simulated(steps: _Steps, platform: Path, home: Path | None) -> str:
