@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import venv
 from collections.abc import Iterator
@@ -47,6 +48,15 @@ class Project(Place):
         ended = self.adyton("protect", "--tee", "sim", *words)
         assert ended.status == 0, ended.out + ended.err
         return ended
+
+    def differences(self, *words: str, stdin: bytes = b"") -> dict[str, dict[str, str]]:
+        """What `protect --json` tells, by kind."""
+        command = self.command("protect", "--tee", "sim", "--json", *words)
+        ended = subprocess.run(
+            command, cwd=self.folder, env=self.environment, input=stdin, capture_output=True, timeout=60, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        return {entry["kind"]: entry for entry in json.loads(ended.stdout)["differences"]}
 
     def run_protected(self, name: str) -> Ended:
         """Run the program in the simulated TEE."""
@@ -173,7 +183,7 @@ def test_script_with_an_odd_name_gets_a_plain_one(desk: Desk, tmp_path: Path) ->
     script = "open('aus gabe/größe', 'w').write(open('ein gabe/maß.txt').read().upper())\n"
     files = {"mein größtes.py": script, "ein gabe/maß.txt": "zwölf\n", "aus gabe/.keep": ""}
     project = desk.project(tmp_path, files)
-    project.protect("mein größtes.py")
+    assert "decrypt 'encrypted/aus gabe" in project.protect("mein größtes.py").out
     project.runs_as_natively("mein-grotes", "aus gabe/größe")
     refused = project.adyton("protect", "--tee", "sim", "--name", "mein Name", "mein größtes.py")
     refused.refused(2, "--name")
@@ -351,3 +361,47 @@ def test_local_time_is_the_zones(desk: Desk, tmp_path: Path) -> None:
     project = desk.project(tmp_path, {"zone.py": script}, TZ="Asia/Tokyo")
     project.protect("zone.py")
     project.runs_as_natively("zone", "zone")
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_what_will_be_otherwise_is_told_with_its_remedy(desk: Desk, tmp_path: Path) -> None:
+    """Before anything is encrypted: variables, input, network, temporary files, files that were not read."""
+    left = f"/tmp/adyton-left-{os.getpid()}"
+    script = (
+        "import os, pwd, socket, sys, time\nprint('spoken')\n"
+        "assert sys.stdin.read() == 'typed'\nos.environ['A_SETTING']\n"
+        "s = socket.socket(); s.setblocking(False); s.connect_ex(('192.0.2.1', 9)); s.close()\n"
+        f"open('{left}', 'w').write(open('data/read').read()); pwd.getpwuid(0)\n"
+    )
+    files = {"tells.py": script, "data/read": "1", "data/not-read": "22"}
+    project = desk.project(tmp_path, files, A_SETTING="hidden value", OMP_NUM_THREADS="3")
+    (project.folder / "data" / "read").unlink()
+    (project.folder / "data" / "read").symlink_to("../tells.py")
+    try:
+        found = project.differences("tells.py", stdin=b"typed")
+    finally:
+        Path(left).unlink(missing_ok=True)
+    assert set(found) == {"environment", "stdin", "network", "temporary-files", "host-state", "links", "unread-files"}
+    for kind, words in {
+        "environment": "A_SETTING",
+        "stdin": "insecure__stdin",
+        "network": "192.0.2.1",
+        "temporary-files": left,
+        "host-state": "/etc/passwd",
+        "links": "data/read",
+        "unread-files": "1 files",
+    }.items():
+        assert words in found[kind]["what"] + found[kind]["remedy"]
+        assert found[kind]["remedy"]
+    assert "hidden value" not in str(found)
+    assert 'OMP_NUM_THREADS = "3"' in (project.folder / "tells.manifest.template").read_text()
+
+
+def test_differences_are_shown_before_anything_is_encrypted(desk: Desk, tmp_path: Path) -> None:
+    """A person reads them between the run and the first ciphertext."""
+    project = desk.project(tmp_path, {"quiet.py": "open('in').read()\n", "in": "1"}, A_SETTING="x")
+    lines = project.protect("quiet.py").out.splitlines()
+    told = next(number for number, line in enumerate(lines) if "A_SETTING" in line)
+    assert told < next(number for number, line in enumerate(lines) if line.startswith("$ adyton encrypt"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adyton.cli.options import JSONOption
-from adyton.cli.output import note, say, say_json
+from adyton.cli.output import note, results_alone, say, say_json
+
+if TYPE_CHECKING:
+    from adyton.workflow.new import Proposed
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -44,9 +47,10 @@ def new(
 
     words = arguments or []
     note_misplaced(words)
-    found = carry_out(
-        script, *words, name=name, python=python, key=key, force=force, notice=unheard if as_json else note
-    )
+    with results_alone(alone=as_json):
+        found = carry_out(
+            script, *words, name=name, python=python, key=key, force=force, notice=unheard if as_json else note
+        )
     if as_json:
         say_json(found.to_dict())
         return
@@ -57,3 +61,11 @@ def new(
         say(f"encrypted {role}: {mount.source} -> {mount.encrypted}")
     if found.left_out:
         say(f"left out, the host's own state: {', '.join(found.left_out)}")
+    show_differences(found)
+
+
+def show_differences(found: Proposed) -> None:
+    """Say what the program will find otherwise than in the run that was watched."""
+    for difference in found.differences:
+        say(f"otherwise than in this run: {difference.what}")
+        say(f"  remedy   {difference.remedy}")

@@ -22,6 +22,7 @@ import tomli_w
 
 from adyton.errors import UsageError
 from adyton.manifest.host import interpreter_of
+from adyton.manifest.native_differences import Difference, differences
 from adyton.manifest.observe import Observation
 from adyton.manifest.open_folders import (
     SANDBOX_MAKES,
@@ -107,6 +108,7 @@ class Proposal:
     data: tuple[DataMount, ...]
     storage: tuple[str, ...]
     """Folders of the storage that must be there before the first run."""
+    differences: tuple[Difference, ...]
     sizing: Sizing
 
 
@@ -141,13 +143,14 @@ def propose(
     read_bytes = _total([mount.source for mount in data if mount.is_input])
     budget = power_of_two(_total(trusted) + 2 * (read_bytes + seen.peak_shared_bytes) + (512 << 20))
     variables = _variables(environment or {}, libraries, sizing, inside, seen, trusted)
+    not_taken = sorted(name for name in environment or {} if name not in variables and not _ORDINARY.fullmatch(name))
     template = _template(
         name=name,
         seen=seen,
         entry=inside.path(entry),
         argv=argv,
         variables=variables,
-        not_taken=sorted(name for name in environment or {} if name not in variables and not _ORDINARY.fullmatch(name)),
+        not_taken=not_taken,
         layout=layout,
         key_name=key_name,
         sizing=sizing,
@@ -163,6 +166,7 @@ def propose(
         left_out=tuple(left_out),
         data=tuple(data),
         storage=layout.storage,
+        differences=differences(seen, data=data, not_taken=not_taken, left_out=left_out),
         sizing=sizing,
     )
 

@@ -16,6 +16,7 @@ from adyton.workflow.program import find_program
 from adyton.workflow.progress import unheard
 
 if TYPE_CHECKING:
+    from adyton.manifest.native_differences import Difference
     from adyton.manifest.propose import DataMount
     from adyton.workflow.progress import Notice
 
@@ -31,6 +32,8 @@ class Proposed:
     storage: tuple[str, ...]
     """Folders of the encrypted storage that must be there before the first run."""
     left_out: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    """What the program will find otherwise than in this run."""
     peak_bytes: int
     peak_threads: int
     wall_s: float
@@ -52,6 +55,7 @@ class Proposed:
                 for mount in self.data
             ],
             "left_out": list(self.left_out),
+            "differences": [difference.to_dict() for difference in self.differences],
             "peak_bytes": self.peak_bytes,
             "peak_threads": self.peak_threads,
             "wall_s": self.wall_s,
@@ -95,6 +99,7 @@ def new(
         found.data,
         found.storage,
         found.left_out,
+        found.differences,
         seen.peak_bytes,
         seen.peak_threads,
         seen.wall_s,

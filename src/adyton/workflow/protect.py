@@ -25,6 +25,7 @@ from adyton.workflow.progress import unheard, unwatched
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from adyton.manifest.native_differences import Difference
     from adyton.manifest.propose import DataMount
     from adyton.workflow.progress import Notice, Progress
 
@@ -56,6 +57,8 @@ class Protected:
     tee: str
     """The platform that it is approved for, as a policy names it."""
     data: tuple[DataMount, ...]
+    differences: tuple[Difference, ...]
+    """What the program will find otherwise than in the run that was watched."""
     approvals: tuple[str, ...]
     steps: tuple[str, ...]
     """The commands that would have done the same, one after the other."""
@@ -79,6 +82,7 @@ class Protected:
                 }
                 for mount in self.data
             ],
+            "differences": [difference.to_dict() for difference in self.differences],
             "approvals": list(self.approvals),
             "steps": list(self.steps),
             "next": list(self.next_steps),
@@ -187,13 +191,16 @@ def protect(
         key=key,
         tee=approved_on,
         data=proposed.data,
+        differences=proposed.differences,
         approvals=tuple(item.id for item in approved.approvals),
         steps=tuple(steps.commands),
         next_steps=(
             f"adyton serve {'--gramine-listen 0.0.0.0' if under_gramine else '--listen 127.0.0.1'}:4433",
             f"adyton run {name}.manifest --tee {tee.partition(':')[0]} --key-server 127.0.0.1:4433",
             *(
-                f"adyton decrypt {mount.encrypted} -o decrypted/{mount.source} --key {key}"
+                shlex.join(
+                    ["adyton", "decrypt", mount.encrypted, "-o", f"decrypted/{mount.source.lstrip('/')}", "--key", key]
+                )
                 for mount in proposed.data
                 if mount.is_output
             ),
