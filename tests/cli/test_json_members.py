@@ -61,6 +61,7 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "ADYTON_HOME": str(tmp_path / "home"),
         "ADYTON_SIM_PLATFORM": str(tmp_path / "platform"),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "A_SETTING": "which the program does not get",
         "PATH": f"{tmp_path / 'gramine' / 'bin'}:{os.environ['PATH']}",
     }.items():
         monkeypatch.setenv(name, value)
@@ -171,6 +172,7 @@ def _keeping(call: Call) -> None:
     shares = sorted(str(path) for path in Path("shares").iterdir())
     words = [word for share in shares for word in ("--share", share)]
     call("restore", "restore", "backup", *words, "--home", "restored", "--json")
+    call("protect", "protect", "--tee", "sim", "--json", "--name", "second", "small.py")
 
 
 def test_json_members_of_the_verbs_are_the_recorded_ones(documents: Documents) -> None:

@@ -104,6 +104,71 @@ def test_nothing_but_memory_and_outputs_can_be_written(folder: Path) -> None:
     assert result.out.strip() == "fine"
 
 
+NESTED = [
+    ["encrypted", "/out", "file:out/"],
+    ["chroot", "/out/app.txt", "file:app.txt"],
+    ["chroot", "/out/src/lib", "file:lib"],
+    ["encrypted", "/out/in", "file:in/"],
+    ["encrypted", "/out/more", "file:more/"],
+]
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 16 << 20], ids=["staged", "served"])
+def test_trusted_files_show_in_an_encrypted_folder(folder: Path, budget: int) -> None:
+    """Beside them the program writes as it likes; what the host has under their names is never seen."""
+    for name, text in {"app.txt": "trusted", "lib/m.txt": "module"}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "big").write_bytes(bytes(20 << 20))
+    (folder / "more").mkdir()
+    world.encrypt(folder, "in/data", b"input")
+    world.encrypt(folder, "out/app.txt", b"planted")
+    world.encrypt(folder, "out/src/lib/m.txt", b"planted")
+    script = "cd /out; cat app.txt src/lib/m.txt in/data; echo; ls . src src/lib;"
+    script += "for a in 'rm -f app.txt' 'mv app.txt b' 'mv src other' 'rm -rf src' 'mv in b' 'mv -T src more'; do"
+    script += " $a 2>/dev/null && echo DID $a; done; for f in app.txt src/lib/m.txt src/lib/n in/data in/n; do"
+    script += " echo x 2>/dev/null > $f && echo WROTE $f; done; cat app.txt src/lib/m.txt in/data; echo;"
+    script += "echo 1 > t.tmp && mv t.tmp t && echo 2 > src/t && echo 3 > more/t && echo fine"
+    is_served = budget < 1 << 30
+    result = world.run(
+        folder,
+        world.shell(
+            script,
+            mounts=[*NESTED, *([["chroot", "/out/big", "file:big"]] if is_served else [])],
+            read_only=["/out/in"],
+            trusted=["app.txt", "lib/m.txt", *(["big"] if is_served else [])],
+            facts=True,
+            budget=budget,
+        ),
+    )
+    words = result.out.split()
+    assert words.count("trustedmoduleinput") == 2, result.out + result.err
+    assert {"app.txt", "src", "in", "more", "lib", "m.txt"} <= set(words)
+    assert "DID" not in words
+    assert "WROTE" not in words
+    assert "fine" in words, result.out + result.err
+    assert (world.decrypt(folder, "out/t"), world.decrypt(folder, "out/src/t")) == (b"1\n", b"2\n")
+    assert world.decrypt(folder, "more/t") == b"3\n"
+    assert result.ended["events"] == []
+
+
+def test_encrypted_folder_shows_in_memory_below_trusted_files(folder: Path) -> None:
+    """What is mounted later shows in memory that was mounted before, whatever lies between."""
+    (folder / "lib").mkdir()
+    (folder / "lib" / "m.txt").write_text("module")
+    mounts = [
+        ["tmpfs", "/home", None],
+        ["chroot", "/home/u/lib", "file:lib"],
+        ["encrypted", "/home/u/lib/o", "file:out"],
+    ]
+    script = "cat /home/u/lib/m.txt; echo 1 > /home/u/lib/o/t; echo 2 > /home/u/new; echo 3 > /home/u/lib/new"
+    result = world.run(folder, world.shell(script, mounts=mounts, trusted=["lib/m.txt"]))
+    assert result.out == "module"
+    assert world.decrypt(folder, "out/t") == b"1\n"
+    assert "/home/u/lib/new" in result.err
+    assert "/home/u/new" not in result.err
+
+
 @pytest.mark.parametrize("code", [0, 1, 42, 255])
 def test_exit_code_of_the_program_is_passed_on(folder: Path, code: int) -> None:
     """Whatever it is."""

@@ -138,10 +138,9 @@ def prepare(folder: Path, name: str) -> None:
 
 
 def encrypt(folder: Path, mount: DataMount) -> None:
-    """What the commands at the head of a template do: encrypt inputs, make folders for outputs."""
+    """What the commands at the head of a template do with an input."""
     source, target = folder / mount.source, folder / mount.encrypted
     if not mount.is_input:
-        (target if mount.is_folder else target.parent).mkdir(parents=True, exist_ok=True)
         return
     files = [path for path in source.rglob("*") if path.is_file()] if mount.is_folder else [source]
     for path in files:
@@ -156,6 +155,8 @@ def build(folder: Path, program: Program) -> Proposal:
     seen = observe([*command, *program.arguments], folder)
     found = propose(seen, name="app", script=command[-1], cpus=1, key_name="k")
     (folder / "app.trusted").write_text(found.trusted_list)
+    for storage in found.storage:
+        (folder / storage).mkdir(parents=True, exist_ok=True)
     for mount in found.data:
         encrypt(folder, mount)
     for mount in found.data:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adyton.cli.options import JSONOption
-from adyton.cli.output import note, say, say_json
+from adyton.cli.output import note, results_alone, say, say_json
 from adyton.cli.verb import verb_app
+
+if TYPE_CHECKING:
+    from adyton.workflow.new import Proposed
 
 app = verb_app()
 
-_OPTIONS = ("--name", "--python", "--key", "--force", "--json", "--tee", "--home", "--sim-platform")
+_OPTIONS = ("--name", "--python", "--key", "--force", "--json", "--tee", "--allow", "--home", "--sim-platform")
 
 
 def note_misplaced(arguments: list[str]) -> None:
@@ -25,12 +27,14 @@ def note_misplaced(arguments: list[str]) -> None:
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def new(
-    script: Annotated[Path, typer.Argument(help="A Python script, or any program.")],
+    script: Annotated[str, typer.Argument(help="A Python script, a folder with __main__.py, -m MODULE, any program.")],
     arguments: Annotated[
         list[str] | None, typer.Argument(help="Its arguments, as it needs them for a real run.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the template.  [the script's]")] = None,
-    python: Annotated[Path | None, typer.Option(help="Interpreter for a script.  [the one that runs Adyton]")] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter of a script.  [the active environment's, else Adyton's]")
+    ] = None,
     key: Annotated[str, typer.Option(help="Name of the key of inputs and outputs.")] = "default",
     force: Annotated[bool, typer.Option("--force", help="Replace an older template.")] = False,
     as_json: JSONOption = False,
@@ -44,9 +48,10 @@ def new(
 
     words = arguments or []
     note_misplaced(words)
-    found = carry_out(
-        script, *words, name=name, python=python, key=key, force=force, notice=unheard if as_json else note
-    )
+    with results_alone(alone=as_json):
+        found = carry_out(
+            script, *words, name=name, python=python, key=key, force=force, notice=unheard if as_json else note
+        )
     if as_json:
         say_json(found.to_dict())
         return
@@ -57,3 +62,11 @@ def new(
         say(f"encrypted {role}: {mount.source} -> {mount.encrypted}")
     if found.left_out:
         say(f"left out, the host's own state: {', '.join(found.left_out)}")
+    show_differences(found)
+
+
+def show_differences(found: Proposed) -> None:
+    """Say what the program will find otherwise than in the run that was watched."""
+    for difference in found.differences:
+        say(f"otherwise than in this run: {difference.what}")
+        say(f"  remedy   {difference.remedy}")

@@ -7,6 +7,7 @@ terminal or turn text around is passed through.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -68,6 +69,22 @@ def say_moved(item: Moved) -> None:
         if item.resumed:
             line += f" ({item.resumed} were done before)"
     say(line)
+
+
+@contextmanager
+def results_alone(*, alone: bool) -> Iterator[None]:
+    """While this lasts, what other programs print goes to standard error, so that the result stands alone."""
+    if not alone:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

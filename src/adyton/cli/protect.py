@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import AllowOption, HomeOption
-from adyton.cli.output import note, progress, say, say_moved
+from adyton.cli.options import AllowOption, HomeOption, JSONOption
+from adyton.cli.output import note, progress, results_alone, say, say_json, say_moved
 from adyton.cli.verb import verb_app
 from adyton.errors import UsageError
 
@@ -20,7 +20,7 @@ app = verb_app()
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def protect(
-    script: Annotated[Path, typer.Argument(help="A Python script, or any program.")],
+    script: Annotated[str, typer.Argument(help="A Python script, a folder with __main__.py, -m MODULE, any program.")],
     arguments: Annotated[
         list[str] | None, typer.Argument(help="Its arguments, as it needs them for a real run.")
     ] = None,
@@ -30,6 +30,9 @@ def protect(
     ] = None,
     key: Annotated[str, typer.Option(help="Name of the key of inputs and outputs; made if there is none.")] = "default",
     name: Annotated[str | None, typer.Option(help="Name of the program.  [the script's]", show_default=False)] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Interpreter of a script.  [the active environment's, else Adyton's]")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an older template and older encrypted inputs.")
     ] = False,
@@ -39,6 +42,7 @@ def protect(
         Path | None,
         typer.Option(envvar="ADYTON_SIM_PLATFORM", help="Folder of the simulated platform.  [~/.adyton-sim]"),
     ] = None,
+    as_json: JSONOption = False,
 ) -> None:
     """Run SCRIPT once as it is, and make of it a program that may run on a machine that you do not trust.
 
@@ -58,21 +62,26 @@ def protect(
     from adyton.workflow.protect import protect as carry_out
 
     note_misplaced(arguments or [])
-    made = carry_out(
-        script,
-        *(arguments or ()),
-        tee=tee,
-        key=key,
-        name=name,
-        force=force,
-        allow=allow or (),
-        home=home,
-        sim_platform=sim_platform,
-        notice=note,
-        progress=progress,
-        begun=lambda command: say(f"$ {command}"),
-        ended=_show,
-    )
+    with results_alone(alone=as_json):
+        made = carry_out(
+            script,
+            *(arguments or ()),
+            tee=tee,
+            key=key,
+            name=name,
+            python=python,
+            force=force,
+            allow=allow or (),
+            home=home,
+            sim_platform=sim_platform,
+            notice=note,
+            progress=progress,
+            begun=lambda command: None if as_json else say(f"$ {command}"),
+            ended=lambda result: None if as_json else _show(result),
+        )
+    if as_json:
+        say_json(made.to_dict())
+        return
     say("")
     say("next, the key server on your machine, and the program on the other one:")
     for command in made.next_steps:
@@ -80,8 +89,8 @@ def protect(
 
 
 def _show(result: StepResult) -> None:
-    """Say what came of a step as its own verb does; what the native run showed is in the commands that follow."""
-    from adyton.cli import approve, build, collateral, init, key, platform
+    """Say what came of a step as its own verb does; of the native run, what will be otherwise."""
+    from adyton.cli import approve, build, collateral, init, key, new, platform
     from adyton.workflow import protect as steps
 
     match result:
@@ -103,4 +112,4 @@ def _show(result: StepResult) -> None:
         case steps.Approved():
             approve.show(result)
         case steps.Proposed():
-            pass
+            new.show_differences(result)

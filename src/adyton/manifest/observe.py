@@ -7,13 +7,17 @@ torch takes 0.6 s longer for it.
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +28,7 @@ from typing import Final
 
 from adyton.errors import NoDevice, ScriptFailed, UsageError
 
-_CALLS: Final = "%file,chdir,fchdir,clone,clone3,fork,vfork"
+_CALLS: Final = "%file,chdir,fchdir,clone,clone3,fork,vfork,connect"
 _MAX_LINE_CHARS: Final = 40_000  # two paths of 4,096 bytes, every byte an escape, and the rest
 _MAX_PROJECT_FILES: Final = 500_000
 
@@ -34,6 +38,7 @@ _RESUMED: Final = re.compile(r"^<\.\.\. \w+ resumed>(.*)$")
 _CALL: Final = re.compile(r"^(\w+)\((.*)\) += (-?[0-9]{1,20})(?:<(.*)>)?(?: .*)?$")
 _PATH: Final = re.compile(r'(?:(AT_FDCWD|\d+)<((?:[^>\\]|\\.)*)>(?:\(deleted\))?, )?"((?:[^"\\]|\\.)*)"(\.\.\.)?')
 _FLAGS: Final = re.compile(r"\bO_[A-Z_|]+")
+_ADDRESS: Final = re.compile(r'sa_family=AF_INET6?, .*?inet_(?:addr\(|pton\(AF_INET6, )"([0-9a-fA-F.:]+)"')
 _ESCAPE: Final = re.compile(rb"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _NAMED: Final = {
     b"n": b"\n",
@@ -57,9 +62,18 @@ class Observation:
     written: tuple[str, ...]
     looked_at: tuple[str, ...]
     executed: tuple[str, ...]
+    touched: tuple[str, ...]
+    """Everything that was made, written, renamed or removed, whether it is still there or not."""
+    made_folders: tuple[str, ...]
     peak_bytes: int
     peak_threads: int
     wall_s: float
+    peak_shared_bytes: int = 0
+    """The most that /dev/shm held beside what was in it before."""
+    network: tuple[str, ...] = ()
+    """The addresses of other machines to which it made a connection, or tried to."""
+    read_stdin: bool = False
+    """Whether standard input, a file or a pipe, was seen to be read."""
 
 
 @dataclass(slots=True)
@@ -72,6 +86,9 @@ class _Files:
     writes: dict[str, None] = field(default_factory=dict)
     looks: dict[str, None] = field(default_factory=dict)
     execs: dict[str, None] = field(default_factory=dict)
+    touched: dict[str, None] = field(default_factory=dict)
+    made_folders: dict[str, None] = field(default_factory=dict)
+    network: dict[str, None] = field(default_factory=dict)
     folders: dict[int, str] = field(default_factory=dict)
     group: dict[int, int] = field(default_factory=dict)
     alive: dict[int, set[int]] = field(default_factory=dict)
@@ -101,7 +118,9 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
         started = time.monotonic()
         existed = _files_below(cwd)
         options = ["-f", "-q", "--seccomp-bpf", "-y", "-s", "4096", "-e", f"trace={_CALLS}", "-e", "signal=none"]
-        status, peak_bytes = _run([strace, *options, "-o", str(trace), "--", *command], cwd)
+        status, peak_bytes, peak_shared_bytes, read_stdin = _run(
+            [strace, *options, "-o", str(trace), "--", *command], cwd
+        )
         wall_s = time.monotonic() - started
         if not trace.exists() or (status and not trace.stat().st_size):
             raise NoDevice(
@@ -125,29 +144,40 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
         written=tuple(found.writes),
         looked_at=tuple(path for path in found.looks if path not in found.reads and path not in found.writes),
         executed=tuple(found.execs),
+        touched=tuple(found.touched),
+        made_folders=tuple(found.made_folders),
         peak_bytes=peak_bytes,
         peak_threads=found.peak_threads,
         wall_s=wall_s,
+        peak_shared_bytes=peak_shared_bytes,
+        network=tuple(found.network),
+        read_stdin=read_stdin,
     )
 
 
-def _run(command: Sequence[str], cwd: Path) -> tuple[int, int]:
-    """Exit status and peak memory (bytes, of the largest process) of a command that shares our terminal.
+def _run(command: Sequence[str], cwd: Path) -> tuple[int, int, int, bool]:
+    """Run a command that shares our terminal.
+
+    Returns its exit status, peak memory (bytes, of the largest process), peak of /dev/shm, and whether it read input.
 
     A signal is taken between two looks at the command, never amid its start, where its process would be lost.
     """
     with _held_signals() as taken:
+        before_bytes = shared_bytes = _shared_bytes()
+        least_read = _stdin_position()
         process = subprocess.Popen(command, cwd=cwd)
         ended = os.pidfd_open(process.pid)
         try:
             waiting = select.poll()
             waiting.register(ended, select.POLLIN)
             while not waiting.poll(_LOOK_MS) and not taken:
-                pass
+                shared_bytes = max(shared_bytes, _shared_bytes())
+                least_read = min(least_read, _stdin_position())
             if not taken:
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
-                return process.returncode, usage.ru_maxrss * 1024
+                read_stdin = _stdin_position() > least_read
+                return process.returncode, usage.ru_maxrss * 1024, shared_bytes - before_bytes, read_stdin
             _end(process)
         except BaseException:
             _end(process)
@@ -156,6 +186,30 @@ def _run(command: Sequence[str], cwd: Path) -> tuple[int, int]:
             os.close(ended)
     signal.raise_signal(taken[0])
     raise KeyboardInterrupt
+
+
+def _stdin_position() -> int:
+    """A number that grows where standard input is read: the place in a file, or minus the bytes that wait in a pipe."""
+    try:
+        mode = os.fstat(0).st_mode
+        if stat.S_ISREG(mode):
+            return os.lseek(0, 0, os.SEEK_CUR)
+        if stat.S_ISFIFO(mode):
+            waiting = array.array("i", [0])
+            fcntl.ioctl(0, termios.FIONREAD, waiting)
+            return -waiting[0]
+    except OSError:
+        pass
+    return 0
+
+
+def _shared_bytes() -> int:
+    """What memory for sharing holds now, of all programs of this machine."""
+    try:
+        room = os.statvfs("/dev/shm")  # noqa: S108 - where the kernel has it
+    except OSError:
+        return 0
+    return (room.f_blocks - room.f_bfree) * room.f_frsize
 
 
 @contextmanager
@@ -275,6 +329,11 @@ def _call(files: _Files, thread: int, name: str, arguments: str, result: int) ->
         if result > 0:
             _started(files, thread, result, is_thread="CLONE_THREAD" in arguments)
         return
+    if name == "connect":  # one that goes on is an error too
+        address = _ADDRESS.search(arguments)
+        if address and not address[1].startswith("127.") and address[1] != "::1":
+            files.network.setdefault(address[1])
+        return
     if result < 0:
         return
     if name == "execve":
@@ -287,22 +346,36 @@ def _call(files: _Files, thread: int, name: str, arguments: str, result: int) ->
     path = paths[0]
     if name == "execve":
         files.execs.setdefault(path)
-        files.reads.setdefault(path)
+        if path not in files.writes:
+            files.reads.setdefault(path)
     elif name in ("open", "openat", "openat2", "creat"):
         _opened(files, path, arguments if name != "creat" else "O_WRONLY|O_CREAT|O_TRUNC")
     elif name == "chdir":
         files.folders[thread] = path
     elif name in ("rename", "renameat", "renameat2", "link", "linkat"):
         if len(paths) > 1:
-            if not name.startswith("link"):
-                files.writes.pop(path, None)
-            files.writes.setdefault(paths[1])
+            files.touched.update(dict.fromkeys(paths[:2]))
+            _named_anew(files, path, paths[1], is_moved=not name.startswith("link"))
     elif name in ("unlink", "unlinkat", "rmdir"):
+        files.touched.setdefault(path)
         files.writes.pop(path, None)
     elif name in ("mkdir", "mkdirat", "symlink", "symlinkat", "mknod", "mknodat", "truncate"):
+        if name.startswith("mkdir"):
+            files.made_folders.setdefault(path)
+        files.touched.setdefault(paths[-1])
         files.writes.setdefault(paths[-1])
     else:
         files.looks.setdefault(path)
+
+
+def _named_anew(files: _Files, old: str, new: str, *, is_moved: bool) -> None:
+    """What was written at `old`, or below it, was written at `new`."""
+    for known in (files.writes, files.made_folders):
+        for path in [path for path in known if path.startswith(old + "/") or path == old]:
+            known.setdefault(new + path[len(old) :])
+            if is_moved:
+                known.pop(path)
+    files.writes.setdefault(new)
 
 
 def _opened(files: _Files, path: str, arguments: str) -> None:
@@ -315,6 +388,7 @@ def _opened(files: _Files, path: str, arguments: str) -> None:
         fresh = "O_TRUNC" in flags or path in files.writes
         if not fresh and (path in files.existed or "O_CREAT" not in flags):
             files.reads.setdefault(path)
+        files.touched.setdefault(path)
         files.writes.setdefault(path)
     elif path not in files.writes:
         files.reads.setdefault(path)

@@ -5,7 +5,7 @@ trusted: the measurement binds them. Files of the project that are neither progr
 encrypted inputs. Files that the program wrote are encrypted outputs.
 """
 # Paths are text here, compared as the trace names them.
-# ruff: noqa: PTH110, PTH111, PTH112, PTH113, PTH116, PTH117, PTH118, PTH120
+# ruff: noqa: PTH110, PTH111, PTH112, PTH113, PTH116, PTH117, PTH118, PTH119, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -22,15 +22,30 @@ import tomli_w
 
 from adyton.errors import UsageError
 from adyton.manifest.host import interpreter_of
+from adyton.manifest.native_differences import Difference, differences
 from adyton.manifest.observe import Observation
+from adyton.manifest.open_folders import (
+    SANDBOX_MAKES,
+    SYSTEM,
+    TEMPORARY,
+    is_below,
+    is_temporary,
+    outermost,
+    points,
+    writing_folders,
+)
 from adyton.manifest.schema_check import format_size
 from adyton.manifest.sizing import Sizing, power_of_two, size_for
 
 WORK_NAMES: Final = ("/work", "/project", "/program", "/adyton-work")
 STORAGE: Final = "encrypted"
+OUTSIDE: Final = "encrypted-outside"
+"""For what lies outside the working folder, where that folder is itself an encrypted one."""
 LOOKED_AT_LIMIT_BYTES: Final = 1 << 20
+_MAX_INTERPRETERS: Final = 4
+_MAX_HEAD_BYTES: Final = 256
+_MAX_POINTER_BYTES: Final = 1 << 20
 
-_SANDBOX_MAKES: Final = ("/proc", "/sys", "/dev")
 _HOST_STATE: Final = (
     "/etc/ld.so.cache",
     "/etc/ld.so.preload",
@@ -48,7 +63,10 @@ _HOST_STATE: Final = (
     "/etc/mtab",
     "/etc/fstab",
 )
-_SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/nix", "/snap")
+_PROGRAMS: Final = ("/usr/local/bin", "/usr/bin", "/bin")
+_KEPT: Final = ("USER", "LOGNAME", "TZ", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+_LOCALTIME: Final = "/etc/localtime"
+_ZONES: Final = "/zoneinfo/"
 _ORDINARY: Final = re.compile(
     r"_|PATH|HOME|PWD|OLDPWD|SHELL|SHLVL|TERM|COLORTERM|USER|LOGNAME|MAIL|HOSTNAME|LANG|LANGUAGE|LC_\w+|TZ|EDITOR|PAGER"
     r"|LESS\w*|LS_COLORS|DISPLAY|(DBUS|XDG|SSH|GPG|SUDO|VIRTUAL_ENV|TMUX|WAYLAND|ADYTON)(_\w+)?|PS1|TMPDIR|DEBUGINFOD_URLS"
@@ -73,6 +91,9 @@ class DataMount:
     is_folder: bool
     is_input: bool
     is_output: bool
+    is_mounted: bool = True
+    """Whether it has a mount of its own. Without, it shows in an open folder."""
+    is_writable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +106,9 @@ class Proposal:
     trusted: tuple[str, ...]
     left_out: tuple[str, ...]
     data: tuple[DataMount, ...]
+    storage: tuple[str, ...]
+    """Folders of the storage that must be there before the first run."""
+    differences: tuple[Difference, ...]
     sizing: Sizing
 
 
@@ -92,36 +116,42 @@ def propose(
     seen: Observation,
     *,
     name: str,
-    script: str,
+    script: str | None,
     cpus: int,
     key_name: str = "default",
     environment: Mapping[str, str] | None = None,
 ) -> Proposal:
-    """Make the proposal. `script` is the program's own file (always trusted), relative to the working folder or not."""
-    program = os.path.normpath(os.path.join(seen.cwd, script))
+    """Make the proposal. `script` is the program's own file (always trusted), relative to the working folder or not.
+
+    None where it has none, as for a module of Python's.
+    """
+    program = None if script is None else os.path.normpath(os.path.join(seen.cwd, script))
     code, inputs, left_out = _sort_reads(seen, program)
     written = _written(seen, code)
     trusted = _complete(code, seen)
-    inside = _Inside(seen.cwd, (*trusted, *inputs, *written))
-    data = _data_mounts(inputs, written, trusted, inside)
+    if zone := _time_zone(seen):
+        trusted = list(dict.fromkeys([*trusted, f"/usr/share{_ZONES}{zone}"]))
+    inside = _Inside(seen.cwd, (*trusted, *inputs, *written), stays=_is_named(seen, trusted))
+    layout = _layout(
+        seen, inputs, written, trusted, inside, home=(environment or {}).get("HOME", ""), key_name=key_name
+    )
     sizing = size_for(seen.peak_bytes, seen.peak_threads, cpus, source="peak of the native run")
     libraries = _library_folders(trusted)
     entry = seen.command[0] if os.path.isabs(seen.command[0]) else seen.executed[0]
     argv = [inside.path(entry), *(inside.argument(text) for text in seen.command[1:])]
-    mounts = _mounts(trusted, inside)
-    budget = power_of_two(
-        _total(trusted) + 2 * _total([mount.source for mount in data if mount.is_input]) + (512 << 20)
-    )
-    variables = _variables(environment or {}, libraries, sizing, inside)
+    data = layout.data
+    read_bytes = _total([mount.source for mount in data if mount.is_input])
+    budget = power_of_two(_total(trusted) + 2 * (read_bytes + seen.peak_shared_bytes) + (512 << 20))
+    variables = _variables(environment or {}, libraries, sizing, inside, seen, trusted)
+    not_taken = sorted(name for name in environment or {} if name not in variables and not _ORDINARY.fullmatch(name))
     template = _template(
         name=name,
         seen=seen,
         entry=inside.path(entry),
         argv=argv,
         variables=variables,
-        not_taken=sorted(name for name in environment or {} if name not in variables and not _ORDINARY.fullmatch(name)),
-        mounts=mounts,
-        data=data,
+        not_taken=not_taken,
+        layout=layout,
         key_name=key_name,
         sizing=sizing,
         budget=max(budget, 1 << 30),
@@ -135,6 +165,8 @@ def propose(
         trusted=tuple(listed),
         left_out=tuple(left_out),
         data=tuple(data),
+        storage=layout.storage,
+        differences=differences(seen, data=data, not_taken=not_taken, left_out=left_out),
         sizing=sizing,
     )
 
@@ -142,11 +174,15 @@ def propose(
 class _Inside:
     """Where the paths of the native run are inside: the working folder is `work`, everything else stays.
 
-    `work` is the first of WORK_NAMES below which nothing else lies that the program uses, such as its interpreter.
+    `work` is the first of WORK_NAMES below which nothing else lies that the program uses, such as its interpreter. With
+    `stays` the working folder keeps its path too.
     """
 
-    def __init__(self, cwd: str, used: Iterable[str]) -> None:
-        self._cwd = cwd.rstrip("/")
+    def __init__(self, cwd: str, used: Iterable[str], *, stays: bool) -> None:
+        self.cwd = cwd.rstrip("/")
+        if stays:
+            self.work = self.cwd
+            return
         taken = {"/" + path.split("/", 2)[1] for path in used if self.below(path) is None}
         self.work = next((name for name in WORK_NAMES if name not in taken), "")
         if not self.work:
@@ -160,9 +196,13 @@ class _Inside:
 
     def below(self, path: str) -> str | None:
         """A path relative to the working folder, or None where it is not below it."""
-        if path == self._cwd:
+        if path == self.cwd:
             return ""
-        return path[len(self._cwd) + 1 :] if path.startswith(self._cwd + "/") else None
+        return path[len(self.cwd) + 1 :] if path.startswith(self.cwd + "/") else None
+
+    def is_in(self, path: str, folder: str) -> bool:
+        """Whether a path shows in this folder: below the working folder only what lies there is in it."""
+        return is_below(path, (folder,)) and (self.below(path) is None or self.below(folder) is not None)
 
     def path(self, path: str) -> str:
         rest = self.below(path)
@@ -179,20 +219,20 @@ class _Inside:
         return ":".join(self.argument(part) for part in text.split(":") if part)
 
 
-def _sort_reads(seen: Observation, program: str) -> tuple[dict[str, None], dict[str, None], list[str]]:
+def _sort_reads(seen: Observation, program: str | None) -> tuple[dict[str, None], dict[str, None], list[str]]:
     """(program text and system files, data, host state that was read but is better left out)."""
-    code: dict[str, None] = {program: None}
+    code: dict[str, None] = {} if program is None else {program: None}
     inputs: dict[str, None] = {}
     left_out: list[str] = []
     roots = _code_roots(seen)
     for path in (*seen.read, *seen.looked_at):
-        if _is_below(path, _SANDBOX_MAKES) or not _is_file(path) or path in code:
+        if is_below(path, SANDBOX_MAKES) or not _is_file(path) or path in code:
             continue
         only_looked = path not in seen.read
         if path in _HOST_STATE:
             if not only_looked:
                 left_out.append(path)
-        elif _is_below(path, roots) or path in seen.executed or _CODE.search(path):
+        elif is_below(path, roots) or path in seen.executed or _CODE.search(path):
             if not only_looked or os.stat(path).st_size <= LOOKED_AT_LIMIT_BYTES:
                 code[path] = None
         elif not only_looked:
@@ -202,7 +242,7 @@ def _sort_reads(seen: Observation, program: str) -> tuple[dict[str, None], dict[
 
 def _code_roots(seen: Observation) -> tuple[str, ...]:
     """Folders whose files belong to the system, the interpreter or its packages."""
-    roots = set(_SYSTEM)
+    roots = set(SYSTEM)
     for path in (*seen.read, *seen.executed):
         if match := _ROOTS.match(path):
             roots.add(match[1])
@@ -215,8 +255,7 @@ def _written(seen: Observation, code: Mapping[str, None]) -> dict[str, None]:
     """The files that were written and are still there, without caches and temporary files."""
     found: dict[str, None] = {}
     for path in seen.written:
-        temporary = _is_below(path, ("/tmp", "/var/tmp", "/dev/shm")) and not _is_below(path, (seen.cwd,))  # noqa: S108
-        if temporary or _is_below(path, _SANDBOX_MAKES) or "/__pycache__" in path or path in code:
+        if is_temporary(path, seen.cwd) or is_below(path, SANDBOX_MAKES) or "/__pycache__" in path or path in code:
             continue
         if os.path.exists(path):
             found[path] = None
@@ -231,19 +270,18 @@ def _complete(code: Mapping[str, None], seen: Observation) -> list[str]:
         match = _PYC.match(path)
         if match and _is_file(f"{match[1]}/{match[2]}.py"):
             found[f"{match[1]}/{match[2]}.py"] = None
-        elif path.endswith(".py") and not _is_below(path, (seen.cwd,)):
+        elif path.endswith(".py") and not is_below(path, (seen.cwd,)):
             folder, _, base = path.rpartition("/")
             for tag in tags:
                 cached = f"{folder}/__pycache__/{base[:-3]}.{tag}.pyc"
                 if _is_file(cached):
                     found[cached] = None
     for path in seen.executed:
-        loader = interpreter_of(Path(path)) if _is_file(path) else None
-        if loader is not None:
-            found[loader] = None
+        for interpreter in _interpreters(path):
+            found[interpreter] = None
     for path in _compiled_modules(found):
         found[path] = None
-    return [path for path in found if not (_PYC.match(path) and _is_below(path, (seen.cwd,)))]
+    return [path for path in found if not (_PYC.match(path) and is_below(path, (seen.cwd,)))]
 
 
 def _compiled_modules(trusted: Iterable[str]) -> list[str]:
@@ -264,9 +302,69 @@ def _compiled_modules(trusted: Iterable[str]) -> list[str]:
     return found
 
 
-def _data_mounts(
+def _interpreters(path: str) -> list[str]:
+    """What the kernel opens to run a file, and no trace shows: programs after `#!`, and ELF interpreters."""
+    found: list[str] = []
+    while len(found) < _MAX_INTERPRETERS and _is_file(path):
+        words = _first_line(path)
+        loader = words[0] if words else interpreter_of(Path(path))
+        if loader is None:
+            break
+        found.append(loader)
+        path = loader
+    return found
+
+
+def _first_line(path: str) -> list[str]:
+    """The words after `#!` at a file's head; none where there is no such head."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_MAX_HEAD_BYTES)
+    except OSError:
+        return []
+    return os.fsdecode(head[2:].partition(b"\n")[0]).split() if head.startswith(b"#!") else []
+
+
+def _is_named(seen: Observation, trusted: list[str]) -> bool:
+    """Whether files of the program name the working folder by its path, so that it must keep it inside.
+
+    An editable installation does (a .pth file, or a module that finds it), and so does the `#!` of a program that an
+    environment in this folder holds.
+    """
+    cwd = seen.cwd.rstrip("/")
+    if any(is_below(word, (cwd,)) for path in seen.executed if _is_file(path) for word in _first_line(path)):
+        return True
+    for path in trusted:
+        name = os.path.basename(path)
+        if (name.endswith(".pth") or name.startswith("__editable__")) and "__pycache__" not in path:
+            with open(path, "rb") as file:
+                if os.fsencode(cwd) in file.read(_MAX_POINTER_BYTES):
+                    return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Data that belongs together: a file, or a folder that holds nothing but data."""
+
+    path: str
+    is_folder: bool
+    is_input: bool
+    is_output: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The lines of the template for the mounts, outer mounts first; the data; folders of the storage to make."""
+
+    lines: tuple[str, ...]
+    data: tuple[DataMount, ...]
+    storage: tuple[str, ...]
+
+
+def _groups(
     inputs: Mapping[str, None], written: Mapping[str, None], trusted: list[str], inside: _Inside
-) -> list[DataMount]:
+) -> list[_Group]:
     """Group data by folder where a folder holds nothing but data, else file by file."""
     folders_of_code = {str(parent) for path in trusted for parent in Path(path).parents}
     groups: dict[str, list[str]] = {}
@@ -275,32 +373,113 @@ def _data_mounts(
         rest = inside.below(folder)
         shared = rest == "" or folder in folders_of_code or folder in ("/", os.path.expanduser("~"))
         groups.setdefault(path if shared and not os.path.isdir(path) else folder, []).append(path)
-    tops = [top for top in groups if not any(top != other and _is_below(top, (other,)) for other in groups)]
     found = []
-    for top in sorted(tops):
-        members = [path for group, paths in groups.items() if _is_below(group, (top,)) for path in paths]
-        rest = inside.below(top)
-        found.append(
-            DataMount(
-                path=inside.path(top),
-                source=rest if rest is not None else top,
-                encrypted=f"{STORAGE}/{rest if rest is not None else top.lstrip('/')}",
-                is_folder=os.path.isdir(top),
-                is_input=any(path in inputs for path in members),
-                is_output=any(path in written for path in members),
-            )
-        )
+    for top in sorted(outermost(groups)):
+        members = [path for group, paths in groups.items() if is_below(group, (top,)) for path in paths]
+        is_input, is_output = (any(path in among for path in members) for among in (inputs, written))
+        found.append(_Group(top, os.path.isdir(top), is_input, is_output))
     return found
 
 
-def _mounts(trusted: list[str], inside: _Inside) -> list[tuple[str, str]]:
-    """(path, uri) of the mounts that show the trusted files where the program expects them.
+def _layout(
+    seen: Observation,
+    inputs: Mapping[str, None],
+    written: Mapping[str, None],
+    trusted: list[str],
+    inside: _Inside,
+    *,
+    home: str,
+    key_name: str,
+) -> _Layout:
+    """Find where everything shows.
+
+    A folder of nothing but data has a mount of its own. Any other folder in which the run made, replaced or removed
+    files is an encrypted folder too. In it lie the data that is written, and mounts that show trusted files and data
+    that is only read. The home is memory around what was used of it, where nothing was written in it.
+    """
+    writing = writing_folders(seen)
+    groups = _groups(inputs, written, trusted, inside)
+    writable = {group.path for group in groups if group.is_output or any(is_below(w, (group.path,)) for w in writing)}
+    folders = outermost(writing + [group.path for group in groups if group.is_folder and group.path in writable])
+    alone = {group.path for group in groups if group.path in folders}
+    opened = [folder for folder in folders if folder not in alone]
+    memory = [home] if _is_memory(home, [*folders, seen.cwd]) else []
+    outside = OUTSIDE if inside.cwd in opened else STORAGE
+
+    def encrypted(path: str) -> str:
+        rest = inside.below(path)
+        return f"{outside}/{path.lstrip('/')}" if rest is None else f"{STORAGE}/{rest}".rstrip("/")
+
+    data = [
+        DataMount(
+            path=inside.path(group.path),
+            source=inside.below(group.path) or group.path,
+            encrypted=encrypted(group.path),
+            is_folder=group.is_folder,
+            is_input=group.is_input,
+            is_output=group.is_output,
+            is_mounted=group.path in alone or group.path not in writable or not is_below(group.path, opened),
+            is_writable=group.path in writable,
+        )
+        for group in groups
+    ]
+    mounts: list[tuple[str, tuple[str, ...]]] = [
+        (path, (_mount_line(path, uri),)) for path, uri in _chroots(trusted, inside, [*opened, *memory])
+    ]
+    mounts += [(path, (_memory_line(path),)) for path in ("/tmp", *memory)]  # noqa: S108 - inside
+    for folder in opened:
+        lines = _encrypted_lines(inside.path(folder), encrypted(folder), "written", key_name, is_folder=True)
+        mounts.append((inside.path(folder), lines))
+    for folder in (*opened, *memory):
+        mine = [path for path in trusted if inside.is_in(path, folder)]
+        for path, _ in points(folder, mine, [group.path for group in groups if inside.is_in(group.path, folder)]):
+            mounts.append((inside.path(path), (_mount_line(inside.path(path), f"file:{inside.uri_path(path)}"),)))
+    for item in data:
+        if item.is_mounted:
+            role = "read and written" if item.is_input and item.is_output else "read" if item.is_input else "written"
+            lines = _encrypted_lines(item.path, item.encrypted, role, key_name, is_folder=item.is_folder)
+            mounts.append((item.path, lines))
+    made = {encrypted(folder) for folder in opened}
+    made |= {item.encrypted for item in data if item.is_mounted and not item.is_input}
+    mounts.sort(key=lambda mount: mount[0].count("/"))
+    return _Layout(tuple(line for _, lines in mounts for line in lines), tuple(data), tuple(sorted(made)))
+
+
+def _is_memory(home: str, used: list[str]) -> bool:
+    """Whether the home inside is memory: it is a home, and nothing else has its place."""
+    return (
+        os.path.isabs(home)
+        and home == os.path.normpath(home) != "/"
+        and os.path.isdir(home)
+        and not is_below(home, [*used, *SYSTEM, *SANDBOX_MAKES, *TEMPORARY])
+    )
+
+
+def _mount_line(path: str, uri: str) -> str:
+    return f"  {{ path = {_toml(path)}, uri = {_toml(uri)} }},"
+
+
+def _memory_line(path: str) -> str:
+    return f'  {{ type = "tmpfs", path = {_toml(path)} }},'
+
+
+def _encrypted_lines(path: str, encrypted: str, role: str, key_name: str, *, is_folder: bool) -> tuple[str, ...]:
+    uri = _toml(f"file:{encrypted}{'/' if is_folder else ''}")
+    return (
+        f"  # {role} by the program as {path}; the host sees only {encrypted}",
+        f'  {{ type = "encrypted", path = {_toml(path)}, uri = {uri}, key_name = {_toml(key_name)} }},',
+    )
+
+
+def _chroots(trusted: list[str], inside: _Inside, others: list[str]) -> list[tuple[str, str]]:
+    """(path, uri) of the mounts that show the trusted files outside these other folders where the program expects them.
 
     Below /tmp they are one folder longer: /tmp itself is the program's own memory, in which they are mounted.
     """
-    outside = [path.split("/") for path in trusted if inside.below(path) is None]
+    outside = [path.split("/") for path in trusted if inside.below(path) is None and not is_below(path, others)]
     tops = {"/".join(parts[: 3 if parts[1] == "tmp" else 2]) for parts in outside}
-    return [(top, f"file:{top}") for top in sorted(tops)] + [(inside.work, "file:.")]
+    found = [(top, f"file:{top}") for top in sorted(tops)]
+    return found if inside.cwd in others else [*found, (inside.work, "file:.")]
 
 
 def _library_folders(trusted: list[str]) -> list[str]:
@@ -309,18 +488,38 @@ def _library_folders(trusted: list[str]) -> list[str]:
     return sorted(
         folder
         for folder in folders
-        if _is_below(folder, ("/usr", "/lib"))
+        if is_below(folder, ("/usr", "/lib"))
         and not _SEARCHED.match(folder)
         and not re.search(r"python|/(gconv|ossl-modules|engines-3)$", folder)
     )
 
 
-def _variables(environment: Mapping[str, str], libraries: list[str], sizing: Sizing, inside: _Inside) -> dict[str, str]:
+def _variables(
+    environment: Mapping[str, str],
+    libraries: list[str],
+    sizing: Sizing,
+    inside: _Inside,
+    seen: Observation,
+    trusted: list[str],
+) -> dict[str, str]:
+    """The program's environment: what programs expect, and what names a file or folder that the run used."""
+    folders = {os.path.dirname(path) for path in trusted}
+    searched = [folder for folder in environment.get("PATH", "").split(":") if folder in folders]
     found = {
-        "HOME": inside.work,
+        "PATH": inside.list_of(":".join(dict.fromkeys([*searched, *_PROGRAMS]))),
+        "HOME": inside.argument(environment.get("HOME") or inside.work),
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": str(sizing.omp_threads),
+        "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS") or str(sizing.omp_threads),
+    }
+    found |= {name: environment[name] for name in _KEPT if environment.get(name)}
+    if "TZ" not in found and (zone := _time_zone(seen)):
+        found["TZ"] = zone
+    used = {parent for path in (*seen.read, *seen.touched) for parent in _and_parents(path)}
+    found |= {
+        name: inside.argument(value)
+        for name, value in environment.items()
+        if name not in found and os.path.isabs(value) and value.rstrip("/") in used and not _ORDINARY.fullmatch(name)
     }
     if environment.get("LD_LIBRARY_PATH") or libraries:
         parts = [part for part in environment.get("LD_LIBRARY_PATH", "").split(":") if part]
@@ -328,6 +527,20 @@ def _variables(environment: Mapping[str, str], libraries: list[str], sizing: Siz
     if environment.get("PYTHONPATH"):
         found["PYTHONPATH"] = inside.list_of(environment["PYTHONPATH"])
     return found
+
+
+def _and_parents(path: str) -> Iterable[str]:
+    while path != "/":
+        yield path
+        path = os.path.dirname(path)
+
+
+def _time_zone(seen: Observation) -> str | None:
+    """The name of the machine's time zone, where the program asked for local time and it is not UTC."""
+    if _LOCALTIME not in seen.read:
+        return None
+    _, found, name = os.path.realpath(_LOCALTIME).partition(_ZONES)
+    return name if found and name not in ("UTC", "Etc/UTC") else None
 
 
 def _total(paths: list[str]) -> int:
@@ -348,10 +561,6 @@ def _is_file(path: str) -> bool:
     return os.path.isfile(path) and os.access(path, os.R_OK) and path.isprintable() and path == path.strip()
 
 
-def _is_below(path: str, folders: tuple[str, ...]) -> bool:
-    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
-
-
 def _toml(value: object) -> str:
     return tomli_w.dumps({"x": value})[4:].rstrip("\n").replace("\n    ", "\n  ")
 
@@ -364,21 +573,19 @@ def _template(
     argv: list[str],
     variables: Mapping[str, str],
     not_taken: list[str],
-    mounts: list[tuple[str, str]],
-    data: list[DataMount],
+    layout: _Layout,
     key_name: str,
     sizing: Sizing,
     budget: int,
     start_dir: str,
 ) -> str:
+    data = layout.data
     steps = ["adyton init", f"adyton key new {key_name}"]
     steps += [
         f"adyton encrypt {_shell(m.source)} -o {_shell(m.encrypted)} --key {key_name}" for m in data if m.is_input
     ]
-    made = {m.encrypted if m.is_folder else os.path.dirname(m.encrypted) for m in data if not m.is_input}
-    made -= {os.path.dirname(m.encrypted) for m in data if m.is_input}
-    if made:
-        steps.append(f"mkdir -p {' '.join(_shell(folder) for folder in sorted(made))}")
+    if layout.storage:
+        steps.append(f"mkdir -p {' '.join(map(_shell, layout.storage))}")
     steps += [f"adyton build {name}.manifest.template", f"adyton approve {name}.manifest --key {key_name} --tee TEE"]
     steps += [
         "adyton serve --listen 127.0.0.1:4433",
@@ -399,18 +606,8 @@ def _template(
     if not_taken:
         told = f"Set in the native run, and not taken over; name here what the program needs: {', '.join(not_taken)}."
         lines += textwrap.wrap(told, 112, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
-    lines += ["", "fs.mounts = [", "  # Of these folders only the trusted files are visible."]
-    shown = [(f"  {{ path = {_toml(path)}, uri = {_toml(uri)} }},", path.startswith("/tmp/")) for path, uri in mounts]  # noqa: S108 - inside
-    lines += [line for line, in_memory in shown if not in_memory]
-    lines.append('  { type = "tmpfs", path = "/tmp" },')
-    lines += [line for line, in_memory in shown if in_memory]
-    for mount in data:
-        role = "read and written" if mount.is_input and mount.is_output else "read" if mount.is_input else "written"
-        uri = f"file:{mount.encrypted}{'/' if mount.is_folder else ''}"
-        lines.append(f"  # {role} by the program as {mount.path}; the host sees only {mount.encrypted}")
-        lines.append(
-            f'  {{ type = "encrypted", path = {_toml(mount.path)}, uri = {_toml(uri)}, key_name = {_toml(key_name)} }},'
-        )
+    lines += ["", "fs.mounts = [", "  # Of folders without a type only the trusted files are visible."]
+    lines += layout.lines
     lines += [
         "]",
         "",
@@ -419,7 +616,7 @@ def _template(
         f"# {name}.trusted.",
         f"trusted_from = [{_toml(f'file:{name}.trusted')}]",
     ]
-    read_only = [mount.path for mount in data if mount.is_input and not mount.is_output]
+    read_only = [mount.path for mount in data if not mount.is_writable]
     if read_only:
         lines.append("# Inputs that are only read are decrypted once, into private memory, before the start.")
         lines.append(f"read_only = [{', '.join(_toml(path) for path in read_only)}]")
@@ -427,7 +624,7 @@ def _template(
     lines.append(f"memory_budget = {_toml(format_size(budget))}")
     lines.append('# "host" gives the program the host\'s network, which sees and can change every byte.')
     lines.append('network = "none"')
-    if not data:
+    if not layout.storage and not data:
         lines.append("# No key, hence no encrypted log: what the program prints goes to the host in clear.")
         lines.append("insecure__stdio = true")
     lines += [

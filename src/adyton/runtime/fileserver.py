@@ -73,6 +73,7 @@ class Served:
                 sealed_as=mount.source,
                 read_only=mount.read_only,
                 power_safe=mount.recovery,
+                points={point.path: point.is_folder for point in mount.points},
                 event=event,
                 watchdog=watchdog,
             )

@@ -22,7 +22,7 @@ from adyton.runtime import callfilter, host, namespace, proc, resolver_config, s
 from adyton.runtime.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
 from adyton.runtime.log import EncryptedLog
 from adyton.runtime.root import Root
-from adyton.runtime.run_plan import EncryptedMount, Plan
+from adyton.runtime.run_plan import EncryptedMount, MemoryMount, Plan
 from adyton.runtime.signals import PASSED_ON
 from adyton.runtime.staging_plan import StagingPlan, plan_staging
 from adyton.values import Key128
@@ -203,7 +203,8 @@ class Keeper:
             staged_bytes = self._staging.finish()
             staged_bytes += self._stage_inputs(root, keys)
             root.populate(delivered.secrets)
-            self._mount_served(root)
+            self._mount(root)
+            root.name_resolvers()
             namespace.make_read_only(root.path)
         self._seconds["staged MB"] = round(staged_bytes / 1e6, 1)
         if plan.log is not None:
@@ -273,19 +274,31 @@ class Keeper:
                 )
         return staged
 
-    def _mount_served(self, root: Root) -> None:
-        if self._files is None:
-            return
-        for number, mount in enumerate(self._served_mounts()):
-            source = f"{self._base}/served/{number}"
-            try:
-                os.stat(source)
-            except OSError as error:
-                raise self._files.failure(mount.source, error) from error
-            root.show(source, mount.path, read_only=mount.read_only)
+    def _mount(self, root: Root) -> None:
+        """Show what is served, and mount the program's memory: what lies in another mount before that other one."""
         for number, entry in enumerate(self._staging_plan.served_files):
             for path in entry.targets:
                 root.show(f"{self._base}/served/{TRUSTED}/{number}", path, read_only=True)
+        mounts: list[tuple[EncryptedMount | MemoryMount, str]] = [(memory, "") for memory in self._plan.memory]
+        for number, mount in enumerate(self._served_mounts()):
+            mounts.append((mount, f"{self._base}/served/{number}"))
+            self._await_served(mounts[-1][1], mount)
+        for place, source in sorted(mounts, key=lambda pair: pair[0].path.count("/"), reverse=True):
+            if isinstance(place, MemoryMount):
+                root.mount_memory(place)
+            elif place.points:
+                root.show_folder(source, place.path, place.points)
+            else:
+                root.show(source, place.path, read_only=place.read_only)
+
+    def _await_served(self, place: str, mount: EncryptedMount) -> None:
+        """Look into a mount, which answers once it is served. Raises MountFailed with the reason where it is not."""
+        try:
+            os.stat(place)
+        except OSError as error:
+            if self._files is None:
+                raise
+            raise self._files.failure(mount.source, error) from error
 
     # ---------------------------------------------------------------- the program
 

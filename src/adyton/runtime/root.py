@@ -6,14 +6,14 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from adyton.errors import MountFailed
 from adyton.runtime import launcher, namespace, resolver_config, sandbox
 from adyton.runtime.absent_files import AbsentFiles
 from adyton.runtime.interfaces import interfaces, parse_mountinfo
-from adyton.runtime.run_plan import Plan
+from adyton.runtime.run_plan import MemoryMount, Plan, Point
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import FIXED_TIME_S
 
@@ -58,12 +58,6 @@ class Root:
             if secret.file is not None:
                 self._owner.make_folders(os.path.dirname(self.path + secret.file))
                 _write(self.path + secret.file, secrets[secret.name], 0o444, self._owner)
-        if plan.domain_names_from_host:
-            self._name_resolvers()
-        for path in plan.memory:
-            if path == "/dev/shm":  # noqa: S108 - the sandbox's own, there already
-                continue
-            self._mount_empty_memory(self.path + path)
         for allowed in plan.allowed:
             self._bind_allowed(allowed.source, self.path + allowed.target, is_folder=allowed.is_folder)
 
@@ -71,24 +65,52 @@ class Root:
         """At the end of the run: allowed files that were made for it, and that the program never wrote to."""
         self._absent.take_away_untouched()
 
-    def _mount_empty_memory(self, path: str) -> None:
-        """Mount memory for the program. What was staged below (a later mount in the manifest's order) shows in it."""
-        self._owner.make_folders(path)
-        covered = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    def show_folder(self, source: str, path: str, points: tuple[Point, ...]) -> None:
+        """Show an encrypted folder as `path` of the program, and in it what other mounts show there already."""
+        self._owner.make_folders(self.path + path)
+        with self._keeping(path, points):
+            namespace.bind(source, self.path + path)
+
+    def mount_memory(self, mount: MemoryMount) -> None:
+        """Mount memory for the program, and show in it what other mounts show there already."""
+        if mount.path == "/dev/shm":  # noqa: S108 - the sandbox's own, there already
+            return
+        target = self.path + mount.path
+        self._owner.make_folders(target)
+        with self._keeping(mount.path, mount.points):
+            namespace.mount_memory(target, size_bytes=self._plan.budget_bytes, mode=0o1777, owner=self._owner)
+
+    @contextlib.contextmanager
+    def _keeping(self, path: str, points: tuple[Point, ...]) -> Iterator[None]:
+        """What shows at the points of a folder shows there again, over what the block mounts over the folder.
+
+        An encrypted folder has the points as names already. Memory is given them.
+        """
+        target = self.path + path
+        own = os.stat(self.path).st_dev
+        covered = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            staged = [(name, os.path.isdir(f"{path}/{name}")) for name in sorted(os.listdir(path))]
-            namespace.mount_memory(path, size_bytes=self._plan.budget_bytes, mode=0o1777, owner=self._owner)
-            for name, is_folder in staged:
-                if is_folder:
-                    self._owner.make_folder(f"{path}/{name}")
-                else:
-                    _write(f"{path}/{name}", b"", 0o444, self._owner)
-                namespace.bind(f"/proc/self/fd/{covered}/{name}", f"{path}/{name}", read_only=True)
+            yield
+            for point in points:
+                source, place = f"/proc/self/fd/{covered}/{point.path}", f"{target}/{point.path}"
+                try:
+                    seen = os.stat(source)
+                except FileNotFoundError:  # it shows nothing
+                    continue
+                if not os.path.lexists(place):
+                    if stat.S_ISDIR(seen.st_mode):
+                        self._owner.make_folders(place)
+                    else:
+                        self._owner.make_folders(os.path.dirname(place))
+                        _write(place, b"", 0o444, self._owner)
+                namespace.bind(source, place, read_only=seen.st_dev == own)
         finally:
             os.close(covered)
 
-    def _name_resolvers(self) -> None:
+    def name_resolvers(self) -> None:
         """The host's resolv.conf, made safe, in place of whatever was listed there, as in Gramine."""
+        if not self._plan.domain_names_from_host:
+            return
         self._owner.make_folders(self.path + "/etc")
         with contextlib.suppress(OSError):
             content = resolver_config.resolv_conf(Path("/etc/resolv.conf").read_bytes()[: 1 << 16])

@@ -7,7 +7,7 @@ the program will see. `launch` carries it out and adds nothing.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,14 @@ SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - the sandbox's own
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """Where another mount shows in this one: its path, relative to this one's, and what it shows there."""
+
+    path: str
+    is_folder: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EncryptedMount:
     """A folder or file of protected files. Their stored paths begin with `source`, the normalised host path."""
 
@@ -37,6 +45,16 @@ class EncryptedMount:
     recovery: bool
     is_folder: bool = False
     """Whether its URI ends in /, so that it must be a folder. Without, it may be a file still to be written."""
+    points: tuple[Point, ...] = ()
+    """Where trusted files and other encrypted mounts show in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryMount:
+    """Memory of the program's own (tmpfs)."""
+
+    path: str
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +86,7 @@ class Plan:
     start_dir: str
     staged: tuple[StagedFile, ...]
     encrypted: tuple[EncryptedMount, ...]
-    memory: tuple[str, ...]
+    memory: tuple[MemoryMount, ...]
     allowed: tuple[AllowedFile, ...]
     budget_bytes: int
     network: str
@@ -107,12 +125,13 @@ def plan(
     _refuse_unsupported(manifest)
     notes: list[str] = []
     table = MountTable(manifest.all_mounts)
-    memory = tuple(place.path for place in table.places if place.mount.type == "tmpfs" and place.path)
     for number, place in enumerate(table.places):
-        _check_place(place, table.places[:number])
+        _check_place(place, table.places[:number], manifest)
     entrypoint = _absolute(manifest.entrypoint, manifest.start_dir)
     staged = _staged(manifest, table)
     allowed = _allowed(manifest, table)
+    files = {target for entry in staged for target in entry.targets}
+    files |= {entry.target for entry in allowed if not entry.is_folder}
     for place in table.places:
         for entry in allowed:
             if place.mount.type == "encrypted" and below(place.path, entry.target) not in (None, ""):
@@ -145,8 +164,12 @@ def plan(
         gid=manifest.gid,
         start_dir=normalise(manifest.start_dir) or "/",
         staged=staged,
-        encrypted=_encrypted(manifest, table),
-        memory=memory,
+        encrypted=_encrypted(manifest, table, files),
+        memory=tuple(
+            MemoryMount(place.path, _points(table, place, files))
+            for place in table.places
+            if place.mount.type == "tmpfs" and place.path
+        ),
         allowed=allowed,
         budget_bytes=manifest.adyton.memory_budget_bytes,
         network=manifest.adyton.network,
@@ -174,16 +197,10 @@ def _refuse_unsupported(manifest: Manifest) -> None:
     check_runtime(manifest)
 
 
-def _check_place(place: Place, earlier: Sequence[Place]) -> None:
+def _check_place(place: Place, earlier: Sequence[Place], manifest: Manifest) -> None:
     for other in earlier:
         if other.mount.type == "encrypted" and below(place.path, other.path) is not None:
-            raise MalformedManifest(
-                f"mount {place.path}: it lies in the encrypted mount {other.path}",
-                check="path of the mount",
-                expected="a path outside encrypted mounts",
-                seen=place.path,
-                remedy="mount it beside the encrypted folder",
-            )
+            _check_nested(place, other, manifest)
     for reserved in RESERVED:
         if place.path != SHARED_MEMORY and (place.path == reserved or place.path.startswith(reserved + "/")):
             raise MalformedManifest(
@@ -193,6 +210,35 @@ def _check_place(place: Place, earlier: Sequence[Place]) -> None:
                 seen=place.path,
                 remedy="leave this mount out",
             )
+
+
+def _check_nested(place: Place, outer: Place, manifest: Manifest) -> None:
+    """Trusted files and other encrypted mounts may show in an encrypted folder that is served."""
+    if place.path == outer.path or not (outer.mount.uri or "").endswith("/"):
+        expected = "a path outside encrypted mounts, or below one whose URI ends in /"
+    elif place.mount.type not in ("chroot", "encrypted"):
+        expected = "a mount of type chroot or encrypted, or a path outside encrypted mounts"
+    elif outer.path in {normalise(path) for path in manifest.adyton.read_only}:
+        expected = "a path outside encrypted mounts that adyton.read_only names"
+    else:
+        return
+    raise MalformedManifest(
+        f"mount {place.path}: it lies in the encrypted mount {outer.path}",
+        check="path of the mount",
+        expected=expected,
+        seen=place.path,
+        remedy="mount it beside the encrypted folder",
+    )
+
+
+def _points(table: MountTable, outer: Place, files: Container[str]) -> tuple[Point, ...]:
+    """Where later mounts show in this one. `files` are the paths of single trusted and allowed files."""
+    found = []
+    for place in table.points(outer):
+        uri = place.mount.uri or "/"
+        is_folder = place.path not in files if place.mount.type == "chroot" else uri.endswith("/")
+        found.append(Point(below(place.path, outer.path) or "", is_folder))
+    return tuple(found)
 
 
 def _check_secret(path: str, table: MountTable, staged: Sequence[StagedFile], allowed: Sequence[AllowedFile]) -> None:
@@ -249,7 +295,7 @@ def _staged(manifest: Manifest, table: MountTable) -> tuple[StagedFile, ...]:
     return tuple(found.values())
 
 
-def _encrypted(manifest: Manifest, table: MountTable) -> tuple[EncryptedMount, ...]:
+def _encrypted(manifest: Manifest, table: MountTable, files: Container[str]) -> tuple[EncryptedMount, ...]:
     read_only = {normalise(path) for path in manifest.adyton.read_only}
     found = [
         EncryptedMount(
@@ -259,6 +305,7 @@ def _encrypted(manifest: Manifest, table: MountTable) -> tuple[EncryptedMount, .
             place.path in read_only,
             place.mount.enable_recovery,
             (place.mount.uri or "").endswith("/"),
+            _points(table, place, files),
         )
         for place in table.places
         if place.mount.type == "encrypted"

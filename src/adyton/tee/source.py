@@ -1,6 +1,6 @@
 """Where evidence comes from: the one interface that every TEE's source has.
 
-A source is always chosen by name (`tee.source_choice`). Nothing guesses, and the simulated TEE is never chosen silently.
+A source is always chosen by name (`tee.source_choice`). Nothing guesses. The simulated TEE is never chosen silently.
 """
 
 from __future__ import annotations

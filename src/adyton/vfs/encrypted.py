@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Final
 
@@ -34,6 +34,9 @@ class EncryptedTree:
 
     Paths are relative to the mount, without a slash at either end. "" is the mount itself. Every method raises
     OSError or Error, and the adapter turns both into an errno.
+
+    `points` are paths at which another mount covers this one, with True for a folder. They are there as empty files and
+    folders, whatever the host has under these names, and the program cannot remove, replace or open them.
     """
 
     direct: Final = False
@@ -47,6 +50,7 @@ class EncryptedTree:
         read_only: bool = False,
         believe_host: bool = False,
         power_safe: bool = False,
+        points: Mapping[str, bool] | None = None,
         event: Callable[[str], None] = lambda _text: None,
         watchdog: StorageWatchdog | None = None,
     ) -> None:
@@ -69,9 +73,27 @@ class EncryptedTree:
             event=event,
             watchdog=self._watchdog,
         )
+        self._points = {
+            path: Node(next(self._inodes), is_folder, 0o755 if is_folder else 0o444, FIXED_TIME_NS, FIXED_TIME_NS, 0)
+            for path, is_folder in (points or {}).items()
+        }
+        for path in self._points:
+            self._make_parents(path)
         self._rename = Rename(
             self, self._host, self._known, self._files, self._watchdog, new_names_complete=not believe_host
         )
+
+    def _make_parents(self, point: str) -> None:
+        """Make the folders that hold a point, which are the program's own."""
+        for end in (at for at, letter in enumerate(point) if letter == "/"):
+            folder, name = self._host.split(point[:end])
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=folder)
+
+    def _refuse_points(self, path: str, *, and_below: bool = False) -> None:
+        """Nothing may change a point, nor (`and_below`) move or remove a folder that holds one."""
+        if path in self._points or (and_below and any(point.startswith(path + "/") for point in self._points)):
+            raise os_error(errno.EBUSY, path)
 
     # ---------------------------------------------------------------- looking
 
@@ -100,6 +122,9 @@ class EncryptedTree:
 
     def node(self, path: str) -> Node:
         """What is at a path, with the size of a file. Raises OSError, or Error where it does not verify."""
+        point = self._points.get(path)
+        if point is not None:
+            return point
         known = self._known.get(path)
         if known is not None and (known.is_folder or known.size >= 0):
             if known.opened is not None:
@@ -130,10 +155,11 @@ class EncryptedTree:
         opening it is an I/O error and nobody takes it for removed.
         """
         prefix = path + "/" if path else ""
+        points = {point.rpartition("/")[2]: node for point, node in self._points.items() if _is_in(point, path)}
         found: list[tuple[str, int]] = []
-        seen: set[str] = set()
+        seen: set[str] = set(points)
         for name, is_folder in self._host.entries(path):
-            if self._known.is_absent(prefix + name):
+            if name in points or self._known.is_absent(prefix + name):
                 continue
             seen.add(name)
             known = self._known.get(prefix + name)
@@ -144,12 +170,13 @@ class EncryptedTree:
                 found.append((name, kind))
         if found and not self._believe_host:
             self._known.list_names(path, found)
-        return found
+        return found + [(name, stat.S_IFDIR if node.is_folder else stat.S_IFREG) for name, node in points.items()]
 
     # ---------------------------------------------------------------- open files
 
     def open(self, path: str, *, truncate: bool = False) -> OpenFile:
         """Open the file at a path. Each call is one handle, to be given to `release`."""
+        self._refuse_points(path)
         if self._known.is_absent(path):
             raise os_error(errno.ENOENT, path)
         opened = self._files.attach(path)
@@ -232,6 +259,7 @@ class EncryptedTree:
     # ---------------------------------------------------------------- names
 
     def _writable(self, path: str) -> None:
+        self._refuse_points(path)
         if self._read_only:
             raise os_error(errno.EROFS, path)
 
@@ -285,6 +313,7 @@ class EncryptedTree:
     def remove_folder(self, path: str) -> None:
         """Remove an empty folder."""
         self._writable(path)
+        self._refuse_points(path, and_below=True)
         folder, name = self._host.split(path)
         if self._known.in_folder(path):
             raise os_error(errno.ENOTEMPTY, path)
@@ -300,6 +329,8 @@ class EncryptedTree:
     def rename(self, old: str, new: str, flags: int) -> None:
         """Rename a file or folder, sealing the new paths into the files first. `flags` are those of renameat2."""
         self._writable(old)
+        for end in (old, new):
+            self._refuse_points(end, and_below=True)
         if flags & ~KNOWN_FLAGS:
             raise os_error(errno.EINVAL, old)
         source = self.node(old)
@@ -357,3 +388,7 @@ class EncryptedTree:
         """Close whatever is still open. Every file is flushed."""
         self._files.close()
         self._host.close()
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path.rpartition("/")[0] == folder

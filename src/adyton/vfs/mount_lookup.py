@@ -74,6 +74,15 @@ class MountTable:
                 found = place
         return found
 
+    def points(self, outer: Place) -> list[Place]:
+        """The mounts that show in another one: those after it and below its path, without those in one of these."""
+        found: list[Place] = []
+        for place in self.places[self.places.index(outer) + 1 :]:
+            if below(place.path, outer.path) and not any(below(place.path, other.path) for other in found):
+                found = [other for other in found if below(other.path, place.path) is None]
+                found.append(place)
+        return found
+
     def inside(self, host_path: str) -> Iterator[str]:
         """Every path at which the chroot mounts show a host file, as the manifest writes that file's path."""
         wanted = normalise(host_path)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adyton.atomic_file import write_file
-from adyton.errors import TargetExists, UsageError
+from adyton.errors import TargetExists
+from adyton.keystore.names import check_name
 from adyton.manifest.observe import observe
 from adyton.manifest.propose import propose
+from adyton.workflow.program import find_program
 from adyton.workflow.progress import unheard
 
 if TYPE_CHECKING:
+    from adyton.manifest.native_differences import Difference
     from adyton.manifest.propose import DataMount
     from adyton.workflow.progress import Notice
 
@@ -27,7 +29,11 @@ class Proposed:
     trusted_list: Path
     trusted_files: int
     data: tuple[DataMount, ...]
+    storage: tuple[str, ...]
+    """Folders of the encrypted storage that must be there before the first run."""
     left_out: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    """What the program will find otherwise than in this run."""
     peak_bytes: int
     peak_threads: int
     wall_s: float
@@ -49,6 +55,7 @@ class Proposed:
                 for mount in self.data
             ],
             "left_out": list(self.left_out),
+            "differences": [difference.to_dict() for difference in self.differences],
             "peak_bytes": self.peak_bytes,
             "peak_threads": self.peak_threads,
             "wall_s": self.wall_s,
@@ -64,29 +71,25 @@ def new(
     force: bool = False,
     notice: Notice = unheard,
 ) -> Proposed:
-    """Run a script once in the current folder and write NAME.manifest.template, as `adyton new` does.
+    """Run a program once in the current folder and write NAME.manifest.template, as `adyton new` does.
 
-    The run is a real one: the program's outputs are written. `key` names the key of its inputs and outputs. Raises
-    UsageError, TargetExists, and RunError where the program fails.
+    `script` is a Python script, a folder with __main__.py, any program, or `-m` before a module's name. `python` is the
+    interpreter; without it, that of the active environment is taken, else the one that runs Adyton. The run is a real
+    one: the program's outputs are written. `key` names the key of its inputs and outputs. Raises UsageError,
+    TargetExists, and RunError where the program fails.
     """
-    script = Path(script)
-    if not script.is_file():
-        raise UsageError(f"there is no file {script}", check="script", expected="a file", seen="nothing")
-    name = name or script.stem
+    program = find_program(script, arguments, python=python)
+    name = check_name(name or program.name, "--name")
     template, listing = Path(f"{name}.manifest.template"), Path(f"{name}.trusted")
     for path in (template, listing):
         if path.exists() and not force:
             raise TargetExists(
                 f"{path} exists already", check="target", expected="no such file", seen=str(path), remedy="give --force"
             )
-    if script.suffix == ".py":
-        command = [str(python or sys.executable), str(script), *arguments]
-    else:
-        command = [str(script.absolute()), *arguments]
-    notice(f"running {' '.join(command[:2])} once, natively")
+    notice(f"running {' '.join(program.command[:2])} once, natively")
     cpus = len(os.sched_getaffinity(0))
-    seen = observe(command, Path.cwd())
-    found = propose(seen, name=name, script=str(script), cpus=cpus, key_name=key, environment=os.environ)
+    seen = observe(program.command, Path.cwd())
+    found = propose(seen, name=name, script=program.file, cpus=cpus, key_name=key, environment=os.environ)
     write_file(template, found.template.encode())
     write_file(listing, found.trusted_list.encode())
     return Proposed(
@@ -94,7 +97,9 @@ def new(
         listing,
         len(found.trusted),
         found.data,
+        found.storage,
         found.left_out,
+        found.differences,
         seen.peak_bytes,
         seen.peak_threads,
         seen.wall_s,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from adyton.errors import UsageError
 from adyton.keystore.home import default_home
+from adyton.keystore.names import check_name
 from adyton.sim.files import platform_directory
 from adyton.workflow.approve import Approved, approve
 from adyton.workflow.build import Built, build
@@ -19,11 +19,13 @@ from adyton.workflow.init import Initialized, init
 from adyton.workflow.keys import NewKey, list_keys, new_key
 from adyton.workflow.new import Proposed, new
 from adyton.workflow.platform import Platform, export_platform, new_platform, show_platform
+from adyton.workflow.program import find_program
 from adyton.workflow.progress import unheard, unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from adyton.manifest.native_differences import Difference
     from adyton.manifest.propose import DataMount
     from adyton.workflow.progress import Notice, Progress
 
@@ -55,6 +57,8 @@ class Protected:
     tee: str
     """The platform that it is approved for, as a policy names it."""
     data: tuple[DataMount, ...]
+    differences: tuple[Difference, ...]
+    """What the program will find otherwise than in the run that was watched."""
     approvals: tuple[str, ...]
     steps: tuple[str, ...]
     """The commands that would have done the same, one after the other."""
@@ -78,6 +82,7 @@ class Protected:
                 }
                 for mount in self.data
             ],
+            "differences": [difference.to_dict() for difference in self.differences],
             "approvals": list(self.approvals),
             "steps": list(self.steps),
             "next": list(self.next_steps),
@@ -109,6 +114,7 @@ def protect(
     tee: str,
     key: str = "default",
     name: str | None = None,
+    python: str | Path | None = None,
     force: bool = False,
     allow: Sequence[str] = (),
     home: Path | None = None,
@@ -123,12 +129,13 @@ def protect(
     Makes the owner's identity and key where there are none, finds the files that the script needs, encrypts its inputs,
     builds and signs the manifest, and approves it for the key. All of it happens in the current folder. `tee` is where
     it may run: sgx, tdx, snp, sim:FINGERPRINT, or sim for a simulated platform on this machine, made if there is none.
+    `script` and `python` are as for `new`.
     `allow` names each finding that exposes the data and is accepted. `begun` is called with each step's command, and
     `ended` with its result. Raises what the steps raise; what they made until then stays.
     """
-    script = Path(script)
-    if not script.is_file():
-        raise UsageError(f"there is no file {script}", check="script", expected="a file", seen="nothing")
+    program = find_program(script, arguments, python=python)
+    name = check_name(name or program.name, "--name")
+    check_name(key)
     steps = _Steps(begun, ended)
     mine = () if home is None else ("--home", str(home))
     again = ("--force",) if force else ()
@@ -140,26 +147,33 @@ def protect(
         steps.end(new_key(key, home=home))
     approved_on = _simulated(steps, platform_directory(sim_platform), home) if tee == "sim" else tee
 
-    name = name or script.stem
-    steps.begin("new", *again, "--name", name, "--key", key, str(script), *arguments)
-    proposed = new(script, *arguments, name=name, key=key, force=force)
+    named = () if program.python is None else ("--python", program.python)
+    steps.begin("new", *again, "--name", name, "--key", key, *named, *program.words)
+    proposed = new(*program.words, name=name, key=key, python=program.python, force=force)
     steps.end(proposed)
     for mount in proposed.data:
         if mount.is_input:
-            steps.begin("encrypt", mount.source, "-o", mount.encrypted, "--key", key, *again, *mine)
-            steps.end(encrypt(mount.source, mount.encrypted, key=key, force=force, home=home, progress=progress))
-    for mount in proposed.data:
-        if mount.is_output and not mount.is_input:
-            encrypted = Path(mount.encrypted)
-            folder = encrypted if Path(mount.source).is_dir() else encrypted.parent
-            folder.mkdir(parents=True, exist_ok=True)
+            follow = ("--follow-links",) if _holds_links(Path(mount.source)) else ()
+            steps.begin("encrypt", mount.source, "-o", mount.encrypted, "--key", key, *follow, *again, *mine)
+            moved = encrypt(
+                mount.source,
+                mount.encrypted,
+                key=key,
+                force=force,
+                follow_links=bool(follow),
+                home=home,
+                progress=progress,
+            )
+            steps.end(moved)
+    for folder in proposed.storage:
+        Path(folder).mkdir(parents=True, exist_ok=True)
     under_gramine = tee == "sgx"
     steps.begin("build", f"{name}.manifest.template", *(("--gramine",) if under_gramine else ()), *mine)
     built = build(f"{name}.manifest.template", gramine=under_gramine, home=home, progress=progress)
     steps.end(built)
     protocol = ("--protocol", "ra-tls") if under_gramine else ()
-    named = (word for item in allow for word in ("--allow", item))
-    steps.begin("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *named, *mine)
+    allowed = (word for item in allow for word in ("--allow", item))
+    steps.begin("approve", f"{name}.manifest", "--key", key, "--tee", approved_on, *protocol, *allowed, *mine)
     approved = approve(
         f"{name}.manifest",
         keys=[key],
@@ -177,18 +191,26 @@ def protect(
         key=key,
         tee=approved_on,
         data=proposed.data,
+        differences=proposed.differences,
         approvals=tuple(item.id for item in approved.approvals),
         steps=tuple(steps.commands),
         next_steps=(
             f"adyton serve {'--gramine-listen 0.0.0.0' if under_gramine else '--listen 127.0.0.1'}:4433",
             f"adyton run {name}.manifest --tee {tee.partition(':')[0]} --key-server 127.0.0.1:4433",
             *(
-                f"adyton decrypt {mount.encrypted} -o decrypted/{mount.source} --key {key}"
+                shlex.join(
+                    ["adyton", "decrypt", mount.encrypted, "-o", f"decrypted/{mount.source.lstrip('/')}", "--key", key]
+                )
                 for mount in proposed.data
                 if mount.is_output
             ),
         ),
     )
+
+
+def _holds_links(folder: Path) -> bool:
+    """Whether symbolic links lie in a folder of data: their targets are taken in their place."""
+    return any(path.is_symlink() for path in folder.rglob("*"))
 
 
 def _simulated(steps: _Steps, platform: Path, home: Path | None) -> str:

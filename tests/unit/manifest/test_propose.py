@@ -93,6 +93,10 @@ def observation(place: Path) -> Observation:
         ),
         looked_at=(str(work / "helper.py"), str(packages / "__init__.py")),
         executed=("/bin/sh",),
+        touched=tuple(
+            str(work / name) for name in ("result.txt", "out", "out/model.pt", "out/gone.tmp", "state/db.bin")
+        ),
+        made_folders=(str(work / "out"),),
         peak_bytes=100 << 20,
         peak_threads=3,
         wall_s=1.25,
@@ -157,8 +161,28 @@ def test_proposal_sorts_data_into_inputs_and_outputs(place: Path, proposal: Prop
         "/work/result.txt": ("encrypted/result.txt", False, False, True),
         "/work/out": ("encrypted/out", True, False, True),
         "/work/state": ("encrypted/state", True, True, True),
-        elsewhere: (f"encrypted{elsewhere}", True, True, False),
+        elsewhere: (f"encrypted-outside{elsewhere}", True, True, False),
     }
+
+
+def test_proposal_opens_the_folder_in_which_the_run_wrote(place: Path, proposal: Proposal) -> None:
+    """It is an encrypted folder, in which program text and inputs show; what is written has no mount of its own."""
+    mounts = {mount.path: (mount.type, mount.uri) for mount in parse_manifest(proposal.template).mounts}
+    assert {path: found for path, found in mounts.items() if path.startswith("/work")} == {
+        "/work": ("encrypted", "file:encrypted/"),
+        "/work/main.py": ("chroot", "file:main.py"),
+        "/work/helper.py": ("chroot", "file:helper.py"),
+        "/work/photo.jpg": ("encrypted", "file:encrypted/photo.jpg"),
+        "/work/data": ("encrypted", "file:encrypted/data/"),
+    }
+    assert proposal.storage == ("encrypted",)
+
+
+def test_proposal_refuses_what_writes_among_the_systems_files(place: Path) -> None:
+    """No mount of a system folder would be what the program expects."""
+    seen = observation(place)
+    with pytest.raises(UsageError, match="a folder of the system"):
+        propose(replace(seen, touched=("/usr/lib/made",)), name="main", script="main.py", cpus=1)
 
 
 def test_proposal_reads_back_as_the_manifest_it_means(place: Path, proposal: Proposal) -> None:
@@ -197,7 +221,7 @@ def test_proposal_is_short_and_says_the_next_steps(proposal: Proposal) -> None:
     for step in (
         "#   adyton encrypt photo.jpg -o encrypted/photo.jpg --key k",
         "#   adyton build main.manifest.template",
-        "#   mkdir -p encrypted/out",
+        "#   mkdir -p encrypted",
         "#   adyton decrypt encrypted/result.txt -o result.txt --key k",
     ):
         assert step in lines
@@ -205,7 +229,7 @@ def test_proposal_is_short_and_says_the_next_steps(proposal: Proposal) -> None:
 
 def test_proposal_without_data_prints_in_clear(place: Path) -> None:
     """No key, no encrypted log: that is said, not hidden."""
-    seen = replace(observation(place), read=("/bin/sh",), written=())
+    seen = replace(observation(place), read=("/bin/sh",), written=(), touched=())
     found = propose(seen, name="main", script="main.py", cpus=1)
     manifest = parse_manifest(found.template)
     assert manifest.adyton.insecure_stdio

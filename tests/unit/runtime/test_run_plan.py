@@ -84,6 +84,44 @@ def test_encrypted_mount_in_an_allowed_folder_is_refused() -> None:
         _plan(replace(BASE, mounts=(*BASE.mounts[:1], *mounts), allowed_files=("file:shared/",)))
 
 
+NESTED = (
+    Mount("encrypted", "/out", "file:./out/", "k"),
+    Mount("chroot", "/out/app", "file:/host/bin/app"),
+    Mount("chroot", "/out/src", "file:src"),
+    Mount("encrypted", "/out/deep/in", "file:in/", "k"),
+    Mount("chroot", "/out/src/more", "file:more"),
+)
+
+
+def test_trusted_files_and_encrypted_mounts_show_in_an_encrypted_folder() -> None:
+    """Each at its point, with what shows there; a mount in one of them is that one's."""
+    made = _plan(replace(BASE, mounts=(*BASE.mounts[:1], Mount("tmpfs", "/tmp", None), *NESTED)))
+    points = {mount.path: [(point.path, point.is_folder) for point in mount.points] for mount in made.encrypted}
+    assert points == {"/out": [("app", False), ("src", True), ("deep/in", True)], "/out/deep/in": []}
+    assert [(mount.path, mount.points) for mount in made.memory] == [("/tmp", ())]
+    assert made.staged[0].targets == ("/bin/app", "/out/app")
+
+
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        (Mount("encrypted", "/out", "file:./out", "k"), NESTED[1]),
+        (NESTED[0], Mount("chroot", "/out", "file:src")),
+        (NESTED[0], Mount("tmpfs", "/out/tmp", None)),
+    ],
+)
+def test_mount_in_an_encrypted_one_is_refused_where_it_cannot_show(mounts: tuple[Mount, ...]) -> None:
+    """The outer one must be a folder, and what lies in it trusted or encrypted."""
+    with pytest.raises(MalformedManifest, match="lies in the encrypted mount"):
+        _plan(replace(BASE, mounts=(*BASE.mounts[:1], *mounts)))
+
+
+def test_mount_in_an_encrypted_input_is_refused() -> None:
+    """Inputs are staged: the host could put a file of its own in the place of a trusted one."""
+    with pytest.raises(MalformedManifest, match="lies in the encrypted mount"):
+        _plan(replace(BASE, mounts=(*BASE.mounts[:1], *NESTED[:2]), adyton=AdytonTable(read_only=("/out",))))
+
+
 def test_relative_entrypoint_is_below_the_start_folder() -> None:
     """As in Gramine."""
     assert _plan(replace(BASE, entrypoint="app", start_dir="/bin")).entrypoint == "/bin/app"
