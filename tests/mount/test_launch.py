@@ -17,6 +17,7 @@ import pytest
 
 from adyton.attest.report_data import program_report_data
 from adyton.runtime import namespace
+from adyton.runtime.absent_files import AbsentFiles
 from adyton.runtime.resolver_config import HOSTS, host_name, resolv_conf
 from tests.mount import world
 from tests.support import machine
@@ -150,6 +151,15 @@ def test_trusted_files_show_in_an_encrypted_folder(folder: Path, budget: int) ->
     assert (world.decrypt(folder, "out/t"), world.decrypt(folder, "out/src/t")) == (b"1\n", b"2\n")
     assert world.decrypt(folder, "more/t") == b"3\n"
     assert result.ended["events"] == []
+
+
+def test_folder_in_an_encrypted_one_without_trusted_files_is_empty(folder: Path) -> None:
+    """What the host has under its name is not seen, and nothing can be written there."""
+    world.encrypt(folder, "out/lib/planted", b"planted")
+    script = "ls -A /out/lib; echo x 2>/dev/null > /out/lib/new && echo WROTE; echo 1 > /out/t; echo end"
+    mounts = [["encrypted", "/out", "file:out/"], ["chroot", "/out/lib", "file:lib"]]
+    assert world.run(folder, world.shell(script, mounts=mounts)).out == "end\n"
+    assert world.decrypt(folder, "out/t") == b"1\n"
 
 
 def test_encrypted_folder_shows_in_memory_below_trusted_files(folder: Path) -> None:
@@ -596,6 +606,16 @@ def test_allowed_file_that_was_made_goes_where_the_run_never_starts(folder: Path
     result = world.run(folder, spec)
     assert "would show the program" in result.ended["message"]
     assert sorted(os.listdir(folder)) == ["loop", "out"]
+
+
+def test_allowed_file_is_not_made_in_the_runs_memory(tmp_path: Path) -> None:
+    """Through a link of the host it would be a new file among the program's trusted ones."""
+    private, notes = tmp_path / "private", list[str]()
+    (private / "root/usr").mkdir(parents=True)
+    (tmp_path / "work").symlink_to(private / "root/usr")
+    assert not AbsentFiles(notes.append, private=str(private)).make(f"{tmp_path}/work/new", is_folder=False)
+    assert not os.listdir(private / "root/usr")
+    assert len(notes) == 1
 
 
 @pytest.mark.parametrize("below", ["", "/root", "/root/usr", "/served"])

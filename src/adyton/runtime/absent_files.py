@@ -29,15 +29,16 @@ class _Made:
 class AbsentFiles:
     """What was made for one run because it was not there."""
 
-    def __init__(self, note: Callable[[str], None]) -> None:
+    def __init__(self, note: Callable[[str], None], *, private: str) -> None:
         self._note = note
+        self._refused = (*SYSTEM_FOLDERS, private)
         self._made: list[_Made] = []
 
     def make(self, source: str, *, is_folder: bool) -> bool:
         """Make an allowed file or folder, empty. False where it stays absent. Either is said."""
         folder, name = os.path.split(os.path.abspath(source))
         try:
-            self._made.append(_make(folder, name, is_folder=is_folder))
+            self._made.append(_make(folder, name, is_folder=is_folder, refused=self._refused))
         except OSError as error:
             self._note(
                 f"allowed file {source} is not there ({error.strerror}): the program neither finds nor creates it"
@@ -57,11 +58,11 @@ class AbsentFiles:
         self._made.clear()
 
 
-def _make(folder: str, name: str, *, is_folder: bool) -> _Made:
+def _make(folder: str, name: str, *, is_folder: bool, refused: tuple[str, ...]) -> _Made:
     """Make it where nothing is, also no link. The folder is opened first, so that nobody exchanges it meanwhile."""
     folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _check_not_of_the_system(os.readlink(f"/proc/self/fd/{folder_fd}"))
+        _check_outside(os.readlink(f"/proc/self/fd/{folder_fd}"), refused)
         if is_folder:
             os.mkdir(name, 0o755, dir_fd=folder_fd)
         else:
@@ -73,8 +74,9 @@ def _make(folder: str, name: str, *, is_folder: bool) -> _Made:
         raise
 
 
-def _check_not_of_the_system(folder: str) -> None:
-    if any(folder == system or folder.startswith(system + "/") for system in SYSTEM_FOLDERS):
+def _check_outside(folder: str, refused: tuple[str, ...]) -> None:
+    """Nothing is made in folders of the system, nor in the run's own memory, where a link of the host may lead."""
+    if any(folder == system or folder.startswith(system + "/") for system in refused):
         raise OSError(errno.EPERM, "it belongs to the system")
 
 

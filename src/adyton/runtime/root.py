@@ -14,6 +14,7 @@ from adyton.runtime import launcher, namespace, resolver_config, sandbox
 from adyton.runtime.absent_files import AbsentFiles
 from adyton.runtime.interfaces import interfaces, parse_mountinfo
 from adyton.runtime.run_plan import MemoryMount, Plan, Point
+from adyton.vfs.mount_lookup import below
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import FIXED_TIME_S
 
@@ -27,7 +28,7 @@ class Root:
         self._note = note
         self._plan = plan
         self._private = private
-        self._absent = AbsentFiles(note)
+        self._absent = AbsentFiles(note, private=private)
 
     def show(self, source: str, path: str, *, read_only: bool) -> None:
         """Show what is served at `source` as `path` of the program."""
@@ -84,9 +85,13 @@ class Root:
     def _keeping(self, path: str, points: tuple[Point, ...]) -> Iterator[None]:
         """What shows at the points of a folder shows there again, over what the block mounts over the folder.
 
-        An encrypted folder has the points as names already. Memory is given them.
+        An encrypted folder has the points as names already. Memory is given them. A folder without a file of its own
+        is an empty one, so that it never shows what the host has under its name.
         """
         target = self.path + path
+        for point in points:
+            if point.is_folder and not os.path.lexists(f"{target}/{point.path}"):
+                self._owner.make_folders(f"{target}/{point.path}")
         own = os.stat(self.path).st_dev
         covered = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -111,6 +116,8 @@ class Root:
         """The host's resolv.conf, made safe, in place of whatever was listed there, as in Gramine."""
         if not self._plan.domain_names_from_host:
             return
+        if any(below("/etc/resolv.conf", allowed.target) for allowed in self._plan.allowed):
+            return  # the folder is the host's own, and what is written there may follow its links
         self._owner.make_folders(self.path + "/etc")
         with contextlib.suppress(OSError):
             content = resolver_config.resolv_conf(Path("/etc/resolv.conf").read_bytes()[: 1 << 16])

@@ -134,11 +134,11 @@ def plan(
     files |= {entry.target for entry in allowed if not entry.is_folder}
     for place in table.places:
         for entry in allowed:
-            if place.mount.type == "encrypted" and below(place.path, entry.target) not in (None, ""):
+            if below(place.path, entry.target):
                 raise MalformedManifest(
                     f"mount {place.path}: it lies in the allowed folder {entry.target}",
                     check="path of the mount",
-                    expected="a path outside allowed folders, in which its mount point would have to be made",
+                    expected="a path outside allowed folders: the host could put a link or a file there",
                     seen=place.path,
                     remedy="mount it beside the allowed folder",
                 )
@@ -201,6 +201,15 @@ def _check_place(place: Place, earlier: Sequence[Place], manifest: Manifest) -> 
     for other in earlier:
         if other.mount.type == "encrypted" and below(place.path, other.path) is not None:
             _check_nested(place, other, manifest)
+        covers = other.path and below(other.path, place.path) is not None
+        if covers and other.mount.type != "chroot" and place.mount.type != "tmpfs":
+            raise MalformedManifest(
+                f"mount {place.path or '/'}: it covers the earlier mount {other.path}, which would show in it",
+                check="order of the mounts",
+                expected="a mount after the one in whose path it lies",
+                seen=f"{other.path} before {place.path or '/'}",
+                remedy=f"write the mount {other.path} after it, or leave it out",
+            )
     for reserved in RESERVED:
         if place.path != SHARED_MEMORY and (place.path == reserved or place.path.startswith(reserved + "/")):
             raise MalformedManifest(
@@ -331,7 +340,8 @@ def _allowed(manifest: Manifest, table: MountTable) -> tuple[AllowedFile, ...]:
             )
         source = uri[5:]
         found += [AllowedFile(source, target, source.endswith("/")) for target in table.inside(source)]
-    return tuple(found)
+    # what lies in an allowed folder shows there already, and a mount there would follow the host's links
+    return tuple(one for one in found if not any(below(one.target, other.target) for other in found))
 
 
 def _log(manifest: Manifest) -> LogPlan | None:

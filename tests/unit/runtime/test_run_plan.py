@@ -77,11 +77,42 @@ def test_secret_file_in_the_place_of_something_else_is_refused(path: str, said: 
     assert _plan(replace(BASE, adyton=replace(table, secrets=(Secret("t", None, "/run/secrets/t", None),)))).secrets
 
 
-def test_encrypted_mount_in_an_allowed_folder_is_refused() -> None:
-    """Its mount point would be made in the host's folder."""
-    mounts = (Mount("chroot", "/shared", "file:shared"), Mount("encrypted", "/shared/out", "file:./out/", "k"))
+@pytest.mark.parametrize(
+    "inner",
+    [
+        Mount("encrypted", "/shared/out", "file:./out/", "k"),
+        Mount("chroot", "/shared/app", "file:/host/bin"),
+        Mount("tmpfs", "/shared/tmp", None),
+    ],
+    ids=lambda mount: mount.type,
+)
+def test_mount_in_an_allowed_folder_is_refused(inner: Mount) -> None:
+    """The host's folder would hide it, or its mount point would be a name, or a link, of the host."""
+    mounts = (*BASE.mounts, Mount("chroot", "/shared", "file:shared"), inner)
     with pytest.raises(MalformedManifest, match="allowed folder /shared"):
-        _plan(replace(BASE, mounts=(*BASE.mounts[:1], *mounts), allowed_files=("file:shared/",)))
+        _plan(replace(BASE, mounts=mounts, allowed_files=("file:shared/",)))
+
+
+def test_allowed_file_in_an_allowed_folder_shows_through_the_folder_alone() -> None:
+    """Mounted there a second time, it would follow a link that the host puts under its name."""
+    mounts = (*BASE.mounts, Mount("chroot", "/shared", "file:shared"))
+    made = _plan(replace(BASE, mounts=mounts, allowed_files=("file:shared/a", "file:shared/", "file:shared/b/")))
+    assert [entry.target for entry in made.allowed] == ["/shared"]
+
+
+@pytest.mark.parametrize(
+    "mounts",
+    [
+        (Mount("tmpfs", "/a/b", None), Mount("chroot", "/a", "file:src")),
+        (Mount("tmpfs", "/a", None), Mount("chroot", "/a", "file:src")),
+        (Mount("encrypted", "/a/b", "file:in/", "k"), Mount("chroot", "/a", "file:src")),
+        (Mount("encrypted", "/a/b", "file:in/", "k"), Mount("encrypted", "/a", "file:out2/", "k")),
+    ],
+)
+def test_mount_that_covers_an_earlier_one_is_refused(mounts: tuple[Mount, ...]) -> None:
+    """The earlier one is mounted all the same: it would hide trusted files of the later one."""
+    with pytest.raises(MalformedManifest, match="covers the earlier mount"):
+        _plan(replace(BASE, mounts=(*BASE.mounts, *mounts)))
 
 
 NESTED = (
