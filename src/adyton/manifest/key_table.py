@@ -1,7 +1,7 @@
 """Every key that a manifest may hold: its type, its default, and what it means where Adyton's own runtime enforces it.
 
-This table alone decides which keys exist. `schema` reads documents through it, the reference table in docs/manifest.md
-is checked against it, and an unknown key is refused with the nearest one that stands here.
+This table alone decides which keys exist. `schema_check` reads documents through it, the reference table in
+docs/manifest.md is checked against it, and an unknown key is refused with the nearest one that stands here.
 """
 # ruff: noqa: E501 - a table, one key a line
 

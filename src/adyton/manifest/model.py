@@ -1,7 +1,7 @@
 """A manifest as frozen values: parsed once, strictly, and never looked at as loose tables again.
 
 `parse_manifest` accepts templates that were rendered (trusted files may still be folders and lack hashes) and final
-manifests alike. `Manifest.is_final` tells them apart. `schema` says what a key means.
+manifests alike. `Manifest.is_final` tells them apart. `key_table` says what a key means.
 """
 
 from __future__ import annotations
