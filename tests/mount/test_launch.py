@@ -162,6 +162,25 @@ def test_folder_in_an_encrypted_one_without_trusted_files_is_empty(folder: Path)
     assert world.decrypt(folder, "out/t") == b"1\n"
 
 
+@pytest.mark.parametrize("planted", ["link", "file", "sealed"])
+def test_what_the_host_puts_above_a_trusted_file_is_refused(folder: Path, planted: str) -> None:
+    """In an encrypted folder the trusted file's own folder is the host's name: a link there is not followed."""
+    (folder / "evil/lib").mkdir(parents=True)
+    (folder / "evil/lib/m.txt").write_text("evil")
+    (folder / "lib").mkdir()
+    (folder / "lib/m.txt").write_text("trusted")
+    if planted == "link":
+        (folder / "out/src").symlink_to(folder / "evil")
+    elif planted == "file":
+        (folder / "out/src").write_text("x")
+    else:
+        world.encrypt(folder, "out/src", b"sealed")
+    mounts = [["encrypted", "/out", "file:out/"], ["chroot", "/out/src/lib", "file:lib"]]
+    result = world.run(folder, world.shell("cat /out/src/lib/m.txt", mounts=mounts, trusted=["lib/m.txt"]))
+    assert "mount /out/src/lib: a folder above it can be neither made nor entered" in result.ended["message"]
+    assert result.out == ""
+
+
 def test_encrypted_folder_shows_in_memory_below_trusted_files(folder: Path) -> None:
     """What is mounted later shows in memory that was mounted before, whatever lies between."""
     (folder / "lib").mkdir()

@@ -103,14 +103,26 @@ class Root:
                 except FileNotFoundError:  # it shows nothing
                     continue
                 if not os.path.lexists(place):
-                    if stat.S_ISDIR(seen.st_mode):
-                        self._owner.make_folders(place)
-                    else:
-                        self._owner.make_folders(os.path.dirname(place))
-                        _write(place, b"", 0o444, self._owner)
+                    self._make_point(place, f"{path}/{point.path}", is_folder=stat.S_ISDIR(seen.st_mode))
                 namespace.bind(source, place, read_only=seen.st_dev == own)
         finally:
             os.close(covered)
+
+    def _make_point(self, place: str, shown: str, *, is_folder: bool) -> None:
+        try:
+            if is_folder:
+                self._owner.make_folders(place)
+            else:
+                self._owner.make_folders(os.path.dirname(place))
+                _write(place, b"", 0o444, self._owner)
+        except OSError as error:
+            raise MountFailed(
+                f"mount {shown}: a folder above it can be neither made nor entered: {error.strerror}",
+                check="folders above the mount",
+                expected="a folder, or nothing",
+                seen="a link or a file that the host put there",
+                remedy="remove what lies under its name in the encrypted folder on the host",
+            ) from error
 
     def name_resolvers(self) -> None:
         """The host's resolv.conf, made safe, in place of whatever was listed there, as in Gramine."""
