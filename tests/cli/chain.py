@@ -204,6 +204,7 @@ def make_chain(folder: Path) -> Iterator[Chain]:
         (world.cloud.folder / "encrypted").unlink(missing_ok=True)
         owner, cloud = world.owner, world.cloud
         (owner.folder / "input").mkdir()
+        (owner.folder / "output").mkdir()  # there before the watched run, so that it alone is mounted for outputs
         (owner.folder / "input" / "notes.txt").write_text(NOTES)
         (owner.folder / "app.py").write_text(PROGRAM)
         owner.adyton("new", "--key", KEY, "app.py", "exit", "0")
