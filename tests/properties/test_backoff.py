@@ -60,7 +60,7 @@ def test_wait_ends_when_it_says(key: str, now_s: int, wait_s: int) -> None:
 def test_source_that_refused_is_asked_again_in_time(
     status: int | None, retry_after_s: int | None, later_s: int
 ) -> None:
-    """A document that is not there waits alone; a busy source waits whole, as long as it asked; all else waits not."""
+    """A missing document waits alone. A source that is busy or asks to wait waits whole. All else waits not."""
     with tempfile.TemporaryDirectory() as place:
         backoff = SourceBackoff(Path(place) / "store")
         error = FetchFailed("refused", status=status, retry_after_s=retry_after_s)
@@ -71,7 +71,8 @@ def test_source_that_refused_is_asked_again_in_time(
         whole = another_process.check("https://a.example", None, later)
         assert another_process.check("https://b.example", "crl", later) is None
     busy_s = BUSY_S if retry_after_s is None else retry_after_s
-    is_busy = status in (429, 503) and later_s < busy_s
+    asks_to_wait = status in (429, 503) or (status not in (None, 404, 410) and retry_after_s is not None)
+    is_busy = asks_to_wait and later_s < busy_s
     assert (whole is not None) == is_busy
     assert (asked is not None) == (is_busy or (status in (404, 410) and later_s < NEGATIVE_S))
     if asked is not None:

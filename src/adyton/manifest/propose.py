@@ -439,7 +439,11 @@ def _layout(
             role = "read and written" if item.is_input and item.is_output else "read" if item.is_input else "written"
             lines = _encrypted_lines(item.path, item.encrypted, role, key_name, is_folder=item.is_folder)
             mounts.append((item.path, lines))
-    made = {encrypted(folder) for folder in opened}
+    holding = [group.path for group in groups if group.is_input]  # the folders of what is encrypted come with it
+    empty = [
+        folder for folder in writing if is_below(folder, opened) and not any(is_below(h, (folder,)) for h in holding)
+    ]
+    made = {encrypted(folder) for folder in (*opened, *empty)}
     made |= {item.encrypted for item in data if item.is_mounted and not item.is_input}
     mounts.sort(key=lambda mount: mount[0].count("/"))
     return _Layout(tuple(line for _, lines in mounts for line in lines), tuple(data), tuple(sorted(made)))

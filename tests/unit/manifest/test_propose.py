@@ -178,6 +178,17 @@ def test_proposal_opens_the_folder_in_which_the_run_wrote(place: Path, proposal:
     assert proposal.storage == ("encrypted",)
 
 
+def test_folder_that_was_empty_before_the_run_is_made_in_the_storage(place: Path) -> None:
+    """The program expects it, and the folder around it is the storage's."""
+    (place / "work/empty").mkdir()
+    before = observation(place)
+    touched = (*before.touched, str(place / "work/empty/new.txt"))
+    found = propose(
+        replace(before, touched=touched), name="main", script="main.py", cpus=2, key_name="k", environment={}
+    )
+    assert found.storage == ("encrypted", "encrypted/empty")
+
+
 def test_proposal_refuses_what_writes_among_the_systems_files(place: Path) -> None:
     """No mount of a system folder would be what the program expects."""
     seen = observation(place)
