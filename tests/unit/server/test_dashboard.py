@@ -425,7 +425,11 @@ def half_request(world: World, page: str, source: str, said: bytes) -> ssl.SSLSo
     host, _, port = page.removeprefix("https://").rpartition(":")
     plain = socket.create_connection((host, int(port)), timeout=10, source_address=(source, 0))
     connection = ssl.create_default_context(cadata=world.ca_pem).wrap_socket(plain, server_hostname=host)
-    connection.sendall(said)
+    try:
+        connection.sendall(said)
+    except BaseException:  # it was dropped already
+        connection.close()
+        raise
     return connection
 
 
