@@ -1,4 +1,6 @@
-"""The keeper: the one process of a run that holds keys, from its private namespaces to the end of the program.
+"""The keeper: the process of a run that gets the keys, from its private namespaces to the end of the program.
+
+It gives the file server, which it starts, the keys of served mounts. No other process has any.
 
 Its order of phases is the run: memory, staging of trusted files, keys (asked for while those are staged), the file
 server, read-only inputs, the program, and whatever happens, the end of all of it.
