@@ -13,6 +13,7 @@ import shutil
 import ssl
 import time
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from demo.steps import FILES, KEY
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 RECORD_LIMIT_S: Final = 120
 SERVER: Final = "key server"
 ENCLAVE: Final = "enclave"
+
+_MAKING_SIGNER: Final = Lock()
 
 _PIN: Final = 'owners.owner = { ca_file = "file:owner-ca.crt" }\n'
 """The owner's identity in the template: the host leaves it as it is, or her server would not be asked at all."""
@@ -86,8 +89,9 @@ class Scene:
     def rebuild(self) -> None:
         """Build the changed template, signed by a signer that the host made for itself."""
         home = self.journey.world.folder / "mallory"
-        if not home.exists():
-            self.cloud.adyton("init", "--home", home, "--name", "mallory")
+        with _MAKING_SIGNER:
+            if not home.exists():
+                self.cloud.adyton("init", "--home", home, "--name", "mallory")
         self.cloud.adyton("build", self.template.name, "--home", home)
 
     def run(self) -> Outcome:
@@ -115,6 +119,8 @@ class Attempt:
     make: Callable[[Scene], None]
     allow: Callable[[Scene], None]
     then: str = ""
+    alone: bool = False
+    """Whether it changes what other attempts use, so that none of them may be made at the same time."""
 
 
 def _allow_manifest(scene: Scene) -> None:
@@ -285,11 +291,11 @@ ATTEMPTS: Final = (
     Attempt("pinned server", "another key server's name pinned", SERVER, _pinned_server, _allow_manifest, "Denied"),
     Attempt("owner", "an owner who did not approve it", SERVER, _other_owner, _allow_manifest, "IntegrityError"),
     Attempt("root", "another simulated platform's root", SERVER, _other_root, _allow_other_root),
-    Attempt("tampered input", "one bit of an encrypted input flipped", ENCLAVE, _flip_bit, _restored),
+    Attempt("tampered input", "one bit of an encrypted input flipped", ENCLAVE, _flip_bit, _restored, alone=True),
     Attempt(
         "false server", "a key server of the host's own", ENCLAVE, _false_server, _allow_false_server, "IntegrityError"
     ),
-    Attempt("out of date", "the platform after newer TCB info", SERVER, _out_of_date, _allow_out_of_date),
+    Attempt("out of date", "the platform after newer TCB info", SERVER, _out_of_date, _allow_out_of_date, alone=True),
 )
 """In this order: the last one changes the platform for good."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from demo.tap import Tap
-from demo.world import REPOSITORY, Outcome, World
+from demo.world import REPOSITORY, Outcome, World, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,9 +116,8 @@ class Journey:
 
     def walk(self) -> None:
         """Go all the steps. Raises StepFailed at the first that does not work."""
-        self.prepare()
-        self.collateral()
-        self.encrypt()
+        self.lay_out()
+        at_once(self.propose, self._ciphertext)
         self.build()
         self.approve()
         self.serve()
@@ -126,17 +125,31 @@ class Journey:
         self.decrypt()
         self.run_over_ra_tls()
 
-    def prepare(self) -> None:
-        """The owner's files and identity, a plain run to compare with, and the cloud's simulated TEE."""
+    def _ciphertext(self) -> None:
+        self.identity()
+        self.collateral()
+        self.encrypt()
+
+    def lay_out(self) -> None:
+        """The owner's files and script."""
         owner, program = self.world.owner, self.program
-        with self.step(0, "owner", "lays out her files and runs the script plainly, to compare with later") as shown:
+        with self.step(0, "owner", "lays out her files and her script"):
             owner.python(program.prepare, owner.folder)
             shutil.copy(program.script, owner.folder)
+
+    def propose(self) -> None:
+        """A plain run to compare with, and the manifest template that follows from it."""
+        owner, program = self.world.owner, self.program
+        with self.step(0, "owner", "runs the script plainly, to compare with later") as shown:
             (owner.folder / program.output).mkdir()
             owner.adyton("new", "--key", KEY, program.script.name, *program.arguments)
             self.plain_result = (owner.folder / program.result).read_text(encoding="utf-8")
             shutil.rmtree(owner.folder / program.output)
             shown.append(f"adyton new watched the run and proposed {self.template.name}")
+
+    def identity(self) -> None:
+        """The cloud's simulated TEE, the owner's identity and her key."""
+        owner = self.world.owner
         with self.step(0, "cloud", "has a machine with a TEE, here a simulated one") as shown:
             made = self.world.cloud.adyton("platform", "new", self.world.platform, "--json").document
             self.root_fingerprint = made["root_fingerprint"]
