@@ -1,0 +1,186 @@
+"""TLS 1.3 over bytes in memory, without a socket: what both ends of an endpoint speak.
+
+Python's `ssl` module has no TLS exporter, so this uses pyOpenSSL. There are no tickets and no resumption: each
+connection is proved anew. The certificate of an ingress is self-signed. The handshake proves that the peer holds its
+key. Who the peer is, its evidence says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
+
+from adyton.endpoint.binding import EXPORTER_BYTES, EXPORTER_LABEL, Connection
+from adyton.endpoint.hello import ALPN
+from adyton.errors import FetchFailed
+
+RECORD_BYTES: Final = 1 << 14
+READ_BYTES: Final = 1 << 18
+_MAX_CERTIFICATE_DAYS: Final = 90
+_BACKDATED: Final = timedelta(hours=24)
+_OP_NO_TICKET: Final = SSL.OP_NO_TICKET
+
+
+class Identity:
+    """The TLS key of an ingress and a certificate over it. It lives in memory only, and is made at each start."""
+
+    def __init__(self, name: str, *, now: datetime | None = None) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        now = now or datetime.now(UTC)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject)
+            .public_key(self.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _BACKDATED)
+            .not_valid_after(now + timedelta(days=_MAX_CERTIFICATE_DAYS))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        )
+        self.certificate = builder.sign(self.key, hashes.SHA256())
+        self.spki_sha256: Final = spki_sha256(self.certificate)
+
+
+def spki_sha256(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the certificate's SubjectPublicKeyInfo, DER."""
+    der = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).digest()
+
+
+def _context() -> SSL.Context:
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_options(_OP_NO_TICKET)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    return context
+
+
+def server_context(identity: Identity) -> SSL.Context:
+    """A context for the ingress. A client that does not offer the protocol by ALPN gets no handshake."""
+    context = _context()
+    context.use_certificate(identity.certificate)
+    context.use_privatekey(identity.key)
+    context.check_privatekey()
+    context.set_alpn_select_callback(
+        lambda _connection, offered: ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+    )
+    return context
+
+
+def client_context() -> SSL.Context:
+    """A context for the client. It accepts any certificate. The evidence over its key decides before a byte is sent."""
+    context = _context()
+    context.set_alpn_protos([ALPN])
+    context.set_verify(SSL.VERIFY_NONE)
+    return context
+
+
+class Channel:
+    """One TLS connection. Bytes from the network go in by `receive`, bytes for it come out by `outgoing`."""
+
+    def __init__(self, context: SSL.Context, *, server: bool) -> None:
+        self._tls = SSL.Connection(context, None)
+        if server:
+            self._tls.set_accept_state()
+        else:
+            self._tls.set_connect_state()
+        self._server = server
+        self.closed_by_peer = False
+        """Whether the peer ended its side as TLS wants it. Without that, the end may be an attacker's cut."""
+
+    def handshake(self) -> bool:
+        """Go on with the handshake as far as the received bytes allow. True once it is done. Raises FetchFailed."""
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            return False
+        except SSL.Error as error:
+            raise _failed("handshake", error) from error
+        if self._tls.get_alpn_proto_negotiated() != ALPN:
+            raise FetchFailed(
+                "the peer does not speak Adyton's endpoint protocol",
+                check="protocol of the connection (ALPN)",
+                expected=ALPN.decode(),
+                seen=ascii(self._tls.get_alpn_proto_negotiated()[:40])[2:-1] or "none",
+                remedy="connect to the port of an ingress, not to another server",
+            )
+        return True
+
+    def facts(self, nonce: bytes, own_spki: bytes | None = None) -> Connection:
+        """What evidence on this connection is bound to. An ingress gives its `own_spki`, a client takes the peer's."""
+        exporter = self._tls.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES, nonce)
+        if own_spki is None:
+            certificate = self._tls.get_peer_certificate(as_cryptography=True)
+            if certificate is None:
+                raise FetchFailed("the peer has no certificate", check="certificate of the ingress", seen="none")
+            own_spki = spki_sha256(certificate)
+        return Connection(nonce, own_spki, exporter)
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes that came from the network."""
+        sent = 0
+        while sent < len(data):
+            sent += self._tls.bio_write(data[sent:])
+
+    def read(self) -> bytes:
+        """Plaintext that the received bytes hold. Empty where more must come, or after the peer's end."""
+        found: list[bytes] = []
+        while True:
+            try:
+                found.append(self._tls.recv(READ_BYTES))
+            except SSL.WantReadError:
+                break
+            except SSL.ZeroReturnError:
+                self.closed_by_peer = True
+                break
+            except SSL.Error as error:
+                raise _failed("record", error) from error
+        return b"".join(found)
+
+    def write(self, data: bytes) -> None:
+        """Seal plaintext. What goes over the network is then in `outgoing`. Raises FetchFailed."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._tls.send(view[: 1 << 20]) :]
+            except SSL.Error as error:
+                raise _failed("record", error) from error
+
+    def end(self) -> None:
+        """Say that nothing more will be written."""
+        try:
+            self._tls.shutdown()
+        except SSL.Error:
+            return
+
+    def outgoing(self) -> bytes:
+        """Bytes for the network."""
+        found: list[bytes] = []
+        while True:
+            try:
+                found.append(self._tls.bio_read(READ_BYTES))
+            except SSL.WantReadError:
+                return b"".join(found)
+
+
+def _failed(what: str, error: SSL.Error) -> FetchFailed:
+    reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    seen = "; ".join(str(reason[-1]) for reason in reasons) or "the connection ended"
+    return FetchFailed(
+        f"TLS failed at a {what}: {seen}",
+        check="TLS of the endpoint",
+        expected="TLS 1.3 with " + ALPN.decode(),
+        seen=seen,
+        remedy="connect to the port of an ingress; if it is one, something between alters the bytes",
+    )

@@ -1,0 +1,174 @@
+"""The client's side: a connection to an ingress that was verified before a byte of the program is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from adyton.address import address_text
+from adyton.endpoint.binding import report_data
+from adyton.endpoint.channel import READ_BYTES, client_context
+from adyton.endpoint.hello import MAX_ANSWER_BYTES, NONCE_BYTES, Answer, Challenge, Refused, message, parse_answer
+from adyton.endpoint.stream import SecureStream
+from adyton.errors import EvidenceError, FetchFailed, Mismatch, Timeout, Unavailable, UsageError
+
+CONNECT_S: Final = 30.0
+"""The time for connection, handshake and evidence. A hardware quote takes up to 100 ms."""
+
+_MAX_PROXY_ANSWER_BYTES: Final = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """What the verification of an answer gave. `valid_until` ends the trust in connections that it opened."""
+
+    summary: tuple[str, ...]
+    valid_until: datetime
+
+
+Verify = Callable[[Answer, bytes], Awaitable[Proved]]
+"""Judges an answer whose evidence must carry these 64 bytes of report data. Raises EvidenceError or Unavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy that is asked to CONNECT. `authorization` is the header's value, if it wants one."""
+
+    address: tuple[str, int]
+    authorization: str | None = None
+
+    @classmethod
+    def parse(cls, url: str) -> Proxy:
+        """Read `http://[user:password@]host:port`. Raises UsageError, which never shows the password."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port, parts = None, None, urlsplit("")
+        if parts.scheme != "http" or not host or not port or parts.path not in ("", "/") or parts.query:
+            raise UsageError(
+                "the proxy's URL cannot be used",
+                check="HTTPS_PROXY",
+                expected="http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT",
+                seen="another form",
+                remedy="unset HTTPS_PROXY, or name a proxy that takes CONNECT over plain HTTP",
+            )
+        authorization = None
+        if parts.username is not None:
+            pair = f"{parts.username}:{parts.password or ''}".encode()
+            authorization = "Basic " + base64.b64encode(pair).decode("ascii")
+        return cls((host, port), authorization)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A verified connection: bytes may flow."""
+
+    stream: SecureStream
+    answer: Answer
+    proved: Proved
+
+
+@dataclass(frozen=True, slots=True)
+class Dialler:
+    """Opens verified connections to one address."""
+
+    address: tuple[str, int]
+    verify: Verify
+    name: str | None = None
+    """The name that the ingress must have. None: any of the program's."""
+    proxy: Proxy | None = None
+
+    async def dial(self) -> Verified:
+        """A verified connection. Raises EvidenceError where the peer is refused, Unavailable where none can be had."""
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                reader, writer = await self._connect()
+                try:
+                    return await self._prove(reader, writer)
+                except BaseException:
+                    writer.transport.abort()
+                    raise
+        except TimeoutError:
+            raise Timeout(
+                f"{address_text(self.address)} did not prove itself in time",
+                check="time for connection and evidence",
+                expected=f"at most {CONNECT_S:.0f} s",
+                seen="more",
+                remedy="see whether the ingress runs, and whether its machine gives evidence (adyton doctor)",
+            ) from None
+        except OSError as error:
+            raise FetchFailed(
+                f"{address_text(self.address)}: {error.strerror or error}",
+                check="connection to the ingress",
+                expected="a listening ingress",
+                seen=error.strerror or str(error),
+                remedy="see whether the program runs, and whether the address is right",
+            ) from error
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.proxy is None:
+            return await asyncio.open_connection(*self.address, limit=READ_BYTES)
+        reader, writer = await asyncio.open_connection(*self.proxy.address, limit=READ_BYTES)
+        target = address_text(self.address)
+        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+        if self.proxy.authorization is not None:
+            lines.append(f"Proxy-Authorization: {self.proxy.authorization}")
+        writer.write("".join(line + "\r\n" for line in [*lines, ""]).encode("ascii"))
+        await writer.drain()
+        head = b""
+        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            head = await reader.readuntil(b"\r\n\r\n")
+        status = head.split(b" ", 2)[1:2]
+        if not head.startswith(b"HTTP/1.") or len(head) > _MAX_PROXY_ANSWER_BYTES or status != [b"200"]:
+            writer.transport.abort()
+            raise FetchFailed(
+                f"the proxy does not connect to {target}",
+                check="answer of the proxy",
+                expected="HTTP status 200",
+                seen=ascii(head[:40])[2:-1] or "the end of the connection",
+                remedy="see HTTPS_PROXY, and what the proxy allows",
+            )
+        return reader, writer
+
+    async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Verified:
+        stream = await SecureStream.open(reader, writer, client_context(), server=False)
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        await stream.write(message(Challenge(nonce).to_bytes()))
+        answer = parse_answer(await stream.read_message(MAX_ANSWER_BYTES))
+        if isinstance(answer, Refused):
+            raise FetchFailed(
+                "the ingress has no evidence for this connection",
+                check="answer of the ingress",
+                expected="evidence",
+                seen=ascii(answer.reason[:200])[1:-1],
+                remedy="try again later; whoever runs the program finds the reason in its notes",
+            )
+        if self.name is not None and answer.name != self.name:
+            raise Mismatch(
+                f"this is the ingress {answer.name}, not {self.name}",
+                check="name of the ingress",
+                expected=self.name,
+                seen=answer.name,
+                remedy="connect to the port of the ingress that you named",
+            )
+        if answer.devices:
+            raise Mismatch(
+                "the ingress shows devices, which this version cannot verify on a connection",
+                check="devices of the ingress",
+                expected="none",
+                seen=len(answer.devices),
+            )
+        wanted = report_data(stream.channel.facts(nonce), answer.manifest_sha256, answer.name, answer.devices)
+        return Verified(stream, answer, await self.verify(answer, wanted))
+
+
+REFUSALS: Final = (EvidenceError, Unavailable)
+"""The errors with which `dial` ends."""

@@ -1,0 +1,140 @@
+"""The side inside the TEE: proves each connection, then carries its bytes to the program's own port.
+
+It holds no key of the program's files. It asks for evidence over one connection at a time, since a hardware quote
+takes 10 to 100 ms. What strangers can take is bounded: connections, connections that were not proved yet, time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from adyton.endpoint.binding import report_data
+from adyton.endpoint.channel import READ_BYTES, Identity, server_context
+from adyton.endpoint.hello import MAX_CHALLENGE_BYTES, Answer, Refused, message, parse_challenge
+from adyton.endpoint.stream import PlainStream, SecureStream, join
+from adyton.errors import Error, UsageError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+HELLO_S: Final = 20.0
+"""The time that a client has from its connection to its challenge."""
+
+MAX_UNPROVED: Final = 64
+"""The most connections that wait for their evidence. One more is refused, and its client may try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The parts of evidence that the machine gives for 64 bytes of report data."""
+
+    cpu: bytes
+    event_log: bytes = b""
+
+
+class Ingress:
+    """A listening ingress. `evidence` makes a proof for report data, and `dial` opens the program's port."""
+
+    def __init__(
+        self,
+        name: str,
+        manifest_sha256: bytes,
+        evidence: Callable[[bytes], Awaitable[Proof]],
+        dial: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]],
+        *,
+        max_connections: int = 1024,
+        note: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        if max_connections < 1:
+            raise UsageError("an ingress takes at least one connection", check="max_connections", seen=max_connections)
+        self._name = name
+        self._manifest_sha256 = manifest_sha256
+        self._evidence = evidence
+        self._dial = dial
+        self._most = max_connections
+        self._note = note
+        self._open = 0
+        self._unproved = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._proving = asyncio.Lock()
+        self._identity = Identity(name)
+        self._context = server_context(self._identity)
+
+    def renew(self) -> None:
+        """Make a new TLS key and certificate. Connections that are open stay as they are."""
+        self._identity = Identity(self._name)
+        self._context = server_context(self._identity)
+
+    @contextlib.asynccontextmanager
+    async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
+        """Serve connections of a bound socket within the context. Its end cuts the connections that are still open."""
+        server = await asyncio.start_server(self._take, sock=listener, backlog=512, limit=READ_BYTES)
+        try:
+            yield
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._guard(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._open >= self._most:
+            writer.transport.abort()
+            self._note(f"ingress {self._name}: a connection over the limit of {self._most} was closed")
+            return
+        self._open += 1
+        try:
+            await self._serve(reader, writer)
+        except (Error, OSError, TimeoutError, asyncio.IncompleteReadError):
+            writer.transport.abort()  # a stranger's fault, or the network's: not worth a line each
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        identity, context = self._identity, self._context
+        async with asyncio.timeout(HELLO_S):
+            stream = await SecureStream.open(reader, writer, context, server=True)
+            challenge = parse_challenge(await stream.read_message(MAX_CHALLENGE_BYTES))
+        answer = await self._answer(stream, challenge.nonce, identity.spki_sha256)
+        async with asyncio.timeout(HELLO_S):
+            await stream.write(message(answer.to_bytes()))
+        if isinstance(answer, Refused):
+            await stream.close()
+            return
+        try:
+            target = PlainStream(*await self._dial())
+        except OSError as error:
+            self._note(f"ingress {self._name}: the program's port does not answer: {error.strerror or error}")
+            raise
+        try:
+            await join(stream, target)
+        finally:
+            await target.close()
+            await stream.close()
+
+    async def _answer(self, stream: SecureStream, nonce: bytes, spki_sha256: bytes) -> Answer | Refused:
+        if self._unproved >= MAX_UNPROVED:
+            return Refused("too many connections wait for evidence: try again")
+        self._unproved += 1
+        try:
+            facts = stream.channel.facts(nonce, spki_sha256)
+            async with self._proving:
+                proof = await self._evidence(report_data(facts, self._manifest_sha256, self._name))
+        except Error as error:
+            self._note(f"ingress {self._name}: no evidence: {error}")
+            return Refused("this machine gave no evidence")
+        finally:
+            self._unproved -= 1
+        return Answer(self._name, self._manifest_sha256, proof.cpu, proof.event_log)

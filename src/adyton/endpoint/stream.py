@@ -1,0 +1,183 @@
+"""A TLS channel on an asyncio connection: plaintext in and out, with back-pressure, and ends that are told apart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Protocol
+
+from adyton.endpoint.channel import READ_BYTES, Channel
+from adyton.endpoint.hello import LENGTH_BYTES, body_length
+from adyton.errors import FetchFailed
+
+if TYPE_CHECKING:
+    from OpenSSL import SSL
+
+
+class Source(Protocol):
+    """Where bytes come from. No bytes mean the end."""
+
+    async def read(self, size: int) -> bytes:
+        """Some bytes, at most `size`."""
+        ...
+
+
+class Sink(Protocol):
+    """Where bytes go."""
+
+    async def write(self, data: bytes) -> None:
+        """Take bytes, and wait while too many wait already."""
+        ...
+
+    async def end(self) -> None:
+        """No more bytes follow."""
+        ...
+
+
+class SecureStream:
+    """Plaintext over TLS 1.3. It is one connection, and is closed once."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, channel: Channel) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.channel = channel
+        self._pending = b""
+
+    @classmethod
+    async def open(
+        cls, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: SSL.Context, *, server: bool
+    ) -> SecureStream:
+        """Make the handshake. Raises FetchFailed."""
+        channel = Channel(context, server=server)
+        stream = cls(reader, writer, channel)
+        try:
+            while not channel.handshake():
+                await stream._flush()
+                await stream._more("the handshake")
+        finally:
+            with contextlib.suppress(OSError):
+                await stream._flush()  # an alert says why
+        return stream
+
+    async def _more(self, what: str) -> None:
+        data = await self._reader.read(READ_BYTES)
+        if not data:
+            raise FetchFailed(
+                f"the peer closed the connection in {what}",
+                check=what,
+                expected="bytes",
+                seen="the end of the connection",
+                remedy="see whether this is the port of an ingress, and whether it is still running",
+            )
+        self.channel.receive(data)
+
+    async def _flush(self) -> None:
+        data = self.channel.outgoing()
+        if data:
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def read(self, size: int = READ_BYTES) -> bytes:
+        """Plaintext, at most `size` bytes. Empty at the peer's end. Raises FetchFailed where the end was cut."""
+        while not self._pending:
+            self._pending = self.channel.read()
+            if self._pending or self.channel.closed_by_peer:
+                break
+            await self._flush()  # a key update asks for an answer
+            await self._more("a message")
+        found, self._pending = self._pending[:size], self._pending[size:]
+        return found
+
+    async def write(self, data: bytes) -> None:
+        """Send plaintext. Waits while the network is slower."""
+        self.channel.write(data)
+        await self._flush()
+
+    async def end(self) -> None:
+        """End this side's direction. The other one stays open."""
+        self.channel.end()
+        await self._flush()
+
+    async def read_message(self, limit: int) -> bytes:
+        """One message of the protocol, at most so many bytes. Raises MalformedQuote and FetchFailed."""
+        size = body_length(await self._exactly(LENGTH_BYTES), limit)
+        return await self._exactly(size)
+
+    async def _exactly(self, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            data = await self.read(size - len(found))
+            if not data:
+                raise FetchFailed(
+                    "the peer ended before its message was whole",
+                    check="length of the message",
+                    expected=f"{size} bytes",
+                    seen=f"{len(found)} bytes",
+                )
+            found += data
+        return bytes(found)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """Close the connection at once."""
+        self.channel.end()
+        self._writer.write(self.channel.outgoing())
+        self._writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            await self._writer.wait_closed()
+
+
+class PlainStream:
+    """A plain connection within one machine, in the same terms."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self, size: int = READ_BYTES) -> bytes:
+        """Some bytes, at most `size`. Empty at the peer's end."""
+        return await self._reader.read(size)
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes. Waits while the peer is slower."""
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def end(self) -> None:
+        """End this side's direction. The other one stays open."""
+        if self._writer.can_write_eof():
+            self._writer.write_eof()
+
+    def abort(self) -> None:
+        """Cut the connection, so that the peer cannot take it for a whole one."""
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """Close the connection at once."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+async def pump(source: Source, sink: Sink) -> None:
+    """Carry bytes from one to the other until the end, and pass the end on."""
+    while data := await source.read(READ_BYTES):
+        await sink.write(data)
+    await sink.end()
+
+
+async def join(one: SecureStream, other: PlainStream) -> None:
+    """Carry both directions to their ends. Where either fails, the plain side is cut, not closed as if all was well."""
+    ways = [asyncio.ensure_future(pump(one, other)), asyncio.ensure_future(pump(other, one))]
+    try:
+        await asyncio.gather(*ways)
+    except BaseException:
+        other.abort()
+        raise
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)

@@ -1,0 +1,315 @@
+"""A client and an ingress over loopback: what is proved, and what an attacker between them gets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from OpenSSL import SSL
+
+from adyton.endpoint import ingress as ingress_module
+from adyton.endpoint.channel import Identity, client_context, server_context
+from adyton.endpoint.dial import Proxy
+from adyton.endpoint.hello import ALPN, MAX_ANSWER_BYTES, MAX_CHALLENGE_BYTES, Challenge, message, parse_challenge
+from adyton.endpoint.pool import Pool
+from adyton.endpoint.stream import SecureStream
+from adyton.errors import FetchFailed, MalformedQuote, Mismatch, Timeout, UsageError
+from tests.unit.endpoint.world import Verifier, dialler, echo, evidence_over, ingress_before, listening
+
+if TYPE_CHECKING:
+    from adyton.endpoint.ingress import Ingress
+
+
+def test_verified_connection_carries_bytes() -> None:
+    """After the proof the program's bytes flow, in both directions and to both ends."""
+
+    async def run() -> bytes:
+        verify = Verifier()
+        async with listening(echo) as program, ingress_before(program) as address:
+            verified = await dialler(address, verify, name="api").dial()
+            await verified.stream.write(b"hello " * 100_000)
+            await verified.stream.end()
+            found = bytearray()
+            while data := await verified.stream.read():
+                found += data
+            await verified.stream.close()
+        assert verify.calls == 1
+        return bytes(found)
+
+    assert asyncio.run(run()) == b"HELLO " * 100_000
+
+
+def test_another_name_is_refused() -> None:
+    """An ingress of the same program under another name is not the one that was meant."""
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address:
+            with pytest.raises(Mismatch) as caught:
+                await dialler(address, name="admin").dial()
+            assert caught.value.check == "name of the ingress"
+
+    asyncio.run(run())
+
+
+def test_thief_of_the_tls_key_gets_nothing() -> None:
+    """Who holds the key of an accepted machine can end the client's TLS, but evidence is for other connections."""
+
+    async def run() -> None:
+        made: list[Ingress] = []
+        seen: list[bytes] = []
+        async with listening(echo) as program, ingress_before(program, made=made) as address:
+            stolen = made[0]._identity
+            others: list[SecureStream] = []
+
+            async def thief(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                near = await SecureStream.open(reader, writer, server_context(stolen), server=True)
+                nonce = parse_challenge(await near.read_message(MAX_CHALLENGE_BYTES)).nonce
+                far = await SecureStream.open(*await asyncio.open_connection(*address), client_context(), server=False)
+                others.append(far)
+                await far.write(message(Challenge(nonce).to_bytes()))
+                await near.write(message(await far.read_message(MAX_ANSWER_BYTES)))
+                seen.append(await near.read())
+
+            async with listening(thief) as middle:
+                with pytest.raises(Mismatch) as caught:
+                    await dialler(middle).dial()
+                assert caught.value.check == "report data"
+                for far in others:
+                    far.abort()
+        assert not any(seen), "the client sent bytes to an unproved peer"
+
+    asyncio.run(run())
+
+
+def test_reflected_and_replayed_evidence_is_refused() -> None:
+    """Evidence of an earlier connection proves nothing about a later one."""
+
+    async def run() -> None:
+        verify = Verifier()
+        async with listening(echo) as program, ingress_before(program) as address:
+            await (await dialler(address, verify).dial()).stream.close()
+        recorded = verify.answers[0]
+
+        async def replaying(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            near = await SecureStream.open(reader, writer, server_context(Identity("api")), server=True)
+            await near.read_message(MAX_CHALLENGE_BYTES)
+            await near.write(message(recorded.to_bytes()))
+
+        async with listening(replaying) as middle:
+            with pytest.raises(Mismatch) as caught:
+                await dialler(middle, verify).dial()
+            assert caught.value.check == "report data"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("answer", [b"\xff" * 4, message(b"x"), b"\0\0\0\0", message(bytes(8))])
+def test_false_answers_are_refused(answer: bytes) -> None:
+    """A peer that speaks TLS and not the protocol is refused by name."""
+
+    async def run() -> None:
+        async def false(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            near = await SecureStream.open(reader, writer, server_context(Identity("api")), server=True)
+            await near.write(answer)
+
+        async with listening(false) as address:
+            with pytest.raises(MalformedQuote):
+                await dialler(address).dial()
+
+    asyncio.run(run())
+
+
+def test_plain_server_and_silence_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without TLS, one that closes, one that says nothing, and none at all: each is said."""
+    monkeypatch.setattr("adyton.endpoint.dial.CONNECT_S", 0.3)
+
+    async def plain(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async def closing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def run() -> None:
+        for serve, error in ((plain, FetchFailed), (closing, FetchFailed), (silent, Timeout)):
+            async with listening(serve) as address:
+                with pytest.raises(error):
+                    await dialler(address).dial()
+        with pytest.raises(FetchFailed) as caught:
+            await dialler(address).dial()
+        assert caught.value.check == "connection to the ingress"
+
+    asyncio.run(run())
+
+
+def test_older_tls_and_another_alpn_get_no_handshake() -> None:
+    """TLS 1.2 and a client of another protocol are refused before anything else."""
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address:
+            for change in ("old", "alpn", "none"):
+                reader, writer = await asyncio.open_connection(*address)
+                context = SSL.Context(SSL.TLS_METHOD)
+                context.set_verify(SSL.VERIFY_NONE)
+                if change == "old":
+                    context.set_max_proto_version(SSL.TLS1_2_VERSION)
+                if change != "none":
+                    context.set_alpn_protos([b"http/1.1" if change == "alpn" else ALPN])
+                with pytest.raises(FetchFailed):
+                    await SecureStream.open(reader, writer, context, server=False)
+                writer.transport.abort()
+
+    asyncio.run(run())
+
+
+async def to_the_end(stream: SecureStream) -> None:
+    """Read until the peer's end."""
+    while await stream.read():
+        pass
+
+
+def test_cut_stream_is_no_whole_stream() -> None:
+    """An attacker who closes the TCP connection is told from a program that ended."""
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address:
+
+            async def cutting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                far_reader, far_writer = await asyncio.open_connection(*address)
+
+                async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter, most: int) -> None:
+                    count = 0
+                    while count < most and (data := await source.read(4096)):
+                        count += len(data)
+                        sink.write(data)
+
+                ways = [
+                    asyncio.ensure_future(carry(reader, far_writer, 1 << 30)),
+                    asyncio.ensure_future(carry(far_reader, writer, 100_000)),
+                ]
+                await ways[1]
+                ways[0].cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+                far_writer.transport.abort()
+                writer.close()
+
+            async with listening(cutting) as middle:
+                verified = await dialler(middle).dial()
+                sending = asyncio.ensure_future(verified.stream.write(b"x" * 2_000_000))
+                with pytest.raises((FetchFailed, OSError)):
+                    await to_the_end(verified.stream)
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+                verified.stream.abort()
+
+    asyncio.run(run())
+
+
+def test_limit_of_connections_holds() -> None:
+    """One connection over the limit is closed, and when another ends there is room again."""
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program, most=1) as address:
+            first = await dialler(address).dial()
+            with pytest.raises((FetchFailed, Timeout)):
+                await dialler(address).dial()
+            await first.stream.close()
+            for _ in range(100):
+                with contextlib.suppress(FetchFailed):
+                    await (await dialler(address).dial()).stream.close()
+                    return
+                await asyncio.sleep(0.05)
+            pytest.fail("no room after the end of a connection")
+
+    asyncio.run(run())
+
+
+def test_client_that_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection without a challenge is closed after a while."""
+    monkeypatch.setattr(ingress_module, "HELLO_S", 0.2)
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 20) == b""
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_pool_keeps_connections_and_drops_ended_ones() -> None:
+    """A kept connection is used again, unless it ended or its trust is over."""
+
+    async def run() -> None:
+        verify = Verifier()
+        async with listening(echo) as program, ingress_before(program) as address:
+            pool = Pool(dialler(address, verify))
+            first, used = await pool.lease()
+            assert not used
+            await pool.give_back(first)
+            await asyncio.sleep(0)
+            again, used = await pool.lease()
+            assert used
+            assert again is first
+            verify.lifetime = timedelta(seconds=-1)
+            other, _ = await pool.lease()
+            await pool.give_back(other)
+            third, used = await pool.lease()
+            assert not used
+            await third.stream.end()
+            await third.stream.close()
+            await again.stream.close()
+            await pool.close()
+
+    asyncio.run(run())
+
+
+def test_proxy_is_asked_to_connect() -> None:
+    """Through a proxy the same proof is made; the proxy's refusal is named, and its password never shown."""
+
+    async def run() -> None:
+        heads: list[bytes] = []
+        async with listening(echo) as program, ingress_before(program) as address:
+
+            async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                if b"Basic" not in heads[-1]:
+                    writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+                    writer.close()
+                    return
+                far_reader, far_writer = await asyncio.open_connection(*address)
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+
+                async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+                    while data := await source.read(4096):
+                        sink.write(data)
+
+                await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer), return_exceptions=True)
+
+            async with listening(proxy) as (host, port):
+                good = Proxy.parse(f"http://user:s3cret@{host}:{port}")
+                verified = await dialler(address, proxy=good).dial()
+                await verified.stream.close()
+                with pytest.raises(FetchFailed) as caught:
+                    await dialler(address, proxy=Proxy.parse(f"http://{host}:{port}")).dial()
+                assert caught.value.check == "answer of the proxy"
+        assert heads[0].startswith(f"CONNECT {address[0]}:{address[1]} HTTP/1.1\r\n".encode())
+
+    asyncio.run(run())
+    for url in ("https://h:1", "http://h", "http://u:s3cret@h:x", "socks5://h:1", "http://h:1/path", "nonsense"):
+        with pytest.raises(UsageError) as refused:
+            Proxy.parse(url)
+        assert "s3cret" not in str(refused.value)
+
+
+def test_evidence_needs_the_machine() -> None:
+    """The keyed hash of this test is no formality: another key is refused."""
+    assert evidence_over(bytes(64)) != bytes(96)
