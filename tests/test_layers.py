@@ -61,10 +61,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "release": _PURE | {"tee"},
     "keyserver": _PURE | {"collateral", "keystore", "release"},
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
+    "endpoint": _GROUND | {"attest"},
     "vfs": _PURE | {"storage"},
     "runtime": _PURE | {"storage", "tee", "vfs", "release"},
     "workflow": _PURE
-    | {"storage", "collateral", "sim", "tee", "keystore", "release", "keyserver", "server", "vfs", "runtime"},
+    | {
+        "storage",
+        "collateral",
+        "sim",
+        "tee",
+        "keystore",
+        "release",
+        "keyserver",
+        "server",
+        "endpoint",
+        "vfs",
+        "runtime",
+    },
     "cli": _GROUND | {"manifest", "keystore", "runtime", "workflow"},
 }
 
@@ -264,6 +277,7 @@ CONNECTING_CALLS = {
 
 OPENS_SOCKETS = {
     "adyton.collateral.http_client": "fetches collateral from the vendors",
+    "adyton.endpoint": "both sides of an attested endpoint, and its local doors",
     "adyton.release.client": "asks a key server for keys",
     "adyton.release.tls": "the TLS contexts of the release protocols",
     "adyton.server": "the owner's side: key server, metrics, dashboard",

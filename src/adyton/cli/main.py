@@ -35,6 +35,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "policy": ("adyton.cli.policy", "Show policies and their history; try evidence against them."),
     "serve": ("adyton.cli.serve", "Serve keys to programs that prove what they are."),
     "run": ("adyton.cli.run", "Run a program in a TEE, with its keys released by attestation."),
+    "connect": ("adyton.cli.connect", "Connect local programs to a program in a TEE, verified on each connection."),
     "mount": ("adyton.cli.mount", "Mount a folder of protected files as an ordinary one."),
     "umount": ("adyton.cli.umount", "End such a mount with everything flushed."),
     "verify": ("adyton.cli.verify", "Verify attestation evidence and explain the verdict."),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import h11
@@ -67,7 +68,8 @@ class HTTPDoor:
             self._check(request)
             exchange, response = await self._ask(local, front, request)
         except h11.RemoteProtocolError as error:
-            problem = _Problem(400, "this is no HTTP request", check="form of the request", seen=str(error)[:200])
+            status = error.error_status_hint or 400
+            problem = _Problem(status, "this is no HTTP request", check="form of the request", seen=str(error)[:200])
         except _Problem as refused:
             problem = refused
         except REFUSALS as error:
@@ -154,6 +156,7 @@ async def _send_problem(local: PlainStream, front: h11.Connection, problem: _Pro
         ("Connection", "close"),
     ]
     with contextlib.suppress(OSError):
-        await send_event(local, front, h11.Response(status_code=problem.status, headers=headers))
+        reason = HTTPStatus(problem.status).phrase.encode("ascii")
+        await send_event(local, front, h11.Response(status_code=problem.status, headers=headers, reason=reason))
         await send_event(local, front, h11.Data(data=body))
         await send_event(local, front, h11.EndOfMessage())

@@ -1,0 +1,277 @@
+"""The HTTP door before a real ingress and a small program: what passes, and what is refused with which words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import TYPE_CHECKING
+
+import h11
+import pytest
+
+from adyton.endpoint.http_door import HTTPDoor
+from adyton.endpoint.pool import Pool
+from adyton.errors import Error, Mismatch
+from tests.unit.endpoint.world import Verifier, dialler, ingress_before, listening
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from adyton.endpoint.dial import Proved
+    from adyton.endpoint.hello import Answer
+
+
+async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An HTTP/1.1 server that keeps connections, says what it got, streams, and switches protocols."""
+    side = h11.Connection(h11.SERVER)
+
+    async def event() -> h11.Event:
+        while not isinstance(found := side.next_event(), h11.Event):
+            side.receive_data(await reader.read(1 << 16))
+        return found
+
+    def send(*events: h11.Event) -> None:
+        for one in events:
+            writer.write(side.send(one) or b"")
+
+    while isinstance(request := await event(), h11.Request):
+        body = bytearray()
+        while isinstance(part := await event(), h11.Data):
+            body += part.data
+        headers = [("X-Seen", ",".join(sorted(name.decode() for name, _ in request.headers)))]
+        if request.target == b"/switch":
+            send(h11.InformationalResponse(status_code=101, headers=[("Upgrade", "echo"), ("Connection", "Upgrade")]))
+            while data := await reader.read(1 << 16):
+                writer.write(data[::-1])
+            return
+        if request.target == b"/events":
+            send(h11.Response(status_code=200, headers=[("Content-Type", "text/event-stream")]))
+            for number in range(3):
+                send(h11.Data(data=b"data: %d\n\n" % number))
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            send(h11.EndOfMessage())
+        elif request.target == b"/cut":
+            send(h11.Response(status_code=200, headers=[("Content-Length", "100")]), h11.Data(data=b"half"))
+            await writer.drain()
+            return
+        elif request.target == b"/close":
+            send(h11.Response(status_code=200, headers=[("Connection", "close"), ("Content-Length", "2")]))
+            send(h11.Data(data=b"ok"), h11.EndOfMessage())
+            await writer.drain()
+            return
+        else:
+            text = request.method + b" " + request.target + b" " + bytes(body)
+            send(h11.Response(status_code=200, headers=[*headers, ("Content-Length", str(len(text)))]))
+            send(h11.Data(data=b"" if request.method == b"HEAD" else text), h11.EndOfMessage())
+        await writer.drain()
+        if side.our_state is not h11.DONE:
+            return
+        side.start_next_cycle()
+
+
+class Door:
+    """A door with its address, the verifier, and what was refused."""
+
+    def __init__(self, address: tuple[str, int], verify: Verifier, refused: list[Error]) -> None:
+        self.address = address
+        self.verify = verify
+        self.refused = refused
+
+    async def raw(self, sent: bytes) -> bytes:
+        """What the door says to these bytes, to the end of the connection."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        try:
+            writer.write(sent)
+            return await asyncio.wait_for(reader.read(), 30)
+        except ConnectionResetError:
+            return b"reset"
+        finally:
+            writer.transport.abort()
+
+    async def ask(self, head: str, body: bytes = b"", *headers: str) -> bytes:
+        """The answer to one request that closes."""
+        lines = [head + " HTTP/1.1", f"Host: 127.0.0.1:{self.address[1]}", "Connection: close", *headers]
+        if body:
+            lines.append(f"Content-Length: {len(body)}")
+        return await self.raw("\r\n".join([*lines, "", ""]).encode() + body)
+
+
+@contextlib.asynccontextmanager
+async def door(verify: Verifier | None = None) -> AsyncIterator[Door]:
+    """A program, its ingress, and a door on this side."""
+    verify = verify or Verifier()
+    refused: list[Error] = []
+    hosts: set[str] = set()
+    async with listening(web) as program, ingress_before(program) as address:
+        pool = Pool(dialler(address, verify))
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await HTTPDoor(pool, frozenset(hosts), refused.append).serve(reader, writer)
+
+        async with listening(serve) as local:
+            hosts |= {f"127.0.0.1:{local[1]}", f"localhost:{local[1]}"}
+            yield Door(local, verify, refused)
+        await pool.close()
+
+
+def problem(answer: bytes, status: int) -> dict[str, str]:
+    """The problem document of an answer with that status."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer
+    assert b"application/problem+json" in head
+    found: dict[str, str] = json.loads(body)
+    return found
+
+
+def test_requests_pass_and_connections_are_kept() -> None:
+    """Many requests of many local connections go over one verified connection, one after the other."""
+
+    async def run() -> None:
+        async with door() as at:
+            for number in range(5):
+                answer = await at.ask(f"POST /{number}", b"x" * 100_000, "TE: trailers", "Proxy-Authorization: a")
+                assert answer.endswith(b"POST /%d " % number + b"x" * 100_000)
+                assert b"proxy-authorization" not in answer
+                assert b",te," not in answer
+            assert (await at.ask("HEAD /")).endswith(b"\r\n\r\n")
+            assert at.verify.calls == 1
+
+    asyncio.run(run())
+
+
+def test_one_local_connection_asks_many_times() -> None:
+    """Keep-alive on the local side."""
+
+    async def run() -> None:
+        async with door() as at:
+            reader, writer = await asyncio.open_connection(*at.address)
+            for number in range(3):
+                writer.write(f"GET /{number} HTTP/1.1\r\nHost: localhost:{at.address[1]}\r\n\r\n".encode())
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                assert await reader.readexactly(len(f"GET /{number} ")) == f"GET /{number} ".encode()
+            writer.transport.abort()
+
+    asyncio.run(run())
+
+
+def test_events_pass_as_they_come() -> None:
+    """A stream of server-sent events is passed on part by part, and ends as it must."""
+
+    async def run() -> None:
+        async with door() as at:
+            answer = await at.ask("GET /events")
+            assert b"data: 0\n\n" in answer
+            assert answer.endswith(b"0\r\n\r\n")
+
+    asyncio.run(run())
+
+
+def test_switched_protocol_passes_bytes() -> None:
+    """After 101 the bytes flow as they are, as WebSockets need it."""
+
+    async def run() -> None:
+        async with door() as at:
+            reader, writer = await asyncio.open_connection(*at.address)
+            host = f"127.0.0.1:{at.address[1]}"
+            writer.write(
+                f"GET /switch HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nConnection: Upgrade\r\n"
+                "Upgrade: echo\r\n\r\n".encode()
+            )
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            writer.write(b"abc")
+            assert await reader.readexactly(3) == b"cba"
+            writer.transport.abort()
+
+    asyncio.run(run())
+
+
+def test_cut_response_is_no_whole_response() -> None:
+    """A response that the program did not finish is cut on this side, too."""
+
+    async def run() -> None:
+        async with door() as at:
+            answer = await at.ask("GET /cut")
+            assert answer == b"reset" or len(answer.partition(b"\r\n\r\n")[2]) < 100
+            assert (await at.ask("GET /close")).endswith(b"ok")
+            assert (await at.ask("GET /after")).endswith(b"GET /after ")
+
+    asyncio.run(run())
+
+
+LOCAL = "GET / HTTP/1.1\r\nHost: localhost:{port}\r\n"
+FOREIGN = {
+    "another host": ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", 403, "host"),
+    "rebound name": ("GET / HTTP/1.1\r\nHost: evil.example:{port}\r\n\r\n", 403, "host"),
+    "no host": ("GET / HTTP/1.0\r\n\r\n", 403, "host"),
+    "origin": ("GET / HTTP/1.1\r\nHost: localhost:{port}\r\nOrigin: https://evil.example\r\n\r\n", 403, "origin"),
+    "null origin": ("GET / HTTP/1.1\r\nHost: localhost:{port}\r\nOrigin: null\r\n\r\n", 403, "origin"),
+    "cross-site": (
+        "GET / HTTP/1.1\r\nHost: localhost:{port}\r\nSec-Fetch-Site: cross-site\r\n\r\n",
+        403,
+        "sec-fetch-site",
+    ),
+    "same-site": (
+        "GET / HTTP/1.1\r\nHost: localhost:{port}\r\nSec-Fetch-Site: same-site\r\n\r\n",
+        403,
+        "sec-fetch-site",
+    ),
+    "proxy": ("GET http://evil.example/ HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n", 400, "target of the request"),
+    "connect": ("CONNECT evil.example:443 HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n", 400, "target of the request"),
+    "two lengths": (
+        "POST / HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "length of the body",
+    ),
+    "two hosts": ("GET / HTTP/1.1\r\nHost: localhost:{port}\r\nHost: evil\r\n\r\n", 400, "form of the request"),
+    "unequal lengths": (
+        "POST / HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        400,
+        "form of the request",
+    ),
+    "space before colon": ("GET / HTTP/1.1\r\nHost : localhost:{port}\r\n\r\n", 400, "form of the request"),
+    "odd coding": (
+        "POST / HTTP/1.1\r\nHost: localhost:{port}\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        501,
+        "form of the request",
+    ),
+    "no HTTP": ("\x16\x03\x01\r\n\r\n", 400, "form of the request"),
+}
+
+
+@pytest.mark.parametrize(("request_text", "status", "check"), FOREIGN.values(), ids=FOREIGN)
+def test_what_a_web_page_or_smuggler_sends_is_refused(request_text: str, status: int, check: str) -> None:
+    """It is refused before any connection is made, and the refusal names the check."""
+
+    async def run() -> None:
+        async with door() as at:
+            answer = await at.raw(request_text.replace("{port}", str(at.address[1])).encode())
+            found = problem(answer, status)
+            assert found["check"] == check
+            assert at.verify.calls == 0
+
+    asyncio.run(run())
+
+
+def test_refused_endpoint_is_said_and_nothing_is_sent() -> None:
+    """Where the evidence is refused the local program gets 502 with check, expected, seen and remedy."""
+
+    class Refusing(Verifier):
+        async def __call__(self, answer: Answer, report_data: bytes) -> Proved:
+            raise Mismatch("false", check="measurement", expected="aa", seen="bb", remedy="ask who runs it")
+
+    async def run() -> None:
+        async with door(Refusing()) as at:
+            found = problem(await at.ask("POST /secret", b"my data"), 502)
+            assert [found[name] for name in ("error", "check", "expected", "seen", "remedy")] == [
+                "Mismatch",
+                "measurement",
+                "aa",
+                "bb",
+                "ask who runs it",
+            ]
+            assert [error.check for error in at.refused] == ["measurement"]
+
+    asyncio.run(run())
