@@ -189,8 +189,7 @@ class Decisions:
         ticket = Ticket(
             denial=refusal.denial,
             platform=platform or "",
-            evidence=report.evidence,
-            tee=report.tee_with_root,
+            report=report,
             key=denial.key,
             approvals=tuple(judged["approval"] for judged in detail["approvals"]),
             waits=bound and waits(detail),

@@ -309,8 +309,8 @@ def simulated_guest() -> TDXGuest:
     return TDXGuest(**registers)
 
 
-def td_body(machine: Facts, measurement: Measurement, *, debug: bool) -> TDReport:
-    """The report body of a trust domain whose RTMR3 was extended with this workload measurement."""
+def td_body(machine: Facts, measurement: Measurement, *, devices: bytes, debug: bool) -> TDReport:
+    """The report body of a trust domain whose RTMR3 was extended with this workload and this device digest."""
     return TDReport.build(
         tee_tcb_svn=machine.tee_tcb_svn,
         mrseam=guest_register("TDX module"),
@@ -320,5 +320,5 @@ def td_body(machine: Facts, measurement: Measurement, *, debug: bool) -> TDRepor
         rtmr0=guest_register("RTMR0"),
         rtmr1=guest_register("RTMR1"),
         rtmr2=guest_register("RTMR2"),
-        rtmr3=workload_rtmr3(measurement).raw,
+        rtmr3=workload_rtmr3(measurement, devices).raw,
     )

@@ -206,8 +206,8 @@ def test_explanations_of_one_platform_leave_those_of_another_their_place(
     monkeypatch.setattr("adyton.keyserver.refused_programs.unpacked", unpacked)
     monkeypatch.setattr("adyton.keyserver.refused_programs.MAX_PLATFORM_BUSY_S_PER_HOUR", 1)
     explainer = Explainer(world.store, combine)
-    evidence: Any = None
-    about = {"evidence": evidence, "tee": "sgx", "key": "weights", "approvals": (), "waits": False}
+    report: Any = None
+    about = {"report": report, "key": "weights", "approvals": (), "waits": False}
     for denial, platform in (("d-1", "a"), ("d-2", "a"), ("d-3", "b")):
         explainer.expect(Ticket(denial=denial, platform=platform, made_at=time.monotonic(), **about))
         ticket = explainer.claim(denial)
