@@ -300,7 +300,10 @@ class Certificate:
         return None
 
     def is_signed_by(self, issuer: Certificate) -> bool:
-        """Whether the signature is of the issuer's key: ECDSA P-256 with SHA-256 (Intel), P-384 with SHA-384, or RSA-PSS with SHA-384 (AMD)."""
+        """Whether the signature is of the issuer's key.
+
+        ECDSA of P-256 with SHA-256 (Intel), of P-384 with SHA-384 (NVIDIA), or RSA-PSS with SHA-384 (AMD).
+        """
         outcome = self._signed_by.get(issuer.spki)
         if outcome is None:
             parsed = self.parsed

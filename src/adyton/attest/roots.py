@@ -41,7 +41,7 @@ class TrustRoots:
     nvidia_device: frozenset[Digest] = frozenset({NVIDIA_DEVICE_ROOT})
     nvidia_rim: frozenset[Digest] = frozenset({NVIDIA_RIM_ROOT})
     sim: frozenset[Digest] = frozenset()
-    """Simulated roots: evidence under them is "sim", "sim-tdx" or "sim-nvidia-gpu", never "sgx", "tdx" or "nvidia-gpu"."""
+    """Simulated roots: evidence under them is "sim", "sim-tdx" or "sim-nvidia-gpu", and never "sgx" or "tdx"."""
 
     def with_sim(self, roots: Iterable[Digest]) -> Self:
         """The same roots, and these simulated ones."""
