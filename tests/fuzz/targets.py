@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from adyton.address import parse_address
 from adyton.attest.amd import parse_chip_certificate
+from adyton.attest.bundle import DevicePart, EvidenceBundle
 from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
 from adyton.attest.evidence_policy import Policy
@@ -38,6 +39,7 @@ from adyton.collateral.http_client import Response, retry_after_s
 from adyton.collateral.stored_time import parse_stamp
 from adyton.dates import parse_end, parse_start
 from adyton.errors import Denied, Error, FetchFailed, UsageError
+from adyton.image.document import parse_image
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
@@ -72,6 +74,7 @@ from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
 from tests.support.gpu_world import NOW as GPU_NOW
 from tests.support.gpu_world import gpu, vendor
+from tests.support.image_factory import image_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -260,7 +263,9 @@ def _release() -> dict[str, Target]:
     ]
     names = {name: value for module in modules for name, value in vars(module).items()}
     b64, key = names["b64"], names["EnclaveKey"]()
-    request = names["ReleaseRequest"](Nonce(b"n" * 32), key.public_bytes, Digest(b"m" * 32), ("a",), b"evidence")
+    device = DevicePart(arch="HOPPER", certificate=b"certificate", evidence=b"evidence")
+    bundle = EvidenceBundle(cpu=b"quote", event_log=b"log", devices=(device, device))
+    request = names["ReleaseRequest"](Nonce(b"n" * 32), key.public_bytes, Digest(b"m" * 32), ("a",), bundle)
     checkpoint = Checkpoint(STORE, 1, bytes(32), 1, bytes(64)).to_dict()
     seeds = (
         json.dumps({"protocol": names["PROTOCOL"]}).encode(),
@@ -418,6 +423,11 @@ def targets() -> dict[str, Target]:
             lambda raw: parse_guest(parse_json(raw, what="guest image")),
             tuple(json.dumps(document).encode() for document in GUESTS),
             (f"{_A}.guest.parse_guest",),
+        ),
+        "guest-image-document": Target(
+            lambda raw: parse_image(raw).to_bytes(),
+            (json.dumps(image_document()).encode(),),
+            ("adyton.image.document.parse_image",),
         ),
         "dashboard-form": Target(
             _form, (b"csrf=a&allow=debug&allow=any-version", b"app=%C3%A9&version=v+1"), (f"{_D}.requests.parse_form",)

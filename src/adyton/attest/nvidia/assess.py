@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from adyton.attest.checks import Checks
 from adyton.attest.nvidia.device import Device, verify_device
 from adyton.attest.nvidia.device_set import check_each_once, check_protected_pcie, is_protected_pcie
-from adyton.attest.nvidia.gpu_policy import GPUPolicy, driver_at_least
+from adyton.attest.nvidia.gpu_policy import GPUPolicy, judge_facts
 from adyton.check import Check
 from adyton.errors import AppraisalFailed, Error, EvidenceError
 
@@ -133,32 +133,4 @@ def judge(
     ]
     if policy is None:
         return checks
-    if policy.count is not None:
-        remedy = "start the machine with this number of GPUs, or change gpus.count"
-        checks.append(Check("GPUs: number", policy.count, len(gpus), len(gpus) == policy.count, remedy))
-    archs = sorted({device.arch or "unknown" for device in gpus})
-    if policy.archs:
-        checks.append(Check("GPUs: architecture", policy.archs, archs, set(archs) <= policy.archs, "use one of them"))
-    drivers = sorted({device.driver or "unknown" for device in gpus})
-    if policy.min_driver:
-        ok = all(driver_at_least(driver, policy.min_driver) for driver in drivers)
-        checks.append(Check("GPUs: least driver", policy.min_driver, drivers, ok, "update the driver in the guest"))
-    if policy.drivers:
-        checks.append(
-            Check("GPUs: driver", policy.drivers, drivers, set(drivers) <= policy.drivers, "use one of these drivers")
-        )
-    vbios = sorted({device.vbios or "unknown" for device in gpus})
-    if policy.vbios:
-        checks.append(Check("GPUs: VBIOS", policy.vbios, vbios, set(vbios) <= policy.vbios, "use one of these VBIOS"))
-    if policy.serials:
-        strange = [device.ueid or "unknown" for device in gpus if not {device.ueid, device.serial} & policy.serials]
-        checks.append(
-            Check(
-                "GPUs: serial number",
-                policy.serials,
-                [device.ueid or "unknown" for device in gpus],
-                not strange,
-                "use one of these devices, or name its number in gpus.serials",
-            )
-        )
-    return checks
+    return checks + judge_facts(gpus, policy)

@@ -11,13 +11,15 @@
     serials = ["1206703403171999014051"]
     allow_devtools = false             # true: measurements may differ, as developer mode makes them do
     allow_missing_ocsp = false
+    simulated_roots = []               # SHA-256 of simulated roots, for GPUs that protect nothing
     [[gpus.rim_exemptions]]            # a RIM whose signer has expired
     sha256 = "<64 hex>"
     owner = "alice@example.org"
     until = "2027-01-31"
     reason = "NVIDIA has not signed it again"
 
-A policy without this table accepts no GPU.
+A policy without this table accepts no GPU. Exceptions (`allow_…`, `rim_exemptions`) count where GPU evidence is judged by
+itself. A key server makes none: it verifies the GPUs before it knows which approval they are for.
 """
 
 from __future__ import annotations
@@ -25,19 +27,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from adyton.attest.nvidia.layout import ARCHS, MAX_DEVICES
+from adyton.check import Check
 from adyton.dates import is_over, parse_end, timestamp
 from adyton.errors import UsageError
 from adyton.values import Digest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
 _MAX_ENTRIES: Final = 4096
 _VERSION: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.]{0,63}", re.ASCII)
 _DRIVER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,7}", re.ASCII)
+_ROOT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SERIAL: Final = re.compile(r"[0-9]{1,64}", re.ASCII)
 
 
@@ -77,6 +82,8 @@ class GPUPolicy:
     allow_devtools: bool = False
     """Accept measurements that differ from the RIMs. For development: it proves nothing about the firmware."""
     allow_missing_ocsp: bool = False
+    simulated_roots: frozenset[Digest] = frozenset()
+    """Roots of simulated GPUs that count beside a verified CPU."""
     rim_exemptions: tuple[RIMExemption, ...] = ()
 
     @classmethod
@@ -97,6 +104,11 @@ class GPUPolicy:
             serials=_texts("serials", value.get("serials", []), _SERIAL, "numbers in decimal, as texts"),
             allow_devtools=_flag("allow_devtools", value.get("allow_devtools", False)),
             allow_missing_ocsp=_flag("allow_missing_ocsp", value.get("allow_missing_ocsp", False)),
+            simulated_roots=frozenset(
+                map(
+                    Digest.from_hex, _texts("simulated_roots", value.get("simulated_roots", []), _ROOT, "64 hex digits")
+                )
+            ),
             rim_exemptions=_exemptions(value.get("rim_exemptions", [])),
         )
 
@@ -106,7 +118,7 @@ class GPUPolicy:
         for item in fields(self):
             value = getattr(self, item.name)
             if value != getattr(default, item.name):
-                found[item.name] = sorted(value) if isinstance(value, frozenset) else value
+                found[item.name] = sorted(map(str, value)) if isinstance(value, frozenset) else value
         if self.rim_exemptions:
             found["rim_exemptions"] = [
                 {
@@ -123,6 +135,100 @@ class GPUPolicy:
         """The exemption of a RIM that still counts at `now`."""
         found = (item for item in self.rim_exemptions if item.sha256 == sha256 and not is_over(item.until, now))
         return next(found, None)
+
+
+class Judged(Protocol):
+    """What a policy asks of a verified GPU. An empty text stands for what is not known."""
+
+    @property
+    def arch(self) -> str | None:
+        """HOPPER or BLACKWELL."""
+        ...
+
+    @property
+    def driver(self) -> str:
+        """Version of the driver."""
+        ...
+
+    @property
+    def vbios(self) -> str:
+        """Version of the VBIOS."""
+        ...
+
+    @property
+    def ueid(self) -> str:
+        """UEID, in decimal."""
+        ...
+
+    @property
+    def serial(self) -> str:
+        """Serial number of the boot ROM's certificate, in decimal."""
+        ...
+
+    @property
+    def tee(self) -> str:
+        """`nvidia-gpu`, or `sim-nvidia-gpu`, perhaps with a root behind it."""
+        ...
+
+
+def judge_gpus(gpus: Sequence[Judged], policy: GPUPolicy | None) -> list[Check]:
+    """Judge the GPUs that were verified with a CPU's evidence, as checks. None without GPUs and without a policy.
+
+    A machine with GPUs needs a policy that names GPUs, and such a policy needs a machine with at least one.
+    """
+    if policy is None and not gpus:
+        return []
+    named = Check(
+        "GPUs: named by the policy",
+        "no GPU" if policy is None else "at least one GPU",
+        f"{len(gpus)} GPUs",
+        policy is not None and bool(gpus),
+        "say in the policy's table `gpus` which GPUs you accept"
+        if policy is None
+        else "run the program on a machine with GPUs, and name them in its manifest: adyton.gpus",
+    )
+    if policy is None:
+        return [named]
+    simulated = {f"sim-nvidia-gpu:{root}" for root in policy.simulated_roots}
+    tees = sorted({gpu.tee for gpu in gpus})
+    checks = [
+        named,
+        Check(
+            "GPUs: root",
+            {"nvidia-gpu", *simulated},
+            tees,
+            set(tees) <= {"nvidia-gpu", *simulated},
+            "a simulated GPU is accepted only by the fingerprint of its root: gpus.simulated_roots",
+        ),
+    ]
+    return checks + judge_facts(gpus, policy)
+
+
+def judge_facts(gpus: Sequence[Judged], policy: GPUPolicy) -> list[Check]:
+    """Judge number, architecture, versions and serial numbers. What is not known does not meet a requirement."""
+    checks: list[Check] = []
+    if policy.count is not None:
+        remedy = "start the machine with this number of GPUs, or change gpus.count"
+        checks.append(Check("GPUs: number", policy.count, len(gpus), len(gpus) == policy.count, remedy))
+    archs = sorted({gpu.arch or "unknown" for gpu in gpus})
+    if policy.archs:
+        checks.append(Check("GPUs: architecture", policy.archs, archs, set(archs) <= policy.archs, "use one of them"))
+    drivers = sorted({gpu.driver or "unknown" for gpu in gpus})
+    if policy.min_driver:
+        ok = all(driver_at_least(driver, policy.min_driver) for driver in drivers)
+        checks.append(Check("GPUs: least driver", policy.min_driver, drivers, ok, "update the driver in the guest"))
+    if policy.drivers:
+        ok = set(drivers) <= policy.drivers
+        checks.append(Check("GPUs: driver", policy.drivers, drivers, ok, "use one of these drivers"))
+    vbios = sorted({gpu.vbios.upper() or "unknown" for gpu in gpus})
+    if policy.vbios:
+        checks.append(Check("GPUs: VBIOS", policy.vbios, vbios, set(vbios) <= policy.vbios, "use one of these VBIOS"))
+    if policy.serials:
+        ok = all({gpu.ueid, gpu.serial} & policy.serials for gpu in gpus)
+        seen = [gpu.ueid or "unknown" for gpu in gpus]
+        remedy = "use one of these devices, or name its number in gpus.serials"
+        checks.append(Check("GPUs: serial number", policy.serials, seen, ok, remedy))
+    return checks
 
 
 def driver_at_least(seen: str, least: str) -> bool:
