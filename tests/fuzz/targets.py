@@ -24,6 +24,13 @@ from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import parse_guest
+from adyton.attest.nvidia.chain import DEVICE_CHAIN, fwid_of, parse_pem_chain
+from adyton.attest.nvidia.evidence import parse_devices
+from adyton.attest.nvidia.gpu_policy import GPUPolicy
+from adyton.attest.nvidia.ocsp import parse_answer
+from adyton.attest.nvidia.opaque import parse_opaque
+from adyton.attest.nvidia.rim import parse_rim
+from adyton.attest.nvidia.spdm import parse_report as parse_gpu_report
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
 from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
@@ -57,6 +64,7 @@ from adyton.pfile.layout import Metadata, parse_envelope
 from adyton.pfile.recovery import parse_log
 from adyton.server.dashboard.requests import parse_form
 from adyton.sim.chip import Facts
+from adyton.sim.gpu import evidence_json
 from adyton.sim.platform import SimPlatform
 from adyton.sim.vendor import Publication
 from adyton.untrusted import parse_json, parse_json_object, parse_toml
@@ -64,6 +72,8 @@ from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
+from tests.support.gpu_world import NOW as GPU_NOW
+from tests.support.gpu_world import gpu, vendor
 from tests.support.image_factory import image_document
 
 if TYPE_CHECKING:
@@ -290,6 +300,36 @@ def _with_limit(function: Callable[[bytes, int], object]) -> Callable[[bytes], o
     return lambda raw: function(raw, 1 << 20)
 
 
+def _gpu() -> dict[str, Target]:
+    """Parsers of GPU evidence and its collateral, with what a simulated GPU makes as their seeds."""
+    n = "adyton.attest.nvidia"
+    nonce, report = bytes(32), gpu().report(bytes(32))
+    opaque = parse_gpu_report(report).opaque.fields
+    fields = b"".join(struct.pack("<HH", kind, len(data)) + data for kind, data in opaque.items())
+    policy = b'{"count": 1, "archs": ["HOPPER"], "min_driver": "550.1", "rim_exemptions": []}'
+    return {
+        "gpu-report": Target(parse_gpu_report, (report,), (f"{n}.spdm.parse_report",)),
+        "gpu-opaque": Target(parse_opaque, (fields,), (f"{n}.opaque.parse_opaque",)),
+        "gpu-evidence": Target(
+            parse_devices, (evidence_json([gpu().evidence(nonce)]),), (f"{n}.evidence.parse_devices",)
+        ),
+        "gpu-chain": Target(
+            lambda raw: fwid_of(parse_pem_chain(raw, DEVICE_CHAIN, "chain")[0]),
+            (gpu().pem,),
+            (f"{n}.chain.parse_pem_chain", f"{n}.chain.parse_der_chain"),
+        ),
+        "gpu-rim": Target(
+            parse_rim, lambda: vendor().rims((gpu(),)), (f"{n}.rim.parse_rim", f"{n}.canonical_xml.parse")
+        ),
+        "gpu-ocsp": Target(parse_answer, lambda: vendor().answers((gpu(),), GPU_NOW)[-2:], (f"{n}.ocsp.parse_answer",)),
+        "gpu-policy": Target(
+            lambda raw: GPUPolicy.from_dict(parse_json_object(raw, what="policy")),
+            (policy,),
+            (f"{n}.gpu_policy.GPUPolicy.from_dict",),
+        ),
+    }
+
+
 def targets() -> dict[str, Target]:
     """All of them, by name."""
     trace = b'1 openat(AT_FDCWD</w>, "a", O_RDONLY|O_CLOEXEC) = 3</w/a>\n1 execve("/bin/sh", ["sh"], 0x1 /* 2 */) = 0'
@@ -347,6 +387,7 @@ def targets() -> dict[str, Target]:
             (bytes(range(8)),),
             (f"{_A}.snp.TCBVersion.parse",),
         ),
+        **_gpu(),
         "manifest": Target(_manifest, (MANIFEST.encode(),), (f"{m}.model.parse_manifest",)),
         "manifest-document": Target(_text(parse_document), (MANIFEST.encode(),), (f"{m}.document.parse_document",)),
         "manifest-template": Target(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from adyton.attest.enclave import FLAG_EINITTOKEN_KEY, FLAG_INIT, FLAG_MODE64, FLAG_PROVISION_KEY
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.nvidia.gpu_policy import judge_gpus
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import (
     PLATFORM_ALIAS_CHECK,
@@ -391,6 +392,7 @@ def _judge(report: VerifiedReport, policy: Policy, now: datetime, report_data: b
         _judge_tdx(to, evidence, policy)
     else:
         _judge_snp(to, evidence, report, policy)
+    to.checks += judge_gpus(report.devices, policy.gpus)
     _judge_freshness(to, report, policy, now)
     _judge_binding(to, report, policy, report_data)
     return to

@@ -38,8 +38,13 @@ FOREIGN: Final = (
     x509.InvalidVersion,
 )
 _SHA256: Final = ec.ECDSA(hashes.SHA256())
-_SHA384: Final = ec.ECDSA(hashes.SHA384())
+ECDSA_SHA384: Final = ec.ECDSA(hashes.SHA384())
 _PSS_SALT_BYTES: Final = 48
+_ECDSA: Final = {
+    ("secp256r1", SignatureAlgorithmOID.ECDSA_WITH_SHA256): _SHA256,
+    ("secp384r1", SignatureAlgorithmOID.ECDSA_WITH_SHA384): ECDSA_SHA384,
+}
+"""The hash that goes with a curve in a certificate's or a CRL's signature."""
 
 
 class Window(NamedTuple):
@@ -295,7 +300,10 @@ class Certificate:
         return None
 
     def is_signed_by(self, issuer: Certificate) -> bool:
-        """Whether the signature is of the issuer's key: ECDSA P-256 with SHA-256, or RSA-PSS with SHA-384 (AMD)."""
+        """Whether the signature is of the issuer's key.
+
+        ECDSA of P-256 with SHA-256 (Intel), of P-384 with SHA-384 (NVIDIA), or RSA-PSS with SHA-384 (AMD).
+        """
         outcome = self._signed_by.get(issuer.spki)
         if outcome is None:
             parsed = self.parsed
@@ -310,9 +318,10 @@ def _is_signed(
 ) -> bool:
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
-            if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA256 or key.curve.name != "secp256r1":
+            hash_of = _ECDSA.get((key.curve.name, algorithm))
+            if hash_of is None:
                 return False
-            key.verify(signature, data, _SHA256)
+            key.verify(signature, data, hash_of)
             return True
         if isinstance(key, rsa.RSAPublicKey):
             if algorithm != SignatureAlgorithmOID.RSASSA_PSS or key.key_size < 4096:

@@ -33,6 +33,12 @@ class Device:
     """Version of the driver, as 570.158.01."""
     vbios: str
     """Version of the VBIOS, as 96.00.88.00.11."""
+    arch: str = ""
+    """HOPPER or BLACKWELL. It is not in the digest: the UEID says which GPU it is."""
+    serial: str = ""
+    """Number of the GPU for life, in decimal. It is not in the digest."""
+    tee: str = "nvidia-gpu"
+    """Whose root it was verified under. A simulated one has the root's fingerprint: sim-nvidia-gpu:<64 hex digits>."""
 
     def __post_init__(self) -> None:
         for name, pattern, expected in (

@@ -30,7 +30,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
-from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
+from adyton.attest.names import DEVICE_NAMES, TEE_NAMES, is_advisory_name, is_device_name, is_tee_name
+from adyton.attest.nvidia.gpu_policy import GPUPolicy
 from adyton.attest.snp import TCBVersion
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.dates import parse_end
@@ -132,6 +133,8 @@ class Policy:
     """SEV-SNP: product -> the least security versions, of reported and committed TCB."""
     allow_missing_crl: bool = False
     snp: SNPRules = SNPRules()
+    gpus: GPUPolicy | None = None
+    """Which GPUs the machine has to have. None: it has to have none."""
     any_of: tuple[Policy, ...] = ()
     """Alternatives. Each inherits what it does not name itself, and one of them must be met."""
     named: frozenset[str] = field(default=frozenset(), compare=False)
@@ -141,8 +144,8 @@ class Policy:
         differs = {name for name, default in _defaults() if getattr(self, name) != default}
         object.__setattr__(self, "named", self.named | differs)
         for tee in self.tees:
-            if not is_tee_name(tee):
-                raise _wrong("tees", TEE_NAMES, tee)
+            if not is_tee_name(tee) and not is_device_name(tee):
+                raise _wrong("tees", f"{TEE_NAMES}; or {DEVICE_NAMES}", tee)
         for name in [*self.statuses, *(item.name for item in self.exemptions)]:
             if name in {status.value for status in NEVER_ACCEPTED}:
                 raise _wrong("statuses", "nothing that can never be accepted", name)
@@ -156,6 +159,7 @@ class Policy:
     def sim_roots(self) -> frozenset[Digest]:
         """The simulated roots that it names, in its alternatives too."""
         own = {Digest.from_hex(tee.partition(":")[2]) for tee in self.tees if ":" in tee}
+        own |= self.gpus.simulated_roots if self.gpus is not None else frozenset()
         return frozenset(own).union(*(inner.sim_roots for inner in self.any_of))
 
     def alternatives(self) -> Iterator[Policy]:
@@ -333,6 +337,7 @@ _READERS: Final[dict[str, Callable[[str, object], object]]] = {
     "min_tcb": _min_tcb,
     "allow_missing_crl": _flag,
     "snp": _snp,
+    "gpus": lambda _name, value: GPUPolicy.from_dict(value),
     **dict.fromkeys(
         (
             "rtmr0",
@@ -379,7 +384,7 @@ def _plain(value: object) -> object:
         return value.to_dict()
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, Policy):
+    if isinstance(value, (Policy, GPUPolicy)):
         return value.to_dict()
     if isinstance(value, tuple):
         return [_plain(item) for item in value]

@@ -26,6 +26,11 @@ AMD_ARKS: Final[Mapping[str, Digest]] = MappingProxyType(
 )
 """AMD's root keys (ARK), by product."""
 
+NVIDIA_DEVICE_ROOT: Final = Digest.from_hex("102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48")
+"""NVIDIA Device Identity CA, under which GPUs and NVSwitches sign their reports."""
+NVIDIA_RIM_ROOT: Final = Digest.from_hex("12977b5115acb0381179279fffeb5a8c4d264971ebb32298023a465fa41df5d1")
+"""NVIDIA CoRIM signing Root CA, under which reference values are signed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustRoots:
@@ -33,8 +38,10 @@ class TrustRoots:
 
     intel: frozenset[Digest] = frozenset({INTEL_SGX_ROOT})
     amd: Mapping[str, Digest] = field(default_factory=lambda: AMD_ARKS)
+    nvidia_device: frozenset[Digest] = frozenset({NVIDIA_DEVICE_ROOT})
+    nvidia_rim: frozenset[Digest] = frozenset({NVIDIA_RIM_ROOT})
     sim: frozenset[Digest] = frozenset()
-    """Simulated roots: evidence under them is "sim" or "sim-tdx", never "sgx" or "tdx"."""
+    """Simulated roots: evidence under them is "sim", "sim-tdx" or "sim-nvidia-gpu", and never "sgx" or "tdx"."""
 
     def with_sim(self, roots: Iterable[Digest]) -> Self:
         """The same roots, and these simulated ones."""
@@ -43,4 +50,5 @@ class TrustRoots:
     @property
     def key(self) -> tuple[object, ...]:
         """Identifies this set of roots, to keep cached verdicts apart."""
-        return self.intel, self.sim, tuple(sorted((name, root.raw) for name, root in self.amd.items()))
+        amd = tuple(sorted((name, root.raw) for name, root in self.amd.items()))
+        return self.intel, self.sim, amd, self.nvidia_device, self.nvidia_rim

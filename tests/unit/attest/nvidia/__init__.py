@@ -1,0 +1,1 @@
+"""Tests of NVIDIA's GPU attestation."""
