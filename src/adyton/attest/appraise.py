@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from adyton.attest.enclave import FLAG_EINITTOKEN_KEY, FLAG_INIT, FLAG_MODE64, FLAG_PROVISION_KEY
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.nitro.document import PCR_BYTES, NitroDocument
+from adyton.attest.nitro.verify import PROGRAM_PCR
+from adyton.attest.report_data import REPORT_DATA_BYTES
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import (
     PLATFORM_ALIAS_CHECK,
@@ -66,7 +69,7 @@ class Claims:
 
     report: VerifiedReport
     tee: str
-    """As in the policy: "sgx", "tdx", "snp", "sim:<root>" or "sim-tdx:<root>"."""
+    """As in the policy: "sgx", "tdx", "snp", "nitro", "nitrotpm", "sim:<root>" or "sim-tdx:<root>"."""
     status: TCBStatus
     advisories: tuple[str, ...]
     exemptions: tuple[Exemption, ...]
@@ -171,7 +174,7 @@ def _judge_debug(to: _Judgement, report: VerifiedReport, policy: Policy) -> None
 
 
 def _judge_program(to: _Judgement, report: VerifiedReport, policy: Policy) -> None:
-    named = policy.names_program
+    named = policy.names_program or (report.pcrs is not None and PROGRAM_PCR.get(report.tee) in policy.pcrs)
     to.require(
         "program",
         named or policy.any_program,
@@ -179,6 +182,15 @@ def _judge_program(to: _Judgement, report: VerifiedReport, policy: Policy) -> No
         seen="no measurement, workload or signer in the policy",
         remedy="add `measurements`, `workloads` or `signers` to the policy",
     )
+    for number, allowed in sorted(policy.pcrs.items()):
+        value = None if report.pcrs is None else report.pcrs.get(number)
+        to.require(
+            f"PCR {number}",
+            value in allowed,
+            expected=allowed,
+            seen="this evidence has no such PCR" if value is None else value,
+            remedy=_PROGRAM,
+        )
     to.one_of("measurement", policy.measurements, report.measurement, remedy=_PROGRAM)
     if policy.workloads:
         to.require(
@@ -330,6 +342,40 @@ def _judge_snp(to: _Judgement, report: SNPReport, verified: VerifiedReport, poli
         )
 
 
+_ZEROS: Final = bytes(PCR_BYTES)
+
+
+def _judge_nitro(
+    to: _Judgement, document: NitroDocument, report: VerifiedReport, policy: Policy, now: datetime
+) -> None:
+    if document.tee == "nitro":
+        to.require(
+            "PCR 0 to 2",
+            not document.debug,
+            expected="values that something was measured into",
+            seen="zeros: the enclave runs in debug mode",
+            remedy="start the enclave without --debug-mode: its parent machine reads its console, and nothing"
+            " tells which program runs",
+        )
+    elif 12 not in policy.pcrs:
+        value = document.pcrs.get(12)
+        to.require(
+            "PCR 12",
+            value == _ZEROS,
+            expected="zeros: nothing was added to the kernel's command line",
+            seen="absent" if value is None else value,
+            remedy="start the image without more command line and credentials, or name the value in the policy's pcrs",
+        )
+    limit = None if policy.max_document_age_s is None else timedelta(seconds=policy.max_document_age_s)
+    to.require(
+        "age of the document",
+        now <= report.expires_at if limit is None else now - document.timestamp <= limit,
+        expected="one whose certificate has not ended" if limit is None else f"at most {limit}",
+        seen=f"made {document.timestamp:%Y-%m-%d %H:%M:%S}, certified until {report.expires_at:%Y-%m-%d %H:%M:%S} UTC",
+        remedy="take a new document from the machine; an old one is judged at its own time: --at",
+    )
+
+
 def _judge_freshness(to: _Judgement, report: VerifiedReport, policy: Policy, now: datetime) -> None:
     to.require(
         "verified at the time of appraisal",
@@ -366,8 +412,13 @@ def _judge_binding(to: _Judgement, report: VerifiedReport, policy: Policy, repor
             remedy="give the data that the evidence must be bound to: --report-data",
         )
         return
-    if len(report_data) != 64:
-        raise UsageError(f"report data has 64 bytes, got {len(report_data)}", expected=64, seen=len(report_data))
+    if not isinstance(report.evidence, NitroDocument) and len(report_data) != REPORT_DATA_BYTES:
+        raise UsageError(
+            f"report data has {REPORT_DATA_BYTES} bytes, got {len(report_data)}",
+            check="length of report data",
+            expected=REPORT_DATA_BYTES,
+            seen=len(report_data),
+        )
     to.require(
         "report data",
         hmac.compare_digest(report.report_data, report_data),
@@ -389,6 +440,8 @@ def _judge(report: VerifiedReport, policy: Policy, now: datetime, report_data: b
         _judge_sgx(to, evidence, policy)
     elif isinstance(evidence, TDXQuote):
         _judge_tdx(to, evidence, policy)
+    elif isinstance(evidence, NitroDocument):
+        _judge_nitro(to, evidence, report, policy, now)
     else:
         _judge_snp(to, evidence, report, policy)
     _judge_freshness(to, report, policy, now)
@@ -416,6 +469,13 @@ def appraise(report: VerifiedReport, policy: Policy, now: datetime, *, report_da
     raise AppraisalFailed(f"the policy does not accept this evidence: {names}", checks=closest.checks)
 
 
+def _end(report: VerifiedReport, policy: Policy) -> datetime:
+    """The end of what was relied on. An old Nitro document counts as long as the policy says."""
+    if isinstance(report.evidence, NitroDocument) and policy.max_document_age_s is not None:
+        return report.evidence.timestamp + timedelta(seconds=policy.max_document_age_s)
+    return report.expires_at
+
+
 def _claims(report: VerifiedReport, policy: Policy, judgement: _Judgement, report_data: bytes | None) -> Claims:
     return Claims(
         report=report,
@@ -426,7 +486,7 @@ def _claims(report: VerifiedReport, policy: Policy, judgement: _Judgement, repor
         measurement=report.measurement,
         workload=next((item for item in sorted(policy.workloads, key=str) if report.carries_workload(item)), None),
         bound=report_data is not None,
-        valid_until=min([report.expires_at, *(item.until for item in judgement.used)]),
+        valid_until=min([_end(report, policy), *(item.until for item in judgement.used)]),
         checks=tuple(judgement.checks),
         made_by=_APPRAISER,
     )

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from adyton.attest import amd, dcap
 from adyton.attest.appraise import appraise
 from adyton.attest.checks import Checks
-from adyton.attest.collateral import AMDCollateral, Collateral
+from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
+from adyton.attest.nitro import verify as nitro
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.snp import SNPReport
 from adyton.check import Check
 from adyton.errors import AppraisalFailed, EvidenceError, Mismatch
@@ -54,7 +56,7 @@ class Assessment:
 
 def verify_evidence(
     evidence: Evidence,
-    collateral: Collateral | AMDCollateral,
+    collateral: Collateral | AMDCollateral | NoCollateral,
     roots: TrustRoots,
     now: datetime,
     *,
@@ -62,6 +64,8 @@ def verify_evidence(
     checks: Checks | None = None,
 ) -> VerifiedReport:
     """Verify evidence of any kind with its vendor's collateral. Raises an EvidenceError that names the step."""
+    if isinstance(evidence, NitroDocument):
+        return nitro.verify(evidence, roots, now, checks=checks)
     if isinstance(evidence, SNPReport):
         if isinstance(collateral, AMDCollateral):
             return amd.verify(evidence, collateral, roots, now, checks=checks)
@@ -71,14 +75,14 @@ def verify_evidence(
         "the collateral is of another vendor than the evidence",
         check="collateral: vendor",
         expected="AMD" if isinstance(evidence, SNPReport) else "Intel",
-        seen="AMD" if isinstance(collateral, AMDCollateral) else "Intel",
+        seen={AMDCollateral: "AMD", NoCollateral: "none"}.get(type(collateral), "Intel"),
         remedy="fetch the collateral of this evidence: adyton collateral fetch --for EVIDENCE",
     )
 
 
 def assess(
     evidence: Evidence,
-    collateral: Collateral | AMDCollateral,
+    collateral: Collateral | AMDCollateral | NoCollateral,
     roots: TrustRoots,
     policy: Policy,
     now: datetime,

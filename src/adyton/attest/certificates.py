@@ -40,6 +40,11 @@ FOREIGN: Final = (
 _SHA256: Final = ec.ECDSA(hashes.SHA256())
 _SHA384: Final = ec.ECDSA(hashes.SHA384())
 _PSS_SALT_BYTES: Final = 48
+_ECDSA: Final = {
+    "secp256r1": (SignatureAlgorithmOID.ECDSA_WITH_SHA256, _SHA256),
+    "secp384r1": (SignatureAlgorithmOID.ECDSA_WITH_SHA384, _SHA384),
+}
+"""Curve of the issuer's key -> the one algorithm of its signatures."""
 
 
 class Window(NamedTuple):
@@ -295,7 +300,7 @@ class Certificate:
         return None
 
     def is_signed_by(self, issuer: Certificate) -> bool:
-        """Whether the signature is of the issuer's key: ECDSA P-256 with SHA-256, or RSA-PSS with SHA-384 (AMD)."""
+        """Whether the issuer's key signed it: ECDSA (P-256, SHA-256; P-384, SHA-384), or AMD's RSA-PSS (SHA-384)."""
         outcome = self._signed_by.get(issuer.spki)
         if outcome is None:
             parsed = self.parsed
@@ -310,9 +315,10 @@ def _is_signed(
 ) -> bool:
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
-            if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA256 or key.curve.name != "secp256r1":
+            known = _ECDSA.get(key.curve.name)
+            if known is None or algorithm != known[0]:
                 return False
-            key.verify(signature, data, _SHA256)
+            key.verify(signature, data, known[1])
             return True
         if isinstance(key, rsa.RSAPublicKey):
             if algorithm != SignatureAlgorithmOID.RSASSA_PSS or key.key_size < 4096:

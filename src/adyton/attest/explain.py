@@ -10,6 +10,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.attest.names import TRUSTED
+from adyton.attest.nitro.document import NitroDocument
+from adyton.attest.nitro.verify import PROGRAM_PCR
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
@@ -22,10 +25,14 @@ if TYPE_CHECKING:
     from adyton.attest.report import VerifiedReport
 
 _WIDTH: Final = 18
+_VENDORS: Final = {"snp": "AMD", "nitro": "Amazon", "nitrotpm": "Amazon"}
+"""Whose root it is, where it is not Intel's."""
 _TEE_NAMES: Final = {
     "sgx": "Intel SGX",
     "tdx": "Intel TDX",
     "snp": "AMD SEV-SNP",
+    "nitro": "AWS Nitro Enclave",
+    "nitrotpm": "AWS instance with a NitroTPM",
     "sim": "simulated SGX",
     "sim-tdx": "simulated TDX",
 }
@@ -63,7 +70,18 @@ _PROGRAM_CHECKS: Final = frozenset(
         "guest SVN",
     }
 )
-_CURRENCY_CHECKS: Final = ("TCB status", "advisory ", "minimum TCB", "age of the collateral", "TCB evaluation")
+_CURRENCY_CHECKS: Final = (
+    "TCB status",
+    "advisory ",
+    "minimum TCB",
+    "age of the collateral",
+    "age of the document",
+    "TCB evaluation",
+)
+_FIRMWARE_ONLY: Final = (
+    "a launch measurement alone covers the machine's firmware: it says nothing of the kernel and what runs on it,"
+    " so it releases no key without a guest image document that says what it covers"
+)
 _SIMULATED: Final = "it proves the protocol and protects nothing from whoever runs the machine"
 
 
@@ -71,6 +89,8 @@ def tee_of(assessment: Assessment) -> str:
     """The verified TEE. Where the evidence is not genuine, the TEE by the form of the evidence."""
     if assessment.report is not None:
         return assessment.report.tee
+    if isinstance(assessment.evidence, NitroDocument):
+        return assessment.evidence.tee
     if isinstance(assessment.evidence, SGXQuote):
         return "sgx"
     return "tdx" if isinstance(assessment.evidence, TDXQuote) else "snp"
@@ -88,7 +108,7 @@ def _genuine(assessment: Assessment) -> str:
     root = str(report.root_fingerprint)[:16]
     if report.tee.startswith("sim"):
         return f"yes    but simulated, under the root {root}…"
-    vendor = "AMD" if report.tee == "snp" else "Intel"
+    vendor = _VENDORS.get(report.tee, "Intel")
     return f"yes    signatures and certificates lead to {vendor}'s root {root}…"
 
 
@@ -97,6 +117,8 @@ def _platform(report: VerifiedReport) -> str:
     if report.tee == "snp":
         place = f"provider {facts['provider']}" if facts["provider"] else f"chip {text(facts['chip_id'])[:16]}…"
         return f"{_TEE_NAMES[report.tee]} on {facts['product']}, {place}, signed with its {facts['certificate']}"
+    if isinstance(report.evidence, NitroDocument):
+        return f"{_TEE_NAMES[report.tee]}, {facts['module_id']}, document of {facts['document_time']}"
     parts = [f"{_TEE_NAMES[report.tee]}, FMSPC {text(facts['fmspc'])}, {facts['sgx_type']}"]
     if facts["smt"] is not None:
         parts.append("hyper-threading on" if facts["smt"] else "hyper-threading off")
@@ -107,6 +129,9 @@ def _up_to_date(assessment: Assessment, report: VerifiedReport) -> str:
     if report.tee == "snp":
         answer = "NO    " if _failed(assessment.checks, ("minimum TCB",)) else "yes   "
         return f"{answer} {report.platform['reported_tcb']}; {_STATUS_WORDS[report.status]}"
+    if isinstance(report.evidence, NitroDocument):
+        answer = "NO    " if _failed(assessment.checks, ("age of the document",)) else "?     "
+        return f"{answer} Amazon states no versions; its hypervisor is Amazon's to keep up to date"
     if report.status is TCBStatus.UP_TO_DATE:
         answer = "yes   "
     else:
@@ -128,7 +153,7 @@ def _answer(assessment: Assessment, names: Iterable[str]) -> str:
 
 
 def _program(assessment: Assessment, report: VerifiedReport) -> list[tuple[str, str]]:
-    answer = _answer(assessment, _PROGRAM_CHECKS)
+    answer = _answer(assessment, (*_PROGRAM_CHECKS, "PCR "))
     if assessment.policy.any_program and not assessment.policy.names_program:
         answer = "any   "
     if isinstance(report.evidence, SGXQuote):
@@ -141,7 +166,21 @@ def _program(assessment: Assessment, report: VerifiedReport) -> list[tuple[str, 
             ("which program?", f"{answer} MRTD {report.measurement}"),
             ("", f"       RTMR3 {report.rtmrs[3].hex()}"),
         ]
-    return [("which program?", f"{answer} launch measurement {report.measurement}")]
+    if report.pcrs is not None:
+        first, *more = _shown_pcrs(report)
+        return [("which program?", f"{answer} {first}"), *(("", f"       {line}") for line in more)]
+    return [
+        ("which program?", f"{answer} launch measurement {report.measurement}"),
+        ("", f"       {_FIRMWARE_ONLY}"),
+    ]
+
+
+def _shown_pcrs(report: VerifiedReport) -> list[str]:
+    """The PCRs that tell programs apart: those of the program first, then each other one that is not zero."""
+    pcrs = report.pcrs or {}
+    first = PROGRAM_PCR.get(report.tee, 0)
+    others = [number for number in sorted(pcrs) if number != first and any(pcrs[number])]
+    return [f"PCR {number} {pcrs[number].hex()}" for number in (first, *others) if number in pcrs]
 
 
 def _bound(assessment: Assessment) -> str:
@@ -159,6 +198,8 @@ def lines(assessment: Assessment) -> list[tuple[str, str]]:
         if report.tee.startswith("sim"):
             found.append(("", f"       {_SIMULATED}"))
         found.append(("which platform?", _platform(report)))
+        if report.tee in TRUSTED:
+            found.append(("", f"       whoever accepts it trusts {TRUSTED[report.tee]}"))
         found.append(("up to date?", _up_to_date(assessment, report)))
         details = _currency_details(report)
         if details is not None:
@@ -180,7 +221,9 @@ def _verdict(assessment: Assessment) -> str:
         owners = "; ".join(
             f"{item.name} exempted by {item.owner} until {item.until:%Y-%m-%d}" for item in claims.exemptions
         )
-        return f"ACCEPTED by the policy, good until {until}" + (f" ({owners})" if owners else "")
+        trusted = TRUSTED.get(claims.report.tee)
+        trust = f", if you trust {trusted}" if trusted else ""
+        return f"ACCEPTED by the policy{trust}, good until {until}" + (f" ({owners})" if owners else "")
     count = len(assessment.failed)
     return "REFUSED: " + ("one check failed" if count == 1 else f"{count} checks failed")
 
@@ -223,6 +266,14 @@ def _evidence_dict(assessment: Assessment) -> dict[str, Any]:
             "tee_tcb_svn": td.tee_tcb_svn.hex(),
             "td_attributes": f"{td.td_attributes:016x}",
             "xfam": f"{td.xfam:016x}",
+        }
+    elif isinstance(evidence, NitroDocument):
+        found = {
+            "measurement": evidence.pcrs.get(PROGRAM_PCR[evidence.tee], b"").hex(),
+            "pcrs": {"sha384": {str(number): value.hex() for number, value in sorted(evidence.pcrs.items())}},
+            "public_key": None if evidence.public_key is None else evidence.public_key.hex(),
+            "user_data": None if evidence.user_data is None else evidence.user_data.hex(),
+            "nonce": None if evidence.nonce is None else evidence.nonce.hex(),
         }
     else:
         found = {
@@ -267,6 +318,10 @@ def to_dict(assessment: Assessment) -> dict[str, Any]:
         }
         if report.tee.startswith("sim"):
             found["warning"] = _SIMULATED
+        elif report.tee == "snp":
+            found["warning"] = _FIRMWARE_ONLY
+        if report.tee in TRUSTED:
+            found["trusts"] = TRUSTED[report.tee]
     if claims is not None:
         found["valid_until"] = text(claims.valid_until)
         found["exemptions"] = [
@@ -294,7 +349,7 @@ def trust_vector(assessment: Assessment) -> dict[str, int]:
     else:
         hardware = _WARNING
     if assessment.policy.names_program:
-        executables = _CONTRAINDICATED if _failed(checks, _PROGRAM_CHECKS) else _AFFIRMING
+        executables = _CONTRAINDICATED if _failed(checks, (*_PROGRAM_CHECKS, "PCR ")) else _AFFIRMING
     else:
         executables = 0
     others = [
@@ -302,7 +357,7 @@ def trust_vector(assessment: Assessment) -> dict[str, int]:
         for check in checks
         if not check.ok
         and check.name not in _PROGRAM_CHECKS
-        and not check.name.startswith((*_CURRENCY_CHECKS, "debug"))
+        and not check.name.startswith((*_CURRENCY_CHECKS, "debug", "PCR "))
     ]
     return {
         "instance-identity": _AFFIRMING,

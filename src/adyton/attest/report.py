@@ -1,10 +1,11 @@
-"""The result of a verification: a report that only `dcap.verify` and `amd.verify` can make."""
+"""The result of a verification: a report that only the verifiers (`dcap`, `amd`, `nitro`) can make."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
 from adyton.errors import UsageError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from adyton.check import Check
 
 VERIFIER: Final = object()
-"""The token of the two verifiers. Without it nobody can make a VerifiedReport."""
+"""The token of the verifiers. Without it nobody can make a VerifiedReport."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +28,13 @@ class VerifiedReport:
     """Evidence with verified signatures, chains, validity and identities. No policy was applied yet."""
 
     tee: str
-    """"sgx", "tdx", "snp", "sim" or "sim-tdx"."""
+    """"sgx", "tdx", "snp", "nitro", "nitrotpm", "sim" or "sim-tdx"."""
     status: TCBStatus
     part_statuses: Mapping[str, TCBStatus]
     """The parts of `status`: sgx, tdx, module, qe, as far as they apply."""
     advisories: tuple[str, ...]
     measurement: Measurement
-    """MRENCLAVE, MRTD, or SNP's launch measurement."""
+    """MRENCLAVE, MRTD, SNP's launch measurement, a Nitro Enclave's PCR 0, or a NitroTPM's PCR 4."""
     mrsigner: Digest | None
     isv_prod_id: int | None
     isv_svn: int | None
@@ -50,15 +51,18 @@ class VerifiedReport:
     """Earliest end of validity of all documents in use."""
     verified_at: datetime
     platform: Mapping[str, object]
-    """Facts about the platform: FMSPC, PPID, SGX type, CRL numbers (Intel), or product, TCB versions, chip id (AMD)."""
+    """Facts about the platform.
+
+    Intel: FMSPC, PPID, SGX type, CRL numbers. AMD: product, TCB versions, chip id. Amazon: module, document time.
+    """
     revocation_checked: bool
     checks: tuple[Check, ...]
-    evidence: SGXQuote | TDXQuote | SNPReport
+    evidence: SGXQuote | TDXQuote | SNPReport | NitroDocument
     made_by: object = field(repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         if self.made_by is not VERIFIER:
-            raise UsageError("a VerifiedReport is made by dcap.verify or amd.verify only")
+            raise UsageError("a VerifiedReport is made by a verifier only")
 
     @property
     def tee_with_root(self) -> str:
@@ -70,10 +74,16 @@ class VerifiedReport:
         """TDX's run-time measurement registers."""
         return self.evidence.report.rtmrs if isinstance(self.evidence, TDXQuote) else None
 
+    @property
+    def pcrs(self) -> Mapping[int, bytes] | None:
+        """The registers of a TPM or a Nitro Enclave, by number. None where the evidence has none."""
+        return self.evidence.pcrs if isinstance(self.evidence, NitroDocument) else None
+
     def carries_workload(self, workload: Measurement) -> bool:
         """Whether the evidence itself names this workload: as MRENCLAVE (SGX), or extended into RTMR3 (TDX).
 
-        It is never true for SEV-SNP, which has no register for it: there report data bind the workload.
+        It is never true for SEV-SNP, which has no register for it: there report data bind the workload. Nor is it for
+        Nitro documents.
         """
         if isinstance(self.evidence, SGXQuote):
             return self.measurement == workload

@@ -26,6 +26,9 @@ AMD_ARKS: Final[Mapping[str, Digest]] = MappingProxyType(
 )
 """AMD's root keys (ARK), by product."""
 
+AWS_NITRO_ROOT: Final = Digest.from_hex("641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b")
+"""Amazon's root of Nitro documents (G1, CN aws.nitro-enclaves), valid 2019-10-28 to 2049-10-28."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustRoots:
@@ -33,6 +36,7 @@ class TrustRoots:
 
     intel: frozenset[Digest] = frozenset({INTEL_SGX_ROOT})
     amd: Mapping[str, Digest] = field(default_factory=lambda: AMD_ARKS)
+    nitro: frozenset[Digest] = frozenset({AWS_NITRO_ROOT})
     sim: frozenset[Digest] = frozenset()
     """Simulated roots: evidence under them is "sim" or "sim-tdx", never "sgx" or "tdx"."""
 
@@ -43,4 +47,4 @@ class TrustRoots:
     @property
     def key(self) -> tuple[object, ...]:
         """Identifies this set of roots, to keep cached verdicts apart."""
-        return self.intel, self.sim, tuple(sorted((name, root.raw) for name, root in self.amd.items()))
+        return self.intel, self.nitro, self.sim, tuple(sorted((name, root.raw) for name, root in self.amd.items()))

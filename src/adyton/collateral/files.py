@@ -18,6 +18,7 @@ from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
 from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
+from adyton.attest.tdx import TDXQuote
 from adyton.capped_read import read_capped
 from adyton.collateral.bundle import parse_bundle
 from adyton.collateral.documents import Document, Kind, VerifiedDocument, verify_document
@@ -139,7 +140,7 @@ def _with_chain(collateral: Collateral, found: _Found) -> Collateral:
 
 def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Collateral:
     """The newest collateral with valid TCB info for this platform."""
-    if isinstance(evidence, SNPReport):
+    if not isinstance(evidence, SGXQuote | TDXQuote):
         raise missing("this is for quotes only")
     origin = unverified_origin(evidence)
     kind = "SGX" if isinstance(evidence, SGXQuote) else "TDX"
@@ -160,7 +161,7 @@ def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Co
 
 def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> list[Collateral]:
     """The collateral that single documents give for this quote, if none is missing."""
-    if isinstance(evidence, SNPReport) or not held:
+    if not isinstance(evidence, SGXQuote | TDXQuote) or not held:
         return []
     origin = unverified_origin(evidence)
     known: dict[tuple[Kind, str], VerifiedDocument] = {}

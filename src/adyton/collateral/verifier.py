@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 from adyton.attest import dcap
 from adyton.attest.assess import verify_evidence
 from adyton.attest.checks import Checks
+from adyton.attest.collateral import NoCollateral
 from adyton.attest.evidence import parse_evidence
+from adyton.attest.nitro import verify as nitro
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.quote import CertificationType
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
@@ -45,7 +48,7 @@ class VerifiedEvidence:
     """A verified report, and its collateral."""
 
     report: VerifiedReport
-    collateral: Collateral | AMDCollateral
+    collateral: Collateral | AMDCollateral | NoCollateral
 
 
 class Verifier:
@@ -54,6 +57,7 @@ class Verifier:
     def __init__(self, collateral: CollateralSource) -> None:
         self._collateral = collateral
         self._cache = dcap.Cache()
+        self._nitro_cache = nitro.Cache()
 
     def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> VerifiedEvidence | Pending:
         """Verify evidence at the time `now`. Raises an EvidenceError that names the step, or Unavailable.
@@ -64,6 +68,8 @@ class Verifier:
         """
         evidence = parse_evidence(raw)
         roots = TrustRoots().with_sim(sim_roots)
+        if isinstance(evidence, NitroDocument):
+            return VerifiedEvidence(nitro.verify(evidence, roots, now, cache=self._nitro_cache), NoCollateral())
         collateral: Collateral | AMDCollateral | Pending
         if isinstance(evidence, SNPReport):
             collateral = self._collateral.for_report(evidence, now)

@@ -41,7 +41,7 @@ from adyton.values import Digest, Measurement
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from adyton.attest.snp import SNPReport
+    from adyton.attest.evidence import Evidence
     from adyton.keystore.reader import Reader
     from adyton.keystore.store import Store
     from adyton.keystore.transaction import Transaction
@@ -73,7 +73,7 @@ class Ticket:
     denial: str
     platform: str
     """The platform's chip, if its evidence was made for this request. Otherwise empty."""
-    evidence: SGXQuote | TDXQuote | SNPReport
+    evidence: Evidence
     tee: str
     key: str
     approvals: tuple[str, ...]
@@ -248,7 +248,7 @@ def _approved(view: Reader, ticket: Ticket) -> list[tuple[str, bytes, dict[str, 
     return found
 
 
-def _carries(evidence: SGXQuote | TDXQuote | SNPReport, workload: Measurement) -> bool:
+def _carries(evidence: Evidence, workload: Measurement) -> bool:
     """Whether the evidence itself names this workload. SEV-SNP has no register for it, so there it never does."""
     if isinstance(evidence, SGXQuote):
         return evidence.report.mrenclave == workload.raw

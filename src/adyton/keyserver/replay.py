@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.attest.appraise import Policy
 from adyton.attest.assess import Assessment, assess
-from adyton.attest.collateral import AMDCollateral, Collateral
+from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from adyton.keystore.reader import Reader
 
 _LOOKING: Policy = Policy(
-    tees=frozenset({"sgx", "tdx", "snp"}), statuses=frozenset(TCBStatus) - NEVER_ACCEPTED, any_program=True
+    tees=frozenset({"sgx", "tdx", "snp", "nitro", "nitrotpm"}),
+    statuses=frozenset(TCBStatus) - NEVER_ACCEPTED,
+    any_program=True,
 )
 
 
@@ -38,8 +40,9 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
         return None
     try:
         document = json.loads(kept)
-        kind = Collateral if "qe_identity" in document else AMDCollateral
-        collateral = kind.from_dict(document)
+        collateral: Collateral | AMDCollateral | NoCollateral = NoCollateral()
+        if document:
+            collateral = (Collateral if "qe_identity" in document else AMDCollateral).from_dict(document)
         evidence = parse_evidence(raw)
     except (Error, ValueError):
         return None

@@ -12,7 +12,7 @@ from adyton.keystore.prune import prune_refused
 from adyton.keystore.tables.evidence import REFUSED
 
 if TYPE_CHECKING:
-    from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
     from adyton.keyserver.stages import Verified
     from adyton.keystore.transaction import Transaction
 
@@ -80,7 +80,7 @@ class RequestRecord:
             self._unpruned_bytes = 0
         return {"evidence": sha256.hex()}
 
-    def _collateral_bytes(self, collateral: Collateral | AMDCollateral) -> bytes:
+    def _collateral_bytes(self, collateral: Collateral | AMDCollateral | NoCollateral) -> bytes:
         known = self._collateral_json.get(id(collateral))
         if known is None or known[0] is not collateral:
             if len(self._collateral_json) > _MAX_REMEMBERED:

@@ -12,7 +12,9 @@ from adyton.atomic_file import write_file
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, split_pem
 from adyton.attest.evidence import parse_evidence
-from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_QUOTE_BYTES
+from adyton.attest.forms import MAX_FORM_BYTES, read_form
+from adyton.attest.layout import MAX_CHAIN_BYTES
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT
 from adyton.attest.snp import SNPReport
 from adyton.capped_read import read_capped
@@ -140,6 +142,9 @@ def fetch_collateral(
     amd_sources = tuple(Source(url, _ca_of(url, pcs_ca)) for url in kds) or downloads.kds
     for path in evidence:
         given = _read_evidence(path)
+        if isinstance(given, NitroDocument):
+            notice(f"{path} needs no collateral: a Nitro document carries its chain, and Amazon revokes nothing")
+            continue
         asked = amd_sources if isinstance(given, SNPReport) else sources
         outcomes += downloads.fetch_for(given, now, sources=asked)
     outcomes += [_keep_vlek(path, downloads, amd_sources[0], now) for path in vleks]
@@ -225,7 +230,8 @@ def _root(text: str | None) -> Digest | None:
 
 
 def _read_evidence(path: Path) -> Evidence:
-    return parse_evidence(read_capped(path, MAX_QUOTE_BYTES, "evidence", too_large=MalformedQuote))
+    raw = read_capped(path, MAX_FORM_BYTES, "evidence", too_large=MalformedQuote)
+    return parse_evidence(read_form(raw).evidence)
 
 
 def _keep_vlek(path: Path, downloads: Downloads, source: Source, now: datetime) -> Outcome:

@@ -12,8 +12,11 @@ from adyton import __version__
 from adyton.attest import explain, ratls
 from adyton.attest.assess import Assessment, assess
 from adyton.attest.certificates import split_pem
+from adyton.attest.collateral import NoCollateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.forms import read_form
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 _MAX_EVIDENCE_BYTES: Final = 1 << 20
 _MAX_POLICY_BYTES: Final = 1 << 20
+_MAX_REPORT_DATA_BYTES: Final = 512
 _MAX_TOKEN_KEY_BYTES: Final = 1 << 16
 
 
@@ -155,9 +159,12 @@ def _wanted(
                 expected="--program-data, too",
                 seen="alone",
             )
-        if report_data is not None and len(report_data) != 64:
+        if report_data is not None and not 0 < len(report_data) <= _MAX_REPORT_DATA_BYTES:
             raise UsageError(
-                "report data has 64 bytes", check="--report-data", expected="64 bytes", seen=f"{len(report_data)} bytes"
+                "report data has 64 bytes; a nonce has others",
+                check="--report-data",
+                expected=f"64 bytes, or the 1 to {_MAX_REPORT_DATA_BYTES} of a nonce",
+                seen=f"{len(report_data)} bytes",
             )
         return report_data
     if report_data is not None:
@@ -193,7 +200,8 @@ def _policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
 
 
 def _evidence(raw: bytes) -> tuple[Evidence, bytes | None]:
-    """The evidence, and for an RA-TLS certificate the report data that binds its key."""
+    """The evidence in whatever form it came, and for an RA-TLS certificate the report data that binds its key."""
+    raw = read_form(raw).evidence
     if raw.lstrip().startswith((b"-----BEGIN CERTIFICATE-----", b"-----BEGIN TRUSTED CERTIFICATE-----")):
         blocks = split_pem(raw.replace(b" TRUSTED CERTIFICATE-", b" CERTIFICATE-"), "RA-TLS certificate")
         if len(blocks) != 1:
@@ -210,8 +218,10 @@ def _collateral(
     given: Collateral | AMDCollateral | Sequence[str | Path],
     home: Path | None,
     now: datetime,
-) -> Collateral | AMDCollateral:
+) -> Collateral | AMDCollateral | NoCollateral:
     """The given collateral, or the collateral for this evidence from files or from the owner's store."""
+    if isinstance(evidence, NitroDocument):
+        return NoCollateral()
     if not isinstance(given, Sequence):
         return given
     if isinstance(given, str):
