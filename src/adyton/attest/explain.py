@@ -104,7 +104,10 @@ def _failed(checks: Iterable[Check], names: Iterable[str]) -> bool:
 def _genuine(assessment: Assessment) -> str:
     report = assessment.report
     if report is None:
-        return f"NO     {assessment.error.message if assessment.error else 'not verified'}"
+        answer = (
+            "NO     " if assessment.genuine is False else "?      could not be checked, the collateral is at fault: "
+        )
+        return answer + (assessment.error.message if assessment.error else "not verified")
     root = str(report.root_fingerprint)[:16]
     if report.tee.startswith("sim"):
         return f"yes    but simulated, under the root {root}…"
@@ -294,7 +297,7 @@ def to_dict(assessment: Assessment) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tee": tee_of(assessment),
         "verdict": assessment.verdict,
-        "genuine": report is not None,
+        "genuine": assessment.genuine,
         "status": report.status.value if report else None,
         "advisories": list(report.advisories) if report else [],
         **_evidence_dict(assessment),

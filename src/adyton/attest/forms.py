@@ -88,7 +88,9 @@ def _text(text: bytes, inside: str) -> Form:
         _refuse("a token (JWT) of an attestation service: it says what that service believes, and holds no evidence")
     packed = b"".join(text.split())
     found = _HEX.fullmatch(packed)
-    if found is not None and len(found[1]) % 2 == 0:
+    if found is not None:
+        if len(found[1]) % 2:
+            _refuse(f"hex with an odd number of digits ({len(found[1])}): it was cut")
         return _unpacked(bytes.fromhex(found[1].decode("ascii")), "hex", inside)
     if _BASE64.fullmatch(packed) is None:
         _refuse("a text that is neither hex nor base64")
