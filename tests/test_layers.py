@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attest": _GROUND,
     "manifest": _GROUND,
     "storage": _GROUND | {"pfile"},
+    "image": _PURE | {"storage"},
     "collateral": _GROUND | {"attest"},
     "sim": _GROUND | {"attest"},
     "tee": _GROUND | {"attest", "sim"},
@@ -64,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vfs": _PURE | {"storage"},
     "runtime": _PURE | {"storage", "tee", "vfs", "release"},
     "workflow": _PURE
-    | {"storage", "collateral", "sim", "tee", "keystore", "release", "keyserver", "server", "vfs", "runtime"},
+    | {"storage", "collateral", "sim", "tee", "keystore", "release", "keyserver", "server", "vfs", "runtime", "image"},
     "cli": _GROUND | {"manifest", "keystore", "runtime", "workflow"},
 }
 

@@ -31,6 +31,7 @@ from adyton.collateral.http_client import Response, retry_after_s
 from adyton.collateral.stored_time import parse_stamp
 from adyton.dates import parse_end, parse_start
 from adyton.errors import Denied, Error, FetchFailed, UsageError
+from adyton.image.document import parse_image
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
@@ -62,6 +63,7 @@ from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
+from tests.support.image_factory import image_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -377,6 +379,11 @@ def targets() -> dict[str, Target]:
             lambda raw: parse_guest(parse_json(raw, what="guest image")),
             tuple(json.dumps(document).encode() for document in GUESTS),
             (f"{_A}.guest.parse_guest",),
+        ),
+        "guest-image-document": Target(
+            lambda raw: parse_image(raw).to_bytes(),
+            (json.dumps(image_document()).encode(),),
+            ("adyton.image.document.parse_image",),
         ),
         "dashboard-form": Target(
             _form, (b"csrf=a&allow=debug&allow=any-version", b"app=%C3%A9&version=v+1"), (f"{_D}.requests.parse_form",)

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from adyton.attest import amd, dcap
 from adyton.attest.appraise import appraise
+from adyton.attest.azure import verify as azure
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.checks import Checks
 from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.nitro import verify as nitro
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.snp import SNPReport
+from adyton.attest.tpm import verify as tpm
+from adyton.attest.tpm.document import TPMQuote
 from adyton.check import Check
 from adyton.errors import AppraisalFailed, EvidenceError, Mismatch
 
@@ -93,6 +97,10 @@ def verify_evidence(
     """Verify evidence of any kind with its vendor's collateral. Raises an EvidenceError that names the step."""
     if isinstance(evidence, NitroDocument):
         return nitro.verify(evidence, roots, now, checks=checks)
+    if isinstance(evidence, TPMQuote):
+        return tpm.verify(evidence, roots, now, checks=checks)
+    if isinstance(evidence, AzureEvidence):
+        return azure.verify(evidence, collateral, roots, now, cache=cache, checks=checks)
     if isinstance(evidence, SNPReport):
         if isinstance(collateral, AMDCollateral):
             return amd.verify(evidence, collateral, roots, now, checks=checks)

@@ -115,7 +115,7 @@ class Collateral:
 
 @dataclass(frozen=True, slots=True)
 class NoCollateral:
-    """Nothing: evidence that carries its whole chain, and whose maker has no revocation lists (Amazon's)."""
+    """Nothing: evidence that carries its whole chain, and whose maker has no revocation lists."""
 
     def to_json(self) -> str:
         """As a JSON document: an empty object."""

@@ -43,6 +43,7 @@ _MAX_ENTRIES: Final = 4096
 _MAX_PCR: Final = 31
 _PCR_BYTES: Final = (32, 48)
 _NO_PCRS: Final[Mapping[int, frozenset[bytes]]] = MappingProxyType({})
+_MAX_BOOT_APPLICATIONS: Final = 16
 
 _Value = TypeVar("_Value")
 Plain = Mapping[str, object]
@@ -106,7 +107,7 @@ class Policy:
     """What a relying party accepts. It is frozen, and refuses whatever it does not name."""
 
     tees: frozenset[str] = frozenset()
-    """"sgx", "tdx", "snp", "nitro", "nitrotpm", "sim:<fingerprint of the simulated root>", "sim-tdx:<fingerprint>"."""
+    """As in `adyton.attest.names`: "sgx", "tdx", "nitro", "sim:<fingerprint of the simulated root>" and so on."""
     statuses: frozenset[TCBStatus] = frozenset({TCBStatus.UP_TO_DATE})
     exemptions: tuple[Exemption, ...] = ()
     measurements: frozenset[Measurement] = frozenset()
@@ -133,6 +134,10 @@ class Policy:
     """PCR -> its allowed values, 32 or 48 bytes each. Evidence without PCRs does not meet it."""
     max_document_age_s: int | None = None
     """Nitro: how old a document may be. None: its certificate must not have ended, which is three hours."""
+    boot_applications: tuple[bytes, ...] = ()
+    """A TPM: Authenticode SHA-256 (32 bytes) of each program that the firmware starts, in order, and of no other."""
+    tpm_roots: frozenset[Digest] = frozenset()
+    """Roots (SHA-256 of the DER) under which a TPM's attestation key is certified, for `tpm`."""
     allow_sept_ve: bool = False
     allow_migration: bool = False
     min_tcb: Mapping[str, TCBVersion] = field(default_factory=lambda: _NO_MINIMUM)
@@ -319,6 +324,17 @@ def _pcrs(name: str, value: object) -> Mapping[int, frozenset[bytes]]:
     return MappingProxyType(found)
 
 
+def _boot_applications(name: str, value: object) -> tuple[bytes, ...]:
+    items = _list(name, value)
+    if not 1 <= len(items) <= _MAX_BOOT_APPLICATIONS:
+        raise _wrong(name, f"1 to {_MAX_BOOT_APPLICATIONS} hashes", len(items))
+    return tuple(next(iter(_hexes(32)(name, [item]))) for item in items)
+
+
+def _digests(name: str, value: object) -> frozenset[Digest]:
+    return frozenset(Digest(raw) for raw in _hexes(32)(name, value))
+
+
 def _snp(name: str, value: object) -> SNPRules:
     readers: dict[str, Callable[[str, object], object]] = {
         "host_data": _hexes(32),
@@ -352,6 +368,8 @@ _READERS: Final[dict[str, Callable[[str, object], object]]] = {
     "min_evaluation_number": _whole,
     "pcrs": _pcrs,
     "max_document_age_s": _whole,
+    "boot_applications": _boot_applications,
+    "tpm_roots": _digests,
     "allow_sept_ve": _flag,
     "allow_migration": _flag,
     "min_tcb": _min_tcb,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
+from adyton.attest.tpm.document import TPMQuote
+from adyton.attest.workload_register import workload_register
 from adyton.errors import UsageError
 from adyton.values import Digest, Measurement
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from adyton.attest.status import TCBStatus
     from adyton.check import Check
 
+WORKLOAD_PCR: Final = 15
+"""The PCR that holds the workload register where a TPM measures."""
+
 VERIFIER: Final = object()
 """The token of the verifiers. Without it nobody can make a VerifiedReport."""
 
@@ -28,13 +34,16 @@ class VerifiedReport:
     """Evidence with verified signatures, chains, validity and identities. No policy was applied yet."""
 
     tee: str
-    """"sgx", "tdx", "snp", "nitro", "nitrotpm", "sim" or "sim-tdx"."""
+    """A name of `adyton.attest.names` without its root: "sgx", "tdx", "az-snp", "nitro", "sim" and so on."""
     status: TCBStatus
     part_statuses: Mapping[str, TCBStatus]
     """The parts of `status`: sgx, tdx, module, qe, as far as they apply."""
     advisories: tuple[str, ...]
     measurement: Measurement
-    """MRENCLAVE, MRTD, SNP's launch measurement, a Nitro Enclave's PCR 0, or a NitroTPM's PCR 4."""
+    """MRENCLAVE, MRTD, SNP's launch measurement, or the digest over all PCRs of a TPM alone.
+
+    It is PCR 0 of a Nitro Enclave, and PCR 4 of a NitroTPM.
+    """
     mrsigner: Digest | None
     isv_prod_id: int | None
     isv_svn: int | None
@@ -57,7 +66,7 @@ class VerifiedReport:
     """
     revocation_checked: bool
     checks: tuple[Check, ...]
-    evidence: SGXQuote | TDXQuote | SNPReport | NitroDocument
+    evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence | NitroDocument
     made_by: object = field(repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -77,16 +86,24 @@ class VerifiedReport:
     @property
     def pcrs(self) -> Mapping[int, bytes] | None:
         """The registers of a TPM or a Nitro Enclave, by number. None where the evidence has none."""
-        return self.evidence.pcrs if isinstance(self.evidence, NitroDocument) else None
+        if isinstance(self.evidence, NitroDocument):
+            return self.evidence.pcrs
+        if not isinstance(self.evidence, TPMQuote | AzureEvidence):
+            return None
+        return dict(enumerate(self.evidence.pcrs))
 
     def carries_workload(self, workload: Measurement) -> bool:
         """Whether the evidence itself names this workload: as MRENCLAVE (SGX), or extended into RTMR3 (TDX).
 
-        It is never true for SEV-SNP, which has no register for it: there report data bind the workload. Nor is it for
-        Nitro documents.
+        It is never true for SEV-SNP, which has no register for it: there report data bind the workload. A Nitro
+        Enclave has none either; a NitroTPM has it in PCR 15.
         """
         if isinstance(self.evidence, SGXQuote):
             return self.measurement == workload
         if isinstance(self.evidence, TDXQuote):
             return self.evidence.report.rtmrs[3] == workload_rtmr3(workload).raw
+        if isinstance(self.evidence, TPMQuote | AzureEvidence):
+            return self.evidence.pcrs[WORKLOAD_PCR] == workload_register(workload, bank="sha256")
+        if isinstance(self.evidence, NitroDocument) and self.evidence.tee == "nitrotpm":
+            return self.evidence.pcrs.get(WORKLOAD_PCR) == workload_register(workload, bank="sha384")
         return False

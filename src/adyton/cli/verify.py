@@ -21,7 +21,10 @@ app = verb_app()
 @app.command()
 def verify(
     evidence: Annotated[
-        Path, typer.Argument(help="SGX or TDX quote, SEV-SNP report, or RA-TLS certificate.", metavar="EVIDENCE")
+        Path,
+        typer.Argument(
+            help="SGX, TDX or TPM quote, SEV-SNP report, Azure evidence, RA-TLS certificate.", metavar="EVIDENCE"
+        ),
     ],
     collateral: Annotated[
         list[Path] | None,
@@ -37,7 +40,7 @@ def verify(
     policy: Annotated[Path | None, typer.Option(help="What to accept, TOML or JSON; without it nothing is.")] = None,
     report_data: Annotated[
         str | None,
-        typer.Option(help="What the evidence must be bound to: 128 hex digits, or a nonce.", metavar="HEX"),
+        typer.Option(help="What it must be bound to: 128 hex digits, or its nonce.", metavar="HEX"),
     ] = None,
     program_data: Annotated[
         str | None,

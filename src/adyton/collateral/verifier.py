@@ -9,7 +9,7 @@ from adyton.attest import dcap
 from adyton.attest.assess import verify_evidence
 from adyton.attest.checks import Checks
 from adyton.attest.collateral import NoCollateral
-from adyton.attest.evidence import parse_evidence
+from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.nitro import verify as nitro
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.quote import CertificationType
@@ -70,12 +70,15 @@ class Verifier:
         roots = TrustRoots().with_sim(sim_roots)
         if isinstance(evidence, NitroDocument):
             return VerifiedEvidence(nitro.verify(evidence, roots, now, cache=self._nitro_cache), NoCollateral())
-        collateral: Collateral | AMDCollateral | Pending
-        if isinstance(evidence, SNPReport):
-            collateral = self._collateral.for_report(evidence, now)
+        hardware = hardware_part(evidence)
+        collateral: Collateral | AMDCollateral | NoCollateral | Pending
+        if hardware is None:
+            collateral = NoCollateral()
+        elif isinstance(hardware, SNPReport):
+            collateral = self._collateral.for_report(hardware, now)
         else:
-            self._check_chain(evidence, roots)
-            collateral = self._collateral.for_quote(evidence, now)
+            self._check_chain(hardware, roots)
+            collateral = self._collateral.for_quote(hardware, now)
         if isinstance(collateral, Pending):
             return collateral
         return VerifiedEvidence(verify_evidence(evidence, collateral, roots, now, cache=self._cache), collateral)

@@ -40,9 +40,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
         return None
     try:
         document = json.loads(kept)
-        collateral: Collateral | AMDCollateral | NoCollateral = NoCollateral()
-        if document:
-            collateral = (Collateral if "qe_identity" in document else AMDCollateral).from_dict(document)
+        collateral = _collateral(document)
         evidence = parse_evidence(raw)
     except (Error, ValueError):
         return None
@@ -57,6 +55,12 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     if approval is not None:
         policy = evidence_policy(approval, confidential_machine="tdx" in tee or tee == "snp", by_manifest=tee == "snp")
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
+
+
+def _collateral(document: dict[str, object]) -> Collateral | AMDCollateral | NoCollateral:
+    if not document:
+        return NoCollateral()
+    return Collateral.from_dict(document) if "qe_identity" in document else AMDCollateral.from_dict(document)
 
 
 def _fields(policy: Policy) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.atomic_file import write_file
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, split_pem
-from adyton.attest.evidence import parse_evidence
+from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.forms import MAX_FORM_BYTES, read_form
 from adyton.attest.layout import MAX_CHAIN_BYTES
-from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT
 from adyton.attest.snp import SNPReport
 from adyton.capped_read import read_capped
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from adyton.attest.evidence import Evidence
+    from adyton.attest.evidence import HardwareEvidence
     from adyton.workflow.progress import Notice
 
 MAX_KINDS: Final = 16
@@ -142,9 +141,6 @@ def fetch_collateral(
     amd_sources = tuple(Source(url, _ca_of(url, pcs_ca)) for url in kds) or downloads.kds
     for path in evidence:
         given = _read_evidence(path)
-        if isinstance(given, NitroDocument):
-            notice(f"{path} needs no collateral: a Nitro document carries its chain, and Amazon revokes nothing")
-            continue
         asked = amd_sources if isinstance(given, SNPReport) else sources
         outcomes += downloads.fetch_for(given, now, sources=asked)
     outcomes += [_keep_vlek(path, downloads, amd_sources[0], now) for path in vleks]
@@ -229,9 +225,17 @@ def _root(text: str | None) -> Digest | None:
     return None if text is None else Digest.from_hex(text.removeprefix("sim-tdx:").removeprefix("sim:"))
 
 
-def _read_evidence(path: Path) -> Evidence:
+def _read_evidence(path: Path) -> HardwareEvidence:
     raw = read_capped(path, MAX_FORM_BYTES, "evidence", too_large=MalformedQuote)
-    return parse_evidence(read_form(raw).evidence)
+    found = hardware_part(parse_evidence(read_form(raw).evidence))
+    if found is None:
+        raise UsageError(
+            "a TPM's quote and a Nitro document need no collateral: they carry their certificates",
+            check="--for",
+            expected="evidence of a processor",
+            seen="a TPM quote or a Nitro document",
+        )
+    return found
 
 
 def _keep_vlek(path: Path, downloads: Downloads, source: Source, now: datetime) -> Outcome:

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton import __version__
 from adyton.attest import explain, ratls
 from adyton.attest.assess import Assessment, assess
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.certificates import split_pem
 from adyton.attest.collateral import NoCollateral
-from adyton.attest.evidence import parse_evidence
+from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.forms import read_form
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
+from adyton.attest.tpm.document import TPMQuote
 from adyton.capped_read import read_capped
 from adyton.collateral.files import choose, missing
 from adyton.errors import Error, EvidenceError, MalformedQuote, UsageError
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 _MAX_EVIDENCE_BYTES: Final = 1 << 20
 _MAX_POLICY_BYTES: Final = 1 << 20
-_MAX_REPORT_DATA_BYTES: Final = 512
+_MAX_NITRO_NONCE_BYTES: Final = 512
 _MAX_TOKEN_KEY_BYTES: Final = 1 << 16
 
 
@@ -104,9 +106,9 @@ def verify(
 
     `collateral` is files and folders, or a document. By default it comes from the owner's store. `at` is the time of
     the judgement, with its zone, by default now. Without a `policy` nothing is accepted. The evidence must be bound to
-    `report_data` (64 bytes). Instead of it, `program_data` (up to 64 bytes) is the data that the program with
-    measurement `workload` wrote to user_report_data. Without both, report data is compared only for an RA-TLS
-    certificate.
+    `report_data` (64 bytes; for a TPM's quote its nonce). Instead of it, `program_data` (up to 64 bytes) is the data
+    that the program with measurement `workload` wrote to user_report_data. Without both, report data is compared only
+    for an RA-TLS certificate.
 
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
     FetchFailed where there is no collateral for it, UsageError, and StorageFailed.
@@ -127,8 +129,9 @@ def verify(
                 seen="",
             )
         wanted = bound
+    _check_length(wanted, parsed)
     found = _collateral(parsed, collateral, home, now)
-    roots = TrustRoots().with_sim(rules.sim_roots)
+    roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.tpm_roots)
     return Verdict(assess(parsed, found, roots, rules, now, report_data=wanted))
 
 
@@ -159,13 +162,6 @@ def _wanted(
                 expected="--program-data, too",
                 seen="alone",
             )
-        if report_data is not None and not 0 < len(report_data) <= _MAX_REPORT_DATA_BYTES:
-            raise UsageError(
-                "report data has 64 bytes; a nonce has others",
-                check="--report-data",
-                expected=f"64 bytes, or the 1 to {_MAX_REPORT_DATA_BYTES} of a nonce",
-                seen=f"{len(report_data)} bytes",
-            )
         return report_data
     if report_data is not None:
         raise UsageError(
@@ -184,6 +180,23 @@ def _wanted(
             seen=f"{len(named)} workloads",
         )
     return program_report_data(named[0], program_data)
+
+
+def _check_length(wanted: bytes | None, evidence: Evidence) -> None:
+    """Report data have 64 bytes. The nonce in a TPM's quote has 1 to 64, that in a Nitro document up to 512."""
+    least, most = 64, 64
+    if isinstance(evidence, TPMQuote | AzureEvidence):
+        least = 1
+    elif isinstance(evidence, NitroDocument):
+        least, most = 1, _MAX_NITRO_NONCE_BYTES
+    if wanted is not None and not least <= len(wanted) <= most:
+        expected = "64 bytes, which are 128 hex digits (append zeros to a hash)"
+        raise UsageError(
+            "the nonce has another length" if least < most else "report data has 64 bytes",
+            check="--report-data",
+            expected=f"{least} to {most} bytes" if least < most else expected,
+            seen=f"{len(wanted)} bytes",
+        )
 
 
 def _policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
@@ -220,10 +233,11 @@ def _collateral(
     now: datetime,
 ) -> Collateral | AMDCollateral | NoCollateral:
     """The given collateral, or the collateral for this evidence from files or from the owner's store."""
-    if isinstance(evidence, NitroDocument):
-        return NoCollateral()
     if not isinstance(given, Sequence):
         return given
+    hardware = hardware_part(evidence)
+    if hardware is None:
+        return NoCollateral()
     if isinstance(given, str):
         given = [given]
     if given:
@@ -236,4 +250,4 @@ def _collateral(
     if not folder.is_dir():
         raise missing(f"no --collateral was given and there is no store at {folder}")
     lookup = Lookup(CollateralStore(folder))
-    return lookup.for_report(evidence, now) if isinstance(evidence, SNPReport) else lookup.for_quote(evidence, now)
+    return lookup.for_report(hardware, now) if isinstance(hardware, SNPReport) else lookup.for_quote(hardware, now)

@@ -73,9 +73,9 @@ def test_verdict_says_whom_one_trusts() -> None:
     found = assess(parse_evidence(built.raw), NoCollateral(), built.roots, policy, NOW, report_data=NONCE)
     text, told = explain.to_text(found), explain.to_dict(found)
     assert "ACCEPTED by the policy, if you trust Amazon's hypervisor, good until" in text
-    assert "whoever accepts it trusts Amazon's hypervisor" in text
+    assert "whom to trust?     Amazon's hypervisor" in text
     assert told["tee"] == "nitrotpm"
-    assert told["trusts"] == "Amazon's hypervisor"
+    assert told["trust"] == "Amazon's hypervisor"
     assert told["pcrs"]["sha384"]["4"] == told["measurement"] == IMAGE.hex()
     assert len(told["pcrs"]["sha384"]) == 24
     assert told["bound"]
