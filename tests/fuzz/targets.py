@@ -499,4 +499,8 @@ ATTEST_COVERS: Final[dict[str, tuple[str, ...]]] = {
     "ratls-certificate": (f"{_A}.ratls.parse_certificate",),
     "ratls-evidence": (f"{_A}.ratls.parse_evidence_extension",),
     "ratls-claims": (f"{_A}.ratls.parse_claims",),
+    "nitro": (f"{_A}.nitro.document.parse_document",),
+    "snp-table": (f"{_A}.snp_table.parse_table",),
+    "snp-extended": (f"{_A}.snp.parse_extended_report",),
+    "form-envelope": (f"{_A}.forms.read_form",),
 }

@@ -18,15 +18,23 @@ from adyton.attest.certificates import decode_crl, parse_certificate, parse_crl,
 from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.forms import read_form
+from adyton.attest.nitro.document import parse_document
 from adyton.attest.pck import parse_sgx_extension
 from adyton.attest.signed_json import cut_signed
+from adyton.attest.snp_table import build_table, parse_table
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
 from adyton.errors import Error, MalformedQuote
 from adyton.untrusted import parse_json_object
 from tests.support.amd_factory import SNPScenario
 from tests.support.evidence_factory import FMSPC, Scenario, sgx_extension
+from tests.support.nitro_factory import NitroScenario
 
 SLOW_S = 0.5
+
+
+def _dstack(document: bytes) -> bytes:
+    return b"\0\2" + (len(document) << 2 | 1).to_bytes(2, "little") + document + bytes(66)
 
 
 def _text(parser: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -94,6 +102,13 @@ def seeds() -> dict[str, tuple[Callable[[bytes], object], bytes]]:
         "ratls-certificate": (ratls.parse_certificate, certificate),
         "ratls-evidence": (ratls.parse_evidence_extension, evidence),
         "ratls-claims": (ratls.parse_claims, claims),
+        "nitro": (parse_document, NitroScenario().built().raw),
+        "nitrotpm": (parse_document, NitroScenario(tpm=True).built().raw),
+        "snp-table": (parse_table, build_table({"VLEK": b"leaf", "ARK": b"ark"})),
+        "snp-extended": (snp.parse_extended_report, report.report + build_table({"VLEK": b"leaf"})),
+        "form-hex": (read_form, v3.quote.hex().encode()),
+        "form-envelope": (read_form, json.dumps({"quote": v4.quote.hex(), "event_log": "[]"}).encode()),
+        "form-dstack": (read_form, _dstack(NitroScenario().built().raw)),
     }
 
 

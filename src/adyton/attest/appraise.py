@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Final
 from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.enclave import FLAG_EINITTOKEN_KEY, FLAG_INIT, FLAG_MODE64, FLAG_PROVISION_KEY
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.nitro.document import PCR_BYTES, NitroDocument
+from adyton.attest.nitro.verify import PROGRAM_PCR
 from adyton.attest.nvidia.gpu_policy import judge_gpus
 from adyton.attest.report import WORKLOAD_PCR
+from adyton.attest.report_data import REPORT_DATA_BYTES
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import (
     PLATFORM_ALIAS_CHECK,
@@ -71,7 +74,7 @@ class Claims:
 
     report: VerifiedReport
     tee: str
-    """As in the policy (`adyton.attest.names`): "sgx", "tpm", "az-snp", "sim:<root>" and so on."""
+    """As in the policy (`adyton.attest.names`): "sgx", "tpm", "nitro", "sim:<root>" and so on."""
     status: TCBStatus
     advisories: tuple[str, ...]
     exemptions: tuple[Exemption, ...]
@@ -176,7 +179,7 @@ def _judge_debug(to: _Judgement, report: VerifiedReport, policy: Policy) -> None
 
 
 def _judge_program(to: _Judgement, report: VerifiedReport, policy: Policy) -> None:
-    named = policy.names_program
+    named = policy.names_program or (report.pcrs is not None and PROGRAM_PCR.get(report.tee) in policy.pcrs)
     to.require(
         "program",
         named or policy.any_program,
@@ -205,7 +208,7 @@ def _judge_program(to: _Judgement, report: VerifiedReport, policy: Policy) -> No
 
 def _workload_seen(report: VerifiedReport) -> object:
     if report.pcrs is not None:
-        return f"PCR {WORKLOAD_PCR} {report.pcrs[WORKLOAD_PCR].hex()}"
+        return f"PCR {WORKLOAD_PCR} {report.pcrs.get(WORKLOAD_PCR, b'').hex() or 'absent'}"
     return report.rtmrs[3] if report.rtmrs else report.measurement
 
 
@@ -360,6 +363,57 @@ def _judge_snp(to: _Judgement, report: SNPReport, verified: VerifiedReport, poli
         )
 
 
+_ZEROS: Final = bytes(PCR_BYTES)
+
+
+def _judge_nitro(
+    to: _Judgement, document: NitroDocument, report: VerifiedReport, policy: Policy, now: datetime
+) -> None:
+    if document.tee == "nitro":
+        to.require(
+            "PCR 0 to 2",
+            not document.debug,
+            expected="values that something was measured into",
+            seen="zeros: the enclave runs in debug mode",
+            remedy="start the enclave without --debug-mode: its parent machine reads its console, and nothing"
+            " tells which program runs",
+        )
+    elif 12 not in policy.pcrs:
+        value = document.pcrs.get(12)
+        to.require(
+            "PCR 12",
+            value == _ZEROS,
+            expected="zeros: nothing was added to the kernel's command line",
+            seen="absent" if value is None else value,
+            remedy="start the image without more command line and credentials, or name the value in the policy's pcrs",
+        )
+    if policy.boot_applications:
+        to.require(
+            "boot applications",
+            False,
+            expected="an event log, which says which programs the firmware started",
+            seen="a Nitro document, which has none",
+            remedy="name PCR 4 in the policy's pcrs or measurements instead",
+        )
+    for number, allowed in sorted(policy.pcrs.items()):
+        value = document.pcrs.get(number)
+        to.require(
+            f"PCR {number}",
+            value in allowed,
+            expected=allowed,
+            seen="this document has no such PCR" if value is None else value,
+            remedy=_PROGRAM,
+        )
+    limit = None if policy.max_document_age_s is None else timedelta(seconds=policy.max_document_age_s)
+    to.require(
+        "age of the document",
+        now <= report.expires_at if limit is None else now - document.timestamp <= limit,
+        expected="one whose certificate has not ended" if limit is None else f"at most {limit}",
+        seen=f"made {document.timestamp:%Y-%m-%d %H:%M:%S}, certified until {report.expires_at:%Y-%m-%d %H:%M:%S} UTC",
+        remedy="take a new document from the machine; an old one is judged at its own time: --at",
+    )
+
+
 def _judge_no_pcrs(to: _Judgement, policy: Policy) -> None:
     """Evidence without PCRs never meets a policy that asks for some."""
     if policy.pcrs or policy.boot_applications:
@@ -407,7 +461,8 @@ def _judge_freshness(to: _Judgement, report: VerifiedReport, policy: Policy, now
 
 
 def _judge_binding(to: _Judgement, report: VerifiedReport, policy: Policy, report_data: bytes | None) -> None:
-    tpm = report.pcrs is not None
+    own_length = report.pcrs is not None
+    tpm = isinstance(report.evidence, TPMQuote | AzureEvidence)
     if report_data is None:
         to.require(
             "report data",
@@ -418,8 +473,8 @@ def _judge_binding(to: _Judgement, report: VerifiedReport, policy: Policy, repor
             + (" (the nonce; without it anybody can send an old quote of a TPM)" if tpm else ""),
         )
         return
-    if len(report_data) != 64 and not (tpm and report_data):
-        wanted = "1 to 64 bytes" if tpm else "64 bytes"
+    if len(report_data) != REPORT_DATA_BYTES and not (own_length and report_data):
+        wanted = "at least one byte" if own_length else f"{REPORT_DATA_BYTES} bytes"
         raise UsageError(f"report data has {wanted}, got {len(report_data)}", expected=wanted, seen=len(report_data))
     to.require(
         "report data",
@@ -444,6 +499,8 @@ def _judge(report: VerifiedReport, policy: Policy, now: datetime, report_data: b
         _judge_sgx(to, evidence, policy)
     elif isinstance(evidence, TDXQuote):
         _judge_tdx(to, evidence, policy)
+    elif isinstance(evidence, NitroDocument):
+        _judge_nitro(to, evidence, report, policy, now)
     elif isinstance(evidence, TPMQuote | AzureEvidence):
         if isinstance(evidence, AzureEvidence):
             _judge_azure(to, evidence, report, policy)
@@ -476,6 +533,13 @@ def appraise(report: VerifiedReport, policy: Policy, now: datetime, *, report_da
     raise AppraisalFailed(f"the policy does not accept this evidence: {names}", checks=closest.checks)
 
 
+def _end(report: VerifiedReport, policy: Policy) -> datetime:
+    """The end of what was relied on. An old Nitro document counts as long as the policy says."""
+    if isinstance(report.evidence, NitroDocument) and policy.max_document_age_s is not None:
+        return report.evidence.timestamp + timedelta(seconds=policy.max_document_age_s)
+    return report.expires_at
+
+
 def _claims(report: VerifiedReport, policy: Policy, judgement: _Judgement, report_data: bytes | None) -> Claims:
     return Claims(
         report=report,
@@ -486,7 +550,7 @@ def _claims(report: VerifiedReport, policy: Policy, judgement: _Judgement, repor
         measurement=report.measurement,
         workload=next((item for item in sorted(policy.workloads, key=str) if report.carries_workload(item)), None),
         bound=report_data is not None,
-        valid_until=min([report.expires_at, *(item.until for item in judgement.used)]),
+        valid_until=min([_end(report, policy), *(item.until for item in judgement.used)]),
         checks=tuple(judgement.checks),
         made_by=_APPRAISER,
     )

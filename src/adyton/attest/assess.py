@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from adyton.attest import amd, dcap
 from adyton.attest.appraise import appraise
@@ -11,6 +11,8 @@ from adyton.attest.azure import verify as azure
 from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.checks import Checks
 from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
+from adyton.attest.nitro import verify as nitro
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.snp import SNPReport
 from adyton.attest.tpm import verify as tpm
 from adyton.attest.tpm.document import TPMQuote
@@ -25,6 +27,25 @@ if TYPE_CHECKING:
     from adyton.attest.evidence_policy import Policy
     from adyton.attest.report import VerifiedReport
     from adyton.attest.roots import TrustRoots
+
+_OF_COLLATERAL: Final = (
+    "collateral",
+    "parse of the collateral",
+    "TCB info",
+    "QE identity",
+    "root CA CRL",
+    "PCK CRL",
+    "AMD CRL",
+    "parse of the TCB info",
+    "parse of the QE identity",
+    "parse of the root CA CRL",
+    "parse of the PCK CRL",
+    "parse of the AMD CRL",
+    "TCB: certificate is for the reported one",
+    "chip id: certificate is for this chip",
+    "product",
+)
+"""How the names of checks begin that judge the collateral: where one fails, nothing is known of the evidence."""
 
 Verdict = Literal["accepted", "refused"]
 
@@ -51,6 +72,14 @@ class Assessment:
         return "accepted" if self.claims is not None else "refused"
 
     @property
+    def genuine(self) -> bool | None:
+        """Whether the evidence is genuine. None where the collateral is at fault, so that nobody can say."""
+        if self.report is not None:
+            return True
+        names = [check.name for check in self.failed]
+        return None if names and all(name.startswith(_OF_COLLATERAL) for name in names) else False
+
+    @property
     def failed(self) -> tuple[Check, ...]:
         """The checks that did not hold."""
         return tuple(check for check in self.checks if not check.ok)
@@ -66,6 +95,8 @@ def verify_evidence(
     checks: Checks | None = None,
 ) -> VerifiedReport:
     """Verify evidence of any kind with its vendor's collateral. Raises an EvidenceError that names the step."""
+    if isinstance(evidence, NitroDocument):
+        return nitro.verify(evidence, roots, now, checks=checks)
     if isinstance(evidence, TPMQuote):
         return tpm.verify(evidence, roots, now, checks=checks)
     if isinstance(evidence, AzureEvidence):

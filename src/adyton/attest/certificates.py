@@ -392,6 +392,20 @@ def split_pem(text: str | bytes, what: str, label: str = "CERTIFICATE") -> list[
     return blocks
 
 
+def leaf_first(text: str) -> str:
+    """A PEM chain with its leaf first, as this package reads chains: one that begins with its root is turned around.
+
+    A text in which no order can be seen comes back as it is: whoever reads it refuses it.
+    """
+    try:
+        found = [parse_certificate(block, "chain") for block in split_pem(text, "chain")]
+    except MalformedQuote:
+        return text
+    if len(found) < 2 or found[0].issuer != found[0].subject or found[-1].issuer == found[-1].subject:
+        return text
+    return "".join(certificate.pem for certificate in reversed(found))
+
+
 def parse_chain(
     text: str | bytes, names: Sequence[str], what: str, known: Known | None = None
 ) -> tuple[Certificate, ...]:
@@ -471,7 +485,7 @@ def parse_crl(raw: bytes, what: str) -> CRL:
 
 
 def decode_crl(raw: bytes) -> bytes:
-    """The DER of a CRL that a service delivered as DER, PEM or hex text. Its content decides which."""
+    """The DER of a CRL that came as DER, as PEM, or as either in hex. Its content decides which."""
     if len(raw) > 2 * MAX_CRL_BYTES:
         raise _malformed("CRL", f"{len(raw)} bytes")
     head = raw.lstrip()
@@ -486,6 +500,8 @@ def decode_crl(raw: bytes) -> bytes:
         found = bytes.fromhex(raw.decode("ascii"))
     except (UnicodeDecodeError, ValueError):
         found = b""
+    if found.startswith(b"-----BEGIN"):
+        return decode_crl(found)
     if not found:
         raise _malformed("CRL", "neither DER, PEM nor hex")
     return found

@@ -1,7 +1,8 @@
 """Collateral: what besides the quote is needed to judge it, as one value and as JSON.
 
-The JSON has the field names that dcap-qvl's QuoteCollateralV3 uses: chains are PEM (signer first, then root), CRLs
-and signatures hex, `tcb_info` and `qe_identity` the exact signed text. For AMD the JSON is Adyton's own:
+The JSON has the field names that dcap-qvl's QuoteCollateralV3 uses: chains are PEM, CRLs and signatures hex, `tcb_info`
+and `qe_identity` the exact signed text. Chains are read in either order, CRLs also as PEM and as PEM in hex. For AMD
+the JSON is Adyton's own:
 `{"amd_leaf": PEM, "amd_chain": PEM (ASK, then ARK), "amd_crl": hex or null}`.
 """
 
@@ -11,12 +12,14 @@ import json
 from dataclasses import dataclass, fields
 from typing import Self
 
-from adyton.attest.certificates import parse_certificate, split_pem
+from adyton.attest.certificates import decode_crl, leaf_first, parse_certificate, split_pem
 from adyton.attest.layout import MAX_CRL_BYTES, MAX_JSON_BYTES
 from adyton.errors import MalformedQuote
 from adyton.untrusted import parse_json_object
 
-_HEX = ("tcb_info_signature", "qe_identity_signature", "pck_crl", "root_ca_crl")
+_HEX = ("tcb_info_signature", "qe_identity_signature")
+_CRLS = ("pck_crl", "root_ca_crl")
+_CHAIN = "_chain"
 _OPTIONAL = "pck_certificate_chain"
 
 
@@ -27,6 +30,25 @@ def _malformed(what: str) -> MalformedQuote:
         expected="JSON with " + ", ".join(item.name for item in fields(Collateral)),
         seen=what,
     )
+
+
+def _member(name: str, value: str) -> str | bytes:
+    """A member of the JSON document as it is kept: CRLs in DER, chains with the leaf first."""
+    if name in _CRLS:
+        return _crl(name, value)
+    if name.endswith(_CHAIN):
+        return leaf_first(value)
+    try:
+        return bytes.fromhex(value) if name in _HEX else value
+    except ValueError:
+        raise _malformed(f"{name} is not hex") from None
+
+
+def _crl(name: str, value: str) -> bytes:
+    try:
+        return decode_crl(value.encode())
+    except MalformedQuote:
+        raise _malformed(f"{name} is neither hex nor PEM") from None
 
 
 def _load(text: str) -> dict[str, object]:
@@ -74,10 +96,7 @@ class Collateral:
             limit = 2 * MAX_CRL_BYTES if name in ("pck_crl", "root_ca_crl") else MAX_JSON_BYTES
             if len(value) > limit:
                 raise _malformed(f"{name} has {len(value)} characters")
-            try:
-                values[name] = bytes.fromhex(value) if name in _HEX else value
-            except ValueError:
-                raise _malformed(f"{name} is not hex") from None
+            values[name] = _member(name, value)
         return cls(**values)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, str]:
@@ -124,15 +143,12 @@ class AMDCollateral:
         leaf, chain, crl = (document.get(name) for name in _AMD)
         if set(document) - set(_AMD) or not isinstance(leaf, str) or not isinstance(chain, str):
             raise _malformed("AMD collateral has amd_leaf, amd_chain and amd_crl, and nothing else")
-        leaves, issuers = split_pem(leaf, "VCEK or VLEK"), split_pem(chain, "AMD chain")
+        leaves, issuers = split_pem(leaf, "VCEK or VLEK"), split_pem(leaf_first(chain), "AMD chain")
         if len(leaves) != 1 or len(issuers) != 2:
             raise _malformed(f"AMD collateral with {len(leaves)} leaves and {len(issuers)} issuers, expected 1 and 2")
         if crl is not None and (not isinstance(crl, str) or len(crl) > 2 * MAX_CRL_BYTES):
             raise _malformed("amd_crl is no text")
-        try:
-            return cls(leaf=leaves[0], ask=issuers[0], ark=issuers[1], crl=None if crl is None else bytes.fromhex(crl))
-        except ValueError:
-            raise _malformed("amd_crl is not hex") from None
+        return cls(leaf=leaves[0], ask=issuers[0], ark=issuers[1], crl=None if crl is None else _crl("amd_crl", crl))
 
     def to_dict(self) -> dict[str, str | None]:
         """As the members of the JSON document."""

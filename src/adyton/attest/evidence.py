@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from adyton.attest import sgx, snp, tdx
 from adyton.attest.azure.evidence import AzureEvidence, evidence_from_document, is_body
 from adyton.attest.layout import MAX_QUOTE_BYTES
+from adyton.attest.nitro.document import NitroDocument, is_document, parse_document
 from adyton.attest.quote import TEE_TDX, refuse
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import SNPReport
@@ -15,26 +16,30 @@ from adyton.attest.tpm.document import FORMAT, MAX_DOCUMENT_BYTES, TPMQuote, quo
 from adyton.errors import MalformedQuote
 from adyton.untrusted import parse_json_object
 
+_LOOK_BYTES: Final = 32
+"""So many printable characters at the start are text: all binary evidence has a byte there that is none."""
+
 HardwareEvidence: TypeAlias = SGXQuote | TDXQuote | SNPReport
 """What a processor signed, in its maker's form."""
 
 TPMEvidence: TypeAlias = TPMQuote | AzureEvidence
 """What a TPM signed: it names PCRs, its report data are the nonce of a quote, and an event log may stand beside it."""
 
-Evidence: TypeAlias = HardwareEvidence | TPMEvidence
+Evidence: TypeAlias = HardwareEvidence | TPMEvidence | NitroDocument
 
 
 def hardware_part(evidence: Evidence) -> HardwareEvidence | None:
-    """The part of evidence that is judged by a processor maker's collateral. None for a TPM alone."""
-    if isinstance(evidence, TPMQuote):
+    """The part of evidence that is judged by a processor maker's collateral. None for a TPM alone and for Amazon's."""
+    if isinstance(evidence, TPMQuote | NitroDocument):
         return None
     return evidence.hardware if isinstance(evidence, AzureEvidence) else evidence
 
 
 def parse_evidence(raw: bytes) -> Evidence:
-    """Parse an SGX or TDX quote, a SEV-SNP report, a TPM quote or Azure's evidence. Raises MalformedQuote.
+    """Parse SGX, TDX or TPM quotes, SEV-SNP reports, Azure's evidence, Nitro documents. Raises MalformedQuote.
 
-    A quote says its QE vendor at 12..27. A report has 1184 bytes and a version in its first four. The others are JSON.
+    A quote says its QE vendor at 12..27. A report has 1184 bytes and a version in its first four; a table of
+    certificates may follow. A Nitro document begins with COSE's protected header. The others are JSON.
     """
     if raw[:16].lstrip()[:1] == b"{":
         return _parse_json(raw)
@@ -45,8 +50,18 @@ def parse_evidence(raw: bytes) -> Evidence:
             expected=f"at most {MAX_QUOTE_BYTES} bytes",
             seen=f"{len(raw)} bytes",
         )
-    if len(raw) == snp.REPORT_BYTES and int.from_bytes(raw[:4], "little") in (2, 3, 4, 5):
-        return snp.parse_report(raw)
+    if is_document(raw):
+        return parse_document(raw)
+    if raw and raw[:_LOOK_BYTES].isascii() and raw[:_LOOK_BYTES].decode("ascii").isprintable():
+        refuse(
+            "evidence is binary, and this is text",
+            check="form of the evidence",
+            expected="binary evidence",
+            seen="text",
+            remedy="decode it first; `adyton verify` reads hex, base64 and JSON envelopes by itself",
+        )
+    if len(raw) >= snp.REPORT_BYTES and int.from_bytes(raw[:4], "little") in (2, 3, 4, 5):
+        return snp.parse_report(raw) if len(raw) == snp.REPORT_BYTES else snp.parse_extended_report(raw)
     if len(raw) >= 8 and int.from_bytes(raw[4:8], "little") == TEE_TDX:
         return tdx.parse_quote(raw)
     return sgx.parse_quote(raw)

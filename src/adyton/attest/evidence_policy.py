@@ -108,7 +108,7 @@ class Policy:
     """What a relying party accepts. It is frozen, and refuses whatever it does not name."""
 
     tees: frozenset[str] = frozenset()
-    """As in `adyton.attest.names`: "sgx", "tdx", "snp", "tpm", "sim:<fingerprint of the simulated root>" and so on."""
+    """As in `adyton.attest.names`: "sgx", "tdx", "nitro", "sim:<fingerprint of the simulated root>" and so on."""
     statuses: frozenset[TCBStatus] = frozenset({TCBStatus.UP_TO_DATE})
     exemptions: tuple[Exemption, ...] = ()
     measurements: frozenset[Measurement] = frozenset()
@@ -133,6 +133,8 @@ class Policy:
     service_tds: frozenset[bytes] = frozenset()
     pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=lambda: _NO_PCRS)
     """PCR -> its allowed values, 32 or 48 bytes each. Evidence without PCRs does not meet it."""
+    max_document_age_s: int | None = None
+    """Nitro: how old a document may be. None: its certificate must not have ended, which is three hours."""
     boot_applications: tuple[bytes, ...] = ()
     """A TPM: Authenticode SHA-256 (32 bytes) of each program that the firmware starts, in order, and of no other."""
     tpm_roots: frozenset[Digest] = frozenset()
@@ -369,6 +371,7 @@ _READERS: Final[dict[str, Callable[[str, object], object]]] = {
     "max_collateral_age_days": _whole,
     "min_evaluation_number": _whole,
     "pcrs": _pcrs,
+    "max_document_age_s": _whole,
     "boot_applications": _boot_applications,
     "tpm_roots": _digests,
     "allow_sept_ve": _flag,

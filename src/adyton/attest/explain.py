@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.names import TRUSTED
+from adyton.attest.nitro.document import NitroDocument
+from adyton.attest.nitro.verify import PROGRAM_PCR
 from adyton.attest.report import WORKLOAD_PCR
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.status import TCBStatus
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
     from adyton.attest.report import VerifiedReport
 
 _WIDTH: Final = 18
+_VENDORS: Final = {"snp": "AMD", "nitro": "Amazon", "nitrotpm": "Amazon"}
+"""Whose root it is, where it is not Intel's."""
 _TEE_NAMES: Final = {
     "sgx": "Intel SGX",
     "tdx": "Intel TDX",
     "snp": "AMD SEV-SNP",
+    "nitro": "AWS Nitro Enclave",
+    "nitrotpm": "AWS instance with a NitroTPM",
     "tpm": "a TPM (measured boot)",
     "az-snp": "Azure confidential machine on AMD SEV-SNP",
     "az-tdx": "Azure confidential machine on Intel TDX",
@@ -75,7 +81,18 @@ _PROGRAM_CHECKS: Final = frozenset(
         "PCR ",
     }
 )
-_CURRENCY_CHECKS: Final = ("TCB status", "advisory ", "minimum TCB", "age of the collateral", "TCB evaluation")
+_CURRENCY_CHECKS: Final = (
+    "TCB status",
+    "advisory ",
+    "minimum TCB",
+    "age of the collateral",
+    "age of the document",
+    "TCB evaluation",
+)
+_FIRMWARE_ONLY: Final = (
+    "a launch measurement alone covers the machine's firmware: it says nothing of the kernel and what runs on it,"
+    " so it releases no key without a guest image document that says what it covers"
+)
 _SIMULATED: Final = "it proves the protocol and protects nothing from whoever runs the machine"
 
 
@@ -83,6 +100,8 @@ def tee_of(assessment: Assessment) -> str:
     """The verified TEE. Where the evidence is not genuine, the TEE by the form of the evidence."""
     if assessment.report is not None:
         return assessment.report.tee
+    if isinstance(assessment.evidence, NitroDocument):
+        return assessment.evidence.tee
     if isinstance(assessment.evidence, SGXQuote):
         return "sgx"
     return _form(assessment.evidence)
@@ -104,13 +123,16 @@ def _failed(checks: Iterable[Check], names: Iterable[str]) -> bool:
 def _genuine(assessment: Assessment) -> str:
     report = assessment.report
     if report is None:
-        return f"NO     {assessment.error.message if assessment.error else 'not verified'}"
+        answer = (
+            "NO     " if assessment.genuine is False else "?      could not be checked, the collateral is at fault: "
+        )
+        return answer + (assessment.error.message if assessment.error else "not verified")
     root = str(report.root_fingerprint)[:16]
     if report.tee.startswith("sim"):
         return f"yes    but simulated, under the root {root}…"
     if report.tee == "tpm":
         return f"yes    signatures and certificates lead to the TPM root {root}… that the policy names"
-    vendor = "AMD" if report.tee.endswith("snp") else "Intel"
+    vendor = _VENDORS.get(report.tee, "AMD" if report.tee.endswith("snp") else "Intel")
     return f"yes    signatures and certificates lead to {vendor}'s root {root}…"
 
 
@@ -130,6 +152,8 @@ def _platform(report: VerifiedReport) -> str:
     if report.tee.endswith("snp"):
         place = f"provider {facts['provider']}" if facts["provider"] else f"chip {text(facts['chip_id'])[:16]}…"
         return f"{_TEE_NAMES[report.tee]} on {facts['product']}, {place}, signed with its {facts['certificate']}"
+    if isinstance(report.evidence, NitroDocument):
+        return f"{_TEE_NAMES[report.tee]}, {facts['module_id']}, document of {facts['document_time']}"
     parts = [f"{_TEE_NAMES[report.tee]}, FMSPC {text(facts['fmspc'])}, {facts['sgx_type']}"]
     if facts["smt"] is not None:
         parts.append("hyper-threading on" if facts["smt"] else "hyper-threading off")
@@ -142,6 +166,9 @@ def _up_to_date(assessment: Assessment, report: VerifiedReport) -> str:
     if report.tee.endswith("snp"):
         answer = "NO    " if _failed(assessment.checks, ("minimum TCB",)) else "yes   "
         return f"{answer} {report.platform['reported_tcb']}; {_STATUS_WORDS[report.status]}"
+    if isinstance(report.evidence, NitroDocument):
+        answer = "NO    " if _failed(assessment.checks, ("age of the document",)) else "?     "
+        return f"{answer} Amazon states no versions; its hypervisor is Amazon's to keep up to date"
     if report.status is TCBStatus.UP_TO_DATE:
         answer = "yes   "
     else:
@@ -177,13 +204,27 @@ def _program(assessment: Assessment, report: VerifiedReport) -> list[tuple[str, 
             ("", f"       RTMR3 {report.rtmrs[3].hex()}"),
         ]
     if report.pcrs is not None:
+        if isinstance(report.evidence, NitroDocument):
+            first, *more = _shown_pcrs(report)
+            return [("which program?", f"{answer} {first}"), *(("", f"       {line}") for line in more)]
         what = "all PCRs" if isinstance(report.evidence, TPMQuote) else "paravisor"
         return [
             ("which program?", f"{answer} PCR 4 {report.pcrs[4].hex()}"),
             ("", f"       PCR {WORKLOAD_PCR} {report.pcrs[WORKLOAD_PCR].hex()} (workload)"),
             ("", f"       {what} {report.measurement}"),
         ]
-    return [("which program?", f"{answer} launch measurement {report.measurement}")]
+    return [
+        ("which program?", f"{answer} launch measurement {report.measurement}"),
+        ("", f"       {_FIRMWARE_ONLY}"),
+    ]
+
+
+def _shown_pcrs(report: VerifiedReport) -> list[str]:
+    """The PCRs that tell programs apart: those of the program first, then each other one that is not zero."""
+    pcrs = report.pcrs or {}
+    first = PROGRAM_PCR.get(report.tee, 0)
+    others = [number for number in sorted(pcrs) if number != first and any(pcrs[number])]
+    return [f"PCR {number} {pcrs[number].hex()}" for number in (first, *others) if number in pcrs]
 
 
 def _bound(assessment: Assessment) -> str:
@@ -225,7 +266,9 @@ def _verdict(assessment: Assessment) -> str:
         owners = "; ".join(
             f"{item.name} exempted by {item.owner} until {item.until:%Y-%m-%d}" for item in claims.exemptions
         )
-        return f"ACCEPTED by the policy, good until {until}" + (f" ({owners})" if owners else "")
+        trusted = TRUSTED.get(claims.report.tee)
+        trust = f", if you trust {trusted}" if trusted else ""
+        return f"ACCEPTED by the policy{trust}, good until {until}" + (f" ({owners})" if owners else "")
     count = len(assessment.failed)
     return "REFUSED: " + ("one check failed" if count == 1 else f"{count} checks failed")
 
@@ -276,6 +319,14 @@ def _evidence_dict(evidence: Evidence) -> dict[str, Any]:
             "td_attributes": f"{td.td_attributes:016x}",
             "xfam": f"{td.xfam:016x}",
         }
+    elif isinstance(evidence, NitroDocument):
+        found = {
+            "measurement": evidence.pcrs.get(PROGRAM_PCR[evidence.tee], b"").hex(),
+            "pcrs": {"sha384": {str(number): value.hex() for number, value in sorted(evidence.pcrs.items())}},
+            "public_key": None if evidence.public_key is None else evidence.public_key.hex(),
+            "user_data": None if evidence.user_data is None else evidence.user_data.hex(),
+            "nonce": None if evidence.nonce is None else evidence.nonce.hex(),
+        }
     else:
         found = {
             "measurement": evidence.measurement.hex(),
@@ -295,7 +346,7 @@ def to_dict(assessment: Assessment) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tee": tee_of(assessment),
         "verdict": assessment.verdict,
-        "genuine": report is not None,
+        "genuine": assessment.genuine,
         "status": report.status.value if report else None,
         "advisories": list(report.advisories) if report else [],
         **_evidence_dict(assessment.evidence),
@@ -319,6 +370,8 @@ def to_dict(assessment: Assessment) -> dict[str, Any]:
         }
         if report.tee.startswith("sim"):
             found["warning"] = _SIMULATED
+        elif report.tee == "snp":
+            found["warning"] = _FIRMWARE_ONLY
         if report.tee in TRUSTED:
             found["trust"] = TRUSTED[report.tee]
     if claims is not None:
@@ -356,7 +409,7 @@ def trust_vector(assessment: Assessment) -> dict[str, int]:
         for check in checks
         if not check.ok
         and check.name not in _PROGRAM_CHECKS
-        and not check.name.startswith((*_CURRENCY_CHECKS, "debug"))
+        and not check.name.startswith((*_CURRENCY_CHECKS, "debug", "PCR "))
     ]
     return {
         "instance-identity": _AFFIRMING,

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from adyton.attest.cbor import ARRAY, BYTES, MAP, TAGGED, TEXT, UNSIGNED, Reader, head, string
 from adyton.attest.certificates import FOREIGN
 from adyton.attest.evidence import parse_evidence
 from adyton.errors import BadChain, MalformedQuote, Mismatch, UsageError
@@ -49,7 +50,6 @@ _NAME: Final = x509.Name(
         x509.NameAttribute(NameOID.COUNTRY_NAME, "US"),
     ]
 )
-_UNSIGNED, _BYTES, _TEXT, _ARRAY, _MAP, _TAGGED = 0, 2, 3, 4, 5, 6
 
 
 def _malformed(what: str) -> MalformedQuote:
@@ -62,100 +62,41 @@ def _malformed(what: str) -> MalformedQuote:
     )
 
 
-def _head(major: int, value: int) -> bytes:
-    """A CBOR head in its shortest form."""
-    for code, width in ((24, 1), (25, 2), (26, 4), (27, 8)):
-        if value < 24:
-            return bytes((major << 5 | value,))
-        if value < 1 << 8 * width:
-            return bytes((major << 5 | code,)) + value.to_bytes(width, "big")
-    raise UsageError(f"{value} is too large for CBOR")
-
-
-def _string(major: int, content: bytes) -> bytes:
-    return _head(major, len(content)) + content
-
-
-class _Reader:
-    """Strict CBOR: definite lengths, shortest heads, nothing left over. Only what the evidence needs."""
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-        self._at = 0
-
-    def head(self, major: int, what: str) -> int:
-        raw, at = self._raw, self._at
-        if at >= len(raw) or raw[at] >> 5 != major:
-            raise _malformed(f"no {what} where one belongs")
-        value, at = raw[at] & 31, at + 1
-        if value >= 24:
-            width = {24: 1, 25: 2, 26: 4, 27: 8}.get(value, 0)
-            if not width or at + width > len(raw):
-                raise _malformed(f"the length of the {what}")
-            value = int.from_bytes(raw[at : at + width], "big")
-            at += width
-            if value < 24 or (width > 1 and value < 1 << 4 * width):
-                raise _malformed(f"the length of the {what} is not in its shortest form")
-        self._at = at
-        return value
-
-    def string(self, major: int, what: str) -> bytes:
-        size = self.head(major, what)
-        end = self._at + size
-        if end > len(self._raw):
-            raise _malformed(f"the {what} is cut")
-        content, self._at = self._raw[self._at : end], end
-        return content
-
-    def end(self, what: str) -> None:
-        if self._at != len(self._raw):
-            raise _malformed(f"{len(self._raw) - self._at} bytes follow the {what}")
-
-
 def encode_claims(spki: bytes) -> bytes:
     """The claims that Gramine makes: the SHA-256 of the public key, CBOR, 51 bytes."""
-    entry = _head(_ARRAY, 2) + _head(_UNSIGNED, 1) + _string(_BYTES, hashlib.sha256(spki).digest())
-    return _head(_MAP, 1) + _string(_TEXT, PUBKEY_HASH.encode()) + _string(_BYTES, entry)
+    entry = head(ARRAY, 2) + head(UNSIGNED, 1) + string(BYTES, hashlib.sha256(spki).digest())
+    return head(MAP, 1) + string(TEXT, PUBKEY_HASH.encode()) + string(BYTES, entry)
 
 
 def encode_evidence(quote: bytes, claims: bytes) -> bytes:
     """The evidence extension's value: `60000([quote, claims])`."""
-    return _head(_TAGGED, TAG) + _head(_ARRAY, 2) + _string(_BYTES, quote) + _string(_BYTES, claims)
+    return head(TAGGED, TAG) + head(ARRAY, 2) + string(BYTES, quote) + string(BYTES, claims)
 
 
 def parse_evidence_extension(raw: bytes) -> tuple[bytes, bytes]:
     """Quote and claims of an evidence extension."""
-    reader = _Reader(raw)
-    if reader.head(_TAGGED, "tag") != TAG:
+    reader = Reader(raw, _malformed)
+    if reader.head(TAGGED, "tag") != TAG:
         raise _malformed(f"evidence without the tag {TAG}")
-    if reader.head(_ARRAY, "array") != 2:
+    if reader.head(ARRAY, "array") != 2:
         raise _malformed("evidence that is no pair")
-    quote = reader.string(_BYTES, "quote")
-    claims = reader.string(_BYTES, "claims")
+    quote = reader.string(BYTES, "quote")
+    claims = reader.string(BYTES, "claims")
     reader.end("evidence")
     return quote, claims
 
 
 def parse_claims(raw: bytes) -> Mapping[str, bytes]:
     """Name -> value of the claims, a CBOR map of texts to byte strings."""
-    reader = _Reader(raw)
+    reader = Reader(raw, _malformed)
     found: dict[str, bytes] = {}
-    for _ in range(_capped(reader.head(_MAP, "map of claims"), 64)):
-        try:
-            name = reader.string(_TEXT, "name of a claim").decode("utf-8")
-        except UnicodeDecodeError:
-            raise _malformed("the name of a claim is not UTF-8") from None
+    for _ in range(reader.count(MAP, "map of claims", 64)):
+        name = reader.text("name of a claim", MAX_EVIDENCE_BYTES)
         if name in found:
             raise _malformed(f"the claim {name[:40]!r} stands twice")
-        found[name] = reader.string(_BYTES, "value of a claim")
+        found[name] = reader.string(BYTES, "value of a claim")
     reader.end("claims")
     return found
-
-
-def _capped(count: int, limit: int) -> int:
-    if count > limit:
-        raise _malformed(f"{count} claims")
-    return count
 
 
 def _pubkey_hash(claims: Mapping[str, bytes]) -> tuple[str, bytes]:
@@ -163,11 +104,11 @@ def _pubkey_hash(claims: Mapping[str, bytes]) -> tuple[str, bytes]:
     entry = claims.get(PUBKEY_HASH)
     if entry is None:
         raise _malformed("the claims do not name the public key")
-    reader = _Reader(entry)
-    if reader.head(_ARRAY, "array") != 2:
+    reader = Reader(entry, _malformed)
+    if reader.head(ARRAY, "array") != 2:
         raise _malformed("the public key's hash is no pair")
-    name = _HASHES.get(reader.head(_UNSIGNED, "hash algorithm"))
-    digest = reader.string(_BYTES, "public key's hash")
+    name = _HASHES.get(reader.head(UNSIGNED, "hash algorithm"))
+    digest = reader.string(BYTES, "public key's hash")
     reader.end("public key's hash")
     if name is None or len(digest) != hashlib.new(name).digest_size:
         raise _malformed("the public key's hash is of an unknown algorithm or of another size")

@@ -1,4 +1,4 @@
-"""The result of a verification: a report that only `dcap.verify` and `amd.verify` can make."""
+"""The result of a verification: a report that only the verifiers (`dcap`, `amd`, `nitro`) can make."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.devices import NO_DEVICES, device_digest
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
 from adyton.attest.tpm.document import TPMQuote
@@ -28,7 +29,7 @@ WORKLOAD_PCR: Final = 15
 """The PCR that holds the workload register where a TPM measures."""
 
 VERIFIER: Final = object()
-"""The token of the two verifiers. Without it nobody can make a VerifiedReport."""
+"""The token of the verifiers. Without it nobody can make a VerifiedReport."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +37,16 @@ class VerifiedReport:
     """Evidence with verified signatures, chains, validity and identities. No policy was applied yet."""
 
     tee: str
-    """"sgx", "tdx", "snp", "tpm", "az-snp", "az-tdx", "sim", "sim-tdx" or "sim-tpm"."""
+    """A name of `adyton.attest.names` without its root: "sgx", "tdx", "az-snp", "nitro", "sim" and so on."""
     status: TCBStatus
     part_statuses: Mapping[str, TCBStatus]
     """The parts of `status`: sgx, tdx, module, qe, as far as they apply."""
     advisories: tuple[str, ...]
     measurement: Measurement
-    """MRENCLAVE, MRTD, SNP's launch measurement, or the digest over all PCRs of a TPM alone."""
+    """MRENCLAVE, MRTD, SNP's launch measurement, or the digest over all PCRs of a TPM alone.
+
+    It is PCR 0 of a Nitro Enclave, and PCR 4 of a NitroTPM.
+    """
     mrsigner: Digest | None
     isv_prod_id: int | None
     isv_svn: int | None
@@ -59,17 +63,20 @@ class VerifiedReport:
     """Earliest end of validity of all documents in use."""
     verified_at: datetime
     platform: Mapping[str, object]
-    """Facts about the platform: FMSPC, PPID, SGX type, CRL numbers (Intel), or product, TCB versions, chip id (AMD)."""
+    """Facts about the platform.
+
+    Intel: FMSPC, PPID, SGX type, CRL numbers. AMD: product, TCB versions, chip id. Amazon: module, document time.
+    """
     revocation_checked: bool
     checks: tuple[Check, ...]
-    evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence
+    evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence | NitroDocument
     devices: tuple[Device, ...] = ()
     """The GPUs whose evidence was verified with this evidence (`attest.bundle`)."""
     made_by: object = field(repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         if self.made_by is not VERIFIER:
-            raise UsageError("a VerifiedReport is made by dcap.verify or amd.verify only")
+            raise UsageError("a VerifiedReport is made by a verifier only")
 
     @property
     def tee_with_root(self) -> str:
@@ -83,7 +90,9 @@ class VerifiedReport:
 
     @property
     def pcrs(self) -> Mapping[int, bytes] | None:
-        """The registers of a TPM, by number. None where the evidence has none."""
+        """The registers of a TPM or a Nitro Enclave, by number. None where the evidence has none."""
+        if isinstance(self.evidence, NitroDocument):
+            return self.evidence.pcrs
         if not isinstance(self.evidence, TPMQuote | AzureEvidence):
             return None
         return dict(enumerate(self.evidence.pcrs))
@@ -96,7 +105,8 @@ class VerifiedReport:
 def carries_workload(evidence: Evidence, workload: Measurement, devices: bytes = NO_DEVICES) -> bool:
     """Whether evidence names this workload: as MRENCLAVE (SGX), or in the workload register with the device digest.
 
-    It is never true for SEV-SNP, which has no register for it: there report data bind the workload.
+    It is never true for SEV-SNP, which has no register for it: there report data bind the workload. A Nitro Enclave has
+    none either. A NitroTPM has it in PCR 15.
     """
     if isinstance(evidence, SGXQuote):
         return evidence.report.mrenclave == workload.raw
@@ -104,4 +114,6 @@ def carries_workload(evidence: Evidence, workload: Measurement, devices: bytes =
         return evidence.report.rtmrs[3] == workload_rtmr3(workload, devices).raw
     if isinstance(evidence, TPMQuote | AzureEvidence):
         return evidence.pcrs[WORKLOAD_PCR] == workload_register(workload, devices, bank="sha256")
+    if isinstance(evidence, NitroDocument) and evidence.tee == "nitrotpm":
+        return evidence.pcrs.get(WORKLOAD_PCR) == workload_register(workload, devices, bank="sha384")
     return False

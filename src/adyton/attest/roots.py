@@ -30,6 +30,8 @@ NVIDIA_DEVICE_ROOT: Final = Digest.from_hex("102bf659d5419614c9d8e6aecebc80454eb
 """NVIDIA Device Identity CA, under which GPUs and NVSwitches sign their reports."""
 NVIDIA_RIM_ROOT: Final = Digest.from_hex("12977b5115acb0381179279fffeb5a8c4d264971ebb32298023a465fa41df5d1")
 """NVIDIA CoRIM signing Root CA, under which reference values are signed."""
+AWS_NITRO_ROOT: Final = Digest.from_hex("641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b")
+"""Amazon's root of Nitro documents (G1, CN aws.nitro-enclaves), valid 2019-10-28 to 2049-10-28."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class TrustRoots:
     amd: Mapping[str, Digest] = field(default_factory=lambda: AMD_ARKS)
     nvidia_device: frozenset[Digest] = frozenset({NVIDIA_DEVICE_ROOT})
     nvidia_rim: frozenset[Digest] = frozenset({NVIDIA_RIM_ROOT})
+    nitro: frozenset[Digest] = frozenset({AWS_NITRO_ROOT})
     tpm: frozenset[Digest] = frozenset()
     """Roots of TPMs' attestation keys. None is built in: a policy names them."""
     sim: frozenset[Digest] = frozenset()
@@ -57,4 +60,4 @@ class TrustRoots:
     def key(self) -> tuple[object, ...]:
         """Identifies this set of roots, to keep cached verdicts apart."""
         amd = tuple(sorted((name, root.raw) for name, root in self.amd.items()))
-        return self.intel, self.tpm, self.sim, amd, self.nvidia_device, self.nvidia_rim
+        return self.intel, self.nitro, self.tpm, self.sim, amd, self.nvidia_device, self.nvidia_rim

@@ -5,11 +5,12 @@ Source: AMD, SEV Secure Nested Paging Firmware ABI Specification (56860), "ATTES
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from adyton.attest.layout import Span, check_size, pack
 from adyton.attest.quote import refuse
+from adyton.attest.snp_table import build_table, parse_table
 
 REPORT_BYTES: Final = 1184
 SIGNED_BYTES: Final = 0x2A0
@@ -117,6 +118,8 @@ class SNPReport:
     """An attestation report, unverified. The fields are read from the bytes as they are asked for."""
 
     raw: bytes
+    vlek: bytes | None = None
+    """The VLEK certificate (DER) that came behind the report, from the host and unverified."""
 
     def __post_init__(self) -> None:
         check_size(self.raw, REPORT_BYTES, "SEV-SNP report")
@@ -131,8 +134,8 @@ class SNPReport:
         return type(self)(pack(REPORT_BYTES, FIELDS, fields, self.raw))
 
     def to_bytes(self) -> bytes:
-        """The 1184 bytes."""
-        return self.raw
+        """The 1184 bytes, and behind them a table with the VLEK where there is one."""
+        return self.raw if self.vlek is None else self.raw + build_table({"VLEK": self.vlek})
 
     def field(self, name: str) -> bytes:
         """A field by name."""
@@ -211,6 +214,16 @@ class SNPReport:
         if any(r[48:]) or any(s[48:]):
             return None
         return r[47::-1] + s[47::-1]
+
+
+def parse_extended_report(raw: bytes) -> SNPReport:
+    """Parse a report of 1184 bytes with a certificate table behind it, of which only a VLEK is kept.
+
+    A VCEK is left out, because AMD's service has it. Zeros behind the table are left out, too. Raises MalformedQuote.
+    """
+    report = parse_report(raw[:REPORT_BYTES])
+    vlek = parse_table(raw[REPORT_BYTES:]).get("VLEK")
+    return report if report.signing_key != KEY_VLEK else replace(report, vlek=vlek)
 
 
 def parse_report(raw: bytes) -> SNPReport:

@@ -40,7 +40,7 @@ def verify(
     policy: Annotated[Path | None, typer.Option(help="What to accept, TOML or JSON; without it nothing is.")] = None,
     report_data: Annotated[
         str | None,
-        typer.Option(help="What it must be bound to: 128 hex digits (TPM: its nonce).", metavar="HEX"),
+        typer.Option(help="What it must be bound to: 128 hex digits, or its nonce.", metavar="HEX"),
     ] = None,
     program_data: Annotated[
         str | None,
@@ -74,8 +74,10 @@ def verify(
             collateral=collateral or (),
             at=None if at is None else _time(at),
             policy=policy,
-            report_data=_bytes(report_data, "--report-data", None, "up to 128 hex digits"),
-            program_data=_bytes(program_data, "--program-data", None, "up to 128 hex digits"),
+            report_data=_bytes(
+                report_data, "--report-data", "128 hex digits (append zeros to a hash), or a nonce", 512
+            ),
+            program_data=_bytes(program_data, "--program-data", "up to 128 hex digits", 64),
             workload=None if workload is None else Measurement.from_hex(workload),
             home=home,
         )
@@ -103,14 +105,14 @@ def _time(at: str) -> datetime:
         raise UsageError(f"no time: {at[:80]!r}", check="--at", expected=wanted, seen=at[:80]) from None
 
 
-def _bytes(text: str | None, option: str, size: int | None, expected: str) -> bytes | None:
-    """The bytes that an option gives in hex: `size` of them, or up to 64."""
+def _bytes(text: str | None, option: str, expected: str, limit: int) -> bytes | None:
+    """The bytes that an option gives in hex, up to `limit`."""
     if text is None:
         return None
     try:
         raw = bytes.fromhex(text)
     except ValueError:
-        raw = bytes(65)
-    if len(text) != 2 * len(raw) or len(raw) > 64 or size not in (None, len(raw)):
+        raw = bytes(limit + 1)
+    if len(text) != 2 * len(raw) or len(raw) > limit:
         raise UsageError(f"{option} takes {expected}", check=option, expected=expected, seen=f"{len(text)} characters")
     return raw

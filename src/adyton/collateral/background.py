@@ -220,7 +220,7 @@ class BackgroundLookup:
         try:
             found = self._here.find_for_report(report, now)
         except (Unavailable, Stale) as missing:
-            chip = (report.chip_id, report.field("reported_tcb"))
+            chip = (report.chip_id, report.field("reported_tcb"), report.vlek)
             return self._begin(chip, lambda: self._fetching.for_report(report, now), "unproven", missing)
         self._refresh_if_due(found.due_at, now)
         return found.collateral

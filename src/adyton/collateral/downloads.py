@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from adyton.attest.amd import parse_chip_certificate
+from adyton.attest.certificates import parse_certificate
 from adyton.attest.snp import SNPReport
 from adyton.collateral.backoff import SourceBackoff
 from adyton.collateral.documents import last_certificate, stored_name
@@ -24,7 +26,7 @@ from adyton.collateral.requests import (
 )
 from adyton.collateral.sources import Source, SourceList
 from adyton.collateral.store import IMMUTABLE, CollateralStore, Outcome
-from adyton.errors import Error, EvidenceError, FetchFailed, Unavailable
+from adyton.errors import Error, EvidenceError, FetchFailed, Mismatch, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,17 +115,17 @@ class Downloads:
     def fetch_chip(self, chip: ChipOrigin, now: datetime, *, sources: Sequence[Source] | None = None) -> list[Outcome]:
         """Fetch a chip's VCEK, unless it is stored (it never changes), and the CRL.
 
-        A VLEK cannot be fetched: only its guest has it.
+        A VLEK cannot be fetched: only its guest has it. Where it came with the report, its chain is fetched.
         """
         found: list[Outcome] = []
-        if chip.chip_id is not None:
-            kind, subject = chip.certificate
-            held = self.store.find(kind, subject, now)
-            if held is None:
-                request = VCEKRequest(chip.product, chip.chip_id, chip.tcb)
-                found.append(self.fetch_amd(request, now, sources=sources))
-            else:
-                found.append(Outcome(held.name, held))
+        held = self.store.find(*chip.certificate, now)
+        if held is not None:
+            found.append(Outcome(held.name, held))
+        elif chip.chip_id is not None:
+            request = VCEKRequest(chip.product, chip.chip_id, chip.tcb)
+            found.append(self.fetch_amd(request, now, sources=sources))
+        elif chip.vlek is not None:
+            found.append(self._put_given_vlek(chip, chip.vlek, now, sources=sources))
         if all(outcome.error is None for outcome in found):
             found.append(self.fetch_amd(AMDCRLRequest(chip.product), now, sources=sources))
         return found
@@ -143,6 +145,25 @@ class Downloads:
             return self.fetch_amd(AMDCRLRequest(verified.subject.capitalize()), now)
         request = request_for(verified.document.kind, verified.subject, verified.document.chain)
         return self.fetch_one(request, now, root=verified.root)
+
+    def _put_given_vlek(
+        self, chip: ChipOrigin, leaf: bytes, now: datetime, *, sources: Sequence[Source] | None
+    ) -> Outcome:
+        """Keep the VLEK that came with a report. One for another product or TCB is refused before AMD is asked."""
+        name = stored_name(*chip.certificate)
+        try:
+            found = parse_chip_certificate(parse_certificate(leaf, "VLEK"))
+            if found.tcb != chip.tcb or found.product.partition("-")[0] != chip.product:
+                raise Mismatch(
+                    "the VLEK beside the report is for another product or TCB",
+                    check="VLEK: is for this report",
+                    expected=f"{chip.product}: {chip.tcb}",
+                    seen=f"{found.product}: {found.tcb}",
+                    remedy="take report and certificates from the guest anew",
+                )
+            return Outcome(name, self.put_vlek(leaf, chip.product, now, source=(sources or self.kds)[0]))
+        except (EvidenceError, Unavailable) as error:
+            return Outcome(name, None, error)
 
     def put_vlek(self, leaf: bytes, product: str, now: datetime, *, source: Source | None = None) -> VerifiedDocument:
         """Keep a VLEK certificate (DER) that a guest has from its host, with its chain from AMD."""

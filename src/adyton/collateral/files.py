@@ -6,6 +6,7 @@ JSON, PEM or DER. Nothing is verified here. The verification of the evidence ver
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.azure.evidence import AzureEvidence
-from adyton.attest.certificates import decode_crl, parse_certificate, parse_crl, split_pem
+from adyton.attest.certificates import decode_crl, leaf_first, parse_certificate, parse_crl, split_pem
 from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import hardware_part
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
 from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
+from adyton.attest.tdx import TDXQuote
 from adyton.capped_read import read_capped
 from adyton.collateral.bundle import parse_bundle
 from adyton.collateral.documents import Document, Kind, VerifiedDocument, verify_document
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from adyton.attest.certificates import Certificate
+    from adyton.attest.certificates import CRL, Certificate
     from adyton.attest.evidence import Evidence, HardwareEvidence
 
 MAX_FILES: Final = 4096
 MAX_FILE_BYTES: Final = 64 << 20
+MAX_BLOCKS: Final = 64
+_HEX: Final = re.compile(rb"[0-9a-fA-F\s]+")
+_PEM: Final = re.compile(rb"(-----BEGIN (CERTIFICATE|X509 CRL)-----[^-]*-----END \2-----)")
 
 
 @dataclass
@@ -74,12 +79,13 @@ def _collect(paths: Iterable[Path]) -> _Found:
 
 def _take(raw: bytes, path: Path, found: _Found) -> None:
     head = raw[:64].lstrip()
+    if _HEX.fullmatch(raw[:64]) is not None:
+        raw = _unhexed(raw, path)
+        head = raw[:64].lstrip()
     if head.startswith(b"{"):
         _take_json(raw, path, found)
-    elif head.startswith(b"-----BEGIN X509 CRL"):
-        found.crls.append(decode_crl(raw))
     elif head.startswith(b"-----BEGIN"):
-        found.certificates += split_pem(raw, f"certificates in {path.name}")
+        _take_pem(raw, path, found)
     elif _is_crl(raw):
         found.crls.append(raw)
     elif raw[:1] == b"\x30":
@@ -91,6 +97,36 @@ def _take(raw: bytes, path: Path, found: _Found) -> None:
             expected="JSON, PEM or DER",
             seen=raw[:8].hex(),
         )
+
+
+def _unhexed(raw: bytes, path: Path) -> bytes:
+    """What stands in a file of hex: DER or PEM, never hex again."""
+    try:
+        return bytes.fromhex(raw.decode("ascii"))
+    except ValueError:
+        raise MalformedQuote(
+            f"{path} begins as hex and is none",
+            check="parse of the collateral",
+            expected="JSON, PEM, DER, or hex of PEM or DER",
+            seen="other characters behind it",
+        ) from None
+
+
+def _take_pem(raw: bytes, path: Path, found: _Found) -> None:
+    """Certificates and revocation lists of one file, in any order."""
+    blocks = _PEM.findall(raw)
+    if len(blocks) > MAX_BLOCKS or _PEM.sub(b"", raw).strip(b"\x00 \t\r\n"):
+        raise MalformedQuote(
+            f"{path} holds something beside certificates and revocation lists",
+            check="parse of the collateral",
+            expected=f"at most {MAX_BLOCKS} PEM blocks",
+            seen=f"{len(blocks)} blocks",
+        )
+    for block, label in blocks:
+        if label == b"CERTIFICATE":
+            found.certificates += split_pem(block, f"certificates in {path.name}")
+        else:
+            found.crls.append(decode_crl(block))
 
 
 def _take_json(raw: bytes, path: Path, found: _Found) -> None:
@@ -136,12 +172,12 @@ def _with_chain(collateral: Collateral, found: _Found) -> Collateral:
     if collateral.pck_certificate_chain is not None or len(found.certificates) != 3:
         return collateral
     chain = "".join(parse_certificate(raw, "PCK certificate chain").pem for raw in found.certificates)
-    return replace(collateral, pck_certificate_chain=chain)
+    return replace(collateral, pck_certificate_chain=leaf_first(chain))
 
 
 def _best(evidence: HardwareEvidence, candidates: list[Collateral], now: datetime) -> Collateral:
     """The newest collateral with valid TCB info for this platform."""
-    if isinstance(evidence, SNPReport):
+    if not isinstance(evidence, SGXQuote | TDXQuote):
         raise missing("this is for quotes only")
     origin = unverified_origin(evidence)
     kind = "SGX" if isinstance(evidence, SGXQuote) else "TDX"
@@ -162,7 +198,7 @@ def _best(evidence: HardwareEvidence, candidates: list[Collateral], now: datetim
 
 def _from_documents(held: list[Document], evidence: HardwareEvidence, now: datetime) -> list[Collateral]:
     """The collateral that single documents give for this quote, if none is missing."""
-    if isinstance(evidence, SNPReport) or not held:
+    if not isinstance(evidence, SGXQuote | TDXQuote) or not held:
         return []
     origin = unverified_origin(evidence)
     known: dict[tuple[Kind, str], VerifiedDocument] = {}
@@ -182,7 +218,7 @@ def _from_documents(held: list[Document], evidence: HardwareEvidence, now: datet
         return []
 
 
-def _choose_amd(evidence: HardwareEvidence, found: _Found) -> AMDCollateral:
+def _choose_amd(evidence: HardwareEvidence, found: _Found, now: datetime) -> AMDCollateral:
     """AMD's certificates: from one document, or from single certificates (leaf, ASK or ASVK, ARK) and a CRL."""
     if found.amd:
         return found.amd[-1]
@@ -197,8 +233,17 @@ def _choose_amd(evidence: HardwareEvidence, found: _Found) -> AMDCollateral:
     ark = next((item for item in parsed if ask is not None and item.subject == ask.issuer), None)
     if leaf is None or ask is None or ark is None:
         raise missing(f"it takes the {leaf_name[4:]}, the ASK and the ARK")
-    crl = next((raw for raw in found.crls if parse_crl(raw, "AMD CRL").issuer == ark.subject), None)
-    return AMDCollateral(leaf=leaf.der, ask=ask.der, ark=ark.der, crl=crl)
+    crl = _newest([crl for crl in (parse_crl(raw, "AMD CRL") for raw in found.crls) if crl.issuer == ark.subject], now)
+    return AMDCollateral(leaf=leaf.der, ask=ask.der, ark=ark.der, crl=None if crl is None else crl.der)
+
+
+def _newest(crls: list[CRL], now: datetime) -> CRL | None:
+    """Of several lists the one that is valid now, and of those the newest."""
+    return max(
+        crls,
+        key=lambda crl: (crl.window.not_before <= now <= crl.window.not_after, crl.window.not_before),
+        default=None,
+    )
 
 
 def _is_of(leaf: Certificate, report: SNPReport) -> bool:
@@ -216,16 +261,32 @@ def choose(evidence: Evidence, paths: Iterable[Path], now: datetime) -> Collater
     """The collateral for this evidence in these files and folders.
 
     Azure's evidence brings the certificate of its chip itself. A TPM's quote needs none. Raises FetchFailed where there
-    is none, and MalformedQuote where a named file holds none.
+    is none, or where what is there cannot be read: that is no fault of the evidence. Raises MalformedQuote where a
+    quote does not say which collateral it needs.
     """
-    found = _collect(paths)
     hardware = hardware_part(evidence)
     if hardware is None:
         return NoCollateral()
-    if isinstance(evidence, AzureEvidence) and evidence.vcek is not None:
-        found.certificates.append(evidence.vcek)
+    if isinstance(hardware, SGXQuote | TDXQuote):
+        unverified_origin(hardware)
+    try:
+        found = _collect(paths)
+        if isinstance(evidence, AzureEvidence) and evidence.vcek is not None:
+            found.certificates.append(evidence.vcek)
+        return _chosen(hardware, found, now)
+    except EvidenceError as error:
+        raise FetchFailed(
+            f"the collateral cannot be read, so the evidence could not be checked: {error.message}",
+            check=error.check,
+            expected=error.expected,
+            seen=error.seen,
+            remedy=error.remedy or "fetch it again: adyton collateral fetch --for EVIDENCE",
+        ) from error
+
+
+def _chosen(hardware: HardwareEvidence, found: _Found, now: datetime) -> Collateral | AMDCollateral:
     if isinstance(hardware, SNPReport):
-        return _choose_amd(hardware, found)
+        return _choose_amd(hardware, found, now)
     candidates = found.intel + _from_documents(found.documents, hardware, now)
     if not candidates:
         raise missing("the files hold none for a quote")

@@ -126,7 +126,10 @@ def assemble(found: Mapping[tuple[Kind, str], VerifiedDocument], origin: Origin)
 
 def missing(root: Digest, kind: Kind, subject: str) -> FetchFailed:
     """The error for a missing document."""
-    vlek = "a VLEK is with the guest, which has it from its host: adyton collateral fetch --vlek FILE"
+    vlek = (
+        "a VLEK is with the guest, which has it from its host: adyton collateral fetch --for EVIDENCE, where the"
+        " evidence carries it (a report with its certificate table), or --vlek FILE"
+    )
     return FetchFailed(
         f"no collateral to judge this evidence with: {kind} {subject} under the root {root} is missing",
         check="collateral at hand",
@@ -150,6 +153,8 @@ class ChipOrigin:
     tcb: TCBVersion
     chip_id: bytes | None
     """None where a VLEK signs: it belongs to a provider, not to a chip."""
+    vlek: bytes | None = None
+    """The VLEK that came with the report, DER, unverified."""
 
     @property
     def certificate(self) -> tuple[Kind, str]:
@@ -168,7 +173,9 @@ def unverified_chips(report: SNPReport) -> tuple[ChipOrigin, ...]:
     products = (report.product,) if report.product is not None else ("Milan", "Genoa")
     chip_id = None if report.signing_key == KEY_VLEK else report.chip_id
     raw = report.field("reported_tcb")
-    return tuple(ChipOrigin(each, TCBVersion.parse(raw, turin=each == "Turin"), chip_id) for each in products)
+    return tuple(
+        ChipOrigin(each, TCBVersion.parse(raw, turin=each == "Turin"), chip_id, report.vlek) for each in products
+    )
 
 
 def assemble_amd(certificate: Document, crl: Document) -> AMDCollateral:

@@ -10,6 +10,8 @@ from adyton.attest.assess import verify_evidence
 from adyton.attest.checks import Checks
 from adyton.attest.collateral import NoCollateral
 from adyton.attest.evidence import hardware_part, parse_evidence
+from adyton.attest.nitro import verify as nitro
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.quote import CertificationType
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
@@ -55,6 +57,7 @@ class Verifier:
     def __init__(self, collateral: CollateralSource) -> None:
         self._collateral = collateral
         self._cache = dcap.Cache()
+        self._nitro_cache = nitro.Cache()
 
     def verify(self, raw: bytes, sim_roots: Iterable[Digest], now: datetime) -> VerifiedEvidence | Pending:
         """Verify evidence at the time `now`. Raises an EvidenceError that names the step, or Unavailable.
@@ -65,6 +68,8 @@ class Verifier:
         """
         evidence = parse_evidence(raw)
         roots = TrustRoots().with_sim(sim_roots)
+        if isinstance(evidence, NitroDocument):
+            return VerifiedEvidence(nitro.verify(evidence, roots, now, cache=self._nitro_cache), NoCollateral())
         hardware = hardware_part(evidence)
         collateral: Collateral | AMDCollateral | NoCollateral | Pending
         if hardware is None:

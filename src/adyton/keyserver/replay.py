@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from adyton.keystore.reader import Reader
 
 _LOOKING: Policy = Policy(
-    tees=frozenset({"sgx", "tdx", "snp"}), statuses=frozenset(TCBStatus) - NEVER_ACCEPTED, any_program=True
+    tees=frozenset({"sgx", "tdx", "snp", "nitro", "nitrotpm"}),
+    statuses=frozenset(TCBStatus) - NEVER_ACCEPTED,
+    any_program=True,
 )
 
 

@@ -43,9 +43,23 @@ REMEDY: Final = {
 }
 
 
+VERIFIED_ONLY: Final = frozenset({"nitro", "nitrotpm"})
+"""TEEs whose evidence is verified and shown, while nothing says which guest they booted."""
+
+
 def lines(approval: Approval, tee: str) -> list[Check]:
     """The checks whether this approval can release anything on this TEE. Empty where none applies."""
     found = []
+    if tee in VERIFIED_ONLY:
+        found.append(
+            Check(
+                GUEST_LINE,
+                "a guest image document that says which PCRs the image gives",
+                "none is known for this TEE",
+                False,
+                f"nothing can be approved for {tee} yet: `adyton verify` judges its evidence; use tdx or sgx for keys",
+            )
+        )
     kind = confidential_kind(tee)
     if kind is not None:
         named = [guest for guest in approval.guest_images if guest.kind == kind]

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from adyton.attest.report_data import check_report_data
-from adyton.attest.snp import REPORT_BYTES, parse_report
-from adyton.errors import Error, NoDevice, StorageFailed, Timeout, UsageError
+from adyton.attest.snp import KEY_VLEK, REPORT_BYTES, parse_extended_report, parse_report
+from adyton.errors import Error, MalformedQuote, NoDevice, StorageFailed, Timeout, UsageError
 from adyton.tee.configfs_tsm import PROVIDERS, ConfigfsTSM
 from adyton.tee.gramine_device import check_own_quote
 from adyton.tee.system import KERNEL, READ_WRITE, System
@@ -38,6 +38,8 @@ VMM_INVALID_LENGTH: Final = 1
 MAX_VMPL: Final = 3
 _REPORT_AT: Final = 0x20
 _MESSAGE_VERSION: Final = 1
+_STRIPPED: Final = bytes(32)
+"""The last certificate of a table may end with zeros, which were taken for padding."""
 NOTICE: Final = "Adyton's reader of SEV-SNP reports has been tested against a double only, never on SEV-SNP hardware"
 
 
@@ -183,10 +185,16 @@ class SNPSource:
         """None: the registers of its evidence are compared as they stand."""
 
     def quote(self, report_data: bytes) -> bytes:
-        """A report over these 64 bytes."""
-        report = self.chip_report(report_data).report
-        check_own_quote(parse_report(report).report_data, report_data)
-        return report
+        """A report over these 64 bytes. A VLEK that signed it follows in a table, since AMD gives it to nobody else."""
+        made = self.chip_report(report_data)
+        report = parse_report(made.report)
+        check_own_quote(report.report_data, report_data)
+        if report.signing_key != KEY_VLEK or not made.certificates:
+            return made.report
+        try:
+            return parse_extended_report(made.report + made.certificates + _STRIPPED).to_bytes()
+        except MalformedQuote:
+            return made.report  # the host's table is its own affair; the key server may have the VLEK already
 
     def chip_report(self, report_data: bytes) -> ChipReport:
         """A report, with the host's certificates where it gives any."""

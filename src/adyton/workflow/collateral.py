@@ -12,7 +12,8 @@ from adyton.atomic_file import write_file
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, split_pem
 from adyton.attest.evidence import hardware_part, parse_evidence
-from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_QUOTE_BYTES
+from adyton.attest.forms import MAX_FORM_BYTES, read_form
+from adyton.attest.layout import MAX_CHAIN_BYTES
 from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT
 from adyton.attest.snp import SNPReport
 from adyton.capped_read import read_capped
@@ -225,13 +226,14 @@ def _root(text: str | None) -> Digest | None:
 
 
 def _read_evidence(path: Path) -> HardwareEvidence:
-    found = hardware_part(parse_evidence(read_capped(path, MAX_QUOTE_BYTES, "evidence", too_large=MalformedQuote)))
+    raw = read_capped(path, MAX_FORM_BYTES, "evidence", too_large=MalformedQuote)
+    found = hardware_part(parse_evidence(read_form(raw).evidence))
     if found is None:
         raise UsageError(
-            "a TPM's quote needs no collateral: it carries its certificates, and the policy names its root",
+            "a TPM's quote and a Nitro document need no collateral: they carry their certificates",
             check="--for",
             expected="evidence of a processor",
-            seen="a TPM quote",
+            seen="a TPM quote or a Nitro document",
         )
     return found
 

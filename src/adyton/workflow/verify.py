@@ -16,6 +16,8 @@ from adyton.attest.certificates import split_pem
 from adyton.attest.collateral import NoCollateral
 from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.forms import read_form
+from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _MAX_EVIDENCE_BYTES: Final = 1 << 20
 _MAX_POLICY_BYTES: Final = 1 << 20
+_MAX_NITRO_NONCE_BYTES: Final = 512
 _MAX_TOKEN_KEY_BYTES: Final = 1 << 16
 
 
@@ -180,13 +183,18 @@ def _wanted(
 
 
 def _check_length(wanted: bytes | None, evidence: Evidence) -> None:
-    """Report data have 64 bytes. The nonce in a TPM's quote has 1 to 64."""
-    tpm = isinstance(evidence, TPMQuote | AzureEvidence)
-    if wanted is not None and len(wanted) != 64 and not (tpm and 1 <= len(wanted) <= 64):
+    """Report data have 64 bytes. The nonce in a TPM's quote has 1 to 64, that in a Nitro document up to 512."""
+    least, most = 64, 64
+    if isinstance(evidence, TPMQuote | AzureEvidence):
+        least = 1
+    elif isinstance(evidence, NitroDocument):
+        least, most = 1, _MAX_NITRO_NONCE_BYTES
+    if wanted is not None and not least <= len(wanted) <= most:
+        expected = "64 bytes, which are 128 hex digits (append zeros to a hash)"
         raise UsageError(
-            "the nonce of a TPM's quote has 1 to 64 bytes" if tpm else "report data has 64 bytes",
+            "the nonce has another length" if least < most else "report data has 64 bytes",
             check="--report-data",
-            expected="1 to 64 bytes" if tpm else "64 bytes, which are 128 hex digits (append zeros to a hash)",
+            expected=f"{least} to {most} bytes" if least < most else expected,
             seen=f"{len(wanted)} bytes",
         )
 
@@ -205,7 +213,8 @@ def _policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
 
 
 def _evidence(raw: bytes) -> tuple[Evidence, bytes | None]:
-    """The evidence, and for an RA-TLS certificate the report data that binds its key."""
+    """The evidence in whatever form it came, and for an RA-TLS certificate the report data that binds its key."""
+    raw = read_form(raw).evidence
     if raw.lstrip().startswith((b"-----BEGIN CERTIFICATE-----", b"-----BEGIN TRUSTED CERTIFICATE-----")):
         blocks = split_pem(raw.replace(b" TRUSTED CERTIFICATE-", b" CERTIFICATE-"), "RA-TLS certificate")
         if len(blocks) != 1:

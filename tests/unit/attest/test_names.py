@@ -12,8 +12,22 @@ from adyton.values import Measurement
 
 ROOT = "a" * 64
 TEES = {
-    **dict.fromkeys(("sgx", "tdx", "snp", f"sim:{ROOT}", f"sim-tdx:{ROOT}"), True),
-    **dict.fromkeys(("", "SGX", "sim", "sim-tdx", f"sim:{ROOT[1:]}", f"sim:{ROOT}a", f"snp:{ROOT}", "sgx\n"), False),
+    **dict.fromkeys(("sgx", "tdx", "snp", "nitro", "nitrotpm", f"sim:{ROOT}", f"sim-tdx:{ROOT}"), True),
+    **dict.fromkeys(
+        (
+            "",
+            "SGX",
+            "sim",
+            "sim-tdx",
+            f"sim:{ROOT[1:]}",
+            f"sim:{ROOT}a",
+            f"snp:{ROOT}",
+            "sgx\n",
+            "nitro:a",
+            f"nitrotpm:{ROOT}",
+        ),
+        False,
+    ),
 }
 ADVISORIES = {
     **dict.fromkeys(("INTEL-SA-00615", "AMD-SB-3019", "SIM-SA-00000"), True),

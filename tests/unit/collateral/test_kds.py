@@ -18,8 +18,10 @@ import pytest
 from adyton.attest import amd, snp
 from adyton.attest.certificates import parse_certificate
 from adyton.attest.collateral import AMDCollateral
+from adyton.attest.evidence import parse_evidence
 from adyton.attest.snp import TCBVersion
-from adyton.collateral.background import BackgroundFetches, BackgroundLookup
+from adyton.attest.snp_table import build_table
+from adyton.collateral.background import BackgroundFetches, BackgroundLookup, Pending
 from adyton.collateral.bundle import parse_bundle
 from adyton.collateral.documents import Document, chip_subject, verify_document
 from adyton.collateral.downloads import Downloads
@@ -246,6 +248,52 @@ def test_vlek_of_the_guest_is_kept_with_its_chain(tmp_path: Path) -> None:
     collateral = Lookup(downloads.store).for_report(kds.report, kds.now, roots=kds.built.roots)
     report = amd.verify(kds.report, collateral, kds.built.roots, kds.now)
     assert report.platform["provider"] == "test provider"
+
+
+def test_vlek_that_comes_with_a_report_is_kept_without_a_command(tmp_path: Path) -> None:
+    """A report with its host's certificate table: the VLEK is stored in the background, and verifies the report."""
+    kds = KDS(SNPScenario(vlek=True))
+    leaf = kds.built.collateral.leaf
+    table = build_table({"VLEK": leaf, "ASK": kds.built.collateral.ask, "ARK": kds.built.collateral.ark})
+    report = parse_evidence(kds.built.report + table + bytes(100))
+    assert isinstance(report, snp.SNPReport)
+    assert report.vlek == leaf
+    assert parse_evidence(report.to_bytes()) == report
+    downloads = kds.downloads(tmp_path)
+    works: list[Callable[[], None]] = []
+    lookup = BackgroundLookup.create(downloads, BackgroundFetches(start=works.append))
+    pinned = kds.built.roots
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adyton.collateral.lookup.TrustRoots", lambda: pinned)
+        assert isinstance(lookup.for_report(report, kds.now), Pending)
+        works.pop()()
+        found = lookup.for_report(report, kds.now)
+    assert isinstance(found, AMDCollateral)
+    assert amd.verify(report, found, pinned, kds.now).platform["provider"] == "test provider"
+    asked = len(kds.asked)
+    assert [outcome.error for outcome in downloads.fetch_for(report, kds.now)] == [None, None]
+    assert not any("vlek" in url for url in kds.asked[asked:])
+    target = CollateralStore(tmp_path / "other")
+    target.import_bundle(downloads.store.export_bundle(None), kds.now)
+    assert Lookup(target).for_report(report, kds.now, roots=pinned).leaf == leaf
+
+
+@pytest.mark.parametrize("wrong", ["another TCB", "no certificate", "signed by another"])
+def test_false_vlek_beside_a_report_is_refused(tmp_path: Path, wrong: str) -> None:
+    """What the host put beside the report is data: it is kept only where AMD's chain leads to it."""
+    kds, other = KDS(SNPScenario(vlek=True)), SNPScenario(vlek=True)
+    if wrong == "another TCB":
+        other.certificate_tcb = TCBVersion(4, 0, 24, 1)
+    elif wrong == "signed by another":
+        other.leaf_signer = "other"
+    leaf = b"\x30\x03\x02\x01\x05" if wrong == "no certificate" else other.leaf()
+    report = parse_evidence(kds.built.report + build_table({"VLEK": leaf}))
+    assert isinstance(report, snp.SNPReport)
+    downloads = kds.downloads(tmp_path)
+    (outcome,) = downloads.fetch_for(report, kds.now)
+    assert outcome.error is not None
+    assert (kds.asked == []) == (wrong != "signed by another")
+    assert not list(downloads.store.held())
 
 
 def test_missing_vlek_is_told_with_where_it_is(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Amazon's Nitro documents: of Nitro Enclaves, and of machines with a NitroTPM."""
