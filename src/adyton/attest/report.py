@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from adyton.attest.shortfall import Shortfall
     from adyton.attest.snp import SNPReport
     from adyton.attest.status import TCBStatus
     from adyton.check import Check
@@ -52,6 +53,8 @@ class VerifiedReport:
     platform: Mapping[str, object]
     """Facts about the platform: FMSPC, PPID, SGX type, CRL numbers (Intel), or product, TCB versions, chip id (AMD)."""
     revocation_checked: bool
+    shortfalls: tuple[Shortfall, ...] = ()
+    """The security versions that the maker's tables call too low."""
     checks: tuple[Check, ...]
     evidence: SGXQuote | TDXQuote | SNPReport
     made_by: object = field(repr=False, compare=False, hash=False)
