@@ -210,6 +210,12 @@ def check_signature(checks: Checks, report: SNPReport, leaf: Certificate) -> Non
     )
 
 
+def chip_id_of(chip: ChipCertificate, product: str) -> bytes:
+    """The chip id that a VCEK names, 64 bytes as a report writes it. Empty where it names none (a VLEK)."""
+    identifier = chip.hardware_id or b""
+    return identifier.ljust(64, b"\0") if product == "Turin" and len(identifier) == 8 else identifier
+
+
 def check_chip(checks: Checks, report: SNPReport, chip: ChipCertificate, product: str, *, vlek: bool) -> None:
     """Step 3: the leaf is for the product, chip and TCB that the report states."""
     stated = product if report.version == 2 else report.product  # version 2 does not say
@@ -238,14 +244,13 @@ def check_chip(checks: Checks, report: SNPReport, chip: ChipCertificate, product
             seen=chip.csp_id or "no provider",
             error=Mismatch,
         )
-    elif not report.masks_chip_key:
-        identifier = chip.hardware_id or b""
-        padded = identifier + bytes(64 - len(identifier)) if product == "Turin" else identifier
+    else:
+        identifier = chip_id_of(chip, product)
         checks.require(
             "chip id: certificate is for this chip",
-            padded == report.chip_id and bool(identifier),
-            expected=report.chip_id,
-            seen=identifier,
+            any(identifier) and (report.masks_chip_id or identifier == report.chip_id),
+            expected="a chip id in the certificate" if report.masks_chip_id else report.chip_id,
+            seen=identifier or "no chip id in the certificate",
             error=Mismatch,
             remedy=_REFRESH,
         )
@@ -309,7 +314,8 @@ def verify(
                 "product": product,
                 "certificate": leaf.what,
                 "provider": chip.csp_id,
-                "chip_id": report.chip_id,
+                "chip_id": (chip_id_of(chip, product) or None) if report.masks_chip_id else report.chip_id,
+                "chip_id_masked": report.masks_chip_id,
                 "reported_tcb": str(chip.tcb),
                 "committed_tcb": str(TCBVersion.parse(report.field("committed_tcb"), turin=turin)),
                 "current_tcb": str(TCBVersion.parse(report.field("current_tcb"), turin=turin)),

@@ -21,15 +21,21 @@ _HEX = ("tcb_info_signature", "qe_identity_signature")
 _CRLS = ("pck_crl", "root_ca_crl")
 _CHAIN = "_chain"
 _OPTIONAL = "pck_certificate_chain"
+_NO_MEMBERS = frozenset({"channel"})
+"""What is known of collateral and stands in no document."""
 
 
 def _malformed(what: str) -> MalformedQuote:
     return MalformedQuote(
         f"the collateral does not parse: {what}",
         check="parse of the collateral",
-        expected="JSON with " + ", ".join(item.name for item in fields(Collateral)),
+        expected="JSON with " + ", ".join(_members()),
         seen=what,
     )
+
+
+def _members() -> list[str]:
+    return [item.name for item in fields(Collateral) if item.name not in _NO_MEMBERS]
 
 
 def _member(name: str, value: str) -> str | bytes:
@@ -70,6 +76,11 @@ class Collateral:
     root_ca_crl: bytes
     pck_certificate_chain: str | None = None
     """PEM: PCK certificate, its CA, root. For quotes that do not carry it (certification data types 1 to 4)."""
+    channel: str | None = None
+    """"early" or "standard": as which TCB info and QE identity were fetched. None where nobody recorded it.
+
+    The maker does not sign it. It is the word of whoever keeps the store.
+    """
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -79,7 +90,7 @@ class Collateral:
     @classmethod
     def from_dict(cls, document: dict[str, object]) -> Self:
         """Take the parsed JSON. Every member must be there, and no other."""
-        names = [item.name for item in fields(cls)]
+        names = _members()
         unknown = set(document) - set(names)
         missing = set(names) - set(document) - {_OPTIONAL}
         if unknown or missing:
@@ -102,10 +113,10 @@ class Collateral:
     def to_dict(self) -> dict[str, str]:
         """As the members of the JSON document."""
         found: dict[str, str] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for name in _members():
+            value = getattr(self, name)
             if value is not None:
-                found[item.name] = value.hex() if isinstance(value, bytes) else value
+                found[name] = value.hex() if isinstance(value, bytes) else value
         return found
 
     def to_json(self) -> str:

@@ -42,6 +42,9 @@ from adyton.attest.pck import SGX_EXTENSION, Platform, parse_sgx_extension
 from adyton.attest.quote import PPID_SIZES, CertificationType, parse_ppid_certification
 from adyton.attest.report import VERIFIER, VerifiedReport
 from adyton.attest.sgx import SGXQuote
+from adyton.attest.shortfall import Shortfall, intel_shortfalls
+from adyton.attest.status import TCBStatus
+from adyton.attest.tcb import Verdict
 from adyton.attest.tcbinfo import EnclaveIdentity, TCBInfo, parse_enclave_identity, parse_tcb_info
 from adyton.attest.validity import check_validity
 from adyton.check import Check
@@ -54,7 +57,6 @@ if TYPE_CHECKING:
 
     from adyton.attest.collateral import Collateral
     from adyton.attest.roots import TrustRoots
-    from adyton.attest.tcb import Verdict
     from adyton.attest.tdx import TDXQuote
 
 ROOT_NAME: Final = "SGX Root CA"
@@ -70,6 +72,10 @@ _EXTENSIONS: Final = (
 )
 _REFRESH: Final = "fetch the collateral again: adyton collateral fetch"
 _FOREIGN_CHAIN: Final = "the evidence does not come from Intel's quoting infrastructure, or was altered on its way"
+
+
+Judged = tuple[Verdict, tuple[Shortfall, ...]]
+"""The status of a platform, and the security versions that keep it down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class VerifiedCollateral:
     checks: tuple[Check, ...]
     known: Known
     """The certificates in it, parsed and with verified signatures. PCK chains use the same root and CA."""
-    verdicts: Recent[Hashable, Verdict]
+    verdicts: Recent[Hashable, Judged]
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,12 +535,12 @@ def _verified_pck(
     return pck
 
 
-def _judge(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, good: VerifiedCollateral) -> Verdict:
+def _judge(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, good: VerifiedCollateral) -> Judged:
     platform, qe_svn = pck.platform, quote.signature.qe_report.isv_svn
     svn, svn2 = (None, None) if isinstance(quote, SGXQuote) else (quote.report.tee_tcb_svn, quote.report.tee_tcb_svn2)
     key = (platform.components, platform.pce_svn, qe_svn, svn, svn2)
-    verdict = good.verdicts.get(key)
-    if verdict is None:
+    found = good.verdicts.get(key)
+    if found is None:
         verdict = tcb.judge(
             good.tcb_info,
             good.identity,
@@ -544,8 +550,20 @@ def _judge(quote: SGXQuote | TDXQuote, pck: VerifiedPCK, good: VerifiedCollatera
             tee_tcb_svn=svn,
             tee_tcb_svn2=svn2,
         )
-        good.verdicts.put(key, verdict)
-    return verdict
+        shortfalls: tuple[Shortfall, ...] = ()
+        if verdict.status is not TCBStatus.UP_TO_DATE:
+            shortfalls = intel_shortfalls(
+                good.tcb_info,
+                good.identity,
+                components=platform.components,
+                pce_svn=platform.pce_svn,
+                qe_svn=qe_svn,
+                tee_tcb_svn=svn,
+                tee_tcb_svn2=svn2,
+            )
+        found = verdict, shortfalls
+        good.verdicts.put(key, found)
+    return found
 
 
 def verify(
@@ -579,20 +597,22 @@ def verify(
         check_tdx_module(checks, quote, good.tcb_info)
     check_qe(checks, quote, pck, good.identity)
     check_quote_signature(checks, quote)
-    verdict = _judge(quote, pck, good)
-    return _report(quote, pck, good, verdict, now, roots, checks)
+    judged = _judge(quote, pck, good)
+    return _report(quote, pck, good, judged, now, roots, checks, collateral.channel)
 
 
 def _report(
     quote: SGXQuote | TDXQuote,
     pck: VerifiedPCK,
     good: VerifiedCollateral,
-    verdict: Verdict,
+    judged: Judged,
     now: datetime,
     roots: TrustRoots,
     checks: Checks,
+    channel: str | None,
 ) -> VerifiedReport:
     """Step M: the result, with the members that a policy can judge."""
+    verdict, shortfalls = judged
     sgx = isinstance(quote, SGXQuote)
     parts = {"sgx": verdict.sgx, "tdx": verdict.tdx, "module": verdict.module, "qe": verdict.qe}
     root = pck.root.fingerprint
@@ -625,6 +645,7 @@ def _report(
                 "pce_svn": platform.pce_svn,
                 "components": platform.components,
                 "ppid": platform.ppid,
+                "piid": platform.instance_id,
                 "sgx_type": platform.sgx_type,
                 "ca": pck.ca.common_name,
                 "dynamic": platform.dynamic,
@@ -633,9 +654,11 @@ def _report(
                 "pck_crl_number": good.pck_crl.number,
                 "root_crl_number": good.root_crl.number,
                 "tcb_info_version": info.version,
+                "tcb_channel": channel,
             }
         ),
         revocation_checked=True,
+        shortfalls=shortfalls,
         checks=tuple(checks.done),
         evidence=quote,
         made_by=VERIFIER,

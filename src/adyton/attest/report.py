@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from adyton.attest.devices import Device
     from adyton.attest.evidence import Evidence
+    from adyton.attest.shortfall import Shortfall
     from adyton.attest.snp import SNPReport
     from adyton.attest.status import TCBStatus
     from adyton.check import Check
@@ -68,6 +69,8 @@ class VerifiedReport:
     Intel: FMSPC, PPID, SGX type, CRL numbers. AMD: product, TCB versions, chip id. Amazon: module, document time.
     """
     revocation_checked: bool
+    shortfalls: tuple[Shortfall, ...] = ()
+    """The security versions that the maker's tables call too low."""
     checks: tuple[Check, ...]
     evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence | NitroDocument
     devices: tuple[Device, ...] = ()

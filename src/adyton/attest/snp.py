@@ -167,8 +167,13 @@ class SNPReport:
 
     @property
     def masks_chip_key(self) -> bool:
-        """Whether the chip id is masked."""
+        """Whether the host masked the chip's *key* (MASK_CHIP_KEY). It says nothing of the chip id."""
         return bool(self.number("key_info") & 2)
+
+    @property
+    def masks_chip_id(self) -> bool:
+        """Whether the host masked the chip *id* (MASK_CHIP_ID): no bit says so, the id is zeros."""
+        return not any(self.chip_id)
 
     @property
     def author_key_enabled(self) -> bool:

@@ -26,7 +26,8 @@ _OUT_OF_DATE_OF: Final = {
     S.CONFIGURATION_NEEDED: S.OUT_OF_DATE_CONFIGURATION_NEEDED,
     S.CONFIGURATION_AND_SW_HARDENING_NEEDED: S.OUT_OF_DATE_CONFIGURATION_NEEDED,
 }
-_CURRENT: Final = frozenset(_OUT_OF_DATE_OF)
+OF_NO_FIX_MISSING: Final = frozenset(_OUT_OF_DATE_OF)
+"""Statuses of a part that has every fix that the maker published."""
 _CONFIGURATION: Final = frozenset(
     {S.CONFIGURATION_NEEDED, S.CONFIGURATION_AND_SW_HARDENING_NEEDED, S.OUT_OF_DATE_CONFIGURATION_NEEDED}
 )
@@ -159,7 +160,7 @@ def judge(
     if (
         tee_tcb_svn2 is not None
         and qe not in (S.OUT_OF_DATE, S.REVOKED, S.NOT_SUPPORTED)
-        and sgx.status in _CURRENT
+        and sgx.status in OF_NO_FIX_MISSING
         and status in (S.OUT_OF_DATE, S.OUT_OF_DATE_CONFIGURATION_NEEDED)
         and module is S.OUT_OF_DATE
         and _relaunch_is_enough(info, tee_tcb_svn2)

@@ -20,6 +20,7 @@ TCB_INFO: Final = "TCB info"
 QE_IDENTITY: Final = "QE identity"
 _COMPONENTS: Final = 16
 _MAX_ITEMS: Final = 1024
+_MAX_WORD: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,9 @@ class TCBInfo:
     modules: tuple[ModuleIdentity, ...]
     levels: tuple[PlatformLevel, ...]
     """Descending by (components, PCESVN, TDX components)."""
+    sgx_components: tuple[str, ...] = ()
+    """What the 16 components are, as "BIOS: Early Microcode Update"; "" or absent where the document does not say."""
+    tdx_components: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,19 @@ def _components_v3(tcb: TypedDocument, name: str) -> bytes:
     if len(items) != _COMPONENTS:
         raise js.malformed(TCB_INFO, f"{name} has {len(items)} components, expected {_COMPONENTS}")
     return bytes(item.number("svn", 255) for item in items)
+
+
+def _component_names(level: TypedDocument, name: str) -> tuple[str, ...]:
+    """What the components are. The words only inform, so what is no short text is left out."""
+    tcb = level.inner("tcb")
+    if name not in tcb:
+        return ()
+    found = []
+    for item in tcb.inner_list(name, _COMPONENTS):
+        words = [item[part] for part in ("category", "type") if part in item]
+        fits = all(isinstance(word, str) and word.isprintable() and len(word) <= _MAX_WORD for word in words)
+        found.append(": ".join(words) if fits else "")
+    return tuple(found)
 
 
 def _components_v2(tcb: TypedDocument) -> bytes:
@@ -170,7 +187,8 @@ def parse_tcb_info(text: str) -> TCBInfo:
         raise js.malformed(TCB_INFO, "a tcbType other than 0")
     if not tdx and ("tdxModule" in document or "tdxModuleIdentities" in document):
         raise js.malformed(TCB_INFO, "a TDX module although it is for SGX")
-    levels = [_platform_level(level, version, tdx=tdx) for level in document.inner_list("tcbLevels", _MAX_ITEMS)]
+    rows = document.inner_list("tcbLevels", _MAX_ITEMS)
+    levels = [_platform_level(level, version, tdx=tdx) for level in rows]
     keys = {(level.sgx, level.pce_svn, level.tdx) for level in levels}
     if not levels or len(keys) != len(levels):
         raise js.malformed(TCB_INFO, "no TCB levels, or one level twice")
@@ -194,6 +212,8 @@ def parse_tcb_info(text: str) -> TCBInfo:
         module=_module(document.inner("tdxModule"), "TDX", with_levels=False) if tdx else None,
         modules=tuple(modules),
         levels=tuple(levels),
+        sgx_components=_component_names(rows[0], "sgxtcbcomponents"),
+        tdx_components=_component_names(rows[0], "tdxtcbcomponents"),
     )
 
 

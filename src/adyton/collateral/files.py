@@ -253,7 +253,7 @@ def _is_of(leaf: Certificate, report: SNPReport) -> bool:
     except MalformedQuote:
         return False
     reported = TCBVersion.parse(report.field("reported_tcb"), turin=chip.tcb.fmc is not None)
-    same_chip = chip.hardware_id is None or chip.hardware_id.ljust(64, b"\0") == report.chip_id
+    same_chip = chip.hardware_id is None or report.masks_chip_id or chip.hardware_id.ljust(64, b"\0") == report.chip_id
     return same_chip and chip.tcb == reported
 
 

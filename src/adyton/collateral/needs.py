@@ -117,6 +117,7 @@ def assemble(found: Mapping[tuple[Kind, str], VerifiedDocument], origin: Origin)
         qe_identity=identity_text,
         qe_identity_signature=bytes.fromhex(identity_signature),
         qe_identity_issuer_chain=identity.chain,
+        channel="early" if {info.channel, identity.channel} == {"early"} else "standard",
         pck_crl=crl.body,
         pck_crl_issuer_chain=crl.chain,
         root_ca_crl=take("root-crl", "root").body,

@@ -51,6 +51,15 @@ def _rename_ask(scenario: SNPScenario) -> None:
     scenario.ask.common_name = scenario.leaf_issuer = "SEV-Somebody"
 
 
+def _another_chip(scenario: SNPScenario) -> None:
+    scenario.fields |= {"key_info": 1 << 1, "chip_id": bytes(range(1, 65))}
+
+
+def _no_chip(scenario: SNPScenario) -> None:
+    scenario.hardware_id = None
+    scenario.fields["chip_id"] = bytes(64)
+
+
 FAULTS = [
     Fault("wrong-root", _set("pinned", False), "ARK: pinned", BadChain),
     Fault("ark-name", _rename_ark, "ARK: name", BadChain),
@@ -87,6 +96,8 @@ FAULTS = [
     Fault(
         "certificate-of-another-chip", _set("hardware_id", bytes(64)), "chip id: certificate is for this chip", Mismatch
     ),
+    Fault("chip-key-masked-and-another-chip", _another_chip, "chip id: certificate is for this chip", Mismatch),
+    Fault("chip-id-masked-and-none-certified", _no_chip, "chip id: certificate is for this chip", Mismatch),
     Fault("no-signing-key", _set("fields.key_info", 7 << 2), "signing key", MalformedQuote),
 ]
 
@@ -131,3 +142,24 @@ def test_snp_scenario_verifies_under_test_roots(scenario: dict[str, object]) -> 
     report = verify(SNPScenario(**scenario).built())  # type: ignore[arg-type]
     assert report.revocation_checked
     assert report.platform["product"] in ("Milan", "Turin")
+
+
+@pytest.mark.parametrize("product", ["Milan", "Turin"])
+@pytest.mark.parametrize("key_info", [0, 1 << 1], ids=["key-in-the-clear", "key-masked"])
+def test_report_with_a_masked_chip_id_is_genuine(product: str, key_info: int) -> None:
+    """A host may mask the chip id (zeros, no bit says so) and the chip key (a bit): neither makes a report false.
+
+    The certificate of the key that signed names the chip.
+    """
+    scenario = SNPScenario(product=product)
+    clear = verify(scenario.built())
+    scenario.fields |= {"chip_id": bytes(64), "key_info": key_info}
+    masked = verify(scenario.built())
+    assert masked.platform["chip_id_masked"] is True
+    assert clear.platform["chip_id_masked"] is False
+    assert masked.platform["chip_id"] == clear.platform["chip_id"] == (scenario.hardware_id or b"").ljust(64, b"\0")
+
+
+def test_report_under_a_vlek_names_no_chip() -> None:
+    """A VLEK belongs to a provider: there is no chip id, not one of zeros."""
+    assert verify(SNPScenario(vlek=True).built()).platform["chip_id"] is None
