@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_name_that_is_taken_is_refused(served: Served) -> None:
     (served.top / "folder").mkdir()
     os.symlink("file", served.top / "link")
     for name in ("file", "folder", "link"):
-        _refused(lambda name=name: os.symlink("x", served.top / name), errno.EEXIST)
+        _refused(partial(os.symlink, "x", served.top / name), errno.EEXIST)
     _refused(lambda: (served.top / "link").mkdir(), errno.EEXIST)
     _refused(lambda: os.open(served.top / "link", os.O_CREAT | os.O_EXCL), errno.EEXIST)
 
@@ -247,16 +248,16 @@ def test_attributes_of_files_and_folders(served: Served) -> None:
         os.setxattr(each, "user.one", b"2", os.XATTR_REPLACE)
         assert os.listxattr(each) == ["user.one", "user.zero"]
         assert (os.getxattr(each, "user.one"), os.getxattr(each, "user.zero")) == (b"2", b"")
-        _refused(lambda each=each: os.setxattr(each, "user.one", b"", os.XATTR_CREATE), errno.EEXIST)
-        _refused(lambda each=each: os.setxattr(each, "user.new", b"", os.XATTR_REPLACE), errno.ENODATA)
-        _refused(lambda each=each: os.removexattr(each, "user.new"), errno.ENODATA)
-        _refused(lambda each=each: os.getxattr(each, "user.new"), errno.ENODATA)
+        _refused(partial(os.setxattr, each, "user.one", b"", os.XATTR_CREATE), errno.EEXIST)
+        _refused(partial(os.setxattr, each, "user.new", b"", os.XATTR_REPLACE), errno.ENODATA)
+        _refused(partial(os.removexattr, each, "user.new"), errno.ENODATA)
+        _refused(partial(os.getxattr, each, "user.new"), errno.ENODATA)
         os.removexattr(each, "user.one")
         assert os.listxattr(each) == ["user.zero"]
     assert os.getxattr(served.top / "link", "user.zero") == b""
     _refused(lambda: os.setxattr(served.top / "link", "user.x", b"", follow_symlinks=False), errno.EPERM)
     for name in ("trusted.x", "security.x"):
-        _refused(lambda name=name: os.setxattr(path, name, b""), errno.EOPNOTSUPP)
+        _refused(partial(os.setxattr, path, name, b""), errno.EOPNOTSUPP)
     os.removexattr(path, "user.zero")
     assert not (served.store / f"a{XATTR_SUFFIX}").exists()
     assert "bug" not in served.events()

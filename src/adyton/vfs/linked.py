@@ -127,7 +127,7 @@ class LinkedTree:
         names = {name: kind for name, kind in found if not is_reserved(name)}
         for name, kind in found:
             link = name.removesuffix(LINK_SUFFIX)
-            if link not in ("", name) and kind == stat.S_IFREG:
+            if link not in ("", ".", "..", name) and kind == stat.S_IFREG:
                 names[link] = stat.S_IFLNK
         return list(names.items())
 

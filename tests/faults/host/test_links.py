@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_own_link_of_the_host_stays_refused(used: Served) -> None:
     served = _again(used)
     try:
         for name in ("other", "mine", "mine2"):
-            fails(lambda name=name: os.lstat(served.top / name))
+            fails(partial(os.lstat, served.top / name))
             fails((served.top / name).read_bytes)
     finally:
         served.destroy()
@@ -198,7 +199,7 @@ def test_deleted_file_within_a_run_is_an_io_error(used: Served, name: str) -> No
     ids=["NUL", "long", "other", "much"],
 )
 def test_sealed_file_that_holds_something_else_is_an_io_error(used: Served, name: str, content: bytes) -> None:
-    """Another program under the same key can write such files: they are parsed strictly, and nothing is read in part."""
+    """Another program under the same key can write such files: they are parsed strictly."""
     (used.store / name).unlink()
     with ProtectedFile.create(OSFile(used.store / name, create=True), KEY, path=f"enc/{name}") as file:
         file.write_at(0, content)
