@@ -8,6 +8,7 @@ import random
 import shutil
 from pathlib import Path
 
+from adyton.pfile.side_files import LINK_SUFFIX, XATTR_SUFFIX
 from adyton.vfs import syscalls
 
 MAX_BYTES = 700_000
@@ -180,24 +181,26 @@ class Model:
 
 
 class Trees:
-    """Folders and small files, moved about as programs do; a host that puts back older files wherever one lay before.
+    """Folders, small files, links and attributes, moved about as programs do; a host that puts back older files.
 
-    The model is a dict of paths to contents, None for a folder. What the host puts back must never be seen.
+    The model is a dict of paths to contents: bytes of a file, None for a folder, the target of a link as text. What the
+    host puts back, wherever it lay before, must never be seen.
     """
 
     def __init__(self, top: Path, store: Path, seed: int) -> None:
         self.random = random.Random(seed)
         self.top = top
         self.store = store
-        self.model: dict[str, bytes | None] = {}
+        self.model: dict[str, bytes | str | None] = {}
+        self.attributes: dict[str, bytes] = {}
         self.kept: dict[str, bytes] = {}
         self.history: list[str] = []
         self.count = 0
 
     def step(self) -> None:
         """One operation of the program or of the host."""
-        kinds = ("make_folder", "write", "write", "write", "rename", "rename", "exchange", "remove", "remove_tree",
-                 "put_back", "put_back", "keep")  # fmt: skip
+        kinds = ("make_folder", "write", "write", "write", "link", "link", "describe", "rename", "rename", "rename",
+                 "exchange", "remove", "remove", "remove_tree", "put_back", "put_back", "keep")  # fmt: skip
         kind = self.random.choice(kinds)
         self.history.append(kind)
         try:
@@ -210,20 +213,32 @@ class Trees:
         """The host takes away what it put there; whether there was anything."""
         found = False
         for path in sorted(self.store.rglob("*"), reverse=True):
-            if str(path.relative_to(self.store)) not in self.model:
+            if str(path.relative_to(self.store)) not in self.stored():
                 found = True
                 path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)  # a recovery log may end by itself
         return found
 
+    def stored(self) -> set[str]:
+        """The paths of the host's files and folders that stand for the model."""
+        found = {path + LINK_SUFFIX if isinstance(what, str) else path for path, what in self.model.items()}
+        return found | {path + XATTR_SUFFIX for path in self.attributes}
+
     def check(self) -> None:
         """What the program sees is what it made."""
-        seen: dict[str, bytes | None] = {}
+        seen: dict[str, bytes | str | None] = {}
+        described: dict[str, bytes] = {}
         for folder, folders, files in os.walk(self.top, onerror=self._fail):
             where = os.path.relpath(folder, self.top)
-            prefix = "" if where == "." else where + "/"
-            seen |= {prefix + name: None for name in folders}
-            seen |= {prefix + name: (self.top / prefix / name).read_bytes() for name in files}
+            for path in (name if where == "." else f"{where}/{name}" for name in folders + files):
+                place = self.top / path
+                if place.is_symlink():
+                    seen[path] = os.readlink(place)
+                    continue
+                seen[path] = None if place.is_dir() else place.read_bytes()
+                if os.listxattr(place):
+                    described[path] = os.getxattr(place, "user.a")
         assert seen == self.model, self.history[-30:]
+        assert described == self.attributes, self.history[-30:]
 
     @staticmethod
     def _fail(error: OSError) -> None:
@@ -251,10 +266,36 @@ class Trees:
     def write(self) -> None:
         """Create a file, or write one anew."""
         path = self._new_path()
-        if self.model.get(path, b"") is not None:
+        if isinstance(self.model.get(path, b""), bytes):
             content = self.random.randbytes(self.random.choice((0, 10, 4000, 9000)))
             (self.top / path).write_bytes(content)
             self.model[path] = content
+
+    def link(self) -> None:
+        """Make a link, anywhere and to anywhere."""
+        path = self._new_path()
+        if path not in self.model:
+            target = self.random.choice(("a", "../b", "/etc/passwd", "nowhere/at/all", "."))
+            os.symlink(target, self.top / path)
+            self.model[path] = target
+
+    def describe(self) -> None:
+        """Set an attribute, or remove it."""
+        path = self._any()
+        if path is None or isinstance(self.model[path], str):
+            return
+        if path in self.attributes and self.random.random() < 0.4:
+            os.removexattr(self.top / path, "user.a")
+            del self.attributes[path]
+        else:
+            value = self.random.randbytes(self.random.choice((0, 5, 300)))
+            os.setxattr(self.top / path, "user.a", value)
+            self.attributes[path] = value
+
+    def _move(self, old: str, new: str) -> tuple[dict[str, bytes | str | None], dict[str, bytes]]:
+        paths = self._below(old)
+        attributes = {new + path[len(old) :]: self.attributes.pop(path) for path in paths if path in self.attributes}
+        return {new + path[len(old) :]: self.model.pop(path) for path in paths}, attributes
 
     def _below(self, path: str) -> list[str]:
         return [other for other in self.model if other == path or other.startswith(path + "/")]
@@ -268,18 +309,23 @@ class Trees:
         if there and ((self.model[new] is None) != (self.model[old] is None) or len(self._below(new)) > 1):
             return
         os.rename(self.top / old, self.top / new)
-        moved = {new + path[len(old) :]: self.model.pop(path) for path in self._below(old)}
+        self.attributes.pop(new, None)
+        moved, attributes = self._move(old, new)
         self.model |= moved
+        self.attributes |= attributes
 
     def exchange(self) -> None:
         """RENAME_EXCHANGE of any two."""
         one, two = self._any(), self._any()
         if one is None or two is None or one == two or one.startswith(two + "/") or two.startswith(one + "/"):
             return
+        if isinstance(self.model[one], str) != isinstance(self.model[two], str):
+            return  # EINVAL, as test_links says
         syscalls.rename(-1, str(self.top / one), -1, str(self.top / two), syscalls.RENAME_EXCHANGE)
-        first = {two + path[len(one) :]: self.model.pop(path) for path in self._below(one)}
-        second = {one + path[len(two) :]: self.model.pop(path) for path in self._below(two)}
-        self.model |= first | second
+        moved = [self._move(one, two), self._move(two, one)]
+        for model, attributes in moved:
+            self.model |= model
+            self.attributes |= attributes
 
     def remove(self) -> None:
         """Unlink a file."""
@@ -287,6 +333,7 @@ class Trees:
         if path is not None and self.model[path] is not None:
             (self.top / path).unlink()
             del self.model[path]
+            self.attributes.pop(path, None)
 
     def remove_tree(self) -> None:
         """Remove a folder with everything in it."""
@@ -296,16 +343,18 @@ class Trees:
             shutil.rmtree(self.top / path)
             for gone in self._below(path):
                 del self.model[gone]
+                self.attributes.pop(gone, None)
 
     def keep(self) -> None:
         """The host keeps a copy of a file as it is now."""
-        path = self._any()
-        if path is not None and self.model[path] is not None:
+        files = sorted(path for path in self.stored() if (self.store / path).is_file())
+        if files:
+            path = self.random.choice(files)
             self.kept[path] = (self.store / path).read_bytes()
 
     def put_back(self) -> None:
         """The host puts an older file where the program has none any more, with the folders that led there."""
-        absent = [path for path in self.kept if path not in self.model]
+        absent = [path for path in self.kept if path not in self.stored()]
         if not absent:
             return
         path = self.random.choice(absent)

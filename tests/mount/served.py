@@ -101,7 +101,7 @@ def serve(
 def main() -> None:
     """Serve until unmounted."""
     from adyton.vfs import fuse
-    from adyton.vfs.encrypted import EncryptedTree
+    from adyton.vfs.linked import LinkedTree
     from adyton.vfs.storage_watchdog import SYNC_S, StorageWatchdog
 
     source, target, sealed_as, *more = sys.argv[1:]
@@ -111,7 +111,7 @@ def main() -> None:
 
     sync_s = next((float(word.removeprefix("sync_s=")) for word in more if word.startswith("sync_s=")), SYNC_S)
     watchdog = StorageWatchdog(sync_s=sync_s)
-    tree = EncryptedTree(
+    tree = LinkedTree(
         source,
         KEY,
         sealed_as=sealed_as,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import random
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from adyton.pfile.backing import OSFile
+from adyton.pfile.file import ProtectedFile
+from adyton.pfile.side_files import LINK_SUFFIX, XATTR_SUFFIX, parse_attributes
 from adyton.vfs import syscalls
 from tests.mount.exerciser import Model, Trees
-from tests.mount.served import Served
+from tests.mount.served import KEY, Served
 
 pytestmark = pytest.mark.mount
 
@@ -48,7 +53,12 @@ def _exercise_trees(served: Served, seed: int, steps: int) -> None:
     assert served.unmount() == 0
     assert "bug" not in served.events()
     for path, content in trees.model.items():
-        assert content is None or served.decrypted(path) == content
+        if isinstance(content, str):
+            assert served.decrypted(path + LINK_SUFFIX) == os.fsencode(content)
+        else:
+            assert content is None or served.decrypted(path) == content
+    for path, value in trees.attributes.items():
+        assert parse_attributes(served.decrypted(path + XATTR_SUFFIX), path) == {b"user.a": value}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -123,11 +133,9 @@ def test_rename_flags_are_honoured_and_never_destroy(served: Served) -> None:
     assert served.decrypted("a") == b"B"
 
 
-def test_links_and_devices_are_refused(served: Served) -> None:
-    """What cannot be protected is refused: symbolic and hard links, devices, O_TMPFILE."""
+def test_hard_links_and_devices_are_refused(served: Served) -> None:
+    """What cannot be protected is refused: hard links, devices, O_TMPFILE."""
     (served.top / "a").write_text("A")
-    with pytest.raises(PermissionError):
-        os.symlink("a", served.top / "link")
     with pytest.raises(PermissionError):
         os.link(served.top / "a", served.top / "hard")
     with pytest.raises(OSError):
@@ -182,10 +190,10 @@ def test_path_longer_than_the_format_can_seal_is_refused(served: Served) -> None
     """A path beyond 771 bytes is an error at creation, and nothing is left of it."""
     folder = served.top
     for _ in range(3):
-        folder = folder / ("x" * 230)
+        folder = folder / ("x" * 225)
         folder.mkdir()
     with pytest.raises(OSError):
-        (folder / ("y" * 100)).write_text("y")
+        (folder / ("y" * 110)).write_text("y")
     assert os.listdir(folder) == []
     (folder / "y").write_text("y")
 
@@ -243,16 +251,96 @@ def test_locks_of_the_kernel_work(served: Served) -> None:
         fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_extended_attributes_are_refused_clearly(served: Served) -> None:
-    """There are none: EOPNOTSUPP, which tools understand."""
-    (served.top / "a").write_text("A")
-    with pytest.raises(OSError) as raised:
-        os.setxattr(served.top / "a", "user.x", b"1")
-    assert raised.value.errno == errno.EOPNOTSUPP
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR])
+def test_fallocate_reserves_room_in_files_that_are_only_written_too(served: Served, flags: int) -> None:
+    """posix_fallocate extends, and never cuts. glibc cannot stand in for the file system on a write-only file."""
+    fd = os.open(served.top / "a", flags | os.O_CREAT)
+    try:
+        os.write(fd, b"1" * 100)
+        os.posix_fallocate(fd, 0, 50)
+        assert os.fstat(fd).st_size == 100
+        os.posix_fallocate(fd, 100, 8900)
+        assert os.fstat(fd).st_size == 9000
+        assert (served.store / "a").stat().st_size >= 9000
+    finally:
+        os.close(fd)
+    assert (served.top / "a").read_bytes() == b"1" * 100 + bytes(8900)
 
 
-def test_fallocate_falls_back_or_says_so(served: Served) -> None:
-    """posix_fallocate works (glibc writes where the file system cannot)."""
+def test_holes_are_refused_by_name(served: Served) -> None:
+    """Only room at the end can be reserved: EOPNOTSUPP, so that programs write zeros."""
+    keep_size, punch_hole = 1, 2
     with (served.top / "a").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 10_000)
-    assert os.stat(served.top / "a").st_size == 10_000
+        libc = ctypes.CDLL(None, use_errno=True)
+        done = libc.fallocate(file.fileno(), keep_size | punch_hole, ctypes.c_long(0), ctypes.c_long(4096))
+        assert (done, ctypes.get_errno()) == (-1, errno.EOPNOTSUPP)
+
+
+@pytest.mark.parametrize("length", [225, 226, 238, 239, 255])
+def test_long_names_work_wholly_or_are_refused_when_they_are_made(served: Served, length: int) -> None:
+    """As statvfs says: never at close, when the content would be lost."""
+    assert os.statvfs(served.top).f_namemax == 225
+    path = served.top / ("n" * length)
+    (served.top / "short").write_text("old")
+    works: list[Callable[[], object]] = [
+        lambda: path.write_text("new"),
+        lambda: (served.top / ("d" * length)).mkdir(),
+        lambda: os.symlink("n", served.top / ("l" * length)),
+        lambda: os.rename(served.top / "short", served.top / ("r" * length)),
+    ]
+    for work in works:
+        if length <= 225:
+            work()
+        else:
+            with pytest.raises(OSError) as raised:
+                work()
+            assert raised.value.errno == errno.ENAMETOOLONG
+    if length <= 225:
+        os.setxattr(path, "user.a", b"1")
+        with path.open("r+") as file:
+            file.write("NEW")
+        assert (path.read_text(), os.getxattr(path, "user.a")) == ("NEW", b"1")
+    else:
+        assert os.listdir(served.top) == ["short"]
+
+
+def test_file_with_a_longer_name_made_elsewhere_can_be_changed(served: Served) -> None:
+    """It has no recovery log, as there is no room for its name."""
+    name = "n" * 255
+    with ProtectedFile.create(OSFile(served.store / name, create=True), KEY, path=f"enc/{name}", use_log=False) as file:
+        file.write_at(0, b"old" * 5000)
+    path = served.top / name
+    with path.open("r+b") as opened:
+        opened.write(b"new")
+    assert path.read_bytes() == b"new" + (b"old" * 5000)[3:]
+    os.rename(path, served.top / "short")
+    assert (served.top / "short").read_bytes()[:3] == b"new"
+    assert served.unmount() == 0
+    assert served.events() == ""
+
+
+def test_removed_file_that_is_open_works_wholly(served: Served) -> None:
+    """Content, size, mode, times, attributes and room, by the descriptor alone."""
+    path = served.top / "a"
+    path.write_text("A")
+    os.setxattr(path, "user.a", b"1")
+    fd = os.open(path, os.O_RDWR)
+    try:
+        path.unlink()
+        assert os.listdir(served.top) == []
+        assert os.write(fd, b"12345") == 5
+        os.ftruncate(fd, 3)
+        os.posix_fallocate(fd, 0, 10)
+        os.fchmod(fd, 0o640)
+        os.utime(fd, (1, 2))
+        os.setxattr(fd, "user.b", b"2")
+        assert (os.getxattr(fd, "user.a"), os.listxattr(fd)) == (b"1", ["user.a", "user.b"])
+        facts = os.fstat(fd)
+        assert (facts.st_size, facts.st_nlink, facts.st_mode & 0o777, facts.st_mtime) == (10, 0, 0o640, 2)
+        assert os.pread(fd, 20, 0) == b"123" + bytes(7)
+        assert Path(f"/proc/self/fd/{fd}").read_bytes() == b"123" + bytes(7)
+        path.write_text("another")
+        assert os.listxattr(path) == []
+    finally:
+        os.close(fd)
+    assert [name.name for name in served.store.iterdir()] == ["a"]

@@ -29,6 +29,9 @@ def decrypt(
     ] = None,
     jobs: JobsOption = None,
     force: ForceOption = False,
+    all_links: Annotated[
+        bool, typer.Option("--all-links", help="In directories, make links that lead out of them, too.")
+    ] = False,
     as_json: JSONOption = False,
 ) -> None:
     """Decrypt protected files; nothing stands under the target's name unless all of it was verified.
@@ -52,6 +55,7 @@ def decrypt(
         check_path=check_path,
         jobs=jobs,
         force=force,
+        all_links=all_links,
         pipes=Pipes(0, sys.stdout.buffer.write),
         progress=partial(progress, quiet=as_json),
         done=None if as_json else say_moved,

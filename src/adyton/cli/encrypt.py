@@ -29,7 +29,11 @@ def encrypt(
     jobs: JobsOption = None,
     force: ForceOption = False,
     follow_links: Annotated[
-        bool, typer.Option("--follow-links", "-L", help="In directories, take what symbolic links lead to.")
+        bool,
+        typer.Option("--follow-links", "-L", help="In directories, take what symbolic links lead to, not the links."),
+    ] = False,
+    all_links: Annotated[
+        bool, typer.Option("--all-links", help="In directories, keep links that lead out of them, too.")
     ] = False,
     as_json: JSONOption = False,
 ) -> None:
@@ -54,6 +58,7 @@ def encrypt(
         jobs=jobs,
         force=force,
         follow_links=follow_links,
+        all_links=all_links,
         pipes=Pipes(0, sys.stdout.buffer.write),
         progress=partial(progress, quiet=as_json),
         done=None if as_json else say_moved,

@@ -61,19 +61,20 @@ class Served:
     def trees(self, event: Callable[[str], None], watchdog: StorageWatchdog) -> dict[str, Tree]:
         """The file systems, made in the process that serves them."""
         from adyton.vfs.attestation import AttestationTree
-        from adyton.vfs.encrypted import EncryptedTree
         from adyton.vfs.fuse import calling_process
+        from adyton.vfs.linked import LinkedTree
         from adyton.vfs.trusted import TrustedTree
 
         found: dict[str, Tree] = {}
         for number, (mount, key) in enumerate(self.mounts):
-            found[str(number)] = EncryptedTree(
+            found[str(number)] = LinkedTree(
                 mount.source,
                 key,
                 sealed_as=mount.source,
                 read_only=mount.read_only,
                 power_safe=mount.recovery,
                 points={point.path: point.is_folder for point in mount.points},
+                side_files=bool(mount.path),  # at the root, links of a program would show where the sandbox is made
                 event=event,
                 watchdog=watchdog,
             )

@@ -30,7 +30,7 @@ from adyton.runtime.staging_plan import StagingPlan, plan_staging
 from adyton.values import Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
-from adyton.vfs.stage import Staging, stage_encrypted
+from adyton.vfs.stage import StagedLinks, Staging, stage_encrypted
 from adyton.vfs.storage_watchdog import ANSWER_S, START_S, StorageWatchdog
 
 if TYPE_CHECKING:
@@ -203,10 +203,12 @@ class Keeper:
             self._files = self._serve(keys)
         with self._phase("stage"):
             staged_bytes = self._staging.finish()
-            staged_bytes += self._stage_inputs(root, keys)
+            links = StagedLinks()
+            staged_bytes += self._stage_inputs(root, keys, links)
             root.populate(delivered.secrets)
             self._mount(root)
             root.name_resolvers()
+            links.make(self._owner)
             namespace.make_read_only(root.path)
         self._seconds["staged MB"] = round(staged_bytes / 1e6, 1)
         if plan.log is not None:
@@ -261,7 +263,7 @@ class Keeper:
             ),
         )
 
-    def _stage_inputs(self, root: Root, keys: Mapping[str, Key128]) -> int:
+    def _stage_inputs(self, root: Root, keys: Mapping[str, Key128], links: StagedLinks) -> int:
         staged = 0
         for mount in self._staging_plan.staged_mounts:
             key, target = keys[mount.key_name], root.path + mount.path
@@ -271,6 +273,7 @@ class Keeper:
                     target,
                     key,
                     jobs=self._jobs,
+                    links=links if mount.path else None,  # at the root the sandbox itself is made
                     owner=self._owner,
                     advance=lambda _done: self._watchdog.progress(),
                 )

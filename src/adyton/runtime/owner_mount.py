@@ -103,7 +103,7 @@ def _serve(
     ready: Callable[[], None],
 ) -> None:
     from adyton.vfs import fuse
-    from adyton.vfs.encrypted import EncryptedTree
+    from adyton.vfs.linked import LinkedTree
     from adyton.vfs.storage_watchdog import SYNC_S, StorageWatchdog
 
     harden_process()
@@ -111,7 +111,7 @@ def _serve(
     allow_many_files()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     watchdog = StorageWatchdog(answer_s=SYNC_S)  # the owner's own disk, which may have to wake up
-    tree = EncryptedTree(
+    tree = LinkedTree(
         os.fspath(source), key, sealed_as=stored, read_only=read_only, believe_host=True, event=event, watchdog=watchdog
     )
     options = ["default_permissions", "auto_unmount"] + (["ro"] if read_only else [])

@@ -1,4 +1,4 @@
-"""Whole directories in and out of protected files, resumable.
+"""Whole directories in and out of protected files, resumable. Symbolic links come along, attributes do not.
 
 A journal in the target directory lists what was done. It is a protected file under the same key, so that the storage
 cannot forge it.  A file counts as done once it was made durable and entered. An interrupted run continues after the
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from adyton.atomic_file import atomic_target, check_absent, check_no_link, is_part, sync_file_system
 from adyton.errors import Error, FileFormatError, IntegrityError, StorageFailed, UsageError, WrongPath
@@ -24,7 +24,8 @@ from adyton.os_failure import storage_failed
 from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 from adyton.pfile.committed_state import committed_state
 from adyton.pfile.file import ProtectedFile
-from adyton.pfile.paths import normalise
+from adyton.pfile.paths import normalise, path_bytes
+from adyton.pfile.side_files import LINK_SUFFIX, XATTR_SUFFIX, is_reserved
 from adyton.storage.files import (
     Advance,
     Done,
@@ -34,6 +35,15 @@ from adyton.storage.files import (
     rekey_file,
     source_identity,
     verify_file,
+)
+from adyton.storage.links import (
+    check_inside,
+    check_links,
+    encrypt_link,
+    link_name,
+    make_links,
+    read_link,
+    read_links,
 )
 
 if TYPE_CHECKING:
@@ -58,17 +68,22 @@ class TreeDone:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One regular file of a tree: its path below the root, and its host size."""
+    """One regular file of a tree, or one link: its path below the root, and its host size."""
 
     below: str
     size: int
+    is_link: bool = False
 
 
-def list_tree(root: Path, *, follow_links: bool = False) -> tuple[list[str], list[Entry]]:
-    """The directories and the regular files below `root`, sorted.
+Links = Literal["refuse", "follow", "keep"]
+"""How symbolic links of a tree are taken: not at all, as what they lead to, or as themselves."""
 
-    What is neither is refused by name, a symbolic link unless `follow_links`; recovery logs, journals and
-    unfinished targets are left out.  Raises UsageError, StorageFailed.
+
+def list_tree(root: Path, *, links: Links = "refuse") -> tuple[list[str], list[Entry]]:
+    """The directories, and the regular files and links, below `root`, sorted.
+
+    What is none of these is refused by name; recovery logs, journals and unfinished targets are left out.  Raises
+    UsageError, StorageFailed.
     """
     directories: list[str] = []
     entries: list[Entry] = []
@@ -85,8 +100,11 @@ def list_tree(root: Path, *, follow_links: bool = False) -> tuple[list[str], lis
                     name = f"{below}/{each.name}" if below else each.name
                     if each.name == JOURNAL or is_part(each.name) or each.name.endswith(RECOVERY_SUFFIX):
                         continue
-                    if each.is_symlink() and not follow_links:
-                        raise _odd(root / name, "a symbolic link")
+                    if each.is_symlink() and links != "follow":
+                        if links == "refuse":
+                            raise _odd(root / name, "a symbolic link")
+                        entries.append(Entry(name, 0, is_link=True))
+                        continue
                     kind = each.stat()
                     if stat.S_ISDIR(kind.st_mode):
                         directories.append(name)
@@ -106,7 +124,7 @@ def _odd(path: Path, what: str) -> UsageError:
         check="kind of every entry of the tree",
         expected="files and directories",
         seen=what,
-        remedy="say --follow-links to take what links lead to, or leave it out",
+        remedy="remove it, or leave it out",
     )
 
 
@@ -213,6 +231,8 @@ class _Task:
     source_id: Callable[[Path], str]
     target_id: Callable[[Path], str]
     in_place: bool
+    place: Callable[[Entry], str] = lambda entry: entry.below
+    """Where an entry of the source goes, below the target."""
     begun: bool = False
     files: int = 0
     resumed: int = 0
@@ -221,7 +241,7 @@ class _Task:
 
     def run(self, entry: Entry, jobs: int, journal: _Journal, advance: Advance | None) -> None:
         """Make one file, unless the journal has it and both sides are as they were."""
-        source, target = self.source / entry.below, self.target / entry.below
+        source, target = self.source / entry.below, self.target / self.place(entry)
         if (known := journal.done.get(entry.below)) is not None and known == self._seen(source, target, known):
             with self.lock:
                 self.resumed += 1
@@ -246,14 +266,16 @@ class _Task:
 def _run(
     task: _Task,
     key: Key128,
+    directories: list[str],
+    entries: list[Entry],
     *,
     what: dict[str, str],
     jobs: int | None,
     force: bool,
-    follow_links: bool,
     advance: Advance | None,
+    last: Callable[[bool], int] = lambda _resumed: 0,
 ) -> TreeDone:
-    directories, entries = list_tree(task.source, follow_links=follow_links)
+    """Do a task. `last` is called once every file is there, with whether it is resumed. It returns how many it made."""
     if not task.in_place and _within(task.target, task.source):
         raise UsageError(
             f"{task.target} lies in {task.source}",
@@ -270,12 +292,13 @@ def _run(
         try:
             if not journal.resumed and not force and not task.in_place:
                 for entry in entries:
-                    check_absent(task.target / entry.below)
+                    check_absent(task.target / task.place(entry))
             for directory in directories:
                 (task.target / directory).mkdir(exist_ok=True)
                 check_no_link(task.target / directory)
             _remove_parts(task.target, directories)
             _make_all(task, entries, jobs or default_jobs(), journal, advance)
+            task.files += last(journal.resumed)
         except BaseException as error:
             # an interruption may come between the placing of a file and its count
             untouched = not task.files if isinstance(error, Exception) else not task.begun
@@ -326,8 +349,16 @@ def _make_all(task: _Task, entries: list[Entry], jobs: int, journal: _Journal, a
 
 
 def _plain_id(path: Path) -> str:
+    return _identity(path, follow_links=False)
+
+
+def _followed_id(path: Path) -> str:
+    return _identity(path, follow_links=True)
+
+
+def _identity(path: Path, *, follow_links: bool) -> str:
     try:
-        return source_identity(path.stat())
+        return source_identity(path.stat(follow_symlinks=follow_links))
     except OSError as error:
         raise storage_failed(error, str(path), "looking at") from error
 
@@ -393,32 +424,71 @@ def encrypt_tree(
     jobs: int | None = None,
     force: bool = False,
     follow_links: bool = False,
+    all_links: bool = False,
     advance: Advance | None = None,
 ) -> TreeDone:
     """Seal every file below `source` to the same place below `target`, embedding `path` (or `target`) and that place.
 
-    Interrupted and called again in the same words, it continues.  Raises as `encrypt_file`, and UsageError
-    for what is neither file nor directory.
+    Symbolic links are sealed as links, or with `follow_links` as what they lead to. Interrupted and called again in the
+    same words, it continues.  Raises as `encrypt_file`, and UsageError for what is neither file, directory nor link,
+    and for a link that leads out of `source` (unless `all_links` or `follow_links`).
     """
     root = str(target) if path is None else path
     _check_directory(source)
+    directories, entries = list_tree(source, links="follow" if follow_links else "keep")
+    _check_reserved(source, [*directories, *(entry.below for entry in entries)])
+    if not all_links:
+        links = read_links(source, (entry.below for entry in entries if entry.is_link))
+        check_inside(source, links, "say --follow-links to take what links lead to, or --all-links to keep such links")
+
+    def place(entry: Entry) -> str:
+        return entry.below + LINK_SUFFIX if entry.is_link else entry.below
 
     def make(entry: Entry, workers: int) -> Done:
-        return encrypt_file(
-            source / entry.below,
-            target / entry.below,
-            key,
-            path=embedded_below(root, entry.below),
-            version=version,
-            jobs=workers,
-            force=True,
-            sync=False,
-            advance=advance,
-        )
+        to, embedded = target / place(entry), embedded_below(root, place(entry))
+        if entry.is_link:
+            size, file_root = encrypt_link(
+                source / entry.below, to, key, path=embedded, version=version, force=True, sync=False
+            )
+            done = Done(size, file_root, path_bytes(embedded))
+        else:
+            done = encrypt_file(
+                source / entry.below,
+                to,
+                key,
+                path=embedded,
+                version=version,
+                jobs=workers,
+                force=True,
+                sync=False,
+                advance=advance,
+            )
+        _remove_other(target, entry)
+        return done
 
-    task = _Task(source, target, make, _plain_id, _root_id(key), in_place=False)
+    identify = _followed_id if follow_links else _plain_id
+    task = _Task(source, target, make, identify, _root_id(key), in_place=False, place=place)
     what = {"task": "encrypt", "path": normalise(root), "version": str(version), "source": str(source.resolve())}
-    return _run(task, key, what=what, jobs=jobs, force=force, follow_links=follow_links, advance=advance)
+    return _run(task, key, directories, entries, what=what, jobs=jobs, force=force, advance=advance)
+
+
+def _remove_other(target: Path, entry: Entry) -> None:
+    """With --force: what was sealed as a link before and is a file now, or the other way round."""
+    other = target / (entry.below if entry.is_link else entry.below + LINK_SUFFIX)
+    if other.is_file() or other.is_symlink():
+        _remove(other)
+
+
+def _check_reserved(source: Path, names: list[str]) -> None:
+    for name in names:
+        if is_reserved(name):
+            raise UsageError(
+                f"{source / name} has a name that stands for a link or for attributes in an encrypted folder",
+                check="names of the source",
+                expected=f"names that do not end in {LINK_SUFFIX} or {XATTR_SUFFIX}",
+                seen=name,
+                remedy="rename it; a folder that is encrypted already is sealed anew with `adyton rekey`",
+            )
 
 
 def decrypt_tree(
@@ -429,14 +499,31 @@ def decrypt_tree(
     path: str | None = None,
     jobs: int | None = None,
     force: bool = False,
+    all_links: bool = False,
     advance: Advance | None = None,
 ) -> TreeDone:
-    """Open every protected file below `source` to the same place below `target`.
+    """Open every protected file below `source` to the same place below `target`, and make the links.
 
-    Each must carry `path` and its place below it; without `path`, all the same root.  Raises as `decrypt_file`.
+    Each must carry `path` and its place below it; without `path`, all the same root.  Extended attributes are left out.
+    Raises as `decrypt_file`, and UsageError for a link that leads out of the folder (unless `all_links`).
     """
     _check_directory(source)
     paths = _Paths(key, path)
+    directories, entries = list_tree(source)
+    files = [entry for entry in entries if not is_reserved(entry.below)]
+    links: dict[str, str] = {}
+    for entry in entries:
+        link = link_name(entry.below)
+        if link is not None:
+            text = read_link(source / entry.below, key, paths.of(source / entry.below, entry.below))
+            links |= {link: text} if text else {}
+    taken = {*directories, *(entry.below for entry in files)}
+    resumable = force or (target / JOURNAL).exists()
+    check_links(links, taken=taken, source=source, target=target, all_links=all_links, force=resumable)
+
+    def make_last(resumed: bool) -> int:
+        make_links(target, links, replace=force or resumed)
+        return len(links)
 
     def make(entry: Entry, workers: int) -> Done:
         return decrypt_file(
@@ -452,7 +539,7 @@ def decrypt_tree(
 
     task = _Task(source, target, make, _root_id(key), _plain_id, in_place=False)
     what = {"task": "decrypt", "path": "" if path is None else normalise(path), "source": str(source.resolve())}
-    return _run(task, key, what=what, jobs=jobs, force=force, follow_links=False, advance=advance)
+    return _run(task, key, directories, files, what=what, jobs=jobs, force=force, advance=advance, last=make_last)
 
 
 def rekey_tree(
@@ -508,7 +595,8 @@ def rekey_tree(
         "version": str(version or ""),
         "source": str(source.resolve()),
     }
-    return _run(task, new_key, what=what, jobs=jobs, force=force, follow_links=False, advance=advance)
+    directories, entries = list_tree(source)
+    return _run(task, new_key, directories, entries, what=what, jobs=jobs, force=force, advance=advance)
 
 
 def _check_directory(source: Path) -> None:

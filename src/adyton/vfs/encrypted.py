@@ -1,5 +1,7 @@
 """A folder of protected files, served as ordinary files: names on the host, content and sizes from what verifies.
 
+It knows files and folders only. `linked` adds symbolic links and extended attributes, which are files here.
+
 This module decides what of the host's answers is believed. Names of entries are the host's, within the bounds of
 `known_names`. A file whose last state is remembered is refused in any other state. Modes and times are what the program
 set during the run, else fixed. The host's own are believed only where the caller says so (`adyton mount`, on the
@@ -37,6 +39,8 @@ class EncryptedTree:
 
     `points` are paths at which another mount covers this one, with True for a folder. They are there as empty files and
     folders, whatever the host has under these names, and the program cannot remove, replace or open them.
+
+    `is_planted` says of a path that the host lists whether it is to be taken as not there.
     """
 
     direct: Final = False
@@ -53,7 +57,9 @@ class EncryptedTree:
         points: Mapping[str, bool] | None = None,
         event: Callable[[str], None] = lambda _text: None,
         watchdog: StorageWatchdog | None = None,
+        is_planted: Callable[[str], bool] = lambda _path: False,
     ) -> None:
+        self._is_planted = is_planted
         self._watchdog = watchdog or StorageWatchdog()
         self._read_only = read_only
         self._believe_host = believe_host
@@ -92,10 +98,39 @@ class EncryptedTree:
 
     def _refuse_points(self, path: str, *, and_below: bool = False) -> None:
         """Nothing may change a point, nor (`and_below`) move or remove a folder that holds one."""
-        if path in self._points or (and_below and any(point.startswith(path + "/") for point in self._points)):
+        if path in self._points or (and_below and self._holds_point(path)):
             raise os_error(errno.EBUSY, path)
 
+    def _holds_point(self, path: str) -> bool:
+        return any(point.startswith(path + "/") for point in self._points)
+
     # ---------------------------------------------------------------- looking
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether the mount is one file and not a folder."""
+        return self._host.is_single_file
+
+    def known_node(self, path: str) -> Node | None:
+        """The node at a path, if this run has looked at it."""
+        return self._known.get(path)
+
+    def is_known(self, path: str) -> bool:
+        """Whether a point is at this path, or above one, or this run saw something there that is not gone since."""
+        return path in self._points or self._holds_point(path) or self._known.was_seen(path)
+
+    def is_there(self, path: str) -> bool:
+        """Whether the host shows anything at this path that is to be believed. Raises OSError."""
+        if self._known.is_absent(path):
+            return False
+        folder, name = self._host.split(path)
+        try:
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+                return False
+            raise self.host_error(error, path) from error
+        return True
 
     def host_error(self, error: OSError, path: str) -> OSError:
         """The error that the program sees for a failure of the host. Links and lost files are named I/O errors."""
@@ -159,7 +194,7 @@ class EncryptedTree:
         found: list[tuple[str, int]] = []
         seen: set[str] = set(points)
         for name, is_folder in self._host.entries(path):
-            if name in points or self._known.is_absent(prefix + name):
+            if name in points or self._known.is_absent(prefix + name) or self._is_planted(prefix + name):
                 continue
             seen.add(name)
             known = self._known.get(prefix + name)
@@ -187,7 +222,7 @@ class EncryptedTree:
 
     def create(self, path: str, mode: int) -> OpenFile:
         """Create a file that is not there, and open it."""
-        self._writable(path)
+        self.check_writable(path)
         if self._known.get(path) is not None:
             raise os_error(errno.EEXIST, path)
         self._files.check_lengths([path])
@@ -213,7 +248,7 @@ class EncryptedTree:
 
     def write(self, opened: OpenFile, data: memoryview, offset: int) -> int:
         """Write all of `data`."""
-        self._writable(opened.path or "")
+        self.check_writable(opened.path or "")
         self._refuse_lost(opened, offset)
         opened.file.write_at(offset, data)
         opened.node.mtime_ns = time.time_ns()
@@ -226,7 +261,7 @@ class EncryptedTree:
 
     def truncate(self, path: str, size: int) -> None:
         """Cut or extend a file by its path."""
-        self._writable(path)
+        self.check_writable(path)
         opened = self.open(path)
         before = opened.file.size
         try:
@@ -240,10 +275,22 @@ class EncryptedTree:
 
     def resize(self, opened: OpenFile, size: int) -> None:
         """Cut or extend an open file."""
-        self._writable(opened.path or "")
+        self.check_writable(opened.path or "")
         opened.file.truncate(size)
         opened.node.size_before_enospc = 0
         opened.node.mtime_ns = time.time_ns()
+
+    def reserve(self, opened: OpenFile, size: int) -> None:
+        """Extend an open file to at least `size` bytes, and have the host make room for them now (posix_fallocate)."""
+        before = opened.file.size
+        if size <= before:
+            return
+        try:
+            self.resize(opened, size)
+            self.flush(opened, sync=False)
+        except Error:
+            self.resize(opened, before)
+            raise
 
     def flush(self, opened: OpenFile, *, sync: bool) -> None:
         """Commit what was written. With `sync` it is durable."""
@@ -258,7 +305,8 @@ class EncryptedTree:
 
     # ---------------------------------------------------------------- names
 
-    def _writable(self, path: str) -> None:
+    def check_writable(self, path: str) -> None:
+        """Raise OSError where nothing at this path may be changed: at a point, or in a read-only mount."""
         self._refuse_points(path)
         if self._read_only:
             raise os_error(errno.EROFS, path)
@@ -270,7 +318,7 @@ class EncryptedTree:
 
     def make_folder(self, path: str, mode: int) -> None:
         """Make a folder."""
-        self._writable(path)
+        self.check_writable(path)
         folder, name = self._host.split(path)
         try:
             os.mkdir(name, (mode | 0o700) & 0o777, dir_fd=folder)
@@ -286,7 +334,7 @@ class EncryptedTree:
 
     def remove(self, path: str) -> None:
         """Remove a file. Handles that are open on it go on working."""
-        self._writable(path)
+        self.check_writable(path)
         if self._known.unhide(path):
             return
         folder, name = self._host.split(path)
@@ -312,7 +360,7 @@ class EncryptedTree:
 
     def remove_folder(self, path: str) -> None:
         """Remove an empty folder."""
-        self._writable(path)
+        self.check_writable(path)
         self._refuse_points(path, and_below=True)
         folder, name = self._host.split(path)
         if self._known.in_folder(path):
@@ -328,7 +376,7 @@ class EncryptedTree:
 
     def rename(self, old: str, new: str, flags: int) -> None:
         """Rename a file or folder, sealing the new paths into the files first. `flags` are those of renameat2."""
-        self._writable(old)
+        self.check_writable(old)
         for end in (old, new):
             self._refuse_points(end, and_below=True)
         if flags & ~KNOWN_FLAGS:
@@ -351,11 +399,12 @@ class EncryptedTree:
     # ---------------------------------------------------------------- attributes
 
     def _is_on_host(self, path: str) -> bool:
-        return bool(path) or self._host.is_single_file
+        hidden = FUSE_HIDDEN.fullmatch(path.rpartition("/")[2])  # removed while it is open
+        return not hidden and (bool(path) or self._host.is_single_file)
 
     def set_mode(self, path: str, mode: int) -> None:
         """Remember a mode, and leave it on the host for the owner to see."""
-        self._writable(path)
+        self.check_writable(path)
         node = self.node(path)
         node.mode = mode & 0o7777
         if self._is_on_host(path):
@@ -367,7 +416,7 @@ class EncryptedTree:
 
     def set_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Remember times (None leaves one as it is), and leave them on the host for the owner to see."""
-        self._writable(path)
+        self.check_writable(path)
         node = self.node(path)
         self.set_node_times(node, atime_ns, mtime_ns)
         if self._is_on_host(path):

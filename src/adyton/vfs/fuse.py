@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from adyton.errors import Error, MountFailed, StorageFailed
+from adyton.pfile.side_files import MAX_NAME_BYTES, USER_PREFIX
 from adyton.vfs import libfuse
 from adyton.vfs.native_reader import native_read_callback
 from adyton.vfs.node import Node
@@ -75,7 +76,9 @@ class Tree(Protocol):
     def flush(self, opened: Any, *, sync: bool) -> None: ...
     def release(self, opened: Any) -> None: ...
     def sync_folder(self, path: str) -> None: ...
+    def reserve(self, opened: Any, size: int) -> None: ...
     def make_folder(self, path: str, mode: int) -> None: ...
+    def make_link(self, path: str, target: bytes) -> None: ...
     def remove(self, path: str) -> None: ...
     def remove_folder(self, path: str) -> None: ...
     def rename(self, old: str, new: str, flags: int) -> None: ...
@@ -83,6 +86,9 @@ class Tree(Protocol):
     def set_node_mode(self, opened: Any, mode: int) -> None: ...
     def set_times(self, path: str, atime_ns: int | None, mtime_ns: int | None) -> None: ...
     def set_node_times(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None: ...
+    def attributes(self, path: str) -> Mapping[bytes, bytes]: ...
+    def set_attribute(self, path: str, name: bytes, value: bytes, flags: int) -> None: ...
+    def remove_attribute(self, path: str, name: bytes) -> None: ...
     def room(self) -> os.statvfs_result | None: ...
     def close(self) -> None: ...
 
@@ -97,7 +103,7 @@ def errno_of(error: Error) -> int:
 _OPERATIONS: Final = (
     "getattr", "readlink", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "chmod", "chown", "truncate",
     "open", "read", "write", "statfs", "flush", "release", "fsync", "opendir", "readdir", "releasedir", "fsyncdir",
-    "init", "create", "utimens",
+    "init", "create", "utimens", "fallocate", "setxattr", "getxattr", "listxattr", "removexattr",
 )  # fmt: skip
 
 
@@ -232,7 +238,7 @@ class Adapter:
         else:
             tree, rest = self._find(path)
             node = tree.node(rest)
-        attributes.st_mode = (stat.S_IFDIR if node.is_folder else stat.S_IFREG) | node.mode
+        attributes.st_mode = node.kind | (0o777 if node.target else node.mode)
         attributes.st_nlink = 2 if node.is_folder else node.links
         attributes.st_ino = node.inode + (self._numbers[id(tree)] << 48) + 1
         size = max(node.size, 0)
@@ -247,11 +253,17 @@ class Adapter:
             moment = getattr(attributes, name)
             moment.tv_sec, moment.tv_nsec = divmod(value, 10**9)
 
-    def readlink(self, path: bytes, _buffer: Any, _size: int) -> None:
-        raise OSError(errno.EINVAL, os.fsdecode(path))
+    def readlink(self, path: bytes, buffer: Any, size: int) -> None:
+        tree, rest = self._find(path)
+        target = tree.node(rest).target
+        if not target:
+            raise OSError(errno.EINVAL, rest)
+        whole = target[: size - 1] + b"\0"
+        ctypes.memmove(buffer, whole, len(whole))
 
-    def symlink(self, _source: bytes, target: bytes) -> None:
-        raise OSError(errno.EPERM, os.fsdecode(target))
+    def symlink(self, target: bytes, path: bytes) -> None:
+        tree, rest = self._find(path)
+        tree.make_link(rest, target)
 
     def link(self, _source: bytes, target: bytes) -> None:
         raise OSError(errno.EPERM, os.fsdecode(target))
@@ -335,12 +347,46 @@ class Adapter:
             self._refused[id(opened)] = errno_of(error)
             raise
 
+    def fallocate(self, _path: bytes | None, mode: int, offset: int, length: int, info: Any) -> None:
+        tree, opened = self._handle(info)
+        if mode or tree.direct:
+            raise OSError(errno.EOPNOTSUPP, "only room at the end of a file can be reserved")
+        tree.reserve(opened, offset + length)
+
     def statfs(self, path: bytes, buffer: Any) -> None:
         room = None if path == b"/" and self._top is None else self._find(path)[0].room()
         if room is not None:
             for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
                 setattr(buffer.contents, name, getattr(room, name))
-        buffer.contents.f_namemax = 255 - len(".gramine.recovery")
+        buffer.contents.f_namemax = MAX_NAME_BYTES
+
+    def setxattr(self, path: bytes, name: bytes, value: Any, size: int, flags: int) -> None:
+        tree, rest = self._find_attribute(path, name)
+        tree.set_attribute(rest, name, ctypes.string_at(value, size) if size else b"", flags)
+
+    def getxattr(self, path: bytes, name: bytes, buffer: Any, size: int) -> int:
+        tree, rest = self._find_attribute(path, name)
+        value = tree.attributes(rest).get(name)
+        if value is None:
+            raise OSError(errno.ENODATA, rest)
+        return _answer(value, buffer, size)
+
+    def listxattr(self, path: bytes, buffer: Any, size: int) -> int:
+        names = () if path == b"/" and self._top is None else self._attributes(path)
+        return _answer(b"".join(name + b"\0" for name in names), buffer, size)
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        tree, rest = self._find_attribute(path, name)
+        tree.remove_attribute(rest, name)
+
+    def _find_attribute(self, path: bytes, name: bytes) -> tuple[Tree, str]:
+        if not name.startswith(USER_PREFIX) or (path == b"/" and self._top is None):
+            raise OSError(errno.EOPNOTSUPP, os.fsdecode(path))
+        return self._find(path)
+
+    def _attributes(self, path: bytes) -> Mapping[bytes, bytes]:
+        tree, rest = self._find(path)
+        return tree.attributes(rest)
 
     def flush(self, _path: bytes | None, info: Any) -> None:
         tree, opened = self._handle(info)
@@ -384,6 +430,15 @@ class Adapter:
             attributes.st_mode = kind
             if fill(buffer, os.fsencode(name), attributes, 0, 0):
                 break
+
+
+def _answer(data: bytes, buffer: Any, size: int) -> int:
+    """Give a program `data`, or with size 0 its length alone, as getxattr and listxattr do."""
+    if size:
+        if len(data) > size:
+            raise OSError(errno.ERANGE, "the buffer is too small")
+        ctypes.memmove(buffer, data, len(data))
+    return len(data)
 
 
 def serve(

@@ -51,6 +51,8 @@ class HostFile(OSFile):
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no room for the suffix: this file can have no log
+                return None
             in_the_way = error.errno == errno.EISDIR or error.errno in IN_THE_WAY
             cause = OSError(errno.EIO, os.strerror(errno.EIO), self._name) if in_the_way else error
             raise StorageFailed(f"the recovery log of {self._name} cannot be opened: {error.strerror}") from cause

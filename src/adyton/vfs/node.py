@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -30,9 +31,18 @@ class Node:
     links: int = 1
     complete: bool = False
     """Of a folder: a name that is not known to be in it is not there, whatever the host shows."""
+    target: bytes = b""
+    """Of a symbolic link: where it leads. Nothing else has one."""
+    attributes: dict[bytes, bytes] | None = None
+    """The extended attributes, by name. None where nobody has asked for them in this run."""
     size_before_enospc: int = 0
     """Of a file that was closed with more than the host had room for: the size that the kernel still believes."""
     opened: OpenFile | None = None
+
+    @property
+    def kind(self) -> int:
+        """S_IFDIR, S_IFLNK or S_IFREG."""
+        return stat.S_IFDIR if self.is_folder else stat.S_IFLNK if self.target else stat.S_IFREG
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from adyton.vfs.node import Node
@@ -33,6 +34,26 @@ class ReadOnlyTree:
     def resize(self, opened: Any, size: int) -> None:  # noqa: ARG002
         """Refused."""
         raise self._refuse()
+
+    def reserve(self, opened: Any, size: int) -> None:  # noqa: ARG002
+        """Refused."""
+        raise self._refuse()
+
+    def make_link(self, path: str, target: bytes) -> None:  # noqa: ARG002
+        """Refused."""
+        raise self._refuse(path)
+
+    def attributes(self, path: str) -> Mapping[bytes, bytes]:  # noqa: ARG002
+        """Nothing here has any."""
+        return {}
+
+    def set_attribute(self, path: str, name: bytes, value: bytes, flags: int) -> None:  # noqa: ARG002
+        """Refused."""
+        raise self._refuse(path)
+
+    def remove_attribute(self, path: str, name: bytes) -> None:  # noqa: ARG002
+        """Refused."""
+        raise self._refuse(path)
 
     def make_folder(self, path: str, mode: int) -> None:  # noqa: ARG002
         """Refused."""

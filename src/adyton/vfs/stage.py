@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from adyton.errors import DigestMismatch, Error, MountFailed
+from adyton.pfile.side_files import is_reserved
 from adyton.storage.files import decrypt_into
+from adyton.storage.links import link_name, read_link
 from adyton.values import Digest, Key128
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
@@ -443,13 +445,64 @@ def _unstageable(path: str, error: OSError) -> MountFailed:
     )
 
 
+class StagedLinks:
+    """Symbolic links of encrypted inputs, to be made once nothing else is made in private memory.
+
+    Before that a link could lead what is still made out of that memory, into the files of the machine.
+    """
+
+    def __init__(self) -> None:
+        self._links: list[tuple[int, str, str, bytes]] = []
+        self._folders: list[int] = []
+
+    def keep(self, target: str) -> int:
+        """Hold a folder of private memory that is free of links still. Returns its descriptor."""
+        self._folders.append(os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        return self._folders[-1]
+
+    def add(self, base: int, path: str, stored: str, text: bytes) -> None:
+        """A link at `path` below the folder `base`."""
+        self._links.append((base, path, stored, text))
+
+    def make(self, owner: Owner) -> None:
+        """Make them. Raises MountFailed where something has the name of a link."""
+        try:
+            for base, path, stored, text in self._links:
+                folder, _, name = path.rpartition("/")
+                try:
+                    above = syscalls.open_beneath(base, folder or ".", os.O_RDONLY | os.O_DIRECTORY)
+                    try:
+                        os.symlink(text, os.fsencode(name), dir_fd=above)
+                        os.chown(name, owner.uid, owner.gid, dir_fd=above, follow_symlinks=False)
+                        times = (FIXED_TIME_S, FIXED_TIME_S)
+                        os.utime(name, times, dir_fd=above, follow_symlinks=False)
+                        os.utime(above, times)
+                    finally:
+                        os.close(above)
+                except OSError as error:
+                    raise _no_input(stored, error) from error
+        finally:
+            for base in self._folders:
+                os.close(base)
+            self._folders.clear()
+            self._links.clear()
+
+
 def stage_encrypted(
-    source: str, target: str, key: Key128, *, jobs: int, owner: Owner | None = None, advance: Advance | None = None
+    source: str,
+    target: str,
+    key: Key128,
+    *,
+    jobs: int,
+    links: StagedLinks | None = None,
+    owner: Owner | None = None,
+    advance: Advance | None = None,
 ) -> int:
     """Decrypt a protected file, or every one below a folder, to `target` in private memory. Returns the bytes.
 
-    `source` is the mount's normalised host path: the paths sealed into the files must be it, or below it.
-    Raises what the format raises, with the file's name. Links and special files are refused.
+    `source` is the mount's normalised host path: the paths sealed into the files must be it, or below it. The links of
+    the folder are added to `links`. Without `links` their files are plain files, as for Gramine. Raises what the
+    format raises, with the file's name. Links and special files of the host are refused.
     """
     owner = owner or Owner.caller()
     try:
@@ -460,16 +513,24 @@ def stage_encrypted(
         if stat.S_ISREG(os.fstat(base).st_mode):
             owner.make_folders(os.path.dirname(target))
             return _decrypt(base, source, target, key, jobs, owner, advance)
-        return _decrypt_folder(base, source, target, key, jobs, owner, advance)
+        return _decrypt_folder(base, source, target, key, jobs, links, owner, advance)
     finally:
         os.close(base)
 
 
 def _decrypt_folder(
-    base: int, source: str, target: str, key: Key128, jobs: int, owner: Owner, advance: Advance | None
+    base: int,
+    source: str,
+    target: str,
+    key: Key128,
+    jobs: int,
+    links: StagedLinks | None,
+    owner: Owner,
+    advance: Advance | None,
 ) -> int:
     done_bytes = 0
     owner.make_folders(target)
+    top = -1 if links is None else links.keep(target)
     folders = [""]
     made = [target]
     while folders:
@@ -496,7 +557,13 @@ def _decrypt_folder(
             if advance is not None:
                 advance(0)  # the host has answered
             try:
-                done_bytes += _decrypt(fd, stored, f"{target}/{path}", key, jobs, owner, advance)
+                link = None if links is None else link_name(path)
+                if link is not None and links is not None:
+                    text = read_link(fd, key, stored)
+                    if text:
+                        links.add(top, link, stored, os.fsencode(text))
+                elif links is None or not is_reserved(name):
+                    done_bytes += _decrypt(fd, stored, f"{target}/{path}", key, jobs, owner, advance)
             finally:
                 os.close(fd)
     for folder in reversed(made):
@@ -541,7 +608,7 @@ def _no_input(path: str, error: OSError) -> MountFailed:
     return MountFailed(
         f"encrypted input {path} cannot be read: {error.strerror or error}",
         check="encrypted input",
-        expected="a protected file, or a folder of them, without links",
+        expected="a protected file, or a folder of them, one for each name and without links of the host",
         seen=error.strerror or str(error),
         remedy="put it where the manifest's mount says, relative to where `adyton run` is started",
     )

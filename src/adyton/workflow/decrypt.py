@@ -47,13 +47,15 @@ def decrypt(
     check_path: str | None = None,
     jobs: int | None = None,
     force: bool = False,
+    all_links: bool = False,
     pipes: Pipes | None = None,
     progress: Progress = unwatched,
     done: Callable[[Moved], object] | None = None,
 ) -> Decrypted:
     """Decrypt files and folders to `target`, as `adyton decrypt` does. Only verified files appear there.
 
-    A file that was sealed under another name is refused. `check_path` gives the expected sealed path instead. `done` is
+    Links of a folder are made, if they lead to something within it; with `all_links` all are. A file that was sealed
+    under another name is refused. `check_path` gives the expected sealed path instead. `done` is
     called after each source. Raises IntegrityError, WrongPath, NotProtectedFile, TargetExists, StorageFailed,
     UsageError, and the errors of the key store.
     """
@@ -66,7 +68,9 @@ def decrypt(
     for step in steps:
         path = None if check_path is None else step.embedded(check_path)
         with progress(f"decrypting {label(step)}", plain_bytes(step)) as advance:
-            one = _decrypt(step, wrap_key, pipes, path=path, jobs=jobs, force=force, advance=advance)
+            one = _decrypt(
+                step, wrap_key, pipes, path=path, jobs=jobs, force=force, all_links=all_links, advance=advance
+            )
         found.append(one)
         if done is not None:
             done(one)
@@ -81,13 +85,15 @@ def _decrypt(
     path: str | None,
     jobs: int | None,
     force: bool,
+    all_links: bool,
     advance: Advance,
 ) -> Moved:
     source, to = Path(step.source), Path(step.target)
     if path is None and not step.is_tree and step.source != STREAM:
         path = _sealed_path(source, key)
     if step.is_tree:
-        return moved_tree(step, decrypt_tree(source, to, key, path=path, jobs=jobs, force=force, advance=advance))
+        tree = decrypt_tree(source, to, key, path=path, jobs=jobs, force=force, all_links=all_links, advance=advance)
+        return moved_tree(step, tree)
     if pipes is not None and step.target == STREAM:
         given = pipes.source if step.source == STREAM else source
         return moved(step, decrypt_stream(given, pipes.write, key, path=path, advance=advance).size)

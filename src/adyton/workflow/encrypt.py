@@ -45,6 +45,7 @@ def encrypt(
     jobs: int | None = None,
     force: bool = False,
     follow_links: bool = False,
+    all_links: bool = False,
     pipes: Pipes | None = None,
     progress: Progress = unwatched,
     done: Callable[[Moved], object] | None = None,
@@ -52,8 +53,9 @@ def encrypt(
     """Encrypt files, folders and patterns to `target`, as `adyton encrypt` does.
 
     The embedded path is `target` as it is written, or `embedded`. The key is a name in the owner's store, a file of
-    16 raw bytes, or the key itself. `done` is called after each source. Raises UsageError, StorageFailed,
-    TargetExists, and the errors of the key store.
+    16 raw bytes, or the key itself. Symbolic links in a folder are sealed as links. One that leads out of the folder is
+    refused, unless `follow_links` takes what they all lead to, or `all_links` keeps it. `done` is called after each
+    source. Raises UsageError, StorageFailed, TargetExists, and the errors of the key store.
     """
     wrap_key = choose_key(key, key_file, home)
     steps = plan(names(sources), str(target))
@@ -61,7 +63,7 @@ def encrypt(
     _check_output(steps, embedded)
     found = []
     for step in steps:
-        total = plain_bytes(step, follow_links=follow_links)
+        total = plain_bytes(step, links="follow" if follow_links else "keep")
         with progress(f"encrypting {label(step)}", total) as advance:
             one = _encrypt(
                 step,
@@ -72,6 +74,7 @@ def encrypt(
                 jobs=jobs,
                 force=force,
                 follow_links=follow_links,
+                all_links=all_links,
                 advance=advance,
             )
         found.append(one)
@@ -96,13 +99,24 @@ def _check_output(steps: list[Step], embedded: str | None) -> None:
 
 
 def _encrypt(
-    step: Step, key: Key128, pipes: Pipes | None, *, path: str, jobs: int | None, follow_links: bool, **options: Any
+    step: Step,
+    key: Key128,
+    pipes: Pipes | None,
+    *,
+    path: str,
+    jobs: int | None,
+    follow_links: bool,
+    all_links: bool,
+    **options: Any,
 ) -> Moved:
     source = Path(step.source)
     if step.is_tree:
         target = Path(step.target)
         return moved_tree(
-            step, encrypt_tree(source, target, key, path=path, jobs=jobs, follow_links=follow_links, **options)
+            step,
+            encrypt_tree(
+                source, target, key, path=path, jobs=jobs, follow_links=follow_links, all_links=all_links, **options
+            ),
         )
     if pipes is not None and step.target == STREAM:
         # node 0 comes first and is sealed last: the ciphertext waits in a file

@@ -14,7 +14,7 @@ from adyton.storage.trees import list_tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from adyton.storage.trees import TreeDone
+    from adyton.storage.trees import Links, TreeDone
 
 STREAM: Final = "-"
 """The name of standard input as a source, and of standard output as a target."""
@@ -88,12 +88,12 @@ def plan(sources: Iterable[str], target: str) -> list[Step]:
     return steps
 
 
-def plain_bytes(step: Step, *, follow_links: bool = False) -> int | None:
+def plain_bytes(step: Step, *, links: Links = "refuse") -> int | None:
     """The bytes of a step, for the progress bar."""
     if step.source == STREAM:
         return None
     if step.is_tree:
-        return sum(entry.size for entry in list_tree(Path(step.source), follow_links=follow_links)[1])
+        return sum(entry.size for entry in list_tree(Path(step.source), links=links)[1])
     try:
         return Path(step.source).stat().st_size
     except OSError:

@@ -283,13 +283,9 @@ def test_existing_file_below_the_target_is_left_and_nothing_made(tmp_path: Path,
     assert (sealed / "a" / "two").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("kind", ["link", "pipe", "dangling"])
-def test_odd_entries_are_refused_by_name(tmp_path: Path, source: Path, kind: str) -> None:
+def test_odd_entries_are_refused_by_name(tmp_path: Path, source: Path) -> None:
     """Nothing is left out silently."""
-    if kind == "pipe":
-        os.mkfifo(source / "odd")
-    else:
-        (source / "odd").symlink_to(source / ("one" if kind == "link" else "nowhere"))
+    os.mkfifo(source / "odd")
     with pytest.raises(UsageError, match="odd"):
         encrypt_tree(source, tmp_path / "sealed", KEY)
     assert not (tmp_path / "sealed").exists()

@@ -13,10 +13,22 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import DigestMismatch, IntegrityError, MountFailed, WrongPath
+from adyton.pfile.backing import OSFile
+from adyton.pfile.file import ProtectedFile
+from adyton.pfile.side_files import LINK_SUFFIX, XATTR_SUFFIX
 from adyton.storage.files import encrypt_file
 from adyton.values import Digest, Key128
 from adyton.vfs import stage
-from adyton.vfs.stage import FIXED_TIME_S, StagedFile, Staging, bytecode_source, read_verified, stage_encrypted
+from adyton.vfs.owner import Owner
+from adyton.vfs.stage import (
+    FIXED_TIME_S,
+    StagedFile,
+    StagedLinks,
+    Staging,
+    bytecode_source,
+    read_verified,
+    stage_encrypted,
+)
 
 KEY = Key128(bytes(range(16)))
 
@@ -268,3 +280,57 @@ def test_tampered_input_stops_the_start(tmp_path: Path, monkeypatch: pytest.Monk
     else:
         with pytest.raises(MountFailed, match="nowhere"):
             stage_encrypted("nowhere", str(target), KEY, jobs=1)
+
+
+def _staged_links(folder: Path, content: dict[str, bytes]) -> tuple[Path, StagedLinks]:
+    """Seal and stage; the links are not made yet."""
+    for name, plain in content.items():
+        place = folder / "in" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with ProtectedFile.create(OSFile(place, create=True), KEY, path=f"in/{name}") as file:
+            file.write_at(0, plain)
+    links = StagedLinks()
+    stage_encrypted("in", str(folder / "root/data"), KEY, jobs=1, links=links)
+    return folder / "root/data", links
+
+
+def test_links_of_an_input_are_made_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absolute and relative ones, dangling ones; attributes and links that were never written are left out."""
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "d/a": b"A",
+        f"d/link{LINK_SUFFIX}": b"a",
+        f"out{LINK_SUFFIX}": b"/etc/passwd",
+        f"empty{LINK_SUFFIX}": b"",
+        f"d/a{XATTR_SUFFIX}": b"whatever",
+    }
+    target, links = _staged_links(tmp_path, content)
+    assert sorted(os.listdir(target)) == ["d"]
+    links.make(Owner.caller())
+    assert sorted(os.listdir(target)) == ["d", "out"]
+    assert (os.readlink(target / "out"), (target / "d/link").read_bytes()) == ("/etc/passwd", b"A")
+    assert os.lstat(target / "out").st_mtime == os.lstat(target).st_mtime == FIXED_TIME_S
+
+
+@pytest.mark.parametrize("other", ["d/a", "d"])
+def test_link_and_something_else_of_one_name_stop_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Nothing is ever made through a link."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "victim").mkdir()
+    content = {"d/a": b"A", f"{other}{LINK_SUFFIX}": os.fsencode(tmp_path / "victim")}
+    _, links = _staged_links(tmp_path, content)
+    with pytest.raises(MountFailed, match="File exists"):
+        links.make(Owner.caller())
+    assert os.listdir(tmp_path / "victim") == []
+
+
+def test_altered_link_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swapped with another, or something that is no link."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IntegrityError, match="no symbolic link"):
+        _staged_links(tmp_path, {f"a{LINK_SUFFIX}": b"x\0y"})
+    os.rename(f"in/a{LINK_SUFFIX}", f"in/b{LINK_SUFFIX}")
+    with pytest.raises(WrongPath):
+        stage_encrypted("in", str(tmp_path / "second"), KEY, jobs=1, links=StagedLinks())
