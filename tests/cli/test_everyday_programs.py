@@ -363,6 +363,48 @@ def test_local_time_is_the_zones(desk: Desk, tmp_path: Path) -> None:
     project.runs_as_natively("zone", "zone")
 
 
+FINDS_ITSELF = {
+    "user": (
+        "import getpass, grp, os, pwd\nu = pwd.getpwuid(os.getuid())\n"
+        "home = os.path.expanduser('~' + u.pw_name)\n"
+        "found = (u.pw_name, u.pw_uid, u.pw_dir, home, grp.getgrgid(os.getgid()).gr_name, getpass.getuser())\n"
+        "open('out', 'w').write(str(found))\n"
+    ),
+    "localhost": (
+        "import socket\ns = socket.create_server(('localhost', 0))\n"
+        "c = socket.create_connection(('localhost', s.getsockname()[1]))\n"
+        "open('out', 'w').write(socket.gethostbyname('localhost')); socket.gethostbyname(socket.gethostname())\n"
+    ),
+    "temporary": (
+        "import tempfile\nf = tempfile.NamedTemporaryFile(dir='/var/tmp'); f.write(b'1'); f.flush()\n"
+        "open('out', 'wb').write(open(f.name, 'rb').read())\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FINDS_ITSELF)
+def test_program_finds_its_user_and_its_machine(desk: Desk, tmp_path: Path, name: str) -> None:
+    """By name and by number, whatever the other machine's /etc holds; and each folder for temporary files."""
+    project = desk.project(tmp_path, {f"{name}.py": FINDS_ITSELF[name]}, USER="", LOGNAME="")
+    project.protect(f"{name}.py")
+    project.runs_as_natively(name, "out")
+
+
+def test_processes_share_memory_as_natively(desk: Desk, tmp_path: Path) -> None:
+    """Managers, pools and shared memory, which need sockets, semaphores and /dev/shm."""
+    script = (
+        "import multiprocessing as mp\nfrom multiprocessing import shared_memory\n"
+        "def square(x): return x * x\n"
+        "if __name__ == '__main__':\n    mp.set_start_method('spawn')\n"
+        "    with mp.Manager() as m, mp.Pool(2) as p:\n        found = [*m.list([7]), *p.map(square, range(4))]\n"
+        "    s = shared_memory.SharedMemory(create=True, size=30_000_000); s.buf[-1] = 9; found.append(s.buf[-1])\n"
+        "    s.close(); s.unlink(); open('out', 'w').write(str(found))\n"
+    )
+    project = desk.project(tmp_path, {"shares.py": script})
+    project.protect("shares.py")
+    project.runs_as_natively("shares", "out")
+
+
 # ---------------------------------------------------------------- what is told
 
 
@@ -373,7 +415,7 @@ def test_what_will_be_otherwise_is_told_with_its_remedy(desk: Desk, tmp_path: Pa
         "import os, pwd, socket, sys, time\nprint('spoken')\n"
         "assert sys.stdin.read() == 'typed'\nos.environ['A_SETTING']\n"
         "s = socket.socket(); s.setblocking(False); s.connect_ex(('192.0.2.1', 9)); s.close()\n"
-        f"open('{left}', 'w').write(open('data/read').read()); pwd.getpwuid(0)\n"
+        f"open('{left}', 'w').write(open('data/read').read()); pwd.getpwuid(0); open('/etc/hostname').close()\n"
     )
     files = {"tells.py": script, "data/read": "1", "data/not-read": "22"}
     project = desk.project(tmp_path, files, A_SETTING="hidden value", OMP_NUM_THREADS="3")
@@ -383,13 +425,23 @@ def test_what_will_be_otherwise_is_told_with_its_remedy(desk: Desk, tmp_path: Pa
         found = project.differences("tells.py", stdin=b"typed")
     finally:
         Path(left).unlink(missing_ok=True)
-    assert set(found) == {"environment", "stdin", "network", "temporary-files", "host-state", "links", "unread-files"}
+    assert set(found) == {
+        "environment",
+        "stdin",
+        "network",
+        "temporary-files",
+        "host-state",
+        "identity",
+        "links",
+        "unread-files",
+    }
     for kind, words in {
         "environment": "A_SETTING",
         "stdin": "insecure__stdin",
         "network": "192.0.2.1",
         "temporary-files": left,
-        "host-state": "/etc/passwd",
+        "host-state": "/etc/hostname",
+        "identity": "tells.passwd",
         "links": "data/read",
         "unread-files": "1 files",
     }.items():

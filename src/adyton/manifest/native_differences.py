@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from adyton.manifest.identity_files import IdentityFile
 from adyton.manifest.observe import Observation
 from adyton.manifest.open_folders import is_temporary
 
 _SHOWN: Final = 8
-_IDENTITY: Final = ("/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/machine-id")
+_TOLD: Final = ("/etc/hostname", "/etc/resolv.conf", "/etc/machine-id", "/etc/shadow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,23 @@ class Data(Protocol):
 
 
 def differences(
-    seen: Observation, *, data: Iterable[Data], not_taken: Sequence[str], left_out: Sequence[str]
+    seen: Observation,
+    *,
+    data: Iterable[Data],
+    not_taken: Sequence[str],
+    left_out: Sequence[str],
+    identity: Sequence[IdentityFile] = (),
 ) -> tuple[Difference, ...]:
     """Every difference that the watched run shows."""
-    return tuple(_differences(seen, list(data), not_taken, left_out))
+    return tuple(_differences(seen, list(data), not_taken, left_out, identity))
 
 
 def _differences(
-    seen: Observation, data: list[Data], not_taken: Sequence[str], left_out: Sequence[str]
+    seen: Observation,
+    data: list[Data],
+    not_taken: Sequence[str],
+    left_out: Sequence[str],
+    identity: Sequence[IdentityFile],
 ) -> Iterator[Difference]:
     if not_taken:
         yield Difference(
@@ -73,7 +83,14 @@ def _differences(
             f"files that were left behind where the program has only memory inside: {_few(left)}",
             "let the program write what is to be kept below the current folder",
         )
-    if state := [path for path in left_out if path in _IDENTITY]:
+    if identity:
+        yield Difference(
+            "identity",
+            "files that name users and machines are short ones inside, with this user and this machine alone: "
+            + _few([file.path for file in identity]),
+            f"add what the program looks for to {_few([file.name for file in identity])}",
+        )
+    if state := [path for path in left_out if path in _TOLD]:
         yield Difference(
             "host-state",
             f"files that describe this machine were read, and are not there inside: {_few(state)}",

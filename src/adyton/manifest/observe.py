@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import ipaddress
 import os
 import re
 import select
@@ -331,7 +332,7 @@ def _call(files: _Files, thread: int, name: str, arguments: str, result: int) ->
         return
     if name == "connect":  # one that goes on is an error too
         address = _ADDRESS.search(arguments)
-        if address and not address[1].startswith("127.") and address[1] != "::1":
+        if address and not _is_this_machine(address[1]):
             files.network.setdefault(address[1])
         return
     if result < 0:
@@ -366,6 +367,15 @@ def _call(files: _Files, thread: int, name: str, arguments: str, result: int) ->
         files.writes.setdefault(paths[-1])
     else:
         files.looks.setdefault(path)
+
+
+def _is_this_machine(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _named_anew(files: _Files, old: str, new: str, *, is_moved: bool) -> None:

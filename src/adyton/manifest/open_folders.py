@@ -18,7 +18,8 @@ from adyton.manifest.observe import Observation
 
 SYSTEM: Final = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc", "/nix", "/snap")
 SANDBOX_MAKES: Final = ("/proc", "/sys", "/dev")
-TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - what programs name
+TEMPORARY_MOUNTS: Final = ("/tmp", "/var/tmp")  # noqa: S108 - what programs name
+TEMPORARY: Final = (*TEMPORARY_MOUNTS, "/dev/shm")  # noqa: S108 - the sandbox makes the last one
 
 _BYTECODE: Final = re.compile(r"/__pycache__(/[^/]+\.pyc(\.[0-9]+)?)?$")
 

@@ -14,7 +14,7 @@ import re
 import stat
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,12 +22,14 @@ import tomli_w
 
 from adyton.errors import UsageError
 from adyton.manifest.host import interpreter_of
+from adyton.manifest.identity_files import ROOT, IdentityFile, User, identity_files
 from adyton.manifest.native_differences import Difference, differences
 from adyton.manifest.observe import Observation
 from adyton.manifest.open_folders import (
     SANDBOX_MAKES,
     SYSTEM,
     TEMPORARY,
+    TEMPORARY_MOUNTS,
     is_below,
     is_temporary,
     outermost,
@@ -64,7 +66,8 @@ _HOST_STATE: Final = (
     "/etc/fstab",
 )
 _PROGRAMS: Final = ("/usr/local/bin", "/usr/bin", "/bin")
-_KEPT: Final = ("USER", "LOGNAME", "TZ", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+_KEPT: Final = ("USER", "LOGNAME", "TZ", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "LANG", "LANGUAGE")
+_LOCALE: Final = re.compile(r"LC_[A-Z]+")
 _LOCALTIME: Final = "/etc/localtime"
 _ZONES: Final = "/zoneinfo/"
 _ORDINARY: Final = re.compile(
@@ -105,6 +108,8 @@ class Proposal:
     trusted_list: str
     trusted: tuple[str, ...]
     left_out: tuple[str, ...]
+    files: tuple[IdentityFile, ...]
+    """Trusted files to be written beside the template."""
     data: tuple[DataMount, ...]
     storage: tuple[str, ...]
     """Folders of the storage that must be there before the first run."""
@@ -120,10 +125,11 @@ def propose(
     cpus: int,
     key_name: str = "default",
     environment: Mapping[str, str] | None = None,
+    user: User = ROOT,
 ) -> Proposal:
     """Make the proposal. `script` is the program's own file (always trusted), relative to the working folder or not.
 
-    None where it has none, as for a module of Python's.
+    None where it has none, as for a module of Python's. `user` is who ran the program.
     """
     program = None if script is None else os.path.normpath(os.path.join(seen.cwd, script))
     code, inputs, left_out = _sort_reads(seen, program)
@@ -132,9 +138,10 @@ def propose(
     if zone := _time_zone(seen):
         trusted = list(dict.fromkeys([*trusted, f"/usr/share{_ZONES}{zone}"]))
     inside = _Inside(seen.cwd, (*trusted, *inputs, *written), stays=_is_named(seen, trusted))
-    layout = _layout(
-        seen, inputs, written, trusted, inside, home=(environment or {}).get("HOME", ""), key_name=key_name
-    )
+    home = (environment or {}).get("HOME", "")
+    files = identity_files(left_out, program=name, user=replace(user, home=inside.argument(user.home)))
+    left_out = [path for path in left_out if path not in {file.path for file in files}]
+    layout = _layout(seen, inputs, written, trusted, inside, files, home=home, key_name=key_name)
     sizing = size_for(seen.peak_bytes, seen.peak_threads, cpus, source="peak of the native run")
     libraries = _library_folders(trusted)
     entry = seen.command[0] if os.path.isabs(seen.command[0]) else seen.executed[0]
@@ -156,17 +163,19 @@ def propose(
         sizing=sizing,
         budget=max(budget, 1 << 30),
         start_dir=inside.work,
+        user=user,
     )
-    listed = sorted(inside.uri_path(path) for path in trusted)
+    listed = sorted([*(inside.uri_path(path) for path in trusted), *(file.name for file in files)])
     return Proposal(
         name=name,
         template=template,
         trusted_list=_list_text(name, listed, left_out),
         trusted=tuple(listed),
         left_out=tuple(left_out),
+        files=files,
         data=tuple(data),
         storage=layout.storage,
-        differences=differences(seen, data=data, not_taken=not_taken, left_out=left_out),
+        differences=differences(seen, data=data, not_taken=not_taken, left_out=left_out, identity=files),
         sizing=sizing,
     )
 
@@ -387,6 +396,7 @@ def _layout(
     written: Mapping[str, None],
     trusted: list[str],
     inside: _Inside,
+    files: tuple[IdentityFile, ...],
     *,
     home: str,
     key_name: str,
@@ -404,6 +414,7 @@ def _layout(
     alone = {group.path for group in groups if group.path in folders}
     opened = [folder for folder in folders if folder not in alone]
     memory = [home] if _is_memory(home, [*folders, seen.cwd]) else []
+    temporary = _temporary(seen)
     outside = OUTSIDE if inside.cwd in opened else STORAGE
 
     def encrypted(path: str) -> str:
@@ -424,9 +435,10 @@ def _layout(
         for group in groups
     ]
     mounts: list[tuple[str, tuple[str, ...]]] = [
-        (path, (_mount_line(path, uri),)) for path, uri in _chroots(trusted, inside, [*opened, *memory])
+        (path, (_mount_line(path, uri),)) for path, uri in _chroots(trusted, inside, [*opened, *memory], temporary)
     ]
-    mounts += [(path, (_memory_line(path),)) for path in ("/tmp", *memory)]  # noqa: S108 - inside
+    mounts += [(path, (_memory_line(path),)) for path in (*temporary, *memory)]
+    mounts += [(file.path, (_mount_line(file.path, f"file:{file.name}"),)) for file in files]
     for folder in opened:
         lines = _encrypted_lines(inside.path(folder), encrypted(folder), "written", key_name, is_folder=True)
         mounts.append((inside.path(folder), lines))
@@ -459,6 +471,17 @@ def _is_memory(home: str, used: list[str]) -> bool:
     )
 
 
+def _temporary(seen: Observation) -> tuple[str, ...]:
+    """The folders for temporary files that are memory inside: /tmp always, /var/tmp where the run used it."""
+    used = (*seen.touched, *seen.read, *seen.looked_at)
+    return tuple(
+        folder
+        for folder in TEMPORARY_MOUNTS
+        if folder == TEMPORARY_MOUNTS[0]
+        or any(is_below(path, (folder,)) and is_temporary(path, seen.cwd) for path in used)
+    )
+
+
 def _mount_line(path: str, uri: str) -> str:
     return f"  {{ path = {_toml(path)}, uri = {_toml(uri)} }},"
 
@@ -475,13 +498,16 @@ def _encrypted_lines(path: str, encrypted: str, role: str, key_name: str, *, is_
     )
 
 
-def _chroots(trusted: list[str], inside: _Inside, others: list[str]) -> list[tuple[str, str]]:
+def _chroots(trusted: list[str], inside: _Inside, others: list[str], temporary: Iterable[str]) -> list[tuple[str, str]]:
     """(path, uri) of the mounts that show the trusted files outside these other folders where the program expects them.
 
-    Below /tmp they are one folder longer: /tmp itself is the program's own memory, in which they are mounted.
+    Below a folder for temporary files they are one folder longer: it is memory, in which they are mounted.
     """
-    outside = [path.split("/") for path in trusted if inside.below(path) is None and not is_below(path, others)]
-    tops = {"/".join(parts[: 3 if parts[1] == "tmp" else 2]) for parts in outside}
+    tops = set()
+    for path in trusted:
+        if inside.below(path) is None and not is_below(path, others):
+            depth = next((folder.count("/") for folder in temporary if is_below(path, (folder,))), 0)
+            tops.add("/".join(path.split("/")[: depth + 2]))
     found = [(top, f"file:{top}") for top in sorted(tops)]
     return found if inside.cwd in others else [*found, (inside.work, "file:.")]
 
@@ -516,7 +542,9 @@ def _variables(
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS") or str(sizing.omp_threads),
     }
-    found |= {name: environment[name] for name in _KEPT if environment.get(name)}
+    found |= {
+        name: value for name, value in environment.items() if value and (name in _KEPT or _LOCALE.fullmatch(name))
+    }
     if "TZ" not in found and (zone := _time_zone(seen)):
         found["TZ"] = zone
     used = {parent for path in (*seen.read, *seen.touched) for parent in _and_parents(path)}
@@ -582,6 +610,7 @@ def _template(
     sizing: Sizing,
     budget: int,
     start_dir: str,
+    user: User,
 ) -> str:
     data = layout.data
     steps = ["adyton init", f"adyton key new {key_name}"]
@@ -601,7 +630,11 @@ def _template(
     lines = [f"# {name}: made by `adyton new` from one native run ({seen.wall_s:.1f} s). Change it freely.", "#"]
     lines += [f"#   {step}" for step in steps]
     lines += ["", f"libos.entrypoint = {_toml(entry)}", "# The arguments are measured: the host cannot change them."]
-    lines += [f"loader.argv = [{', '.join(_toml(text) for text in argv)}]", f"fs.start_dir = {_toml(start_dir)}", ""]
+    lines += [f"loader.argv = [{', '.join(_toml(text) for text in argv)}]", f"fs.start_dir = {_toml(start_dir)}"]
+    if user.uid or user.gid:
+        lines.append("# The user and group that the program sees itself as, as in the native run.")
+        lines += [f"loader.uid = {user.uid}", f"loader.gid = {user.gid}"]
+    lines.append("")
     lines.append("# The whole environment of the program; nothing comes from the host.")
     for variable, value in variables.items():
         if variable == "OMP_NUM_THREADS":

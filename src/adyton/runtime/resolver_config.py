@@ -10,7 +10,9 @@ import ipaddress
 import re
 from typing import Final
 
-DEFAULT_HOST_NAME: Final = "adyton"
+from adyton.manifest.identity_files import HOST_NAME
+
+DEFAULT_HOST_NAME: Final = HOST_NAME
 HOSTS: Final = b"127.0.0.1 localhost\n::1 localhost\n"
 MAX_LINES: Final = 64
 

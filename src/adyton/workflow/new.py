@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from adyton.atomic_file import write_file
 from adyton.errors import TargetExists
 from adyton.keystore.names import check_name
+from adyton.manifest.identity_files import User
 from adyton.manifest.observe import observe
 from adyton.manifest.propose import propose
 from adyton.workflow.program import find_program
 from adyton.workflow.progress import unheard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from adyton.manifest.native_differences import Difference
     from adyton.manifest.propose import DataMount
     from adyton.workflow.progress import Notice
@@ -81,15 +86,18 @@ def new(
     program = find_program(script, arguments, python=python)
     name = check_name(name or program.name, "--name")
     template, listing = Path(f"{name}.manifest.template"), Path(f"{name}.trusted")
-    for path in (template, listing):
-        if path.exists() and not force:
-            raise TargetExists(
-                f"{path} exists already", check="target", expected="no such file", seen=str(path), remedy="give --force"
-            )
+    if not force:
+        _check_absent((template, listing))
     notice(f"running {' '.join(program.command[:2])} once, natively")
     cpus = len(os.sched_getaffinity(0))
     seen = observe(program.command, Path.cwd())
-    found = propose(seen, name=name, script=program.file, cpus=cpus, key_name=key, environment=os.environ)
+    found = propose(
+        seen, name=name, script=program.file, cpus=cpus, key_name=key, environment=os.environ, user=_user(os.environ)
+    )
+    if not force:
+        _check_absent(Path(file.name) for file in found.files)
+    for file in found.files:
+        write_file(Path(file.name), file.text.encode())
     write_file(template, found.template.encode())
     write_file(listing, found.trusted_list.encode())
     return Proposed(
@@ -104,3 +112,26 @@ def new(
         seen.peak_threads,
         seen.wall_s,
     )
+
+
+def _check_absent(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.exists():
+            raise TargetExists(
+                f"{path} exists already", check="target", expected="no such file", seen=str(path), remedy="give --force"
+            )
+
+
+def _user(environment: Mapping[str, str]) -> User:
+    """Who runs this, as the system knows it; where it knows nobody of this id, the name that the session has."""
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        entry = pwd.getpwuid(uid)
+        name, home = entry.pw_name, entry.pw_dir
+    except KeyError:
+        name, home = environment.get("USER", ""), environment.get("HOME", "/")
+    try:
+        group = grp.getgrgid(gid).gr_name
+    except KeyError:
+        group = name
+    return User(name, group, uid, gid, home)

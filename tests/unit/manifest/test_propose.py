@@ -10,6 +10,7 @@ import pytest
 
 from adyton.errors import UsageError
 from adyton.manifest.finalize import finish
+from adyton.manifest.identity_files import User, group, passwd
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.observe import Observation
 from adyton.manifest.propose import Proposal, propose
@@ -147,8 +148,47 @@ def test_proposal_keeps_the_folder_of_compiled_modules(place: Path) -> None:
 
 def test_proposal_leaves_out_the_hosts_state(proposal: Proposal) -> None:
     """What describes the host is named, but not trusted."""
-    assert proposal.left_out == ("/etc/ld.so.cache", "/etc/passwd")
-    assert "# /etc/passwd" in proposal.trusted_list.splitlines()
+    assert proposal.left_out == ("/etc/ld.so.cache",)
+    assert "# /etc/ld.so.cache" in proposal.trusted_list.splitlines()
+
+
+def test_proposal_has_files_of_its_own_that_name_the_user(place: Path, proposal: Proposal) -> None:
+    """Not the owner's machine's, which name others and are another file elsewhere; the ids are those of the run."""
+    assert [(file.path, file.name) for file in proposal.files] == [("/etc/passwd", "main.passwd")]
+    assert "main.passwd" in proposal.trusted
+    assert '{ path = "/etc/passwd", uri = "file:main.passwd" }' in proposal.template
+    assert proposal.files[0].text.startswith("root:x:0:0::/root:/bin/sh\nnobody:x:65534:")
+    assert "loader.uid" not in proposal.template
+    mine = User("ann", "users", 1000, 100, f"{place}/work/home")
+    found = propose(observation(place), name="main", script="main.py", cpus=2, environment={}, user=mine)
+    assert found.files[0].text.startswith("ann:x:1000:100::/work/home:/bin/sh\nroot:x:0:0::/root:/bin/sh\n")
+    assert parse_manifest(render(found.template)).uid == 1000
+    assert "loader.gid = 100" in found.template
+
+
+@pytest.mark.parametrize("name", ["a:b", "a\nb", "", "x" * 40])
+def test_names_of_users_cannot_add_fields_or_lines(name: str) -> None:
+    """What passwd(5) could not hold becomes a plain name."""
+    assert passwd(User(name, "g", 7, 7, "/a:b")).splitlines()[0] == "user:x:7:7::/:/bin/sh"
+    assert group(User("n", name, 7, 7)).splitlines()[0] == "user:x:7:"
+
+
+def test_temporary_folders_that_were_used_are_memory(place: Path) -> None:
+    """/var/tmp beside /tmp, trusted files in it one folder further down, and no mount where nobody used it."""
+    plain = propose(observation(place), name="main", script="main.py", cpus=2, environment={})
+    assert '"/var/tmp"' not in plain.template
+    seen = replace(observation(place), touched=("/var/tmp/made-and-removed",))
+    found = propose(seen, name="main", script="main.py", cpus=2, environment={})
+    assert '{ type = "tmpfs", path = "/var/tmp" }' in found.template
+
+
+def test_locale_of_the_watched_run_is_kept(place: Path) -> None:
+    """LANG and the categories, as the time zone is."""
+    environment = {"LANG": "de_DE.UTF-8", "LC_NUMERIC": "C", "LC_lower": "x"}
+    found = propose(observation(place), name="main", script="main.py", cpus=2, environment=environment).template
+    assert 'loader.env.LANG = "de_DE.UTF-8"' in found
+    assert 'loader.env.LC_NUMERIC = "C"' in found
+    assert "LC_lower =" not in found
 
 
 def test_proposal_sorts_data_into_inputs_and_outputs(place: Path, proposal: Proposal) -> None:
@@ -219,6 +259,8 @@ def test_proposal_is_built_into_a_final_manifest(
     """Template and list together are what `adyton build` takes."""
     work = place / "work"
     (work / "main.trusted").write_text(proposal.trusted_list)
+    for file in proposal.files:
+        (work / file.name).write_text(file.text)
     built = finish(proposal.template, work)
     assert built.manifest.is_final
     assert len(built.manifest.trusted_files) == len(proposal.trusted)
