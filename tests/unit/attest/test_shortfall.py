@@ -7,8 +7,9 @@ from typing import Any
 from adyton.attest import dcap
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.report import VerifiedReport
-from adyton.attest.snp import SNPReport
+from adyton.attest.sgx import SGXQuote
 from adyton.attest.status import TCBStatus
+from adyton.attest.tdx import TDXQuote
 from tests.support.evidence_factory import Scenario, level, svn_level
 
 NAMES = [{"category": "BIOS", "type": "Early Microcode Update"}, {"category": "OS/VMM", "type": "SGX Late Microcode"}]
@@ -18,7 +19,7 @@ def verified(scenario: Scenario) -> VerifiedReport:
     """The scenario, signed and verified."""
     built = scenario.built()
     evidence = parse_evidence(built.quote)
-    if isinstance(evidence, SNPReport):
+    if not isinstance(evidence, SGXQuote | TDXQuote):
         raise TypeError
     return dcap.verify(evidence, built.collateral, built.roots, built.now)
 
