@@ -62,6 +62,7 @@ from adyton.pfile.backing import Memory
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import Metadata, parse_envelope
 from adyton.pfile.recovery import parse_log
+from adyton.pfile.side_files import encode_attributes, parse_attributes, parse_target
 from adyton.server.dashboard.requests import parse_form
 from adyton.sim.chip import Facts
 from adyton.sim.gpu import evidence_json
@@ -472,6 +473,16 @@ def targets() -> dict[str, Target]:
             lambda raw: Metadata.parse(raw[:METADATA_BYTES].ljust(METADATA_BYTES, b"\0")),
             (Metadata(b"a", 100, bytes(32), bytes(100)).to_bytes(),),
             ("adyton.pfile.layout.Metadata.parse",),
+        ),
+        "link-target": Target(
+            lambda raw: parse_target(raw, "link"),
+            (b"../blobs/a", b"x" * 4095),
+            ("adyton.pfile.side_files.parse_target",),
+        ),
+        "attributes": Target(
+            lambda raw: parse_attributes(raw, "a"),
+            (encode_attributes({}), encode_attributes({b"user.a": b"1", b"user.b": bytes(300)})),
+            ("adyton.pfile.side_files.parse_attributes",),
         ),
         "recovery-log": Target(_log, _sealed, ("adyton.pfile.recovery.parse_log",)),
     }

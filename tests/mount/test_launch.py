@@ -181,6 +181,36 @@ def test_what_the_host_puts_above_a_trusted_file_is_refused(folder: Path, plante
     assert result.out == ""
 
 
+def test_links_of_a_program_are_there_in_its_next_run(folder: Path) -> None:
+    """Written to an output, read again where it is served, staged, and served read-only beyond the memory budget."""
+    script = "cd /out && mkdir d && echo content > d/a && ln -s d/a link && ln -s /out/d abs && ln -s nowhere lost"
+    assert world.run(folder, world.shell(script, mounts=OUT)).status == 0
+    assert sorted(os.listdir(folder / "out")) == ["abs.adyton.link", "d", "link.adyton.link", "lost.adyton.link"]
+    world.encrypt(folder, "out/big", os.urandom(3_000_000))
+    script = "cd /out && ls && readlink link abs lost && cat link abs/a lost; ln -s x new && echo WROTE"
+    for more in ({}, {"read_only": ["/out"]}, {"read_only": ["/out"], "budget": 7 << 20}):
+        result = world.run(folder, world.shell(script, mounts=OUT, **more))
+        expected = ["abs", "big", "d", "link", "lost", "d/a", "/out/d", "nowhere", "content", "content"]
+        assert result.out.split() == expected + ([] if more else ["WROTE"]), result.err
+        assert "lost: No such file" in result.err
+        (folder / "out/new.adyton.link").unlink(missing_ok=True)
+
+
+def test_link_of_a_program_above_a_mount_of_its_next_run_is_not_followed(folder: Path) -> None:
+    """Where another mount is to show, there is a folder: what a link there leads to is never touched by the keeper."""
+    (folder / "victim").mkdir()
+    (folder / "lib").mkdir()
+    (folder / "lib/m.txt").write_text("trusted")
+    assert world.run(folder, world.shell(f"ln -s {folder}/victim /out/src", mounts=OUT)).status == 0
+    mounts = [["encrypted", "/out", "file:out/"], ["chroot", "/out/src/lib", "file:lib"]]
+    script = "cat /out/src/lib/m.txt; ls /out; ln -sT /etc /out/src; mv -T /out/src /out/other"
+    result = world.run(folder, world.shell(script, mounts=mounts, trusted=["lib/m.txt"]))
+    assert result.out == "trustedsrc\n", result.err
+    assert os.listdir(folder / "victim") == []
+    assert "File exists" in result.err
+    assert "cannot move" in result.err
+
+
 def test_encrypted_folder_shows_in_memory_below_trusted_files(folder: Path) -> None:
     """What is mounted later shows in memory that was mounted before, whatever lies between."""
     (folder / "lib").mkdir()

@@ -14,6 +14,7 @@ import pytest
 
 from adyton.errors import IntegrityError, MountFailed, WrongPath
 from adyton.runtime.owner_mount import unmount
+from tests.support import machine
 
 pytestmark = pytest.mark.mount
 
@@ -96,6 +97,33 @@ def test_busy_mount_is_not_unmounted_and_says_so(folder: Path) -> None:
         assert done.returncode == MountFailed.exit_code
         assert "fuser" in done.stderr
     assert _adyton(folder, "umount", "top").returncode == 0
+
+
+def test_mount_that_another_namespace_holds_is_said_at_once(folder: Path) -> None:
+    """With who holds it: the server goes on for that process, and a minute of waiting would not help."""
+    assert _mount(folder).returncode == 0
+    (folder / "top/a").write_text("hello")
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo ready; exec sleep 100"]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        if holder.stdout.readline() != "ready\n":
+            pytest.skip(machine.NO_MOUNTS)
+        began = time.monotonic()
+        done = _adyton(folder, "umount", "top")
+        assert time.monotonic() - began < 20
+        assert done.returncode == MountFailed.exit_code
+        assert f"{holder.pid} (sleep) at {folder / 'top'}" in " ".join(done.stderr.split())
+        assert f"nsenter -t {holder.pid} -m" in " ".join(done.stderr.split())
+        assert not os.path.ismount(folder / "top")
+    finally:
+        holder.kill()
+        holder.communicate()
+    for _ in range(200):
+        if _mount(folder).returncode == 0:
+            break
+        time.sleep(0.05)
+    assert (folder / "top/a").read_text() == "hello"
 
 
 @pytest.mark.parametrize("what", ["full", "missing", "source"])

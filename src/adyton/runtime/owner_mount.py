@@ -14,6 +14,7 @@ import subprocess
 import syslog
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from adyton.vfs import syscalls
 
 UNMOUNT_LIMIT_S: Final = 60.0
 _PROBED_FILES: Final = 1000
+_SHOWN_HOLDERS: Final = 3
 _MOUNTED: Final = b"+"
 """What the server in the background says once it is mounted; anything else is an error (`Error.to_bytes`)."""
 
@@ -192,8 +194,12 @@ def _probe(source: Path, key: Key128, stored: str, *, chosen: bool) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Unmount, and wait until the server has flushed everything and let go of the encrypted folder."""
-    source = _source_of(target)
+    """Unmount, and wait until the server has flushed everything and let go of the encrypted folder.
+
+    Raises MountFailed where nothing is mounted, where it is in use, and at once where another mount namespace has the
+    mount, too: the server goes on for its processes.
+    """
+    mounted = _mounted_at(target)
     done = subprocess.run(["fusermount3", "-u", "--", os.fspath(target)], capture_output=True, text=True, check=False)
     if done.returncode:
         try:
@@ -213,26 +219,74 @@ def unmount(target: Path) -> None:
                 seen=error.strerror,
                 remedy="close what is open in it (`fuser -vm` shows it), leave it with every shell, then try again",
             ) from error
-    if source is not None:
-        _wait_for_lock(source, target)
+    if mounted is not None:
+        _wait_for_lock(mounted, target)
 
 
-def _source_of(target: Path) -> str | None:
+@dataclass(frozen=True, slots=True)
+class _Mounted:
+    """A mount of `adyton mount`: the encrypted folder behind it, and the number of its file system (st_dev)."""
+
+    source: str
+    device: str
+
+
+def _mounted_at(target: Path) -> _Mounted | None:
     wanted = os.path.realpath(target)
-    for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
-        source, point, kind, *_ = line.split(" ")
-        if kind == "fuse.adyton" and _unescape(point) == wanted:
-            return _unescape(source)
-    return None
+    found = [mount for place, mount in _mounts("self") if place == wanted]
+    return found[-1] if found else None
+
+
+def _mounts(process: str) -> list[tuple[str, _Mounted]]:
+    """Where `adyton mount` shows something to a process, with what (proc_pid_mountinfo(5))."""
+    try:
+        lines = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:  # it has ended, or is another user's
+        return []
+    found = []
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        kind, source, *_ = after.split(" ")
+        if kind == "fuse.adyton":
+            _, _, device, _, place, *_ = before.split(" ")
+            found.append((_unescape(place), _Mounted(_unescape(source), device)))
+    return found
+
+
+def _holders(mounted: _Mounted) -> list[str]:
+    """The processes that see a file system still, each as its number, name and mount point."""
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        for place, mount in _mounts(process):
+            if mount.device == mounted.device:
+                try:
+                    name = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
+                except OSError:
+                    continue
+                found.append(f"{process} ({name}) at {place}")
+                break
+    return found
 
 
 def _unescape(text: str) -> str:
     return os.fsdecode(text.encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1"))
 
 
-def _wait_for_lock(source: str, target: Path) -> None:
+def _wait_for_lock(mounted: _Mounted, target: Path) -> None:
     deadline = time.monotonic() + UNMOUNT_LIMIT_S
-    while not _is_free(Path(source)):
+    while not _is_free(Path(mounted.source)):
+        holders = _holders(mounted)
+        if holders:
+            first = holders[0].partition(" ")[0]
+            raise MountFailed(
+                f"{target} is unmounted here, and another mount namespace still shows it: {len(holders)} processes"
+                " there can use it",
+                check="other mounts of the same folder",
+                expected="none, so that its server ends",
+                seen=", ".join(holders[:_SHOWN_HOLDERS]) + (" and more" if len(holders) > _SHOWN_HOLDERS else ""),
+                remedy=f"end these processes, or unmount it there (nsenter -t {first} -m umount PLACE); until then"
+                f" {mounted.source} is in use",
+            )
         if time.monotonic() > deadline:
             raise MountFailed(
                 f"{target} is unmounted, and its server is still writing after {UNMOUNT_LIMIT_S:.0f} s",
