@@ -33,6 +33,7 @@ _GROUND = {
     "lru",
     "file_lock",
     "typed_document",
+    "pack_archive",
 }
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "address": {"errors"},
     "dates": {"errors"},
     "typed_document": {"errors", "dates"},
+    "pack_archive": {"atomic_file", "capped_read", "errors", "os_failure", "typed_document", "untrusted"},
     "lru": set(),
     "file_lock": {"errors", "os_failure"},
     "elf": set(),

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from adyton.workflow.keys import new_key as new_key
     from adyton.workflow.new import Proposed as Proposed
     from adyton.workflow.new import new as new
+    from adyton.workflow.pack import Packed as Packed
+    from adyton.workflow.pack import pack as pack
     from adyton.workflow.protect import Protected as Protected
     from adyton.workflow.protect import protect as protect
     from adyton.workflow.rekey import Rekeyed as Rekeyed
@@ -58,6 +60,7 @@ _MODULES = {
     "adyton.workflow.init": ("Initialized", "init"),
     "adyton.workflow.keys": ("NewKey", "new_key"),
     "adyton.workflow.new": ("Proposed", "new"),
+    "adyton.workflow.pack": ("Packed", "pack"),
     "adyton.workflow.protect": ("Protected", "protect"),
     "adyton.workflow.rekey": ("Rekeyed", "rekey"),
     "adyton.workflow.revoke": ("RevokedApprovals", "revoke"),

@@ -249,7 +249,7 @@ class BadSignature(ManifestError):
 
 
 class FileFormatError(Error):
-    """A protected file cannot be read or written."""
+    """A protected file or a pack cannot be read or written."""
 
     exit_code = 80
 

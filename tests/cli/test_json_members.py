@@ -172,7 +172,8 @@ def _keeping(call: Call) -> None:
     shares = sorted(str(path) for path in Path("shares").iterdir())
     words = [word for share in shares for word in ("--share", share)]
     call("restore", "restore", "backup", *words, "--home", "restored", "--json")
-    call("protect", "protect", "--tee", "sim", "--json", "--name", "second", "small.py")
+    call("protect", "protect", "--tee", "sim", "--json", "--name", "second", "--pack", "second.adyton", "small.py")
+    call("pack", "pack", "second.manifest", "-o", "again.adyton", "--json")
 
 
 def test_json_members_of_the_verbs_are_the_recorded_ones(documents: Documents) -> None:

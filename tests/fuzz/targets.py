@@ -58,6 +58,7 @@ from adyton.manifest.schema_check import parse_size
 from adyton.manifest.signed import decode
 from adyton.manifest.sigstruct import SIGSTRUCT_BYTES, Attributes, generate_signer, load_signer, parse_sigstruct, sign
 from adyton.manifest.template import render
+from adyton.pack_archive import Item, parse_index, read_contents, write_pack
 from adyton.pfile.backing import Memory
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import Metadata, parse_envelope
@@ -196,6 +197,16 @@ def _protected(raw: bytes) -> None:
 
 def _log(raw: bytes) -> None:
     parse_log(Memory(raw))
+
+
+def _pack() -> tuple[bytes, ...]:
+    with tempfile.TemporaryDirectory() as folder:
+        content = Path(folder, "content")
+        content.write_bytes(b"content")
+        for name, files in {"a": ("work/a.manifest",), "b": ("work/a.manifest", "host/" + "n/" * 60 + "é")}.items():
+            items = [Item(each, content) for each in files]
+            write_pack(Path(folder, name), items, manifest="a.manifest", folders=["work/f"], readme="r")
+        return Path(folder, "a").read_bytes(), Path(folder, "b").read_bytes()
 
 
 def _form(raw: bytes) -> None:
@@ -485,6 +496,20 @@ def targets() -> dict[str, Target]:
             ("adyton.pfile.side_files.parse_attributes",),
         ),
         "recovery-log": Target(_log, _sealed, ("adyton.pfile.recovery.parse_log",)),
+        "pack": Target(
+            lambda raw: read_contents(io.BytesIO(raw)),
+            _pack,
+            ("adyton.pack_archive.read_contents", "adyton.pack_archive.parse_index"),
+        ),
+        "pack-index": Target(
+            parse_index,
+            (
+                b'{"format": "adyton-pack/1", "manifest": "a.manifest", "folders": ["work/f"], "sha256": "'
+                + b"0" * 64
+                + b'"}',
+            ),
+            ("adyton.pack_archive.parse_index",),
+        ),
     }
 
 

@@ -28,6 +28,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "protect": ("adyton.cli.protect", "From a script to an approved program: all that the owner does, at once."),
     "new": ("adyton.cli.new", "Propose a manifest template from one observed native run of a script."),
     "build": ("adyton.cli.build", "Make a template the final manifest: hash, sign, measure."),
+    "pack": ("adyton.cli.pack", "Write an approved program into one file, to carry it to the other machine."),
     "diff": ("adyton.cli.diff", "Say which file, key or mount changed a measurement."),
     "explain-measurement": ("adyton.cli.explain_measurement", "Say in words what a measurement covers."),
     "approve": ("adyton.cli.approve", "Allow what a manifest measures to have a key."),

@@ -37,6 +37,10 @@ def protect(
         bool, typer.Option("--force", help="Replace an older template and older encrypted inputs.")
     ] = False,
     allow: AllowOption = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the program into FILE (NAME.adyton) too, as `adyton pack` does."),
+    ] = None,
     home: HomeOption = None,
     sim_platform: Annotated[
         Path | None,
@@ -72,6 +76,7 @@ def protect(
             python=python,
             force=force,
             allow=allow or (),
+            pack_to=pack,
             home=home,
             sim_platform=sim_platform,
             notice=note,
@@ -86,11 +91,13 @@ def protect(
     say("next, the key server on your machine, and the program on the other one:")
     for command in made.next_steps:
         say(f"  {command}")
+    if made.pack is not None:
+        say(f"before you decrypt, bring {made.pack.stem}/work/encrypted/ of the other machine into encrypted/ here")
 
 
 def _show(result: StepResult) -> None:
     """Say what came of a step as its own verb does; of the native run, what will be otherwise."""
-    from adyton.cli import approve, build, collateral, init, key, new, platform
+    from adyton.cli import approve, build, collateral, init, key, new, pack, platform
     from adyton.workflow import protect as steps
 
     match result:
@@ -111,5 +118,7 @@ def _show(result: StepResult) -> None:
             build.show(result)
         case steps.Approved():
             approve.show(result)
+        case steps.Packed():
+            pack.show(result)
         case steps.Proposed():
             new.show_differences(result)

@@ -20,7 +20,7 @@ app = verb_app()
 @app.command()
 def run(
     context: typer.Context,
-    manifest: Annotated[Path, typer.Argument(help="NAME.manifest as `adyton build` wrote it, NAME.sig beside it.")],
+    manifest: Annotated[Path, typer.Argument(help="NAME.manifest, NAME.sig beside it; or a pack, NAME.adyton.")],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(help="Arguments for the program (after --), where its manifest takes them from here."),
@@ -53,6 +53,7 @@ def run(
 ) -> None:
     """Run the program of MANIFEST on its files, with the keys that their owners release to it.
 
+    A pack is unpacked beside itself first, into NAME/, and its program runs in NAME/work/.
     Relative paths in the manifest are relative to the current folder. Standard output and error go to the encrypted
     log, unless the manifest says insecure__stdio. Exit code: the program's own; where Adyton failed, its error's.
     """

@@ -18,6 +18,7 @@ from adyton.workflow.encrypt import Encrypted, encrypt
 from adyton.workflow.init import Initialized, init
 from adyton.workflow.keys import NewKey, list_keys, new_key
 from adyton.workflow.new import Proposed, new
+from adyton.workflow.pack import Packed, check_target, pack
 from adyton.workflow.platform import Platform, export_platform, new_platform, show_platform
 from adyton.workflow.program import find_program
 from adyton.workflow.progress import unheard, unwatched
@@ -35,6 +36,7 @@ __all__ = [
     "Encrypted",
     "Initialized",
     "NewKey",
+    "Packed",
     "Platform",
     "Proposed",
     "Protected",
@@ -43,7 +45,9 @@ __all__ = [
     "protect",
 ]
 
-StepResult: TypeAlias = Initialized | NewKey | Platform | Path | Taken | Proposed | Encrypted | Built | Approved
+StepResult: TypeAlias = (
+    Initialized | NewKey | Platform | Path | Taken | Proposed | Encrypted | Built | Approved | Packed
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,8 @@ class Protected:
     differences: tuple[Difference, ...]
     """What the program will find otherwise than in the run that was watched."""
     approvals: tuple[str, ...]
+    pack: Path | None
+    """The file that holds the program for the other machine, where one was asked for."""
     steps: tuple[str, ...]
     """The commands that would have done the same, one after the other."""
     next_steps: tuple[str, ...]
@@ -84,6 +90,7 @@ class Protected:
             ],
             "differences": [difference.to_dict() for difference in self.differences],
             "approvals": list(self.approvals),
+            "pack": None if self.pack is None else str(self.pack),
             "steps": list(self.steps),
             "next": list(self.next_steps),
         }
@@ -117,6 +124,7 @@ def protect(
     python: str | Path | None = None,
     force: bool = False,
     allow: Sequence[str] = (),
+    pack_to: str | Path | None = None,
     home: Path | None = None,
     sim_platform: Path | None = None,
     notice: Notice = unheard,
@@ -130,12 +138,14 @@ def protect(
     builds and signs the manifest, and approves it for the key. All of it happens in the current folder. `tee` is where
     it may run: sgx, tdx, snp, sim:FINGERPRINT, or sim for a simulated platform on this machine, made if there is none.
     `script` and `python` are as for `new`.
+    `pack_to` is a file NAME.adyton to write the program into, as `adyton pack` does.
     `allow` names each finding that exposes the data and is accepted. `begun` is called with each step's command, and
     `ended` with its result. Raises what the steps raise; what they made until then stays.
     """
     program = find_program(script, arguments, python=python)
     name = check_name(name or program.name, "--name")
     check_name(key)
+    packed = None if pack_to is None else check_target(Path(pack_to), force=force)
     steps = _Steps(begun, ended)
     mine = () if home is None else ("--home", str(home))
     again = ("--force",) if force else ()
@@ -184,6 +194,10 @@ def protect(
         notice=notice,
     )
     steps.end(approved)
+    if packed is not None:
+        steps.begin("pack", f"{name}.manifest", "-o", str(packed), *again, *mine)
+        steps.end(pack(f"{name}.manifest", packed, force=force, home=home, sim_platform=sim_platform))
+    what = shlex.quote(str(packed or f"{name}.manifest"))
     return Protected(
         manifest=built.manifest,
         signature=built.signature,
@@ -193,10 +207,11 @@ def protect(
         data=proposed.data,
         differences=proposed.differences,
         approvals=tuple(item.id for item in approved.approvals),
+        pack=packed,
         steps=tuple(steps.commands),
         next_steps=(
             f"adyton serve {'--gramine-listen 0.0.0.0' if under_gramine else '--listen 127.0.0.1'}:4433",
-            f"adyton run {name}.manifest --tee {tee.partition(':')[0]} --key-server 127.0.0.1:4433",
+            f"adyton run {what} --tee {tee.partition(':')[0]} --key-server 127.0.0.1:4433",
             *(
                 shlex.join(
                     ["adyton", "decrypt", mount.encrypted, "-o", f"decrypted/{mount.source.lstrip('/')}", "--key", key]

@@ -16,11 +16,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.errors import Error, RunError, ScriptFailed, StorageFailed, TargetExists, UsageError
+from adyton.os_failure import storage_failed
 from adyton.workflow.progress import unheard
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 PROVISIONING: Final = ("adyton", "ra-tls")
 UNDER_GRAMINE: Final = ("sgx", "gramine-direct")
+SUFFIX: Final = ".adyton"
+"""Of a pack's name (`adyton.pack_archive`, which only a run of a pack imports)."""
 _SIMULATED: Final = ("sim", "sim-tdx")
 _MAX_WORDS_BYTES: Final = 1 << 20
 _MAX_REPORT_BYTES: Final = 64 << 20
@@ -43,6 +46,7 @@ class Request:
     """What is to be run, where, and who is asked for its keys."""
 
     manifest: Path
+    """NAME.manifest, or a pack: NAME.adyton."""
     tee: str | None = None
     key_servers: tuple[str, ...] = ()
     """HOST:PORT, or OWNER=HOST:PORT for each of several owners."""
@@ -235,7 +239,41 @@ def _outcome(message: dict[str, Any], status: int) -> Ran:
 
 
 def run_here(request: Request, notice: Notice = unheard) -> Ran:
-    """Carry out a request in this process, which must be a fresh one of Adyton's alone; as `run` otherwise."""
+    """Carry out a request in this process, which must be a fresh one of Adyton's alone; as `run` otherwise.
+
+    For a pack the process changes to the folder into which it was unpacked.
+    """
+    if request.manifest.suffix != SUFFIX:
+        return _run_manifest(request, notice, lambda path: path)
+    from adyton.pack_archive import HOST, WORK, unpack
+
+    folder = request.manifest.absolute().with_suffix("")
+    index = unpack(request.manifest, folder).index
+    notice(f"the pack is unpacked to {folder}; the program runs in {folder / WORK}, and what it writes is there")
+    request = replace(
+        request,
+        manifest=Path(index.manifest),
+        sim_platform=None if request.sim_platform is None else request.sim_platform.absolute(),
+        grants=None if request.grants is None else request.grants.absolute(),
+    )
+    _enter(folder / WORK)
+
+    def brought(path: str) -> str:
+        own = f"{folder}/{HOST}{path}"
+        return own if path.startswith("/") and os.path.lexists(own) else path
+
+    return _run_manifest(request, notice, brought)
+
+
+def _enter(folder: Path) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise storage_failed(error, str(folder), "entering") from error
+
+
+def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str]) -> Ran:
+    """Run a manifest's program. `place` says where a trusted file lies on this machine."""
     from adyton.manifest.findings import check_tee
     from adyton.manifest.signed import read_signed
     from adyton.runtime import identity, sandbox
@@ -267,7 +305,7 @@ def run_here(request: Request, notice: Notice = unheard) -> Ran:
     def read_trusted(entry: TrustedFile) -> bytes:
         if entry.sha256 is None:
             raise UsageError(f"{entry.uri} has no hash")
-        return read_verified(entry.host_path, entry.sha256, most_bytes=_MAX_WORDS_BYTES)
+        return read_verified(place(entry.host_path), entry.sha256, most_bytes=_MAX_WORDS_BYTES)
 
     if request.tee in UNDER_GRAMINE:
         return _run_under_gramine(request, request.tee, signed, notice)
@@ -276,6 +314,7 @@ def run_here(request: Request, notice: Notice = unheard) -> Ran:
     if source.notice is not None:
         notice(source.notice)
     made = plan(signed.manifest, read_trusted=read_trusted, host_args=request.arguments, host_env=os.environ)
+    made = replace(made, staged=tuple(replace(entry, source=place(entry.source)) for entry in made.staged))
     for text in made.notes:
         notice(text)
 
