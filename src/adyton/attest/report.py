@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from adyton.attest.azure.evidence import AzureEvidence
+from adyton.attest.devices import NO_DEVICES, device_digest
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
 from adyton.attest.tpm.document import TPMQuote
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from adyton.attest.devices import Device
     from adyton.attest.snp import SNPReport
     from adyton.attest.status import TCBStatus
     from adyton.check import Check
@@ -60,6 +62,8 @@ class VerifiedReport:
     revocation_checked: bool
     checks: tuple[Check, ...]
     evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence
+    devices: tuple[Device, ...] = ()
+    """The GPUs whose evidence was verified with this evidence (`attest.bundle`)."""
     made_by: object = field(repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -84,14 +88,23 @@ class VerifiedReport:
         return dict(enumerate(self.evidence.pcrs))
 
     def carries_workload(self, workload: Measurement) -> bool:
-        """Whether the evidence itself names this workload: as MRENCLAVE (SGX), or extended into RTMR3 (TDX).
+        """Whether the evidence itself names this workload, on a machine with exactly the verified devices."""
+        return carries_workload(self.evidence, workload, device_digest(self.devices))
 
-        It is never true for SEV-SNP, which has no register for it: there report data bind the workload.
-        """
-        if isinstance(self.evidence, SGXQuote):
-            return self.measurement == workload
-        if isinstance(self.evidence, TDXQuote):
-            return self.evidence.report.rtmrs[3] == workload_rtmr3(workload).raw
-        if isinstance(self.evidence, TPMQuote | AzureEvidence):
-            return self.evidence.pcrs[WORKLOAD_PCR] == workload_register(workload, bank="sha256")
-        return False
+
+def carries_workload(
+    evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence,
+    workload: Measurement,
+    devices: bytes = NO_DEVICES,
+) -> bool:
+    """Whether evidence names this workload: as MRENCLAVE (SGX), or in the workload register with the device digest.
+
+    It is never true for SEV-SNP, which has no register for it: there report data bind the workload.
+    """
+    if isinstance(evidence, SGXQuote):
+        return evidence.report.mrenclave == workload.raw
+    if isinstance(evidence, TDXQuote):
+        return evidence.report.rtmrs[3] == workload_rtmr3(workload, devices).raw
+    if isinstance(evidence, TPMQuote | AzureEvidence):
+        return evidence.pcrs[WORKLOAD_PCR] == workload_register(workload, devices, bank="sha256")
+    return False
