@@ -229,7 +229,7 @@ def open_simulated(directory: Path, workload: Measurement | None, devices: bytes
     """The source `sim-tpm`: the software TPM of a simulated platform, else the TPM that this machine has.
 
     The software TPM listens at `machine/tpm.sock` in the platform's folder, and the log of what was measured into it
-    lies beside it, as `event-log`. A key without certificates is certified by the platform's vendor, where that is here.
+    lies beside it, as `event-log`. A key without certificates is certified by the platform's vendor, if that is here.
     """
     path, log_path = directory / "machine" / "tpm.sock", EVENT_LOG
     if path.exists():
