@@ -36,7 +36,7 @@ PROVISIONING: Final = ("adyton", "ra-tls")
 UNDER_GRAMINE: Final = ("sgx", "gramine-direct")
 SUFFIX: Final = ".adyton"
 """Of a pack's name (`adyton.pack_archive`, which only a run of a pack imports)."""
-_SIMULATED: Final = ("sim", "sim-tdx")
+_SIMULATED: Final = ("sim", "sim-tdx", "sim-tpm")
 _MAX_WORDS_BYTES: Final = 1 << 20
 _MAX_REPORT_BYTES: Final = 64 << 20
 
@@ -293,7 +293,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
         raise UsageError(
             "no TEE was named",
             check="--tee",
-            expected="sgx, tdx, snp, sim or sim-tdx; gramine-direct to rehearse",
+            expected="sgx, tdx, snp, tpm, az-snp, az-tdx, sim, sim-tdx or sim-tpm; gramine-direct to rehearse",
             seen="nothing",
             remedy="name one; `adyton doctor` says what this machine has. --tee sim runs anywhere and protects nothing",
         )
