@@ -156,7 +156,9 @@ def quote_from_document(document: Mapping[str, object]) -> TPMQuote:
 
 def _pcrs(value: object) -> tuple[bytes, ...]:
     if not isinstance(value, dict) or set(value) != {"sha256"}:
-        refuse("the PCRs are of an unknown bank", check="pcrs", expected="sha256, and no other bank", seen=str(value)[:80])
+        refuse(
+            "the PCRs are of an unknown bank", check="pcrs", expected="sha256, and no other bank", seen=str(value)[:80]
+        )
     return parse_pcr_values(value["sha256"])
 
 

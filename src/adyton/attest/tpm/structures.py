@@ -124,7 +124,9 @@ class Attest:
     def to_bytes(self) -> bytes:
         """The structure as a TPM writes it. `parse_attest` gives it back."""
         head = struct.pack(">IH", GENERATED, ST_ATTEST_QUOTE)
-        clock = struct.pack(">QII?Q", self.clock_ms, self.reset_count, self.restart_count, self.safe, self.firmware_version)
+        clock = struct.pack(
+            ">QII?Q", self.clock_ms, self.reset_count, self.restart_count, self.safe, self.firmware_version
+        )
         chosen = b"".join(
             struct.pack(">HB", item.algorithm, len(item.bitmap)) + item.bitmap for item in self.selections
         )
