@@ -28,11 +28,11 @@ def system_partition(application: bytes, serial: int) -> bytes:
     """The file system, in whole sectors. `serial` has 32 bits. Raises UsageError where the file is too large."""
     file_clusters = -(-len(application) // CLUSTER)
     clusters = max(_FEWEST_CLUSTERS, file_clusters + 2)
-    if clusters > _MOST_CLUSTERS:
+    if not application or clusters > _MOST_CLUSTERS:
         raise UsageError(
             "the kernel image does not fit in the system partition",
             check="size of adyton.efi",
-            expected=f"at most {(_MOST_CLUSTERS - 2) * CLUSTER} bytes",
+            expected=f"1 to {(_MOST_CLUSTERS - 2) * CLUSTER} bytes",
             seen=f"{len(application)} bytes",
         )
     fat_sectors = -(-(clusters + 2) * 2 // SECTOR)

@@ -31,7 +31,7 @@ def verity_tree(data: bytes | memoryview, salt: bytes, identifier: uuid.UUID) ->
     below = memoryview(data)
     while True:
         digests = _hash_blocks(below, salt)
-        if levels and len(below) == BLOCK:
+        if len(below) == BLOCK:
             root = digests
             break
         levels.append(digests.ljust(-(-len(digests) // BLOCK) * BLOCK, b"\0"))
