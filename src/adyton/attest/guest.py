@@ -20,9 +20,14 @@ MUST_COVER: Final = ("acpi", "cmdline", "initrd", "kernel")
 
 
 def confidential_kind(tee: str) -> str | None:
-    """`tdx` or `snp` for a TEE that is a confidential machine, as policies name TEEs. None for an enclave."""
+    """`tdx`, `snp` or `tpm` for a TEE that is a whole machine, as policies name TEEs. None for an enclave.
+
+    `tpm` is every machine whose guest a TPM measures: Azure's confidential machines, too.
+    """
     name = tee.partition(":")[0].removeprefix("sim-")
-    return name if name in ("tdx", "snp") else None
+    if name in ("az-snp", "az-tdx"):
+        return "tpm"
+    return name if name in ("tdx", "snp", "tpm") else None
 
 
 def _refused(check: str, expected: str, seen: str) -> UsageError:

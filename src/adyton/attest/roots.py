@@ -33,14 +33,20 @@ class TrustRoots:
 
     intel: frozenset[Digest] = frozenset({INTEL_SGX_ROOT})
     amd: Mapping[str, Digest] = field(default_factory=lambda: AMD_ARKS)
+    tpm: frozenset[Digest] = frozenset()
+    """Roots of TPMs' attestation keys. None is built in: a policy names them."""
     sim: frozenset[Digest] = frozenset()
-    """Simulated roots: evidence under them is "sim" or "sim-tdx", never "sgx" or "tdx"."""
+    """Simulated roots: evidence under them is "sim", "sim-tdx" or "sim-tpm", never what they imitate."""
 
     def with_sim(self, roots: Iterable[Digest]) -> Self:
         """The same roots, and these simulated ones."""
         return replace(self, sim=self.sim | frozenset(roots))
 
+    def with_tpm(self, roots: Iterable[Digest]) -> Self:
+        """The same roots, and these of TPMs."""
+        return replace(self, tpm=self.tpm | frozenset(roots))
+
     @property
     def key(self) -> tuple[object, ...]:
         """Identifies this set of roots, to keep cached verdicts apart."""
-        return self.intel, self.sim, tuple(sorted((name, root.raw) for name, root in self.amd.items()))
+        return self.intel, self.tpm, self.sim, tuple(sorted((name, root.raw) for name, root in self.amd.items()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.attest.appraise import Policy
 from adyton.attest.assess import Assessment, assess
-from adyton.attest.collateral import AMDCollateral, Collateral
+from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
@@ -38,8 +38,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
         return None
     try:
         document = json.loads(kept)
-        kind = Collateral if "qe_identity" in document else AMDCollateral
-        collateral = kind.from_dict(document)
+        collateral = _collateral(document)
         evidence = parse_evidence(raw)
     except (Error, ValueError):
         return None
@@ -54,6 +53,12 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     if approval is not None:
         policy = evidence_policy(approval, confidential_machine="tdx" in tee or tee == "snp", by_manifest=tee == "snp")
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
+
+
+def _collateral(document: dict[str, object]) -> Collateral | AMDCollateral | NoCollateral:
+    if not document:
+        return NoCollateral()
+    return Collateral.from_dict(document) if "qe_identity" in document else AMDCollateral.from_dict(document)
 
 
 def _fields(policy: Policy) -> dict[str, Any]:

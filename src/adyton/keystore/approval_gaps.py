@@ -27,9 +27,11 @@ It needs a guest image document that `adyton` itself can recompute.
 
 EXPECTED: Final = {
     "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
+    "tpm": "a guest that is pinned by its PCRs and boot applications",
     "snp": f"a guest image document which says that the launch digest covers {', '.join(MUST_COVER)}",
 }
 REMEDY: Final = {
+    "tpm": "approve it with --guest-image image.json, the document of a guest image that you built or checked",
     "tdx": (
         "approve it again with --guest MRTD --rtmr0 HEX --rtmr1 HEX --rtmr2 HEX, computed from a guest image that you"
         " built or checked; the measured guest image of a later version of Adyton comes with a document that holds them"

@@ -26,3 +26,10 @@ class QuoteSource(Protocol):
     def quote(self, report_data: bytes) -> bytes:
         """Evidence over these 64 bytes. Raises UsageError for another length, NoDevice or Timeout if there is none."""
         ...
+
+    def event_log(self) -> bytes | None:
+        """The TCG event log of this boot, where verifiers of this TEE need one beside its evidence. None elsewhere.
+
+        Raises NoDevice where it cannot be read.
+        """
+        ...

@@ -14,7 +14,7 @@ from adyton.attest.dcap import verify
 from adyton.attest.sgx import parse_quote
 from tests.support.evidence_factory import MRENCLAVE, REPORT_DATA, Scenario
 
-MODULES = sorted(Path(adyton.attest.__file__).parent.glob("*.py"))
+MODULES = sorted(Path(adyton.attest.__file__).parent.rglob("*.py"))
 IMPURE = {
     "os",
     "io",

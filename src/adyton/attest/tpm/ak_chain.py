@@ -48,7 +48,7 @@ class AttestationKey(NamedTuple):
 
 
 def check_ak_chain(checks: Checks, chain: Sequence[bytes], roots: TrustRoots) -> AttestationKey:
-    """Verify an AK's chain (DER, leaf first, root last). Returns the key and its root; validity is left to the caller."""
+    """Verify an AK's chain (DER, leaf first, root last). Returns the key, its root, and what must be valid now."""
     names = ["AK certificate", *(f"AK issuer {place}" for place in range(1, len(chain) - 1)), "AK root"]
     certificates = [parse_certificate(raw, what) for raw, what in zip(chain, names, strict=True)]
     leaf, root = certificates[0], certificates[-1]

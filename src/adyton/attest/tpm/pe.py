@@ -65,12 +65,10 @@ def authenticode(raw: bytes, algorithm: Literal["sha256", "sha384"] = "sha256") 
     return digest.digest()
 
 
-def _field(raw: bytes, form: str, at: int, what: str) -> int:
-    size = struct.calcsize(form)
+def _field(raw: bytes, size: int, at: int, what: str) -> int:
     if at + size > len(raw):
         _refuse(what, expected=f"{size} bytes at {at}", seen=f"a file of {len(raw)} bytes")
-    value: int = struct.unpack_from(form, raw, at)[0]
-    return value
+    return int.from_bytes(raw[at : at + size], "little")
 
 
 def _layout(raw: bytes) -> _Layout:
@@ -78,20 +76,20 @@ def _layout(raw: bytes) -> _Layout:
         _refuse("size", expected=f"at most {MAX_PE_BYTES} bytes", seen=f"{len(raw)} bytes")
     if raw[:2] != b"MZ":
         _refuse("DOS header", expected="MZ", seen=raw[:2].hex())
-    at = _field(raw, "<I", 0x3C, "DOS header")
+    at = _field(raw, 4, 0x3C, "DOS header")
     if raw[at : at + 4] != b"PE\0\0":
         _refuse("signature", expected="PE, two zeros", seen=raw[at : at + 4].hex())
-    count = _field(raw, "<H", at + 6, "number of sections")
-    optional_bytes = _field(raw, "<H", at + 20, "size of the optional header")
+    count = _field(raw, 2, at + 6, "number of sections")
+    optional_bytes = _field(raw, 2, at + 20, "size of the optional header")
     optional = at + 24
-    magic = _field(raw, "<H", optional, "optional header")
+    magic = _field(raw, 2, optional, "optional header")
     if magic != _PE32_PLUS:
         _refuse("optional header", expected=f"{_PE32_PLUS:#x} (PE32+)", seen=f"{magic:#x}")
-    directories = _field(raw, "<I", optional + _DIRECTORIES_AT - 4, "data directories")
+    directories = _field(raw, 4, optional + _DIRECTORIES_AT - 4, "data directories")
     if not _SECURITY < directories <= 16 or optional_bytes != _DIRECTORIES_AT + 8 * directories:
         _refuse("data directories", expected="5 to 16, which fill the optional header", seen=directories)
     table = optional + optional_bytes
-    headers_end = _field(raw, "<I", optional + 60, "size of the headers")
+    headers_end = _field(raw, 4, optional + 60, "size of the headers")
     if not 1 <= count <= MAX_SECTIONS or not table + count * _SECTION_BYTES <= headers_end <= len(raw):
         _refuse("headers", expected=f"1 to {MAX_SECTIONS} sections inside the headers", seen=f"{count} sections")
     entry = optional + _DIRECTORIES_AT + 8 * _SECURITY
@@ -116,7 +114,7 @@ def _sections(raw: bytes, table: int, count: int, headers_end: int) -> tuple[tup
 
 
 def _certificates(raw: bytes, entry: int, data_end: int) -> int:
-    start, size = struct.unpack_from("<II", raw, entry)
+    start, size = (int(value) for value in struct.unpack_from("<II", raw, entry))
     if (start, size) == (0, 0):
         return len(raw)
     if start < data_end or start % 8 or size == 0 or start + size != len(raw):
