@@ -150,6 +150,8 @@ def start(machine: Machine, console: Callable[[str], None], timeout_s: float) ->
         if child.poll() is None:
             child.kill()
             child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
     if status != 0:
         raise RunError("QEMU failed", check="exit code of QEMU", expected="0", seen=str(status))
 
@@ -207,7 +209,9 @@ def _files(share: Path) -> Iterator[tuple[Path, str]]:
                     expected=f"at most {MAX_MEMBERS} files, and nothing else",
                     seen="too many" if count > MAX_MEMBERS else "no file",
                 )
-            yield path, path.relative_to(share).as_posix()
+            shown = path.relative_to(share).as_posix()
+            if shown != MEMBER:
+                yield path, shown
 
 
 def new_output_disk(path: Path, size_bytes: int = OUTPUT_BYTES) -> None:

@@ -100,7 +100,7 @@ def parse_settings(raw: bytes) -> GuestSettings:
     top.only({"format", "manifest", "tee"}, {"key_servers", "arguments", "network", "hosts"})
     if top["format"] != FORMAT:
         raise _wrong("format", FORMAT, str(top["format"]))
-    manifest = plain_name(top.text("manifest", 255).encode("utf-8", "surrogatepass"))
+    manifest = _path(top.text("manifest", 255))
     tee = top.text("tee", 16)
     if tee not in TEES:
         raise _wrong("tee", " or ".join(TEES), tee)
@@ -121,6 +121,13 @@ def parse_settings(raw: bytes) -> GuestSettings:
         _network(top.inner("network")) if "network" in top else None,
         MappingProxyType({name: _address("hosts", hosts[name]) for name in hosts}),
     )
+
+
+def _path(text: str) -> str:
+    try:
+        return plain_name(text.encode("utf-8", "surrogatepass"))
+    except MalformedManifest as error:
+        raise _wrong("manifest", "a plain path below the archive's folder", text[:80]) from error
 
 
 def _check_server(text: str) -> None:
