@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from adyton.attest.guest import MUST_COVER, SNPGuest, TDXGuest
+from adyton.attest.guest import MUST_COVER, SNPGuest, TDXGuest, TPMGuest
 from adyton.errors import UsageError
+from adyton.image.document import BOOTS
 
 if TYPE_CHECKING:
     from adyton.attest.guest import Guest
@@ -32,7 +33,10 @@ def guests_of(
     """
     if rtmr0 is not None and kind != "tdx":
         raise _refused("--rtmr0", "a TDX guest", kind, "leave it out")
-    found = _tdx(image, rtmr0, allow=allow_host_acpi) if kind == "tdx" else _snp(image, allow=allow_host_acpi)
+    if kind == "tpm":
+        found = _tpm(image)
+    else:
+        found = _tdx(image, rtmr0, allow=allow_host_acpi) if kind == "tdx" else _snp(image, allow=allow_host_acpi)
     guests = tuple(dict.fromkeys(found))
     if len(guests) > MAX_GUESTS:
         raise _refused(
@@ -62,6 +66,12 @@ def _tdx(image: GuestImage, rtmr0: Measurement | None, *, allow: bool) -> list[G
             f"give their register with --rtmr0 HEX, computed for your machine; or {ALLOW}",
         )
     return found
+
+
+def _tpm(image: GuestImage) -> list[Guest]:
+    """One guest for each way to boot: the programs are the same, and their order too."""
+    started = (image.uki.sha256, image.linux.sha256)
+    return [TPMGuest(boot_applications=started, pcr11=image.pcr(boot, 11)) for boot in BOOTS]
 
 
 def _snp(image: GuestImage, *, allow: bool) -> list[Guest]:

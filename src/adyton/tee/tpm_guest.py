@@ -172,10 +172,12 @@ class TPMSource:
         simulated: bool = False,
         devices: bytes = NO_DEVICES,
         system: System = KERNEL,
+        log_path: str = EVENT_LOG,
     ) -> None:
         self._device = device
         self._simulated = simulated
         self._system = system
+        self._log_path = log_path
         chain = device.nv_read(AK_CHAIN_INDEX)
         if chain is None:
             raise _no_chain("no such index")
@@ -211,7 +213,7 @@ class TPMSource:
 
     def event_log(self) -> bytes:
         """The firmware's event log of this boot."""
-        return read_event_log(self._system)
+        return read_event_log(self._system, self._log_path)
 
     def close(self) -> None:
         """Let the TPM go."""
@@ -226,11 +228,14 @@ def open_tpm(workload: Measurement | None, devices: bytes = NO_DEVICES, system: 
 def open_simulated(directory: Path, workload: Measurement | None, devices: bytes = NO_DEVICES) -> TPMSource:
     """The source `sim-tpm`: the software TPM of a simulated platform, else the TPM that this machine has.
 
-    The software TPM listens at `machine/tpm.sock` in the platform's folder. A key without certificates is certified by
-    the platform's vendor, where that is here.
+    The software TPM listens at `machine/tpm.sock` in the platform's folder, and the log of what was measured into it
+    lies beside it, as `event-log`. A key without certificates is certified by the platform's vendor, where that is here.
     """
-    path = directory / "machine" / "tpm.sock"
-    device = TPMDevice(SoftwareTPM(path) if path.exists() else DeviceFile.open())
+    path, log_path = directory / "machine" / "tpm.sock", EVENT_LOG
+    if path.exists():
+        device, log_path = TPMDevice(SoftwareTPM(path)), str(path.with_name("event-log"))
+    else:
+        device = TPMDevice(DeviceFile.open())
     if device.nv_public(AK_CHAIN_INDEX) is None:
         certify(device, SimPlatform.load(directory))
-    return TPMSource(device, workload, simulated=True, devices=devices)
+    return TPMSource(device, workload, simulated=True, devices=devices, log_path=log_path)

@@ -217,11 +217,11 @@ def _guest_images(
         raise UsageError(
             f"{given[0]} is for confidential machines",
             check="--tee",
-            expected="tdx or snp",
+            expected="tdx, snp, tpm, az-snp or az-tdx",
             seen=", ".join(tees)[:160],
             remedy=f"leave {', '.join(given)} out",
         )
-    simulated = [tee for tee in tees if confidential_kind(tee) is not None and tee.startswith("sim")]
+    simulated = [tee for tee in tees if confidential_kind(tee) == "tdx" and tee.startswith("sim")]
     if simulated and image is not None:
         raise UsageError(
             "a simulated trust domain boots the simulated guest, not this image",
@@ -245,6 +245,14 @@ def _guest_images(
             guest
             for kind in kinds
             for guest in guests_of(image, kind, rtmr0=rtmr0 if kind == "tdx" else None, allow_host_acpi=allow_host_acpi)
+        )
+    if "tpm" in kinds:
+        raise UsageError(
+            "a guest that a TPM measures is approved by its image document",
+            check=GUEST_LINE,
+            expected=EXPECTED["tpm"],
+            seen=", ".join(given) or "none",
+            remedy=REMEDY["tpm"],
         )
     if "snp" in kinds:
         raise UsageError(
