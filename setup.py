@@ -78,6 +78,7 @@ setup(
     ext_modules=[
         extension("adyton.pfile._gcm", "src/adyton/pfile/_gcm.c"),
         extension("adyton.vfs._reads", "src/adyton/vfs/_reads.c"),
+        executable("adyton.image._init", "src/adyton/image/_init.c"),
         executable("adyton.runtime._launcher", "src/adyton/runtime/_launcher.c"),
     ],
 )

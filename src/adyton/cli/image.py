@@ -1,0 +1,141 @@
+"""`adyton image`: build a guest image, say what hardware reports of it, boot it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adyton.cli.options import JSONOption
+from adyton.cli.output import note, say, say_json
+from adyton.cli.verb import group_app
+
+app = group_app("Guest images: a confidential machine that runs Adyton and nothing else.")
+
+ImageArgument = Annotated[Path, typer.Argument(help="Folder of an image, as `adyton image build` wrote it.")]
+MirrorOption = Annotated[
+    list[str] | None,
+    typer.Option("--mirror", metavar="URL", help="A mirror of Debian.  [those of this machine's apt]"),
+]
+
+
+@app.command()
+def build(
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder for the image.")] = None,
+    lock: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The lock file.  [that of this release of Adyton]")
+    ] = None,
+    update_lock: Annotated[
+        bool, typer.Option("--update-lock", help="First write the lock file anew, with the newest packages.")
+    ] = False,
+    requirements: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --update-lock: a file of pip with the hashes of the wheels."),
+    ] = None,
+    pool: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where packages are kept.  [below XDG_CACHE_HOME]")
+    ] = None,
+    mirror: MirrorOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Build a guest image from a lock file. The same lock file and the same Adyton give the same bytes."""
+    from adyton.workflow.image import OWN_LOCK
+    from adyton.workflow.image import build_image as carry_out
+    from adyton.workflow.image import update_lock as renew
+
+    mirrors = tuple(mirror or ())
+    if update_lock:
+        if lock is None or requirements is None:
+            raise typer.BadParameter("--update-lock needs --lock FILE and --requirements FILE")
+        found = renew(lock, requirements, mirrors=mirrors, note=note)
+        note(f"{lock}: kernel {found.kernel}, {len(found.packages)} packages, {len(found.wheels)} wheels")
+    if output is None:
+        if update_lock:
+            return
+        raise typer.BadParameter("give the image's folder with -o DIR")
+    image = carry_out(output, lock_file=lock or OWN_LOCK, pool=pool, mirrors=mirrors, note=note)
+    if as_json:
+        say_json(image.to_dict())
+    else:
+        say(f"{output}: image of Adyton {image.version}, root hash {image.verity.root_hash}")
+
+
+@app.command()
+def measure(
+    folder: ImageArgument,
+    firmware: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Firmware to compute TDX and SEV-SNP values for.")
+    ] = None,
+    vcpus: Annotated[
+        list[int] | None, typer.Option(metavar="N", min=1, max=4096, help="Processors, for SEV-SNP's launch digest.")
+    ] = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Compute from an image's files what hardware will report. Exit code 1: image.json says something else."""
+    from adyton.workflow.image import measure_image
+
+    found = measure_image(folder, firmware_files=tuple(firmware or ()), vcpus=tuple(vcpus or ()))
+    for text in found.differences:
+        note(f"adyton: {text}")
+    for name in found.unchecked:
+        note(f"adyton: the entries for the firmware {name} were not checked: give it with --firmware")
+    if found.image is not None and as_json:
+        say_json(found.image.to_dict())
+    elif found.image is not None:
+        for boot, banks in found.image.pcrs.items():
+            for bank, values in banks.items():
+                for number, value in values.items():
+                    say(f"{boot}  {bank}  PCR {number:<2}  {value.hex()}")
+        for tdx in found.image.tdx:
+            say(f"tdx  {tdx.firmware.name}  {tdx.page_order}  {tdx.boot}")
+            say(f"  MRTD   {tdx.mrtd}\n  RTMR1  {tdx.rtmr1}\n  RTMR2  {tdx.rtmr2}")
+        for snp in found.image.snp:
+            say(f"snp  {snp.firmware.name}  {snp.vcpus} x {snp.vcpu_type}  {snp.launch_digest}")
+    if found.differences:
+        raise typer.Exit(1)
+
+
+@app.command()
+def boot(
+    folder: ImageArgument,
+    share: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Files for the guest, with adyton-guest.json among them. Outputs go there."),
+    ] = None,
+    outputs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where outputs go.  [the folder of --share]")
+    ] = None,
+    tpm: Annotated[bool, typer.Option("--tpm", help="Give the guest a software TPM (swtpm).")] = False,
+    from_disk: Annotated[
+        bool, typer.Option("--from-disk", help="Start the disk's boot entry, and not the kernel image directly.")
+    ] = False,
+    firmware: Annotated[Path | None, typer.Option(metavar="FILE", help="Firmware.  [OVMF.fd of the image]")] = None,
+    tee: Annotated[str | None, typer.Option(metavar="TEE", help="tdx or snp, on such a host.")] = None,
+    kvm: Annotated[bool, typer.Option("--kvm", help="Use KVM, where it works. Without it QEMU emulates.")] = False,
+    memory: Annotated[int, typer.Option(metavar="MIB", min=512, help="Memory of the guest.")] = 2048,
+    vcpus: Annotated[int, typer.Option(metavar="N", min=1, max=4096, help="Processors of the guest.")] = 1,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="When to give the guest up.")] = 600.0,
+    show: Annotated[bool, typer.Option("--print", help="Print QEMU's command line, and start nothing.")] = False,
+) -> None:
+    """Boot an image in QEMU, and wait until it powers off. Its console goes to standard error."""
+    from adyton.workflow.image import Boot, boot_image, printed_boot
+
+    wanted = Boot(
+        folder=folder,
+        share=share,
+        outputs=outputs,
+        tpm=tpm,
+        from_disk=from_disk,
+        firmware=firmware,
+        tee=tee,
+        kvm=kvm,
+        memory_mib=memory,
+        vcpus=vcpus,
+        timeout_s=timeout,
+    )
+    if show:
+        say(printed_boot(wanted))
+        return
+    for name in boot_image(wanted, note):
+        say(name)

@@ -1,0 +1,189 @@
+"""Guest images: build one, say what hardware reports of it, boot it."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from adyton.atomic_file import write_file
+from adyton.capped_read import read_capped
+from adyton.errors import Error, UsageError
+from adyton.image import firmware, lock
+from adyton.image.boot import Machine, new_output_disk, pack_inputs, software_tpm, start, unpack_outputs
+from adyton.image.document import FILES, MAX_BYTES, GuestImage, parse_image
+from adyton.image.firmware import FirmwareFile
+from adyton.image.guest_settings import MAX_BYTES as MAX_SETTINGS_BYTES
+from adyton.image.guest_settings import MEMBER, parse_settings
+from adyton.image.measure import differences, firmware_entries, measure
+from adyton.image.measure_snp import takes_kernel_hashes
+from adyton.image.recipe import FIRMWARE_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adyton.image.document import SNPEntry, TDXEntry
+
+DOCUMENT: Final = "image.json"
+MAX_FILE_BYTES: Final = 2 << 30
+OWN_LOCK: Final = Path(lock.__file__).with_name("lock.json")
+"""The lock file of this release."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredImage:
+    """The document as the files give it, and in what it differs from `image.json`. None where the files are damaged."""
+
+    image: GuestImage | None
+    differences: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    """Names of firmware in `image.json` that was not at hand."""
+
+
+def build_image(
+    folder: Path,
+    *,
+    lock_file: Path = OWN_LOCK,
+    pool: Path | None = None,
+    mirrors: Sequence[str] = (),
+    note: Callable[[str], None],
+) -> GuestImage:
+    """Build an image into a folder, as `adyton image build` does.
+
+    Raises FetchFailed where a package is gone, UsageError, NoDevice, RunError and StorageFailed.
+    """
+    from adyton.image.build import build, write_image
+    from adyton.image.pool import Pool, default_pool
+
+    locked = lock.parse_lock(read_capped(lock_file, lock.MAX_BYTES, "lock file of the image"))
+    built = build(locked, Pool(pool or default_pool(), mirrors, note), note)
+    write_image(built, folder)
+    return built.image
+
+
+def update_lock(
+    lock_file: Path, requirements: Path, *, mirrors: Sequence[str] = (), note: Callable[[str], None]
+) -> lock.Lock:
+    """Write a lock file with what mirrors and package index have now. Raises FetchFailed, NoDevice and UsageError."""
+    from adyton.image.update_lock import new_lock
+
+    found = new_lock(requirements, mirrors, note)
+    write_file(lock_file, found.to_bytes())
+    return found
+
+
+def measure_image(folder: Path, *, firmware_files: Sequence[Path] = (), vcpus: Sequence[int] = ()) -> MeasuredImage:
+    """Compute the document of an image from its files, as `adyton image measure` does.
+
+    Firmware is taken from `firmware_files`, and from the folder. Without `vcpus`, launch digests are computed for the
+    numbers of processors that `image.json` has. Raises UsageError where there is no image, and StorageFailed.
+    """
+    stated = parse_image(read_capped(folder / DOCUMENT, MAX_BYTES, "guest image document", unreadable=UsageError))
+    files = {name: read_capped(folder / name, MAX_FILE_BYTES, "file of the image") for name in stated.files}
+    try:
+        measured = measure(files, stated)
+    except Error as error:  # a file is not even of its kind
+        return MeasuredImage(None, (error.message,), ())
+    known = {(folder / name).name: files[name] for name in stated.files if name not in FILES}
+    known |= {path.name: read_capped(path, firmware.MAX_BYTES, "firmware") for path in firmware_files}
+    counts = tuple(vcpus) or tuple(sorted({entry.vcpus for entry in stated.snp})) or (1,)
+    tdx: list[TDXEntry] = []
+    snp: list[SNPEntry] = []
+    for name, raw in known.items():
+        more_tdx, more_snp = firmware_entries(files["adyton.efi"], measured.predicted, name, raw, counts)
+        tdx += more_tdx
+        snp += more_snp
+    image = replace(measured.image, tdx=tuple(tdx), snp=tuple(snp))
+    wrong = [f"{name} differs from {DOCUMENT}" for name in differences(stated, image)]
+    at_hand = {entry.firmware.sha256 for entry in tdx} | {entry.firmware.sha256 for entry in snp}
+    named = {entry.firmware for entry in stated.tdx} | {entry.firmware for entry in stated.snp}
+    unchecked = sorted(item.name for item in named if item.sha256 not in at_hand)
+    return MeasuredImage(image, (*measured.problems, *wrong), tuple(unchecked))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """How to boot an image: see `adyton image boot`."""
+
+    folder: Path
+    share: Path | None = None
+    outputs: Path | None = None
+    tpm: bool = False
+    from_disk: bool = False
+    firmware: Path | None = None
+    tee: str | None = None
+    kvm: bool = False
+    memory_mib: int = 2048
+    vcpus: int = 1
+    timeout_s: float = 600.0
+
+
+def printed_boot(boot: Boot) -> str:
+    """The command line that boots this image, for a shell. Nothing is started. Raises UsageError."""
+    _check_firmware(boot)
+    inputs = None if boot.share is None else Path("inputs.raw")
+    outputs = None if boot.share is None else Path("outputs.raw")
+    return _machine(boot, inputs, outputs, Path("tpm.sock") if boot.tpm else None).printed()
+
+
+def boot_image(boot: Boot, console: Callable[[str], None]) -> list[str]:
+    """Boot an image and wait until it powers off. Gives the names of the outputs, which lie below `outputs` then.
+
+    Raises UsageError, NoDevice, RunError and MalformedManifest.
+    """
+    _check_firmware(boot)
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adyton-boot-")))
+        inputs = outputs = None
+        if boot.share is not None:
+            inputs, outputs = temporary / "inputs.raw", temporary / "outputs.raw"
+            settings = parse_settings(
+                read_capped(boot.share / MEMBER, MAX_SETTINGS_BYTES, "settings of the guest", unreadable=UsageError)
+            )
+            pack_inputs(settings, boot.share, inputs)
+            new_output_disk(outputs)
+        socket = stack.enter_context(software_tpm(temporary)) if boot.tpm else None
+        start(_machine(boot, inputs, outputs, socket), console, boot.timeout_s)
+        if outputs is None or boot.share is None:
+            return []
+        return unpack_outputs(outputs, boot.outputs or boot.share)
+
+
+def _machine(boot: Boot, inputs: Path | None, outputs: Path | None, socket: Path | None) -> Machine:
+    return Machine(
+        folder=boot.folder,
+        firmware=_firmware_of(boot),
+        from_disk=boot.from_disk,
+        inputs=inputs,
+        outputs=outputs,
+        tpm_socket=socket,
+        memory_mib=boot.memory_mib,
+        vcpus=boot.vcpus,
+        host=boot.tee,
+        accelerated=boot.kvm,
+    )
+
+
+def _firmware_of(boot: Boot) -> Path:
+    return boot.firmware or boot.folder / FIRMWARE_NAME
+
+
+def _check_firmware(boot: Boot) -> None:
+    path = _firmware_of(boot)
+    if boot.tee not in (None, "tdx", "snp"):
+        raise UsageError(f"no host of kind {boot.tee!r}", check="--tee", expected="tdx or snp", seen=str(boot.tee))
+    if boot.tee is None:
+        return
+    found = FirmwareFile.parse(read_capped(path, firmware.MAX_BYTES, "firmware", unreadable=UsageError))
+    if boot.tee == "snp" and not takes_kernel_hashes(found):
+        raise UsageError(
+            f"under {path} SEV-SNP would not measure this image",
+            check="firmware for SEV-SNP",
+            expected="OVMF's AmdSev build, which checks kernel, initrd and command line against measured hashes",
+            seen="a firmware without a page for these hashes",
+            remedy="give such a build with --firmware (Debian: ovmf-amdsev)",
+        )
+    if boot.tee == "tdx" and not found.tdx:
+        raise UsageError(f"{path} cannot start a TDX guest", check="firmware for TDX", expected="TDVF", seen="none")
