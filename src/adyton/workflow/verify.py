@@ -110,7 +110,7 @@ def verify(
     if at is not None and at.tzinfo is None:
         raise UsageError("the time needs a zone", check="at", expected="a time with its zone", seen=at.isoformat())
     now = datetime.now(UTC) if at is None else at.astimezone(UTC)
-    rules = _policy(policy)
+    rules = read_policy(policy)
     wanted = _wanted(report_data, program_data, workload, rules)
     raw = evidence if isinstance(evidence, bytes) else read_capped(Path(evidence), _MAX_EVIDENCE_BYTES, "evidence")
     parsed, bound = _evidence(raw)
@@ -179,8 +179,11 @@ def _wanted(
     return program_report_data(named[0], program_data)
 
 
-def _policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
-    """The given policy, or that of a TOML or JSON file. By default an empty one, which accepts nothing."""
+def read_policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
+    """The given policy, or that of a TOML or JSON file. By default an empty one, which accepts nothing.
+
+    Raises UsageError.
+    """
     if given is None:
         return Policy()
     if isinstance(given, Policy):

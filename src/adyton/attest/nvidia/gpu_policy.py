@@ -18,8 +18,8 @@
     until = "2027-01-31"
     reason = "NVIDIA has not signed it again"
 
-A policy without this table accepts no GPU. Exceptions (`allow_…`, `rim_exemptions`) count where GPU evidence is judged by
-itself. A key server makes none: it verifies the GPUs before it knows which approval they are for.
+A policy without this table accepts no GPU. Exceptions (`allow_…`, `rim_exemptions`) count where GPU evidence is judged
+by itself. A key server makes none: it verifies the GPUs before it knows which approval they are for.
 """
 
 from __future__ import annotations
