@@ -72,9 +72,8 @@ def verify(
 
     Exit code 0: the policy is met. 90 to 96: refused. 110 to 114: it could not be checked.
     """
-    from adyton.workflow.verify import unjudged
+    from adyton.workflow.verify import is_gpu_evidence, unjudged
     from adyton.workflow.verify import verify as carry_out
-    from adyton.workflow.verify_gpus import is_gpu_evidence
 
     if (token is None) != (token_key is None):
         raise UsageError("--token and --token-key belong together", check="--token", expected="both", seen="one")

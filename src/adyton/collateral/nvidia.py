@@ -6,9 +6,6 @@ the OCSP responder the serial number of a certificate. Everything is verified by
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,9 +15,9 @@ from urllib.parse import urlsplit
 from adyton.attest.nvidia.layout import MAX_OCSP_BYTES, MAX_RIM_BYTES
 from adyton.attest.nvidia.ocsp import build_request
 from adyton.collateral.documents import Document
+from adyton.collateral.gpu_files import rim_in_answer
 from adyton.collateral.http_client import HTTPFetcher, Response, retry_after_s, told_wait
-from adyton.errors import FetchFailed, MalformedQuote, UsageError
-from adyton.untrusted import parse_json_object
+from adyton.errors import FetchFailed, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,30 +79,6 @@ class RIMClient:
         url = f"{self.base_url.rstrip('/')}/v1/rim/{rim_id}"
         body = _checked(self.fetcher.get(url, max_bytes=2 * MAX_RIM_BYTES), f"RIM {rim_id}")
         return Document("nvidia-rim", rim_in_answer(body, rim_id), "", url, self.clock(), request=rim_id)
-
-
-def rim_in_answer(raw: bytes, rim_id: str | None = None) -> bytes:
-    """The RIM (XML) in an answer of the service: JSON with `id`, `rim` (base64) and perhaps `sha256`."""
-    data = parse_json_object(raw, what="RIM answer", refuse=MalformedQuote, limit_bytes=2 * MAX_RIM_BYTES)
-    text, digest = data.get("rim"), data.get("sha256")
-    if not isinstance(text, str) or (rim_id is not None and data.get("id") != rim_id):
-        raise _malformed("another id, or no RIM")
-    try:
-        found = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise _malformed("a RIM that is no base64") from None
-    if digest is not None and digest != hashlib.sha256(found).hexdigest():
-        raise _malformed("a RIM with another SHA-256 than it says")
-    return found
-
-
-def _malformed(seen: str) -> MalformedQuote:
-    return MalformedQuote(
-        f"the answer of the RIM service does not parse: {seen}",
-        check="parse of the RIM answer",
-        expected="JSON with id, rim and sha256",
-        seen=seen,
-    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from adyton.attest.evidence_policy import Policy
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
-from adyton.capped_read import read_capped
+from adyton.capped_read import read_capped, read_prefix
 from adyton.collateral.files import choose, missing
 from adyton.errors import Error, EvidenceError, MalformedQuote, UsageError
 from adyton.untrusted import parse_json_object, parse_toml
@@ -126,6 +126,16 @@ def verify(
     found = _collateral(parsed, collateral, home, now)
     roots = TrustRoots().with_sim(rules.sim_roots)
     return Verdict(assess(parsed, found, roots, rules, now, report_data=wanted))
+
+
+def is_gpu_evidence(path: Path, certificate_chain: Path | None) -> bool:
+    """Whether a file is evidence of GPUs: a JSON list, or any file with a certificate chain beside it."""
+    if certificate_chain is not None:
+        return True
+    try:
+        return read_prefix(path, 64).lstrip().startswith(b"[")
+    except OSError:
+        return False  # the caller reads it as evidence of a CPU, and says what is wrong with the file
 
 
 def unjudged(error: Error) -> dict[str, Any]:

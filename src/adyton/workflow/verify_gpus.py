@@ -14,8 +14,8 @@ from adyton.attest.nvidia.collateral import GPUCollateral
 from adyton.attest.nvidia.evidence import DeviceEvidence, looks_like_devices, parse_devices
 from adyton.attest.nvidia.layout import MAX_CHAIN_BYTES, TEE
 from adyton.attest.roots import TrustRoots
-from adyton.capped_read import read_capped, read_prefix
-from adyton.collateral.gpus import gpu_collateral, gpu_collateral_from
+from adyton.capped_read import read_capped
+from adyton.collateral.gpu_files import gpu_collateral, gpu_collateral_from
 from adyton.errors import EvidenceError, MalformedQuote, UsageError
 from adyton.workflow.verify import read_policy, unjudged
 
@@ -59,16 +59,6 @@ class GPUVerdict:
     def to_text(self) -> str:
         """As text for people."""
         return explain.to_text(self.assessment)
-
-
-def is_gpu_evidence(path: Path, certificate_chain: Path | None) -> bool:
-    """Whether a file is evidence of GPUs: a JSON list, or any file with a certificate chain beside it."""
-    if certificate_chain is not None:
-        return True
-    try:
-        return looks_like_devices(read_prefix(path, 64))
-    except OSError:
-        return False  # the caller reads it as evidence of a CPU, and says what is wrong with the file
 
 
 def verify_gpus(

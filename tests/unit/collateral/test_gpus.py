@@ -16,8 +16,9 @@ from adyton.attest.nvidia.gpu_policy import GPUPolicy
 from adyton.attest.roots import TrustRoots
 from adyton.collateral.documents import Document, verify_document
 from adyton.collateral.downloads import Downloads
-from adyton.collateral.gpus import GPUDownloads, gpu_collateral, gpu_collateral_from, rim_ids
-from adyton.collateral.nvidia import OCSPClient, RIMClient, rim_in_answer
+from adyton.collateral.gpu_files import gpu_collateral, gpu_collateral_from, rim_in_answer
+from adyton.collateral.gpus import GPUDownloads, rim_ids
+from adyton.collateral.nvidia import OCSPClient, RIMClient
 from adyton.collateral.sources import Source
 from adyton.collateral.store import CollateralStore
 from adyton.errors import BadChain, FetchFailed, MalformedQuote, Stale, StorageFailed, UsageError
@@ -226,5 +227,5 @@ def test_document_of_a_rim_is_what_was_written(store: CollateralStore, services:
     """Through its JSON."""
     _downloads(store, services).fetch_for([gpu().evidence(NONCE)], NOW)
     for kind in ("nvidia-rim", "nvidia-ocsp"):
-        document = store.of_kind(kind)[0].document  # type: ignore[arg-type]
+        document = store.of_kind(kind)[0].document
         assert Document.from_dict(document.to_dict()) == document
