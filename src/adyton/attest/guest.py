@@ -1,7 +1,8 @@
 """A confidential machine's guest, pinned whole: firmware, kernel, initrd, command line, and what the host adds to them.
 
 The firmware's measurement alone pins nothing else: a host boots another kernel under it, and that kernel says what it
-likes. So a guest that leaves any part open cannot be expressed here.
+likes. So a guest that leaves any part open cannot be expressed here. One part may be left open by name: the ACPI
+tables, which a host writes, and whose code the guest's kernel runs (`host_acpi`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from adyton.errors import UsageError
 from adyton.values import Measurement
 
 REGISTER_BYTES: Final = 48
-MUST_COVER: Final = ("acpi", "cmdline", "initrd", "kernel")
-"""What SEV-SNP's launch digest must cover besides the firmware, sorted; acpi: the tables, else the host writes them."""
+MUST_COVER: Final = ("cmdline", "initrd", "kernel")
+"""What SEV-SNP's launch digest must cover besides the firmware, sorted. It never covers the host's ACPI tables."""
+HOST_ACPI: Final = "the host writes the ACPI tables"
 
 
 def confidential_kind(tee: str) -> str | None:
@@ -46,24 +48,31 @@ def _check_register(name: str, value: Measurement) -> None:
 class TDXGuest:
     """A TDX guest: firmware (MRTD), its settings and ACPI tables (RTMR0), kernel (RTMR1), command line, initrd (RTMR2).
 
-    RTMR3 is not part of it: it holds the workload.
+    RTMR3 is not part of it: it holds the workload. RTMR0 is None where the host's ACPI tables are left open.
     """
 
     kind: ClassVar[str] = "tdx"
     mrtd: Measurement
-    rtmr0: Measurement
+    rtmr0: Measurement | None
     rtmr1: Measurement
     rtmr2: Measurement
 
     def __post_init__(self) -> None:
         for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2"):
-            _check_register(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None:
+                _check_register(name, value)
+
+    @property
+    def host_acpi(self) -> bool:
+        """Whether the host's ACPI tables are left open."""
+        return self.rtmr0 is None
 
     def policy(self) -> Policy:
         """What evidence must show, as one alternative of a policy."""
         return Policy(
             measurements=frozenset({self.mrtd}),
-            rtmr0=frozenset({self.rtmr0.raw}),
+            rtmr0=frozenset(() if self.rtmr0 is None else (self.rtmr0.raw,)),
             rtmr1=frozenset({self.rtmr1.raw}),
             rtmr2=frozenset({self.rtmr2.raw}),
         )
@@ -73,24 +82,25 @@ class TDXGuest:
         return {
             "tee": self.kind,
             "mrtd": self.mrtd.hex(),
-            "rtmr0": self.rtmr0.hex(),
+            **({"host_acpi": True} if self.rtmr0 is None else {"rtmr0": self.rtmr0.hex()}),
             "rtmr1": self.rtmr1.hex(),
             "rtmr2": self.rtmr2.hex(),
         }
 
     def __str__(self) -> str:
-        return f"MRTD {self.mrtd}, RTMR0 {self.rtmr0}, RTMR1 {self.rtmr1}, RTMR2 {self.rtmr2}"
+        settings = f"RTMR0 open ({HOST_ACPI})" if self.rtmr0 is None else f"RTMR0 {self.rtmr0}"
+        return f"MRTD {self.mrtd}, {settings}, RTMR1 {self.rtmr1}, RTMR2 {self.rtmr2}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SNPGuest:
-    """A SEV-SNP guest: a launch digest, and the statement that it covers kernel, initrd, command line and ACPI tables.
+    """A SEV-SNP guest: a launch digest, and the statement that it covers kernel, initrd and command line.
 
-    Only a guest image document can know that, and there is none yet: no approval with one releases anything
-    (`keystore.approval_gaps`).
+    Only a guest image document can know that. The digest never covers the ACPI tables: they are left open.
     """
 
     kind: ClassVar[str] = "snp"
+    host_acpi: ClassVar[bool] = True
     launch_digest: Measurement
     launch_digest_covers: tuple[str, ...]
 
@@ -111,17 +121,19 @@ class SNPGuest:
             "tee": self.kind,
             "launch_digest": self.launch_digest.hex(),
             "launch_digest_covers": list(self.launch_digest_covers),
+            "host_acpi": True,
         }
 
     def __str__(self) -> str:
-        return f"launch digest {self.launch_digest}, which covers {', '.join(self.launch_digest_covers)}"
+        covers = ", ".join(self.launch_digest_covers)
+        return f"launch digest {self.launch_digest}, which covers {covers}; ACPI tables open ({HOST_ACPI})"
 
 
 Guest = TDXGuest | SNPGuest
 
 _MEMBERS: Final[Mapping[str, frozenset[str]]] = {
     "tdx": frozenset({"tee", "mrtd", "rtmr0", "rtmr1", "rtmr2"}),
-    "snp": frozenset({"tee", "launch_digest", "launch_digest_covers"}),
+    "snp": frozenset({"tee", "launch_digest", "launch_digest_covers", "host_acpi"}),
 }
 
 
@@ -132,11 +144,24 @@ def parse_guest(document: object) -> Guest:
     kind = document.get("tee")
     if not isinstance(kind, str) or kind not in _MEMBERS:
         raise _refused("tee of a guest image", "tdx or snp", str(kind)[:40])
-    if set(document) != _MEMBERS[kind]:
-        raise _refused("members of a guest image", ", ".join(sorted(_MEMBERS[kind])), ", ".join(sorted(document))[:160])
-    registers = {name: _register(document, name) for name in sorted(_MEMBERS[kind] - {"tee", "launch_digest_covers"})}
+    host_acpi = "host_acpi" in document
+    members = _MEMBERS[kind]
+    if kind == "tdx" and host_acpi:
+        members = members - {"rtmr0"} | {"host_acpi"}
+    if set(document) != members:
+        raise _refused("members of a guest image", ", ".join(sorted(members)), ", ".join(sorted(document))[:160])
+    if host_acpi and document["host_acpi"] is not True:
+        raise _refused("host_acpi", "true, or left out", str(document["host_acpi"])[:40])
+    registers = {
+        name: _register(document, name) for name in sorted(members - {"tee", "launch_digest_covers", "host_acpi"})
+    }
     if kind == "tdx":
-        return TDXGuest(**registers)
+        return TDXGuest(
+            mrtd=registers["mrtd"],
+            rtmr0=registers.get("rtmr0"),
+            rtmr1=registers["rtmr1"],
+            rtmr2=registers["rtmr2"],
+        )
     covers = document["launch_digest_covers"]
     if not isinstance(covers, list) or not all(isinstance(part, str) for part in covers):
         raise _refused("launch_digest_covers", "a list of texts", type(covers).__name__)

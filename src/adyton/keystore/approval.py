@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adyton.attest.evidence_policy import Policy as EvidencePolicy
-from adyton.attest.guest import Guest, SNPGuest, TDXGuest, parse_guest
+from adyton.attest.guest import Guest, parse_guest
 from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.dates import parse_end, timestamp
@@ -285,7 +285,7 @@ def _read_entry(name: str, value: object) -> object:
 
 
 def _plain(entry: object) -> object:
-    if isinstance(entry, TDXGuest | SNPGuest):
+    if isinstance(entry, Guest):
         return entry.to_dict()
     return entry.hex() if isinstance(entry, Measurement) else entry
 

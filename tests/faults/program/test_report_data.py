@@ -30,7 +30,7 @@ from adyton.server.process import server_identity
 from adyton.values import Measurement
 from tests.mount import world as mounts
 from tests.support.amd_factory import LAUNCH, NOW, SNPScenario
-from tests.support.owner_world import World, allow_snp, make_world, now
+from tests.support.owner_world import World, make_world, now
 from tests.support.release_by_hand import reason
 
 RAW = "[adyton]\ninsecure__raw_report_data = true\n"
@@ -82,9 +82,8 @@ class TestAMD:
 
 
 @pytest.fixture
-def victim(world: World, monkeypatch: pytest.MonkeyPatch) -> SignedManifest:
-    """An owner's program, approved in a SEV-SNP guest, as it will be possible once a document pins that guest whole."""
-    allow_snp(monkeypatch)
+def victim(world: World) -> SignedManifest:
+    """An owner's program, approved in a SEV-SNP guest."""
     signed = world.program()
     world.approve(
         signed,
