@@ -167,7 +167,8 @@ def test_store_records_a_rim_only_while_its_signers_are_valid(tmp_path: Path) ->
 def test_altered_record_is_refused(store: CollateralStore, services: NVIDIAServices) -> None:
     """It says what counts."""
     _downloads(store, services).fetch_for([gpu().evidence(NONCE)], NOW)
-    for content in ({"00": "2026-01-01T00:00:00Z"}, {"0" * 64: "soon"}, []):
+    contents: list[Any] = [{"00": "2026-01-01T00:00:00Z"}, {"0" * 64: "soon"}, []]
+    for content in contents:
         (store.directory / "rims.json").write_text(json.dumps(content))
         with pytest.raises(StorageFailed, match="does not parse"):
             store.rims_recorded()
