@@ -48,6 +48,15 @@ def fetch(
         list[str] | None,
         typer.Option(help="Address of AMD's key distribution service (repeatable).  [AMD's]", metavar="URL"),
     ] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="For GPUs: RIMs and OCSP answers for --for EVIDENCE, or those that are due.")
+    ] = False,
+    rim: Annotated[
+        list[str] | None, typer.Option(help="Address of a RIM service (repeatable).  [NVIDIA's]", metavar="URL")
+    ] = None,
+    ocsp: Annotated[
+        list[str] | None, typer.Option(help="Address of an OCSP responder (repeatable).  [NVIDIA's]", metavar="URL")
+    ] = None,
     pcs_ca: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,6 +83,8 @@ def fetch(
     """Fetch collateral, verify it, and keep it; without --for and --fmspc, what is here or what the service knows."""
     from adyton.workflow.collateral import fetch_collateral
 
+    if not gpu and (rim or ocsp):
+        raise UsageError("--rim and --ocsp are for GPUs", check="--rim, --ocsp", expected="--gpu, too", seen="without")
     taken = fetch_collateral(
         pcs=pcs or (),
         evidence=for_ or (),
@@ -83,7 +94,10 @@ def fetch(
         root=root,
         early=early,
         kds=kds or (),
-        pcs_ca=_for_each(pcs_ca or (), [*(pcs or ()), *(kds or ())], "--pcs-ca"),
+        gpu=gpu,
+        rim_services=rim or (),
+        ocsp_responders=ocsp or (),
+        pcs_ca=_for_each(pcs_ca or (), [*(pcs or ()), *(kds or ()), *(rim or ()), *(ocsp or ())], "--pcs-ca"),
         pcs_certificates=_for_one(pcs_cert or (), pcs or (), "--pcs-cert"),
         api_key_file=api_key_file,
         home=home,

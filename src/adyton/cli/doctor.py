@@ -27,6 +27,7 @@ _TITLES: Final = {
     "tdx": "Intel TDX",
     "snp": "AMD SEV-SNP",
     "sim": "simulated TEE",
+    "gpu": "GPUs",
     "host": "this machine",
     "owner": "the owner's home",
     "server": "key server",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from adyton.dates import parse_end
 from adyton.errors import Error, UsageError
 from adyton.values import Measurement
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 app = verb_app()
 
 
@@ -23,7 +26,8 @@ def verify(
     evidence: Annotated[
         Path,
         typer.Argument(
-            help="SGX, TDX or TPM quote, SEV-SNP report, Azure evidence, RA-TLS certificate.", metavar="EVIDENCE"
+            help="SGX, TDX or TPM quote, SEV-SNP report, evidence of Azure, AWS or GPUs, RA-TLS certificate.",
+            metavar="EVIDENCE",
         ),
     ],
     collateral: Annotated[
@@ -54,6 +58,13 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    nonce: Annotated[
+        str | None, typer.Option(help="What each GPU's report must be for: 64 hex digits.", metavar="HEX")
+    ] = None,
+    certificate_chain: Annotated[
+        Path | None,
+        typer.Option(help="PEM chain of the GPU whose binary report is given.", metavar="PEM"),
+    ] = None,
     token: Annotated[Path | None, typer.Option(help="Write a signed EAR-style token here.")] = None,
     token_key: Annotated[Path | None, typer.Option(help="PEM private key that signs the token.")] = None,
     home: HomeOption = None,
@@ -63,11 +74,23 @@ def verify(
 
     Exit code 0: the policy is met. 90 to 96: refused. 110 to 114: it could not be checked.
     """
-    from adyton.workflow.verify import unjudged
+    from adyton.workflow.verify import is_gpu_evidence, unjudged
     from adyton.workflow.verify import verify as carry_out
 
     if (token is None) != (token_key is None):
         raise UsageError("--token and --token-key belong together", check="--token", expected="both", seen="one")
+    if is_gpu_evidence(evidence, certificate_chain):
+        _only_for_cpus({"--report-data": report_data, "--program-data": program_data, "--workload": workload})
+        _only_for_cpus({"--token": token})
+        _verify_gpus(evidence, certificate_chain, nonce, collateral or (), at, policy, home, as_json=as_json)
+        return
+    if nonce is not None:
+        raise UsageError(
+            "--nonce is for evidence of GPUs",
+            check="--nonce",
+            expected="--report-data for this evidence",
+            seen="--nonce",
+        )
     try:
         verdict = carry_out(
             evidence,
@@ -95,6 +118,49 @@ def verify(
     raise typer.Exit(verdict.error.exit_code if verdict.error else 0)
 
 
+def _only_for_cpus(given: dict[str, object]) -> None:
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{option} is not for evidence of GPUs", check=option, expected="--nonce, or nothing", seen=option
+            )
+
+
+def _verify_gpus(
+    evidence: Path,
+    certificate_chain: Path | None,
+    nonce: str | None,
+    collateral: Sequence[Path],
+    at: str | None,
+    policy: Path | None,
+    home: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    from adyton.workflow.verify_gpus import unjudged_gpus, verify_gpus
+
+    try:
+        verdict = verify_gpus(
+            evidence,
+            certificate_chain=certificate_chain,
+            nonce=_bytes(nonce, "--nonce", "64 hex digits", 32, least=32),
+            collateral=collateral,
+            at=None if at is None else _time(at),
+            policy=policy,
+            home=home,
+        )
+    except Error as error:
+        if not as_json:
+            raise
+        say_json(unjudged_gpus(error))
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        say_json(verdict.to_dict())
+    else:
+        say(verdict.to_text())
+    raise typer.Exit(verdict.error.exit_code if verdict.error else 0)
+
+
 def _time(at: str) -> datetime:
     if not at.isdecimal():
         return parse_end(at, "--at")
@@ -105,14 +171,14 @@ def _time(at: str) -> datetime:
         raise UsageError(f"no time: {at[:80]!r}", check="--at", expected=wanted, seen=at[:80]) from None
 
 
-def _bytes(text: str | None, option: str, expected: str, limit: int) -> bytes | None:
-    """The bytes that an option gives in hex, up to `limit`."""
+def _bytes(text: str | None, option: str, expected: str, limit: int, *, least: int = 0) -> bytes | None:
+    """The bytes that an option gives in hex, `least` to `limit` of them."""
     if text is None:
         return None
     try:
         raw = bytes.fromhex(text)
     except ValueError:
         raw = bytes(limit + 1)
-    if len(text) != 2 * len(raw) or len(raw) > limit:
+    if len(text) != 2 * len(raw) or not least <= len(raw) <= limit:
         raise UsageError(f"{option} takes {expected}", check=option, expected=expected, seen=f"{len(text)} characters")
     return raw

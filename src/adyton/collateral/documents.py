@@ -20,6 +20,9 @@ from adyton.attest import amd, dcap
 from adyton.attest.certificates import ecdsa_is_valid, parse_certificate, parse_chain, parse_crl, split_pem
 from adyton.attest.checks import Checks
 from adyton.attest.layout import MAX_CRL_BYTES, MAX_JSON_BYTES
+from adyton.attest.nvidia.chain import check_links
+from adyton.attest.nvidia.ocsp import parse_answer, signer_of
+from adyton.attest.nvidia.rim import check_signers, parse_rim
 from adyton.attest.roots import TrustRoots
 from adyton.attest.signed_json import cut_signed
 from adyton.attest.tcbinfo import parse_enclave_identity, parse_tcb_info
@@ -33,7 +36,18 @@ if TYPE_CHECKING:
     from adyton.attest.certificates import CRL, Certificate
     from adyton.attest.snp import TCBVersion
 
-Kind = Literal["tcb-info", "qe-identity", "pck-crl", "root-crl", "pck-certificate", "amd-vcek", "amd-vlek", "amd-crl"]
+Kind = Literal[
+    "tcb-info",
+    "qe-identity",
+    "pck-crl",
+    "root-crl",
+    "pck-certificate",
+    "amd-vcek",
+    "amd-vlek",
+    "amd-crl",
+    "nvidia-rim",
+    "nvidia-ocsp",
+]
 Channel = Literal["standard", "early"]
 
 KINDS: Final[tuple[Kind, ...]] = (
@@ -45,8 +59,10 @@ KINDS: Final[tuple[Kind, ...]] = (
     "amd-vcek",
     "amd-vlek",
     "amd-crl",
+    "nvidia-rim",
+    "nvidia-ocsp",
 )
-BINARY: Final[frozenset[Kind]] = frozenset({"pck-crl", "root-crl", "amd-vcek", "amd-vlek", "amd-crl"})
+BINARY: Final[frozenset[Kind]] = frozenset({"pck-crl", "root-crl", "amd-vcek", "amd-vlek", "amd-crl", "nvidia-ocsp"})
 """Kinds with a body in DER. The bodies of other kinds are text."""
 SIGNED_MEMBER: Final[Mapping[str, str]] = {"tcb-info": "tcbInfo", "qe-identity": "enclaveIdentity"}
 """The member of a signed JSON document that its signature covers."""
@@ -68,7 +84,7 @@ class Document:
     fetched_at: datetime
     channel: Channel = "standard"
     request: str = ""
-    """For a PCK certificate: the request that it answers (`pck_request`)."""
+    """For a PCK certificate: the request that it answers (`pck_request`). For a RIM: its id at NVIDIA's service."""
 
     def to_dict(self) -> dict[str, str]:
         """As JSON data. Text stays text, DER is base64."""
@@ -288,6 +304,48 @@ def _verify_amd_crl(checks: Checks, document: Document) -> VerifiedDocument:
     return VerifiedDocument(document, ark.fingerprint, product, crl.window.not_before, expires, crl.number)
 
 
+_RIM_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
+
+
+def rim_subject(rim_id: str) -> str:
+    """The subject of a RIM with this id: in lower case, with a dash for whatever is neither a letter nor a digit."""
+    return re.sub(r"[^a-z0-9]", "-", rim_id.lower())
+
+
+def ocsp_subject(certificate: Certificate) -> str:
+    """The subject of an OCSP answer about this certificate: a hash of it."""
+    return certificate.fingerprint.hex()[:32]
+
+
+def _verify_rim(checks: Checks, document: Document) -> VerifiedDocument:
+    if _RIM_ID.fullmatch(document.request) is None:
+        raise malformed("RIM document", "no id under which it was served")
+    rim = parse_rim(document.body)
+    root = rim.chain[-1].fingerprint
+    check_signers(checks, rim, TrustRoots(nvidia_rim=frozenset({root})))
+    return VerifiedDocument(document, root, rim_subject(document.request), rim.valid_from, rim.valid_until, None)
+
+
+def _verify_ocsp(checks: Checks, document: Document) -> VerifiedDocument:
+    """`chain` begins with the certificate that the answer is about."""
+    blocks = split_pem(document.chain, "OCSP chain")
+    if not 2 <= len(blocks) <= 5:
+        raise malformed("OCSP chain", f"{len(blocks)} certificates")
+    chain = [parse_certificate(block, f"certificate {place} of the OCSP chain") for place, block in enumerate(blocks)]
+    check_links(checks, chain)
+    answer = parse_answer(document.body)
+    checks.require(
+        "OCSP answer: about this certificate, and signed",
+        answer.is_about(chain[0], chain[1]) and signer_of(answer, chain[1:]) is not None,
+        expected=f"an answer about {chain[0].common_name}, signed by an authority above it or its responder",
+        seen=f"serial number {answer.serial:x}",
+        error=BadChain,
+        remedy="fetch it again; if that fails, use another source",
+    )
+    root = chain[-1].fingerprint
+    return VerifiedDocument(document, root, ocsp_subject(chain[0]), answer.this_update, answer.next_update, None)
+
+
 def verify_document(document: Document) -> VerifiedDocument:
     """Check that a document is signed and leads to the root of its own chain, and parse it.
 
@@ -305,6 +363,10 @@ def verify_document(document: Document) -> VerifiedDocument:
         return _verify_root_crl(checks, document)
     if document.kind == "amd-crl":
         return _verify_amd_crl(checks, document)
+    if document.kind == "nvidia-rim":
+        return _verify_rim(checks, document)
+    if document.kind == "nvidia-ocsp":
+        return _verify_ocsp(checks, document)
     if document.kind in ("amd-vcek", "amd-vlek"):
         return _verify_chip_certificate(checks, document)
     return _verify_pck_certificate(checks, document)

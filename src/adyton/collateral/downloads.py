@@ -131,12 +131,16 @@ class Downloads:
         return found
 
     def refresh(self, now: datetime) -> list[Outcome]:
-        """Fetch anew every document past half of its validity. After a failure the stored document stays."""
+        """Fetch anew every document past half of its validity. After a failure the stored document stays.
+
+        Documents about GPUs are not among them: `GPUDownloads.fetch_anew` knows their services.
+        """
         return [
             self._fetch_anew(held.verified, now)
             for held in self.store.held()
             if held.verified is not None
             and held.verified.document.kind not in IMMUTABLE
+            and not held.verified.document.kind.startswith("nvidia-")
             and now >= self.store.due_at(held.verified)
         ]
 
@@ -239,6 +243,20 @@ class Downloads:
                 respect_negative_cache=True,
                 no_source=FetchFailed("no source of AMD certificates is known"),
             )
+
+    def fetch_document(
+        self, name: str, sources: Sequence[Source], ask: Callable[[Source], Document], now: datetime
+    ) -> Outcome:
+        """Fetch one document by its stored name, unless the source is busy or lacked it a few minutes ago."""
+        return self._first_answer(
+            name,
+            sources,
+            ask,
+            now,
+            root=None,
+            respect_negative_cache=True,
+            no_source=FetchFailed("no source of this document is known", check="sources of collateral"),
+        )
 
     def _first_answer(
         self,

@@ -1,4 +1,4 @@
-"""GET over HTTP and HTTPS, with limits on total time, size of the head and size of the body.
+"""GET (and POST, for OCSP) over HTTP and HTTPS, with limits on total time, size of the head and size of the body.
 
 All collateral from the network comes through this module. It uses the proxy of the environment, if there is one. It
 follows no redirects and accepts no compression. Its deadline covers the whole exchange, so a server that sends one byte
@@ -52,6 +52,14 @@ class Fetcher(Protocol):
     """The interface of an HTTP client."""
 
     def get(self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None) -> Response:
+        """The server's response, with any status. Raises FetchFailed or Timeout where there is none."""
+        ...
+
+
+class Poster(Protocol):
+    """The interface of an HTTP client that also sends a body."""
+
+    def post(self, url: str, body: bytes, *, max_bytes: int, headers: Mapping[str, str]) -> Response:
         """The server's response, with any status. Raises FetchFailed or Timeout where there is none."""
         ...
 
@@ -244,6 +252,13 @@ class HTTPFetcher:
 
     def get(self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None) -> Response:
         """GET this address. Raises UsageError, FetchFailed or Timeout. The status is not judged here."""
+        return self._request(url, None, max_bytes, headers or {})
+
+    def post(self, url: str, body: bytes, *, max_bytes: int, headers: Mapping[str, str]) -> Response:
+        """POST this body. Raises as `get` does."""
+        return self._request(url, body, max_bytes, headers)
+
+    def _request(self, url: str, body: bytes | None, max_bytes: int, headers: Mapping[str, str]) -> Response:
         target = _target(url)
         if self.pin is not None and not target.tls:
             raise UsageError(
@@ -255,7 +270,7 @@ class HTTPFetcher:
         deadline = _Deadline(url, self.timeout_s)
         try:
             with self._connect(target, deadline) as connection:
-                return _exchange(connection, target, url, deadline, max_bytes, headers or {})
+                return _exchange(connection, target, url, deadline, max_bytes, headers, body)
         except TimeoutError:
             raise deadline.passed() from None
         except ssl.SSLCertVerificationError as error:
@@ -338,6 +353,7 @@ def _exchange(
     deadline: _Deadline,
     max_bytes: int,
     headers: Mapping[str, str],
+    content: bytes | None,
 ) -> Response:
     protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
     sent = {
@@ -346,6 +362,7 @@ def _exchange(
         "Accept": "*/*",
         "Accept-Encoding": "identity",
         "Connection": "close",
+        **({} if content is None else {"Content-Length": str(len(content))}),
         **headers,
     }
     path, proxy = target.path, None if target.tls else _proxy_for(target)
@@ -353,9 +370,10 @@ def _exchange(
         path = f"http://{target.authority}{target.path}"
         if proxy.authorization is not None:
             sent["Proxy-Authorization"] = proxy.authorization
-    request = h11.Request(method="GET", target=path, headers=list(sent.items()))
+    request = h11.Request(method="GET" if content is None else "POST", target=path, headers=list(sent.items()))
+    parts: list[h11.Event] = [request, *([] if content is None else [h11.Data(content)]), h11.EndOfMessage()]
     connection.settimeout(deadline.left_s())
-    connection.sendall((protocol.send(request) or b"") + (protocol.send(h11.EndOfMessage()) or b""))
+    connection.sendall(b"".join(protocol.send(part) or b"" for part in parts))
     head: h11.Response | None = None
     body = bytearray()
     while True:

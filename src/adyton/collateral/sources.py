@@ -32,13 +32,14 @@ class Source:
 
     def client(self, channel: Channel, api_key: str | None = None) -> PCSClient:
         """A client of Intel's service, of a PCCS, or of a simulated platform."""
-        return PCSClient(self.url, self._fetcher(), channel, api_key)
+        return PCSClient(self.url, self.fetcher(), channel, api_key)
 
     def kds_client(self) -> KDSClient:
         """A client of AMD's key distribution service."""
-        return KDSClient(self.url, self._fetcher())
+        return KDSClient(self.url, self.fetcher())
 
-    def _fetcher(self) -> HTTPFetcher:
+    def fetcher(self) -> HTTPFetcher:
+        """The HTTP client for this source."""
         return HTTPFetcher(ca_file=Path(self.ca_file) if self.ca_file else None, pin=self.pin)
 
 

@@ -4,6 +4,7 @@
 
     DIR/
       sources.json                 where collateral comes from, in the order in which it is asked (sources.py)
+      rims.json                    SHA-256 of each RIM, and when it was taken while its signers were valid
       negative.json                what a source refused lately, and until when it is not asked again (backoff.py)
       <SHA-256 of a root>/         everything that leads to that root
         marks.json                 the highest number and newest issue date seen of each document
@@ -176,8 +177,11 @@ class CollateralStore:
                 seen=verified.root,
                 remedy="ask the service that belongs to this root",
             )
-        check_current(verified, now)
         folder = self.directory / verified.root.hex()
+        if document.kind != "nvidia-rim" or self._would_replace(verified, f"{folder}/{verified.name}.json"):
+            check_current(
+                verified, now
+            )  # of a RIM alone it is judged with the evidence whether its signers still count
         with locked(folder):
             marks = self._marks(verified.root)
             mark = marks.get(verified.name)
@@ -190,7 +194,51 @@ class CollateralStore:
                 name: {"number": kept.number, "issued_at": timestamp(kept.issued_at)} for name, kept in marks.items()
             }
             write_json(folder / "marks.json", rows)
+        if document.kind == "nvidia-rim" and verified.issued_at <= now <= verified.expires_at:
+            self._record_rim(document, now)
         return verified
+
+    def _would_replace(self, verified: VerifiedDocument, path: str) -> bool:
+        """Whether another document lies in this place."""
+        held = self._load(path)
+        return held is not None and held.document.body != verified.document.body
+
+    def rims_recorded(self) -> dict[str, datetime]:
+        """For each RIM that was taken while its signers were valid: its SHA-256 (hex), and when.
+
+        Raises StorageFailed where the record does not parse.
+        """
+        found: dict[str, datetime] = {}
+        rows = read_json(self.directory / "rims.json", {})
+        for digest, text in rows.items() if isinstance(rows, dict) else [("", "")]:
+            moment = parse_stamp(text)
+            if len(digest) != 64 or moment is None:
+                raise StorageFailed(
+                    f"{self.directory / 'rims.json'} does not parse",
+                    check="record of RIMs",
+                    remedy="remove it and fetch the RIMs again: adyton collateral fetch --gpu",
+                )
+            found[digest] = moment
+        return found
+
+    def _record_rim(self, document: Document, now: datetime) -> None:
+        """Keep the first time at which this RIM was taken. Only this store's own clock counts, and no bundle's word."""
+        digest = hashlib.sha256(document.body).hexdigest()
+        with locked(self.directory):
+            known = self.rims_recorded()
+            if digest not in known and len(known) < MAX_DOCUMENTS_PER_ROOT:
+                rows = {name: timestamp(moment) for name, moment in known.items()} | {digest: timestamp(now)}
+                write_json(self.directory / "rims.json", rows)
+
+    def of_kind(self, kind: Kind) -> list[VerifiedDocument]:
+        """Every document of this kind that verifies, under any root and of any age."""
+        found: list[VerifiedDocument] = []
+        for path in sorted(self.directory.glob(f"{'?' * 64}/{kind}-*.json"))[:MAX_DOCUMENTS_PER_ROOT]:
+            verified = self._load(str(path))
+            if verified is not None:
+                check_not_older(verified, self._marks(verified.root).get(verified.name))
+                found.append(verified)
+        return found
 
     def import_bundle(self, raw: bytes, now: datetime, *, root: Digest | None = None) -> list[Outcome]:
         """Import the documents of a bundle, each judged by itself."""

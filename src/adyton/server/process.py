@@ -21,6 +21,7 @@ from adyton.address import address_text, parse_listening_address
 from adyton.atomic_file import write_file
 from adyton.collateral.background import BackgroundLookup
 from adyton.collateral.downloads import Downloads
+from adyton.collateral.gpu_verifier import GPUVerifier
 from adyton.collateral.lookup import Lookup
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
@@ -147,6 +148,7 @@ def run(
             audit_private_key(home.path),
             open_grant_key(home, store, actor="adyton serve"),
             combine=combine,
+            verify_devices=GPUVerifier(collateral_store).verify,
             challenge_lifetime_s=home.limit("challenge_lifetime_s"),
             on_decision=None if metrics is None else metrics.observe,
         )

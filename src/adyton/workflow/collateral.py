@@ -13,8 +13,8 @@ from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, split_pem
 from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.forms import MAX_FORM_BYTES, read_form
-from adyton.attest.layout import MAX_CHAIN_BYTES
-from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT
+from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_JSON_BYTES
+from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT, NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT
 from adyton.attest.snp import SNPReport
 from adyton.capped_read import read_capped
 from adyton.collateral.bundle import parse_bundle, read_bundle_files
@@ -56,8 +56,9 @@ class Taken:
 
     @property
     def strange_roots(self) -> tuple[Digest, ...]:
-        """Those roots that are neither Intel's nor AMD's."""
-        return tuple(sorted(self.roots - {INTEL_SGX_ROOT} - set(AMD_ARKS.values()), key=str))
+        """Those roots that are not Intel's, AMD's or NVIDIA's."""
+        vendors = {INTEL_SGX_ROOT, NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT, *AMD_ARKS.values()}
+        return tuple(sorted(self.roots - vendors, key=str))
 
     def require(self) -> None:
         """Raise the first error, if there is one."""
@@ -115,6 +116,9 @@ def fetch_collateral(
     pcs_ca: Path | Mapping[str, Path] | None = None,
     pcs_certificates: Mapping[str, Path] | None = None,
     api_key_file: Path | None = None,
+    gpu: bool = False,
+    rim_services: Sequence[str] = (),
+    ocsp_responders: Sequence[str] = (),
     home: Path | None = None,
     notice: Notice = unheard,
 ) -> Taken:
@@ -123,6 +127,9 @@ def fetch_collateral(
     `pcs_ca` is a file of CA certificates for all named services, or one for each address. `pcs_certificates` has for an
     address of `pcs` the file (PEM or DER) of the one certificate that is accepted there. Both are remembered.
 
+    With `gpu`, the evidence is of GPUs, and RIMs and OCSP answers are fetched for it. Without evidence, those that are
+    due are fetched anew.
+
     Raises UsageError, StorageFailed, and FetchFailed where a service cannot say what it knows.
     """
     if tee not in ("sgx", "tdx", "both"):
@@ -130,6 +137,8 @@ def fetch_collateral(
     tees = ("sgx", "tdx") if tee == "both" else (tee,)
     now, wanted_root = datetime.now(UTC), _root(root)
     downloads = Downloads(_store(home, early=early))
+    if gpu:
+        return _fetch_for_gpus(evidence, rim_services, ocsp_responders, pcs_ca, downloads, now)
     if api_key_file is not None:
         key = _api_key(api_key_file)
         downloads.client_of = lambda source, channel: source.client(channel, key)
@@ -156,6 +165,32 @@ def fetch_collateral(
             notice("TCB info is per kind of platform: name evidence (--for) or an FMSPC (--fmspc) to fetch it")
     if named and any(outcome.verified is not None for outcome in outcomes):
         downloads.sources.remember(named)
+    return Taken(tuple(outcomes))
+
+
+def _fetch_for_gpus(
+    evidence: Sequence[Path],
+    rim_services: Sequence[str],
+    ocsp_responders: Sequence[str],
+    ca: Path | Mapping[str, Path] | None,
+    downloads: Downloads,
+    now: datetime,
+) -> Taken:
+    """Fetch for evidence of GPUs, or what is due of the documents about GPUs in the store."""
+    from adyton.attest.nvidia.evidence import parse_devices
+    from adyton.collateral.gpus import GPUDownloads
+
+    gpus = GPUDownloads(downloads)
+    if rim_services:
+        gpus.rim_sources = tuple(Source(url, _ca_of(url, ca)) for url in rim_services)
+    if ocsp_responders:
+        gpus.ocsp_sources = tuple(Source(url, _ca_of(url, ca)) for url in ocsp_responders)
+    outcomes: list[Outcome] = []
+    for path in evidence:
+        raw = read_capped(path, MAX_JSON_BYTES, "evidence", too_large=MalformedQuote)
+        outcomes += gpus.fetch_for(parse_devices(raw), now)
+    if not evidence:
+        outcomes += gpus.refresh(now)
     return Taken(tuple(outcomes))
 
 

@@ -24,6 +24,7 @@ CHECKS: Final[tuple[str, ...]] = (
     "adyton.workflow.doctor_host:clock",
     "adyton.workflow.doctor_host:clones",
     "adyton.workflow.doctor_host:collateral",
+    "adyton.workflow.doctor_gpus:gpus",
     "adyton.workflow.doctor_server:owner",
 )
 """`module:function`. Each function takes a `Machine` and yields `Finding`s. A room adds its checks here."""

@@ -22,7 +22,7 @@ from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
 from adyton.attest.tpm.document import TPMQuote
-from adyton.capped_read import read_capped
+from adyton.capped_read import read_capped, read_prefix
 from adyton.collateral.files import choose, missing
 from adyton.errors import Error, EvidenceError, MalformedQuote, UsageError
 from adyton.untrusted import parse_json_object, parse_toml
@@ -116,7 +116,7 @@ def verify(
     if at is not None and at.tzinfo is None:
         raise UsageError("the time needs a zone", check="at", expected="a time with its zone", seen=at.isoformat())
     now = datetime.now(UTC) if at is None else at.astimezone(UTC)
-    rules = _policy(policy)
+    rules = read_policy(policy)
     wanted = _wanted(report_data, program_data, workload, rules)
     raw = evidence if isinstance(evidence, bytes) else read_capped(Path(evidence), _MAX_EVIDENCE_BYTES, "evidence")
     parsed, bound = _evidence(raw)
@@ -133,6 +133,16 @@ def verify(
     found = _collateral(parsed, collateral, home, now)
     roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.tpm_roots)
     return Verdict(assess(parsed, found, roots, rules, now, report_data=wanted))
+
+
+def is_gpu_evidence(path: Path, certificate_chain: Path | None) -> bool:
+    """Whether a file is evidence of GPUs: a JSON list, or any file with a certificate chain beside it."""
+    if certificate_chain is not None:
+        return True
+    try:
+        return read_prefix(path, 64).lstrip().startswith(b"[")
+    except OSError:
+        return False  # the caller reads it as evidence of a CPU, and says what is wrong with the file
 
 
 def unjudged(error: Error) -> dict[str, Any]:
@@ -199,8 +209,11 @@ def _check_length(wanted: bytes | None, evidence: Evidence) -> None:
         )
 
 
-def _policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
-    """The given policy, or that of a TOML or JSON file. By default an empty one, which accepts nothing."""
+def read_policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
+    """The given policy, or that of a TOML or JSON file. By default an empty one, which accepts nothing.
+
+    Raises UsageError.
+    """
     if given is None:
         return Policy()
     if isinstance(given, Policy):

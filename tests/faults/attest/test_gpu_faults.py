@@ -443,3 +443,15 @@ def test_tee_has_to_be_named() -> None:
     """A simulated GPU is never `nvidia-gpu`."""
     _refused(GPUWorld(tees={"nvidia-gpu"}).judge(), AppraisalFailed, "TEE")
     _refused(GPUWorld(tees=set()).judge(), AppraisalFailed, "TEE")
+
+
+def test_expired_signer_that_was_revoked_is_refused() -> None:
+    """An answer from its lifetime that revokes it counts for ever; a good one of that time is not needed."""
+    world, old = _expired()
+    world.recorded_at = NOW - timedelta(days=40)
+    signer = old.certificates["rim-signer"]
+    world.answers[2] = old.answer(signer, "rim-signing-ca", NOW - timedelta(days=35))
+    assert world.judge().verdict == "accepted"
+    reason = x509.ReasonFlags.key_compromise
+    world.answers[2] = old.answer(signer, "rim-signing-ca", NOW - timedelta(days=35), reason=reason)
+    _refused(world.judge(), Revoked, "RIM signer: not revoked")

@@ -32,6 +32,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     """An owner who approved her program in the simulated trust domain and in the simulated enclave."""
     with make_world(tmp_path) as found:
         found.approve(found.program(), tees=(found.tee.replace("sim:", "sim-tdx:"),))
+        found.approve(found.program(), tees=(found.tee.replace("sim:", "sim-tdx:"),), evidence={"gpus": {}})
         found.approve(found.program())
         yield found
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Verdict = Literal["accepted", "refused", "unchecked"]
 
 NOT_PROVED: Final = (
-    "the GPU is genuine, but not proved to be in this machine: without TDISP a relay to another genuine GPU is possible"
-    " unless the measured guest that holds the session is verified, too"
+    "co-location is not proved: without TDISP a host can relay to a genuine GPU elsewhere, unless the measured guest"
+    " whose driver holds the session is verified, too"
 )
 """What no verdict about a GPU proves. Every verdict says it."""
 

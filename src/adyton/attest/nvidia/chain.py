@@ -114,6 +114,21 @@ def check_chain(
         message=f"the chain of the {whose} ends in a root that is not NVIDIA's: SHA-256 {root.fingerprint}",
         remedy=_REFUSE,
     )
+    check_links(checks, chain)
+    checks.require(
+        f"{chain[0].what}: is no CA",
+        not chain[0].is_ca and signs_data(chain[0]),
+        expected="key usage digitalSignature, and not a CA",
+        seen="not so",
+        error=BadChain,
+        remedy=_REFUSE,
+    )
+    return simulated
+
+
+def check_links(checks: Checks, chain: Sequence[Certificate]) -> None:
+    """Check that each certificate is issued by the next one, the last by itself, and that issuers may issue."""
+    root = chain[-1]
     for place, (certificate, issuer) in enumerate(zip(chain, [*chain[1:], root], strict=True)):
         checks.require(
             f"{certificate.what}: issuer",
@@ -140,15 +155,6 @@ def check_chain(
                 error=BadChain,
                 remedy=_REFUSE,
             )
-    checks.require(
-        f"{chain[0].what}: is no CA",
-        not chain[0].is_ca and signs_data(chain[0]),
-        expected="key usage digitalSignature, and not a CA",
-        seen="not so",
-        error=BadChain,
-        remedy=_REFUSE,
-    )
-    return simulated
 
 
 def may_issue(certificate: Certificate, *, below: int) -> bool:

@@ -3,13 +3,13 @@
 The steps, in their order:
 
 1  the report and the certificates parse, the chain leads to a pinned root, everything is valid now
-2  the architecture, the firmware id, the nonce, and the report's signature: after this the device is genuine
+2  the architecture, the report's signature, the firmware id, the nonce: after this the device is genuine
 3  OCSP: no certificate of the chain is revoked (the device makes its leaf itself, so nobody can revoke that)
 4  the RIM of the driver (not for an NVSwitch) and of the VBIOS: signature, chain, time, OCSP, version
 5  no index is active in both RIMs, and every active one matches the report
 
 A failure in steps 1 and 2 ends it. Later steps are all taken, so that everything that is wrong is seen at once.
-Sources: NVIDIA's verifiers (nvtrust, attestation-sdk), whose order this is.
+Sources: NVIDIA's verifiers (nvtrust, attestation-sdk). They compare firmware id and nonce before the signature.
 """
 
 from __future__ import annotations
@@ -196,8 +196,6 @@ def _check_genuine(
     device.chain = chain = DeviceChain(certificates, simulated)
     check_validity(checks, [certificate.window for certificate in certificates], now)
     _check_arch(checks, device, evidence, chain)
-    _check_fwid(checks, report, chain)
-    _check_nonces(checks, report, evidence, nonce)
     key = chain.leaf.p384
     checks.require(
         "report: signature",
@@ -207,6 +205,8 @@ def _check_genuine(
         error=BadChain,
         remedy="refuse the evidence: the report was altered, or the certificate is of another device",
     )
+    _check_fwid(checks, report, chain)
+    _check_nonces(checks, report, evidence, nonce)
     device.genuine = True
     for certificate in certificates:
         device.use_until(certificate.window.not_after)
@@ -267,8 +267,8 @@ def _check_revocation(
     """Step 3. The leaf and the root have no answers."""
     if device.chain is None:
         return
-    _check_answers(checks, device, device.chain.certificates[1:], collateral, now, policy)
-    device.revocation_checked = True
+    chain = device.chain.certificates[1:]
+    device.revocation_checked = _check_answers(checks, device, chain, collateral, now, policy)
 
 
 def _check_answers(
@@ -278,17 +278,23 @@ def _check_answers(
     collateral: GPUCollateral,
     now: datetime,
     policy: GPUPolicy,
-) -> None:
-    """Check an OCSP answer about every certificate of a chain but its last, the root."""
+) -> bool:
+    """Check an OCSP answer about every certificate of a chain but the root. Returns whether none was missing."""
+    whole = True
     for place, certificate in enumerate(chain[:-1]):
         authorities = chain[place + 1 :]
         answers = collateral.answers_about(certificate, authorities[0])
-        if answers:
+        if certificate.window.not_after < now:
+            # Its RIM counts only by record or exemption, and responders forget expired certificates. What it was
+            # revoked for before its end still counts.
+            answers = tuple(answer for answer in answers if answer.status == "revoked")
+            for answer in answers[:1]:
+                check_answer(checks, answer, collateral.signer(answer, authorities), certificate, answer.this_update)
+        elif answers:
             window = check_answer(checks, answers[0], collateral.signer(answers[0], authorities), certificate, now)
             device.use_until(window.not_after)
-        elif certificate.window.not_after < now:
-            continue  # its RIM counts only by record or exemption, and responders forget expired certificates
         elif policy.allow_missing_ocsp:
+            whole = False
             device.notes.append(f"no OCSP answer about the {certificate.what}: the policy allows it")
         else:
             raise FetchFailed(
@@ -298,6 +304,7 @@ def _check_answers(
                 seen="none",
                 remedy=_FETCH,
             )
+    return whole
 
 
 # --- reference values -------------------------------------------------------------------------------------------------
