@@ -23,7 +23,8 @@ def verify(
     evidence: Annotated[
         Path,
         typer.Argument(
-            help="SGX, TDX or TPM quote, SEV-SNP report, Azure evidence, RA-TLS certificate.", metavar="EVIDENCE"
+            help="SGX, TDX or TPM quote, SEV-SNP report, Azure evidence, Nitro document, RA-TLS certificate.",
+            metavar="EVIDENCE",
         ),
     ],
     collateral: Annotated[
