@@ -16,17 +16,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import dcap_qvl
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA384
 
 from adyton.attest import dcap, sgx, tdx
 from adyton.attest.appraise import appraise
-from adyton.attest.certificates import ecdsa_is_valid, load_p256
+from adyton.attest.certificates import ecdsa_is_valid, load_p256, parse_certificate
 from adyton.attest.checks import Checks
 from adyton.attest.collateral import Collateral
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.forms import read_form
+from adyton.attest.nitro.document import parse_document
+from adyton.attest.nitro.verify import Cache
+from adyton.attest.nitro.verify import verify as verify_document
 from adyton.attest.roots import TrustRoots
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote
 from tests.support.evidence_factory import MRENCLAVE, Scenario
+from tests.support.nitro_factory import NitroScenario
 
 VECTORS = Path(__file__).parent.parent.parent / "shared" / "vectors" / "evidence"
 
@@ -138,6 +145,31 @@ def appraisal(rounds: int, seconds: float) -> dict[str, float]:
     return best({"appraise": lambda: appraise(report, policy, built.now, report_data=data)}, rounds, seconds)
 
 
+def nitro(rounds: int, seconds: float) -> dict[str, float]:
+    """A Nitro document of an enclave, the chain above its leaf cached and not, and text that holds a quote."""
+    built = NitroScenario().built()
+    document, cache = parse_document(built.raw), Cache()
+    leaf = parse_certificate(document.certificate, "leaf").p384
+    text = Scenario(tdx=True, version=5, td_size=648).built().quote.hex().encode()
+
+    def bare() -> object:
+        if leaf is None:
+            raise SystemExit("bench attest: no key")
+        return [ecdsa_is_valid(leaf, document.signature, document.signed_part, ec.ECDSA(SHA384())) for _ in range(2)]
+
+    def verified(kept: Cache | None) -> object:
+        return verify_document(parse_document(built.raw), built.roots, built.now, cache=kept)
+
+    works: dict[str, Callable[[], object]] = {
+        "parse": lambda: parse_document(built.raw),
+        "verify, issuing chain cached": lambda: verified(cache),
+        "verify, nothing cached": lambda: verified(None),
+        "two bare ECDSA P-384 checks": bare,
+        "read a TDX quote in hex": lambda: read_form(text),
+    }
+    return best(works, rounds, seconds)
+
+
 def main(args: list[str]) -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(prog="python -m bench attest")
@@ -148,6 +180,7 @@ def main(args: list[str]) -> None:
     tables: dict[str, dict[str, float]] = {}
     for case in cases():
         tables[case.name] = best(works_of(case), options.rounds, options.seconds)
+    tables["Nitro document, made here"] = nitro(options.rounds, options.seconds)
     tables["policy"] = appraisal(options.rounds, options.seconds)
     if options.json:
         print(json.dumps(tables, indent=1))

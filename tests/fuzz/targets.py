@@ -536,6 +536,7 @@ ATTEST_COVERS: Final[dict[str, tuple[str, ...]]] = {
     "ratls-evidence": (f"{_A}.ratls.parse_evidence_extension",),
     "ratls-claims": (f"{_A}.ratls.parse_claims",),
     "nitro": (f"{_A}.nitro.document.parse_document",),
+    "endorsement": (f"{_A}.google.parse_endorsement",),
     "snp-table": (f"{_A}.snp_table.parse_table",),
     "snp-extended": (f"{_A}.snp.parse_extended_report",),
     "form-envelope": (f"{_A}.forms.read_form",),

@@ -19,6 +19,7 @@ from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.forms import read_form
+from adyton.attest.google import parse_endorsement
 from adyton.attest.nitro.document import parse_document
 from adyton.attest.pck import parse_sgx_extension
 from adyton.attest.signed_json import cut_signed
@@ -28,6 +29,7 @@ from adyton.errors import Error, MalformedQuote
 from adyton.untrusted import parse_json_object
 from tests.support.amd_factory import SNPScenario
 from tests.support.evidence_factory import FMSPC, Scenario, sgx_extension
+from tests.support.google_factory import EndorsementScenario
 from tests.support.nitro_factory import NitroScenario
 
 SLOW_S = 0.5
@@ -106,6 +108,7 @@ def seeds() -> dict[str, tuple[Callable[[bytes], object], bytes]]:
         "nitrotpm": (parse_document, NitroScenario(tpm=True).built().raw),
         "snp-table": (parse_table, build_table({"VLEK": b"leaf", "ARK": b"ark"})),
         "snp-extended": (snp.parse_extended_report, report.report + build_table({"VLEK": b"leaf"})),
+        "endorsement": (parse_endorsement, EndorsementScenario(snp=[b"a" * 48], tdx=[b"b" * 48]).built()),
         "form-hex": (read_form, v3.quote.hex().encode()),
         "form-envelope": (read_form, json.dumps({"quote": v4.quote.hex(), "event_log": "[]"}).encode()),
         "form-dstack": (read_form, _dstack(NitroScenario().built().raw)),

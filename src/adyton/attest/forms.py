@@ -34,6 +34,7 @@ _HEX: Final = re.compile(rb"(?:0[xX])?([0-9a-fA-F]+)")
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]+={0,2}")
 _TOKEN: Final = re.compile(rb"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _SPACE: Final = b" \t\r\n"
+_PRINTABLE: Final = re.compile(rb"[\t\r\n -~]+")
 
 
 class Form(NamedTuple):
@@ -75,7 +76,7 @@ def read_form(raw: bytes) -> Form:
 
 
 def _is_text(text: bytes) -> bool:
-    return bool(text) and text.isascii() and all(32 <= byte < 127 or byte in _SPACE for byte in text[:4096])
+    return _PRINTABLE.fullmatch(text) is not None
 
 
 def _text(text: bytes, inside: str) -> Form:

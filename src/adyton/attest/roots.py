@@ -33,6 +33,9 @@ NVIDIA_RIM_ROOT: Final = Digest.from_hex("12977b5115acb0381179279fffeb5a8c4d2649
 AWS_NITRO_ROOT: Final = Digest.from_hex("641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b")
 """Amazon's root of Nitro documents (G1, CN aws.nitro-enclaves), valid 2019-10-28 to 2049-10-28."""
 
+GOOGLE_FIRMWARE_ROOT: Final = Digest.from_hex("e876bc6978bf4f3da445f98a0a82363c8c0bae5a1fc033c6df65846a6cb0f18c")
+"""Google's root of firmware endorsements (GCE-cc-tcb-root_1), as two projects state it. Not checked at Google."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustRoots:

@@ -18,6 +18,7 @@ from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.certificates import decode_crl, leaf_first, parse_certificate, parse_crl, split_pem
 from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import hardware_part
+from adyton.attest.google import GoogleFirmware, parse_endorsement, verify_endorsement
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
 from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
@@ -52,6 +53,8 @@ class _Found:
     documents: list[Document] = field(default_factory=list)
     certificates: list[bytes] = field(default_factory=list)
     crls: list[bytes] = field(default_factory=list)
+    endorsements: list[bytes] = field(default_factory=list)
+    """Google's firmware endorsements."""
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
@@ -86,6 +89,8 @@ def _take(raw: bytes, path: Path, found: _Found) -> None:
         _take_json(raw, path, found)
     elif head.startswith(b"-----BEGIN"):
         _take_pem(raw, path, found)
+    elif _is_endorsement(raw):
+        found.endorsements.append(raw)
     elif _is_crl(raw):
         found.crls.append(raw)
     elif raw[:1] == b"\x30":
@@ -154,6 +159,41 @@ def _is_crl(raw: bytes) -> bool:
     except MalformedQuote:
         return False
     return True
+
+
+def _is_endorsement(raw: bytes) -> bool:
+    try:
+        parse_endorsement(raw)
+    except MalformedQuote:
+        return False
+    return True
+
+
+def google_firmware(evidence: Evidence, paths: Iterable[Path], now: datetime) -> GoogleFirmware | None:
+    """What Google says of the firmware that the evidence names, by the endorsements in these files and folders.
+
+    None where no endorsement lies there, or the evidence is none of a confidential machine. Raises the EvidenceError of
+    the last endorsement where none of them fits.
+    """
+    if not isinstance(evidence, TDXQuote | SNPReport):
+        return None
+    tdx = isinstance(evidence, TDXQuote)
+    measurement = evidence.report.mrtd if isinstance(evidence, TDXQuote) else evidence.measurement
+    found, last = _collect(paths), None
+    for raw in found.endorsements:
+        try:
+            return verify_endorsement(
+                parse_endorsement(raw),
+                found.certificates,
+                tee="tdx" if tdx else "snp",
+                measurement=measurement,
+                now=now,
+            )
+        except EvidenceError as error:
+            last = error
+    if last is not None:
+        raise last
+    return None
 
 
 def missing(what: str) -> FetchFailed:

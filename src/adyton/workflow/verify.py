@@ -17,13 +17,14 @@ from adyton.attest.collateral import NoCollateral
 from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.forms import read_form
+from adyton.attest.google import GoogleFirmware
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
 from adyton.attest.tpm.document import TPMQuote
 from adyton.capped_read import read_capped, read_prefix
-from adyton.collateral.files import choose, missing
+from adyton.collateral.files import choose, google_firmware, missing
 from adyton.errors import Error, EvidenceError, MalformedQuote, UsageError
 from adyton.untrusted import parse_json_object, parse_toml
 from adyton.values import Measurement
@@ -46,6 +47,8 @@ class Verdict:
     """The result: every check, and whether the policy is met. A refusal is false as a condition."""
 
     assessment: Assessment
+    firmware: GoogleFirmware | EvidenceError | None = None
+    """What Google says of the firmware, or why its endorsement does not count. None where no endorsement was given."""
 
     def __bool__(self) -> bool:
         return self.accepted
@@ -68,11 +71,24 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The document of `adyton verify --json`."""
-        return explain.to_dict(self.assessment)
+        found = explain.to_dict(self.assessment)
+        if self.firmware is not None:
+            told = {"endorsed_by": None, "error": self.firmware.details()} if isinstance(self.firmware, Error) else None
+            found["firmware"] = self.firmware.to_dict() if isinstance(self.firmware, GoogleFirmware) else told
+        return found
 
     def to_text(self) -> str:
         """As text for people, in about a dozen short lines."""
-        return explain.to_text(self.assessment)
+        text = explain.to_text(self.assessment)
+        if self.firmware is None:
+            return text
+        if isinstance(self.firmware, GoogleFirmware):
+            told = f"endorsed by Google on {self.firmware.made_at:%Y-%m-%d} (SVN {self.firmware.svn}); it says nothing"
+            told += " of the kernel behind it"
+        else:
+            told = f"NOT endorsed by Google: {self.firmware.message}"
+        above, _, verdict = text.rpartition("\n")
+        return f"{above}\n{'firmware':<18} {told}\n{verdict}"
 
     def write_token(self, path: Path, key_file: Path) -> None:
         """Write a signed EAR-style token of this verdict. Raises UsageError where the key file is invalid."""
@@ -132,7 +148,22 @@ def verify(
     _check_length(wanted, parsed)
     found = _collateral(parsed, collateral, home, now)
     roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.tpm_roots)
-    return Verdict(assess(parsed, found, roots, rules, now, report_data=wanted))
+    assessment = assess(parsed, found, roots, rules, now, report_data=wanted)
+    return Verdict(assessment, None if assessment.report is None else _firmware(parsed, collateral, now))
+
+
+def _firmware(
+    evidence: Evidence, given: Collateral | AMDCollateral | Sequence[str | Path], now: datetime
+) -> GoogleFirmware | EvidenceError | None:
+    """What Google says of the firmware, by the endorsements among the given files."""
+    if not isinstance(given, Sequence) or not given:
+        return None
+    try:
+        return google_firmware(
+            evidence, [Path(given)] if isinstance(given, str) else [Path(path) for path in given], now
+        )
+    except EvidenceError as error:
+        return error
 
 
 def is_gpu_evidence(path: Path, certificate_chain: Path | None) -> bool:
