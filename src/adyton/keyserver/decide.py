@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.appraise import appraise
-from adyton.attest.evidence_policy import Exemption, Policy, SignerRule
+from adyton.attest.evidence_policy import Policy
+from adyton.attest.policy.rules import Exemption, SignerRule
 from adyton.attest.snp import SNPReport
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
@@ -303,7 +304,6 @@ def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manife
         any_of=images,
         signers=signers,
         allow_debug=approval.allow_debug,
-        require_report_data=True,
     )
 
 

@@ -14,7 +14,7 @@ from adyton.attest.dcap import verify
 from adyton.attest.sgx import parse_quote
 from tests.support.evidence_factory import MRENCLAVE, REPORT_DATA, Scenario
 
-MODULES = sorted(Path(adyton.attest.__file__).parent.glob("*.py"))
+MODULES = sorted(Path(adyton.attest.__file__).parent.rglob("*.py"))
 IMPURE = {
     "os",
     "io",
@@ -31,7 +31,7 @@ IMPURE = {
 }
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_module_imports_nothing_that_reaches_outside(module: Path) -> None:
     """Imports and calls that would reach the outside are absent."""
     tree = ast.parse(module.read_text(encoding="utf-8"))
