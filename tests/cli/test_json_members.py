@@ -156,6 +156,7 @@ def _judging(folder: Path, call: Call) -> None:
     given = ("--collateral", "collateral.json")
     call("verify accepted", "verify", "quote.bin", *given, "--policy", "policy.toml", "--json")
     (folder / "strict.toml").write_text(f'tees = ["sim:{root}"]\nmeasurements = ["{"1" * 64}"]\n')
+    call("policy check", "policy", "check", "policy.toml", "--json")
     call("verify refused", "verify", "quote.bin", *given, "--policy", "strict.toml", "--json", status=95)
     call("verify untrusted", "verify", "quote.bin", *given, "--json", status=92)
     (folder / "noise").write_bytes(b"noise" * 100)
