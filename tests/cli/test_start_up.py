@@ -37,6 +37,7 @@ except SystemExit as ended:
 sys.stdout.flush()
 sys.stderr.write(json.dumps(sorted(sys.modules)))
 """
+UNBOUND = "allow_missing_report_data = true\n"
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
     platform = SimPlatform.create(tmp_path / "platform")
     (tmp_path / "quote").write_bytes(platform.enclave(measurement=Measurement(bytes(32))).quote(bytes(64)))
     loaded(tmp_path, "platform", "export", "platform", "-o", "collateral.json")
-    (tmp_path / "policy.toml").write_text(f'tees = ["sim:{platform.root_fingerprint}"]\nany_program = true\n')
+    (tmp_path / "policy.toml").write_text(f'tees = ["sim:{platform.root_fingerprint}"]\nany_program = true\n{UNBOUND}')
     return tmp_path
 
 

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from adyton.attest import ratls
+from adyton.attest.policy.hosts import sign_hosts
 from adyton.attest.report_data import ProgramEvidence
 from adyton.collateral.store import CollateralStore
 from adyton.errors import AppraisalFailed, BadChain, FetchFailed, MalformedQuote, Stale, StorageFailed
@@ -24,6 +25,7 @@ from tests.support.amd_factory import SNPScenario
 from tests.support.evidence_factory import LONG, MRENCLAVE, NOW, REPORT_DATA, Scenario
 
 AT = str(int(NOW.timestamp()))
+UNBOUND = "allow_missing_report_data = true\n"
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -47,7 +49,7 @@ def simulated(tmp_path: Path) -> tuple[Path, Path, Path]:
     (tmp_path / "collateral.json").write_text(built.collateral.to_json())
     root = next(iter(built.roots.sim))
     policy = tmp_path / "policy.toml"
-    policy.write_text(f'tees = ["sim:{root}"]\nmeasurements = ["{MRENCLAVE.hex()}"]\n')
+    policy.write_text(f'tees = ["sim:{root}"]\nmeasurements = ["{MRENCLAVE.hex()}"]\n' + UNBOUND)
     return tmp_path / "quote.bin", tmp_path / "collateral.json", policy
 
 
@@ -81,6 +83,60 @@ def test_verify_json_has_the_contract(simulated: tuple[Path, Path, Path]) -> Non
     assert document["measurement"] == MRENCLAVE.hex()
     assert document["bound"] is None
     assert all(check["ok"] for check in document["checks"])
+
+
+def test_verify_without_expected_report_data_refuses(simulated: tuple[Path, Path, Path]) -> None:
+    """A copy of somebody else's evidence is genuine, too: what is compared with nothing is not accepted."""
+    quote, collateral, policy = simulated
+    policy.write_text(policy.read_text().replace(UNBOUND, ""))
+    done = run(quote, "--collateral", collateral, "--at", AT, "--policy", policy, "--json")
+    document = _json(done)
+    assert done.returncode == AppraisalFailed.exit_code
+    assert [check["name"] for check in document["checks"] if not check["ok"]] == ["report data"]
+
+
+def test_verify_takes_a_signed_list_of_hosts(simulated: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """The policy names the key, the command line the file; without the file, or with another's, it is no policy."""
+    quote, collateral, policy = simulated
+    keys = [ed25519.Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2)]
+    document = {"until": "2027-01-31", "ppids": [{"id": bytes(range(16)).hex(), "until": "2027-01-31"}]}
+    for number, key in enumerate(keys):
+        (tmp_path / f"hosts{number}.json").write_text(sign_hosts(document, key))
+    named = f'[[hosts.signed]]\nkey = "{keys[0].public_key().public_bytes_raw().hex()}"\n'
+    policy.write_text(policy.read_text() + named)
+    common = (quote, "--collateral", collateral, "--at", AT, "--policy", policy)
+    both = ("--hosts", tmp_path / "hosts1.json", "--hosts", tmp_path / "hosts0.json")
+    assert run(*common, *both).returncode == 0
+    without = run(*common)
+    assert without.returncode == 2
+    assert "--hosts FILE" in without.stderr
+    other = run(*common, "--hosts", tmp_path / "hosts1.json")
+    assert other.returncode == 2
+    assert "signature" in other.stderr
+
+
+def test_verify_json_says_what_is_short(tmp_path: Path) -> None:
+    """`tcb_shortfalls` has part, component, seen, needed, date and advisories; the text says it too."""
+    scenario = Scenario(simulated=True)
+    scenario.qe["isv_svn"] = 7
+    built = scenario.built()
+    (tmp_path / "quote.bin").write_bytes(built.quote)
+    (tmp_path / "collateral.json").write_text(built.collateral.to_json())
+    root = next(iter(built.roots.sim))
+    (tmp_path / "policy.toml").write_text(f'tees = ["sim:{root}"]\nany_program = true\n' + UNBOUND)
+    words = ("--collateral", tmp_path / "collateral.json", "--at", AT, "--policy", tmp_path / "policy.toml")
+    (only,) = _json(run(tmp_path / "quote.bin", *words, "--json"))["tcb_shortfalls"]
+    assert {name: only[name] for name in ("part", "component", "seen", "needed", "date", "advisories")} == {
+        "part": "QE",
+        "component": "ISVSVN",
+        "seen": 7,
+        "needed": 8,
+        "date": "2025-05-01T00:00:00Z",
+        "advisories": ["TEST-SA-2"],
+    }
+    text = run(tmp_path / "quote.bin", *words).stdout
+    assert "QE: ISVSVN is 7, needed 8 since 2025-05-01 (TEST-SA-2)" in text
+    assert "update the host's quoting enclave" in text
 
 
 def test_verify_without_policy_refuses_but_explains(simulated: tuple[Path, Path, Path]) -> None:
@@ -230,7 +286,15 @@ def test_verify_takes_bundles_documents_and_the_store(tmp_path: Path) -> None:
     workload = Measurement(b"\x42" * 32)
     policy = tmp_path / "policy.json"
     root = platform.root_fingerprint
-    policy.write_text(json.dumps({"tees": [f"sim:{root}", f"sim-tdx:{root}"], "workloads": [workload.hex()]}))
+    policy.write_text(
+        json.dumps(
+            {
+                "tees": [f"sim:{root}", f"sim-tdx:{root}"],
+                "workloads": [workload.hex()],
+                "allow_missing_report_data": True,
+            }
+        )
+    )
     for shape in shapes:
         quote = tmp_path / f"{shape}.bin"
         quote.write_bytes(platform.enclave(measurement=workload, shape=shape).quote(bytes(64)))
@@ -299,10 +363,12 @@ def test_verify_of_real_evidence(shared_vectors: Path, tmp_path: Path) -> None:
     folder = shared_vectors / "evidence"
     policy = tmp_path / "policy.toml"
     policy.write_text(
-        'tees = ["sgx", "tdx", "snp"]\nany_program = true\nstatuses = ["UpToDate", "SWHardeningNeeded"]\n'
+        'tees = ["sgx", "tdx", "snp"]\nany_program = true\nallow_missing_report_data = true\n'
+        'statuses = ["UpToDate", "SWHardeningNeeded"]\n'
         "allow_missing_crl = true\n"
         '[[exemptions]]\nname = "INTEL-SA-00615"\nowner = "a test"\nuntil = 2030-01-01\n'
         "[min_tcb.Milan]\nbootloader = 3\ntee = 0\nsnp = 8\nmicrocode = 115\n"
+        '[snp.products.Milan]\naccept_until = 2030-01-01\nreason = "a test"\n'
     )
     sgx = run(
         folder / "sgx/sgx-00606a-automata-evm.quote.bin",

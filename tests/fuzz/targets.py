@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from starlette.exceptions import HTTPException
 
 from adyton.address import parse_address
@@ -31,6 +32,7 @@ from adyton.attest.nvidia.ocsp import parse_answer
 from adyton.attest.nvidia.opaque import parse_opaque
 from adyton.attest.nvidia.rim import parse_rim
 from adyton.attest.nvidia.spdm import parse_report as parse_gpu_report
+from adyton.attest.policy.hosts import SignedHosts, read_host_rules, sign_hosts
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
 from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
@@ -128,6 +130,13 @@ TEMPLATE: Final = (
     "{{ python.get_paths() | dictsort }} {{ {'a': [1, 2]} | tojson }} {{ '%s' | format('a') }} {{ 'a' | upper }}",
     "{% raw %}{{ x }}{% endraw %}{{ cycler('a', 'b').next() }}{{ joiner(',')() }}",
 )
+_HOSTS_KEY: Final = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\3")
+_HOSTS: Final = sign_hosts({"until": "2027-01-31", "ppids": [{"id": "ab" * 16, "until": "2027-01-31"}]}, _HOSTS_KEY)
+_HOST_RULES: Final = {
+    "chip_ids": [{"id": "ab" * 64, "until": "2027-01-31", "note": "rack 4"}],
+    "signed": [{"key": _HOSTS_KEY.public_key().public_bytes_raw().hex(), "envelope": _HOSTS}],
+    "registries": [{"provider": "gcp", "ppids": ["ab" * 16], "until": "2027-01-31"}],
+}
 CONFIG: Final = """
 [owner]
 name = "owner"
@@ -415,6 +424,16 @@ def targets() -> dict[str, Target]:
         ),
         "policy": Target(
             _policy, (POLICY.encode(), b'{"tees": ["sgx"]}'), ("adyton.attest.evidence_policy.Policy.from_dict",)
+        ),
+        "signed-hosts": Target(
+            _text(lambda text: SignedHosts.parse(_HOSTS_KEY.public_key().public_bytes_raw(), text)),
+            (_HOSTS.encode(),),
+            (f"{_A}.policy.hosts.SignedHosts.parse",),
+        ),
+        "host-rules": Target(
+            lambda raw: read_host_rules("hosts", parse_json(raw, what="hosts")),
+            (json.dumps(_HOST_RULES).encode(),),
+            (f"{_A}.policy.hosts.read_host_rules",),
         ),
         "approval": Target(
             lambda raw: Approval.from_dict(parse_json_object(raw, what="approval")),

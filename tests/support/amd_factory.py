@@ -121,19 +121,22 @@ class SNPScenario:
     fields: dict[str, bytes | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.product != "Milan":
+            ark, self.leaf_issuer = f"ARK-{self.product}", f"SEV-{self.product}"
+            self.ark, self.ask = Issuer(ark, "ark", "ark", ark, 1), Issuer(self.leaf_issuer, "ask", "ark", ark, 2)
+            self.crl_issuer, self.certificate_product = ark, self.product
         if self.product == "Turin":
-            self.ark = Issuer("ARK-Turin", "ark", "ark", "ARK-Turin", 1)
-            self.ask = Issuer("SEV-Turin", "ask", "ark", "ARK-Turin", 2)
-            self.leaf_issuer, self.crl_issuer = "SEV-Turin", "ARK-Turin"
-            self.certificate_product, self.hardware_id = "Turin", bytes(range(8))
+            self.hardware_id = bytes(range(8))
             self.certificate_tcb = TCBVersion(1, 1, 4, 81, fmc=1)
+        if self.product == "Genoa":
+            self.certificate_tcb = TCBVersion(10, 0, 28, 90)
         if self.vlek:
             self.ask.common_name = self.leaf_issuer = f"SEV-VLEK-{self.product}"
             self.leaf_name, self.hardware_id, self.provider = "SEV-VLEK", None, "test provider"
         tcb = self.certificate_tcb.to_bytes()
-        family, model = {"Milan": (0x19, 1), "Turin": (0x1A, 2)}[self.product]
+        family, model = {"Milan": (0x19, 1), "Genoa": (0x19, 0x11), "Turin": (0x1A, 2)}[self.product]
         self.fields = {
-            "version": 5 if self.product == "Turin" else 3,
+            "version": 3 if self.product == "Milan" else 5,
             "guest_svn": 1,
             "policy": 0x30000,
             "signature_algorithm": 1,

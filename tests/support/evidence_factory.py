@@ -95,10 +95,16 @@ def sgx_extension(platform: dict[str, Any]) -> bytes:
         item(b"\x02", _tlv(0x30, b"".join(tcb))),
         item(b"\x03", _tlv(4, platform["pce_id"])),
         item(b"\x04", _tlv(4, platform["fmspc"])),
-        item(b"\x05", _tlv(10, b"\x01")),
-        item(b"\x06", _tlv(4, bytes(16))),
-        item(b"\x07", _tlv(0x30, b"".join(item(bytes((7, at)), _tlv(1, b"\xff")) for at in (1, 2, 3)))),
+        item(b"\x05", _tlv(10, bytes((platform.get("sgx_type", 1),)))),
     ]
+    configuration = platform.get("configuration", (True, True, True))
+    if configuration is not None:  # as in certificates of the Platform CA
+        switches = enumerate(configuration, start=1)
+        entries = b"".join(item(bytes((7, at)), _tlv(1, b"\xff" if on else b"\x00")) for at, on in switches)
+        items += [
+            item(b"\x06", _tlv(4, platform.get("instance_id", bytes(16)))),
+            item(b"\x07", _tlv(0x30, entries)),
+        ]
     return _tlv(0x30, b"".join(items))
 
 

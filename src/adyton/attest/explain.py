@@ -10,13 +10,17 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton.attest.appraise import ACPI_CHECK
 from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.names import TRUSTED
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.nitro.verify import PROGRAM_PCR
+from adyton.attest.policy.attacks import outcomes
+from adyton.attest.policy.judge_amd import amd_shortfalls
+from adyton.attest.policy.judge_boot import ACPI_CHECK
+from adyton.attest.policy.profile import STRICT_2026
 from adyton.attest.report import WORKLOAD_PCR
 from adyton.attest.sgx import SGXQuote
+from adyton.attest.snp import SNPReport
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
 from adyton.attest.tpm.document import TPMQuote
@@ -27,7 +31,9 @@ if TYPE_CHECKING:
 
     from adyton.attest.assess import Assessment
     from adyton.attest.evidence import Evidence
+    from adyton.attest.policy.attacks import Outcome
     from adyton.attest.report import VerifiedReport
+    from adyton.attest.shortfall import Shortfall
 
 _WIDTH: Final = 18
 _VENDORS: Final = {"snp": "AMD", "nitro": "Amazon", "nitrotpm": "Amazon"}
@@ -89,6 +95,15 @@ _CURRENCY_CHECKS: Final = (
     "age of the collateral",
     "age of the document",
     "TCB evaluation",
+    "TCB channel",
+    "TEE TCB SVN",
+    "firmware version",
+    "mitigation vector",
+    "servicing",
+    "product accepted",
+    f"{STRICT_2026}: versions",
+    f"{STRICT_2026}: firmware",
+    f"{STRICT_2026}: TCB channel",
 )
 _FIRMWARE_ONLY: Final = (
     "a launch measurement alone covers the machine's firmware: it says nothing of the kernel and what runs on it,"
@@ -144,6 +159,28 @@ def trust_note(tee: str) -> str | None:
     if tee in ("tpm", "sim-tpm"):
         return "whoever runs the machine: a TPM measures the boot, and encrypts no memory"
     return None
+
+
+def shortfalls(assessment: Assessment) -> tuple[Shortfall, ...]:
+    """Every security version that is too low: by the maker's tables, or by the policy where the maker has none."""
+    report = assessment.report
+    if report is None:
+        return ()
+    found = dict.fromkeys(report.shortfalls)
+    if isinstance(report.evidence, SNPReport):
+        product = str(report.platform["product"])
+        for alternative in assessment.policy.alternatives():
+            minimum = alternative.min_tcb.get(product)
+            if minimum is not None:
+                found |= dict.fromkeys(amd_shortfalls(report.evidence, product, minimum))
+    return tuple(found)
+
+
+def attacks(assessment: Assessment) -> tuple[Outcome, ...]:
+    """What the evidence shows of the published attacks, where the policy names a profile."""
+    report = assessment.report
+    profiled = [item for item in assessment.policy.alternatives() if item.profile is not None]
+    return outcomes(report, profiled[0]) if report is not None and profiled else ()
 
 
 def _platform(report: VerifiedReport) -> str:
@@ -279,6 +316,13 @@ def _verdict(assessment: Assessment) -> str:
 def to_text(assessment: Assessment) -> str:
     """The assessment as text: about a dozen short lines. The last is the verdict."""
     found = [f"{question:<{_WIDTH}} {answer}" for question, answer in lines(assessment)]
+    found += [f"  {outcome}" for outcome in attacks(assessment)]
+    for warned in assessment.claims.warned if assessment.claims is not None else ():
+        until = f", refused after {warned.until:%Y-%m-%d}" if warned.until is not None else ""
+        found.append(f"  warning of {warned.at:%Y-%m-%d}{until}: {warned.name}")
+        found.append(f"    expected {text(warned.expected)}")
+        found.append(f"    seen     {text(warned.seen)}")
+        found.append(f"    do       {warned.remedy}")
     for check in assessment.failed:
         found.append(f"  failed: {check.name}")
         if check.expected is not None:
@@ -318,6 +362,8 @@ def _evidence_dict(evidence: Evidence) -> dict[str, Any]:
             "mrtd": td.mrtd.hex(),
             **{f"rtmr{index}": value.hex() for index, value in enumerate(td.rtmrs)},
             "mrseam": td.mrseam.hex(),
+            "mrsignerseam": td.mrsigner_seam.hex(),
+            "seam_attributes": td.seam_attributes.hex(),
             "tee_tcb_svn": td.tee_tcb_svn.hex(),
             "td_attributes": f"{td.td_attributes:016x}",
             "xfam": f"{td.xfam:016x}",
@@ -377,7 +423,12 @@ def to_dict(assessment: Assessment) -> dict[str, Any]:
             found["warning"] = _FIRMWARE_ONLY
         if report.tee in TRUSTED:
             found["trust"] = TRUSTED[report.tee]
+        found["tcb_shortfalls"] = [item.to_dict() for item in shortfalls(assessment)]
+        known = attacks(assessment)
+        if known:
+            found["attacks"] = [outcome.to_dict() for outcome in known]
     if claims is not None:
+        found["warnings"] = [item.to_dict() for item in claims.warned]
         found["valid_until"] = text(claims.valid_until)
         found["exemptions"] = [
             {"name": item.name, "owner": item.owner, "until": text(item.until)} for item in claims.exemptions

@@ -1,4 +1,4 @@
-"""`adyton policy`: show approvals and their history, change them, and try evidence against them."""
+"""`adyton policy`: show approvals and their history, change them, try evidence against them, and check a policy."""
 
 from __future__ import annotations
 
@@ -105,6 +105,48 @@ def approve_pending(
     say("what the measurement does not cover:")
     for line in after.approval.not_covered or ("nothing is known of it",):
         say(f"  - {line}")
+
+
+@app.command("check")
+def check_file(
+    policy: Annotated[Path, typer.Argument(help="A policy of `adyton verify`, TOML or JSON.", metavar="FILE")],
+    hosts: Annotated[
+        list[Path] | None,
+        typer.Option(help="File with a signed list of hosts that the policy names by its key; several allowed."),
+    ] = None,
+    as_json: JSONOption = False,
+) -> None:
+    """Say what the policy in FILE leaves open, in order of danger, and which line closes it.
+
+    Exit code 0 also where much is open: what may be open is the owner's to decide.
+    """
+    from adyton.workflow.policy_check import check_policy
+
+    checked = check_policy(policy, hosts=hosts or ())
+    if as_json:
+        say_json(checked.to_dict())
+        return
+    if checked.accepts_nothing:
+        say("this policy accepts nothing: it names no TEE, or no program")
+    for item in checked.left_open:
+        say(f"{item.danger:<8}  {item.name}")
+        say(f"    {item.means}")
+        say(f"    close it: {item.remedy}")
+    if checked.never_excluded:
+        say(f"no evidence excludes: {', '.join(checked.never_excluded)}")
+
+
+@app.command("sign-hosts")
+def sign_list(
+    hosts: Annotated[Path, typer.Argument(help="The list: until, and chip_ids, ppids or piids; TOML or JSON.")],
+    key: Annotated[Path, typer.Option(help="Ed25519 private key, PEM without a password.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the signed list goes.")],
+) -> None:
+    """Sign a list of machines, for policies that name it by its key."""
+    from adyton.workflow.policy_check import sign_host_list
+
+    named = sign_host_list(hosts, key, output)
+    say(f'signed {output}; a policy names it so: [[hosts.signed]] key = "{named}"')
 
 
 @app.command("test")

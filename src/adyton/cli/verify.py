@@ -42,6 +42,10 @@ def verify(
         ),
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="What to accept, TOML or JSON; without it nothing is.")] = None,
+    hosts: Annotated[
+        list[Path] | None,
+        typer.Option(help="File with a signed list of hosts that the policy names by its key; several allowed."),
+    ] = None,
     report_data: Annotated[
         str | None,
         typer.Option(help="What it must be bound to: 128 hex digits, or its nonce.", metavar="HEX"),
@@ -97,6 +101,7 @@ def verify(
             collateral=collateral or (),
             at=None if at is None else _time(at),
             policy=policy,
+            hosts=hosts or (),
             report_data=_bytes(
                 report_data, "--report-data", "128 hex digits (append zeros to a hash), or a nonce", 512
             ),

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.appraise import appraise
-from adyton.attest.evidence_policy import Exemption, Policy, SignerRule
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import confidential_kind
+from adyton.attest.policy.rules import Exemption, SignerRule
 from adyton.attest.status import TCBStatus
 from adyton.check import Check, text
 from adyton.dates import is_over, over_at
@@ -297,7 +298,6 @@ def evidence_policy(approval: Approval, kind: str | None) -> Policy:
         any_of=images,
         signers=signers,
         allow_debug=approval.allow_debug,
-        require_report_data=True,
     )
 
 

@@ -41,7 +41,7 @@ ACCEPTABLE_STATUSES: Final = tuple(
 
 OWN_EVIDENCE_ENTRIES: Final = frozenset(
     {"tees", "statuses", "exemptions", "measurements", "workloads", "signers", "any_program", "allow_debug", "any_of"}
-) | {"require_report_data"}
+) | {"allow_missing_report_data"}
 """Entries of an evidence policy that are fields of an approval themselves."""
 
 DEFAULT_LEASE_S: Final = 24 * 3600

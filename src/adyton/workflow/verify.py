@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from adyton.attest.evidence_policy import Policy
 from adyton.attest.forms import read_form
 from adyton.attest.google import GoogleFirmware
 from adyton.attest.nitro.document import NitroDocument
+from adyton.attest.policy.hosts import SignedHosts
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 _MAX_EVIDENCE_BYTES: Final = 1 << 20
 _MAX_POLICY_BYTES: Final = 1 << 20
 _MAX_NITRO_NONCE_BYTES: Final = 512
+_MAX_SIGNED: Final = 16
+"""Most signed lists of hosts that are read for one policy."""
 _MAX_TOKEN_KEY_BYTES: Final = 1 << 16
 
 
@@ -113,6 +117,7 @@ def verify(
     collateral: Collateral | AMDCollateral | Sequence[str | Path] = (),
     at: datetime | None = None,
     policy: Policy | Mapping[str, Any] | str | Path | None = None,
+    hosts: Sequence[str | Path] = (),
     report_data: bytes | None = None,
     program_data: bytes | None = None,
     workload: Measurement | None = None,
@@ -121,10 +126,11 @@ def verify(
     """Judge evidence (its bytes, or a file) by a policy, as `adyton verify` does.
 
     `collateral` is files and folders, or a document. By default it comes from the owner's store. `at` is the time of
-    the judgement, with its zone, by default now. Without a `policy` nothing is accepted. The evidence must be bound to
-    `report_data` (64 bytes; for a TPM's quote its nonce). Instead of it, `program_data` (up to 64 bytes) is the data
-    that the program with measurement `workload` wrote to user_report_data. Without both, report data is compared only
-    for an RA-TLS certificate.
+    the judgement, with its zone, by default now. Without a `policy` nothing is accepted. `hosts` are files with the
+    signed lists of hosts that the policy names by their key. The evidence must be bound to `report_data` (64 bytes; for
+    a TPM's quote its nonce). Instead of it, `program_data` (up to 64 bytes) is the data that the program with
+    measurement `workload` wrote to user_report_data. Without both, evidence is refused unless it is an RA-TLS
+    certificate, or the policy says `allow_missing_report_data`.
 
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
     FetchFailed where there is no collateral for it, UsageError, and StorageFailed.
@@ -132,7 +138,7 @@ def verify(
     if at is not None and at.tzinfo is None:
         raise UsageError("the time needs a zone", check="at", expected="a time with its zone", seen=at.isoformat())
     now = datetime.now(UTC) if at is None else at.astimezone(UTC)
-    rules = read_policy(policy)
+    rules = read_policy(policy, hosts)
     wanted = _wanted(report_data, program_data, workload, rules)
     raw = evidence if isinstance(evidence, bytes) else read_capped(Path(evidence), _MAX_EVIDENCE_BYTES, "evidence")
     parsed, bound = _evidence(raw)
@@ -240,8 +246,10 @@ def _check_length(wanted: bytes | None, evidence: Evidence) -> None:
         )
 
 
-def read_policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
+def read_policy(given: Policy | Mapping[str, Any] | str | Path | None, hosts: Sequence[str | Path] = ()) -> Policy:
     """The given policy, or that of a TOML or JSON file. By default an empty one, which accepts nothing.
+
+    `hosts` are files with the signed lists of hosts that it names by their key.
 
     Raises UsageError.
     """
@@ -250,10 +258,40 @@ def read_policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy
     if isinstance(given, Policy):
         return given
     if not isinstance(given, str | Path):
-        return Policy.from_dict(dict(given))
+        return Policy.from_dict(_with_signed_hosts(dict(given), hosts))
     raw = read_capped(Path(given), _MAX_POLICY_BYTES, "policy")
     parse = parse_json_object if raw.lstrip().startswith(b"{") else parse_toml
-    return Policy.from_dict(parse(raw, what=f"policy {given}", refuse=UsageError))
+    return Policy.from_dict(_with_signed_hosts(parse(raw, what=f"policy {given}", refuse=UsageError), hosts))
+
+
+def _with_signed_hosts(document: dict[str, Any], files: Sequence[str | Path]) -> dict[str, Any]:
+    """The policy with the signed lists of hosts that it names only by their key.
+
+    The files are named by whoever calls: a policy, which may be a stranger's text, never names a file that is read.
+    """
+    hosts = document.get("hosts")
+    wanted = hosts.get("signed") if isinstance(hosts, dict) else None
+    if not files or not isinstance(hosts, dict) or not isinstance(wanted, list):
+        return document
+    texts = [
+        read_capped(Path(path), _MAX_POLICY_BYTES, "signed list of hosts").decode("utf-8", "replace") for path in files
+    ]
+    signed = [
+        {**item, "envelope": _signed_by(item.get("key"), texts)}
+        if isinstance(item, dict) and "envelope" not in item
+        else item
+        for item in wanted
+    ]
+    return {**document, "hosts": {**hosts, "signed": signed}}
+
+
+def _signed_by(key: object, texts: Sequence[str]) -> str:
+    """The text that a key signed. Where there is none, the first one: reading it says what is wrong."""
+    for text in texts[:_MAX_SIGNED]:
+        with suppress(UsageError, ValueError):
+            SignedHosts.parse(bytes.fromhex(str(key)), text)
+            return text
+    return texts[0]
 
 
 def _evidence(raw: bytes) -> tuple[Evidence, bytes | None]:

@@ -101,7 +101,7 @@ def verify_gpus(
             policy=rules.gpus,
             tees=rules.tees,
             nonce=nonce,
-            require_nonce=rules.require_report_data,
+            require_nonce=not rules.allow_missing_report_data,
         )
         if bad_collateral is not None:
             assessment = replace(assessment, error=bad_collateral, checks=(*bad_collateral.failed, *assessment.checks))

@@ -9,7 +9,7 @@ import pytest
 
 from adyton.cli.main import main
 from tests.faults.attest.test_dcap_faults import FAULTS, Fault
-from tests.support.evidence_factory import MRENCLAVE, NOW, Scenario
+from tests.support.evidence_factory import MRENCLAVE, NOW, REPORT_DATA, Scenario
 
 
 def _judge(folder: Path, fault: Fault | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, object]]:
@@ -32,6 +32,8 @@ def _judge(folder: Path, fault: Fault | None, capsys: pytest.CaptureFixture[str]
         str(folder / "collateral.json"),
         "--policy",
         str(folder / "policy.json"),
+        "--report-data",
+        REPORT_DATA.hex(),
         "--at",
         str(int(NOW.timestamp())),
         "--json",

@@ -90,7 +90,10 @@ def victim(world: World) -> SignedManifest:
         tees=("snp",),
         guest_images=(SNPGuest(launch_digest=Measurement(LAUNCH), launch_digest_covers=MUST_COVER),),
         manifest_sha256=signed.manifest_sha256,
-        evidence={"min_tcb": {"Milan": {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219}}},
+        evidence={
+            "min_tcb": {"Milan": {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219}},
+            "snp": {"products": {"Milan": {"accept_until": "2040-01-01T00:00:00+00:00", "reason": "a test"}}},
+        },
     )
     return signed
 

@@ -7,10 +7,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from adyton.attest import dcap, sgx
 from adyton.attest.appraise import Claims, appraise
-from adyton.attest.evidence_policy import Exemption, Policy, SignerRule
+from adyton.attest.evidence_policy import Policy
+from adyton.attest.policy.hosts import sign_hosts
+from adyton.attest.policy.rules import Exemption, SignerRule
 from adyton.attest.report import VerifiedReport
 from adyton.attest.snp import TCBVersion
 from adyton.attest.status import TCBStatus
@@ -18,6 +21,8 @@ from adyton.errors import AppraisalFailed, UsageError
 from adyton.values import Digest, Measurement
 from tests.support.evidence_factory import MRENCLAVE, MRSIGNER, NOW, REPORT_DATA, Scenario, level
 
+SIGNER = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(31) + b"\1")
+SIGNED = sign_hosts({"until": "2027-01-31", "ppids": [{"id": "ab" * 16, "until": "2027-01-31"}]}, SIGNER)
 EVERYTHING: dict[str, Any] = {
     "tees": ["sgx", "sim-tdx:" + "ab" * 32, "sim:" + "cd" * 32, "snp", "tdx"],
     "statuses": ["SWHardeningNeeded", "UpToDate"],
@@ -28,7 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "any_program": True,
     "allow_debug": True,
     "allow_provisioning_keys": True,
-    "require_report_data": True,
+    "allow_missing_report_data": True,
     "max_collateral_age_days": 7,
     "min_evaluation_number": 17,
     **{name: ["55" * 48] for name in ("rtmr0", "rtmr1", "rtmr2", "rtmr3", "mrconfigids", "mrowners")},
@@ -51,7 +56,44 @@ EVERYTHING: dict[str, Any] = {
         "allow_smt": False,
         "require_single_socket": True,
         "require_alias_check": True,
+        "min_launch_mitigation": 7,
+        "min_current_mitigation": 1 << 63,
+        "products": {
+            "Milan": {"accept_until": "2027-01-31T23:59:59+00:00", "reason": "our own rack"},
+            "Turin": {
+                "platform_info": {"require": ["alias_check", "ecc"], "forbid": ["smt"]},
+                "guest_policy": {"require": ["page_swap_off"]},
+                "min_firmware": "1.58.0",
+                "min_launch_tcb": {"fmc": 1, "bootloader": 1, "tee": 1, "snp": 4, "microcode": 81},
+                "min_launch_mitigation": 3,
+                "min_current_mitigation": 63,
+            },
+        },
     },
+    "sgx": {"channel": "early", "fmspc": ["00a0b0c0d0e0"], "pck": {"smt_disabled": True}},
+    "tdx": {
+        "channel": "standard",
+        "fmspc": ["00a0b0c0d0e0"],
+        "pck": {"static_platform": True, "smt_disabled": True, "memory_integrity": True},
+        "td_attributes": {"require": ["sept_ve_disable"], "forbid": ["perfmon"]},
+        "xfam": ["00000000000602e7"],
+        "mrsignerseam": ["00" * 48],
+        "seam_attributes": ["00" * 8],
+        "min_tee_tcb_svn": "0301" + "00" * 14,
+    },
+    "hosts": {
+        "chip_ids": [{"id": "ee" * 64, "until": "2027-01-31T23:59:59+00:00", "note": "rack 4"}],
+        "ppids": [{"id": "ee" * 16, "until": "2027-01-31T23:59:59+00:00"}],
+        "piids": [{"id": "ff" * 16, "until": "2027-01-31T23:59:59+00:00"}],
+        "signed": [{"key": SIGNER.public_key().public_bytes_raw().hex(), "envelope": SIGNED}],
+        "registries": [
+            {"provider": "gcp", "ppids": ["ee" * 16], "until": "2027-01-31T23:59:59+00:00", "note": "asked"}
+        ],
+    },
+    "tracked": [{"name": "mrseams", "owner": "alice", "until": "2027-01-31T23:59:59+00:00", "reason": "new modules"}],
+    "profile": "strict-2026",
+    "relaxed": [{"name": "smt", "owner": "alice", "until": "2027-01-31T23:59:59+00:00", "reason": "rack 4"}],
+    "physical": "trusted-site",
     "any_of": [{"measurements": ["cc" * 32]}, {"tees": ["tdx"], "rtmr3": ["dd" * 48]}],
 }
 
@@ -63,6 +105,10 @@ def good_report(**changes: Any) -> VerifiedReport:
         setattr(scenario, name, value)
     built = scenario.built()
     return dcap.verify(sgx.parse_quote(built.quote), built.collateral, built.roots, built.now)
+
+
+def _looking() -> Policy:
+    return Policy.from_dict({"tees": ["sgx"], "any_program": True, "allow_missing_report_data": True})
 
 
 def test_policy_with_everything_round_trips() -> None:
@@ -119,6 +165,41 @@ def test_policy_of_the_documented_toml_is_read() -> None:
         ({"min_tcb": {"Milan": {"bootloader": 1}}}, "min_tcb.Milan.tee"),
         ({"snp": {"max_vmpl": 4}}, "snp.max_vmpl"),
         ({"snp": {"host_data": ["11"]}}, "snp.host_data"),
+        ({"snp": {"min_current_mitigation": 1 << 64}}, "snp.min_current_mitigation"),
+        ({"snp": {"min_current_mitigation": "0x1ffffffffffffffff"}}, "snp.min_current_mitigation"),
+        ({"snp": {"products": {"Rome": {}}}}, "snp.products"),
+        ({"snp": {"products": {"Milan": {"accept_until": "2027-01-01"}}}}, "snp.products.Milan"),
+        ({"snp": {"products": {"Genoa": {"min_firmware": "1"}}}}, "snp.products.Genoa.min_firmware"),
+        ({"snp": {"products": {"Genoa": {"min_firmware": "1.256"}}}}, "snp.products.Genoa.min_firmware"),
+        ({"snp": {"products": {"Genoa": {"min_launch_tcb": {"fmc": 1}}}}}, "snp.products.Genoa.min_launch_tcb"),
+        ({"snp": {"products": {"Genoa": {"platform_info": {"require": ["ht"]}}}}}, "platform_info.require"),
+        (
+            {"snp": {"products": {"Genoa": {"guest_policy": {"require": ["smt"], "forbid": ["smt"]}}}}},
+            "snp.products.Genoa.guest_policy",
+        ),
+        ({"tdx": {"channel": "late"}}, "tdx.channel"),
+        ({"tdx": {"channel": ["early"]}}, "tdx.channel"),
+        ({"tdx": {"xfam": ["602e7"]}}, "tdx.xfam"),
+        ({"tdx": {"min_tee_tcb_svn": "03"}}, "tdx.min_tee_tcb_svn"),
+        ({"tdx": {"td_attributes": {"require": ["page_swap_off"]}}}, "tdx.td_attributes.require"),
+        ({"sgx": {"xfam": []}}, "sgx"),
+        ({"sgx": {"pck": {"smt_disabled": "yes"}}}, "sgx.pck.smt_disabled"),
+        ({"hosts": {}}, "hosts"),
+        ({"hosts": {"ppids": []}}, "hosts"),
+        ({"hosts": {"ppids": [{"id": "00" * 16, "until": "2027-01-01"}]}}, "hosts.ppids.id"),
+        ({"hosts": {"ppids": [{"id": "ab" * 8, "until": "2027-01-01"}]}}, "hosts.ppids.id"),
+        ({"hosts": {"chip_ids": [{"id": "ab" * 16, "until": "2027-01-01"}]}}, "hosts.chip_ids.id"),
+        ({"hosts": {"chip_ids": [{"id": "ab" * 64}]}}, "hosts.chip_ids.until"),
+        ({"hosts": {"registries": [{"provider": "aws", "ppids": [], "until": "2027-01-01"}]}}, "registries.provider"),
+        ({"hosts": {"signed": [{"key": "ab" * 32}]}}, "hosts.signed"),
+        ({"hosts": {"signed": [{"key": "ab" * 32, "envelope": SIGNED}]}}, "hosts.signed: signature"),
+        ({"tracked": [{"name": "statuses", "owner": "a"}]}, "tracked.name"),
+        ({"tracked": [{"name": "min_tcb", "owner": "a"}]}, "tracked.name"),
+        ({"tracked": [{"name": "hosts"}]}, "tracked.owner"),
+        ({"profile": "strict-2025"}, "profile"),
+        ({"relaxed": [{"name": "debug", "owner": "a", "until": "2027-01-01"}]}, "relaxed.name"),
+        ({"exemptions": [{"name": "INTEL-DOC-10001", "owner": "a", "until": "2027-01-01"}]}, "exemptions"),
+        ({"require_report_data": True}, "names"),
         ({"any_of": []}, "any_of"),
         ({"any_of": [{"any_of": [{"any_of": [{"any_of": [{"any_of": [{}]}]}]}]}]}, "any_of"),
     ],
@@ -232,7 +313,7 @@ def test_verified_reports_and_claims_are_made_by_their_makers_only() -> None:
     values = {name: getattr(report, name) for name in VerifiedReport.__slots__ if name != "made_by"}
     with pytest.raises(UsageError):
         VerifiedReport(**values, made_by=object())
-    claims = appraise(report, Policy.from_dict({"tees": ["sgx"], "any_program": True}), NOW, report_data=None)
+    claims = appraise(report, _looking(), NOW, report_data=None)
     assert not claims.bound
     parts = {name: getattr(claims, name) for name in Claims.__slots__ if name != "made_by"}
     with pytest.raises(UsageError):

@@ -124,6 +124,8 @@ def test_snp_verdict_names_product_and_versions() -> None:
             "tees": ["snp"],
             "measurements": [LAUNCH.hex()],
             "min_tcb": {"Milan": {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219}},
+            "snp": {"products": {"Milan": {"accept_until": "2040-01-01", "reason": "a test"}}},
+            "allow_missing_report_data": True,
         }
     )
     assessment = assess(

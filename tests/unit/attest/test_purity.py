@@ -31,7 +31,7 @@ IMPURE = {
 }
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_module_imports_nothing_that_reaches_outside(module: Path) -> None:
     """Imports and calls that would reach the outside are absent."""
     tree = ast.parse(module.read_text(encoding="utf-8"))

@@ -1,0 +1,71 @@
+"""Judge a boot that a TPM measured, a machine below Microsoft's paravisor, and who pins the host's ACPI tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from adyton.attest.azure.evidence import AzureEvidence
+from adyton.attest.policy.judge_amd import judge_snp
+from adyton.attest.policy.judge_intel import judge_tdx
+from adyton.attest.snp import SNPReport
+from adyton.attest.tdx import TDXQuote
+from adyton.attest.tpm import pcr_policy
+
+if TYPE_CHECKING:
+    from adyton.attest.evidence_policy import Policy
+    from adyton.attest.policy.judgement import Judgement
+    from adyton.attest.report import VerifiedReport
+    from adyton.attest.tpm.document import TPMQuote
+
+ACPI_CHECK: Final = "ACPI tables of the host"
+
+
+def judge_tpm(to: Judgement, evidence: TPMQuote | AzureEvidence, report: VerifiedReport, policy: Policy) -> None:
+    """A guest that a TPM measures: its boot by the event log, and the workload in PCR 15."""
+    if policy.any_program and not policy.boot_applications and not policy.pcrs:
+        return
+    to.checks += pcr_policy.judge(
+        report.pcrs or {},
+        evidence.event_log,
+        boot_applications=policy.boot_applications,
+        values=policy.pcrs,
+    )
+    to.require(
+        "workload: named",
+        bool(policy.workloads) or policy.any_program,
+        expected="a policy that names the workload in PCR 15",
+        seen=f"{len(policy.workloads)} workloads",
+        remedy="add the workload measurement (adyton build prints it) to the policy's `workloads`",
+    )
+
+
+def judge_no_pcrs(to: Judgement, policy: Policy) -> None:
+    """Evidence without PCRs never meets a policy that asks for some."""
+    if policy.pcrs or policy.boot_applications:
+        to.require(
+            "boot applications",
+            False,
+            expected="evidence of a TPM, which has the PCRs that the policy names",
+            seen="evidence without PCRs",
+            remedy="put rules for PCRs into an alternative (any_of) of their own",
+        )
+
+
+def judge_azure(to: Judgement, evidence: AzureEvidence, report: VerifiedReport, policy: Policy) -> None:
+    """The hardware below Microsoft's paravisor, by the rules of that hardware."""
+    if isinstance(evidence.hardware, TDXQuote):
+        judge_tdx(to, evidence.hardware, report, policy)
+    else:
+        judge_snp(to, evidence.hardware, report, policy)
+
+
+def judge_acpi(to: Judgement, report: VerifiedReport, policy: Policy) -> None:
+    """Say in every verdict where nothing pins the ACPI tables. It is no reason to refuse: the policy left them open."""
+    if isinstance(report.evidence, SNPReport) or (isinstance(report.evidence, TDXQuote) and not policy.rtmr0):
+        to.require(
+            ACPI_CHECK,
+            True,
+            expected="pinned (RTMR0), or left open by the policy",
+            seen="left open: the host writes them, and code in them runs in the guest's kernel",
+            remedy="name rtmr0 in the policy; nothing in SEV-SNP's evidence covers them",
+        )
