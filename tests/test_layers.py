@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
     "endpoint": _GROUND | {"attest"},
     "vfs": _PURE | {"storage"},
-    "runtime": _PURE | {"storage", "tee", "vfs", "release"},
+    "runtime": _PURE | {"storage", "tee", "endpoint", "vfs", "release"},
     "workflow": _PURE
     | {
         "storage",
@@ -283,6 +283,8 @@ OPENS_SOCKETS = {
     "adyton.collateral.http_client": "fetches collateral from the vendors",
     "adyton.endpoint": "both sides of an attested endpoint, and its local doors",
     "adyton.release.client": "asks a key server for keys",
+    "adyton.runtime.ingress_process": "listens for the program's clients",
+    "adyton.runtime.program_network": "brings up the loopback of the program's own network",
     "adyton.release.tls": "the TLS contexts of the release protocols",
     "adyton.server": "the owner's side: key server, metrics, dashboard",
     "adyton.sim.pcs_server": "a PCS and KDS for simulated platforms",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from adyton.errors import MalformedManifest, UsageError
 from adyton.manifest.model import SGX_SEALING_KEYS, Manifest, Mount
@@ -165,6 +165,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("unpinned-key", _C, _ALWAYS, "adyton.owners", "no owner is pinned for key {}: a false key server could hand out its own key and read the outputs", 'name the owner\'s CA: [adyton.owners.me] ca_file = "file:ca.crt"', _unpinned),
     Rule("input-from-host", _C, _ALWAYS, "adyton.insecure__stdin", "the host writes standard input", "read an encrypted file instead", lambda m: _if(m.adyton.insecure_stdin)),
     Rule("network-of-host", _C, _NOTE, "adyton.network", "the program has the host's network: what it sends and receives is the host's to see and change", 'write network = "none", or have the program use TLS with a pinned peer', lambda m: _if(m.adyton.network == "host")),
+    Rule("clients", _C, _NOTE, "adyton.ingress", "clients reach the program through the ingress {}: anybody who reaches its port may send", "leave it out unless the program is a server that expects strangers", lambda m: (one.name for one in m.adyton.ingress)),
     Rule("other-owner", _C, _NOTE, "adyton.owners", "another owner's key server has a part in it ({}: name of the key @ SHA-256 of the CA); what is written under that key, that owner reads", "approve only if you know that owner"),
     Rule("no-freshness", _W, _NOTE, "protocols", "the ra-tls protocol has no freshness: the key may go to what was at some time this program", "allow the protocol adyton alone, where the program runs under Adyton"),
     Rule("unused-key", _W, _NOTE, "key", "the manifest does not ask for key {}", "approve only what it asks for"),
@@ -267,6 +268,7 @@ def not_covered(manifest: Manifest) -> tuple[str, ...]:
         found.append("standard input: given by the host")
     if manifest.adyton.network == "host":
         found.append("whatever comes over the network")
+    found += [f"what clients send through the ingress {one.name}" for one in manifest.adyton.ingress]
     if manifest.domain_names_from_host:
         found.append("host name and name servers")
     if manifest.adyton.raw_report_data:
@@ -285,21 +287,43 @@ def not_covered(manifest: Manifest) -> tuple[str, ...]:
 
 def tee_refusals(manifest: Manifest, tee: str) -> tuple[tuple[str, str], ...]:
     """Keys (with the reason) for which this manifest neither runs nor has keys on a TEE, as policies name TEEs."""
-    if manifest.adyton.raw_report_data and tee.partition(":")[0] not in RAW_REPORT_DATA_TEES:
-        return ((RAW_REPORT_DATA, "evidence over bytes of the program's choice could be taken for the runtime's own"),)
-    return ()
+    return tuple((check.name, check.reason) for check in _tee_refusals(manifest, tee.partition(":")[0]))
+
+
+class _Refused(NamedTuple):
+    name: str
+    reason: str
+    expected: str
+    remedy: str
+
+
+def _tee_refusals(manifest: Manifest, tee: str) -> Iterator[_Refused]:
+    if manifest.adyton.raw_report_data and tee not in RAW_REPORT_DATA_TEES:
+        yield _Refused(
+            RAW_REPORT_DATA,
+            "evidence over bytes of the program's choice could be taken for the runtime's own",
+            f"false, unless under {', '.join(sorted(RAW_REPORT_DATA_TEES))}",
+            "leave it out and build again; Adyton's own RA-TLS needs adyton.insecure__ra_tls instead",
+        )
+    if manifest.adyton.ingress and tee == "sgx":
+        yield _Refused(
+            "adyton.ingress",
+            "under Gramine no keeper stands beside the program that could prove its connections",
+            "none under sgx",
+            "run under tdx or in another confidential machine, or let the program speak RA-TLS by itself",
+        )
 
 
 def check_tee(manifest: Manifest, tee: str) -> None:
     """Raise MalformedManifest where `tee_refusals` has any."""
-    for key, reason in tee_refusals(manifest, tee):
-        name = tee.partition(":")[0]
+    name = tee.partition(":")[0]
+    for refused in _tee_refusals(manifest, name):
         raise MalformedManifest(
-            f"a manifest with {key} is refused under {name}: {reason}",
-            check=f"manifest key {key}",
-            expected=f"false, unless under {', '.join(sorted(RAW_REPORT_DATA_TEES))}",
-            seen=f"true, under {name}",
-            remedy="leave it out and build again; Adyton's own RA-TLS needs adyton.insecure__ra_tls instead",
+            f"a manifest with {refused.name} is refused under {name}: {refused.reason}",
+            check=f"manifest key {refused.name}",
+            expected=refused.expected,
+            seen=f"it is there, under {name}",
+            remedy=refused.remedy,
         )
 
 

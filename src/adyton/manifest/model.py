@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from adyton.address import parse_address
 from adyton.errors import MalformedManifest, UsageError
 from adyton.manifest.document import parse_document
+from adyton.manifest.ingress import Ingress, parse_ingress
 from adyton.manifest.key_table import KEYS
 from adyton.manifest.pinned_ca import check_ca
 from adyton.manifest.schema_check import check_document, parse_size, refuse
@@ -102,6 +103,7 @@ class AdytonTable:
     owners: tuple[Owner, ...] = ()
     keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     secrets: tuple[Secret, ...] = ()
+    ingress: tuple[Ingress, ...] = ()
     trusted_from: tuple[str, ...] = ()
 
 
@@ -479,6 +481,7 @@ def _adyton(value: _Reader) -> AdytonTable:
         owners=tuple(owners),
         keys=MappingProxyType(dict(value.table("adyton.keys"))),
         secrets=tuple(secrets),
+        ingress=parse_ingress(value.get("adyton.ingress") or (), network=value.get("adyton.network")),
         trusted_from=tuple(
             _uri(uri, f"adyton.trusted_from[{position}]", ("file:",))
             for position, uri in enumerate(value.get("adyton.trusted_from"))

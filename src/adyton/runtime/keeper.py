@@ -35,6 +35,7 @@ from adyton.vfs.storage_watchdog import ANSWER_S, START_S, StorageWatchdog
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
+    from adyton.runtime.ingress_process import Doors, IngressProcess
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Before the program runs these end the run. The others are kept for the program."""
@@ -80,8 +81,12 @@ class Keeper:
         stdio: tuple[int, int, int],
         umask: int,
         tell: Callable[[dict[str, Any]], None],
+        doors: Doors | None = None,
     ) -> None:
         self._plan = plan
+        self._doors = doors
+        self._ingress: IngressProcess | None = None
+        self._ingress_ended = False
         self._obtain = obtain
         self._bwrap = bwrap
         self._evidence = evidence
@@ -132,12 +137,15 @@ class Keeper:
         """Do everything, in order. Whatever happens, nothing stays."""
         try:
             self._call_filter = callfilter.program(os.uname().machine, host_files=self._plan.reaches_host_files)
+            open_doors = self._listen(self._doors) if self._doors is not None else None
             self._base = namespace.enter()
             with contextlib.suppress(OSError):  # a kernel without it: docs/sandbox.md says what is open then
                 syscalls.keep_within_run()
             self._owner = unprivileged.owner()
             host.harden_process()
             host.lock_memory()
+            if open_doors is not None:
+                self._ingress = open_doors()  # before there is a key that it could inherit
             exit_code = self._run()
         except BaseException:
             with contextlib.suppress(Error):
@@ -145,6 +153,13 @@ class Keeper:
             raise
         self._take_down()
         return {"exit_code": exit_code, "seconds": self._seconds, "events": self._told_events(), "facts": self._facts}
+
+    def _listen(self, doors: Doors) -> Callable[[], IngressProcess]:
+        """Bind the ports on the host's network. Returns the start of the process that serves them."""
+        from adyton.runtime import ingress_process
+
+        listeners = ingress_process.listen(doors.ports)
+        return lambda: ingress_process.IngressProcess.start(doors, listeners)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -322,7 +337,7 @@ class Keeper:
             gid=plan.gid,
             start_dir=plan.start_dir,
             env=env,
-            network=plan.network,
+            network=plan.network if self._ingress is None else "joined",
             memory_bytes=plan.budget_bytes,
             host_name=resolver_config.host_name(os.uname().nodename)
             if plan.domain_names_from_host
@@ -340,6 +355,8 @@ class Keeper:
         for fd in {stdin, stdout, stderr}:
             if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):  # not one that has a name on the host
                 self._owner.give(fd)  # so that the program may open /dev/stdout
+        if self._ingress is not None:
+            self._ingress.enter_network()
         self._starting = True  # from here on signals are the program's
         try:
             self._sandbox = sandbox.start(
@@ -379,6 +396,8 @@ class Keeper:
                 selector.register(output, selectors.EVENT_READ)
             if self._files is not None:
                 selector.register(self._files.events_fd, selectors.EVENT_READ)
+            if self._ingress is not None:
+                selector.register(self._ingress.events_fd, selectors.EVENT_READ)
             waiting = {running.status_fd, output} - {-1}
             while waiting:
                 self._deliver()
@@ -393,8 +412,10 @@ class Keeper:
                         self._first_output += data[: MAX_FIRST_OUTPUT_BYTES - len(self._first_output)]
                         more = bool(data)
                     else:
-                        more = self._files is not None and self._hear(self._files)
+                        heard = self._ingress if self._is_of_ingress(key.fd) else self._files
+                        more = heard is not None and self._hear(heard)
                         if not more:
+                            self._ingress_ended = heard is self._ingress
                             running.kill_now()
                     if not more:
                         selector.unregister(key.fd)
@@ -406,8 +427,11 @@ class Keeper:
             os.close(output)
         running.process.wait()
 
-    def _hear(self, files: FileServer) -> bool:
-        lines = files.read_events()
+    def _is_of_ingress(self, fd: int) -> bool:
+        return self._ingress is not None and fd == self._ingress.events_fd
+
+    def _hear(self, other: FileServer | IngressProcess) -> bool:
+        lines = other.read_events()
         if lines is None:
             return False
         for line in lines:
@@ -444,6 +468,14 @@ class Keeper:
                 seen=f"exit status {self._files.status()}" + (f"; {list(self._events)[-1]}" if self._events else ""),
                 remedy="see what the run said before; outputs are as of their last flush",
             )
+        if self._ingress_ended:
+            raise SandboxFailed(
+                "the process that proves the program's connections ended, and the program was ended with it",
+                check="ingress",
+                expected="running until the program has ended",
+                seen=list(self._events)[-1] if self._events else "its end, without a word",
+                remedy="see what the run said before, and start it again",
+            )
         status = running.process.returncode
         if status == -signal.SIGKILL or self._signals >= MAX_END_REQUESTS:
             return 128 + signal.SIGKILL
@@ -472,6 +504,9 @@ class Keeper:
             self._staging.abandon()
         if self._sandbox is not None:
             self._sandbox.kill()
+        if self._ingress is not None:
+            self._ingress.end()
+            self._ingress = None
         began = time.monotonic()
         if self._base:
             namespace.detach(self._base)

@@ -6,6 +6,7 @@ Processes of a run. The kernel kills each when the one above it ends (PR_SET_PDE
     └─ keeper                 in the private namespaces: asks for the keys, stages, waits for the program
        ├─ adyton-stage ...    hashing workers, gone before the program starts, without keys
        ├─ adyton-files        serves the encrypted mounts and /dev/attestation
+       ├─ adyton-ingress      proves connections of clients, without keys of files
        └─ bwrap └─ program    in namespaces of its own, from which none of the above can be seen
 
 The mounts live in the keeper's mount namespace and vanish with its last process, so that kill -9 of any of them
@@ -32,6 +33,7 @@ from adyton.vfs import syscalls
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
+    from adyton.runtime.ingress_process import Doors
 
 END_LIMIT_S: Final = 2.0
 _MAX_MESSAGE_BYTES: Final = 1 << 20
@@ -53,13 +55,15 @@ def launch(
     *,
     simulated: bool,
     evidence: ProgramEvidence | None = None,
+    doors: Doors | None = None,
     note: Callable[[str], None] = lambda _text: None,
     jobs: int | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
 ) -> Ended:
     """Run a plan to its end. Raises Error where it could not start or its outputs could not be kept.
 
-    `evidence` is for the program's /dev/attestation. Without it there are no quotes.
+    `evidence` is for the program's /dev/attestation. Without it there are no quotes. `doors` are the ports through
+    which clients reach the program.
     `obtain` is called in the keeper, beside the staging of trusted files, and its keys never leave the keeper.
     Call it from the main thread: a run is bound to the thread that started it.
     """
@@ -75,7 +79,9 @@ def launch(
     keeper = os.fork()
     if keeper == 0:
         _become_keeper(
-            parent, report_in, lambda tell, umask: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, umask, tell)
+            parent,
+            report_in,
+            lambda tell, umask: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, umask, tell, doors),
         )
     os.close(report_in)
     with pass_on(lambda number: os.kill(keeper, number)):

@@ -52,10 +52,13 @@ def options(
     dev_binds: Sequence[tuple[str, str]] = (),
     proc: Sequence[str] = (),
 ) -> list[str]:
-    """bubblewrap's options. They reach it through a pipe, so that no process list shows them."""
+    """bubblewrap's options. They reach it through a pipe, so that no process list shows them.
+
+    `network` is `none` for a new one of the program's own, or `host` or `joined` for the one that bubblewrap starts in.
+    """
     words = ["--unshare-user", "--uid", str(uid), "--gid", str(gid), "--disable-userns"]
     words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", host_name]
-    if network != "host":
+    if network == "none":
         words.append("--unshare-net")
     words += ["--new-session", "--cap-drop", "ALL"]
     words += ["--bind", root, "/", "--proc", "/proc", *proc, "--dev", "/dev"]

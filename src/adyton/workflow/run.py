@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adyton.manifest.model import TrustedFile
     from adyton.manifest.signed import SignedManifest
     from adyton.release.client import GrantInfo
+    from adyton.runtime.ingress_process import Doors
     from adyton.runtime.keeper import Delivered
     from adyton.tee.source import QuoteSource
     from adyton.workflow.progress import Notice
@@ -339,6 +340,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             obtain,
             simulated=request.tee in _SIMULATED,
             evidence=program_evidence(source, signed.manifest, signed.measurement),
+            doors=_doors(source, signed),
             note=notice,
         )
         keep(ended.facts.get("grants", ()))
@@ -352,6 +354,19 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
         log=None if made.log is None else made.log.source,
         log_key=None if made.log is None else made.log.key_name,
     )
+
+
+def _doors(source: QuoteSource, signed: SignedManifest) -> Doors | None:
+    """The ports through which clients reach the program, if its manifest has any."""
+    if not signed.manifest.adyton.ingress:
+        return None
+    from adyton.endpoint.ingress import Proof
+    from adyton.runtime.ingress_process import Doors
+
+    def evidence(report_data: bytes) -> Proof:
+        return Proof(source.quote(report_data), source.event_log() or b"")
+
+    return Doors(signed.manifest.adyton.ingress, signed.manifest_sha256.raw, evidence)
 
 
 def _told(grant: GrantInfo) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""`[[adyton.ingress]]`: the ports through which clients reach a program, each connection proved (docs/endpoint.md)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from adyton.address import parse_address
+from adyton.errors import UsageError
+from adyton.manifest.schema_check import refuse
+
+MAX_INGRESS: Final = 16
+DEFAULT_LISTEN: Final = "0.0.0.0:8443"
+DEFAULT_CONNECTIONS: Final = 1024
+
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_TARGET_HOST: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Ingress:
+    """A port on the host's network, and the port in the program's own network behind it."""
+
+    name: str
+    listen: tuple[str, int]
+    target: tuple[str, int]
+    max_connections: int
+
+
+def parse_ingress(tables: Sequence[Mapping[str, Any]], *, network: str) -> tuple[Ingress, ...]:
+    """The tables of a manifest whose types were checked. Raises MalformedManifest."""
+    found = tuple(_one(table, f"adyton.ingress[{number}]") for number, table in enumerate(tables))
+    if len(found) > MAX_INGRESS:
+        raise refuse("adyton.ingress", "has too many entries", expected=f"at most {MAX_INGRESS}", seen=len(found))
+    if found and network != "none":
+        raise refuse(
+            "adyton.ingress",
+            "together with the host's network, over which the program is reached without proof",
+            expected='adyton.network = "none"',
+            seen=network,
+        )
+    for what, values in (("name", [one.name for one in found]), ("port", [str(one.listen[1]) for one in found])):
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise refuse("adyton.ingress", f"has one {what} twice", expected="each once", seen=twice)
+    return found
+
+
+def _one(table: Mapping[str, Any], place: str) -> Ingress:
+    name = table["name"]
+    if not _NAME.fullmatch(name):
+        raise refuse(f"{place}.name", "is no name of an ingress", expected="a-z, 0-9 and inner hyphens", seen=name)
+    target = _address(table["target"], f"{place}.target")
+    if target[0] != _TARGET_HOST:
+        raise refuse(
+            f"{place}.target",
+            "lies outside the program's own network",
+            expected=f"{_TARGET_HOST}:PORT",
+            seen=table["target"],
+        )
+    listen = _address(table.get("listen", DEFAULT_LISTEN), f"{place}.listen")
+    return Ingress(name, listen, target, table.get("max_connections", DEFAULT_CONNECTIONS))
+
+
+def _address(written: str, place: str) -> tuple[str, int]:
+    try:
+        return parse_address(written, place)
+    except UsageError as error:
+        raise refuse(place, "is no address", expected=str(error.expected), seen=written) from None
