@@ -312,6 +312,25 @@ def test_attributes_follow_a_rename_and_end_with_their_file(tmp_path: Path) -> N
         second.destroy()
 
 
+def test_rename_that_fails_takes_no_attributes_away(tmp_path: Path) -> None:
+    """Those of the file that was to be replaced are put back on the host."""
+    first = serve(tmp_path)
+    try:
+        for name in ("a", "b"):
+            (first.top / name).write_text(name)
+            os.setxattr(first.top / name, "user.name", name.encode())
+        (first.store / "a").unlink()  # the host's fault, so that the rename fails half-way
+        _refused(lambda: os.rename(first.top / "a", first.top / "b"), errno.EIO)
+        first.unmount()
+    finally:
+        first.destroy()
+    second = serve(tmp_path)
+    try:
+        assert os.getxattr(second.top / "b", "user.name") == b"b"
+    finally:
+        second.destroy()
+
+
 def test_attributes_without_their_file_stop_nothing(tmp_path: Path) -> None:
     """A crash between a file's removal and theirs leaves them: nobody gets them, and the folder can be removed."""
     first = serve(tmp_path)

@@ -196,8 +196,8 @@ def _probe(source: Path, key: Key128, stored: str, *, chosen: bool) -> None:
 def unmount(target: Path) -> None:
     """Unmount, and wait until the server has flushed everything and let go of the encrypted folder.
 
-    Raises MountFailed where nothing is mounted, where it is in use, and at once where another mount namespace has the
-    mount, too: the server goes on for its processes.
+    Raises MountFailed where nothing is mounted, where it is in use, and at once where the mount shows elsewhere, too
+    (in another mount namespace, by a bind mount): the server goes on for the processes there.
     """
     mounted = _mounted_at(target)
     done = subprocess.run(["fusermount3", "-u", "--", os.fspath(target)], capture_output=True, text=True, check=False)
@@ -279,8 +279,8 @@ def _wait_for_lock(mounted: _Mounted, target: Path) -> None:
         if holders:
             first = holders[0].partition(" ")[0]
             raise MountFailed(
-                f"{target} is unmounted here, and another mount namespace still shows it: {len(holders)} processes"
-                " there can use it",
+                f"{target} is unmounted, and the same mount still shows elsewhere, to {len(holders)}"
+                f" process{'es' if len(holders) > 1 else ''}",
                 check="other mounts of the same folder",
                 expected="none, so that its server ends",
                 seen=", ".join(holders[:_SHOWN_HOLDERS]) + (" and more" if len(holders) > _SHOWN_HOLDERS else ""),

@@ -81,12 +81,15 @@ def read_link(place: Path | int, key: Key128, path: str) -> str:
 
 
 def leads_out(link: str, links: Mapping[str, str]) -> bool:
-    """Whether a link of a folder leads out of it, also through its other links. Pure. Circles count as leading out.
+    """Whether a link of a folder leads out of it, also through its other links. Pure.
 
-    `links` are the targets by the links' paths below the folder.
+    Circles and targets of very many parts count as leading out. `links` are the targets by the links' paths below the
+    folder.
     """
     here = link.split("/")[:-1]
     ahead = [links[link]]
+    if links[link].count("/") > _MAX_PARTS:
+        return True
     hops = 0
     while ahead:
         if ahead[-1].startswith("/"):

@@ -444,6 +444,14 @@ def encrypt_tree(
     def place(entry: Entry) -> str:
         return entry.below + LINK_SUFFIX if entry.is_link else entry.below
 
+    def other_place(entry: Entry) -> str:
+        """Where the name lies if it was sealed as a link before and is a file now, or the other way round."""
+        return entry.below if entry.is_link else entry.below + LINK_SUFFIX
+
+    if not force and not (target / JOURNAL).exists():
+        for entry in entries:
+            check_absent(target / other_place(entry))
+
     def make(entry: Entry, workers: int) -> Done:
         to, embedded = target / place(entry), embedded_below(root, place(entry))
         if entry.is_link:
@@ -463,20 +471,14 @@ def encrypt_tree(
                 sync=False,
                 advance=advance,
             )
-        _remove_other(target, entry)
+        if force and ((other := target / other_place(entry)).is_file() or other.is_symlink()):
+            _remove(other)
         return done
 
     identify = _followed_id if follow_links else _plain_id
     task = _Task(source, target, make, identify, _root_id(key), in_place=False, place=place)
     what = {"task": "encrypt", "path": normalise(root), "version": str(version), "source": str(source.resolve())}
     return _run(task, key, directories, entries, what=what, jobs=jobs, force=force, advance=advance)
-
-
-def _remove_other(target: Path, entry: Entry) -> None:
-    """With --force: what was sealed as a link before and is a file now, or the other way round."""
-    other = target / (entry.below if entry.is_link else entry.below + LINK_SUFFIX)
-    if other.is_file() or other.is_symlink():
-        _remove(other)
 
 
 def _check_reserved(source: Path, names: list[str]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.errors import Error
@@ -39,7 +39,7 @@ from adyton.vfs.rename import KNOWN_FLAGS, check_rename
 from adyton.vfs.syscalls import RENAME_EXCHANGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from adyton.values import Key128
     from adyton.vfs.node import Node, OpenFile
@@ -284,8 +284,8 @@ class LinkedTree:
             self._remove_left_over(new)
         before, after = self._stored(old), new + LINK_SUFFIX if source.target else new
         replaced = self._stored(new)
-        self._discard(new + XATTR_SUFFIX)
-        self._files.rename(before, after, flags)
+        with self._none_at({new: {} if target is None else self.attributes(new)}):
+            self._files.rename(before, after, flags)
         if target is not None and replaced != after:
             self._files.remove(replaced)
         if attributes:
@@ -295,13 +295,26 @@ class LinkedTree:
     def _exchange(self, old: str, source: Node, new: str, target: Node) -> None:
         if bool(source.target) != bool(target.target):  # two files of different names: no single step does it
             raise os_error(errno.EINVAL, old)
-        pairs = ((new, self.attributes(old)), (old, self.attributes(new)))
-        for path, _ in pairs:
-            self._discard(path + XATTR_SUFFIX)
-        self._files.rename(self._stored(old), self._stored(new), RENAME_EXCHANGE)
-        for path, attributes in pairs:
+        before = {old: self.attributes(old), new: self.attributes(new)}
+        with self._none_at(before):
+            self._files.rename(self._stored(old), self._stored(new), RENAME_EXCHANGE)
+        for path, attributes in ((new, before[old]), (old, before[new])):
             if attributes:
                 self._save(path, attributes)
+
+    @contextmanager
+    def _none_at(self, attributes: Mapping[str, Mapping[bytes, bytes]]) -> Iterator[None]:
+        """No attributes are on the host at these paths while the block renames. Where it fails, they are put back."""
+        for path in attributes:
+            self._discard(path + XATTR_SUFFIX)
+        try:
+            yield
+        except BaseException:
+            for path, before in attributes.items():
+                if before:
+                    with suppress(OSError, Error):  # the first error is told
+                        self._save(path, before)
+            raise
 
     # ---------------------------------------------------------------- attributes
 

@@ -51,6 +51,26 @@ def test_no_tree_is_written_through_a_link_below_its_target(place: Path, force: 
     assert [each.name for each in (place / "target").iterdir()] == ["sub"]
 
 
+@pytest.mark.parametrize("leads", ["{home}/authorized_keys", "../home/authorized_keys", "up/../home/authorized_keys"])
+def test_link_in_an_output_leads_to_no_file_of_the_owners(tmp_path: Path, leads: str) -> None:
+    """A program's output may hold any link. One that leads out of the folder is made only if she says so."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/authorized_keys").write_text("mine")
+    (tmp_path / "plain/d").mkdir(parents=True)
+    (tmp_path / "plain/up").symlink_to(".")
+    (tmp_path / "plain/result.csv").symlink_to(leads.format(home=tmp_path / "home"))
+    encrypt_tree(tmp_path / "plain", tmp_path / "sealed", KEY, all_links=True)
+    (tmp_path / "key").write_bytes(bytes(16))
+    (tmp_path / "key").chmod(0o600)
+    verb = [sys.executable, "-m", "adyton", "decrypt", "sealed", "-o", "out", "--key-file", "key"]
+    done = subprocess.run(verb, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == UsageError.exit_code
+    assert "--all-links" in done.stderr
+    assert not (tmp_path / "out").exists()
+    subprocess.run([*verb, "--all-links"], cwd=tmp_path, capture_output=True, check=True, timeout=120)
+    assert (tmp_path / "out/result.csv").read_text() == "mine"
+
+
 def test_several_trees_are_not_written_through_a_link_in_the_folder_for_them(place: Path) -> None:
     """`-o DIR` with several sources: each goes to DIR/NAME, and a link of that name is refused."""
     (place / "target" / "sealed").symlink_to(place / "home")

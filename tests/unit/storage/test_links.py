@@ -107,6 +107,9 @@ def test_link_in_the_place_of_a_file_is_refused_without_force(tmp_path: Path, so
     assert _tree(tmp_path / "out") == _tree(source)
     (source / "dangling").unlink()
     (source / "dangling").write_text("a file now")
+    with pytest.raises(TargetExists, match=f"dangling{LINK_SUFFIX}"):
+        encrypt_tree(source, tmp_path / "sealed", KEY, path="in")
+    assert (tmp_path / f"sealed/dangling{LINK_SUFFIX}").exists()
     (source / "blobs/b").unlink()
     os.symlink("../dangling", source / "blobs/b")
     encrypt_tree(source, tmp_path / "sealed", KEY, path="in", force=True)
