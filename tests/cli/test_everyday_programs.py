@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,10 +77,11 @@ class Project(Place):
         for path in outputs:
             (self.folder / path).unlink()
         ended = self.run_protected(name)
-        assert ended.status == 0, ended.err + self._log(name)
+        assert ended.status == 0, ended.err + self.log(name)
         assert {path: self.opened(path) for path in outputs} == native
 
-    def _log(self, name: str) -> str:
+    def log(self, name: str) -> str:
+        """What the last run of this program printed."""
         return self.adyton("decrypt", f"{name}.log", "-o", "-", "--key", "default").out
 
 
@@ -403,6 +405,40 @@ def test_processes_share_memory_as_natively(desk: Desk, tmp_path: Path) -> None:
     project = desk.project(tmp_path, {"shares.py": script})
     project.protect("shares.py")
     project.runs_as_natively("shares", "out")
+
+
+FILLS = (
+    "import mmap, os, sys\n"
+    "f = open(sys.argv[1], 'w+b')\n"
+    "if sys.argv[2] == 'write':\n    for _ in range(90): f.write(bytes(1 << 20)); f.flush()\n"
+    "else:\n    f.truncate(90 << 20); m = mmap.mmap(f.fileno(), 0)\n"
+    "    for at in range(0, 90 << 20, 4096): m[at] = 1\n"
+    "os.unlink(sys.argv[1]); open('out', 'w').write('done')\n"
+)
+
+
+@pytest.mark.parametrize(("place", "how"), [("/dev/shm/x", "write"), ("/dev/shm/x", "map"), ("/tmp/x-fills", "write")])
+def test_memory_that_is_too_small_is_named_with_its_key(desk: Desk, tmp_path: Path, place: str, how: str) -> None:
+    """A failed write or a bus error says nothing of a manifest; the run does, and what it says to do helps."""
+    project = desk.project(tmp_path, {"fills.py": FILLS})
+    project.protect("fills.py", place, how)
+    native = (project.folder / "out").read_bytes()
+    template = project.folder / "fills.manifest.template"
+    proposed = template.read_text()
+    platform = project.adyton("platform", "name", project.environment["ADYTON_SIM_PLATFORM"]).out.strip()
+    for budget in ("64M", "256M"):
+        template.write_text(re.sub(r"memory_budget = .*", f'memory_budget = "{budget}"', proposed))
+        for words in (("build", template.name), ("approve", "fills.manifest", "--key", "default", "--tee", platform)):
+            assert project.adyton(*words).status == 0
+        ended = project.run_protected("fills")
+        if budget == "64M":
+            assert ended.status in (1, 135)
+            assert f"memory at {os.path.dirname(place)} was full: 64 MiB of 64 MiB" in ended.err
+            assert "adyton.memory_budget" in ended.err
+            assert "adyton.memory_budget" in project.log("fills")
+    assert ended.status == 0, ended.err
+    assert "memory at" not in ended.err
+    assert project.opened("out") == native
 
 
 # ---------------------------------------------------------------- what is told

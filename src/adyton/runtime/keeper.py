@@ -23,8 +23,9 @@ from adyton.errors import Error, MountFailed, SandboxFailed
 from adyton.runtime import callfilter, host, namespace, proc, resolver_config, sandbox, unprivileged
 from adyton.runtime.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
 from adyton.runtime.log import EncryptedLog
+from adyton.runtime.memory_peaks import LOOK_S, MemoryPeaks
 from adyton.runtime.root import Root
-from adyton.runtime.run_plan import EncryptedMount, MemoryMount, Plan
+from adyton.runtime.run_plan import SHARED_MEMORY, EncryptedMount, MemoryMount, Plan
 from adyton.runtime.signals import PASSED_ON
 from adyton.runtime.staging_plan import StagingPlan, plan_staging
 from adyton.values import Key128
@@ -338,7 +339,7 @@ class Keeper:
             start_dir=plan.start_dir,
             env=env,
             network=plan.network if self._ingress is None else "joined",
-            memory_bytes=plan.budget_bytes,
+            shared_memory=self._shared_memory(),
             host_name=resolver_config.host_name(os.uname().nodename)
             if plan.domain_names_from_host
             else resolver_config.DEFAULT_HOST_NAME,
@@ -375,8 +376,13 @@ class Keeper:
             for fd in (nothing, output_in):
                 if fd >= 0:
                     os.close(fd)
-        self._wait(self._sandbox, output_out)
-        return self._exit_code(self._sandbox)
+        places = [(place.path, root.path + place.path) for place in plan.memory if place.path != SHARED_MEMORY]
+        peaks = MemoryPeaks([*places, (SHARED_MEMORY, self._base + "/shm")])
+        self._wait(self._sandbox, output_out, peaks)
+        exit_code = self._exit_code(self._sandbox)
+        for text in peaks.told(exit_code):
+            self._event(text)
+        return exit_code
 
     def _to_write_only(self, fd: int) -> int:
         """Open a terminal anew, so that the program cannot read what somebody types. Another file stays as it is."""
@@ -388,8 +394,17 @@ class Keeper:
             self._event("the terminal cannot be opened anew: the program may read what is typed there")
             return fd
 
-    def _wait(self, running: sandbox.Sandbox, output: int) -> None:
+    def _shared_memory(self) -> str:
+        """Mount what is /dev/shm inside, where this process can look at it."""
+        place = self._base + "/shm"
+        os.mkdir(place)
+        size = self._plan.budget_bytes
+        namespace.mount_memory(place, size_bytes=size, mode=0o1777, owner=self._owner)
+        return place
+
+    def _wait(self, running: sandbox.Sandbox, output: int, peaks: MemoryPeaks) -> None:
         """Until the program has ended: keep its log, hear the file server, end the program if the file server ends."""
+        next_look_s = 0.0
         with selectors.DefaultSelector() as selector:
             selector.register(running.status_fd, selectors.EVENT_READ)
             if output >= 0:
@@ -402,7 +417,8 @@ class Keeper:
             while waiting:
                 self._deliver()
                 due_s = self._log.due_s if self._log is not None else None
-                for key, _ in selector.select(min(due_s or 1.0, RETRY_S) if self._pending else due_s):
+                due_s = LOOK_S if due_s is None else min(due_s, LOOK_S)
+                for key, _ in selector.select(min(due_s, RETRY_S) if self._pending else due_s):
                     if key.fd == running.status_fd:
                         more = running.read_status()
                     elif key.fd == output and self._log is not None:
@@ -420,12 +436,16 @@ class Keeper:
                     if not more:
                         selector.unregister(key.fd)
                         waiting.discard(key.fd)
+                if time.monotonic() >= next_look_s:
+                    peaks.look()
+                    next_look_s = time.monotonic() + LOOK_S
                 if self._log is not None and self._log.due_s == 0.0:
                     with self._host(self._log_name, ANSWER_S):
                         self._log.flush()
         if output >= 0:
             os.close(output)
         running.process.wait()
+        peaks.look()
 
     def _is_of_ingress(self, fd: int) -> bool:
         return self._ingress is not None and fd == self._ingress.events_fd

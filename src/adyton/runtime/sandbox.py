@@ -19,6 +19,7 @@ from typing import Final
 from adyton.errors import SandboxFailed
 from adyton.runtime import inherited
 from adyton.runtime.resolver_config import DEFAULT_HOST_NAME
+from adyton.runtime.run_plan import SHARED_MEMORY
 from adyton.vfs.owner import Owner
 
 LAUNCHER: Final = "/sys/adyton-exec"
@@ -47,7 +48,7 @@ def options(
     start_dir: str,
     env: Mapping[str, str],
     network: str,
-    memory_bytes: int,
+    shared_memory: str,
     host_name: str = DEFAULT_HOST_NAME,
     dev_binds: Sequence[tuple[str, str]] = (),
     proc: Sequence[str] = (),
@@ -55,6 +56,7 @@ def options(
     """bubblewrap's options. They reach it through a pipe, so that no process list shows them.
 
     `network` is `none` for a new one of the program's own, or `host` or `joined` for the one that bubblewrap starts in.
+    What is mounted at `shared_memory` is /dev/shm inside.
     """
     words = ["--unshare-user", "--uid", str(uid), "--gid", str(gid), "--disable-userns"]
     words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", host_name]
@@ -64,7 +66,7 @@ def options(
     words += ["--bind", root, "/", "--proc", "/proc", *proc, "--dev", "/dev"]
     for source, target in dev_binds:
         words += ["--bind", source, target]
-    words += ["--remount-ro", "/dev", "--size", str(memory_bytes), "--tmpfs", "/dev/shm"]  # noqa: S108 - the sandbox's own
+    words += ["--remount-ro", "/dev", "--bind", shared_memory, SHARED_MEMORY]
     words += ["--chdir", start_dir, "--clearenv"]
     for name, value in env.items():
         words += ["--setenv", name, value]

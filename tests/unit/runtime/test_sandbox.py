@@ -21,7 +21,7 @@ from adyton.vfs.stage import StagedFile
 
 
 def _options(network: str = "none") -> list[str]:
-    return sandbox.options("/r", uid=1, gid=2, start_dir="/", env={"A": "b c"}, network=network, memory_bytes=1 << 20)
+    return sandbox.options("/r", uid=1, gid=2, start_dir="/", env={"A": "b c"}, network=network, shared_memory="/s")
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_every_capability_is_dropped() -> None:
     assert words[words.index("--cap-drop") + 1] == "ALL"
 
 
-def test_shared_memory_is_bounded() -> None:
-    """As every other memory of the program."""
+def test_shared_memory_is_the_keepers() -> None:
+    """Which bounds it as every other memory of the program, and looks how full it is."""
     words = _options()
-    assert words[words.index("/dev/shm") - 3 : words.index("/dev/shm")] == ["--size", str(1 << 20), "--tmpfs"]
+    assert words[words.index("/dev/shm") - 2 : words.index("/dev/shm")] == ["--bind", "/s"]
 
 
 @pytest.mark.parametrize("word", ["x\0--share-net", "\0"])
