@@ -15,7 +15,7 @@ from adyton.attest.assess import Assessment, assess
 from adyton.attest.certificates import split_pem
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.evidence_policy import Policy
-from adyton.attest.policy.hosts import SignedHosts
+from adyton.attest.policy.hosts import MAX_SIGNED, SignedHosts
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _MAX_EVIDENCE_BYTES: Final = 1 << 20
 _MAX_POLICY_BYTES: Final = 1 << 20
-_MAX_SIGNED: Final = 16
-"""Most signed lists of hosts that are read for one policy."""
 _MAX_TOKEN_KEY_BYTES: Final = 1 << 16
 
 
@@ -217,14 +215,14 @@ def _with_signed_hosts(document: dict[str, Any], files: Sequence[str | Path]) ->
         {**item, "envelope": _signed_by(item.get("key"), texts)}
         if isinstance(item, dict) and "envelope" not in item
         else item
-        for item in wanted
+        for item in wanted[: MAX_SIGNED + 1]  # more are refused
     ]
     return {**document, "hosts": {**hosts, "signed": signed}}
 
 
 def _signed_by(key: object, texts: Sequence[str]) -> str:
     """The text that a key signed. Where there is none, the first one: reading it says what is wrong."""
-    for text in texts[:_MAX_SIGNED]:
+    for text in texts[:MAX_SIGNED]:
         with suppress(UsageError, ValueError):
             SignedHosts.parse(bytes.fromhex(str(key)), text)
             return text
