@@ -80,7 +80,7 @@ class Claims:
     bound: bool
     """Whether report data was compared."""
     valid_until: datetime
-    """The end of this appraisal's validity: the earliest end of its collateral and exemptions."""
+    """The end of this appraisal's validity: the earliest end of collateral, exemptions and list entries."""
     checks: tuple[Check, ...]
     made_by: object = field(repr=False, compare=False, hash=False)
 
@@ -287,9 +287,9 @@ def _judge(report: VerifiedReport, policy: Policy, now: datetime, report_data: b
 def appraise(report: VerifiedReport, policy: Policy, now: datetime, *, report_data: bytes | None) -> Claims:
     """Judge a verified report by a policy at the time `now`. Raises AppraisalFailed with every reason.
 
-    `report_data` are the 64 bytes that the evidence must be bound to. With None nothing is compared, and `Claims.bound`
-    is False. Of a policy with alternatives (`any_of`) one must be met. Otherwise the reasons are those of the closest
-    alternative.
+    `report_data` are the 64 bytes that the evidence must be bound to. None is refused, unless the policy says
+    `allow_missing_report_data`: then nothing is compared, and `Claims.bound` is False. Of a policy with alternatives
+    (`any_of`) one must be met. Otherwise the reasons are those of the closest alternative.
     """
     if now.tzinfo is None:
         raise UsageError("the time of appraisal needs a time zone")
@@ -322,7 +322,7 @@ def _claims(report: VerifiedReport, policy: Policy, judgement: Judgement, report
         measurement=report.measurement,
         workload=next((item for item in sorted(policy.workloads, key=str) if report.carries_workload(item)), None),
         bound=report_data is not None,
-        valid_until=min([_end(report, policy), *(item.until for item in judgement.used)]),
+        valid_until=min([_end(report, policy), *(item.until for item in judgement.used), *judgement.ends]),
         checks=tuple(judgement.checks),
         made_by=_APPRAISER,
     )

@@ -26,7 +26,7 @@ from adyton.keyserver.refusal_texts import (
     unchecked_reason,
 )
 from adyton.keyserver.refused_programs import Ticket, waits
-from adyton.keyserver.request_record import RequestRecord, evidence_parts
+from adyton.keyserver.request_record import RequestRecord, evidence_parts, warnings_of
 from adyton.keyserver.stages import Decided, Outcome, Refused, Release, Unchecked
 from adyton.keystore.audit import canonical
 from adyton.keystore.audit_facts import DENIAL, RELEASE, WAITS, waiting
@@ -167,6 +167,8 @@ class Decisions:
         payload = Payload(keys, secret_values, change.token_of(grant_id))
         kept = {name: change.keep_released(part, case.at_ms).hex() for name, part in evidence_parts(received).items()}
         facts = self._record.facts(change, case.verified, case.at_ms)
+        warned = warnings_of(grants)
+        facts |= {"warnings": warned} if warned else {}
         change.record(RELEASE, grant_id, {"grant": grant_id, "keys": listed, **kept, **facts}, case.at_ms)
         named = {"keys": ",".join(grant.key for grant in grants), "app": grants[0].approval.approval.app}
         log.info("released", extra={"grant": grant_id, "peer": received.peer, **named})

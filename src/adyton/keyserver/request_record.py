@@ -13,7 +13,10 @@ from adyton.keystore.prune import prune_refused
 from adyton.keystore.tables.evidence import REFUSED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
+    from adyton.keyserver.decide import Grant
     from adyton.keyserver.stages import Received, Verified
     from adyton.keystore.transaction import Transaction
 
@@ -21,6 +24,9 @@ MAX_UNPROVEN_NAMES: Final = 4
 """Most recorded names of a request without genuine evidence."""
 
 MAX_PLATFORM_CHARACTERS: Final = 200
+MAX_WARNINGS: Final = 8
+MAX_WARNING_CHARACTERS: Final = 300
+"""Most recorded warnings of a release, and the length of a text of one."""
 _MAX_REMEMBERED: Final = 64
 
 
@@ -105,3 +111,14 @@ class RequestRecord:
                 self._collateral_json.clear()
             known = self._collateral_json[id(collateral)] = (collateral, collateral.to_json().encode())
         return known[1]
+
+
+def warnings_of(grants: Sequence[Grant]) -> list[dict[str, str | None]]:
+    """What the policies of these grants only warned of, each once, with each text cut to the limit."""
+    found: list[dict[str, str | None]] = []
+    for grant in grants:
+        for warned in grant.claims.warned:
+            line = {name: value and value[:MAX_WARNING_CHARACTERS] for name, value in warned.to_dict().items()}
+            if line not in found and len(found) < MAX_WARNINGS:
+                found.append(line)
+    return found

@@ -20,7 +20,7 @@ from adyton.attest.evidence_policy import Policy
 from adyton.attest.forms import read_form
 from adyton.attest.google import GoogleFirmware
 from adyton.attest.nitro.document import NitroDocument
-from adyton.attest.policy.hosts import SignedHosts
+from adyton.attest.policy.hosts import MAX_SIGNED, SignedHosts
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 _MAX_EVIDENCE_BYTES: Final = 1 << 20
 _MAX_POLICY_BYTES: Final = 1 << 20
 _MAX_NITRO_NONCE_BYTES: Final = 512
-_MAX_SIGNED: Final = 16
-"""Most signed lists of hosts that are read for one policy."""
 _MAX_TOKEN_KEY_BYTES: Final = 1 << 16
 
 
@@ -280,14 +278,14 @@ def _with_signed_hosts(document: dict[str, Any], files: Sequence[str | Path]) ->
         {**item, "envelope": _signed_by(item.get("key"), texts)}
         if isinstance(item, dict) and "envelope" not in item
         else item
-        for item in wanted
+        for item in wanted[: MAX_SIGNED + 1]  # more are refused
     ]
     return {**document, "hosts": {**hosts, "signed": signed}}
 
 
 def _signed_by(key: object, texts: Sequence[str]) -> str:
     """The text that a key signed. Where there is none, the first one: reading it says what is wrong."""
-    for text in texts[:_MAX_SIGNED]:
+    for text in texts[:MAX_SIGNED]:
         with suppress(UsageError, ValueError):
             SignedHosts.parse(bytes.fromhex(str(key)), text)
             return text

@@ -401,6 +401,19 @@ def test_tracked_rule_warns_with_a_date_until_its_end(kind: str, name: str, rule
         judged(kind, rules)
 
 
+def test_claims_end_with_the_entry_of_the_machine() -> None:
+    """A machine that is listed until a day is accepted until that day, and the same holds for a tracked breach."""
+    tracked = {"tracked": [{"name": "hosts", "owner": "alice", "until": "2026-01-16"}]}
+    answers = {"hosts": {"registries": [{"provider": "gcp", "ppids": [PPID.hex()], "until": "2026-01-16"}]}}
+    for rules in (
+        host("ppids", PPID, "2026-01-16"),
+        signed("2026-01-16", LATER),
+        answers,
+        host("ppids", PIID) | tracked,
+    ):
+        assert f"{judged('sgx', rules).valid_until:%Y-%m-%d}" == "2026-01-16"
+
+
 def test_end_of_servicing_updates_warns_and_end_of_servicing_refuses_whatever_is_exempted() -> None:
     """DOC-10000 needs no exemption and is shown; DOC-10001 refuses although the status is UpToDate."""
     (warned,) = judged("sgx", {}, advisories("INTEL-DOC-10000")).warned

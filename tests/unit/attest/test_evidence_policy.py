@@ -192,6 +192,7 @@ def test_policy_of_the_documented_toml_is_read() -> None:
         ({"hosts": {"chip_ids": [{"id": "ab" * 64}]}}, "hosts.chip_ids.until"),
         ({"hosts": {"registries": [{"provider": "aws", "ppids": [], "until": "2027-01-01"}]}}, "registries.provider"),
         ({"hosts": {"signed": [{"key": "ab" * 32}]}}, "hosts.signed"),
+        ({"hosts": {"signed": [{"key": "ab" * 32, "envelope": SIGNED}] * 17}}, "hosts.signed"),
         ({"hosts": {"signed": [{"key": "ab" * 32, "envelope": SIGNED}]}}, "hosts.signed: signature"),
         ({"tracked": [{"name": "statuses", "owner": "a"}]}, "tracked.name"),
         ({"tracked": [{"name": "min_tcb", "owner": "a"}]}, "tracked.name"),

@@ -93,6 +93,22 @@ def test_obtain_approved_program_gets_its_key(world: World, server: Running, pro
     world.store.verify_audit()
 
 
+def test_obtain_on_a_machine_that_is_only_tracked_stands_in_the_record_with_a_warning(
+    world: World, server: Running
+) -> None:
+    """Released, since the approval only warns of machines that it does not list; the owner's record has the warning."""
+    other = [{"id": "ab" * 16, "until": "2090-01-01T00:00:00+00:00"}]
+    tracked = [{"name": "hosts", "owner": "alice"}]
+    signed = world.program()
+    world.approve(signed, evidence={"hosts": {"ppids": other}, "tracked": tracked})
+    assert obtain(world, server, signed).keys["weights"].reveal() == KEY
+    (entry,) = entries(world, "release")
+    (warned,) = entry["warnings"]
+    assert warned["name"] == "host"
+    assert entry["platform"]["ppid"] in warned["seen"]
+    world.store.verify_audit()
+
+
 def test_obtain_several_keys_and_secrets(world: World, server: Running) -> None:
     """Keys and secrets come in one grant, all or nothing."""
     tables = '[adyton.secrets.token]\nenv = "TOKEN"\n'

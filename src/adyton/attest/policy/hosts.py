@@ -28,6 +28,8 @@ from adyton.untrusted import parse_json_object
 PAYLOAD_TYPE: Final = "application/vnd.adyton.hosts+json"
 FORMAT: Final = "adyton-hosts/1"
 MAX_ENVELOPE_CHARACTERS: Final = 1 << 20
+MAX_SIGNED: Final = 16
+"""Most signed lists of one policy."""
 KINDS: Final[Mapping[str, tuple[int, ...]]] = {"chip_ids": (64, 8), "ppids": (16,), "piids": (16,)}
 """Lists of ids, and the sizes of their ids in bytes. Turin's chip ids have 8 bytes, which reports fill up to 64."""
 PROVIDERS: Final[Mapping[str, str]] = {
@@ -146,7 +148,10 @@ def read_hosts(name: str, value: object, kind: str) -> tuple[Host, ...]:
 
 def _read_signed(name: str, value: object) -> tuple[SignedHosts, ...]:
     found = []
-    for item in listed(name, value):
+    lists = listed(name, value)
+    if len(lists) > MAX_SIGNED:
+        raise wrong(name, f"at most {MAX_SIGNED} signed lists", len(lists))
+    for item in lists:
         table = only(name, item, ("key", "envelope"))
         key = text_of(f"{name}.key", table.get("key"))
         if re.fullmatch(r"[0-9a-fA-F]{64}", key, re.ASCII) is None:

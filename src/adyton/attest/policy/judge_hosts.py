@@ -35,10 +35,12 @@ def judge_hosts(to: Judgement, report: VerifiedReport, policy: Policy) -> None:
     if rules.has_list:
         ends = [end for kind, host, end in rules.listed() if ids.get(kind) == host.id]
         lists = sorted({kind for kind, _, _ in rules.listed()})
+        good = [end for end in ends if still(end, to.now)]
+        to.ends += [max(good)] if good else []
         to.track(
             "hosts",
             "host",
-            any(still(end, to.now) for end in ends),
+            bool(good),
             expected=f"a machine of the policy's {' or '.join(lists)}",
             seen=_shown(ids) + (f", whose entry ended {max(ends):%Y-%m-%d}" if ends else ""),
             remedy=_line(ids, lists),
@@ -47,10 +49,12 @@ def judge_hosts(to: Judgement, report: VerifiedReport, policy: Policy) -> None:
         ppid = ids.get("ppids", b"")
         known = [answers for answers in rules.registries if ppid in answers.ppids]
         providers = sorted({answers.provider for answers in rules.registries})
+        answered = [answers.until for answers in known if still(answers.until, to.now)]
+        to.ends += [max(answered)] if answered else []
         to.track(
             "hosts",
             "host registry",
-            any(still(answers.until, to.now) for answers in known),
+            bool(answered),
             expected=f"a machine of {' or '.join(providers)}",
             seen=_shown(ids) + (f", whose answer ended {max(item.until for item in known):%Y-%m-%d}" if known else ""),
             remedy="; ".join(PROVIDERS[name].format(ppid=ppid.hex() or "PPID") for name in providers)

@@ -49,9 +49,9 @@ def _judge_platform(to: Judgement, report: VerifiedReport, rules: SGXRules | TDX
     if rules.channel == "early":
         to.require(
             "TCB channel",
-            facts["tcb_channel"] == "early",
+            facts.get("tcb_channel") == "early",
             expected="early",
-            seen=facts["tcb_channel"] or "not recorded: the collateral came from a file",
+            seen=facts.get("tcb_channel") or "not recorded: the collateral came from a file",
             remedy="fetch the collateral with new TCB levels at once: adyton collateral fetch --early",
         )
     if rules.fmspc:

@@ -48,6 +48,8 @@ class Judgement:
         self.checks: list[Check] = []
         self.used: list[Exemption] = []
         self.warned: list[Warned] = []
+        self.ends: list[datetime] = []
+        """When what was accepted ends: entries of lists, and warnings that become refusals."""
         self._tracked: Mapping[str, Tracked] = {item.name: item for item in tracked}
 
     @property
@@ -76,3 +78,4 @@ class Judgement:
             self.require(name, ok, expected=expected, seen=seen, remedy=remedy)
         else:
             self.warn(name, expected=expected, seen=seen, remedy=remedy, until=tracked.until)
+            self.ends += [tracked.until] if tracked.until is not None else []

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 STRICT_2026: Final = "strict-2026"
 PROFILES: Final = frozenset({STRICT_2026})
 
+_INTEL_TEES: Final = frozenset({"sgx", "tdx", "sim", "sim-tdx"})
+
 FIRMWARE: Final = FirmwareVersion(1, 58, 0)
 
 _PLATFORM: Final[Mapping[str, BitRule]] = {
@@ -69,11 +71,13 @@ def judge_profile(to: Judgement, report: VerifiedReport, policy: Policy) -> None
             remedy="list the machines in the policy's `hosts`: whoever has one machine to work on by hand can speak"
             " for all that are not told apart",
         )
-    judged = (
-        _snp(report.evidence, str(report.platform["product"]))
-        if isinstance(report.evidence, SNPReport)
-        else _intel(report)
-    )
+    evidence = report.evidence
+    if isinstance(evidence, SNPReport):
+        judged = _snp(evidence, str(report.platform["product"]))
+    elif report.tee in _INTEL_TEES:
+        judged = _intel(report)
+    else:
+        judged = _unknown(report)
     relaxed = {item.name: item for item in policy.relaxed if not is_over(item.until, to.now)}
     for rule, what, broken, expected, remedy in judged:
         relaxation = relaxed.get(rule)
@@ -98,10 +102,15 @@ _Judged = tuple[str, str, list[str], str, str]
 
 
 def _intel(report: VerifiedReport) -> Iterator[_Judged]:
-    seen = report.platform["tcb_channel"]
+    seen = report.platform.get("tcb_channel")
     broken = [] if seen == "early" else [str(seen or "not recorded: the collateral came from a file")]
     remedy = "fetch the collateral with new TCB levels at once: adyton collateral fetch --early"
     yield "channel", "TCB channel", broken, "early", remedy
+
+
+def _unknown(report: VerifiedReport) -> Iterator[_Judged]:
+    remedy = "judge this TEE by a policy without the profile"
+    yield "", "TEE", [report.tee], "a TEE that the profile has rules for: sgx, tdx, snp", remedy
 
 
 def _snp(report: SNPReport, product: str) -> Iterator[_Judged]:
