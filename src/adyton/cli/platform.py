@@ -154,6 +154,26 @@ def export(
 
 
 @app.command()
+def gpus(
+    directory: Folder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle of their collateral to write.")],
+    count: Annotated[int, typer.Option(help="How many, where the platform has none so far.", min=1, max=8)] = 1,
+    as_json: JSONOption = False,
+) -> None:
+    """Give a platform simulated GPUs for --tee sim-tdx, and write what their evidence is judged by."""
+    from adyton.workflow.platform import platform_gpus
+
+    made = platform_gpus(directory, output, count=count)
+    if as_json:
+        say_json(made.to_dict())
+        return
+    for ueid in made.ueids:
+        say(f"GPU {ueid}")
+    say(f"root {made.root} (in a policy: gpus.simulated_roots)")
+    say(f"collateral: {made.collateral}")
+
+
+@app.command()
 def name(
     directory: UsualFolder = None,
     tdx: Annotated[bool, typer.Option("--tdx", help="The name for sim-tdx instead of sim.")] = False,

@@ -51,6 +51,7 @@ def explain_manifest(manifest: Manifest) -> tuple[Section, ...]:
     keys += [f"secret {secret.name} into {secret.env or secret.file}" for secret in adyton.secrets]
     outside = [
         f"network: {adyton.network}",
+        *([f"GPUs: {adyton.gpus}"] if adyton.gpus else []),
         "output: "
         + ("to the host in clear" if adyton.insecure_stdio else f"encrypted log, key {manifest.log_key_name}"),
         "input: " + ("from the host" if adyton.insecure_stdin else "none"),

@@ -94,6 +94,7 @@ class AdytonTable:
     read_only: tuple[str, ...] = ()
     memory_budget_bytes: int = 4 << 30
     network: str = "none"
+    gpus: int = 0
     insecure_stdio: bool = False
     insecure_stdin: bool = False
     raw_report_data: bool = False
@@ -472,6 +473,7 @@ def _adyton(value: _Reader) -> AdytonTable:
         read_only=tuple(value.get("adyton.read_only")),
         memory_budget_bytes=parse_size(value.get("adyton.memory_budget")),
         network=value.get("adyton.network"),
+        gpus=value.get("adyton.gpus"),
         insecure_stdio=value.get("adyton.insecure__stdio"),
         insecure_stdin=value.get("adyton.insecure__stdin"),
         raw_report_data=value.get("adyton.insecure__raw_report_data"),

@@ -29,8 +29,8 @@ from adyton.attest.nvidia.evidence import DeviceEvidence
 from adyton.attest.nvidia.layout import MAX_RIM_BYTES, MEASUREMENT_BYTES
 from adyton.attest.nvidia.ocsp import parse_answer
 from adyton.attest.nvidia.rim import C14N, DIGEST_SHA384, DSIG, ECDSA_SHA384, ENVELOPED, HASHES, SWID, parse_rim
-from adyton.capped_read import read_capped
 from adyton.errors import UsageError
+from adyton.sim.files import read_file
 from adyton.untrusted import parse_json_object
 from adyton.values import Digest
 
@@ -61,7 +61,6 @@ _MODELS: Final[Mapping[Arch, tuple[str, str, int]]] = {
 }
 """For each architecture: product of its RIMs, start of the names in its certificates, number of measurements."""
 _CAS: Final = ("root", "identity", "provisioner", "rim-ca", "rim-signing-ca", "rim-signer")
-_MAX_FILE_BYTES: Final = 1 << 20
 
 
 def measurement(index: int, *, alternative: int = 0) -> bytes:
@@ -313,15 +312,25 @@ class SimNVIDIA:
 
     def answers(self, devices: Iterable[SimDevice], now: datetime) -> tuple[bytes, ...]:
         """Good answers about every certificate that these devices and the RIMs need."""
-        pairs = [
-            ("provisioner", "identity"),
-            ("identity", "root"),
-            ("rim-signer", "rim-signing-ca"),
-            ("rim-signing-ca", "rim-ca"),
-            ("rim-ca", "root"),
-        ]
-        own = [self.answer(device.chain[1], "provisioner", now, delegated=True) for device in devices]
-        return (*(self.answer(self.certificates[name], issuer, now) for name, issuer in pairs), *own)
+        return tuple(raw for raw, _ in self.answers_with_chains(devices, now))
+
+    def answers_with_chains(self, devices: Iterable[SimDevice], now: datetime) -> list[tuple[bytes, str]]:
+        """The same, each with the chain (PEM) of the certificate that it is about."""
+        above = {
+            "provisioner": ("identity", "root"),
+            "identity": ("root",),
+            "rim-signer": ("rim-signing-ca", "rim-ca", "root"),
+            "rim-signing-ca": ("rim-ca", "root"),
+            "rim-ca": ("root",),
+        }
+        found = []
+        for name, issuers in above.items():
+            chain = [self.certificates[each] for each in (name, *issuers)]
+            found.append((self.answer(chain[0], issuers[0], now), _pem(chain).decode()))
+        for device in devices:
+            made = self.answer(device.chain[1], "provisioner", now, delegated=True)
+            found.append((made, _pem(device.chain[1:]).decode()))
+        return found
 
     def rims(self, devices: Iterable[SimDevice]) -> tuple[bytes, ...]:
         """The RIMs of these devices' drivers and VBIOS."""
@@ -359,7 +368,7 @@ class SimNVIDIA:
     @classmethod
     def load(cls, directory: Path) -> SimNVIDIA:
         """Read what `save` wrote. Raises UsageError."""
-        raw = read_capped(directory / "vendor.json", _MAX_FILE_BYTES, "simulated vendor")
+        raw = read_file(directory / "vendor.json", private=True)
         data = parse_json_object(raw, what="simulated vendor", refuse=UsageError)
         try:
             keys = {name: _key(text) for name, text in data["keys"].items()}

@@ -155,3 +155,46 @@ def export_platform(directory: Path, output: Path, *, tdx: bool = False) -> Path
     collateral = SimPlatform.load(directory).collateral_dict(datetime.now(UTC), tee="tdx" if tdx else "sgx")
     write_file(output, json.dumps(collateral, indent=1).encode() + b"\n", 0o644)
     return output
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedGPUs:
+    """GPUs of a simulated platform."""
+
+    ueids: tuple[str, ...]
+    root: str
+    """SHA-256 of their vendor's root: the policy's gpus.simulated_roots."""
+    collateral: Path
+    """A bundle with everything that their evidence is judged by. The OCSP answers in it are valid for a week."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of `adyton platform gpus --json`."""
+        return {"ueids": list(self.ueids), "root": self.root, "collateral": str(self.collateral)}
+
+
+def platform_gpus(directory: Path, output: Path, *, count: int = 1) -> SimulatedGPUs:
+    """Give a simulated platform GPUs, unless it has some, and write a bundle with their present collateral.
+
+    Raises UsageError.
+    """
+    from adyton.collateral.bundle import build_bundle
+    from adyton.collateral.documents import Document
+    from adyton.collateral.gpus import rim_ids
+    from adyton.sim.gpu_folder import FOLDER, SimGPUs
+
+    SimPlatform.load(directory)
+    has_some = (directory / FOLDER).is_dir()
+    found = SimGPUs.load(directory) if has_some else SimGPUs.create(directory, count)
+    now = datetime.now(UTC).replace(microsecond=0)
+    ids = rim_ids(found.devices[0].evidence(bytes(32)))
+    url = "https://simulated.invalid/"
+    documents = [
+        Document("nvidia-rim", raw, "", url, now, request=rim_id)
+        for rim_id, raw in zip(ids, found.vendor.rims(found.devices), strict=True)
+    ]
+    documents += [
+        Document("nvidia-ocsp", raw, chain, url, now)
+        for raw, chain in found.vendor.answers_with_chains(found.devices, now)
+    ]
+    write_file(output, build_bundle(documents), 0o644)
+    return SimulatedGPUs(tuple(device.ueid for device in found.devices), str(found.vendor.root), output)

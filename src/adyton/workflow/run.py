@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ from adyton.os_failure import storage_failed
 from adyton.workflow.progress import unheard
 
 if TYPE_CHECKING:
+    from adyton.attest.devices import Device
     from adyton.manifest.model import TrustedFile
     from adyton.manifest.signed import SignedManifest
     from adyton.release.client import GrantInfo
@@ -308,10 +310,15 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             raise UsageError(f"{entry.uri} has no hash")
         return read_verified(place(entry.host_path), entry.sha256, most_bytes=_MAX_WORDS_BYTES)
 
+    gpus, count = None, signed.manifest.adyton.gpus
+    if count:
+        from adyton.tee.gpu_source import open_gpus
+
+        gpus = open_gpus(request.tee, request.sim_platform)
     if request.tee in UNDER_GRAMINE:
         return _run_under_gramine(request, request.tee, signed, notice)
     check_tee(signed.manifest, request.tee)
-    source = _open_source(request, request.tee, signed)
+    source = _open_source(request, request.tee, signed, () if gpus is None else gpus.named(count))
     if source.notice is not None:
         notice(source.notice)
     made = plan(signed.manifest, read_trusted=read_trusted, host_args=request.arguments, host_env=os.environ)
@@ -331,6 +338,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             _servers(request.key_servers),
             protocol=request.provisioning,
             runtime_parts=lambda: {name: digest.hex() for name, digest in runtime.parts.items()},
+            devices=None if gpus is None else partial(gpus.parts, count),
         )
         return Delivered(released.keys, released.secrets, {"grants": [_told(grant) for grant in released.grants]})
 
@@ -407,11 +415,13 @@ def _grants_file(path: Path | None) -> Iterator[Callable[[Sequence[Mapping[str, 
                 path.unlink(missing_ok=True)
 
 
-def _open_source(request: Request, tee: str, signed: SignedManifest) -> QuoteSource:
+def _open_source(request: Request, tee: str, signed: SignedManifest, gpus: tuple[Device, ...]) -> QuoteSource:
+    from adyton.attest.devices import device_digest
     from adyton.tee.source_choice import open_source
 
+    devices = device_digest(gpus)
     if tee not in _SIMULATED:
-        return open_source(tee, measurement=signed.measurement)
+        return open_source(tee, measurement=signed.measurement, devices=devices)
     return open_source(
         tee,
         measurement=signed.measurement,
@@ -420,6 +430,7 @@ def _open_source(request: Request, tee: str, signed: SignedManifest) -> QuoteSou
         isv_prod_id=signed.sigstruct.isv_prod_id,
         isv_svn=signed.sigstruct.isv_svn,
         debug=signed.sigstruct.debug,
+        devices=devices,
     )
 
 

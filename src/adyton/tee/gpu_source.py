@@ -1,0 +1,52 @@
+"""Where a run's GPU evidence comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from adyton.errors import NoDevice, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from adyton.attest.bundle import DevicePart
+    from adyton.attest.devices import Device
+
+WITH_REGISTER: Final = ("tdx", "sim-tdx")
+"""TEEs whose evidence names the GPUs of the machine."""
+
+
+class GPUSource(Protocol):
+    """The GPUs of this machine."""
+
+    def named(self, count: int) -> tuple[Device, ...]:
+        """The GPUs, verified over a nonce of this boot. Raises NoDevice, or an EvidenceError."""
+        ...
+
+    def parts(self, count: int, nonce: bytes) -> tuple[DevicePart, ...]:
+        """Their evidence for this nonce (32 bytes). Raises NoDevice."""
+        ...
+
+
+def open_gpus(tee: str, platform_dir: Path | None = None) -> GPUSource:
+    """Open the GPUs for a run in this TEE. Raises UsageError where it cannot have any, and NoDevice."""
+    if tee not in WITH_REGISTER:
+        raise UsageError(
+            f"a program with GPUs does not run under {tee}: nothing in its evidence names the GPUs of the machine",
+            check="adyton.gpus",
+            expected=f"0, or one of {', '.join(WITH_REGISTER)}",
+            seen=tee,
+            remedy="run it in a trust domain, or take adyton.gpus out and build again",
+        )
+    if tee == "sim-tdx":
+        from adyton.sim.files import platform_directory
+        from adyton.sim.gpu_folder import SimGPUs
+
+        return SimGPUs.load(platform_directory(platform_dir))
+    raise NoDevice(
+        "a run does not use real GPUs yet: its sandbox shows no device of theirs, and this was never tried on hardware",
+        check="adyton.gpus",
+        expected="simulated GPUs (--tee sim-tdx)",
+        seen=tee,
+        remedy="see docs/gpu.md: GPU evidence can be verified (adyton verify), and a key server judges it",
+    )
