@@ -30,7 +30,7 @@ ENDPOINT: Final = b"adyton report data/1 endpoint\0"
 LABELS: Final[Mapping[str, bytes]] = MappingProxyType(
     {"release": RELEASE, "program": PROGRAM, "receipt": RECEIPT, "endpoint": ENDPOINT}
 )
-"""Domain -> label. Each ends with its only NUL, so none begins another. Receipt and endpoint are reserved."""
+"""Domain -> label. Each ends with its only NUL, so none begins another. Receipt is reserved."""
 
 
 def check_report_data(report_data: bytes) -> None:

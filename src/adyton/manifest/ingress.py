@@ -29,7 +29,7 @@ class Ingress:
     max_connections: int
 
 
-def parse_ingress(tables: Sequence[Mapping[str, Any]], *, network: str) -> tuple[Ingress, ...]:
+def parse_ingress(tables: Sequence[Mapping[str, Any]], *, network: str, gpus: int) -> tuple[Ingress, ...]:
     """The tables of a manifest whose types were checked. Raises MalformedManifest."""
     found = tuple(_one(table, f"adyton.ingress[{number}]") for number, table in enumerate(tables))
     if len(found) > MAX_INGRESS:
@@ -40,6 +40,13 @@ def parse_ingress(tables: Sequence[Mapping[str, Any]], *, network: str) -> tuple
             "together with the host's network, over which the program is reached without proof",
             expected='adyton.network = "none"',
             seen=network,
+        )
+    if found and gpus:
+        raise refuse(
+            "adyton.ingress",
+            "together with adyton.gpus: clients of this version verify no GPUs on a connection",
+            expected="one of them",
+            seen=f"{gpus} GPUs",
         )
     for what, values in (("name", [one.name for one in found]), ("port", [str(one.listen[1]) for one in found])):
         twice = next((value for value in values if values.count(value) > 1), None)

@@ -483,7 +483,9 @@ def _adyton(value: _Reader) -> AdytonTable:
         owners=tuple(owners),
         keys=MappingProxyType(dict(value.table("adyton.keys"))),
         secrets=tuple(secrets),
-        ingress=parse_ingress(value.get("adyton.ingress") or (), network=value.get("adyton.network")),
+        ingress=parse_ingress(
+            value.get("adyton.ingress") or (), network=value.get("adyton.network"), gpus=value.get("adyton.gpus")
+        ),
         trusted_from=tuple(
             _uri(uri, f"adyton.trusted_from[{position}]", ("file:",))
             for position, uri in enumerate(value.get("adyton.trusted_from"))
