@@ -47,6 +47,7 @@ from adyton.collateral.documents import Document, verify_document
 from adyton.collateral.http_client import Response, retry_after_s
 from adyton.collateral.stored_time import parse_stamp
 from adyton.dates import parse_end, parse_start
+from adyton.endpoint import hello
 from adyton.errors import Denied, Error, FetchFailed, UsageError
 from adyton.image.document import parse_image
 from adyton.keystore.approval import Approval
@@ -362,6 +363,18 @@ def _gpu() -> dict[str, Target]:
     }
 
 
+def _endpoint() -> dict[str, Target]:
+    """What an ingress and its client read of each other, before anything is verified."""
+    e = "adyton.endpoint.hello"
+    answers = (hello.Answer("api", bytes(32), b"quote", b"log", (b"gpu",)), hello.Refused("busy"))
+    return {
+        "endpoint-challenge": Target(
+            hello.parse_challenge, (hello.Challenge(bytes(32)).to_bytes(),), (f"{e}.parse_challenge",)
+        ),
+        "endpoint-answer": Target(hello.parse_answer, tuple(one.to_bytes() for one in answers), (f"{e}.parse_answer",)),
+    }
+
+
 def targets() -> dict[str, Target]:
     """All of them, by name."""
     trace = b'1 openat(AT_FDCWD</w>, "a", O_RDONLY|O_CLOEXEC) = 3</w/a>\n1 execve("/bin/sh", ["sh"], 0x1 /* 2 */) = 0'
@@ -378,6 +391,7 @@ def targets() -> dict[str, Target]:
             for name, (parse, raw) in ATTEST.items()
         },
         **_release(),
+        **_endpoint(),
         "toml": Target(
             lambda raw: parse_toml(raw, what="text"),
             (MANIFEST.encode(), POLICY.encode(), CONFIG.encode()),

@@ -32,6 +32,8 @@ NOT_FUZZED: Final = {
     "adyton.dates.parse_timestamp": "raises ValueError; its callers, which parse documents, are fuzzed",
     "adyton.keystore.audit_facts.Facts.from_dict": "what the store wrote under a code of its own",
     "adyton.runtime.interfaces.parse_mountinfo": "the kernel's own text",
+    "adyton.endpoint.dial.Proxy.parse": "an environment variable of the user's own",
+    "adyton.manifest.ingress.parse_ingress": "takes what parse_manifest parsed, whose target covers it",
     "adyton.workflow.run.Request.from_json": "what `adyton.run` gives to the interpreter that it starts",
     "adyton.release.grants.parse_granted": "takes what parse_answer parsed",
 }

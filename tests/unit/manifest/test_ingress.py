@@ -1,0 +1,73 @@
+"""`[[adyton.ingress]]`: what is read, and what is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from adyton.errors import MalformedManifest
+from adyton.manifest.findings import check_tee, findings, not_covered
+from adyton.manifest.model import parse_manifest
+
+LEAST = 'libos.entrypoint = "/app"\nfs.mounts = []\n'
+API = '[[adyton.ingress]]\nname = "api"\ntarget = "127.0.0.1:8000"\n'
+
+
+def parsed(text: str) -> object:
+    """The ingress of a manifest with this text."""
+    return parse_manifest(LEAST + text).adyton.ingress
+
+
+def test_defaults() -> None:
+    """Where only name and target are given."""
+    (one,) = parse_manifest(LEAST + API).adyton.ingress
+    assert (one.name, one.listen, one.target, one.max_connections) == (
+        "api",
+        ("0.0.0.0", 8443),
+        ("127.0.0.1", 8000),
+        1024,
+    )
+    assert parsed("") == ()
+
+
+WRONG = {
+    API.replace('"api"', '"A"'): "adyton.ingress[0].name",
+    API.replace('"api"', '"-a"'): "adyton.ingress[0].name",
+    API.replace('"api"', '"a\\n"'): "adyton.ingress[0].name",
+    API.replace("127.0.0.1:8000", "10.0.0.1:8000"): "adyton.ingress[0].target",
+    API.replace("127.0.0.1:8000", "127.0.0.1:0"): "adyton.ingress[0].target",
+    API.replace("127.0.0.1:8000", "unix:/x"): "adyton.ingress[0].target",
+    API + 'listen = "nowhere"\n': "adyton.ingress[0].listen",
+    API + "max_connections = 0\n": "adyton.ingress[0].max_connections",
+    API + "more = 1\n": "adyton.ingress[0].more",
+    API.replace('name = "api"\n', ""): "adyton.ingress[0].name",
+    API + API.replace("8000", "8001"): "adyton.ingress",
+    API + API.replace("api", "other"): "adyton.ingress",
+    'adyton.network = "host"\n' + API: "adyton.ingress",
+    "adyton.gpus = 1\n" + API: "adyton.ingress",
+    "".join(API.replace("api", f"a{n}") + f'listen = "0.0.0.0:{9000 + n}"\n' for n in range(17)): "adyton.ingress",
+}
+
+
+@pytest.mark.parametrize(("text", "key"), WRONG.items())
+def test_wrong_ingress_is_refused_by_its_key(text: str, key: str) -> None:
+    """Each refusal names the key that is wrong."""
+    with pytest.raises(MalformedManifest) as caught:
+        parsed(text)
+    assert caught.value.check == f"manifest key {key}"
+
+
+def test_owner_sees_that_clients_reach_the_program() -> None:
+    """It is a finding, and among what the measurement does not cover."""
+    manifest = parse_manifest(LEAST + API)
+    assert "clients=api" in {item.name for item in findings(manifest)}
+    assert "what clients send through the ingress api" in not_covered(manifest)
+
+
+def test_sgx_refuses_it() -> None:
+    """Under Gramine nobody could prove the connections."""
+    manifest = parse_manifest(LEAST + API)
+    check_tee(manifest, "tdx")
+    with pytest.raises(MalformedManifest) as caught:
+        check_tee(manifest, "sgx")
+    assert caught.value.check == "manifest key adyton.ingress"
+    assert caught.value.remedy
