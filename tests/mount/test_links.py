@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -354,6 +357,57 @@ def test_attributes_without_their_file_stop_nothing(tmp_path: Path) -> None:
         assert os.listdir(served.store) == []
     finally:
         served.destroy()
+
+
+_REPLACE = """
+import os, sys
+os.chdir(sys.argv[1])
+n = 0
+while True:
+    n += 1
+    if n % 2:
+        os.symlink(f"target-{n}", "new")
+    else:
+        open("new", "w").write(f"content-{n}" * 500)
+        os.setxattr("new", "user.n", b"%d" % n)
+    os.rename("new", "current")
+    print(n, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay_s", [0.15, 0.3, 0.45, 0.6])
+def test_killed_server_leaves_a_link_or_a_file_that_is_whole(tmp_path: Path, delay_s: float) -> None:
+    """A link and a file replace each other by renames: after kill -9 the name is one of them, and attributes fit it."""
+    served = serve(tmp_path)
+    program = None
+    try:
+        command = [sys.executable, "-c", _REPLACE, str(served.top)]
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert program.stdout is not None
+        while int(program.stdout.readline()) < 4:
+            continue
+        time.sleep(delay_s)
+        served.process.kill()
+        program.communicate(timeout=60)
+    finally:
+        if program is not None:
+            program.kill()
+        served.destroy()
+    again = serve(tmp_path)
+    try:
+        current = again.top / "current"
+        if current.is_symlink():
+            assert re.fullmatch("target-[0-9]+", os.readlink(current))
+        else:
+            number = re.fullmatch(r"(content-([0-9]+))\1{499}", current.read_text())
+            assert number is not None
+            assert [os.getxattr(current, name) for name in os.listxattr(current)] in ([], [number[2].encode()])
+        (again.top / "new").unlink(missing_ok=True)
+        current.unlink()
+        assert os.listdir(again.top) == []
+        assert "bug" not in again.events()
+    finally:
+        again.destroy()
 
 
 # ---------------------------------------------------------------- programs
