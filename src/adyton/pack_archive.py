@@ -59,7 +59,9 @@ _COPY_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f/]+")
 _MANIFEST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.manifest")
 _TIME_S: Final = 315_532_800  # 1980-01-01
-_REMEDY: Final = "take a pack that `adyton pack` made, and carry it whole"
+_REMEDY: Final = (
+    "packing: rename this file or leave it out. Running: take a pack that `adyton pack` made, and carry it whole"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class Place:
     folder: Path
     environment: dict[str, str]
     address: str = ""
+    patience_s: int = LIMIT_S
 
     def command(self, *words: str | Path, confined: Sequence[str | Path] = ()) -> list[str]:
         """The words that start a verb, on a machine that lacks what `confined` says (confine.py)."""
@@ -115,7 +116,7 @@ class Place:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=LIMIT_S,
+            timeout=self.patience_s,
             check=False,
         )
         return Ended(ended.returncode, ended.stdout, ended.stderr)

@@ -441,6 +441,80 @@ def test_memory_that_is_too_small_is_named_with_its_key(desk: Desk, tmp_path: Pa
     assert project.opened("out") == native
 
 
+CACHES = {
+    "matplotlib": (
+        "import matplotlib; matplotlib.use('Agg')\nimport matplotlib.pyplot as plt\n"
+        "plt.plot([1, 3, 2]); plt.title('loss'); plt.savefig('out', format='png', metadata={'Software': None})\n"
+    ),
+    "numba": (
+        "import numba\n@numba.njit(cache=True)\ndef f(n):\n    s = 0\n    for i in range(n): s += i * i\n    return s\n"
+        "open('out', 'w').write(str(f(9)))\n"
+    ),
+    "joblib": (
+        "import joblib\ndef f(x): return x * x\n"
+        "if __name__ == '__main__':\n"
+        "    open('out', 'w').write(str(joblib.Parallel(2)(joblib.delayed(f)(i) for i in range(5))))\n"
+    ),
+}
+HEAVY = {
+    "compiles": (
+        "import torch\n@torch.compile\ndef f(x, y): return (torch.sin(x) @ y).relu().sum()\n"
+        "x = torch.arange(12.).reshape(3, 4)\nopen('out', 'w').write(f'{f(x, x.T.contiguous()).item():.4f}')\n"
+    ),
+    "extends": (
+        "import torch\nfrom torch.utils.cpp_extension import load_inline\n"
+        "m = load_inline('m', 'torch::Tensor twice(torch::Tensor x) { return 2 * x; }', functions=['twice'])\n"
+        "open('out', 'w').write(str(m.twice(torch.ones(3)).tolist()))\n"
+    ),
+    "distributes": (
+        "import os, torch, torch.distributed as d, torch.multiprocessing as mp\n"
+        "def main(rank):\n"
+        "    os.environ.update(MASTER_ADDR='localhost', MASTER_PORT='29571')\n"
+        "    d.init_process_group('gloo', rank=rank, world_size=2)\n"
+        "    t = torch.ones(3) * (rank + 1); d.all_reduce(t)\n"
+        "    if rank == 0: open('out', 'w').write(str(t.tolist()))\n"
+        "    d.destroy_process_group()\n"
+        "if __name__ == '__main__': mp.spawn(main, nprocs=2)\n"
+    ),
+    "loads": (
+        "import torch\n"
+        "class D(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, i): return torch.full((8, 1024, 1024), float(i))\n"
+        "if __name__ == '__main__':\n"
+        "    loader = torch.utils.data.DataLoader(D(), batch_size=2, num_workers=2)\n"
+        "    open('out', 'w').write(str([x.mean().item() for x in loader]))\n"
+    ),
+}
+NEEDS = {"compiles": "g++", "extends": "ninja"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", HEAVY)
+def test_heavy_program_runs_as_natively(desk: Desk, tmp_path: Path, name: str) -> None:
+    """torch.compile, C++ extensions, processes that meet at localhost, and workers that give batches in /dev/shm."""
+    pytest.importorskip("torch")
+    if name in NEEDS and shutil.which(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed (apt-get install {NEEDS[name].replace('ninja', 'ninja-build')})")
+    project = desk.project(tmp_path, {f"{name}.py": HEAVY[name]})
+    project.patience_s = 400
+    project.protect(f"{name}.py")
+    project.runs_as_natively(name, "out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("library", ["matplotlib", "numba", "joblib"])
+def test_library_that_keeps_a_cache_runs_as_natively(desk: Desk, tmp_path: Path, library: str) -> None:
+    """In a fresh home: the cache that the watched run made is there, or is made again."""
+    pytest.importorskip(library)
+    project = desk.project(tmp_path, {"caches.py": CACHES[library]})
+    project.patience_s = 300
+    project.protect("caches.py")
+    project.runs_as_natively("caches", "out")
+
+
 # ---------------------------------------------------------------- what is told
 
 

@@ -83,6 +83,15 @@ def _differences(
             f"files that were left behind where the program has only memory inside: {_few(left)}",
             "let the program write what is to be kept below the current folder",
         )
+    made = set(seen.touched)
+    found = [path for path in seen.read if is_temporary(path, seen.cwd) and path not in made and os.path.isfile(path)]
+    if found:
+        yield Difference(
+            "earlier-files",
+            f"files that lay in a folder for temporary files before the run were read: {_few(found)}",
+            "if an earlier run left them there (a cache), remove them and watch the program again: with them it did not"
+            " do all that it does inside",
+        )
     if identity:
         yield Difference(
             "identity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,18 @@ def test_temporary_folders_that_were_used_are_memory(place: Path) -> None:
     seen = replace(observation(place), touched=("/var/tmp/made-and-removed",))
     found = propose(seen, name="main", script="main.py", cpus=2, environment={})
     assert '{ type = "tmpfs", path = "/var/tmp" }' in found.template
+
+
+def test_cache_of_an_earlier_run_is_told(place: Path) -> None:
+    """What the watched run found there it did not make, and the program has to make it inside."""
+    with tempfile.NamedTemporaryFile(dir="/tmp") as cache:
+        seen = observation(place)
+        seen = replace(seen, read=(*seen.read, cache.name))
+        for touched, told in (((), True), ((cache.name,), False)):
+            again = replace(seen, touched=(*seen.touched, *touched))
+            found = propose(again, name="main", script="main.py", cpus=2, environment={})
+            kinds = {difference.kind: difference for difference in found.differences}
+            assert any(cache.name in item.what for item in kinds.values() if item.kind == "earlier-files") == told
 
 
 def test_locale_of_the_watched_run_is_kept(place: Path) -> None:
