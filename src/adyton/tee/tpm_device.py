@@ -180,6 +180,7 @@ class TPMDevice:
         self._timeout_s = timeout_s
         self._clock_s = clock_s
         self._sleep = sleep
+        self._is_silent = False
 
     def close(self) -> None:
         """Let the TPM go. The kernel flushes what was loaded."""
@@ -347,8 +348,13 @@ class TPMDevice:
             self._sleep(_RETRY_S)
 
     def _exchange(self, code: int, command: bytes, timeout_s: float) -> bytes:
+        if self._is_silent:  # a late answer to that command must not be taken for one to this
+            raise silent(self._timeout_s)
         try:
             return self._transport.exchange(command, timeout_s)
+        except Timeout:
+            self._is_silent = True
+            raise
         except OSError as error:
             raise NoDevice(
                 f"the TPM cannot be reached: {_NAMES[code]}: {error.strerror or error}",

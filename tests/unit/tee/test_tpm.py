@@ -302,7 +302,7 @@ def test_azure_source_refuses_what_is_not_there(device: TPMDevice) -> None:
 class Answers:
     """A TPM that answers with what it is told."""
 
-    def __init__(self, *answers: bytes | OSError) -> None:
+    def __init__(self, *answers: bytes | OSError | Timeout) -> None:
         self.answers = list(answers)
         self.asked: list[bytes] = []
 
@@ -310,7 +310,7 @@ class Answers:
         """The next answer; the last one again and again."""
         self.asked.append(command)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, OSError):
+        if not isinstance(answer, bytes):
             raise answer
         return answer
 
@@ -362,6 +362,14 @@ def test_busy_tpm_is_asked_again_until_the_time_is_over() -> None:
     now = iter(range(1000))
     with pytest.raises(Timeout):
         TPMDevice(Answers(response(code=0x922)), clock_s=lambda: next(now), sleep=lambda _: None).flush(1)
+
+
+def test_late_answer_is_never_taken_for_another_commands() -> None:
+    """After a time-out nothing more is sent: the next answer would be that of the command before."""
+    device = TPMDevice(Answers(Timeout("late"), response()))
+    for _ in range(2):
+        with pytest.raises(Timeout):
+            device.flush(1)
 
 
 def test_connection_that_breaks_is_no_device() -> None:
