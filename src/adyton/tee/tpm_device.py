@@ -30,11 +30,11 @@ from adyton.attest.tpm.structures import (
     parse_signature,
 )
 from adyton.errors import MalformedQuote, NoDevice, Timeout, UsageError
+from adyton.tee.system import TPM_DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEVICE: Final = "/dev/tpmrm0"
 TIMEOUT_S: Final = 60.0
 """A TPM may take that long to make a key. It is the longest that a command is waited for."""
 MAX_RESPONSE_BYTES: Final = 4096
@@ -107,7 +107,7 @@ class DeviceFile:
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: str = DEVICE) -> DeviceFile:
+    def open(cls, path: str = TPM_DEVICE) -> DeviceFile:
         """Open a TPM's device file. Raises NoDevice where there is none."""
         try:
             return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))

@@ -29,10 +29,10 @@ from adyton.sim.platform import SimPlatform
 from adyton.sim.software_tpm import SoftwareTPM
 from adyton.tee.azure_guest import AK_HANDLE, HCL_REPORT_INDEX, AzureSource
 from adyton.tee.source_choice import open_source
+from adyton.tee.system import TPM_EVENT_LOG
 from adyton.tee.tpm_device import OWNER, DeviceFile, TPMDevice
 from adyton.tee.tpm_guest import (
     AK_CHAIN_INDEX,
-    EVENT_LOG,
     TPMSource,
     certify,
     extend_workload,
@@ -58,7 +58,7 @@ class WithLog(KernelDouble):
 
     def exists(self, path: str) -> bool:
         """The log, and no other file."""
-        return path == EVENT_LOG
+        return path == TPM_EVENT_LOG
 
     def content_of(self, path: str) -> bytes:
         """The log."""
