@@ -1,4 +1,4 @@
-"""The result of a verification: a report that only the verifiers (`dcap`, `amd`, `nitro`) can make."""
+"""The result of a verification: a report that only the verifiers (`dcap`, `amd`, `tpm`, `azure`, `nitro`) can make."""
 
 from __future__ import annotations
 

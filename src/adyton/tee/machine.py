@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Final
 from adyton.attest.names import TRUSTED
 from adyton.sim.files import platform_directory
 from adyton.tee.source import TEES
+from adyton.tee.system import TPM_DEVICE, TPM_EVENT_LOG
 from adyton.values import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _CPUINFO_BYTES: Final = 1 << 20
-TPM_DEVICE: Final = "/dev/tpmrm0"
-EVENT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
 CHASSIS_TAG: Final = "/sys/class/dmi/id/chassis_asset_tag"
 AZURE_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 """What the chassis of every machine of Azure's says. Anybody's can: it proves nothing."""
@@ -202,8 +201,8 @@ def tpm(machine: Machine) -> Iterator[Finding]:
     yield _step(
         "tpm",
         "event log of the boot",
-        machine.has(EVENT_LOG),
-        EVENT_LOG,
+        machine.has(TPM_EVENT_LOG),
+        TPM_EVENT_LOG,
         "absent",
         "boot by UEFI firmware that measures, and mount securityfs at /sys/kernel/security",
     )
