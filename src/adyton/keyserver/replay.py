@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adyton.attest.appraise import Policy
 from adyton.attest.assess import Assessment, assess
 from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.evidence import parse_evidence
+from adyton.attest.policy.rules import CHANNELS
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.errors import Error
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from adyton.keystore.reader import Reader
 
 _LOOKING: Policy = Policy(
-    tees=frozenset({"sgx", "tdx", "snp"}), statuses=frozenset(TCBStatus) - NEVER_ACCEPTED, any_program=True
+    tees=frozenset({"sgx", "tdx", "snp"}),
+    statuses=frozenset(TCBStatus) - NEVER_ACCEPTED,
+    any_program=True,
+    allow_missing_report_data=True,
 )
 
 
@@ -39,7 +44,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     try:
         document = json.loads(kept)
         kind = Collateral if "qe_identity" in document else AMDCollateral
-        collateral = kind.from_dict(document)
+        collateral = _as_recorded(kind.from_dict(document), body)
         evidence = parse_evidence(raw)
     except (Error, ValueError):
         return None
@@ -50,14 +55,18 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     binding = bytes.fromhex(body["report_data"]) if "report_data" in body else None
     approval = _approval(view, body)
     at = moment(entry.at_ms)
-    policy = _LOOKING if not tee else Policy(**{**_fields(_LOOKING), "tees": frozenset({tee})})
+    policy = _LOOKING if not tee else replace(_LOOKING, tees=frozenset({tee}))
     if approval is not None:
         policy = evidence_policy(approval, confidential_machine="tdx" in tee or tee == "snp", by_manifest=tee == "snp")
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
 
 
-def _fields(policy: Policy) -> dict[str, Any]:
-    return {"tees": policy.tees, "statuses": policy.statuses, "any_program": policy.any_program}
+def _as_recorded(collateral: Collateral | AMDCollateral, body: dict[str, Any]) -> Collateral | AMDCollateral:
+    """The collateral with the channel that it came from: no document says it, the entry of the decision does."""
+    channel = body.get("platform", {}).get("tcb_channel")
+    if isinstance(collateral, Collateral) and channel in CHANNELS:
+        return replace(collateral, channel=channel)
+    return collateral
 
 
 def _artifact(view: Reader, body: dict[str, Any], name: str) -> bytes | None:
