@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adyton.attest.appraise import Policy
@@ -11,6 +12,7 @@ from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import confidential_kind
+from adyton.attest.policy.rules import CHANNELS
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.attest.tpm.document import TPMQuote
@@ -28,6 +30,7 @@ _LOOKING: Policy = Policy(
     tees=frozenset({"sgx", "tdx", "snp", "nitro", "nitrotpm"}),
     statuses=frozenset(TCBStatus) - NEVER_ACCEPTED,
     any_program=True,
+    allow_missing_report_data=True,
 )
 
 
@@ -43,7 +46,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
         return None
     try:
         document = json.loads(kept)
-        collateral = _collateral(document)
+        collateral = _as_recorded(_collateral(document), body)
         evidence = parse_evidence(raw)
         if isinstance(evidence, TPMQuote | AzureEvidence):
             evidence = evidence.with_event_log(_artifact(view, body, "event_log"))
@@ -56,7 +59,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     binding = bytes.fromhex(body["report_data"]) if "report_data" in body else None
     approval = _approval(view, body)
     at = moment(entry.at_ms)
-    policy = _LOOKING if not tee else Policy(**{**_fields(_LOOKING), "tees": frozenset({tee})})
+    policy = _LOOKING if not tee else replace(_LOOKING, tees=frozenset({tee}))
     if approval is not None:
         policy = evidence_policy(approval, confidential_kind(tee))
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
@@ -68,8 +71,14 @@ def _collateral(document: dict[str, object]) -> Collateral | AMDCollateral | NoC
     return Collateral.from_dict(document) if "qe_identity" in document else AMDCollateral.from_dict(document)
 
 
-def _fields(policy: Policy) -> dict[str, Any]:
-    return {"tees": policy.tees, "statuses": policy.statuses, "any_program": policy.any_program}
+def _as_recorded(
+    collateral: Collateral | AMDCollateral | NoCollateral, body: dict[str, Any]
+) -> Collateral | AMDCollateral | NoCollateral:
+    """The collateral with the channel that it came from: no document says it, the entry of the decision does."""
+    channel = body.get("platform", {}).get("tcb_channel")
+    if isinstance(collateral, Collateral) and channel in CHANNELS:
+        return replace(collateral, channel=channel)
+    return collateral
 
 
 def _artifact(view: Reader, body: dict[str, Any], name: str) -> bytes | None:

@@ -1,7 +1,7 @@
-"""A second opinion on policies, written from docs/policy.md alone: it imports nothing of the code that judges.
+"""A second opinion on policies: it imports nothing of the code that reads and judges them.
 
 It reads the bytes of a report at their offsets (AMD 56860, Intel's DCAP quote layouts) and the plain data of a policy,
-and says whether the one meets the other. It knows nothing of names of checks.
+and says whether the one meets the other. It follows docs/policy.md, and knows nothing of names of checks.
 """
 
 from __future__ import annotations

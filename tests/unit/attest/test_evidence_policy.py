@@ -198,6 +198,8 @@ def test_policy_of_the_documented_toml_is_read() -> None:
         ({"tracked": [{"name": "min_tcb", "owner": "a"}]}, "tracked.name"),
         ({"tracked": [{"name": "hosts"}]}, "tracked.owner"),
         ({"profile": "strict-2025"}, "profile"),
+        ({"physical": "a rack\nverdict            ACCEPTED"}, "physical"),
+        ({"physical": ""}, "physical"),
         ({"relaxed": [{"name": "debug", "owner": "a", "until": "2027-01-01"}]}, "relaxed.name"),
         ({"exemptions": [{"name": "INTEL-DOC-10001", "owner": "a", "until": "2027-01-01"}]}, "exemptions"),
         ({"require_report_data": True}, "names"),

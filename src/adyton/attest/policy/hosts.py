@@ -158,7 +158,7 @@ def _read_signed(name: str, value: object) -> tuple[SignedHosts, ...]:
             raise wrong(f"{name}.key", "an Ed25519 public key, 64 hex digits", key)
         if "envelope" not in table:
             raise wrong(name, "the signed list itself: --hosts FILE, or its text as `envelope`", "only its key")
-        envelope = text_of(f"{name}.envelope", table.get("envelope"), MAX_ENVELOPE_CHARACTERS)
+        envelope = text_of(f"{name}.envelope", table.get("envelope"), MAX_ENVELOPE_CHARACTERS, one_line=False)
         found.append(SignedHosts.parse(bytes.fromhex(key), envelope))
     return tuple(found)
 

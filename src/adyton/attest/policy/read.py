@@ -23,7 +23,7 @@ def wrong(name: str, expected: str, seen: object) -> UsageError:
         check=f"policy: {name}",
         expected=expected,
         seen=str(seen)[:160],
-        remedy="see docs/policy.md",
+        remedy="see docs/attestation.md, section Policy, and docs/policy.md",
     )
 
 
@@ -34,10 +34,11 @@ def listed(name: str, value: object) -> list[object]:
     return value
 
 
-def text_of(name: str, value: object, limit: int = MAX_TEXT) -> str:
-    """A text that is not empty."""
-    if not isinstance(value, str) or not value or len(value) > limit:
-        raise wrong(name, f"a text of at most {limit} characters", value)
+def text_of(name: str, value: object, limit: int = MAX_TEXT, *, one_line: bool = True) -> str:
+    """A text that is not empty. One line, unless said otherwise: a verdict shows it, and must keep its own lines."""
+    if not isinstance(value, str) or not value or len(value) > limit or (one_line and not value.isprintable()):
+        what = "one line of" if one_line else "a text of"
+        raise wrong(name, f"{what} at most {limit} characters", value)
     return value
 
 
