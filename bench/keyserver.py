@@ -144,6 +144,7 @@ class Client:
         from dataclasses import replace
         from datetime import UTC, datetime
 
+        from adyton.attest.bundle import EvidenceBundle
         from adyton.release import messages
         from adyton.release.answer import parse_answer
         from adyton.release.grants import Granted, verify_grant
@@ -152,11 +153,11 @@ class Client:
         key = messages.EnclaveKey()
         nonce = messages.parse_challenge(_post(connection, messages.PATH_CHALLENGE, messages.challenge_request())).nonce
         names = ("weights",)
-        unsigned = messages.ReleaseRequest(nonce, key.public_bytes, Digest(RUNTIME), names, b"")
+        unsigned = messages.ReleaseRequest(nonce, key.public_bytes, Digest(RUNTIME), names, EvidenceBundle())
         ca_der = ssl.PEM_cert_to_DER_cert(self.ca.strip())
         server = messages.ServerIdentity(Digest(hashlib.sha256(ca_der).digest()), "adyton-key-server")
         binding = unsigned.report_data(server)
-        request = replace(unsigned, evidence=self.source.quote(binding))
+        request = replace(unsigned, evidence=EvidenceBundle(cpu=self.source.quote(binding)))
         answer = parse_answer(_post(connection, messages.PATH_RELEASE, request.to_bytes()))
         if not isinstance(answer, Granted):
             raise SystemExit(f"refused: {answer}")

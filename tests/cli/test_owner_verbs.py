@@ -23,6 +23,8 @@ from adyton.manifest.signed import read_signed
 from adyton.runtime import identity
 from adyton.sim.chip import simulated_guest
 from adyton.sim.platform import SimPlatform
+from adyton.values import Digest
+from tests.support.image_factory import image_document
 from tests.support.owner_world import RUNTIME_PARTS, now, signer_pem
 
 ROOT = "sim:" + "0" * 64
@@ -221,7 +223,7 @@ def test_approve_guest_that_is_not_pinned_whole_is_refused(
     status, _, error = run("approve", "app.manifest", "--key", "weights", "--tee", tee, *words)
     assert status == 2
     shown = " ".join(error.split())
-    for part in ("guest image", seen, "a later version of Adyton"):
+    for part in ("guest image", seen, "--guest-image image.json"):
         assert part in shown
     assert document(run("policy", "show", "--json")[1])["approvals"] == []
 
@@ -244,17 +246,142 @@ def test_approve_guest_that_is_pinned_whole(owner: tuple[Run, SimPlatform]) -> N
     assert all(item["gaps"] == [] for item in found)
 
 
+def image_of(folder: Path, **changes: Any) -> Path:
+    """An image.json whose Adyton is another one than that of this machine."""
+    path = folder / "image.json"
+    path.write_text(json.dumps({**image_document(), **changes}))
+    return path
+
+
+def without_tables() -> list[dict[str, Any]]:
+    """The entries for TDX, without what the host's ACPI tables give."""
+    return [{name: value for name, value in entry.items() if name != "acpi"} for entry in image_document()["tdx"]]
+
+
+def covering(*parts: str) -> list[dict[str, Any]]:
+    """The entries for SEV-SNP, with a launch digest that covers these parts only."""
+    return [{**entry, "covers": list(parts)} for entry in image_document()["snp"]]
+
+
+def test_guest_image_is_built_for_and_approved_on_any_machine(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """The measurement is that under the Adyton in the image, and the guest is the one of its entry."""
+    run, _ = owner
+    image, here = image_of(tmp_path), read_signed(Path("app.manifest"), combine(RUNTIME_PARTS)).measurement
+    approve = ("approve", "app.manifest", "--key", "weights", "--tee", "tdx", "--guest-image", image)
+    status, _, error = run(*approve)
+    assert (status, "adyton build --runtime image.json" in " ".join(error.split())) == (73, True)
+    status, out, error = run("build", "app.manifest.template", "--no-cache", "--runtime", image)
+    assert status == 0, error
+    identity_of_image = image_document()["runtime"]["identity"]
+    assert f"runtime      {identity_of_image}" in out
+    measurement = read_signed(Path("app.manifest"), Digest.from_hex(identity_of_image)).measurement
+    assert measurement != here
+    status, out, error = run(*approve)
+    assert status == 0, error
+    assert str(measurement) in out
+    (made,) = document(run("policy", "show", "--json")[1])["approvals"]
+    entry = image_document()["tdx"][0]
+    assert made["guest_images"] == [
+        {"tee": "tdx", "mrtd": entry["mrtd"], "rtmr0": entry["acpi"]["rtmr0"]}
+        | {name: entry[name] for name in ("rtmr1", "rtmr2")}
+    ]
+    assert (made["measurement"], made["gaps"]) == (str(measurement), [])
+    assert "host-acpi" not in made.get("findings", ())
+    assert run("explain-measurement", "app.manifest", "--measurement", measurement)[0] == 0
+    explained = run("explain-measurement", "app.manifest", "--runtime", image, "--json")
+    assert document(explained[1])["measurements"] == {
+        "workload measurement under this runtime": str(measurement),
+        "signed measurement": str(measurement),
+    }
+    assert "--runtime image.json" in run("explain-measurement", "app.manifest")[2]
+    Path("before").mkdir()
+    assert run("build", "app.manifest.template", "--no-cache", "-o", "before")[0] == 0
+    compared = document(run("diff", "before/app.manifest", "app.manifest", "--json")[1])
+    assert (compared["runtime_differs"], compared["differences"]) == (True, [])
+
+
+@pytest.mark.parametrize("tee", ["tdx", "snp"])
+def test_host_acpi_is_left_open_by_name_only(owner: tuple[Run, SimPlatform], tmp_path: Path, tee: str) -> None:
+    """Refused without the word; with it warned of, recorded, and shown wherever the approval is."""
+    run, _ = owner
+    image = image_of(tmp_path, tdx=without_tables())
+    assert run("build", "app.manifest.template", "--no-cache", "--runtime", image)[0] == 0
+    approve = ("approve", "app.manifest", "--key", "weights", "--tee", tee, "--guest-image", image)
+    status, _, error = run(*approve)
+    assert status == 2
+    assert "--allow-host-acpi" in " ".join(error.split())
+    status, out, error = run(*approve, "--allow-host-acpi")
+    assert status == 0, error
+    assert "warning: nothing pins the ACPI tables" in " ".join(error.split())
+    assert "exposes: host-acpi" in error
+    assert "open (the host writes the ACPI tables)" in out
+    (made,) = document(run("policy", "show", "--json")[1])["approvals"]
+    assert (made["allowed"], made["gaps"], made["guest_images"][0]["host_acpi"]) == (["host-acpi"], [], True)
+    shown = run("policy", "show")[1]
+    assert "(host-acpi)" in shown
+    assert "the host writes the ACPI tables" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "named"),
+    [
+        (("tdx", "--rtmr0", "a1" * 48), {}, "--rtmr0"),
+        (("tdx", "--guest", "a1" * 48), {}, "--guest"),
+        (("tdx", "--rtmr2", "a1" * 48), {}, "--rtmr2"),
+        (("tdx",), {"tdx": []}, "entries for tdx"),
+        (("snp", "--allow-host-acpi"), {"snp": []}, "entries for snp"),
+        (("snp", "--allow-host-acpi"), {"snp": covering()}, "launch digest"),
+        (
+            ("snp", "--allow-host-acpi"),
+            {"snp": covering("kernel")},
+            "launch digest",
+        ),
+        ((ROOT,), {}, "--tee"),
+        ((ROOT.replace("sim", "sim-tdx"),), {}, "--guest-image"),
+        (("tdx",), {"format": "adyton-guest-image/2"}, "guest image: format"),
+    ],
+)
+def test_guest_image_that_does_not_fit_is_refused(
+    owner: tuple[Run, SimPlatform], tmp_path: Path, words: tuple[str, ...], changes: dict[str, Any], named: str
+) -> None:
+    """Contradicting options, entries that are missing or cover too little, a simulated platform, another format."""
+    run, _ = owner
+    good = image_of(tmp_path)
+    assert run("build", "app.manifest.template", "--no-cache", "--runtime", good)[0] == 0
+    tee, *options = words
+    image = image_of(tmp_path, **changes)
+    status, _, error = run(
+        "approve", "app.manifest", "--key", "weights", "--tee", tee, "--guest-image", image, *options
+    )
+    assert status == 2
+    assert named in " ".join(error.split())
+    assert document(run("policy", "show", "--json")[1])["approvals"] == []
+
+
+def test_rtmr0_of_ones_own_machine_completes_an_entry(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """An entry without the host's tables, and the register that she computed."""
+    run, _ = owner
+    image = image_of(tmp_path, tdx=without_tables())
+    assert run("build", "app.manifest.template", "--no-cache", "--runtime", image)[0] == 0
+    words = ("--tee", "tdx", "--guest-image", image, "--rtmr0", "a1" * 48)
+    status, _, error = run("approve", "app.manifest", "--key", "weights", *words)
+    assert status == 0, error
+    (made,) = document(run("policy", "show", "--json")[1])["approvals"]
+    assert (made["guest_images"][0]["rtmr0"], made.get("allowed")) == ("a1" * 48, None)
+
+
 def test_policy_set_cannot_approve_for_snp(owner: tuple[Run, SimPlatform]) -> None:
     """She writes herself what the digest covers, as a host advised her: it counts for nothing and is not stored."""
     run, platform = owner
     assert run("approve", "app.manifest", "--key", "weights", "--tee", tee_of(platform))[0] == 0
     (made,) = document(run("policy", "show", "--json")[1])["approvals"]
-    image = {"tee": "snp", "launch_digest": "d4" * 48, "launch_digest_covers": list(MUST_COVER)}
-    for words in ([f"guest_images={json.dumps([image])}"], [f'guests=["{"d4" * 48}"]']):
+    image = {"tee": "snp", "launch_digest": "d4" * 48, "launch_digest_covers": list(MUST_COVER), "host_acpi": True}
+    named = (f"guest_images={json.dumps([image])}", "--allow", "host-acpi")
+    for words in (named, (f'guests=["{"d4" * 48}"]',)):
         status, _, error = run("policy", "set", made["id"], 'tees=["snp"]', *words)
         assert status == 2
         shown = " ".join(error.split())
-        for part in ("release nothing under snp", "guest image", "a later version of Adyton", "document"):
+        for part in ("guest image", "--guest-image image.json", "document"):
             assert part in shown
     (still,) = document(run("policy", "show", "--json")[1])["approvals"]
     assert (still["tees"], still["revision"]) == (made["tees"], 1)

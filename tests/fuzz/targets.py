@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from adyton.address import parse_address
 from adyton.attest.amd import parse_chip_certificate
+from adyton.attest.bundle import DevicePart, EvidenceBundle
 from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
 from adyton.attest.evidence_policy import Policy
@@ -252,7 +253,9 @@ def _release() -> dict[str, Target]:
     ]
     names = {name: value for module in modules for name, value in vars(module).items()}
     b64, key = names["b64"], names["EnclaveKey"]()
-    request = names["ReleaseRequest"](Nonce(b"n" * 32), key.public_bytes, Digest(b"m" * 32), ("a",), b"evidence")
+    device = DevicePart(arch="HOPPER", certificate=b"certificate", evidence=b"evidence")
+    bundle = EvidenceBundle(cpu=b"quote", event_log=b"log", devices=(device, device))
+    request = names["ReleaseRequest"](Nonce(b"n" * 32), key.public_bytes, Digest(b"m" * 32), ("a",), bundle)
     checkpoint = Checkpoint(STORE, 1, bytes(32), 1, bytes(64)).to_dict()
     seeds = (
         json.dumps({"protocol": names["PROTOCOL"]}).encode(),

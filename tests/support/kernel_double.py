@@ -317,6 +317,8 @@ class TDXGuest(TSM):
     def __init__(self, make: Callable[[bytes, int], bytes] = lambda inblob, _level: inblob, **sizes: int) -> None:
         super().__init__("tdx_guest", make, **sizes)
         self.rtmr3: bytes | None = bytes(48)
+        self.extended: list[bytes] = []
+        """Every digest that was written to extend the register."""
 
     def exists(self, path: str) -> bool:
         """The register is there on newer kernels only."""
@@ -337,6 +339,7 @@ class TDXGuest(TSM):
             return
         if len(data) != 48:
             raise fail(errno.EINVAL)
+        self.extended.append(data)
         self.rtmr3 = hashlib.sha384(self.rtmr3 + data).digest()
 
 

@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import SNPReport
@@ -22,7 +20,6 @@ from adyton.attest.tdx import TDXQuote
 from adyton.collateral.verifier import Verifier
 from adyton.errors import FetchFailed
 from adyton.keyserver.service import KeyService
-from adyton.keystore import approval_gaps
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit_facts import DENIAL, WAITS, waiting
 from adyton.keystore.audit_key import audit_private_key
@@ -78,11 +75,6 @@ class FixedCollateral:
     def for_report(self, _report: SNPReport, _now: datetime) -> AMDCollateral:
         """There is no simulated SEV-SNP."""
         raise FetchFailed("no certificates")
-
-
-def allow_snp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let SEV-SNP approvals count, as after a guest image document that says what a launch digest covers."""
-    monkeypatch.setattr(approval_gaps, "PINNED_BY", frozenset({"tdx", "snp"}))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from adyton.attest.bundle import EvidenceBundle
 from adyton.attest.ratls import make_certificate
 from adyton.manifest.signed import SignedManifest
 from adyton.release import secret_provisioning
@@ -114,9 +115,9 @@ def release(
     with https(world, server.adyton) as connection:
         _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
         nonce = nonce or parse_challenge(json.dumps(challenge).encode()).nonce
-        unsigned = ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, names, b"")
+        unsigned = ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, names, EvidenceBundle())
         binding = unsigned.report_data(identity or server_identity(world.home))
-        request = replace(unsigned, evidence=world.enclave(signed).quote(binding))
+        request = replace(unsigned, evidence=EvidenceBundle(cpu=world.enclave(signed).quote(binding)))
         return post(connection, PATH_RELEASE, request.to_bytes())
 
 
@@ -171,9 +172,11 @@ def release_message(
     """A request for `weights`, as it should be, over a fresh challenge."""
     _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
     nonce = parse_challenge(json.dumps(challenge).encode()).nonce
-    unsigned = ReleaseRequest(nonce, (key or EnclaveKey()).public_bytes, signed.manifest_sha256, ("weights",), b"")
+    unsigned = ReleaseRequest(
+        nonce, (key or EnclaveKey()).public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle()
+    )
     binding = unsigned.report_data(server_identity(world.home))
-    return replace(unsigned, evidence=world.enclave(signed).quote(binding)).to_bytes()
+    return replace(unsigned, evidence=EvidenceBundle(cpu=world.enclave(signed).quote(binding))).to_bytes()
 
 
 class Logged(logging.Handler):

@@ -213,6 +213,7 @@ class AzureScenario:
     spoil_claims: bytes | None = None
     """Claims that stand in the report though the hardware did not bind them."""
     report_data_tail: bytes = bytes(32)
+    size: int = 2600
     head: dict[int, int] = field(default_factory=dict)
     """Offset -> byte, changed in the paravisor's report at the end."""
 
@@ -224,7 +225,7 @@ class AzureScenario:
         """The paravisor's report, 2600 bytes."""
         claims = self.claims_json()
         self.snp.fields["report_data"] = hashlib.sha256(claims).digest() + self.report_data_tail
-        raw = bytearray(hcl_report(self.snp.report(), self.spoil_claims or claims))
+        raw = bytearray(hcl_report(self.snp.report(), self.spoil_claims or claims, size=self.size))
         for offset, value in self.head.items():
             raw[offset] = value
         return bytes(raw)

@@ -52,6 +52,8 @@ __all__ = ["Claims", "Policy", "appraise"]
 
 _APPRAISER: Final = object()
 
+ACPI_CHECK: Final = "ACPI tables of the host"
+
 _REMEDY_TCB: Final = {
     TCBStatus.SW_HARDENING_NEEDED: "accept the advisories by name in the policy once the program has the mitigations",
     TCBStatus.CONFIGURATION_NEEDED: "change the BIOS setting that the advisories name, or accept them in the policy",
@@ -433,6 +435,18 @@ def _judge_azure(to: _Judgement, evidence: AzureEvidence, report: VerifiedReport
         _judge_snp(to, evidence.hardware, report, policy)
 
 
+def _judge_acpi(to: _Judgement, report: VerifiedReport, policy: Policy) -> None:
+    """Say in every verdict where nothing pins the ACPI tables. It is no reason to refuse: the policy left them open."""
+    if isinstance(report.evidence, SNPReport) or (isinstance(report.evidence, TDXQuote) and not policy.rtmr0):
+        to.require(
+            ACPI_CHECK,
+            True,
+            expected="pinned (RTMR0), or left open by the policy",
+            seen="left open: the host writes them, and code in them runs in the guest's kernel",
+            remedy="name rtmr0 in the policy; nothing in SEV-SNP's evidence covers them",
+        )
+
+
 def _judge_freshness(to: _Judgement, report: VerifiedReport, policy: Policy, now: datetime) -> None:
     to.require(
         "verified at the time of appraisal",
@@ -506,6 +520,7 @@ def _judge(report: VerifiedReport, policy: Policy, now: datetime, report_data: b
         _judge_tpm(to, evidence, report, policy)
     else:
         _judge_snp(to, evidence, report, policy)
+    _judge_acpi(to, report, policy)
     _judge_freshness(to, report, policy, now)
     _judge_binding(to, report, policy, report_data)
     return to

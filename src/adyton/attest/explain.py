@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.attest.appraise import ACPI_CHECK
 from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.names import TRUSTED
 from adyton.attest.nitro.document import NitroDocument
@@ -250,6 +251,8 @@ def lines(assessment: Assessment) -> list[tuple[str, str]]:
         if details is not None:
             found.append(("", f"       {details}"))
         found += _program(assessment, report)
+        if any(check.name == ACPI_CHECK for check in assessment.checks):
+            found.append(("", "       with any ACPI tables of the host, which can attack the guest through them"))
         if report.debug:
             answer = "NO     refused" if _failed(assessment.checks, ("debug",)) else "YES    allowed by the policy"
             found.append(("debug?", f"{answer}: whoever runs the machine can read its memory"))

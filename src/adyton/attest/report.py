@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from adyton.attest.azure.evidence import AzureEvidence
+from adyton.attest.devices import NO_DEVICES, device_digest
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from adyton.attest.devices import Device
     from adyton.attest.snp import SNPReport
     from adyton.attest.status import TCBStatus
     from adyton.check import Check
@@ -67,6 +69,8 @@ class VerifiedReport:
     revocation_checked: bool
     checks: tuple[Check, ...]
     evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence | NitroDocument
+    devices: tuple[Device, ...] = ()
+    """The GPUs whose evidence was verified with this evidence (`attest.bundle`)."""
     made_by: object = field(repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
@@ -93,17 +97,26 @@ class VerifiedReport:
         return dict(enumerate(self.evidence.pcrs))
 
     def carries_workload(self, workload: Measurement) -> bool:
-        """Whether the evidence itself names this workload: as MRENCLAVE (SGX), or extended into RTMR3 (TDX).
+        """Whether the evidence itself names this workload, on a machine with exactly the verified devices."""
+        return carries_workload(self.evidence, workload, device_digest(self.devices))
 
-        It is never true for SEV-SNP, which has no register for it: there report data bind the workload. A Nitro
-        Enclave has none either; a NitroTPM has it in PCR 15.
-        """
-        if isinstance(self.evidence, SGXQuote):
-            return self.measurement == workload
-        if isinstance(self.evidence, TDXQuote):
-            return self.evidence.report.rtmrs[3] == workload_rtmr3(workload).raw
-        if isinstance(self.evidence, TPMQuote | AzureEvidence):
-            return self.evidence.pcrs[WORKLOAD_PCR] == workload_register(workload, bank="sha256")
-        if isinstance(self.evidence, NitroDocument) and self.evidence.tee == "nitrotpm":
-            return self.evidence.pcrs.get(WORKLOAD_PCR) == workload_register(workload, bank="sha384")
-        return False
+
+def carries_workload(
+    evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence | NitroDocument,
+    workload: Measurement,
+    devices: bytes = NO_DEVICES,
+) -> bool:
+    """Whether evidence names this workload: as MRENCLAVE (SGX), or in the workload register with the device digest.
+
+    It is never true for SEV-SNP, which has no register for it: there report data bind the workload. A Nitro Enclave has
+    none either.
+    """
+    if isinstance(evidence, SGXQuote):
+        return evidence.report.mrenclave == workload.raw
+    if isinstance(evidence, TDXQuote):
+        return evidence.report.rtmrs[3] == workload_rtmr3(workload, devices).raw
+    if isinstance(evidence, TPMQuote | AzureEvidence):
+        return evidence.pcrs[WORKLOAD_PCR] == workload_register(workload, devices, bank="sha256")
+    if isinstance(evidence, NitroDocument) and evidence.tee == "nitrotpm":
+        return evidence.pcrs.get(WORKLOAD_PCR) == workload_register(workload, devices, bank="sha384")
+    return False

@@ -5,10 +5,10 @@ Source: Intel TDX DCAP quoting library API, "TD Quote Body"; Intel TDX module ba
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Final, Self
 
+from adyton.attest.devices import NO_DEVICES
 from adyton.attest.layout import Span, pack
 from adyton.attest.quote import (
     BODY_BYTES,
@@ -23,6 +23,7 @@ from adyton.attest.quote import (
     signed_part,
     unpack,
 )
+from adyton.attest.workload_register import workload_register
 from adyton.errors import UsageError
 from adyton.values import Measurement
 
@@ -214,13 +215,6 @@ def parse_quote(raw: bytes) -> TDXQuote:
     return TDXQuote(header, TDReport(body), signature, padding)
 
 
-def extend_rtmr(register: bytes, digest: bytes) -> bytes:
-    """A run-time register after one extension: SHA-384(register, digest), 48 bytes each."""
-    if len(register) != 48 or len(digest) != 48:
-        raise UsageError("a run-time register is extended with 48 bytes", seen=f"{len(register)}, {len(digest)}")
-    return hashlib.sha384(register + digest).digest()
-
-
-def workload_rtmr3(workload: Measurement) -> Measurement:
-    """RTMR3 after Adyton has extended it once, from zero, with the SHA-384 of the workload measurement."""
-    return Measurement(extend_rtmr(bytes(48), hashlib.sha384(workload.raw).digest()))
+def workload_rtmr3(workload: Measurement, devices: bytes = NO_DEVICES) -> Measurement:
+    """RTMR3 while this workload runs on a machine with these devices (`attest.workload_register`, SHA-384)."""
+    return Measurement(workload_register(workload, devices, bank="sha384"))

@@ -53,6 +53,19 @@ def approve(
     rtmr2: Annotated[
         str | None, typer.Option(help="tdx: the guest's RTMR2 (command line, initrd).", show_default=False)
     ] = None,
+    guest_image: Annotated[
+        Path | None,
+        typer.Option(
+            help="tdx, snp: the document (image.json) of the guest image, which you built or measured yourself.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_host_acpi: Annotated[
+        bool,
+        typer.Option(
+            "--allow-host-acpi", help="Accept that the host writes the guest's ACPI tables, hence code in it."
+        ),
+    ] = False,
     by_signer: Annotated[
         bool, typer.Option("--by-signer", help="Approve every version of this signer's product, from this SVN on.")
     ] = False,
@@ -95,7 +108,8 @@ def approve(
     What would expose the data (output in clear, what the host chooses, keys in the manifest, a CA that is not yours) is
     refused unless you name it with --allow; --allow-debug and --by-signer name what they open themselves.
 
-    A tdx guest is pinned whole: --guest, --rtmr0, --rtmr1 and --rtmr2. Nothing can be approved for snp yet.
+    The guest of a confidential machine is pinned whole, by --guest-image. The manifest must be built for the Adyton in
+    that image (adyton build --runtime image.json). A tdx guest may be pinned by --guest, --rtmr0, --rtmr1 and --rtmr2.
     """
     from adyton.workflow.approve import approve as carry_out
     from adyton.workflow.progress import unheard
@@ -113,6 +127,8 @@ def approve(
         rtmr0=rtmr0,
         rtmr1=rtmr1,
         rtmr2=rtmr2,
+        guest_image=guest_image,
+        allow_host_acpi=allow_host_acpi,
         by_signer=by_signer,
         allow_debug=debug,
         allow=allow or (),
@@ -143,6 +159,8 @@ def show(approved: Approved) -> None:
     say(f"  on {', '.join(first.tees)}; TCB {', '.join(first.tcb_statuses)}")
     if any(item.startswith("sim") for item in first.tees):
         note("  a simulated platform protects nothing from whoever runs it")
+    if any(image.host_acpi for image in first.guest_images):
+        note("  warning: nothing pins the ACPI tables; the host writes them, and can attack the guest through them")
     if first.allowed:
         say(f"  named: {', '.join(first.allowed)}")
     say("what the measurement does not cover:")

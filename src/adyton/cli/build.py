@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import HomeOption, JSONOption
+from adyton.cli.options import HomeOption, JSONOption, RuntimeOption
 from adyton.cli.output import note, progress, say, say_json
 from adyton.cli.verb import verb_app
 
@@ -53,13 +53,15 @@ def build(
             " under Gramine.",
         ),
     ] = False,
+    runtime: RuntimeOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what would only be warned of.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Hash every file again.")] = False,
     as_json: JSONOption = False,
 ) -> None:
     """Render TEMPLATE, hash every trusted file, sign, and print the measurement that the owner approves.
 
-    Relative paths in the template are relative to the current folder, as they will be for `adyton run`.
+    The measurement names the Adyton that will run the manifest: the one installed here, or with --runtime the one in a
+    guest image. Relative paths in the template are relative to the current folder, as they will be for `adyton run`.
     """
     from adyton.workflow.build import build as carry_out
 
@@ -75,6 +77,7 @@ def build(
         date=date,
         gramine=gramine,
         gramine_defaults=gramine_defaults,
+        runtime=runtime,
         strict=strict,
         use_cache=not no_cache,
         progress=partial(progress, quiet=as_json),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adyton.cli.options import JSONOption
+from adyton.cli.options import JSONOption, RuntimeOption
 from adyton.cli.output import note, say, say_json
 from adyton.cli.verb import verb_app
 
@@ -20,6 +20,7 @@ def explain_measurement(
     measurement: Annotated[
         str | None, typer.Option(help="A measurement to compare with, from an approval, a log or evidence.")
     ] = None,
+    runtime: RuntimeOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Say what a measurement covers (program, files, environment, mounts, keys, runtime), and what it does not.
@@ -30,7 +31,7 @@ def explain_measurement(
     from adyton.workflow.explain_measurement import explain_measurement as carry_out
 
     wanted = None if measurement is None else Measurement.from_hex(measurement)
-    found = carry_out(manifest, measurement=wanted)
+    found = carry_out(manifest, measurement=wanted, runtime=runtime)
     if as_json:
         say_json(found.to_dict())
     else:
@@ -41,5 +42,8 @@ def explain_measurement(
             for line in section.lines:
                 say(f"  {line}")
         if found.for_another_runtime:
-            note("it was signed for another runtime: another Adyton, Python or library than is installed here")
+            here = "is installed here" if runtime is None else "is in the guest image"
+            note(f"it was signed for another runtime: another Adyton, Python or library than {here}")
+            if runtime is None:
+                note("for a manifest that was built for a guest image, name it: --runtime image.json")
     found.require()

@@ -19,6 +19,15 @@ AllowOption = Annotated[
         show_default=False,
     ),
 ]
+RuntimeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--runtime",
+        metavar="IMAGE.JSON",
+        help="Measure for the Adyton in this guest image.  [the Adyton installed here]",
+        show_default=False,
+    ),
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 KeyOption = Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")]
 OpeningKeyOption = Annotated[

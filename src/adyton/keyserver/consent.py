@@ -85,6 +85,8 @@ def shown(
             found.append(finding("foreign-signer", str(approval.mrsigner)))
     if approval.allow_debug:
         found.append(finding("debug"))
+    if any(guest.host_acpi for guest in approval.guest_images):
+        found.append(finding("host-acpi"))
     if RA_TLS in approval.protocols:
         found.append(finding("no-freshness"))
     every = by_danger({item.name: item for item in found}.values())

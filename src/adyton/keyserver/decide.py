@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.appraise import appraise
 from adyton.attest.evidence_policy import Exemption, Policy, SignerRule
-from adyton.attest.snp import SNPReport
+from adyton.attest.guest import confidential_kind
 from adyton.attest.status import TCBStatus
-from adyton.attest.tdx import TDXQuote
 from adyton.check import Check, text
 from adyton.dates import is_over, over_at
 from adyton.errors import AppraisalFailed, UsageError
@@ -182,14 +181,11 @@ def _lines(
     request: Request, report: VerifiedReport, stored: StoredApproval, now: datetime
 ) -> tuple[list[Check], Claims | None]:
     """Every line of an approval except its usage, and the claims where the evidence passes."""
-    lines = _own_lines(request, stored, now, by_manifest=isinstance(report.evidence, SNPReport))
+    kind = confidential_kind(report.tee)
+    lines = _own_lines(request, stored, now, by_manifest=kind == "snp")
     if report.tee_with_root in stored.approval.tees:  # else the line TEE refuses
         lines += approval_gaps.lines(stored.approval, report.tee_with_root)
-    policy = evidence_policy(
-        stored.approval,
-        confidential_machine=isinstance(report.evidence, TDXQuote | SNPReport),
-        by_manifest=isinstance(report.evidence, SNPReport),
-    )
+    policy = evidence_policy(stored.approval, kind)
     try:
         claims = appraise(report, policy, now, report_data=request.report_data)
     except AppraisalFailed as refused:
@@ -273,21 +269,19 @@ def _usage_lines(approval: Approval, usage: Usage) -> list[Check]:
     return lines
 
 
-def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manifest: bool = False) -> Policy:
-    """The part of an approval that `appraise` judges, as a policy.
+def evidence_policy(approval: Approval, kind: str | None) -> Policy:
+    """The part of an approval that `appraise` judges, as a policy. `kind` is the TEE's (`confidential_kind`).
 
-    In a confidential machine (TDX, SEV-SNP) the measurement is that of the guest image. TDX has the workload in RTMR3.
-    SEV-SNP has no register for it. There the approved guest puts the manifest's hash into the report data
-    (`by_manifest`). Each guest image is one alternative, so registers of two images are never mixed.
+    In a confidential machine the measurement is that of the guest image. TDX has the workload in RTMR3. SEV-SNP has no
+    register for it. There the approved guest puts the manifest's hash into the report data. Each guest image is one
+    alternative, so registers of two images are never mixed.
     """
-    kind = ("snp" if by_manifest else "tdx") if confidential_machine else None
     images = tuple(guest.policy() for guest in approval.guest_images if guest.kind == kind)
     exemptions = tuple(
         Exemption(name=name, until=until or _NO_END, owner="owner", reason="accepted in the approval")
         for name, until in approval.advisories.items()
     )
-    in_register = approval.measurement is not None and not by_manifest
-    workloads = frozenset((approval.measurement,) if approval.measurement is not None and in_register else ())
+    workloads = frozenset((approval.measurement,) if approval.measurement is not None and kind != "snp" else ())
     signers: tuple[SignerRule, ...] = ()
     if approval.mrsigner is not None and approval.isv_prod_id is not None and approval.min_isv_svn is not None:
         signers = (
@@ -299,7 +293,7 @@ def evidence_policy(approval: Approval, *, confidential_machine: bool, by_manife
         statuses=frozenset(TCBStatus(status) for status in approval.tcb_statuses),
         exemptions=exemptions,
         workloads=workloads,
-        measurements=frozenset(approval.guests) if confidential_machine and not images else frozenset(),
+        measurements=frozenset(approval.guests) if kind is not None and not images else frozenset(),
         any_of=images,
         signers=signers,
         allow_debug=approval.allow_debug,

@@ -26,7 +26,7 @@ from adyton.keyserver.refusal_texts import (
     unchecked_reason,
 )
 from adyton.keyserver.refused_programs import Ticket, waits
-from adyton.keyserver.request_record import RequestRecord
+from adyton.keyserver.request_record import RequestRecord, evidence_parts
 from adyton.keyserver.stages import Decided, Outcome, Refused, Release, Unchecked
 from adyton.keystore.audit import canonical
 from adyton.keystore.audit_facts import DENIAL, RELEASE, WAITS, waiting
@@ -165,9 +165,9 @@ class Decisions:
             )
         grant_id = new_id("g")
         payload = Payload(keys, secret_values, change.token_of(grant_id))
-        evidence = change.keep_released(received.evidence, case.at_ms).hex()
+        kept = {name: change.keep_released(part, case.at_ms).hex() for name, part in evidence_parts(received).items()}
         facts = self._record.facts(change, case.verified, case.at_ms)
-        change.record(RELEASE, grant_id, {"grant": grant_id, "keys": listed, "evidence": evidence, **facts}, case.at_ms)
+        change.record(RELEASE, grant_id, {"grant": grant_id, "keys": listed, **kept, **facts}, case.at_ms)
         named = {"keys": ",".join(grant.key for grant in grants), "app": grants[0].approval.approval.app}
         log.info("released", extra={"grant": grant_id, "peer": received.peer, **named})
         return Release(grant_id, grants, versions, payload)
@@ -189,8 +189,7 @@ class Decisions:
         ticket = Ticket(
             denial=refusal.denial,
             platform=platform or "",
-            evidence=report.evidence,
-            tee=report.tee_with_root,
+            report=report,
             key=denial.key,
             approvals=tuple(judged["approval"] for judged in detail["approvals"]),
             waits=bound and waits(detail),

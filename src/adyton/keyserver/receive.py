@@ -25,12 +25,15 @@ def received_message(message: ReleaseRequest, identity: ServerIdentity, peer: st
     return Received(
         protocol=ADYTON,
         names=message.names,
-        evidence=message.evidence,
+        evidence=message.evidence.cpu,
         run=run_id(message.public_key),
         peer=peer,
         report_data=message.report_data(identity),
         manifest_sha256=message.manifest_sha256,
         message=message,
+        event_log=message.evidence.event_log,
+        devices=message.evidence.devices,
+        device_nonce=message.gpu_nonce,
     )
 
 

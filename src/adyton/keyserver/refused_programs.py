@@ -18,8 +18,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from adyton.attest.sgx import SGXQuote
-from adyton.attest.tdx import TDXQuote, workload_rtmr3
+from adyton.attest.tdx import TDXQuote
 from adyton.errors import Error, OutOfOrder
 from adyton.keyserver.decide import PROGRAM_LINES
 from adyton.keyserver.program_comparison import MAX_APPROVED, compared, unpacked
@@ -41,7 +40,7 @@ from adyton.values import Digest, Measurement
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from adyton.attest.evidence import Evidence
+    from adyton.attest.report import VerifiedReport
     from adyton.keystore.reader import Reader
     from adyton.keystore.store import Store
     from adyton.keystore.transaction import Transaction
@@ -73,8 +72,7 @@ class Ticket:
     denial: str
     platform: str
     """The platform's chip, if its evidence was made for this request. Otherwise empty."""
-    evidence: Evidence
-    tee: str
+    report: VerifiedReport
     key: str
     approvals: tuple[str, ...]
     """The approvals by which it was judged, the closest first."""
@@ -198,9 +196,9 @@ class Explainer:
             if not self._written.has_room(ticket.platform, at_ms):
                 return
             body: dict[str, Any] = {"denial": ticket.denial, **found}
-            if ticket.waits and isinstance(ticket.evidence, TDXQuote) and change.has_key(ticket.key):
+            if ticket.waits and isinstance(ticket.report.evidence, TDXQuote) and change.has_key(ticket.key):
                 # a quote of TDX names its workload by a hash: only now is it known what waits
-                body[WAITS] = waiting(workload, ticket.tee, ticket.key)
+                body[WAITS] = waiting(workload, ticket.report.tee_with_root, ticket.key)
             entry = change.record(EXPLANATION, ticket.denial, body, at_ms)
             self._written.spend(ticket.platform, len(entry.body), at_ms)
 
@@ -214,7 +212,7 @@ class Explainer:
     def _shown_workload(self, shown: Explanation, ticket: Ticket) -> Measurement:
         parts = {name: Digest.from_hex(value) for name, value in shown.runtime_parts.items()}
         workload = workload_measurement(shown.manifest, self._combine(parts))
-        if not _carries(ticket.evidence, workload):
+        if not ticket.report.carries_workload(workload):
             raise OutOfOrder(
                 "this is not the program whose evidence was refused",
                 check="measurement of what was shown",
@@ -246,12 +244,3 @@ def _approved(view: Reader, ticket: Ticket) -> list[tuple[str, bytes, dict[str, 
         if behind is not None:
             found.append((f"{stored.approval.app} {stored.approval.version}", *behind))
     return found
-
-
-def _carries(evidence: Evidence, workload: Measurement) -> bool:
-    """Whether the evidence itself names this workload. SEV-SNP has no register for it, so there it never does."""
-    if isinstance(evidence, SGXQuote):
-        return evidence.report.mrenclave == workload.raw
-    if isinstance(evidence, TDXQuote):
-        return evidence.report.rtmrs[3] == workload_rtmr3(workload).raw
-    return False

@@ -9,6 +9,7 @@ from adyton.attest.appraise import Policy
 from adyton.attest.assess import Assessment, assess
 from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import parse_evidence
+from adyton.attest.guest import confidential_kind
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.errors import Error
@@ -53,7 +54,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     at = moment(entry.at_ms)
     policy = _LOOKING if not tee else Policy(**{**_fields(_LOOKING), "tees": frozenset({tee})})
     if approval is not None:
-        policy = evidence_policy(approval, confidential_machine="tdx" in tee or tee == "snp", by_manifest=tee == "snp")
+        policy = evidence_policy(approval, confidential_kind(tee))
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
 
 

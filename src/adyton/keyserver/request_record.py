@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.attest.bundle import devices_bytes
 from adyton.check import text
 from adyton.keyserver.record_limits import MAX_EVIDENCE_BYTES_PER_DAY, MAX_EVIDENCE_KEPT_BYTES, Budget
 from adyton.keyserver.refusal_texts import program_of
@@ -13,7 +14,7 @@ from adyton.keystore.tables.evidence import REFUSED
 
 if TYPE_CHECKING:
     from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
-    from adyton.keyserver.stages import Verified
+    from adyton.keyserver.stages import Received, Verified
     from adyton.keystore.transaction import Transaction
 
 MAX_UNPROVEN_NAMES: Final = 4
@@ -21,6 +22,19 @@ MAX_UNPROVEN_NAMES: Final = 4
 
 MAX_PLATFORM_CHARACTERS: Final = 200
 _MAX_REMEMBERED: Final = 64
+
+
+def evidence_parts(received: Received) -> dict[str, bytes]:
+    """The parts of a request's evidence, by the names under which its entry keeps their hashes (`keystore.prune`).
+
+    `devices` is `attest.bundle.devices_bytes`.
+    """
+    found = {"evidence": received.evidence}
+    if received.event_log is not None:
+        found["event_log"] = received.event_log
+    if received.devices:
+        found["devices"] = devices_bytes(received.devices)
+    return found
 
 
 class RequestRecord:
@@ -65,20 +79,24 @@ class RequestRecord:
     def refused_evidence(self, change: Transaction, verified: Verified, at_ms: int) -> dict[str, Any]:
         """Record refused evidence: genuine evidence is stored, within the limits. Of all other only the hash is kept.
 
-        Anybody can make any amount of evidence that does not verify.
+        Anybody can make any amount of evidence that does not verify. The log and the devices are stored where the
+        CPU's evidence, which they came with, was made for this request.
         """
-        raw = verified.received.evidence
+        received = verified.received
+        raw = received.evidence
         if not raw:
             return {}
-        if verified.evidence is None or not self._refused_evidence.has_room(at_ms, len(raw)):
+        parts = evidence_parts(received) if verified.platform is not None else {"evidence": raw}
+        size_bytes = sum(map(len, parts.values()))
+        if verified.evidence is None or not self._refused_evidence.has_room(at_ms, size_bytes):
             return {"evidence_sha256": hashlib.sha256(raw).hexdigest()}
-        self._refused_evidence.spend(len(raw), at_ms)
-        sha256 = change.keep_artifact(REFUSED, raw, at_ms)
-        self._unpruned_bytes += len(raw)
+        self._refused_evidence.spend(size_bytes, at_ms)
+        kept = {name: change.keep_artifact(REFUSED, part, at_ms).hex() for name, part in parts.items()}
+        self._unpruned_bytes += size_bytes
         if self._unpruned_bytes > MAX_EVIDENCE_KEPT_BYTES // 16:  # the sum reads what is kept: not for every refusal
             prune_refused(change, MAX_EVIDENCE_KEPT_BYTES, at_ms)
             self._unpruned_bytes = 0
-        return {"evidence": sha256.hex()}
+        return kept
 
     def _collateral_bytes(self, collateral: Collateral | AMDCollateral | NoCollateral) -> bytes:
         known = self._collateral_json.get(id(collateral))

@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from adyton.attest.complete import complete, no_devices
 from adyton.collateral.background import Pending
 from adyton.errors import AuditError, Error, OutOfOrder, StoreError
 from adyton.keyserver.answer import answered
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from adyton.attest.complete import DeviceVerifier
+    from adyton.attest.report import VerifiedReport
     from adyton.collateral.verifier import Verifier
     from adyton.errors import Unavailable
     from adyton.keyserver.stages import Answered, Decided, Outcome, Received
@@ -62,6 +65,7 @@ class KeyService:
         grant_key: GrantKey,
         *,
         combine: Callable[[Mapping[str, Digest]], Digest],
+        verify_devices: DeviceVerifier = no_devices,
         challenge_lifetime_s: int = 120,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_decision: Callable[[str, float], None] | None = None,
@@ -69,6 +73,7 @@ class KeyService:
         self.store = store
         self.identity = identity
         self.verifier = verifier
+        self._verify_devices = verify_devices
         self._audit_key = audit_key
         self._grant_key = grant_key
         self.explainer = Explainer(store, combine)
@@ -192,12 +197,18 @@ class KeyService:
         return found
 
     def _verify(self, waiting: Waiting, roots: frozenset[Digest]) -> Verified | None:
-        """Verify a request's evidence. None where it waits for collateral and is queued again."""
+        """Verify a request's evidence. None where it waits for collateral and is queued again.
+
+        The event log and the devices are parsed only where the CPU's evidence is genuine and was made for this request.
+        """
         received = waiting.received
         if received.error is not None:
             return Verified(received, received.error)
+        now = self._clock()
         try:
-            found = self.verifier.verify(received.evidence, roots, self._clock())
+            found = self.verifier.verify(received.evidence, roots, now)
+            if not isinstance(found, Pending) and received.is_bound(found.report):
+                found = replace(found, report=self._completed(received, found.report, now))
         except Error as error:
             return Verified(received, error)
         if not isinstance(found, Pending):
@@ -205,6 +216,16 @@ class KeyService:
         if self._park(waiting, found):
             return None
         return Verified(received, found.error())
+
+    def _completed(self, received: Received, report: VerifiedReport, now: datetime) -> VerifiedReport:
+        return complete(
+            report,
+            received.event_log,
+            received.devices,
+            nonce=received.device_nonce,
+            verify_devices=self._verify_devices,
+            now=now,
+        )
 
     def _park(self, waiting: Waiting, pending: Pending) -> bool:
         """Let a request wait once for its collateral, while others are decided. False where it cannot."""

@@ -12,6 +12,8 @@ from adyton.check import text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from adyton.attest.bundle import DevicePart
+    from adyton.attest.report import VerifiedReport
     from adyton.collateral.verifier import VerifiedEvidence
     from adyton.errors import Error, Unavailable
     from adyton.keyserver.decide import Grant
@@ -29,6 +31,7 @@ class Received:
     names: tuple[str, ...]
     """The names of the requested keys. Over RA-TLS there may be none."""
     evidence: bytes
+    """The CPU's evidence."""
     run: str
     peer: str
     report_data: bytes | None
@@ -36,10 +39,21 @@ class Received:
     manifest_sha256: Digest | None = None
     message: ReleaseRequest | None = None
     """The message, for Adyton's own protocol."""
+    event_log: bytes | None = None
+    devices: tuple[DevicePart, ...] = ()
+    device_nonce: bytes = b""
+    """What the devices must have signed."""
     error: Error | None = None
     """The reason to refuse the request before its evidence is verified."""
     at_s: float = field(default_factory=time.monotonic)
     """Time of arrival, on the monotonic clock."""
+
+    def is_bound(self, report: VerifiedReport) -> bool:
+        """Whether this report was made for this request.
+
+        Over RA-TLS the report data name the certificate's key, and the handshake proved that the client holds it.
+        """
+        return self.report_data is not None and hmac.compare_digest(report.report_data, self.report_data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +70,11 @@ class Verified:
 
     @property
     def platform(self) -> str | None:
-        """The genuine platform that made its evidence for this request. None where there is none.
-
-        Over RA-TLS the report data name the certificate's key, and the handshake proved that the client holds it.
-        """
-        evidence, expected = self.evidence, self.received.report_data
-        if evidence is None or expected is None:
+        """The genuine platform that made its evidence for this request. None where there is none."""
+        evidence = self.evidence
+        if evidence is None or not self.received.is_bound(evidence.report):
             return None
         report = evidence.report
-        if not hmac.compare_digest(report.report_data, expected):
-            return None
         chip = report.platform.get("ppid", report.platform.get("chip_id", ""))
         return f"{report.root_fingerprint} {text(chip)}"
 

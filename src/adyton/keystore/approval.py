@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adyton.attest.evidence_policy import Policy as EvidencePolicy
-from adyton.attest.guest import Guest, SNPGuest, TDXGuest, parse_guest
+from adyton.attest.guest import Guest, parse_guest
 from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.dates import parse_end, timestamp
@@ -51,7 +51,7 @@ MAX_LEASE_S: Final = 366 * 24 * 3600
 def check_tee(tee: str) -> str:
     """Return `tee` if it is the name of a platform that can be approved. Raises UsageError otherwise."""
     if not is_tee_name(tee):
-        bare = tee in ("sim", "sim-tdx")
+        bare = tee in ("sim", "sim-tdx", "sim-tpm")
         raise UsageError(
             f"{tee!r} is no platform that can be approved",
             check="platform (--tee)",
@@ -147,7 +147,7 @@ class Approval:
                 seen=f"measurement {self.measurement}, manifest {self.manifest_sha256}",
                 remedy="approve by measurement (adyton approve MANIFEST without --by-signer)",
             )
-        if {"tdx", "snp"} & set(self.tees) and not (self.guests or self.guest_images):
+        if {"tdx", "snp", "tpm", "az-snp", "az-tdx"} & set(self.tees) and not (self.guests or self.guest_images):
             raise UsageError(
                 "a confidential machine is approved by its guest image",
                 check="guest image",
@@ -285,7 +285,7 @@ def _read_entry(name: str, value: object) -> object:
 
 
 def _plain(entry: object) -> object:
-    if isinstance(entry, TDXGuest | SNPGuest):
+    if isinstance(entry, Guest):
         return entry.to_dict()
     return entry.hex() if isinstance(entry, Measurement) else entry
 

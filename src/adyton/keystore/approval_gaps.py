@@ -19,12 +19,6 @@ GUEST_LINE: Final = "guest image"
 SIGNER_LINE: Final = "identity of the program"
 RAW_LINE: Final = "report data of the program"
 
-PINNED_BY: Final = frozenset({"tdx"})
-"""Kinds of guest that can be fully pinned. A SEV-SNP digest alone does not show that it covers more than the firmware.
-
-It needs a guest image document that `adyton` itself can recompute.
-"""
-
 EXPECTED: Final = {
     "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
     "tpm": "a guest that is pinned by its PCRs and boot applications",
@@ -33,12 +27,12 @@ EXPECTED: Final = {
 REMEDY: Final = {
     "tpm": "approve it with --guest-image image.json, the document of a guest image that you built or checked",
     "tdx": (
-        "approve it again with --guest MRTD --rtmr0 HEX --rtmr1 HEX --rtmr2 HEX, computed from a guest image that you"
-        " built or checked; the measured guest image of a later version of Adyton comes with a document that holds them"
+        "approve it again with --guest-image image.json, of a guest image that you built or checked; or with"
+        " --guest MRTD --rtmr0 HEX --rtmr1 HEX --rtmr2 HEX, computed from it"
     ),
     "snp": (
-        "nothing can be approved for snp yet: the measured guest image of a later version of Adyton comes with a"
-        " document that says so; until then use sgx, or sim to try"
+        "approve it again with --guest-image image.json, whose launch digest covers them (QEMU with kernel-hashes=on),"
+        " and --allow-host-acpi"
     ),
 }
 
@@ -63,11 +57,9 @@ def lines(approval: Approval, tee: str) -> list[Check]:
     kind = confidential_kind(tee)
     if kind is not None:
         named = [guest for guest in approval.guest_images if guest.kind == kind]
-        pinned = bool(named) and kind in PINNED_BY
+        pinned = bool(named)
         if pinned:
             seen = "pinned whole"
-        elif named:
-            seen = "a launch digest, and no document that says what it covers"
         elif approval.guests:
             seen = f"the firmware only ({', '.join(str(guest) for guest in approval.guests[:3])})"
         else:

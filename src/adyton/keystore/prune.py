@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from adyton.keystore.store import Store
     from adyton.keystore.transaction import Transaction
 
-NAMES: Final = ("evidence", "collateral")
+COLLATERAL: Final = "collateral"
+NAMES: Final = ("evidence", "event_log", "devices", COLLATERAL)
 """The members of an entry that name its stored evidence and collateral."""
 
 
@@ -89,4 +90,4 @@ def missing(reader: Reader, entry: Entry) -> dict[str, str]:
 def _covers(pruning: dict[str, Any], entry: Entry, name: str) -> bool:
     """Whether a recorded pruning removed this part of an entry. A pruning of refusals removes nothing of a release."""
     of = pruning.get("of")
-    return bool(pruning["before_ms"] > entry.at_ms and (of is None or (of == entry.kind and name == NAMES[0])))
+    return bool(pruning["before_ms"] > entry.at_ms and (of is None or (of == entry.kind and name != COLLATERAL)))

@@ -148,6 +148,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("foreign-signer", _E, _ALWAYS, "approval", "the signer {} is not yours: whatever it signs from now on may have the key", "approve by measurement, or build with your own signer"),
     Rule("foreign-ca", _E, _ALWAYS, "adyton.owners", "a key of yours would come from a key server that is not yours ({}: name of the key @ SHA-256 of the CA)", "pin your own ca.crt for it, or rename the key"),
     Rule("debug", _E, _ALWAYS, "sgx.debug", "a debug enclave: the host can read its memory, keys and data", "leave it out; key servers refuse debug enclaves", lambda m: _if(m.sgx.debug)),
+    Rule("host-acpi", _E, _ALWAYS, "approval", "the host writes the ACPI tables of the guest, whose code the kernel runs before Adyton starts and which can write all memory", "pin RTMR0 (--rtmr0, or a guest image document that has it for this machine)"),
     Rule("key-in-manifest", _E, _ALWAYS, "fs.insecure__keys.{}", "the key stands in the manifest, which everyone may read", "take it out and let a key server release the key", lambda m: sorted(m.insecure_keys)),
     Rule("output-in-clear", _E, _ALWAYS, "adyton.insecure__stdio", "what the program prints goes to the host in clear", "leave it out: output then goes to an encrypted log", lambda m: _if(m.adyton.insecure_stdio)),
     Rule("shared-memory", _E, _ALWAYS, "fs.mounts", "{} is memory shared with the host, which reads and writes it", "leave the mount out", lambda m: _mounts(m, _is_shared_memory)),

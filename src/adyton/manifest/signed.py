@@ -54,8 +54,9 @@ def load_signed(manifest_bytes: bytes, sigstruct_bytes: bytes, runtime: Digest) 
             check="signed workload measurement",
             expected=sigstruct.measurement,
             seen=measurement,
-            remedy="if you changed neither, Adyton here is not the Adyton that built it: build with this one, and have"
-            " the owner approve the new measurement",
+            remedy="a manifest for a guest image is built with adyton build --runtime image.json, and approved with"
+            " --guest-image image.json; else, if you changed neither, Adyton here is not the Adyton that built it:"
+            " build with this one, and have the owner approve the new measurement",
         )
     manifest = parse_manifest(decode(manifest_bytes))
     if not manifest.is_final:

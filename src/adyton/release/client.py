@@ -10,7 +10,7 @@ import hashlib
 import socket
 import ssl
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.address import parse_address
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import http.client
     from collections.abc import Callable, Mapping
 
+    from adyton.attest.bundle import DevicePart
     from adyton.errors import Parts
     from adyton.manifest.model import Owner
     from adyton.manifest.signed import SignedManifest
@@ -78,15 +79,18 @@ def obtain_keys(
     *,
     protocol: str = "adyton",
     runtime_parts: Callable[[], Mapping[str, str]] | None = None,
+    devices: Callable[[bytes], tuple[DevicePart, ...]] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Released:
     """Get every key and secret that the manifest needs, from the key server of each owner.
 
     `servers` maps an owner's name to `HOST:PORT`. With one owner the name may be "". With several owners all are asked
     even if one refuses, so that the error has every reason. `runtime_parts` is called only after a refusal. It lets the
-    owner's record say what was changed. Raises Denied with the server's text and denial id, or where the server's
-    certificate or its grant is not under the pinned CA. Raises Timeout or FetchFailed where a server cannot be reached,
-    and UsageError for ra-tls where the manifest does not allow it.
+    owner's record say what was changed. `devices` makes the evidence of each GPU over a nonce of 32 bytes.
+
+    Raises Denied with the server's text and denial id, or where the server's certificate or its grant is not under the
+    pinned CA. Raises Timeout or FetchFailed where a server cannot be reached, and UsageError for ra-tls where the
+    manifest does not allow it.
     """
     if protocol not in PROTOCOLS:
         raise UsageError("unknown protocol", check="--provisioning", expected=" or ".join(PROTOCOLS), seen=protocol)
@@ -106,7 +110,7 @@ def obtain_keys(
     asked = {owner: (names, _address_of(owner, servers)) for owner, names in needed(signed).items()}
     refusals: list[Error] = []
     for owner, (names, address) in asked.items():
-        conversation = _Conversation(signed, source, owner, address, timeout_s, runtime_parts)
+        conversation = _Conversation(signed, source, owner, address, timeout_s, runtime_parts, devices)
         try:
             if protocol == "adyton":
                 got_keys, got_secrets, grant = conversation.adyton(names)
@@ -206,6 +210,7 @@ class _Conversation:
         address: tuple[str, int],
         timeout_s: float,
         runtime_parts: Callable[[], Mapping[str, str]] | None,
+        devices: Callable[[bytes], tuple[DevicePart, ...]] | None,
     ) -> None:
         if owner.ca is None:
             raise MalformedManifest(
@@ -221,6 +226,7 @@ class _Conversation:
         self._address = address
         self._timeout_s = timeout_s
         self._runtime_parts = runtime_parts
+        self._devices = devices
         self._ca: str = owner.ca
 
     # --- Adyton's protocol -------------------------------------------------------------------------------------
@@ -230,6 +236,7 @@ class _Conversation:
         import http.client
         from datetime import UTC, datetime
 
+        from adyton.attest.bundle import EvidenceBundle
         from adyton.release.answer import parse_answer
         from adyton.release.grants import verify_grant
         from adyton.release.messages import (
@@ -250,10 +257,12 @@ class _Conversation:
         connection.sock = self._connect(client_context(self._ca), self._owner.server_name)
         try:
             nonce = parse_challenge(self._post(connection, PATH_CHALLENGE, challenge_request())).nonce
-            unsigned = ReleaseRequest(nonce, key.public_bytes, self._signed.manifest_sha256, names, b"")
-            binding = unsigned.report_data(self._identity())
-            evidence = self._source.quote(binding)
-            request = ReleaseRequest(nonce, key.public_bytes, self._signed.manifest_sha256, names, evidence)
+            request = ReleaseRequest(nonce, key.public_bytes, self._signed.manifest_sha256, names, EvidenceBundle())
+            if self._devices is not None:
+                request = replace(request, evidence=EvidenceBundle(devices=self._devices(request.gpu_nonce)))
+            binding = request.report_data(self._identity())
+            cpu, event_log = self._source.quote(binding), self._source.event_log()
+            request = replace(request, evidence=replace(request.evidence, cpu=cpu, event_log=event_log))
             answer = parse_answer(self._post(connection, PATH_RELEASE, request.to_bytes()))
             if isinstance(answer, Refusal):
                 self._explain(connection, answer)

@@ -1,4 +1,4 @@
-"""Adyton's release protocol, version 2: messages, report data, and the wrapping of keys.
+"""Adyton's release protocol, version 3: messages, report data, and the wrapping of keys.
 
 The messages are JSON in HTTP over TLS 1.3, under the owner's pinned CA. The page docs/release-protocol.md has every
 byte.
@@ -6,16 +6,17 @@ byte.
 ::
 
     enclave                                             key server
-      POST /adyton/v2/challenge   {}                 ->
+      POST /adyton/v3/challenge   {}                 ->
                                                      <-   nonce (32 bytes, single use, lives two minutes)
       evidence over report data = SHA-512 of
         label, nonce, fresh public key, manifest hash,
-        owner's CA hash, server name, names asked for
-      POST /adyton/v2/release     evidence, …        ->   verify, decide, record
+        owner's CA hash, server name, names asked for,
+        devices' evidence
+      POST /adyton/v3/release     evidence, …        ->   verify, decide, record
                                                      <-   keys wrapped to the public key (HPKE), signed
                                                           (release.grants), or a refusal and a denial id
-      POST /adyton/v2/used        grant, token       ->   record
-      POST /adyton/v2/explain/ID  after a refusal    ->   what changed, for the owner's record
+      POST /adyton/v3/used        grant, token       ->   record
+      POST /adyton/v3/explain/ID  after a refusal    ->   what changed, for the owner's record
 
 This module is pure. Both sides use it. A label keeps the number of the protocol version that introduced it.
 """
@@ -42,6 +43,18 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
+from adyton.attest.bundle import (
+    ARCH_PATTERN,
+    MAX_CPU_BYTES,
+    MAX_DEVICE_CERTIFICATE_BYTES,
+    MAX_DEVICE_EVIDENCE_BYTES,
+    MAX_EVENT_LOG_BYTES,
+    DevicePart,
+    EvidenceBundle,
+    devices_field,
+    gpu_nonce,
+)
+from adyton.attest.devices import MAX_DEVICES
 from adyton.attest.report_data import RELEASE, framed
 from adyton.errors import OutOfOrder
 from adyton.release.wire import (
@@ -59,12 +72,11 @@ from adyton.values import NAME_PATTERN, Digest, Nonce
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PATH_CHALLENGE: Final = "/adyton/v2/challenge"
-PATH_RELEASE: Final = "/adyton/v2/release"
-PATH_USED: Final = "/adyton/v2/used"
+PATH_CHALLENGE: Final = "/adyton/v3/challenge"
+PATH_RELEASE: Final = "/adyton/v3/release"
+PATH_USED: Final = "/adyton/v3/used"
 
-MAX_EVIDENCE_BYTES: Final = 32 * 1024
-MAX_REQUEST_BYTES: Final = 64 * 1024
+MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_RESPONSE_BYTES: Final = 1 << 20
 MAX_NAMES: Final = 64
 MLKEM_BYTES: Final = 1184
@@ -76,6 +88,8 @@ NOT_KEPT: Final = "not kept"
 
 _NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
 """The pattern of a key's name. Other names are refused and never reach the record."""
+
+_ARCH: Final = re.compile(ARCH_PATTERN, re.ASCII)
 
 _HPKE_LABEL: Final = b"adyton-release/1 keys\0"
 _RUN_LABEL: Final = b"adyton-release/1 run\0"
@@ -95,9 +109,15 @@ class ServerIdentity:
 
 
 def report_data(
-    *, nonce: Nonce, public_key: bytes, manifest_sha256: Digest, server: ServerIdentity, names: tuple[str, ...]
+    *,
+    nonce: Nonce,
+    public_key: bytes,
+    manifest_sha256: Digest,
+    server: ServerIdentity,
+    names: tuple[str, ...],
+    devices: tuple[DevicePart, ...] = (),
 ) -> bytes:
-    """The 64 bytes that the evidence must carry: SHA-512 over the label and six length-prefixed fields."""
+    """The 64 bytes that the CPU's evidence must carry: SHA-512 over the label and seven length-prefixed fields."""
     fields = framed(
         nonce.raw,
         public_key,
@@ -105,6 +125,7 @@ def report_data(
         server.ca_sha256.raw,
         server.server_name.encode(),
         framed(*(name.encode() for name in names)),
+        devices_field(devices),
     )
     return hashlib.sha512(RELEASE + fields).digest()
 
@@ -283,13 +304,13 @@ def parse_challenge(raw: bytes) -> ChallengeAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
-    """The enclave's request for keys. The evidence covers all other members."""
+    """The enclave's request for keys. The CPU's evidence covers all other members, and the devices' evidence."""
 
     nonce: Nonce
     public_key: bytes
     manifest_sha256: Digest
     names: tuple[str, ...]
-    evidence: bytes
+    evidence: EvidenceBundle
 
     def to_bytes(self) -> bytes:
         """As JSON."""
@@ -300,9 +321,14 @@ class ReleaseRequest:
                 "public_key": b64(self.public_key),
                 "manifest_sha256": self.manifest_sha256.hex(),
                 "names": list(self.names),
-                "evidence": b64(self.evidence),
+                "evidence": _bundle_to_dict(self.evidence),
             }
         )
+
+    @property
+    def gpu_nonce(self) -> bytes:
+        """The 32 bytes that the GPUs sign for this request."""
+        return gpu_nonce(self.nonce, self.public_key)
 
     def report_data(self, server: ServerIdentity) -> bytes:
         """The report data of evidence that was made for this request to this server."""
@@ -312,6 +338,7 @@ class ReleaseRequest:
             manifest_sha256=self.manifest_sha256,
             server=server,
             names=self.names,
+            devices=self.evidence.devices,
         )
 
 
@@ -333,8 +360,42 @@ def parse_release_request(raw: bytes) -> ReleaseRequest:
         public_key=document.binary("public_key", PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES),
         manifest_sha256=_digest(document, "manifest_sha256"),
         names=tuple(names),
-        evidence=document.binary("evidence", 1, MAX_EVIDENCE_BYTES),
+        evidence=_parse_bundle(document.inner("evidence")),
     )
+
+
+def _parse_bundle(document: TypedDocument) -> EvidenceBundle:
+    document.only({"cpu", "devices"}, {"event_log"})
+    return EvidenceBundle(
+        cpu=document.binary("cpu", 1, MAX_CPU_BYTES),
+        event_log=document.binary("event_log", 1, MAX_EVENT_LOG_BYTES) if "event_log" in document else None,
+        devices=tuple(_parse_device(device) for device in document.inner_list("devices", MAX_DEVICES)),
+    )
+
+
+def _parse_device(document: TypedDocument) -> DevicePart:
+    document.only({"arch", "certificate", "evidence"})
+    arch = document.text("arch", 32)
+    if _ARCH.fullmatch(arch) is None:
+        raise document.wrong("arch", ARCH_PATTERN, "something else")
+    return DevicePart(
+        arch=arch,
+        certificate=document.binary("certificate", 1, MAX_DEVICE_CERTIFICATE_BYTES),
+        evidence=document.binary("evidence", 1, MAX_DEVICE_EVIDENCE_BYTES),
+    )
+
+
+def _bundle_to_dict(bundle: EvidenceBundle) -> dict[str, object]:
+    found: dict[str, object] = {
+        "cpu": b64(bundle.cpu),
+        "devices": [
+            {"arch": device.arch, "certificate": b64(device.certificate), "evidence": b64(device.evidence)}
+            for device in bundle.devices
+        ],
+    }
+    if bundle.event_log is not None:
+        found["event_log"] = b64(bundle.event_log)
+    return found
 
 
 def _digest(document: TypedDocument, name: str) -> Digest:

@@ -10,14 +10,17 @@ from typing import Any, Final
 from adyton.errors import OutOfOrder, VersionMismatch
 from adyton.typed_document import TypedDocument
 
-PROTOCOL: Final = "adyton-release/2"
+PROTOCOL: Final = "adyton-release/3"
 """The protocol and version that every message of key release names."""
 
 MAX_DEPTH: Final = 8
 """Maximum depth of nested objects and lists. The messages need three."""
 
-_STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
-"""A string (also an unfinished one), or one bracket outside of strings. Matches without backtracking."""
+MAX_SIGNS: Final = 4096
+"""Most strings, brackets and commas of a message. The messages need a few hundred, however long their strings are."""
+
+_SIGN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
+"""A string (also an unfinished one), or one sign outside of strings. Matches without backtracking."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9-]{1,40}", re.ASCII)
 
@@ -44,11 +47,13 @@ def _no_constant(text: str) -> object:
     raise malformed("not JSON", "a finite number", text)
 
 
-def _check_depth(raw: bytes) -> None:
-    """Refuse a message that is nested too deep, before it is parsed. Linear in the length."""
+def _check_shape(raw: bytes) -> None:
+    """Refuse a message that is nested too deep or has too many parts, before it is parsed. Linear in the length."""
     depth = 0
-    for found in _STRING_OR_BRACKET.finditer(raw):
-        first = found[0][0]
+    for count, found in enumerate(_SIGN.finditer(raw)):
+        if count == MAX_SIGNS:
+            raise malformed("too many parts", f"at most {MAX_SIGNS} strings, brackets and commas", "more")
+        first = raw[found.start()]
         if first in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
@@ -82,7 +87,7 @@ def parse_object(raw: bytes, limit: int) -> TypedDocument:
     """Parse one JSON object of at most `limit` bytes and eight levels. Raises OutOfOrder."""
     if len(raw) > limit:
         raise malformed("too long", f"at most {limit} bytes", f"{len(raw)} bytes")
-    _check_depth(raw)
+    _check_shape(raw)
     try:
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError):

@@ -36,6 +36,7 @@ from adyton.release.messages import (
 from adyton.release.shown_program import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_answer
 from adyton.release.tls import asked_name, peer_chain
 from adyton.release.wire import PROTOCOL, to_bytes
+from adyton.server.large_messages import LargeMessages
 from adyton.server.listener import READ_BYTES, Counters, Limits, Listener
 from adyton.server.pools import Pool, Readiness
 
@@ -73,6 +74,7 @@ class KeyServer:
         self.listeners: list[Listener] = []
         self._acknowledging = Pool("acknowledgements", threads=ACKNOWLEDGING_THREADS, waiting=MAX_ACKNOWLEDGING)
         self._readiness = Readiness(service.is_ready)
+        self._large = LargeMessages()
 
     def listen_adyton(self, host: str, port: int, context: ssl.SSLContext) -> Listener:
         """Serve Adyton's own protocol here."""
@@ -208,8 +210,9 @@ class KeyServer:
             _check_length(request, limit)
             if path == PATH_EXPLAIN:
                 return await self._explain(denial, lambda: self._body(connection, reader, writer, limit))
-            body = await self._body(connection, reader, writer, limit)
-            return await self._answer(path, body, peer)
+            with self._large.holding() as arrived:
+                body = await self._body(connection, reader, writer, limit, arrived)
+                return await self._answer(path, body, peer)
         except (OSError, EOFError):
             raise
         except Exception as error:
@@ -220,7 +223,12 @@ class KeyServer:
         return any(listener.stopping for listener in self.listeners)
 
     async def _body(
-        self, connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int
+        self,
+        connection: h11.Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        limit: int,
+        arrived: Callable[[int], None] = lambda _bytes: None,
     ) -> bytes:
         found = bytearray()
         while True:
@@ -242,6 +250,7 @@ class KeyServer:
                         expected=f"at most {limit} bytes",
                         seen=f"more than {limit} bytes",
                     )
+                arrived(len(found))
             elif isinstance(event, h11.EndOfMessage):
                 return bytes(found)
             else:

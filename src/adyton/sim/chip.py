@@ -192,6 +192,9 @@ class SimEnclave:
         """A note that it is simulated."""
         return NOTICE
 
+    def event_log(self) -> None:
+        """None: the registers of its evidence are compared as they stand."""
+
     def quote(self, report_data: bytes) -> bytes:
         """A quote over these 64 bytes, signed by the simulated quoting enclave's attestation key."""
         check_report_data(report_data)
@@ -309,8 +312,8 @@ def simulated_guest() -> TDXGuest:
     return TDXGuest(**registers)
 
 
-def td_body(machine: Facts, measurement: Measurement, *, debug: bool) -> TDReport:
-    """The report body of a trust domain whose RTMR3 was extended with this workload measurement."""
+def td_body(machine: Facts, measurement: Measurement, *, devices: bytes, debug: bool) -> TDReport:
+    """The report body of a trust domain whose RTMR3 was extended with this workload and this device digest."""
     return TDReport.build(
         tee_tcb_svn=machine.tee_tcb_svn,
         mrseam=guest_register("TDX module"),
@@ -320,5 +323,5 @@ def td_body(machine: Facts, measurement: Measurement, *, debug: bool) -> TDRepor
         rtmr0=guest_register("RTMR0"),
         rtmr1=guest_register("RTMR1"),
         rtmr2=guest_register("RTMR2"),
-        rtmr3=workload_rtmr3(measurement).raw,
+        rtmr3=workload_rtmr3(measurement, devices).raw,
     )

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adyton.atomic_file import write_file
+from adyton.attest.devices import NO_DEVICES
 from adyton.errors import NoDevice, StorageFailed, TargetExists, UsageError
 from adyton.file_lock import file_lock
 from adyton.sim.chip import QE_KEYS, Facts, Shape, SimEnclave, enclave_body, td_body
@@ -163,16 +164,17 @@ class SimPlatform:
         isv_prod_id: int = 0,
         isv_svn: int = 0,
         debug: bool = False,
+        devices: bytes = NO_DEVICES,
         shape: Shape = "sgx",
     ) -> SimEnclave:
         """An enclave that reports this measurement.
 
-        In the SGX shape it is MRENCLAVE (32 bytes). In the TDX shape it is extended into RTMR3
-        (`adyton.attest.tdx.workload_rtmr3`), and `mrsigner`, `isv_prod_id` and `isv_svn` do not exist.
+        In the SGX shape it is MRENCLAVE (32 bytes). In the TDX shape it is extended into RTMR3 with the device digest
+        `devices` (`adyton.attest.tdx.workload_rtmr3`), and `mrsigner`, `isv_prod_id` and `isv_svn` do not exist.
         """
         key = load_key(self.directory / "machine" / f"{QE_KEYS[shape]}.key")
         if shape == "tdx":
-            return SimEnclave(self.machine, key, td_body(self.machine, measurement, debug=debug))
+            return SimEnclave(self.machine, key, td_body(self.machine, measurement, devices=devices, debug=debug))
         body = enclave_body(
             self.machine,
             measurement,
@@ -198,6 +200,16 @@ class SimPlatform:
 
     def _vendor_key(self, name: str) -> ec.EllipticCurvePrivateKey:
         return load_key(self.directory / "vendor" / f"{name}.key")
+
+    def certify_ak(self, public_key: ec.EllipticCurvePublicKey, now: datetime | None = None) -> tuple[bytes, bytes]:
+        """Certify a TPM's attestation key: its certificate and the root, DER. It needs the vendor's part."""
+        from cryptography.hazmat.primitives import serialization
+
+        from adyton.sim import vendor
+
+        created = (now or datetime.now(UTC)).replace(microsecond=0)
+        leaf = vendor.ak_certificate(public_key, self._vendor_key("root"), created)
+        return leaf.public_bytes(serialization.Encoding.DER), self.root_der
 
     def _vendor_chain(self, name: str) -> str:
         vendor = self.directory / "vendor"

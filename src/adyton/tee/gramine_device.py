@@ -69,6 +69,9 @@ class GramineSource:
         """A note that it has never run on hardware."""
         return NOTICE
 
+    def event_log(self) -> None:
+        """None: the registers of its evidence are compared as they stand."""
+
     def quote(self, report_data: bytes) -> bytes:
         """A quote over these 64 bytes. Raises StorageFailed where the one that came is over others."""
         check_report_data(report_data)

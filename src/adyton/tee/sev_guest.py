@@ -181,6 +181,9 @@ class SNPSource:
         """A note that it has never run on hardware."""
         return NOTICE
 
+    def event_log(self) -> None:
+        """None: the registers of its evidence are compared as they stand."""
+
     def quote(self, report_data: bytes) -> bytes:
         """A report over these 64 bytes. A VLEK that signed it follows in a table, since AMD gives it to nobody else."""
         made = self.chip_report(report_data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adyton.attest.devices import NO_DEVICES
 from adyton.errors import UsageError
 from adyton.tee.source import TEES
 
@@ -23,13 +24,15 @@ def open_source(
     isv_prod_id: int = 0,
     isv_svn: int = 0,
     debug: bool = False,
+    devices: bytes = NO_DEVICES,
 ) -> QuoteSource:
     """Open the source of evidence of this TEE.
 
     `measurement` is the workload measurement (32 bytes): `sim` puts it into MRENCLAVE, `sim-tdx` and `tdx` extend
-    it into RTMR3. `mrsigner`, `isv_prod_id`, `isv_svn` and `debug` fill the simulated enclave's other fields. On
-    hardware these come from the hardware, and giving them there is an error. Raises UsageError for an unknown name
-    and NoDevice where this machine lacks what is needed.
+    it into RTMR3, and after it `devices`, the digest of the machine's GPUs (`attest.devices`). `mrsigner`,
+    `isv_prod_id`, `isv_svn` and `debug` fill the simulated enclave's other fields. On hardware these come from the
+    hardware, and giving them there is an error. Raises UsageError for an unknown name and NoDevice where this machine
+    lacks what is needed.
     """
     if tee in ("sim", "sim-tdx"):
         from adyton.sim.files import platform_directory
@@ -43,8 +46,14 @@ def open_source(
             isv_prod_id=isv_prod_id,
             isv_svn=isv_svn,
             debug=debug,
+            devices=devices,
             shape="sgx" if tee == "sim" else "tdx",
         )
+    if tee == "sim-tpm":
+        from adyton.sim.files import platform_directory
+        from adyton.tee.tpm_guest import open_simulated
+
+        return open_simulated(platform_directory(platform_dir), measurement, devices)
     if tee not in TEES:
         raise UsageError(
             f"no TEE named {tee!r}",
@@ -55,4 +64,4 @@ def open_source(
         )
     from adyton.tee.hardware import open_hardware
 
-    return open_hardware(tee, measurement)
+    return open_hardware(tee, measurement, devices=devices)

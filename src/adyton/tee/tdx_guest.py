@@ -8,10 +8,11 @@ Source of the registers: Linux, Documentation/ABI/testing/sysfs-devices-virtual-
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final
 
-from adyton.attest.tdx import parse_quote, workload_rtmr3
+from adyton.attest.devices import NO_DEVICES
+from adyton.attest.tdx import parse_quote
+from adyton.attest.workload_register import events, states
 from adyton.errors import NoDevice, StorageFailed
 from adyton.tee.configfs_tsm import PROVIDERS, ConfigfsTSM
 from adyton.tee.gramine_device import check_own_quote
@@ -27,18 +28,23 @@ NOTICE: Final = (
 )
 
 
-def extend_workload(workload: Measurement, system: System = KERNEL, path: str = RTMR3) -> None:
-    """Extend RTMR3 with the workload measurement, once per boot of this TD. Nothing happens if it is there already.
+def extend_workload(
+    workload: Measurement, system: System = KERNEL, path: str = RTMR3, *, devices: bytes = NO_DEVICES
+) -> None:
+    """Extend RTMR3 with the workload measurement and then with the device digest, each once per boot of this TD.
 
-    Raises StorageFailed where the register holds anything else: then this TD ran something before, and only a boot
-    makes it empty again.
+    What the register holds already is not extended again. So a retry changes nothing, and a start that was cut off
+    between the two is completed. Raises StorageFailed where the register holds anything else: then this TD ran
+    something before, and only a boot makes it empty again.
     """
-    wanted = workload_rtmr3(workload).raw
+    before = states(workload, devices, bank="sha384")
+    wanted = before[-1]
     try:
         seen = read_all(system, path, RTMR_BYTES)
-        if seen == bytes(RTMR_BYTES):
-            write_once(system, path, hashlib.sha384(workload.raw).digest())
-            seen = read_all(system, path, RTMR_BYTES)
+        for state, digest in zip(before, events(workload, devices, bank="sha384"), strict=False):
+            if seen == state:
+                write_once(system, path, digest)
+                seen = read_all(system, path, RTMR_BYTES)
     except OSError as error:
         raise NoDevice(
             f"RTMR3 cannot be extended: {path}: {error.strerror}",
@@ -51,19 +57,19 @@ def extend_workload(workload: Measurement, system: System = KERNEL, path: str = 
         raise StorageFailed(
             "RTMR3 of this trust domain holds something else already",
             check="RTMR3",
-            expected=f"zeros, or {wanted.hex()}",
+            expected=f"zeros, or {wanted.hex()} (this workload and these devices)",
             seen=seen.hex(),
             remedy="boot the trust domain anew: a register is never reset while it runs",
         )
 
 
 class TDXSource:
-    """Quotes of the trust domain that this process runs in, after RTMR3 was extended with the workload."""
+    """Quotes of the trust domain that this process runs in, after RTMR3 was extended with workload and devices."""
 
-    def __init__(self, workload: Measurement | None, system: System = KERNEL) -> None:
+    def __init__(self, workload: Measurement | None, system: System = KERNEL, *, devices: bytes = NO_DEVICES) -> None:
         self._tsm = ConfigfsTSM(system)
         if workload is not None:
-            extend_workload(workload, system)
+            extend_workload(workload, system, devices=devices)
 
     @property
     def tee(self) -> str:
@@ -74,6 +80,9 @@ class TDXSource:
     def notice(self) -> str:
         """A note that it has never run on hardware."""
         return NOTICE
+
+    def event_log(self) -> None:
+        """None: the registers of its evidence are compared as they stand."""
 
     def quote(self, report_data: bytes) -> bytes:
         """A TDX quote over these 64 bytes."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adyton.attest.guest import TDXGuest, confidential_kind
 from adyton.dates import parse_end
 from adyton.errors import BadSignature, UsageError
+from adyton.image.guests import guests_of
 from adyton.keyserver.consent import mine, propose, shown
 from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval
 from adyton.keystore.approval_gaps import EXPECTED, GUEST_LINE, REMEDY
@@ -17,19 +18,20 @@ from adyton.manifest.findings import check_tee, finding, findings, not_covered
 from adyton.manifest.host import find_gramine
 from adyton.manifest.model import MAX_MANIFEST_BYTES
 from adyton.manifest.signed import read_capped, read_signed
-from adyton.runtime import identity
 from adyton.runtime.gramine_backend import is_rendered_from, measure_for, read_prepared, stem_of
 from adyton.sim.chip import simulated_guest
 from adyton.untrusted import parse_toml
 from adyton.values import Measurement
+from adyton.workflow.guest_image import read_image, runtime_of
 from adyton.workflow.owner import owner_store
 from adyton.workflow.progress import unheard
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from adyton.attest.guest import Guest
+    from adyton.image.document import GuestImage
     from adyton.keystore.approval import StoredApproval
     from adyton.manifest.findings import Finding
     from adyton.manifest.signed import SignedManifest
@@ -73,6 +75,8 @@ def approve(
     rtmr0: str | None = None,
     rtmr1: str | None = None,
     rtmr2: str | None = None,
+    guest_image: Path | None = None,
+    allow_host_acpi: bool = False,
     by_signer: bool = False,
     allow_debug: bool = False,
     allow: Sequence[str] = (),
@@ -89,13 +93,15 @@ def approve(
     """Approve a manifest's program for keys on platforms, as `adyton approve` does.
 
     `allow` names each accepted finding that exposes the data. `notice` is called with every finding before anything is
-    stored. `advisories` are ID, or ID=DATE with the end of the acceptance. `guests` and the registers pin a TDX guest,
-    in hex. Raises UsageError where a finding is not named, ManifestError and its subclasses, UnknownKey, and
-    StoreError.
+    stored. `advisories` are ID, or ID=DATE with the end of the acceptance. `guest_image` is an image.json: its guests
+    are approved, and the manifest must be built for the Adyton in it (`build(runtime=…)`). Without it `guests` and the
+    registers pin a TDX guest, in hex. `allow_host_acpi` accepts that the host writes the guest's ACPI tables. Raises
+    UsageError where a finding is not named, ManifestError and its subclasses, UnknownKey, and StoreError.
     """
     manifest = Path(manifest)
     keys, tees, protocols = _several("--key", keys), _several("--tee", tees), _several("--protocol", protocols)
-    runtime = identity.runtime_identity()
+    image = None if guest_image is None else read_image(guest_image)
+    runtime = runtime_of(image)
     signed = read_signed(manifest, runtime.digest)
     under_gramine = "sgx" in tees
     further: tuple[Finding, ...] = ()
@@ -104,7 +110,11 @@ def approve(
         measurement, further = _mrenclave(manifest, signed, tees, protocols)
     for name in tees:
         check_tee(signed.manifest, name)
-    images = _guest_images(tees, guests, {"rtmr0": rtmr0, "rtmr1": rtmr1, "rtmr2": rtmr2})
+    given = {"guest": guests[0] if len(guests) == 1 else None, "rtmr0": rtmr0, "rtmr1": rtmr1, "rtmr2": rtmr2}
+    if len(guests) > 1:
+        raise _left_open(["--guest"] * len(guests))
+    registers = {name: Measurement.from_hex(value) for name, value in given.items() if value is not None}
+    images = _guest_images(tees, image, registers, allow_host_acpi=allow_host_acpi)
     uncovered = tuple(not_covered(signed.manifest))
     until_when: dict[str, datetime | None] = {}
     for written in advisories:
@@ -116,7 +126,12 @@ def approve(
         else {}
     )
     program = app or manifest.name.removesuffix(".manifest")
-    named = [*allow, *(("debug",) if allow_debug else ()), *(("any-version",) if by_signer else ())]
+    named = [
+        *allow,
+        *(("debug",) if allow_debug else ()),
+        *(("any-version",) if by_signer else ()),
+        *(("host-acpi",) if any(guest.host_acpi for guest in images) else ()),
+    ]
     with owner_store(home) as (found, store), store.write() as change:
         owner = mine(found)
         label = version or _next_version(
@@ -187,17 +202,57 @@ def show_findings(found: Iterable[Finding], tees: Collection[str], notice: Notic
         notice(f"{kind}: {item.name}: {item.what} ({item.key})")
 
 
-def _guest_images(tees: Sequence[str], mrtds: Sequence[str], registers: dict[str, str | None]) -> tuple[Guest, ...]:
-    """The guest that a confidential machine must have booted. A simulated machine boots the simulated guest."""
-    kinds = {confidential_kind(tee) for tee in tees} - {None}
-    given = ["--guest"] * len(mrtds) + [f"--{name}" for name, value in registers.items() if value is not None]
+def _guest_images(
+    tees: Sequence[str],
+    image: GuestImage | None,
+    registers: Mapping[str, Measurement],
+    *,
+    allow_host_acpi: bool,
+) -> tuple[Guest, ...]:
+    """The guests that a confidential machine may have booted. A simulated domain boots the simulated guest."""
+    kinds = sorted({kind for kind in map(confidential_kind, tees) if kind is not None})
+    given = [f"--{name}" for name in registers]
+    given += ["--guest-image"] * (image is not None) + ["--allow-host-acpi"] * allow_host_acpi
     if not kinds and given:
         raise UsageError(
             f"{given[0]} is for confidential machines",
             check="--tee",
-            expected="tdx",
+            expected="tdx, snp, tpm, az-snp or az-tdx",
             seen=", ".join(tees)[:160],
             remedy=f"leave {', '.join(given)} out",
+        )
+    simulated = [tee for tee in tees if confidential_kind(tee) == "tdx" and tee.startswith("sim")]
+    if simulated and image is not None:
+        raise UsageError(
+            "a simulated trust domain boots the simulated guest, not this image",
+            check="--guest-image",
+            expected="a real TEE",
+            seen=", ".join(simulated)[:160],
+            remedy="approve the simulated platform in a command of its own, without --guest-image",
+        )
+    if image is not None:
+        rtmr0 = registers.get("rtmr0")
+        others = [name for name in given if name in ("--guest", "--rtmr1", "--rtmr2")]
+        if others:
+            raise UsageError(
+                "the guest image document says itself what these are",
+                check=others[0],
+                expected="--guest-image alone, or with --rtmr0",
+                seen=", ".join(given),
+                remedy=f"leave {', '.join(others)} out",
+            )
+        return tuple(
+            guest
+            for kind in kinds
+            for guest in guests_of(image, kind, rtmr0=rtmr0 if kind == "tdx" else None, allow_host_acpi=allow_host_acpi)
+        )
+    if "tpm" in kinds:
+        raise UsageError(
+            "a guest that a TPM measures is approved by its image document",
+            check=GUEST_LINE,
+            expected=EXPECTED["tpm"],
+            seen=", ".join(given) or "none",
+            remedy=REMEDY["tpm"],
         )
     if "snp" in kinds:
         raise UsageError(
@@ -209,20 +264,30 @@ def _guest_images(tees: Sequence[str], mrtds: Sequence[str], registers: dict[str
         )
     if not kinds:
         return ()
-    if not given and "tdx" not in tees:
+    if not given and len(simulated) == len([tee for tee in tees if confidential_kind(tee) is not None]):
         return (simulated_guest(),)
-    values = {name: value for name, value in registers.items() if value is not None}
-    if len(mrtds) != 1 or len(values) != len(registers):
-        firmware_only = " (MRTD: the firmware only; a host boots another kernel under it)"
-        raise UsageError(
-            "this leaves a part of the guest open",
-            check=GUEST_LINE,
-            expected=EXPECTED["tdx"],
-            seen=(", ".join(given) + (firmware_only if set(given) == {"--guest"} else "")) or "none",
-            remedy=REMEDY["tdx"],
-        )
-    image = {name: Measurement.from_hex(value) for name, value in {"mrtd": mrtds[0], **values}.items()}
-    return (TDXGuest(**image),)
+    open_by_name = {"rtmr0"} if allow_host_acpi and "rtmr0" not in registers else set()
+    if set(registers) | open_by_name != {"guest", "rtmr0", "rtmr1", "rtmr2"}:
+        raise _left_open(given)
+    return (
+        TDXGuest(
+            mrtd=registers["guest"],
+            rtmr0=registers.get("rtmr0"),
+            rtmr1=registers["rtmr1"],
+            rtmr2=registers["rtmr2"],
+        ),
+    )
+
+
+def _left_open(given: Sequence[str]) -> UsageError:
+    firmware_only = " (MRTD: the firmware only; a host boots another kernel under it)"
+    return UsageError(
+        "this leaves a part of the guest open",
+        check=GUEST_LINE,
+        expected=EXPECTED["tdx"],
+        seen=(", ".join(given) + (firmware_only if list(given) == ["--guest"] else "")) or "none",
+        remedy=REMEDY["tdx"],
+    )
 
 
 def _mrenclave(

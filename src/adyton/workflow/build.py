@@ -20,9 +20,9 @@ from adyton.manifest.measure import workload_measurement
 from adyton.manifest.signed import decode, read_capped, signed_attributes
 from adyton.manifest.sigstruct import MAX_PEM_BYTES, load_signer, sign
 from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
-from adyton.runtime import identity
 from adyton.runtime.gramine_backend import installed, prepare
 from adyton.tee.source import TEES
+from adyton.workflow.guest_image import read_image, runtime_of
 from adyton.workflow.progress import unwatched
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def build(
     date: str = "0000-00-00",
     gramine: bool = False,
     gramine_defaults: bool = False,
+    runtime: Path | None = None,
     strict: bool = False,
     use_cache: bool = True,
     progress: Progress = unwatched,
@@ -118,8 +119,10 @@ def build(
 
     `define` gives variables of the template as NAME=VALUE. `env` names environment variables that it may read,
     `programs` and `pythons` what it may ask about. With `gramine_defaults` output, input and network are the host's
-    where the template does not say. Relative paths are relative to the current folder. Raises
-    UsageError, ManifestError and its kinds, StorageFailed, and NoDevice where Gramine is wanted and not installed.
+    where the template does not say. `runtime` is the image.json of a guest image: the measurement is that under the
+    Adyton in the image, by default that under the one installed here. Relative paths are relative to the current
+    folder. Raises UsageError, ManifestError and its kinds, StorageFailed, and NoDevice where Gramine is wanted and not
+    installed.
     """
     template, output = Path(template), Path(output)
     home = home or default_home()
@@ -141,6 +144,7 @@ def build(
         facts=host_facts(find_gramine(), programs=programs, interpreters=pythons),
         name=template.name,
     )
+    measured = runtime_of(None if runtime is None else read_image(runtime))
     cache = HashCache.load(default_path()) if use_cache else HashCache.none()
     default_ca = read_certificate(home, "ca.crt").decode("ascii", "replace") if (home / "ca.crt").is_file() else None
     with progress("hashing trusted files", None) as advance:
@@ -164,8 +168,7 @@ def build(
             seen="; ".join(f"{finding.key}: {finding.what}" for finding in warnings),
             remedy=warnings[0].remedy,
         )
-    runtime = identity.runtime_identity()
-    measurement = workload_measurement(built.manifest_bytes, runtime.digest)
+    measurement = workload_measurement(built.manifest_bytes, measured.digest)
     sigstruct = sign(
         measurement,
         signing_key,
@@ -185,7 +188,7 @@ def build(
         signature=paths[1],
         measurement=measurement,
         mrsigner=sigstruct.mrsigner,
-        runtime=runtime.digest,
+        runtime=measured.digest,
         trusted_files=len(manifest.trusted_files),
         trusted_bytes=sum(entry.size_bytes or 0 for entry in manifest.trusted_files),
         keys=tuple(manifest.key_names),

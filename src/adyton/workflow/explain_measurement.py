@@ -19,9 +19,9 @@ from adyton.manifest.model import MAX_MANIFEST_BYTES, parse_manifest
 from adyton.manifest.mrenclave import MAX_PAL_BYTES, Offsets, lay_out, measure, parse_pal
 from adyton.manifest.signed import decode, read_capped, signature_path
 from adyton.manifest.sigstruct import SIGSTRUCT_BYTES, parse_sigstruct
-from adyton.runtime import identity
 from adyton.runtime.gramine_backend import read_prepared, stem_of
 from adyton.values import Measurement
+from adyton.workflow.guest_image import read_image, runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,9 +67,12 @@ class Explained:
         return document if self.wanted is None else document | {"matches": list(self.matches)}
 
 
-def explain_measurement(manifest: Path, *, measurement: Measurement | None = None) -> Explained:
+def explain_measurement(
+    manifest: Path, *, measurement: Measurement | None = None, runtime: Path | None = None
+) -> Explained:
     """Explain a manifest's measurement, or a signature's, as `adyton explain-measurement` does.
 
+    `runtime` is the image.json of the guest image that runs it, by default the Adyton installed here.
     `Explained.require` checks that one equals `measurement`. Raises ManifestError and its subclasses.
     """
     raw = read_capped(manifest, MAX_MANIFEST_BYTES, "manifest")
@@ -81,15 +84,15 @@ def explain_measurement(manifest: Path, *, measurement: Measurement | None = Non
         known["signed measurement"] = str(sigstruct.measurement)
         sections.append(explain_signature(sigstruct))
     else:
-        runtime = identity.runtime_identity()
-        known["workload measurement under this runtime"] = str(workload_measurement(raw, runtime.digest))
+        measured = runtime_of(None if runtime is None else read_image(runtime))
+        known["workload measurement under this runtime"] = str(workload_measurement(raw, measured.digest))
         if signature_path(manifest).exists():
             sigstruct = parse_sigstruct(read_capped(signature_path(manifest), SIGSTRUCT_BYTES, "signature"))
             sigstruct.verify()
             known["signed measurement"] = str(sigstruct.measurement)
             sections.append(explain_signature(sigstruct))
         sections += explain_manifest(parse_manifest(decode(raw)))
-        sections.append(explain_runtime(runtime.digest, runtime.parts))
+        sections.append(explain_runtime(measured.digest, measured.parts))
         if stem_of(manifest).with_name(f"{stem_of(manifest).name}.sig").exists():
             prepared = read_prepared(manifest)
             known["MRENCLAVE (Gramine)"] = str(prepared.measurement)

@@ -13,7 +13,7 @@ from adyton.errors import AppraisalFailed, Denied, UsageError
 from adyton.keyserver.consent import REVIEWED, alter, mine, shown
 from adyton.keyserver.dry_run import DryRun, dry_run
 from adyton.keystore.approval import APPROVED, Approval
-from adyton.keystore.approval_gaps import gaps
+from adyton.keystore.approval_gaps import EXPECTED, GUEST_LINE, REMEDY, gaps
 from adyton.keystore.home import actor
 from adyton.manifest.model import MAX_MANIFEST_BYTES
 from adyton.manifest.signed import read_capped
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from adyton.workflow.progress import Notice
 
 MAX_EVIDENCE_BYTES: Final = 128 * 1024
+BORNE_OUT: Final = frozenset({"tdx"})
+"""Kinds of guests whose every part stands in a register of the evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,24 @@ def set_policy(
         before = transaction.approval(approval)
         document = {**before.approval.to_dict(), **changes}
         changed = Approval.from_dict({name: value for name, value in document.items() if value is not None})
+        _check_guests(before.approval, changed)
         return alter(transaction, approval, owner=mine(found), named=allow, actor=actor(), approval=changed)
+
+
+def _check_guests(before: Approval, after: Approval) -> None:
+    """Refuse guests that no register can bear out. What a launch digest covers is known by a document, not by a word.
+
+    Whoever runs the machine would otherwise have an owner write it here.
+    """
+    stated = [guest for guest in after.guest_images if guest.kind not in BORNE_OUT and guest not in before.guest_images]
+    if stated:
+        raise UsageError(
+            f"a guest of {stated[0].kind} cannot be set by hand",
+            check=GUEST_LINE,
+            expected=EXPECTED[stated[0].kind],
+            seen=str(stated[0])[:160],
+            remedy=REMEDY[stated[0].kind],
+        )
 
 
 def approve_pending(

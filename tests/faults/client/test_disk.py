@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from adyton.attest.bundle import EvidenceBundle
 from adyton.errors import OutOfOrder
 from adyton.keyserver import record_limits
 from adyton.keyserver.record_limits import (
@@ -81,8 +82,8 @@ def kept(world: World) -> list[tuple[str, bytes]]:
 def request(service: KeyService, evidence: bytes, names: tuple[str, ...] = ("weights",)) -> ReleaseRequest:
     """A request with this evidence, over a fresh challenge."""
     nonce, _ = service.challenge()
-    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, world_manifest(), names, b"")
-    return replace(unsigned, evidence=evidence)
+    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, world_manifest(), names, EvidenceBundle())
+    return replace(unsigned, evidence=EvidenceBundle(cpu=evidence))
 
 
 def world_manifest() -> Any:
@@ -95,9 +96,9 @@ def world_manifest() -> Any:
 def ask(world: World, service: KeyService, signed: SignedManifest) -> Refusal | None:
     """A request with genuine evidence of its own; None where it is granted."""
     nonce, _ = service.challenge()
-    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), b"")
+    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle())
     quote = world.enclave(signed).quote(unsigned.report_data(server_identity(world.home)))
-    return service.release(replace(unsigned, evidence=quote), "peer").result(120).refusal
+    return service.release(replace(unsigned, evidence=EvidenceBundle(cpu=quote)), "peer").result(120).refusal
 
 
 def flood(service: KeyService, count: int) -> None:
@@ -106,7 +107,7 @@ def flood(service: KeyService, count: int) -> None:
     one = request(service, b"", names)
     for start in range(0, count, 500):
         asked = [
-            service.release(replace(one, evidence=secrets.token_bytes(32 * 1024)), "peer")
+            service.release(replace(one, evidence=EvidenceBundle(cpu=secrets.token_bytes(32 * 1024))), "peer")
             for _ in range(min(500, count - start))
         ]
         done, left = wait(asked, timeout=600)
@@ -206,8 +207,8 @@ def test_explanations_of_one_platform_leave_those_of_another_their_place(
     monkeypatch.setattr("adyton.keyserver.refused_programs.unpacked", unpacked)
     monkeypatch.setattr("adyton.keyserver.refused_programs.MAX_PLATFORM_BUSY_S_PER_HOUR", 1)
     explainer = Explainer(world.store, combine)
-    evidence: Any = None
-    about = {"evidence": evidence, "tee": "sgx", "key": "weights", "approvals": (), "waits": False}
+    report: Any = None
+    about = {"report": report, "key": "weights", "approvals": (), "waits": False}
     for denial, platform in (("d-1", "a"), ("d-2", "a"), ("d-3", "b")):
         explainer.expect(Ticket(denial=denial, platform=platform, made_at=time.monotonic(), **about))
         ticket = explainer.claim(denial)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from adyton.attest.appraise import appraise
+from adyton.attest.bundle import EvidenceBundle
 from adyton.keystore.approval import PENDING, REVOKED
 from adyton.keystore.tables.keys import KEY
 from adyton.manifest.signed import SignedManifest
@@ -101,9 +102,9 @@ def ask(world: World, connection: Any, signed: SignedManifest, *names: str, debu
     """A request as it should be, for these names."""
     _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
     nonce = parse_challenge(json.dumps(challenge).encode()).nonce
-    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, names, b"")
+    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, names, EvidenceBundle())
     quote = world.enclave(signed, debug=debug).quote(unsigned.report_data(server_identity(world.home)))
-    return post(connection, PATH_RELEASE, replace(unsigned, evidence=quote).to_bytes())
+    return post(connection, PATH_RELEASE, replace(unsigned, evidence=EvidenceBundle(cpu=quote)).to_bytes())
 
 
 def told(document: dict[str, Any], key: str = "weights") -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from adyton.attest.bundle import EvidenceBundle
 from adyton.attest.certificates import parse_chain
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.ratls import parse_certificate, parse_claims, parse_evidence_extension
@@ -119,9 +120,11 @@ def denied(world: World, server: Running, raw: bytes) -> str:
         connection.settimeout(PATIENCE_S)
         _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
         nonce = parse_challenge(json.dumps(challenge).encode()).nonce
-        unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, Digest(b"m" * 32), ("weights",), b"")
+        unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, Digest(b"m" * 32), ("weights",), EvidenceBundle())
         evidence = enclave.quote(unsigned.report_data(server_identity(world.home)))
-        status, document = post(connection, PATH_RELEASE, replace(unsigned, evidence=evidence).to_bytes())
+        status, document = post(
+            connection, PATH_RELEASE, replace(unsigned, evidence=EvidenceBundle(cpu=evidence)).to_bytes()
+        )
     assert status == 403
     return str(document["denial"])
 
@@ -223,7 +226,7 @@ def test_bytes_in_chunks_of_one_are_refused_before_they_are_read(world: World) -
                 connection.sendall(head.encode() + b"1\r\nx\r\n" * 500)
                 status, document = answer(connection)
             assert (status, document["check"]) == (400, "length of the message")
-        for length in ("999999999999999", "65537", "1" * 4000):
+        for length in ("999999999999999", str(MAX_REQUEST_BYTES + 1), "1" * 4000):
             with https(world, server.adyton) as connection:
                 connection.sendall(
                     f"POST {PATH_RELEASE} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
@@ -269,6 +272,7 @@ def worst_bodies(limit: int) -> list[bytes]:
         b'"' + b'\\"' * (limit // 2 - 1) + b"\\",
         b'{"' + b'"' * (limit - 2),
         b"[" + b"[]," * (limit // 3 - 1) + b"[]]",
+        b'{"a": [' + b"1," * (limit // 2 - 5) + b"1]}",
         b'{"a": ' + b"9" * (limit - 7) + b"}",
         b'{"a": 0.' + b"9" * (limit - 9) + b"}",
         b'{"a": 1e' + b"9" * (limit - 9) + b"}",
@@ -326,9 +330,13 @@ def test_parsers_of_strangers_bytes_cost_little_at_their_longest(
         assert time.thread_time() - began < 1, raw[:20]
 
 
-def test_depth_of_a_message_is_capped_before_anything_is_built() -> None:
-    """Brackets in strings do not count, those outside of them do."""
+def test_shape_of_a_message_is_capped_before_anything_is_built() -> None:
+    """Brackets and commas in strings do not count, those outside of them do."""
+    assert parse_object(b'{"a": "' + b"," * 9999 + b'"}', 10_100) == {"a": "," * 9999}
     assert parse_object(b'{"a": "' + b"[" * 100 + b'"}', 1000) == {"a": "[" * 100}
     assert parse_object(b'{"a": "\\\\", "b": [[[[[[["\\"]"]]]]]]]}', 1000)["a"] == "\\"
+    for part in (b'"",', b"{},", b"1,"):
+        with pytest.raises(OutOfOrder, match="too many parts"):
+            parse_object(b'{"a": [' + part * 4096 + b"1]}", 1 << 20)
     with pytest.raises(OutOfOrder, match="nested too deep"):
         parse_object(b'{"a": ' + b"[" * 8 + b"]" * 8 + b"}", 1000)

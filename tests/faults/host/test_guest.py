@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adyton.attest.bundle import EvidenceBundle
 from adyton.attest.guest import TDXGuest
 from adyton.keyserver.service import KeyService
 from adyton.keyserver.stages import Answered
@@ -38,11 +39,11 @@ def service(world: World) -> Iterator[KeyService]:
 def ask(world: World, service: KeyService, signed: SignedManifest, **registers: bytes) -> Answered:
     """The host's guest asks in the program's name; RTMR3 says what an honest guest's would."""
     nonce, _ = service.challenge()
-    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), b"")
+    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle())
     honest = world.enclave(signed, tdx=True)
     hostile = SimEnclave(honest._machine, honest._key, honest._body.replace(**registers))
     quote = hostile.quote(request.report_data(server_identity(world.home)))
-    return service.release(replace(request, evidence=quote), "host").result(60)
+    return service.release(replace(request, evidence=EvidenceBundle(cpu=quote)), "host").result(60)
 
 
 @pytest.mark.parametrize(

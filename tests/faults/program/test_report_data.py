@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.assess import verify_evidence
+from adyton.attest.bundle import EvidenceBundle
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import MUST_COVER, SNPGuest
 from adyton.attest.ratls import make_certificate
@@ -29,7 +30,7 @@ from adyton.server.process import server_identity
 from adyton.values import Measurement
 from tests.mount import world as mounts
 from tests.support.amd_factory import LAUNCH, NOW, SNPScenario
-from tests.support.owner_world import World, allow_snp, make_world, now
+from tests.support.owner_world import World, make_world, now
 from tests.support.release_by_hand import reason
 
 RAW = "[adyton]\ninsecure__raw_report_data = true\n"
@@ -52,13 +53,13 @@ def world(tmp_path: Path) -> Iterator[World]:
 def asked(world: World, service: KeyService, signed: SignedManifest) -> Asked:
     """The attacker's own request, in the name of a manifest of his choice."""
     nonce, _ = service.challenge()
-    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), b"")
+    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle())
     return Asked(request, request.report_data(server_identity(world.home)))
 
 
 def answered(service: KeyService, asked: Asked, evidence: bytes) -> Answered:
     """What the key server says to it."""
-    return service.release(replace(asked.request, evidence=evidence), "attacker").result(60)
+    return service.release(replace(asked.request, evidence=EvidenceBundle(cpu=evidence)), "attacker").result(60)
 
 
 # --- SEV-SNP: no register names the workload ----------------------------------------------------------------------
@@ -81,9 +82,8 @@ class TestAMD:
 
 
 @pytest.fixture
-def victim(world: World, monkeypatch: pytest.MonkeyPatch) -> SignedManifest:
-    """An owner's program, approved in a SEV-SNP guest, as it will be possible once a document pins that guest whole."""
-    allow_snp(monkeypatch)
+def victim(world: World) -> SignedManifest:
+    """An owner's program, approved in a SEV-SNP guest."""
     signed = world.program()
     world.approve(
         signed,

@@ -13,10 +13,16 @@ from adyton.sim.chip import simulated_guest
 from adyton.values import Measurement
 
 TDX: dict[str, Any] = {"tee": "tdx", "mrtd": "11" * 48, "rtmr0": "22" * 48, "rtmr1": "33" * 48, "rtmr2": "44" * 48}
-SNP: dict[str, Any] = {"tee": "snp", "launch_digest": "55" * 48, "launch_digest_covers": list(MUST_COVER)}
+OPEN: dict[str, Any] = {"tee": "tdx", "mrtd": "11" * 48, "host_acpi": True, "rtmr1": "33" * 48, "rtmr2": "44" * 48}
+SNP: dict[str, Any] = {
+    "tee": "snp",
+    "launch_digest": "55" * 48,
+    "launch_digest_covers": list(MUST_COVER),
+    "host_acpi": True,
+}
 
 
-@pytest.mark.parametrize("document", [TDX, SNP, simulated_guest().to_dict()])
+@pytest.mark.parametrize("document", [TDX, OPEN, SNP, simulated_guest().to_dict()])
 def test_guest_round_trips(document: dict[str, Any]) -> None:
     """Plain data and back."""
     assert parse_guest(json.loads(json.dumps(document))).to_dict() == document
@@ -33,6 +39,13 @@ def test_guest_round_trips(document: dict[str, Any]) -> None:
         {**TDX, "tee": ["tdx"]},
         *({name: value for name, value in TDX.items() if name != left_out} for left_out in TDX),
         *({name: value for name, value in SNP.items() if name != left_out} for left_out in SNP),
+        *({name: value for name, value in OPEN.items() if name != left_out} for left_out in OPEN),
+        {**TDX, "host_acpi": True},
+        {**TDX, "host_acpi": False},
+        *({**OPEN, "host_acpi": value} for value in (False, 1, "true", None)),
+        *({**SNP, "host_acpi": value} for value in (False, 1, "true", None)),
+        {**OPEN, "rtmr0": None},
+        {**SNP, "launch_digest_covers": ["acpi", *MUST_COVER]},
         {**TDX, "rtmr3": "55" * 48},
         {**TDX, "rtmr1": "00" * 48},
         {**TDX, "rtmr2": "33" * 32},
@@ -60,6 +73,16 @@ def test_guest_cannot_be_made_by_hand_with_less() -> None:
         TDXGuest(mrtd=register, rtmr0=register, rtmr1=Measurement(bytes(48)), rtmr2=register)
     with pytest.raises(UsageError):
         SNPGuest(launch_digest=register, launch_digest_covers=())
+
+
+def test_only_the_hosts_acpi_tables_can_be_left_open_and_the_guest_says_so() -> None:
+    """In its text, and by `host_acpi`; the other registers stay pinned."""
+    left_open, pinned, snp = parse_guest(OPEN), parse_guest(TDX), parse_guest(SNP)
+    assert [guest.host_acpi for guest in (left_open, pinned, snp)] == [True, False, True]
+    for guest in (left_open, snp):
+        assert "open (the host writes the ACPI tables)" in str(guest)
+    policy = left_open.policy()
+    assert (policy.rtmr0, len(policy.rtmr1), len(policy.rtmr2), len(policy.measurements)) == (frozenset(), 1, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from adyton.attest.bundle import EvidenceBundle
 from adyton.attest.ratls import make_certificate
 from adyton.keyserver import record_limits
 from adyton.keyserver.record_limits import MAX_GENUINE_PER_MINUTE, MAX_NOISE_PER_MINUTE, MAX_PER_PLATFORM, RefusalLimits
@@ -54,10 +55,10 @@ def refusal(
 ) -> Refusal:
     """A refusal over Adyton's protocol, with this evidence or that of the program itself."""
     nonce, _ = service.challenge()
-    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, (name,), b"")
+    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, (name,), EvidenceBundle())
     binding = request.report_data(server_identity(world.home))
     quote = world.enclave(signed, tdx=tdx).quote(binding) if evidence is None else evidence
-    found = service.release(replace(request, evidence=quote), "peer").result(60).refusal
+    found = service.release(replace(request, evidence=EvidenceBundle(cpu=quote)), "peer").result(60).refusal
     assert found is not None
     return found
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from adyton.attest.bundle import EvidenceBundle
 from adyton.collateral.store import CollateralStore
 from adyton.errors import Denied, Error
 from adyton.keyserver.service import KeyService
@@ -64,12 +65,13 @@ def ask(world: World, service: KeyService) -> Future[Answered]:
     signed = world.program()
     key = EnclaveKey()
     nonce, _ = service.challenge()
-    binding = ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, ("weights",), b"").report_data(
-        server_identity(world.home)
-    )
+    binding = ReleaseRequest(
+        nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle()
+    ).report_data(server_identity(world.home))
     evidence = world.enclave(signed).quote(binding)
     return service.release(
-        ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, ("weights",), evidence), "peer"
+        ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle(cpu=evidence)),
+        "peer",
     )
 
 

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from adyton.attest.bundle import EvidenceBundle
 from adyton.errors import Denied, UsageError
 from adyton.keystore.certificates import make_ca, make_grant, make_server
 from adyton.release.grants import Granted, Terms, parse_granted, sign_grant, verify_grant
@@ -24,7 +25,7 @@ CA_DER = x509.load_pem_x509_certificate(CA.certificate_pem).public_bytes(seriali
 KEY = Ed25519PrivateKey.generate()
 CERTIFICATE = make_grant(CA, KEY.public_key(), "alice", now()).public_bytes(serialization.Encoding.DER)
 SERVER = ServerIdentity(Digest(hashlib.sha256(CA_DER).digest()), "adyton-key-server")
-REQUEST = ReleaseRequest(Nonce(b"n" * 32), b"k" * 1216, Digest(b"m" * 32), ("a", "b"), b"evidence")
+REQUEST = ReleaseRequest(Nonce(b"n" * 32), b"k" * 1216, Digest(b"m" * 32), ("a", "b"), EvidenceBundle(cpu=b"evidence"))
 TERMS = Terms(grant="g-1", lease_s=60, versions={"a": 1, "b": 2}, wrapped=b"wrapped", checkpoint={"seq": 1})
 GRANTED = sign_grant(KEY, CERTIFICATE, REQUEST, SERVER, TERMS)
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
+import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adyton.attest.bundle import (
+    MAX_CPU_BYTES,
+    MAX_EVENT_LOG_BYTES,
+    DevicePart,
+    EvidenceBundle,
+    devices_field,
+)
+from adyton.attest.devices import MAX_DEVICES
 from adyton.errors import KeyReleaseError, OutOfOrder, VersionMismatch
 from adyton.release import secret_provisioning
 from adyton.release.answer import parse_answer
 from adyton.release.grants import Granted, Terms
 from adyton.release.messages import (
-    MAX_EVIDENCE_BYTES,
     MAX_NAMES,
     ChallengeAnswer,
     EnclaveKey,
@@ -39,9 +51,12 @@ from adyton.release.messages import (
 from adyton.release.shown_program import explain_message, parse_explain
 from adyton.values import Digest, Nonce
 
+PAGE = (Path(__file__).parents[3] / "docs" / "registers.md").read_text(encoding="utf-8")
 KEY = EnclaveKey()
 SERVER = ServerIdentity(Digest(b"c" * 32), "adyton-key-server")
-REQUEST = ReleaseRequest(Nonce(b"n" * 32), KEY.public_bytes, Digest(b"m" * 32), ("a", "b"), b"evidence")
+REQUEST = ReleaseRequest(
+    Nonce(b"n" * 32), KEY.public_bytes, Digest(b"m" * 32), ("a", "b"), EvidenceBundle(cpu=b"evidence")
+)
 TERMS = Terms(grant="g-1", lease_s=60, versions={"a": 1, "b": 7}, wrapped=b"wrapped", checkpoint={"seq": 1})
 GRANTED = Granted(terms=TERMS, certificate=b"certificate", signature=bytes(64))
 PARSERS = [
@@ -156,6 +171,70 @@ def test_parsers_take_nothing_with_one_member_changed_to_another_type(data: st.D
                 parser(json.dumps(broken).encode())
 
 
+def _text(size: int) -> str:
+    return base64.b64encode(bytes(size)).decode()
+
+
+DEVICE = {"arch": "HOPPER", "certificate": "AAAA", "evidence": "AAAA"}
+DEVICES_OUT_OF_BOUNDS: tuple[object, ...] = (None, {}, [[]], ["AAAA"], [DEVICE] * (MAX_DEVICES + 1))
+BUNDLE: dict[str, Any] = {"cpu": "AAAA", "event_log": "AAAA", "devices": [DEVICE]}
+
+
+def test_largest_bundle_of_each_part_is_taken() -> None:
+    """Every limit of a part can be reached; together they are held by the limit of the whole message."""
+    full = {"arch": "a" * 32, "certificate": _text(16 * 1024), "evidence": _text(16 * 1024)}
+    largest = {"cpu": _text(MAX_CPU_BYTES), "event_log": _text(MAX_EVENT_LOG_BYTES), "devices": [full] * 13}
+    for bundle in (BUNDLE, largest, {"cpu": "AAAA", "devices": [full] * MAX_DEVICES}, {"cpu": "AAAA", "devices": []}):
+        raw = json.dumps({**json.loads(REQUEST.to_bytes()), "evidence": bundle}).encode()
+        assert json.loads(parse_release_request(raw).to_bytes())["evidence"] == bundle
+    with pytest.raises(OutOfOrder, match="too long"):
+        parse_release_request(
+            json.dumps({**json.loads(REQUEST.to_bytes()), "evidence": {**largest, "devices": [full] * 16}}).encode()
+        )
+
+
+def test_report_data_and_gpu_nonce_are_what_the_page_says() -> None:
+    """The worked examples of docs/registers.md, computed by the code and by hand."""
+    server = ServerIdentity(Digest(b"\4" * 32), "keys.example")
+    device = DevicePart(arch="HOPPER", certificate=b"\5" * 3, evidence=b"\6" * 3)
+    request = ReleaseRequest(
+        Nonce(b"\1" * 32), b"\2" * 1216, Digest(b"\3" * 32), ("model", "weights"), EvidenceBundle(cpu=b"quote")
+    )
+    with_device = replace(request, evidence=replace(request.evidence, devices=(device,)))
+    section = PAGE.split("## The wire")[1].split("## The TPM quote document")[0]
+    assert re.findall(r"\| `([0-9a-f]{64,128})` \|", section) == [
+        request.gpu_nonce.hex(),
+        devices_field((device,)).hex(),
+        request.report_data(server).hex(),
+        with_device.report_data(server).hex(),
+    ]
+
+    def lp(raw: bytes) -> bytes:
+        return struct.pack(">I", len(raw)) + raw
+
+    common = b"adyton-release/3 report data\0" + lp(b"\1" * 32) + lp(b"\2" * 1216) + lp(b"\3" * 32) + lp(b"\4" * 32)
+    common += lp(b"keys.example") + lp(lp(b"model") + lp(b"weights"))
+    by_hand = hashlib.sha256(lp(lp(b"HOPPER") + lp(b"\5" * 3) + lp(b"\6" * 3))).digest()
+    assert request.report_data(server) == hashlib.sha512(common + lp(b"")).digest()
+    assert with_device.report_data(server) == hashlib.sha512(common + lp(by_hand)).digest()
+
+
+def test_report_data_bind_every_byte_of_the_devices() -> None:
+    """Another device, another order, one less, or bytes moved between two parts: other report data."""
+    one = DevicePart(arch="HOPPER", certificate=b"ab", evidence=b"c")
+    others: tuple[tuple[DevicePart, ...], ...] = (
+        (replace(one, arch="HOPPE"),),
+        (replace(one, certificate=b"a", evidence=b"bc"),),
+        (one, one),
+        (one, replace(one, evidence=b"d")),
+        (replace(one, evidence=b"d"), one),
+        (),
+    )
+    found = {replace(REQUEST, evidence=EvidenceBundle(devices=it)).report_data(SERVER) for it in ((one,), *others)}
+    assert len(found) == 1 + len(others)
+    assert replace(REQUEST, evidence=EvidenceBundle(cpu=b"x", event_log=b"y")).report_data(SERVER) in found
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -165,10 +244,24 @@ def test_parsers_take_nothing_with_one_member_changed_to_another_type(data: st.D
         {"names": [""]},
         {"names": ["x" * 65]},
         {"names": [f"n{number:03}" for number in range(MAX_NAMES + 1)]},
-        {"evidence": ""},
-        {"evidence": "AAAA===="},
-        {"evidence": "AB=="},
-        {"evidence": "A" * (4 * MAX_EVIDENCE_BYTES)},
+        {"evidence": "AAAA"},
+        {"evidence": {}},
+        *({"evidence": {**BUNDLE, "cpu": text}} for text in ("", "AAAA====", "AB==", _text(MAX_CPU_BYTES + 1), None)),
+        *({"evidence": {**BUNDLE, "event_log": text}} for text in ("", "AB==", _text(MAX_EVENT_LOG_BYTES + 1), None)),
+        *({"evidence": {**BUNDLE, "devices": found}} for found in DEVICES_OUT_OF_BOUNDS),
+        *({"evidence": {name: value for name, value in BUNDLE.items() if name != left}} for left in ("cpu", "devices")),
+        *({"evidence": {**BUNDLE, "devices": [{**DEVICE, "arch": arch}]}} for arch in ("", "a b", "a" * 33, "é", 1)),
+        *(
+            {"evidence": {**BUNDLE, "devices": [{**DEVICE, part: text}]}}
+            for part in ("certificate", "evidence")
+            for text in ("", "AB==", _text(16 * 1024 + 1), None)
+        ),
+        *({"evidence": {**BUNDLE, "devices": [{**DEVICE, name: "AAAA"}]}} for name in ("more", "nonce")),
+        *(
+            {"evidence": {**BUNDLE, "devices": [{name: value for name, value in DEVICE.items() if name != left}]}}
+            for left in DEVICE
+        ),
+        {"evidence": {**BUNDLE, "more": 1}},
         {"manifest_sha256": "AB" * 32},
         {"manifest_sha256": "ab" * 31},
         {"nonce": "AAAA"},
@@ -184,7 +277,7 @@ def test_release_request_out_of_bounds_is_refused(changes: dict[str, Any]) -> No
 def test_protocol_of_another_version_says_so() -> None:
     """Another version is told apart from noise."""
     with pytest.raises(VersionMismatch, match="another protocol"):
-        parse_challenge_request(b'{"protocol": "adyton-release/1"}')
+        parse_challenge_request(b'{"protocol": "adyton-release/2"}')
 
 
 def test_refusal_cannot_steer_a_terminal() -> None:

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from adyton.attest.bundle import EvidenceBundle
 from adyton.attest.ratls import make_certificate
 from adyton.errors import Denied, Error, FetchFailed, OutOfOrder, StorageFailed, Timeout, VersionMismatch
 from adyton.keystore.approval import REVOKED
@@ -420,9 +421,9 @@ def test_release_challenge_answered_twice_is_refused(world: World, server: Runni
     with https(world, server.adyton) as connection:
         _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
         nonce = parse_challenge(json.dumps(challenge).encode()).nonce
-        unsigned = ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, ("weights",), b"")
+        unsigned = ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle())
         binding = unsigned.report_data(server_identity(world.home))
-        request = replace(unsigned, evidence=world.enclave(signed).quote(binding)).to_bytes()
+        request = replace(unsigned, evidence=EvidenceBundle(cpu=world.enclave(signed).quote(binding))).to_bytes()
         assert post(connection, PATH_RELEASE, request)[0] == 200
         status, document = post(connection, PATH_RELEASE, request)
     assert (status, document["check"]) == (403, "challenge")
@@ -458,8 +459,8 @@ def test_used_with_another_token_is_not_believed(world: World, server: Running) 
         b"",
         b"[]",
         b"{",
-        b'{"protocol": "adyton-release/2", "extra": 1}',
-        b'{"protocol": "adyton-release/2", "protocol": "adyton-release/2"}',
+        b'{"protocol": "adyton-release/3", "extra": 1}',
+        b'{"protocol": "adyton-release/3", "protocol": "adyton-release/3"}',
         b"\xff\xfe",
         b"[" * 900,
         b'{"protocol": NaN}',
@@ -478,15 +479,18 @@ def test_http_other_paths_methods_and_versions_are_refused(world: World, server:
     """Only the protocol's own paths answer, and only to POST."""
     with https(world, server.adyton) as connection:
         assert post(connection, "/release", b"")[0] == 404
+    for older in ("/adyton/v1/release", "/adyton/v2/release", "/adyton/v2/challenge"):
+        with https(world, server.adyton) as connection:
+            status, document = post(connection, older, b"")
+            assert (status, document["expected"], document["seen"]) == (426, PROTOCOL, older)
+            assert "same version of Adyton on both sides" in document["remedy"]
     with https(world, server.adyton) as connection:
-        status, document = post(connection, "/adyton/v1/release", b"")
-        assert (status, document["expected"], document["seen"]) == (426, PROTOCOL, "/adyton/v1/release")
-        assert "same version of Adyton on both sides" in document["remedy"]
-    with https(world, server.adyton) as connection:
-        connection.sendall(b"GET /adyton/v2/challenge HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer(connection)[0] == 405
     with https(world, server.adyton) as connection:
         assert post(connection, PATH_CHALLENGE, b'{"protocol": "adyton-release/9"}')[0] == 426
+    with https(world, server.adyton) as connection:
+        assert post(connection, PATH_CHALLENGE, b'{"protocol": "adyton-release/2"}')[0] == 426
     with https(world, server.adyton) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer(connection) == (200, {"status": "ok"})
@@ -534,9 +538,9 @@ def test_http_too_long_body_is_refused_before_it_is_read(world: World, server: R
         b"\x00" * 100,
         b"GET / HTTP/9.9\r\n\r\n",
         b"POST / HTTP/1.1\r\n" + b"A: " + b"b" * 40_000,
-        b"POST /adyton/v2/challenge HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-        b"POST /adyton/v2/challenge HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /adyton/v2/challenge HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"POST /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
     ],
 )
 def test_http_garbage_is_dropped(world: World, server: Running, raw: bytes) -> None:
@@ -663,7 +667,7 @@ def test_tls_stalled_clients_harm_nobody(world: World) -> None:
         idle = [https(world, server.adyton) for _ in range(10)]
         slow = [https(world, server.adyton) for _ in range(10)]
         for connection in slow:
-            connection.sendall(b"POST /adyton/v2/challenge HTTP/1.1\r\nHost: x\r\n")
+            connection.sendall(b"POST /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\n")
         began = time.monotonic()
         obtain(world, server, signed)
         assert time.monotonic() - began < 5

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from adyton.attest import sgx, snp, tdx
+from adyton.attest.devices import NO_DEVICES, Device, device_digest
 from adyton.attest.tdx import workload_rtmr3
+from adyton.attest.workload_register import events
 from adyton.errors import Error, NoDevice, StorageFailed, Timeout, UsageError
 from adyton.sim.platform import SimPlatform
 from adyton.tee.configfs_tsm import ConfigfsTSM
@@ -278,11 +280,12 @@ def test_tsm_generation_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_tdx_source_extends_rtmr3_once_and_quotes(tdx_quote: Callable[[bytes, int], bytes]) -> None:
-    """The workload measurement goes into RTMR3 once per boot; a second start of the same workload changes nothing."""
+    """Workload and devices go into RTMR3 once per boot, in this order; a second start of the workload adds nothing."""
     system = TDXGuest(tdx_quote)
-    for _ in range(2):
+    for _ in range(3):
         source = TDXSource(WORKLOAD, system)
         assert system.rtmr3 == workload_rtmr3(WORKLOAD).raw
+        assert system.extended == list(events(WORKLOAD, bank="sha384"))
     assert tdx.parse_quote(source.quote(REPORT_DATA)).report_data == REPORT_DATA
     assert source.tee == "tdx"
     assert "never on TDX hardware" in source.notice
@@ -297,6 +300,36 @@ def test_tdx_register_with_something_else_is_refused() -> None:
         extend_workload(WORKLOAD, system)
     assert "boot the trust domain" in str(caught.value.remedy)
     assert system.rtmr3 == before
+
+
+def test_tdx_start_that_was_cut_off_between_the_two_events_is_completed() -> None:
+    """The second event is added, the first is not repeated."""
+    system = TDXGuest()
+    write_once(system, TDXGuest.RTMR3, events(WORKLOAD, bank="sha384")[0])
+    extend_workload(WORKLOAD, system)
+    assert system.rtmr3 == workload_rtmr3(WORKLOAD).raw
+    assert system.extended == list(events(WORKLOAD, bank="sha384"))
+
+
+@pytest.mark.parametrize("devices", [NO_DEVICES, device_digest([Device(ueid="7", driver="570", vbios="96")])])
+def test_tdx_register_of_another_set_of_devices_is_refused(devices: bytes) -> None:
+    """After a boot with a GPU none can be dropped, and after one without none can be added."""
+    other = device_digest([Device(ueid="8", driver="570", vbios="96")])
+    system = TDXGuest()
+    extend_workload(WORKLOAD, system, devices=other)
+    before = system.rtmr3
+    with pytest.raises(StorageFailed, match="something else"):
+        extend_workload(WORKLOAD, system, devices=devices)
+    assert system.rtmr3 == before == workload_rtmr3(WORKLOAD, other).raw
+
+
+def test_tdx_register_with_a_third_event_is_refused() -> None:
+    """Exactly two events: whatever came after them makes it another boot."""
+    system = TDXGuest()
+    extend_workload(WORKLOAD, system)
+    write_once(system, TDXGuest.RTMR3, bytes(48))
+    with pytest.raises(StorageFailed, match="something else"):
+        extend_workload(WORKLOAD, system)
 
 
 def test_tdx_without_registers_in_sysfs_is_refused() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import stat
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from adyton.attest import dcap, sgx, tdx
+from adyton.attest.devices import NO_DEVICES, Device, device_digest
+from adyton.attest.report import carries_workload
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import workload_rtmr3
+from adyton.attest.workload_register import states
 from adyton.errors import NoDevice, Revoked, StorageFailed, TargetExists, UsageError
 from adyton.sim.chip import Facts, Shape
 from adyton.sim.platform import Part, Revocable, SimPlatform
@@ -66,12 +70,37 @@ def test_sgx_quote_carries_what_was_asked_for(platform: SimPlatform) -> None:
     assert enclave.tee == "sim"
 
 
+GPU = Device(ueid="7", driver="570.158.01", vbios="96.00.88.00.11")
+
+
+def test_quote_names_its_workload_with_its_devices_only(platform: SimPlatform) -> None:
+    """Without evidence of GPUs none is expected; with it exactly these. A register with the workload alone names none.
+
+    So a host cannot hide a GPU that the guest found, and cannot add one.
+    """
+
+    def names(register: bytes, *devices: Device) -> bool:
+        quote = tdx.parse_quote(platform.enclave(measurement=MEASUREMENT, shape="tdx").quote(REPORT_DATA))
+        changed = replace(quote, report=quote.report.replace(rtmr3=register))
+        return carries_workload(changed, MEASUREMENT, device_digest(devices))
+
+    one = device_digest([GPU])
+    assert names(workload_rtmr3(MEASUREMENT).raw)
+    assert names(workload_rtmr3(MEASUREMENT, one).raw, GPU)
+    assert not names(workload_rtmr3(MEASUREMENT, one).raw)
+    assert not names(workload_rtmr3(MEASUREMENT).raw, GPU)
+    assert not names(workload_rtmr3(MEASUREMENT, one).raw, replace(GPU, vbios="96.00.88.00.12"))
+    for state in states(MEASUREMENT, bank="sha384")[:2]:
+        assert not names(state)
+
+
 def test_tdx_quote_extends_rtmr3_with_the_measurement(platform: SimPlatform) -> None:
-    """In the TDX shape the workload measurement stands in RTMR3, and nowhere else."""
+    """In the TDX shape the workload measurement and the devices stand in RTMR3, and nowhere else."""
     enclave = platform.enclave(measurement=MEASUREMENT, shape="tdx")
     report = tdx.parse_quote(enclave.quote(REPORT_DATA)).report
     assert report.rtmrs[3] == workload_rtmr3(MEASUREMENT).raw
-    assert report.rtmrs[3] == hashlib.sha384(bytes(48) + hashlib.sha384(MEASUREMENT.raw).digest()).digest()
+    once = hashlib.sha384(bytes(48) + hashlib.sha384(MEASUREMENT.raw).digest()).digest()
+    assert report.rtmrs[3] == hashlib.sha384(once + hashlib.sha384(NO_DEVICES).digest()).digest()
     other = platform.enclave(measurement=Measurement(bytes(32)), shape="tdx").quote(REPORT_DATA)
     assert tdx.parse_quote(other).report.rtmrs[:3] == report.rtmrs[:3]
     assert tdx.parse_quote(other).report.rtmrs[3] != report.rtmrs[3]

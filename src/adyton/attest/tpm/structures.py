@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn, Protocol
 
 from adyton.attest.quote import refuse
 
@@ -32,19 +32,29 @@ RSA_BYTES: Final = range(256, 513)
 P256_BYTES: Final = 32
 
 
+class Refuse(Protocol):
+    """Raises an error for a malformed structure."""
+
+    def __call__(
+        self, message: str, *, check: str, expected: object, seen: object, remedy: str | None = None
+    ) -> NoReturn:
+        """Raise."""
+        ...
+
+
 class Reader:
-    """A cursor over big-endian bytes. Everything it is asked for must be there."""
+    """A cursor over big-endian bytes. Everything it is asked for must be there, else it calls `refuse`."""
 
-    __slots__ = ("_at", "_raw", "_what")
+    __slots__ = ("_at", "_raw", "_refuse", "_what")
 
-    def __init__(self, raw: bytes, what: str) -> None:
-        self._raw, self._what, self._at = raw, what, 0
+    def __init__(self, raw: bytes, what: str, refuse: Refuse = refuse) -> None:
+        self._raw, self._what, self._at, self._refuse = raw, what, 0, refuse
 
     def take(self, size: int, name: str) -> bytes:
         """The next `size` bytes."""
         end = self._at + size
         if end > len(self._raw):
-            refuse(
+            self._refuse(
                 f"the {self._what} ends inside its {name}",
                 check=f"length of the {self._what}",
                 expected=f"{size} bytes for the {name}",
@@ -63,7 +73,7 @@ class Reader:
         """A TPM2B: a length of two bytes, at most `limit`, and so many bytes."""
         size = self.number(2, f"size of the {name}")
         if size > limit:
-            refuse(
+            self._refuse(
                 f"the {name} of the {self._what} is too long",
                 check=f"size of the {name}",
                 expected=f"at most {limit} bytes",
@@ -71,11 +81,15 @@ class Reader:
             )
         return self.take(size, name)
 
+    def rest(self) -> bytes:
+        """Everything that is left."""
+        return self.take(len(self._raw) - self._at, "rest")
+
     def finish(self) -> None:
         """Refuse bytes that are left over."""
         rest = len(self._raw) - self._at
         if rest:
-            refuse(
+            self._refuse(
                 f"bytes follow the {self._what}",
                 check=f"end of the {self._what}",
                 expected="nothing behind it",

@@ -1,0 +1,181 @@
+"""The evidence bundle: the CPU's part is judged first, and the log and the devices only after it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adyton.attest.bundle import DevicePart, EvidenceBundle, devices_bytes, gpu_nonce
+from adyton.attest.devices import Device, device_digest
+from adyton.errors import Mismatch
+from adyton.keyserver.service import KeyService
+from adyton.keyserver.stages import Answered
+from adyton.keystore.prune import named
+from adyton.release.messages import EnclaveKey, ReleaseRequest
+from adyton.server.process import server_identity
+from tests.support.owner_world import World, make_world
+from tests.support.release_by_hand import entries, reason
+
+GPU = Device(ueid="7", driver="570.158.01", vbios="96.00.88.00.11")
+OTHER = replace(GPU, ueid="8")
+PART = DevicePart(arch="HOPPER", certificate=b"certificate", evidence=b"evidence")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """An owner who approved her program in the simulated trust domain and in the simulated enclave."""
+    with make_world(tmp_path) as found:
+        found.approve(found.program(), tees=(found.tee.replace("sim:", "sim-tdx:"),))
+        found.approve(found.program())
+        yield found
+
+
+@dataclass
+class GPUs:
+    """A verifier of devices that counts its calls."""
+
+    found: tuple[Device, ...] = (GPU,)
+    calls: list[tuple[tuple[DevicePart, ...], bytes]] = field(default_factory=list)
+
+    def verify(self, devices: tuple[DevicePart, ...], nonce: bytes, _now: datetime) -> tuple[Device, ...]:
+        """Whatever it is given is this."""
+        self.calls.append((devices, nonce))
+        return self.found
+
+
+def ask(
+    world: World,
+    gpus: GPUs | None = None,
+    *,
+    bundle: EvidenceBundle | None = None,
+    register: tuple[Device, ...] = (),
+    tdx: bool = True,
+    **after: Any,
+) -> Answered:
+    """A request of the approved program with this bundle. `after` changes the bundle once the quote is made."""
+    verifier: dict[str, Any] = {} if gpus is None else {"verify_devices": gpus.verify}
+    service: KeyService = world.service(**verifier)
+    try:
+        signed, nonce = world.program(), service.challenge()[0]
+        key = EnclaveKey().public_bytes
+        request = ReleaseRequest(nonce, key, signed.manifest_sha256, ("weights",), bundle or EvidenceBundle())
+        enclave = world.enclave(signed, tdx=tdx, devices=device_digest(register))
+        quote = enclave.quote(request.report_data(server_identity(world.home)))
+        evidence = replace(request.evidence, cpu=quote, **after)
+        answered = service.release(replace(request, evidence=evidence), "peer").result(60)
+        if gpus is not None and gpus.calls:
+            assert gpus.calls[-1][1] == gpu_nonce(request.nonce, key)
+        return answered
+    finally:
+        service.close()
+
+
+def test_bundle_with_the_cpu_alone_gets_the_key(world: World) -> None:
+    """As before, in an enclave and in a trust domain."""
+    assert ask(world).granted is not None
+    assert ask(world, tdx=False).granted is not None
+
+
+def test_key_server_without_a_verifier_of_devices_refuses_them(world: World) -> None:
+    """It says so, and the refusal is recorded."""
+    refusal = ask(world, bundle=EvidenceBundle(devices=(PART,)), register=(GPU,)).refusal
+    assert refusal is not None
+    assert refusal.message.startswith("this key server verifies no devices")
+    assert (reason(world)["check"], "release" in world.kinds()) == ("devices in the evidence", False)
+
+
+def test_event_log_that_nothing_needs_is_refused(world: World) -> None:
+    """A part that no check would read is never carried along."""
+    for tdx in (True, False):
+        assert ask(world, tdx=tdx, event_log=b"log").refusal is not None
+        assert reason(world)["check"] == "event log in the evidence"
+    assert "release" not in world.kinds()
+
+
+def test_devices_are_verified_over_the_requests_own_nonce_and_compared_with_the_register(world: World) -> None:
+    """The devices that were verified must be those that the guest extended at boot: all of them and no other."""
+    gpus = GPUs()
+    bundle = EvidenceBundle(devices=(PART,))
+    assert ask(world, gpus, bundle=bundle, register=(GPU,)).granted is not None
+    assert gpus.calls[0][0] == (PART,)
+    for register in ((), (OTHER,), (GPU, OTHER)):
+        assert ask(world, gpus, bundle=bundle, register=register).granted is None, register
+        assert reason(world)["check"] == "measurement of the program"
+
+
+def test_devices_that_are_left_out_are_missed(world: World) -> None:
+    """A register with a GPU, and evidence without one."""
+    assert ask(world, GPUs(), register=(GPU,)).refusal is not None
+    assert reason(world)["check"] == "measurement of the program"
+
+
+def test_devices_that_the_quote_does_not_cover_are_not_even_parsed(world: World) -> None:
+    """Added, exchanged, put in another order or left out on the way: the report data differ, and nothing reads them."""
+    gpus = GPUs()
+    made = EvidenceBundle(devices=(PART, replace(PART, evidence=b"another")))
+    for changed in ((), made.devices[:1], made.devices[::-1], (PART, replace(PART, evidence=b"third"))):
+        refusal = ask(world, gpus, bundle=made, register=(GPU,), devices=changed).refusal
+        assert refusal is not None
+        assert refusal.check == "report data"
+    assert gpus.calls == []
+
+
+def test_cpu_part_that_is_not_genuine_is_refused_before_the_rest_is_parsed(world: World) -> None:
+    """A quote that does not verify, with a log and devices beside it."""
+    gpus = GPUs()
+    service = world.service(verify_devices=gpus.verify)
+    request = ReleaseRequest(
+        service.challenge()[0],
+        EnclaveKey().public_bytes,
+        world.program().manifest_sha256,
+        ("weights",),
+        EvidenceBundle(devices=(PART,)),
+    )
+    quote = bytearray(world.enclave(world.program(), tdx=True).quote(request.report_data(server_identity(world.home))))
+    quote[100] ^= 1
+    bundle = replace(request.evidence, cpu=bytes(quote), event_log=b"log")
+    refusal = service.release(replace(request, evidence=bundle), "peer").result(60).refusal
+    service.close()
+    assert refusal is not None
+    assert "signature" in refusal.check
+    assert gpus.calls == []
+
+
+def test_evidence_without_a_register_for_devices_takes_none(world: World) -> None:
+    """Under SGX nothing says which devices the machine has."""
+    gpus = GPUs()
+    assert ask(world, gpus, bundle=EvidenceBundle(devices=(PART,)), tdx=False).refusal is not None
+    assert reason(world)["check"] == "devices in the evidence"
+    assert gpus.calls == []
+
+
+def test_refusal_of_a_verifier_of_devices_refuses_the_request(world: World) -> None:
+    """What it raises is the reason."""
+
+    def verify(*_arguments: object) -> tuple[Device, ...]:
+        raise Mismatch("the same GPU twice", check="GPUs", expected="each once", seen="7")
+
+    service: Any = GPUs()
+    service.verify = verify
+    assert ask(world, service, bundle=EvidenceBundle(devices=(PART,)), register=(GPU,)).refusal is not None
+    assert reason(world)["check"] == "GPUs"
+
+
+def test_record_keeps_every_part_of_a_bundle(world: World) -> None:
+    """A release and a refusal keep the devices beside the quote, each under its SHA-256, until they are pruned."""
+    bundle = EvidenceBundle(devices=(PART,))
+    assert ask(world, GPUs(), bundle=bundle, register=(GPU,)).granted is not None
+    assert ask(world, GPUs(), bundle=bundle, register=(OTHER,)).refusal is not None
+    wanted = hashlib.sha256(devices_bytes((PART,))).hexdigest()
+    for kind in ("release", "denial"):
+        assert entries(world, kind)[-1]["devices"] == wanted
+    with world.store.read() as view:
+        for entry in [*view.entries(kind="release"), *view.entries(kind="denial")]:
+            assert set(named(entry)) == {"evidence", "devices", "collateral"}
+            assert view.artifact(named(entry)["devices"]) == devices_bytes((PART,))
