@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,9 @@ from adyton.attest.checks import Checks
 from adyton.attest.nitro.document import parse_document
 from adyton.attest.nitro.verify import CLOCK_SKEW, verify
 from adyton.attest.report import VerifiedReport
+from adyton.attest.workload_register import states
 from adyton.errors import AppraisalFailed, BadChain, EvidenceError, MalformedQuote, Mismatch, Stale
+from adyton.values import Measurement
 from tests.faults.attest.test_dcap_faults import disable
 from tests.support.nitro_factory import IMAGE, LONG, NONCE, NOW, BuiltDocument, NitroScenario
 
@@ -208,6 +211,23 @@ def test_old_document_is_refused_unless_the_policy_says_how_old() -> None:
     scenario.now = NOW + timedelta(seconds=61)
     assert refused(scenario, policy(max_document_age_s=60)) == ["age of the document"]
     assert refused(scenario, policy()) == []
+
+
+def test_workload_of_a_nitrotpm_stands_in_pcr_15() -> None:
+    """Only its register with both events is the workload's. An enclave has no register for it."""
+    workload = Measurement(b"w" * 32)
+    named: dict[str, Any] = {"workloads": [workload.hex()]}
+    scenario = NitroScenario(tpm=True)
+    assert refused(scenario, policy(tpm=True, **named)) == ["workload"]
+    half, whole = states(workload, bank="sha384")[1:]
+    for value, missing in ((half, ["workload"]), (whole, []), (whole[:-1] + b"x", ["workload"])):
+        scenario.pcrs[15] = value
+        assert refused(scenario, policy(tpm=True, **named)) == missing
+    del scenario.pcrs[15]
+    assert refused(scenario, policy(tpm=True, **named)) == ["workload"]
+    enclave = NitroScenario()
+    enclave.pcrs[15] = whole
+    assert refused(enclave, policy(tpm=False, **named)) == ["workload"]
 
 
 def test_enclave_and_nitrotpm_are_different_platforms() -> None:

@@ -15,6 +15,7 @@ from adyton.attest.certificates import leaf_first, parse_certificate, split_pem
 from adyton.attest.collateral import AMDCollateral, Collateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.snp import TCBVersion
 from adyton.collateral.files import choose
 from adyton.errors import FetchFailed, MalformedQuote
 from tests.support.amd_factory import NOW as AMD_NOW
@@ -148,6 +149,21 @@ def test_fault_of_the_collateral_is_not_said_of_the_evidence(collateral: Collate
     assert explain.to_dict(found)["genuine"] is None
     assert "the collateral is at fault" in explain.to_text(found)
     assert explain.to_dict(found)["verdict"] == "refused"
+
+
+@pytest.mark.parametrize("vlek", [False, True])
+def test_certificate_of_a_chip_that_has_ended_is_no_fault_of_the_report(vlek: bool) -> None:
+    """Nor is one of another chip. AMD's certificates are collateral."""
+    ended, another = SNPScenario(vlek=vlek), SNPScenario(vlek=vlek)
+    ended.leaf_window = (AMD_NOW.replace(year=2024), AMD_NOW.replace(year=2025))
+    another.certificate_tcb = TCBVersion(4, 0, 24, 1)
+    for made in (ended, another):
+        built = made.built()
+        found = assess(
+            parse_evidence(built.report), built.collateral, built.roots, Policy(), built.now, report_data=None
+        )
+        assert found.claims is None
+        assert found.genuine is None
 
 
 def test_fault_of_the_evidence_is_said() -> None:
