@@ -269,6 +269,8 @@ OPENS_SOCKETS = {
     "adyton.release.tls": "the TLS contexts of the release protocols",
     "adyton.server": "the owner's side: key server, metrics, dashboard",
     "adyton.sim.pcs_server": "a PCS and KDS for simulated platforms",
+    "adyton.sim.software_tpm": "the socket of a software TPM",
+    "adyton.tee.imds": "asks Azure's host for certificates and TD quotes",
 }
 """Modules and rooms that may use the network, and what for."""
 

@@ -25,7 +25,8 @@ from adyton.attest import dcap
 from adyton.attest.certificates import parse_certificate
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
-from adyton.attest.snp import SNPReport
+from adyton.attest.sgx import SGXQuote
+from adyton.attest.tdx import TDXQuote
 from adyton.cli import collateral, platform, verify
 from adyton.collateral.bundle import build_bundle, documents_of
 from adyton.collateral.sources import Source, SourceList
@@ -360,7 +361,7 @@ def test_platform_quote_is_evidence_that_verifies(made: SimPlatform, tmp_path: P
     result = run("quote", made.directory, "-o", tmp_path / "quote.bin", *words, verb=platform)
     assert "protects nothing" in result.output
     evidence = parse_evidence((tmp_path / "quote.bin").read_bytes())
-    assert not isinstance(evidence, SNPReport)
+    assert isinstance(evidence, SGXQuote | TDXQuote)
     roots = TrustRoots().with_sim([made.root_fingerprint])
     report = dcap.verify(evidence, made.collateral(tee=shape), roots, datetime.now(UTC))
     assert report.carries_workload(Measurement.from_hex(measurement))

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.enclave import FLAG_EINITTOKEN_KEY, FLAG_INIT, FLAG_MODE64, FLAG_PROVISION_KEY
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.nvidia.gpu_policy import judge_gpus
+from adyton.attest.report import WORKLOAD_PCR
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import (
     PLATFORM_ALIAS_CHECK,
@@ -30,6 +32,8 @@ from adyton.attest.tdx import (
     KNOWN_ATTRIBUTES,
     TDXQuote,
 )
+from adyton.attest.tpm import pcr_policy
+from adyton.attest.tpm.document import TPMQuote
 from adyton.check import Check
 from adyton.dates import is_over
 from adyton.errors import AppraisalFailed, UsageError
@@ -69,7 +73,7 @@ class Claims:
 
     report: VerifiedReport
     tee: str
-    """As in the policy: "sgx", "tdx", "snp", "sim:<root>" or "sim-tdx:<root>"."""
+    """As in the policy (`adyton.attest.names`): "sgx", "tpm", "az-snp", "sim:<root>" and so on."""
     status: TCBStatus
     advisories: tuple[str, ...]
     exemptions: tuple[Exemption, ...]
@@ -188,7 +192,7 @@ def _judge_program(to: _Judgement, report: VerifiedReport, policy: Policy) -> No
             "workload",
             any(report.carries_workload(workload) for workload in policy.workloads),
             expected=policy.workloads,
-            seen=report.rtmrs[3] if report.rtmrs else report.measurement,
+            seen=_workload_seen(report),
             remedy=_PROGRAM,
         )
     if policy.signers:
@@ -199,6 +203,31 @@ def _judge_program(to: _Judgement, report: VerifiedReport, policy: Policy) -> No
             seen=f"{report.mrsigner or 'none'}, product {report.isv_prod_id}, SVN {report.isv_svn}",
             remedy=_PROGRAM,
         )
+
+
+def _workload_seen(report: VerifiedReport) -> object:
+    if report.pcrs is not None:
+        return f"PCR {WORKLOAD_PCR} {report.pcrs[WORKLOAD_PCR].hex()}"
+    return report.rtmrs[3] if report.rtmrs else report.measurement
+
+
+def _judge_tpm(to: _Judgement, evidence: TPMQuote | AzureEvidence, report: VerifiedReport, policy: Policy) -> None:
+    """A guest that a TPM measures: its boot by the event log, and the workload in PCR 15."""
+    if policy.any_program and not policy.boot_applications and not policy.pcrs:
+        return
+    to.checks += pcr_policy.judge(
+        report.pcrs or {},
+        evidence.event_log,
+        boot_applications=policy.boot_applications,
+        values=policy.pcrs,
+    )
+    to.require(
+        "workload: named",
+        bool(policy.workloads) or policy.any_program,
+        expected="a policy that names the workload in PCR 15",
+        seen=f"{len(policy.workloads)} workloads",
+        remedy="add the workload measurement (adyton build prints it) to the policy's `workloads`",
+    )
 
 
 def _judge_sgx(to: _Judgement, quote: SGXQuote, policy: Policy) -> None:
@@ -333,6 +362,26 @@ def _judge_snp(to: _Judgement, report: SNPReport, verified: VerifiedReport, poli
         )
 
 
+def _judge_no_pcrs(to: _Judgement, policy: Policy) -> None:
+    """Evidence without PCRs never meets a policy that asks for some."""
+    if policy.pcrs or policy.boot_applications:
+        to.require(
+            "boot applications",
+            False,
+            expected="evidence of a TPM, which has the PCRs that the policy names",
+            seen="evidence without PCRs",
+            remedy="put rules for PCRs into an alternative (any_of) of their own",
+        )
+
+
+def _judge_azure(to: _Judgement, evidence: AzureEvidence, report: VerifiedReport, policy: Policy) -> None:
+    """The hardware below Microsoft's paravisor, by the rules of that hardware."""
+    if isinstance(evidence.hardware, TDXQuote):
+        _judge_tdx(to, evidence.hardware, policy)
+    else:
+        _judge_snp(to, evidence.hardware, report, policy)
+
+
 def _judge_acpi(to: _Judgement, report: VerifiedReport, policy: Policy) -> None:
     """Say in every verdict where nothing pins the ACPI tables. It is no reason to refuse: the policy left them open."""
     if isinstance(report.evidence, SNPReport) or (isinstance(report.evidence, TDXQuote) and not policy.rtmr0):
@@ -372,17 +421,20 @@ def _judge_freshness(to: _Judgement, report: VerifiedReport, policy: Policy, now
 
 
 def _judge_binding(to: _Judgement, report: VerifiedReport, policy: Policy, report_data: bytes | None) -> None:
+    tpm = report.pcrs is not None
     if report_data is None:
         to.require(
             "report data",
-            not policy.require_report_data,
+            not policy.require_report_data and not tpm,
             expected="a value to compare with",
             seen="none was given",
-            remedy="give the data that the evidence must be bound to: --report-data",
+            remedy="give the data that the evidence must be bound to: --report-data"
+            + (" (the nonce; without it anybody can send an old quote of a TPM)" if tpm else ""),
         )
         return
-    if len(report_data) != 64:
-        raise UsageError(f"report data has 64 bytes, got {len(report_data)}", expected=64, seen=len(report_data))
+    if len(report_data) != 64 and not (tpm and report_data):
+        wanted = "1 to 64 bytes" if tpm else "64 bytes"
+        raise UsageError(f"report data has {wanted}, got {len(report_data)}", expected=wanted, seen=len(report_data))
     to.require(
         "report data",
         hmac.compare_digest(report.report_data, report_data),
@@ -400,10 +452,16 @@ def _judge(report: VerifiedReport, policy: Policy, now: datetime, report_data: b
     _judge_debug(to, report, policy)
     _judge_program(to, report, policy)
     evidence = report.evidence
+    if report.pcrs is None:
+        _judge_no_pcrs(to, policy)
     if isinstance(evidence, SGXQuote):
         _judge_sgx(to, evidence, policy)
     elif isinstance(evidence, TDXQuote):
         _judge_tdx(to, evidence, policy)
+    elif isinstance(evidence, TPMQuote | AzureEvidence):
+        if isinstance(evidence, AzureEvidence):
+            _judge_azure(to, evidence, report, policy)
+        _judge_tpm(to, evidence, report, policy)
     else:
         _judge_snp(to, evidence, report, policy)
     to.checks += judge_gpus(report.devices, policy.gpus)
@@ -416,9 +474,9 @@ def _judge(report: VerifiedReport, policy: Policy, now: datetime, report_data: b
 def appraise(report: VerifiedReport, policy: Policy, now: datetime, *, report_data: bytes | None) -> Claims:
     """Judge a verified report by a policy at the time `now`. Raises AppraisalFailed with every reason.
 
-    `report_data` are the 64 bytes that the evidence must be bound to. With None nothing is compared, and `Claims.bound`
-    is False. Of a policy with alternatives (`any_of`) one must be met. Otherwise the reasons are those of the closest
-    alternative.
+    `report_data` are the 64 bytes that the evidence must be bound to (of a TPM's quote: its nonce, 1 to 64 bytes). With
+    None nothing is compared, and `Claims.bound` is False. A TPM's quote is refused then. Of a policy with alternatives
+    (`any_of`) one must be met. Otherwise the reasons are those of the closest alternative.
     """
     if now.tzinfo is None:
         raise UsageError("the time of appraisal needs a time zone")

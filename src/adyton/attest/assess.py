@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from adyton.attest import amd, dcap
 from adyton.attest.appraise import appraise
+from adyton.attest.azure import verify as azure
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.checks import Checks
-from adyton.attest.collateral import AMDCollateral, Collateral
+from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.snp import SNPReport
+from adyton.attest.tpm import verify as tpm
+from adyton.attest.tpm.document import TPMQuote
 from adyton.check import Check
 from adyton.errors import AppraisalFailed, EvidenceError, Mismatch
 
@@ -54,7 +58,7 @@ class Assessment:
 
 def verify_evidence(
     evidence: Evidence,
-    collateral: Collateral | AMDCollateral,
+    collateral: Collateral | AMDCollateral | NoCollateral,
     roots: TrustRoots,
     now: datetime,
     *,
@@ -62,6 +66,10 @@ def verify_evidence(
     checks: Checks | None = None,
 ) -> VerifiedReport:
     """Verify evidence of any kind with its vendor's collateral. Raises an EvidenceError that names the step."""
+    if isinstance(evidence, TPMQuote):
+        return tpm.verify(evidence, roots, now, checks=checks)
+    if isinstance(evidence, AzureEvidence):
+        return azure.verify(evidence, collateral, roots, now, cache=cache, checks=checks)
     if isinstance(evidence, SNPReport):
         if isinstance(collateral, AMDCollateral):
             return amd.verify(evidence, collateral, roots, now, checks=checks)
@@ -71,14 +79,14 @@ def verify_evidence(
         "the collateral is of another vendor than the evidence",
         check="collateral: vendor",
         expected="AMD" if isinstance(evidence, SNPReport) else "Intel",
-        seen="AMD" if isinstance(collateral, AMDCollateral) else "Intel",
+        seen={AMDCollateral: "AMD", NoCollateral: "none"}.get(type(collateral), "Intel"),
         remedy="fetch the collateral of this evidence: adyton collateral fetch --for EVIDENCE",
     )
 
 
 def assess(
     evidence: Evidence,
-    collateral: Collateral | AMDCollateral,
+    collateral: Collateral | AMDCollateral | NoCollateral,
     roots: TrustRoots,
     policy: Policy,
     now: datetime,

@@ -94,6 +94,15 @@ class Collateral:
         return json.dumps(self.to_dict(), indent=1)
 
 
+@dataclass(frozen=True, slots=True)
+class NoCollateral:
+    """Nothing: evidence that carries its whole chain, and whose maker has no revocation lists."""
+
+    def to_json(self) -> str:
+        """As a JSON document: an empty object."""
+        return "{}"
+
+
 _AMD = ("amd_leaf", "amd_chain", "amd_crl")
 
 

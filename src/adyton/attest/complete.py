@@ -10,9 +10,11 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeAlias
 
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.bundle import DevicePart
 from adyton.attest.devices import Device
 from adyton.attest.tdx import TDXQuote
+from adyton.attest.tpm.document import TPMQuote
 from adyton.errors import Mismatch
 
 if TYPE_CHECKING:
@@ -44,11 +46,13 @@ def complete(
 ) -> VerifiedReport:
     """The report together with the rest of its bundle. Raises an EvidenceError, or Unavailable.
 
-    Evidence of SGX,
-    SEV-SNP and TDX takes no event log: the registers that a policy names are compared as they stand. Devices need
-    evidence with a workload register. Without one nothing says which devices the guest found.
+    Evidence of a TPM takes the boot's event log, which the appraisal replays. Evidence of SGX, SEV-SNP and TDX takes
+    none: the registers that a policy names are compared as they stand. Devices need evidence with a workload register.
+    Without one nothing says which devices the guest found.
     """
-    if event_log is not None:
+    if isinstance(report.evidence, TPMQuote | AzureEvidence):
+        report = replace(report, evidence=report.evidence.with_event_log(event_log))
+    elif event_log is not None:
         raise Mismatch(
             f"evidence of {report.tee} takes no event log",
             check="event log in the evidence",
@@ -58,7 +62,7 @@ def complete(
         )
     if not devices:
         return report
-    if not isinstance(report.evidence, TDXQuote):
+    if not isinstance(report.evidence, TDXQuote | TPMQuote | AzureEvidence):
         raise Mismatch(
             f"evidence of {report.tee} has no register that names the devices",
             check="devices in the evidence",

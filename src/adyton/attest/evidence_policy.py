@@ -41,6 +41,10 @@ from adyton.values import Digest, Measurement
 _NO_MINIMUM: Final[Mapping[str, TCBVersion]] = MappingProxyType({})
 _MAX_DEPTH: Final = 4
 _MAX_ENTRIES: Final = 4096
+_MAX_PCR: Final = 31
+_PCR_BYTES: Final = (32, 48)
+_NO_PCRS: Final[Mapping[int, frozenset[bytes]]] = MappingProxyType({})
+_MAX_BOOT_APPLICATIONS: Final = 16
 
 _Value = TypeVar("_Value")
 Plain = Mapping[str, object]
@@ -104,7 +108,7 @@ class Policy:
     """What a relying party accepts. It is frozen, and refuses whatever it does not name."""
 
     tees: frozenset[str] = frozenset()
-    """"sgx", "tdx", "snp", "sim:<fingerprint of the simulated root>", "sim-tdx:<fingerprint>"."""
+    """As in `adyton.attest.names`: "sgx", "tdx", "snp", "tpm", "sim:<fingerprint of the simulated root>" and so on."""
     statuses: frozenset[TCBStatus] = frozenset({TCBStatus.UP_TO_DATE})
     exemptions: tuple[Exemption, ...] = ()
     measurements: frozenset[Measurement] = frozenset()
@@ -127,6 +131,12 @@ class Policy:
     mrownerconfigs: frozenset[bytes] = frozenset()
     mrseams: frozenset[bytes] = frozenset()
     service_tds: frozenset[bytes] = frozenset()
+    pcrs: Mapping[int, frozenset[bytes]] = field(default_factory=lambda: _NO_PCRS)
+    """PCR -> its allowed values, 32 or 48 bytes each. Evidence without PCRs does not meet it."""
+    boot_applications: tuple[bytes, ...] = ()
+    """A TPM: Authenticode SHA-256 (32 bytes) of each program that the firmware starts, in order, and of no other."""
+    tpm_roots: frozenset[Digest] = frozenset()
+    """Roots (SHA-256 of the DER) under which a TPM's attestation key is certified, for `tpm`."""
     allow_sept_ve: bool = False
     allow_migration: bool = False
     min_tcb: Mapping[str, TCBVersion] = field(default_factory=lambda: _NO_MINIMUM)
@@ -184,7 +194,7 @@ class Policy:
 def _defaults() -> tuple[tuple[str, object], ...]:
     """Every name of a policy (but `named` itself), and its default."""
     return tuple(
-        (item.name, item.default if item.default is not MISSING else _NO_MINIMUM)
+        (item.name, item.default if item.default is not MISSING else {})
         for item in fields(Policy)
         if item.name != "named"
     )
@@ -301,6 +311,32 @@ def _min_tcb(name: str, value: object) -> Mapping[str, TCBVersion]:
     return MappingProxyType(found)
 
 
+def _pcrs(name: str, value: object) -> Mapping[int, frozenset[bytes]]:
+    found: dict[int, frozenset[bytes]] = {}
+    for number, values in _table(name, value, map(str, range(_MAX_PCR + 1))).items():
+        allowed = set()
+        for item in _list(f"{name}.{number}", values):
+            text = _string(f"{name}.{number}", item)
+            if re.fullmatch(r"[0-9a-fA-F]+", text) is None or len(text) not in {2 * size for size in _PCR_BYTES}:
+                raise _wrong(f"{name}.{number}", "32 or 48 bytes in hex each", item)
+            allowed.add(bytes.fromhex(text))
+        if not allowed:
+            raise _wrong(f"{name}.{number}", "at least one value", values)
+        found[int(number)] = frozenset(allowed)
+    return MappingProxyType(found)
+
+
+def _boot_applications(name: str, value: object) -> tuple[bytes, ...]:
+    items = _list(name, value)
+    if not 1 <= len(items) <= _MAX_BOOT_APPLICATIONS:
+        raise _wrong(name, f"1 to {_MAX_BOOT_APPLICATIONS} hashes", len(items))
+    return tuple(next(iter(_hexes(32)(name, [item]))) for item in items)
+
+
+def _digests(name: str, value: object) -> frozenset[Digest]:
+    return frozenset(Digest(raw) for raw in _hexes(32)(name, value))
+
+
 def _snp(name: str, value: object) -> SNPRules:
     readers: dict[str, Callable[[str, object], object]] = {
         "host_data": _hexes(32),
@@ -332,6 +368,9 @@ _READERS: Final[dict[str, Callable[[str, object], object]]] = {
     "require_report_data": _flag,
     "max_collateral_age_days": _whole,
     "min_evaluation_number": _whole,
+    "pcrs": _pcrs,
+    "boot_applications": _boot_applications,
+    "tpm_roots": _digests,
     "allow_sept_ve": _flag,
     "allow_migration": _flag,
     "min_tcb": _min_tcb,
@@ -383,7 +422,7 @@ def _plain(value: object) -> object:
     if isinstance(value, TCBVersion):
         return value.to_dict()
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (Policy, GPUPolicy)):
         return value.to_dict()
     if isinstance(value, tuple):

@@ -11,15 +11,20 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.attest.appraise import ACPI_CHECK
+from adyton.attest.azure.evidence import AzureEvidence
+from adyton.attest.names import TRUSTED
+from adyton.attest.report import WORKLOAD_PCR
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.status import TCBStatus
 from adyton.attest.tdx import TDXQuote
+from adyton.attest.tpm.document import TPMQuote
 from adyton.check import Check, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from adyton.attest.assess import Assessment
+    from adyton.attest.evidence import Evidence
     from adyton.attest.report import VerifiedReport
 
 _WIDTH: Final = 18
@@ -27,8 +32,12 @@ _TEE_NAMES: Final = {
     "sgx": "Intel SGX",
     "tdx": "Intel TDX",
     "snp": "AMD SEV-SNP",
+    "tpm": "a TPM (measured boot)",
+    "az-snp": "Azure confidential machine on AMD SEV-SNP",
+    "az-tdx": "Azure confidential machine on Intel TDX",
     "sim": "simulated SGX",
     "sim-tdx": "simulated TDX",
+    "sim-tpm": "simulated TPM (measured boot)",
 }
 _STATUS_WORDS: Final = {
     TCBStatus.UP_TO_DATE: "all known fixes are in place",
@@ -62,6 +71,9 @@ _PROGRAM_CHECKS: Final = frozenset(
         "family id",
         "image id",
         "guest SVN",
+        "boot applications",
+        "event log",
+        "PCR ",
     }
 )
 _CURRENCY_CHECKS: Final = ("TCB status", "advisory ", "minimum TCB", "age of the collateral", "TCB evaluation")
@@ -74,7 +86,15 @@ def tee_of(assessment: Assessment) -> str:
         return assessment.report.tee
     if isinstance(assessment.evidence, SGXQuote):
         return "sgx"
-    return "tdx" if isinstance(assessment.evidence, TDXQuote) else "snp"
+    return _form(assessment.evidence)
+
+
+def _form(evidence: Evidence) -> str:
+    if isinstance(evidence, TPMQuote):
+        return "tpm"
+    if isinstance(evidence, AzureEvidence):
+        return f"az-{_form(evidence.hardware)}"
+    return "tdx" if isinstance(evidence, TDXQuote) else "snp"
 
 
 def _failed(checks: Iterable[Check], names: Iterable[str]) -> bool:
@@ -89,13 +109,26 @@ def _genuine(assessment: Assessment) -> str:
     root = str(report.root_fingerprint)[:16]
     if report.tee.startswith("sim"):
         return f"yes    but simulated, under the root {root}…"
-    vendor = "AMD" if report.tee == "snp" else "Intel"
+    if report.tee == "tpm":
+        return f"yes    signatures and certificates lead to the TPM root {root}… that the policy names"
+    vendor = "AMD" if report.tee.endswith("snp") else "Intel"
     return f"yes    signatures and certificates lead to {vendor}'s root {root}…"
+
+
+def trust_note(tee: str) -> str | None:
+    """Whom one trusts beside the processor's maker, in a few words. None where that is nobody."""
+    if tee in TRUSTED:
+        return f"{TRUSTED[tee]}: whoever controls it can read the guest's memory"
+    if tee in ("tpm", "sim-tpm"):
+        return "whoever runs the machine: a TPM measures the boot, and encrypts no memory"
+    return None
 
 
 def _platform(report: VerifiedReport) -> str:
     facts = report.platform
-    if report.tee == "snp":
+    if isinstance(report.evidence, TPMQuote):
+        return f"{_TEE_NAMES[report.tee]}, firmware {facts['tpm_firmware']}, boot {facts['boots']}"
+    if report.tee.endswith("snp"):
         place = f"provider {facts['provider']}" if facts["provider"] else f"chip {text(facts['chip_id'])[:16]}…"
         return f"{_TEE_NAMES[report.tee]} on {facts['product']}, {place}, signed with its {facts['certificate']}"
     parts = [f"{_TEE_NAMES[report.tee]}, FMSPC {text(facts['fmspc'])}, {facts['sgx_type']}"]
@@ -105,7 +138,9 @@ def _platform(report: VerifiedReport) -> str:
 
 
 def _up_to_date(assessment: Assessment, report: VerifiedReport) -> str:
-    if report.tee == "snp":
+    if isinstance(report.evidence, TPMQuote):
+        return "?      a TPM does not say how up to date its machine is"
+    if report.tee.endswith("snp"):
         answer = "NO    " if _failed(assessment.checks, ("minimum TCB",)) else "yes   "
         return f"{answer} {report.platform['reported_tcb']}; {_STATUS_WORDS[report.status]}"
     if report.status is TCBStatus.UP_TO_DATE:
@@ -142,6 +177,13 @@ def _program(assessment: Assessment, report: VerifiedReport) -> list[tuple[str, 
             ("which program?", f"{answer} MRTD {report.measurement}"),
             ("", f"       RTMR3 {report.rtmrs[3].hex()}"),
         ]
+    if report.pcrs is not None:
+        what = "all PCRs" if isinstance(report.evidence, TPMQuote) else "paravisor"
+        return [
+            ("which program?", f"{answer} PCR 4 {report.pcrs[4].hex()}"),
+            ("", f"       PCR {WORKLOAD_PCR} {report.pcrs[WORKLOAD_PCR].hex()} (workload)"),
+            ("", f"       {what} {report.measurement}"),
+        ]
     return [("which program?", f"{answer} launch measurement {report.measurement}")]
 
 
@@ -160,6 +202,9 @@ def lines(assessment: Assessment) -> list[tuple[str, str]]:
         if report.tee.startswith("sim"):
             found.append(("", f"       {_SIMULATED}"))
         found.append(("which platform?", _platform(report)))
+        note = trust_note(report.tee)
+        if note is not None:
+            found.append(("whom to trust?", note))
         found.append(("up to date?", _up_to_date(assessment, report)))
         details = _currency_details(report)
         if details is not None:
@@ -203,12 +248,19 @@ def to_text(assessment: Assessment) -> str:
     return "\n".join(found)
 
 
-def _evidence_dict(assessment: Assessment) -> dict[str, Any]:
+def _evidence_dict(evidence: Evidence) -> dict[str, Any]:
     """The members of the evidence itself. Trust them only where `genuine` is true."""
-    evidence = assessment.evidence
+    if isinstance(evidence, TPMQuote | AzureEvidence):
+        found = (
+            {"measurement": evidence.attest.pcr_digest.hex(), "debug": False}
+            if isinstance(evidence, TPMQuote)
+            else _evidence_dict(evidence.hardware)
+        )
+        pcrs = {str(index): value.hex() for index, value in enumerate(evidence.pcrs)}
+        return found | {"pcrs": pcrs, "report_data": evidence.report_data.hex()}
     if isinstance(evidence, SGXQuote):
         report = evidence.report
-        found: dict[str, Any] = {
+        found = {
             "measurement": report.mrenclave.hex(),
             "mrenclave": report.mrenclave.hex(),
             "mrsigner": report.mrsigner.hex(),
@@ -249,7 +301,7 @@ def to_dict(assessment: Assessment) -> dict[str, Any]:
         "genuine": report is not None,
         "status": report.status.value if report else None,
         "advisories": list(report.advisories) if report else [],
-        **_evidence_dict(assessment),
+        **_evidence_dict(assessment.evidence),
         "bound": None if assessment.report_data is None else not _failed(assessment.checks, ("report data",)),
         "verified_at": text(assessment.now),
     }
@@ -270,6 +322,8 @@ def to_dict(assessment: Assessment) -> dict[str, Any]:
         }
         if report.tee.startswith("sim"):
             found["warning"] = _SIMULATED
+        if report.tee in TRUSTED:
+            found["trust"] = TRUSTED[report.tee]
     if claims is not None:
         found["valid_until"] = text(claims.valid_until)
         found["exemptions"] = [

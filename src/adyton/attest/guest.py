@@ -13,18 +13,25 @@ from typing import ClassVar, Final
 
 from adyton.attest.evidence_policy import Policy
 from adyton.errors import UsageError
-from adyton.values import Measurement
+from adyton.values import Digest, Measurement
 
 REGISTER_BYTES: Final = 48
+PCR_BYTES: Final = 32
+MAX_BOOT_APPLICATIONS: Final = 16
 MUST_COVER: Final = ("cmdline", "initrd", "kernel")
 """What SEV-SNP's launch digest must cover besides the firmware, sorted. It never covers the host's ACPI tables."""
 HOST_ACPI: Final = "the host writes the ACPI tables"
 
 
 def confidential_kind(tee: str) -> str | None:
-    """`tdx` or `snp` for a TEE that is a confidential machine, as policies name TEEs. None for an enclave."""
+    """`tdx`, `snp` or `tpm` for a TEE that is a whole machine, as policies name TEEs. None for an enclave.
+
+    `tpm` is every machine whose guest a TPM measures: Azure's confidential machines, too.
+    """
     name = tee.partition(":")[0].removeprefix("sim-")
-    return name if name in ("tdx", "snp") else None
+    if name in ("az-snp", "az-tdx"):
+        return "tpm"
+    return name if name in ("tdx", "snp", "tpm") else None
 
 
 def _refused(check: str, expected: str, seen: str) -> UsageError:
@@ -129,11 +136,57 @@ class SNPGuest:
         return f"launch digest {self.launch_digest}, which covers {covers}; ACPI tables open ({HOST_ACPI})"
 
 
-Guest = TDXGuest | SNPGuest
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TPMGuest:
+    """A guest that a TPM measures: what the firmware starts (PCR 4, by its log), and the sections of the UKI (PCR 11).
+
+    PCR 12 and 13 must hold zeros, and PCR 15 the workload (`attest.tpm.pcr_policy`). The firmware is not part of it: on
+    clouds it is the provider's.
+    """
+
+    kind: ClassVar[str] = "tpm"
+    host_acpi: ClassVar[bool] = False
+    boot_applications: tuple[bytes, ...]
+    """Authenticode SHA-256 (32 bytes each) of the UKI, then of the kernel in it."""
+    pcr11: bytes
+    pcr7: bytes | None = None
+    """The state of Secure Boot, where the owner names it."""
+
+    def __post_init__(self) -> None:
+        named = [("boot_applications", self.boot_applications), ("pcr11", (self.pcr11,))]
+        for name, values in [*named, *([] if self.pcr7 is None else [("pcr7", (self.pcr7,))])]:
+            if not values or any(len(value) != PCR_BYTES or not any(value) for value in values):
+                seen = ", ".join(value.hex() for value in values)[:160] or "none"
+                raise _refused(name, f"{2 * PCR_BYTES} hex digits each, not zeros", seen)
+
+    def policy(self) -> Policy:
+        """What evidence must show, as one alternative of a policy."""
+        pcrs = {11: frozenset({self.pcr11})}
+        if self.pcr7 is not None:
+            pcrs[7] = frozenset({self.pcr7})
+        return Policy(boot_applications=self.boot_applications, pcrs=pcrs)
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return {
+            "tee": self.kind,
+            "boot_applications": [value.hex() for value in self.boot_applications],
+            "pcr11": self.pcr11.hex(),
+            **({} if self.pcr7 is None else {"pcr7": self.pcr7.hex()}),
+        }
+
+    def __str__(self) -> str:
+        started = ", ".join(value.hex() for value in self.boot_applications)
+        secure_boot = "" if self.pcr7 is None else f", PCR 7 {self.pcr7.hex()}"
+        return f"boot applications {started}, PCR 11 {self.pcr11.hex()}{secure_boot}"
+
+
+Guest = TDXGuest | SNPGuest | TPMGuest
 
 _MEMBERS: Final[Mapping[str, frozenset[str]]] = {
     "tdx": frozenset({"tee", "mrtd", "rtmr0", "rtmr1", "rtmr2"}),
     "snp": frozenset({"tee", "launch_digest", "launch_digest_covers", "host_acpi"}),
+    "tpm": frozenset({"tee", "boot_applications", "pcr11"}),
 }
 
 
@@ -143,15 +196,19 @@ def parse_guest(document: object) -> Guest:
         raise _refused("guest image", "a table", type(document).__name__)
     kind = document.get("tee")
     if not isinstance(kind, str) or kind not in _MEMBERS:
-        raise _refused("tee of a guest image", "tdx or snp", str(kind)[:40])
+        raise _refused("tee of a guest image", "tdx, snp or tpm", str(kind)[:40])
     host_acpi = "host_acpi" in document
     members = _MEMBERS[kind]
     if kind == "tdx" and host_acpi:
         members = members - {"rtmr0"} | {"host_acpi"}
+    if kind == "tpm" and "pcr7" in document:
+        members = members | {"pcr7"}
     if set(document) != members:
         raise _refused("members of a guest image", ", ".join(sorted(members)), ", ".join(sorted(document))[:160])
     if host_acpi and document["host_acpi"] is not True:
         raise _refused("host_acpi", "true, or left out", str(document["host_acpi"])[:40])
+    if kind == "tpm":
+        return _tpm(document)
     registers = {
         name: _register(document, name) for name in sorted(members - {"tee", "launch_digest_covers", "host_acpi"})
     }
@@ -166,6 +223,23 @@ def parse_guest(document: object) -> Guest:
     if not isinstance(covers, list) or not all(isinstance(part, str) for part in covers):
         raise _refused("launch_digest_covers", "a list of texts", type(covers).__name__)
     return SNPGuest(launch_digest=registers["launch_digest"], launch_digest_covers=tuple(covers))
+
+
+def _tpm(document: Mapping[str, object]) -> TPMGuest:
+    started = document["boot_applications"]
+    if not isinstance(started, list) or not 1 <= len(started) <= MAX_BOOT_APPLICATIONS:
+        raise _refused("boot_applications", f"a list of 1 to {MAX_BOOT_APPLICATIONS} hashes", type(started).__name__)
+    return TPMGuest(
+        boot_applications=tuple(_digest("boot_applications", value) for value in started),
+        pcr11=_digest("pcr11", document["pcr11"]),
+        pcr7=_digest("pcr7", document["pcr7"]) if "pcr7" in document else None,
+    )
+
+
+def _digest(name: str, value: object) -> bytes:
+    if not isinstance(value, str):
+        raise _refused(name, f"{2 * PCR_BYTES} hex digits", type(value).__name__)
+    return Digest.from_hex(value).raw
 
 
 def _register(document: Mapping[str, object], name: str) -> Measurement:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.devices import NO_DEVICES, device_digest
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.tdx import TDXQuote, workload_rtmr3
+from adyton.attest.tpm.document import TPMQuote
+from adyton.attest.workload_register import workload_register
 from adyton.errors import UsageError
 from adyton.values import Digest, Measurement
 
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from adyton.attest.status import TCBStatus
     from adyton.check import Check
 
+WORKLOAD_PCR: Final = 15
+"""The PCR that holds the workload register where a TPM measures."""
+
 VERIFIER: Final = object()
 """The token of the two verifiers. Without it nobody can make a VerifiedReport."""
 
@@ -29,13 +35,13 @@ class VerifiedReport:
     """Evidence with verified signatures, chains, validity and identities. No policy was applied yet."""
 
     tee: str
-    """"sgx", "tdx", "snp", "sim" or "sim-tdx"."""
+    """"sgx", "tdx", "snp", "tpm", "az-snp", "az-tdx", "sim", "sim-tdx" or "sim-tpm"."""
     status: TCBStatus
     part_statuses: Mapping[str, TCBStatus]
     """The parts of `status`: sgx, tdx, module, qe, as far as they apply."""
     advisories: tuple[str, ...]
     measurement: Measurement
-    """MRENCLAVE, MRTD, or SNP's launch measurement."""
+    """MRENCLAVE, MRTD, SNP's launch measurement, or the digest over all PCRs of a TPM alone."""
     mrsigner: Digest | None
     isv_prod_id: int | None
     isv_svn: int | None
@@ -55,7 +61,7 @@ class VerifiedReport:
     """Facts about the platform: FMSPC, PPID, SGX type, CRL numbers (Intel), or product, TCB versions, chip id (AMD)."""
     revocation_checked: bool
     checks: tuple[Check, ...]
-    evidence: SGXQuote | TDXQuote | SNPReport
+    evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence
     devices: tuple[Device, ...] = ()
     """The GPUs whose evidence was verified with this evidence (`attest.bundle`)."""
     made_by: object = field(repr=False, compare=False, hash=False)
@@ -74,13 +80,22 @@ class VerifiedReport:
         """TDX's run-time measurement registers."""
         return self.evidence.report.rtmrs if isinstance(self.evidence, TDXQuote) else None
 
+    @property
+    def pcrs(self) -> Mapping[int, bytes] | None:
+        """The registers of a TPM, by number. None where the evidence has none."""
+        if not isinstance(self.evidence, TPMQuote | AzureEvidence):
+            return None
+        return dict(enumerate(self.evidence.pcrs))
+
     def carries_workload(self, workload: Measurement) -> bool:
         """Whether the evidence itself names this workload, on a machine with exactly the verified devices."""
         return carries_workload(self.evidence, workload, device_digest(self.devices))
 
 
 def carries_workload(
-    evidence: SGXQuote | TDXQuote | SNPReport, workload: Measurement, devices: bytes = NO_DEVICES
+    evidence: SGXQuote | TDXQuote | SNPReport | TPMQuote | AzureEvidence,
+    workload: Measurement,
+    devices: bytes = NO_DEVICES,
 ) -> bool:
     """Whether evidence names this workload: as MRENCLAVE (SGX), or in the workload register with the device digest.
 
@@ -90,4 +105,6 @@ def carries_workload(
         return evidence.report.mrenclave == workload.raw
     if isinstance(evidence, TDXQuote):
         return evidence.report.rtmrs[3] == workload_rtmr3(workload, devices).raw
+    if isinstance(evidence, TPMQuote | AzureEvidence):
+        return evidence.pcrs[WORKLOAD_PCR] == workload_register(workload, devices, bank="sha256")
     return False

@@ -40,15 +40,21 @@ class TrustRoots:
     amd: Mapping[str, Digest] = field(default_factory=lambda: AMD_ARKS)
     nvidia_device: frozenset[Digest] = frozenset({NVIDIA_DEVICE_ROOT})
     nvidia_rim: frozenset[Digest] = frozenset({NVIDIA_RIM_ROOT})
+    tpm: frozenset[Digest] = frozenset()
+    """Roots of TPMs' attestation keys. None is built in: a policy names them."""
     sim: frozenset[Digest] = frozenset()
-    """Simulated roots: evidence under them is "sim", "sim-tdx" or "sim-nvidia-gpu", and never "sgx" or "tdx"."""
+    """Simulated roots: evidence under them is "sim", "sim-tdx" and so on, and never what they imitate."""
 
     def with_sim(self, roots: Iterable[Digest]) -> Self:
         """The same roots, and these simulated ones."""
         return replace(self, sim=self.sim | frozenset(roots))
 
+    def with_tpm(self, roots: Iterable[Digest]) -> Self:
+        """The same roots, and these of TPMs."""
+        return replace(self, tpm=self.tpm | frozenset(roots))
+
     @property
     def key(self) -> tuple[object, ...]:
         """Identifies this set of roots, to keep cached verdicts apart."""
         amd = tuple(sorted((name, root.raw) for name, root in self.amd.items()))
-        return self.intel, self.sim, amd, self.nvidia_device, self.nvidia_rim
+        return self.intel, self.tpm, self.sim, amd, self.nvidia_device, self.nvidia_rim

@@ -27,7 +27,10 @@ def run(
     ] = None,
     tee: Annotated[
         str | None,
-        typer.Option(metavar="TEE", help="The TEE to run in: sgx, tdx, snp; sim or sim-tdx, which protect nothing."),
+        typer.Option(
+            metavar="TEE",
+            help="sgx, tdx, snp, tpm, az-snp, az-tdx; sim, sim-tdx and sim-tpm protect nothing.",
+        ),
     ] = None,
     key_server: Annotated[
         list[str] | None,

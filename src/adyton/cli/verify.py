@@ -26,7 +26,8 @@ def verify(
     evidence: Annotated[
         Path,
         typer.Argument(
-            help="SGX or TDX quote, SEV-SNP report, RA-TLS certificate, or evidence of GPUs (JSON).", metavar="EVIDENCE"
+            help="SGX, TDX or TPM quote, SEV-SNP report, Azure evidence, RA-TLS certificate, or evidence of GPUs.",
+            metavar="EVIDENCE",
         ),
     ],
     collateral: Annotated[
@@ -42,7 +43,8 @@ def verify(
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="What to accept, TOML or JSON; without it nothing is.")] = None,
     report_data: Annotated[
-        str | None, typer.Option(help="What the evidence must be bound to: 128 hex digits.", metavar="HEX")
+        str | None,
+        typer.Option(help="What it must be bound to: 128 hex digits (TPM: its nonce).", metavar="HEX"),
     ] = None,
     program_data: Annotated[
         str | None,
@@ -95,7 +97,7 @@ def verify(
             collateral=collateral or (),
             at=None if at is None else _time(at),
             policy=policy,
-            report_data=_bytes(report_data, "--report-data", 64, "128 hex digits (append zeros to a hash)"),
+            report_data=_bytes(report_data, "--report-data", None, "up to 128 hex digits"),
             program_data=_bytes(program_data, "--program-data", None, "up to 128 hex digits"),
             workload=None if workload is None else Measurement.from_hex(workload),
             home=home,

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adyton.attest.amd import parse_chip_certificate
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.certificates import decode_crl, parse_certificate, parse_crl, split_pem
-from adyton.attest.collateral import AMDCollateral, Collateral
+from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
+from adyton.attest.evidence import hardware_part
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
 from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.attest.certificates import Certificate
-    from adyton.attest.evidence import Evidence
+    from adyton.attest.evidence import Evidence, HardwareEvidence
 
 MAX_FILES: Final = 4096
 MAX_FILE_BYTES: Final = 64 << 20
@@ -137,7 +139,7 @@ def _with_chain(collateral: Collateral, found: _Found) -> Collateral:
     return replace(collateral, pck_certificate_chain=chain)
 
 
-def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Collateral:
+def _best(evidence: HardwareEvidence, candidates: list[Collateral], now: datetime) -> Collateral:
     """The newest collateral with valid TCB info for this platform."""
     if isinstance(evidence, SNPReport):
         raise missing("this is for quotes only")
@@ -158,7 +160,7 @@ def _best(evidence: Evidence, candidates: list[Collateral], now: datetime) -> Co
     return max(fitting, key=rank)[1]
 
 
-def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> list[Collateral]:
+def _from_documents(held: list[Document], evidence: HardwareEvidence, now: datetime) -> list[Collateral]:
     """The collateral that single documents give for this quote, if none is missing."""
     if isinstance(evidence, SNPReport) or not held:
         return []
@@ -180,7 +182,7 @@ def _from_documents(held: list[Document], evidence: Evidence, now: datetime) -> 
         return []
 
 
-def _choose_amd(evidence: Evidence, found: _Found) -> AMDCollateral:
+def _choose_amd(evidence: HardwareEvidence, found: _Found) -> AMDCollateral:
     """AMD's certificates: from one document, or from single certificates (leaf, ASK or ASVK, ARK) and a CRL."""
     if found.amd:
         return found.amd[-1]
@@ -210,17 +212,23 @@ def _is_of(leaf: Certificate, report: SNPReport) -> bool:
     return same_chip and chip.tcb == reported
 
 
-def choose(evidence: Evidence, paths: Iterable[Path], now: datetime) -> Collateral | AMDCollateral:
+def choose(evidence: Evidence, paths: Iterable[Path], now: datetime) -> Collateral | AMDCollateral | NoCollateral:
     """The collateral for this evidence in these files and folders.
 
-    Raises FetchFailed where there is none, and MalformedQuote where a named file holds none.
+    Azure's evidence brings the certificate of its chip itself. A TPM's quote needs none. Raises FetchFailed where there
+    is none, and MalformedQuote where a named file holds none.
     """
     found = _collect(paths)
-    if isinstance(evidence, SNPReport):
-        return _choose_amd(evidence, found)
-    candidates = found.intel + _from_documents(found.documents, evidence, now)
+    hardware = hardware_part(evidence)
+    if hardware is None:
+        return NoCollateral()
+    if isinstance(evidence, AzureEvidence) and evidence.vcek is not None:
+        found.certificates.append(evidence.vcek)
+    if isinstance(hardware, SNPReport):
+        return _choose_amd(hardware, found)
+    candidates = found.intel + _from_documents(found.documents, hardware, now)
     if not candidates:
         raise missing("the files hold none for a quote")
     if len(candidates) == 1:
         return _with_chain(candidates[0], found)
-    return _with_chain(_best(evidence, candidates, now), found)
+    return _with_chain(_best(hardware, candidates, now), found)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from adyton.attest import dcap
 from adyton.attest.assess import verify_evidence
 from adyton.attest.checks import Checks
-from adyton.attest.evidence import parse_evidence
+from adyton.attest.collateral import NoCollateral
+from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.quote import CertificationType
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
@@ -45,7 +46,7 @@ class VerifiedEvidence:
     """A verified report, and its collateral."""
 
     report: VerifiedReport
-    collateral: Collateral | AMDCollateral
+    collateral: Collateral | AMDCollateral | NoCollateral
 
 
 class Verifier:
@@ -64,12 +65,15 @@ class Verifier:
         """
         evidence = parse_evidence(raw)
         roots = TrustRoots().with_sim(sim_roots)
-        collateral: Collateral | AMDCollateral | Pending
-        if isinstance(evidence, SNPReport):
-            collateral = self._collateral.for_report(evidence, now)
+        hardware = hardware_part(evidence)
+        collateral: Collateral | AMDCollateral | NoCollateral | Pending
+        if hardware is None:
+            collateral = NoCollateral()
+        elif isinstance(hardware, SNPReport):
+            collateral = self._collateral.for_report(hardware, now)
         else:
-            self._check_chain(evidence, roots)
-            collateral = self._collateral.for_quote(evidence, now)
+            self._check_chain(hardware, roots)
+            collateral = self._collateral.for_quote(hardware, now)
         if isinstance(collateral, Pending):
             return collateral
         return VerifiedEvidence(verify_evidence(evidence, collateral, roots, now, cache=self._cache), collateral)

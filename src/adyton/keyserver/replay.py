@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.attest.appraise import Policy
 from adyton.attest.assess import Assessment, assess
-from adyton.attest.collateral import AMDCollateral, Collateral
+from adyton.attest.azure.evidence import AzureEvidence
+from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import confidential_kind
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
+from adyton.attest.tpm.document import TPMQuote
 from adyton.errors import Error
 from adyton.keyserver.decide import evidence_policy
 from adyton.keystore.clock import moment
@@ -39,9 +41,10 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
         return None
     try:
         document = json.loads(kept)
-        kind = Collateral if "qe_identity" in document else AMDCollateral
-        collateral = kind.from_dict(document)
+        collateral = _collateral(document)
         evidence = parse_evidence(raw)
+        if isinstance(evidence, TPMQuote | AzureEvidence):
+            evidence = evidence.with_event_log(_artifact(view, body, "event_log"))
     except (Error, ValueError):
         return None
     tee = str(body.get("tee", ""))
@@ -55,6 +58,12 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     if approval is not None:
         policy = evidence_policy(approval, confidential_kind(tee))
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
+
+
+def _collateral(document: dict[str, object]) -> Collateral | AMDCollateral | NoCollateral:
+    if not document:
+        return NoCollateral()
+    return Collateral.from_dict(document) if "qe_identity" in document else AMDCollateral.from_dict(document)
 
 
 def _fields(policy: Policy) -> dict[str, Any]:

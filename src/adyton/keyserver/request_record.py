@@ -13,7 +13,7 @@ from adyton.keystore.prune import prune_refused
 from adyton.keystore.tables.evidence import REFUSED
 
 if TYPE_CHECKING:
-    from adyton.attest.collateral import AMDCollateral, Collateral
+    from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
     from adyton.keyserver.stages import Received, Verified
     from adyton.keystore.transaction import Transaction
 
@@ -98,7 +98,7 @@ class RequestRecord:
             self._unpruned_bytes = 0
         return kept
 
-    def _collateral_bytes(self, collateral: Collateral | AMDCollateral) -> bytes:
+    def _collateral_bytes(self, collateral: Collateral | AMDCollateral | NoCollateral) -> bytes:
         known = self._collateral_json.get(id(collateral))
         if known is None or known[0] is not collateral:
             if len(self._collateral_json) > _MAX_REMEMBERED:

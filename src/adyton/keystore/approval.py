@@ -51,7 +51,7 @@ MAX_LEASE_S: Final = 366 * 24 * 3600
 def check_tee(tee: str) -> str:
     """Return `tee` if it is the name of a platform that can be approved. Raises UsageError otherwise."""
     if not is_tee_name(tee):
-        bare = tee in ("sim", "sim-tdx")
+        bare = tee in ("sim", "sim-tdx", "sim-tpm")
         raise UsageError(
             f"{tee!r} is no platform that can be approved",
             check="platform (--tee)",
@@ -147,7 +147,7 @@ class Approval:
                 seen=f"measurement {self.measurement}, manifest {self.manifest_sha256}",
                 remedy="approve by measurement (adyton approve MANIFEST without --by-signer)",
             )
-        if {"tdx", "snp"} & set(self.tees) and not (self.guests or self.guest_images):
+        if {"tdx", "snp", "tpm", "az-snp", "az-tdx"} & set(self.tees) and not (self.guests or self.guest_images):
             raise UsageError(
                 "a confidential machine is approved by its guest image",
                 check="guest image",
@@ -156,7 +156,7 @@ class Approval:
                 remedy="approve it with adyton approve: without a guest image the host could start another guest, with"
                 " another Adyton in it",
             )
-        twice = sorted({"rtmr0", "rtmr1", "rtmr2"} & set(self.evidence))
+        twice = sorted({"rtmr0", "rtmr1", "rtmr2", "pcrs", "boot_applications"} & set(self.evidence))
         if self.guest_images and twice:
             raise UsageError(
                 f"{', '.join(twice)} cannot stand under evidence where the guest image names them",

@@ -21,9 +21,11 @@ RAW_LINE: Final = "report data of the program"
 
 EXPECTED: Final = {
     "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
+    "tpm": "a guest that is pinned by its PCRs and boot applications",
     "snp": f"a guest image document which says that the launch digest covers {', '.join(MUST_COVER)}",
 }
 REMEDY: Final = {
+    "tpm": "approve it with --guest-image image.json, the document of a guest image that you built or checked",
     "tdx": (
         "approve it again with --guest-image image.json, of a guest image that you built or checked; or with"
         " --guest MRTD --rtmr0 HEX --rtmr1 HEX --rtmr2 HEX, computed from it"

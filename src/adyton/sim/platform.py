@@ -201,6 +201,16 @@ class SimPlatform:
     def _vendor_key(self, name: str) -> ec.EllipticCurvePrivateKey:
         return load_key(self.directory / "vendor" / f"{name}.key")
 
+    def certify_ak(self, public_key: ec.EllipticCurvePublicKey, now: datetime | None = None) -> tuple[bytes, bytes]:
+        """Certify a TPM's attestation key: its certificate and the root, DER. It needs the vendor's part."""
+        from cryptography.hazmat.primitives import serialization
+
+        from adyton.sim import vendor
+
+        created = (now or datetime.now(UTC)).replace(microsecond=0)
+        leaf = vendor.ak_certificate(public_key, self._vendor_key("root"), created)
+        return leaf.public_bytes(serialization.Encoding.DER), self.root_der
+
     def _vendor_chain(self, name: str) -> str:
         vendor = self.directory / "vendor"
         return (read_file(vendor / f"{name}.crt") + read_file(vendor / "root.crt")).decode("ascii", "replace")

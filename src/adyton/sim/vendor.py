@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
+from adyton.attest.tpm.ak_chain import AIK_PURPOSE
 from adyton.dates import timestamp
 from adyton.errors import UsageError
 from adyton.sim.chip import QE_MRSIGNERS, QE_PRODUCTS
@@ -216,6 +217,7 @@ CA_NAMES: Final[dict[CAKind, x509.Name]] = {
 }
 PCK_NAME: Final = _name("Simulated SGX PCK Certificate")
 SIGNING_NAME: Final = _name("Simulated SGX TCB Signing")
+AK_NAME: Final = _name("Simulated TPM Attestation Key")
 
 
 def _certificate(
@@ -229,6 +231,7 @@ def _certificate(
     path_length: int | None = None,
     crl_point: str = CRL_POINT,
     sgx_extension: bytes | None = None,
+    purpose: ObjectIdentifier | None = None,
 ) -> x509.Certificate:
     is_ca = path_length is not None
     usage = x509.KeyUsage(
@@ -260,6 +263,8 @@ def _certificate(
     if sgx_extension is not None:
         extension = x509.UnrecognizedExtension(ObjectIdentifier(SGX_EXTENSION_OID), sgx_extension)
         builder = builder.add_extension(extension, critical=False)
+    if purpose is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
     return builder.sign(issuer_key, hashes.SHA256())
 
 
@@ -305,6 +310,14 @@ def pck_certificate(
         crl_point=point,
         sgx_extension=extension,
     )
+
+
+def ak_certificate(
+    public_key: ec.EllipticCurvePublicKey, root_key: ec.EllipticCurvePrivateKey, created: datetime
+) -> x509.Certificate:
+    """The certificate of a simulated TPM's attestation key, valid for 7 years."""
+    not_before, not_after = created - timedelta(days=1), created + timedelta(days=7 * 365)
+    return _certificate(AK_NAME, public_key, ROOT_NAME, root_key, not_before, not_after, purpose=AIK_PURPOSE)
 
 
 # --- the SGX extension ------------------------------------------------------------------------------------------

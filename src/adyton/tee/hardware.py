@@ -33,4 +33,13 @@ def open_hardware(
         from adyton.tee.sev_guest import SNPSource
 
         return SNPSource(system)
-    raise UsageError(f"no hardware TEE named {tee!r}", check="name of the TEE", expected="sgx, tdx or snp", seen=tee)
+    if tee == "tpm":
+        from adyton.tee.tpm_guest import open_tpm
+
+        return open_tpm(measurement, devices, system)
+    if tee in ("az-snp", "az-tdx"):
+        from adyton.tee.azure_guest import open_azure
+
+        return open_azure(tee, measurement, devices, system)
+    expected = "sgx, tdx, snp, tpm, az-snp or az-tdx"
+    raise UsageError(f"no hardware TEE named {tee!r}", check="name of the TEE", expected=expected, seen=tee)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-TEES: Final = ("sgx", "tdx", "snp", "sim", "sim-tdx")
+TEES: Final = ("sgx", "tdx", "snp", "tpm", "az-snp", "az-tdx", "sim", "sim-tdx", "sim-tpm")
 
 
 class QuoteSource(Protocol):
@@ -15,7 +15,7 @@ class QuoteSource(Protocol):
 
     @property
     def tee(self) -> str:
-        """The TEE's name as policies write it: sgx, tdx, snp, sim or sim-tdx."""
+        """The TEE's name as policies write it, without a root: one of `TEES`."""
         ...
 
     @property

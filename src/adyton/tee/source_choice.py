@@ -49,6 +49,11 @@ def open_source(
             devices=devices,
             shape="sgx" if tee == "sim" else "tdx",
         )
+    if tee == "sim-tpm":
+        from adyton.sim.files import platform_directory
+        from adyton.tee.tpm_guest import open_simulated
+
+        return open_simulated(platform_directory(platform_dir), measurement, devices)
     if tee not in TEES:
         raise UsageError(
             f"no TEE named {tee!r}",

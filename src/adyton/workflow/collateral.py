@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.atomic_file import write_file
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.certificates import parse_certificate, split_pem
-from adyton.attest.evidence import parse_evidence
+from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_JSON_BYTES, MAX_QUOTE_BYTES
 from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT, NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT
 from adyton.attest.snp import SNPReport
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from adyton.attest.evidence import Evidence
+    from adyton.attest.evidence import HardwareEvidence
     from adyton.workflow.progress import Notice
 
 MAX_KINDS: Final = 16
@@ -259,8 +259,16 @@ def _root(text: str | None) -> Digest | None:
     return None if text is None else Digest.from_hex(text.removeprefix("sim-tdx:").removeprefix("sim:"))
 
 
-def _read_evidence(path: Path) -> Evidence:
-    return parse_evidence(read_capped(path, MAX_QUOTE_BYTES, "evidence", too_large=MalformedQuote))
+def _read_evidence(path: Path) -> HardwareEvidence:
+    found = hardware_part(parse_evidence(read_capped(path, MAX_QUOTE_BYTES, "evidence", too_large=MalformedQuote)))
+    if found is None:
+        raise UsageError(
+            "a TPM's quote needs no collateral: it carries its certificates, and the policy names its root",
+            check="--for",
+            expected="evidence of a processor",
+            seen="a TPM quote",
+        )
+    return found
 
 
 def _keep_vlek(path: Path, downloads: Downloads, source: Source, now: datetime) -> Outcome:

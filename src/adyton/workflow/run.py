@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PROVISIONING: Final = ("adyton", "ra-tls")
 UNDER_GRAMINE: Final = ("sgx", "gramine-direct")
-_SIMULATED: Final = ("sim", "sim-tdx")
+_SIMULATED: Final = ("sim", "sim-tdx", "sim-tpm")
 _MAX_WORDS_BYTES: Final = 1 << 20
 _MAX_REPORT_BYTES: Final = 64 << 20
 
@@ -257,7 +257,7 @@ def run_here(request: Request, notice: Notice = unheard) -> Ran:
         raise UsageError(
             "no TEE was named",
             check="--tee",
-            expected="sgx, tdx, snp, sim or sim-tdx; gramine-direct to rehearse",
+            expected="sgx, tdx, snp, tpm, az-snp, az-tdx, sim, sim-tdx or sim-tpm; gramine-direct to rehearse",
             seen="nothing",
             remedy="name one; `adyton doctor` says what this machine has. --tee sim runs anywhere and protects nothing",
         )

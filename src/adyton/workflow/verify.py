@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton import __version__
 from adyton.attest import explain, ratls
 from adyton.attest.assess import Assessment, assess
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.certificates import split_pem
-from adyton.attest.evidence import parse_evidence
+from adyton.attest.collateral import NoCollateral
+from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
+from adyton.attest.tpm.document import TPMQuote
 from adyton.capped_read import read_capped, read_prefix
 from adyton.collateral.files import choose, missing
 from adyton.errors import Error, EvidenceError, MalformedQuote, UsageError
@@ -100,9 +103,9 @@ def verify(
 
     `collateral` is files and folders, or a document. By default it comes from the owner's store. `at` is the time of
     the judgement, with its zone, by default now. Without a `policy` nothing is accepted. The evidence must be bound to
-    `report_data` (64 bytes). Instead of it, `program_data` (up to 64 bytes) is the data that the program with
-    measurement `workload` wrote to user_report_data. Without both, report data is compared only for an RA-TLS
-    certificate.
+    `report_data` (64 bytes; for a TPM's quote its nonce). Instead of it, `program_data` (up to 64 bytes) is the data
+    that the program with measurement `workload` wrote to user_report_data. Without both, report data is compared only
+    for an RA-TLS certificate.
 
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
     FetchFailed where there is no collateral for it, UsageError, and StorageFailed.
@@ -123,8 +126,9 @@ def verify(
                 seen="",
             )
         wanted = bound
+    _check_length(wanted, parsed)
     found = _collateral(parsed, collateral, home, now)
-    roots = TrustRoots().with_sim(rules.sim_roots)
+    roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.tpm_roots)
     return Verdict(assess(parsed, found, roots, rules, now, report_data=wanted))
 
 
@@ -165,10 +169,6 @@ def _wanted(
                 expected="--program-data, too",
                 seen="alone",
             )
-        if report_data is not None and len(report_data) != 64:
-            raise UsageError(
-                "report data has 64 bytes", check="--report-data", expected="64 bytes", seen=f"{len(report_data)} bytes"
-            )
         return report_data
     if report_data is not None:
         raise UsageError(
@@ -187,6 +187,18 @@ def _wanted(
             seen=f"{len(named)} workloads",
         )
     return program_report_data(named[0], program_data)
+
+
+def _check_length(wanted: bytes | None, evidence: Evidence) -> None:
+    """Report data have 64 bytes. The nonce in a TPM's quote has 1 to 64."""
+    tpm = isinstance(evidence, TPMQuote | AzureEvidence)
+    if wanted is not None and len(wanted) != 64 and not (tpm and 1 <= len(wanted) <= 64):
+        raise UsageError(
+            "the nonce of a TPM's quote has 1 to 64 bytes" if tpm else "report data has 64 bytes",
+            check="--report-data",
+            expected="1 to 64 bytes" if tpm else "64 bytes, which are 128 hex digits (append zeros to a hash)",
+            seen=f"{len(wanted)} bytes",
+        )
 
 
 def read_policy(given: Policy | Mapping[str, Any] | str | Path | None) -> Policy:
@@ -223,10 +235,13 @@ def _collateral(
     given: Collateral | AMDCollateral | Sequence[str | Path],
     home: Path | None,
     now: datetime,
-) -> Collateral | AMDCollateral:
+) -> Collateral | AMDCollateral | NoCollateral:
     """The given collateral, or the collateral for this evidence from files or from the owner's store."""
     if not isinstance(given, Sequence):
         return given
+    hardware = hardware_part(evidence)
+    if hardware is None:
+        return NoCollateral()
     if isinstance(given, str):
         given = [given]
     if given:
@@ -239,4 +254,4 @@ def _collateral(
     if not folder.is_dir():
         raise missing(f"no --collateral was given and there is no store at {folder}")
     lookup = Lookup(CollateralStore(folder))
-    return lookup.for_report(evidence, now) if isinstance(evidence, SNPReport) else lookup.for_quote(evidence, now)
+    return lookup.for_report(hardware, now) if isinstance(hardware, SNPReport) else lookup.for_quote(hardware, now)

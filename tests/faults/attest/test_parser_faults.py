@@ -14,6 +14,7 @@ import pytest
 
 from adyton.attest import quote as quote_module
 from adyton.attest.evidence import parse_evidence
+from adyton.attest.sgx import SGXQuote
 from adyton.errors import MalformedQuote
 from tests.support.evidence_factory import Scenario
 
@@ -161,5 +162,6 @@ def test_zero_padding_behind_a_quote_is_counted_and_kept() -> None:
     """Zero bytes behind a quote are what real platforms deliver."""
     raw = Scenario().built().quote + bytes(70)
     quote = parse_evidence(raw)
-    assert quote.padding == 70  # type: ignore[union-attr]
+    assert isinstance(quote, SGXQuote)
+    assert quote.padding == 70
     assert quote.to_bytes() == raw

@@ -13,7 +13,8 @@ from adyton.attest import amd, appraise, dcap, snp
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.report import VerifiedReport
-from adyton.attest.snp import SNPReport
+from adyton.attest.sgx import SGXQuote
+from adyton.attest.tdx import TDXQuote
 from adyton.check import Check
 from adyton.errors import AppraisalFailed
 from tests.support.amd_factory import LAUNCH, SNPScenario
@@ -176,7 +177,7 @@ def report_of(kind: str, fault: Fault) -> VerifiedReport:
     fault.spoil(scenario)
     built = scenario.built()
     evidence = parse_evidence(built.quote)
-    if isinstance(evidence, SNPReport):
+    if not isinstance(evidence, SGXQuote | TDXQuote):
         raise TypeError(kind)
     return dcap.verify(evidence, built.collateral, built.roots, built.now)
 

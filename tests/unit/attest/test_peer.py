@@ -23,7 +23,8 @@ from adyton.attest import dcap
 from adyton.attest.collateral import Collateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.roots import TrustRoots
-from adyton.attest.snp import SNPReport
+from adyton.attest.sgx import SGXQuote
+from adyton.attest.tdx import TDXQuote
 from adyton.errors import Error
 from tests.support.evidence_factory import Built, Scenario, level, svn_level
 
@@ -61,8 +62,8 @@ def ours(raw: bytes, collateral: Collateral, roots: TrustRoots, now: datetime, c
     """Our status and advisories, or the check that refused."""
     try:
         evidence = parse_evidence(raw)
-        if isinstance(evidence, SNPReport):
-            return None, (), "a SEV-SNP report"
+        if not isinstance(evidence, SGXQuote | TDXQuote):
+            return None, (), "no quote"
         report = dcap.verify(evidence, collateral, roots, now, cache=cache)
     except Error as error:
         return None, (), error.check or type(error).__name__

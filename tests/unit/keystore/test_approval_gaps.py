@@ -108,10 +108,17 @@ def test_stored_approval_with_a_gap_is_shown_and_revoked_and_nothing_else(
         assert change.change_approval(stored.id, actor="test", state=REVOKED).state == REVOKED
 
 
-@pytest.mark.parametrize("register", ["rtmr0", "rtmr1", "rtmr2"])
-def test_registers_stand_in_one_place(register: str) -> None:
+@pytest.mark.parametrize(
+    "further",
+    [
+        *({register: ["ab" * 48]} for register in ("rtmr0", "rtmr1", "rtmr2")),
+        {"pcrs": {"7": ["ab" * 32]}},
+        {"boot_applications": ["ab" * 32]},
+    ],
+    ids=lambda further: next(iter(further)),
+)
+def test_registers_stand_in_one_place(further: dict[str, Any]) -> None:
     """A guest image and further requirements cannot say different things of one register."""
-    further = {register: ["ab" * 48]}
     with pytest.raises(UsageError, match="guest image"):
         _approval(tees=(SIM_TDX,), guest_images=(simulated_guest(),), evidence=further)
     assert gaps(_approval(tees=(SIM_TDX,), guests=(GUEST,), evidence=further))
