@@ -96,9 +96,9 @@ def approve(
     `allow` names each accepted finding that exposes the data. `notice` is called with every finding before anything is
     stored. `advisories` are ID, or ID=DATE with the end of the acceptance. `guest_image` is an image.json: its guests
     are approved, and the manifest must be built for the Adyton in it (`build(runtime=…)`). Where a TPM measures, `pcr7`
-    (hex) pins the state of Secure Boot, too. Without `guest_image` `guests` and the
-    registers pin a TDX guest, in hex. `allow_host_acpi` accepts that the host writes the guest's ACPI tables. Raises
-    UsageError where a finding is not named, ManifestError and its subclasses, UnknownKey, and StoreError.
+    (hex) pins the state of Secure Boot, too. Without an image `guests` and the registers pin a TDX guest, in hex.
+    `allow_host_acpi` accepts that the host writes the guest's ACPI tables. Raises UsageError where a finding is not
+    named, ManifestError and its subclasses, UnknownKey, and StoreError.
     """
     manifest = Path(manifest)
     keys, tees, protocols = _several("--key", keys), _several("--tee", tees), _several("--protocol", protocols)
