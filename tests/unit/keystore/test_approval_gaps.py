@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adyton.attest.guest import MUST_COVER, SNPGuest
+from adyton.attest.guest import MUST_COVER, SNPGuest, TPMGuest
 from adyton.errors import UsageError
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
 from adyton.keystore.approval_gaps import gaps
@@ -64,6 +64,22 @@ def test_signer_is_a_gap_in_a_confidential_machine(tee: str) -> None:
     signer = {"measurement": None, "mrsigner": Digest(b"s" * 32), "isv_prod_id": 1, "min_isv_svn": 0}
     by_signer = _approval(tees=(tee, SIM), guest_images=(simulated_guest(),), **signer)
     assert [(found, gap.name) for found, gap in gaps(by_signer)] == [(tee, "identity of the program")]
+
+
+TPM_GUEST = TPMGuest(boot_applications=(b"u" * 32, b"k" * 32), pcr11=b"s" * 32)
+
+
+@pytest.mark.parametrize("tee", ["az-snp", "az-tdx", "sim-tpm:" + "ab" * 32])
+def test_machine_that_a_tpm_measures_takes_a_guest_of_its_kind(tee: str) -> None:
+    """Neither another kind of guest, nor none."""
+    assert gaps(_approval(tees=(tee,), guest_images=(TPM_GUEST,))) == ()
+    assert [gap.name for _, gap in gaps(_approval(tees=(tee,), guest_images=(simulated_guest(),)))] == ["guest image"]
+
+
+def test_bare_tpm_is_a_gap() -> None:
+    """An approval has no place for the root of a TPM, so nothing could ever be released."""
+    found = gaps(_approval(tees=("tpm",), guest_images=(TPM_GUEST,)))
+    assert [gap.name for _, gap in found] == ["root of the TPM"]
 
 
 def test_enclaves_have_no_guest() -> None:
