@@ -122,6 +122,14 @@ def _refuse_unkept(manifest: Manifest) -> None:
             remedy="have the program print nothing secret, with results in files, and say so: insecure__stdio = true"
             " under [adyton], or adyton build --gramine --gramine-defaults",
         )
+    if manifest.adyton.gpus:
+        raise ManifestError(
+            "an enclave under Gramine has no GPU: nothing in its evidence would name one",
+            check="manifest key adyton.gpus",
+            expected="0 under sgx",
+            seen=manifest.adyton.gpus,
+            remedy="run the program in a trust domain or a guest that a TPM measures, or take adyton.gpus out",
+        )
     if manifest.adyton.secrets:
         raise ManifestError(
             "Gramine's secret provisioning brings one file key and no further secrets",

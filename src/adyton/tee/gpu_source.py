@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from adyton.attest.bundle import DevicePart
     from adyton.attest.devices import Device
 
-WITH_REGISTER: Final = ("tdx", "sim-tdx")
+WITH_REGISTER: Final = ("tdx", "tpm", "az-snp", "az-tdx", "sim-tdx", "sim-tpm")
 """TEEs whose evidence names the GPUs of the machine."""
 
 
@@ -36,9 +36,9 @@ def open_gpus(tee: str, platform_dir: Path | None = None) -> GPUSource:
             check="adyton.gpus",
             expected=f"0, or one of {', '.join(WITH_REGISTER)}",
             seen=tee,
-            remedy="run it in a trust domain, or take adyton.gpus out and build again",
+            remedy="run it in a trust domain or a guest that a TPM measures, or take adyton.gpus out and build again",
         )
-    if tee == "sim-tdx":
+    if tee.startswith("sim-"):
         from adyton.sim.files import platform_directory
         from adyton.sim.gpu_folder import SimGPUs
 
@@ -46,7 +46,7 @@ def open_gpus(tee: str, platform_dir: Path | None = None) -> GPUSource:
     raise NoDevice(
         "a run does not use real GPUs yet: its sandbox shows no device of theirs, and this was never tried on hardware",
         check="adyton.gpus",
-        expected="simulated GPUs (--tee sim-tdx)",
+        expected="simulated GPUs (--tee sim-tdx or sim-tpm)",
         seen=tee,
         remedy="see docs/gpu.md: GPU evidence can be verified (adyton verify), and a key server judges it",
     )

@@ -106,6 +106,19 @@ def test_leaf_that_issues_is_refused() -> None:
     _refused(found, BadChain, "device key: is no CA")
 
 
+def test_rim_that_an_ocsp_responder_signed_is_refused() -> None:
+    """Its certificate comes from the same authority as the RIM signer's, but for another purpose."""
+    key, above = ec.generate_private_key(ec.SECP384R1()), vendor().certificates["rim-signing-ca"]
+    eku = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING])
+    until = NOW + timedelta(days=9)
+    signer = issue("R", key, above, vendor().keys["rim-signing-ca"], NOW, until, ca=False, extensions=[eku])
+    keys, certificates = dict(vendor().keys), dict(vendor().certificates)
+    keys["rim-signer"], certificates["rim-signer"] = key, signer
+    rims = list(vendor().rims((gpu(),)))
+    rims[0] = SimNVIDIA(NOW, keys, certificates).rim("HOPPER", DRIVER, DRIVER_INDEXES)
+    _refused(GPUWorld(rims=rims).judge(), BadChain, "RIM signer: is no CA")
+
+
 def test_wrong_number_of_certificates_is_refused() -> None:
     """Four, and six."""
     for chain in (gpu().chain[:4], (*gpu().chain, gpu().chain[-1])):

@@ -272,6 +272,7 @@ def test_rendering_without_keys_needs_no_provisioning(place: Path) -> None:
         ("", True, {"insecure__stdio = true": ""}, "adyton.insecure__stdio"),
         ("", False, {}, "adyton.owners"),
         ('[adyton.secrets.x]\nenv = "X"', True, {}, "adyton.secrets"),
+        ("", True, {"insecure__stdio = true": "insecure__stdio = true\ngpus = 1"}, "adyton.gpus"),
         ("", True, {"sgx.trusted_files =": "sgx.enclave_size = '3G'\nsgx.trusted_files ="}, "sgx.enclave_size"),
         (
             "",

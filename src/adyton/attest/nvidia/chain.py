@@ -117,8 +117,8 @@ def check_chain(
     check_links(checks, chain)
     checks.require(
         f"{chain[0].what}: is no CA",
-        not chain[0].is_ca and signs_data(chain[0]),
-        expected="key usage digitalSignature, and not a CA",
+        not chain[0].is_ca and signs_data(chain[0]) and not _has_purpose(chain[0]),
+        expected="key usage digitalSignature, no extended key usage (as an OCSP responder has), and not a CA",
         seen="not so",
         error=BadChain,
         remedy=_REFUSE,
@@ -182,6 +182,11 @@ def signs_data(certificate: Certificate) -> bool:
         ):
             return False
     return signs
+
+
+def _has_purpose(certificate: Certificate) -> bool:
+    """Whether there is an extended key usage. Keys for OCSP have one, and must sign neither reports nor RIMs."""
+    return any(isinstance(extension.value, x509.ExtendedKeyUsage) for extension in certificate.extensions)
 
 
 def fwid_of(leaf: Certificate) -> bytes | None:

@@ -68,8 +68,9 @@ class Answer:
 
     def is_about(self, certificate: Certificate, issuer: Certificate) -> bool:
         """Whether it names this certificate, by its serial number and by name and key of its issuer."""
-        name, key = issuer_hashes(issuer, self.issuer_hash)
-        return (self.serial, self.issuer_name_hash, self.issuer_key_hash) == (certificate.serial, name, key)
+        if self.serial != certificate.serial:
+            return False
+        return (self.issuer_name_hash, self.issuer_key_hash) == issuer_hashes(issuer, self.issuer_hash)
 
 
 def issuer_hashes(issuer: Certificate, algorithm: str) -> tuple[bytes, bytes]:
@@ -136,15 +137,12 @@ def signer_of(answer: Answer, authorities: Sequence[Certificate]) -> Certificate
 
     `authorities` are the verified issuers of the certificate in question, nearest first.
     """
-    for authority in authorities:
-        if _signed(answer, authority):
-            return authority
     for raw in answer.responder:
         candidate = parse_certificate(raw, "OCSP responder")
         named = any(candidate.issuer == each.subject and candidate.is_signed_by(each) for each in authorities)
         if named and _may_answer(candidate) and _signed(answer, candidate):
             return candidate
-    return None
+    return next((authority for authority in authorities if _signed(answer, authority)), None)
 
 
 def _may_answer(candidate: Certificate) -> bool:
