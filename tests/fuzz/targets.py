@@ -32,7 +32,16 @@ from adyton.collateral.http_client import Response, retry_after_s
 from adyton.collateral.stored_time import parse_stamp
 from adyton.dates import parse_end, parse_start
 from adyton.errors import Denied, Error, FetchFailed, UsageError
+from adyton.image.boot_events import predict
 from adyton.image.document import parse_image
+from adyton.image.firmware import FirmwareFile
+from adyton.image.gpt import measured_table
+from adyton.image.guest_settings import GuestSettings, parse_settings
+from adyton.image.lock import parse_lock
+from adyton.image.measure_snp import Launch, launch_digest
+from adyton.image.measure_tdx import mrtd
+from adyton.image.plain_archive import Member, Reader, Writer
+from adyton.image.uki import UKI
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
@@ -65,6 +74,7 @@ from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
 from tests.support.image_factory import image_document
+from tests.support.image_files import AMD_SEV, KERNEL_HASHES, firmware, image_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,6 +216,28 @@ FACTS: Final = host_facts(None)
 
 def _template(raw: bytes) -> None:
     render(decode(raw), {"a": "1", "b": True}, environment={"A": "1"}, facts=FACTS, cpu_s=2)
+
+
+def _plain_archive(raw: bytes) -> None:
+    reader = Reader(io.BytesIO(raw), 1 << 20)
+    for _ in reader:
+        for _ in reader.content():
+            pass
+
+
+def _archive() -> bytes:
+    stream = io.BytesIO()
+    writer = Writer(stream, 1 << 20)
+    writer.add(Member("folder", 0, is_folder=True))
+    writer.add(Member("folder/file", 700, executable=True), io.BytesIO(bytes(700)))
+    writer.close()
+    return stream.getvalue()
+
+
+def _firmware(raw: bytes) -> None:
+    parsed = FirmwareFile.parse(raw)
+    launch_digest(parsed, Launch(b"kernel"), vcpus=1, vcpu_type="EPYC-v4")
+    mrtd(parsed, "single-pass")
 
 
 def _children_s() -> float:
@@ -383,6 +415,22 @@ def targets() -> dict[str, Target]:
             tuple(json.dumps(document).encode() for document in GUESTS),
             (f"{_A}.guest.parse_guest",),
         ),
+        "image-lock": Target(parse_lock, (IMAGE_LOCK,), ("adyton.image.lock.parse_lock",)),
+        "guest-settings": Target(
+            lambda raw: parse_settings(raw).command(),
+            (GuestSettings("app.manifest", "tpm", ("keys:1",), ("a",)).to_bytes(),),
+            ("adyton.image.guest_settings.parse_settings",),
+        ),
+        "plain-archive": Target(_plain_archive, (_archive(),), ("adyton.image.plain_archive.parse_header",)),
+        "kernel-image": Target(
+            lambda raw: predict(UKI.parse(raw), b""),
+            lambda: (image_files()[0]["adyton.efi"],),
+            ("adyton.image.uki.UKI.parse", "adyton.image.pe.PEFile.parse"),
+        ),
+        "vm-firmware": Target(
+            _firmware, (firmware(sev=(*AMD_SEV, KERNEL_HASHES), tdx=((0, 4096, 0, 8192, 0, 1),)),), (_FIRMWARE,)
+        ),
+        "partition-table": Target(measured_table, lambda: (image_files()[0]["disk.raw"][: 34 * 512],), ()),
         "guest-image-document": Target(
             lambda raw: parse_image(raw).to_bytes(),
             (json.dumps(image_document()).encode(),),
@@ -436,9 +484,16 @@ def targets() -> dict[str, Target]:
     }
 
 
+_FIRMWARE: Final = "adyton.image.firmware.FirmwareFile.parse"
 METADATA_BYTES: Final = len(Metadata(b"a", 0, bytes(32), b"").to_bytes())
 _A: Final = "adyton.attest"
 _D: Final = "adyton.server.dashboard"
+IMAGE_LOCK: Final = (
+    b'{"format": "adyton-image-lock/1", "source_date_epoch": 1, "kernel": "7.3.4-cloud-amd64", "packages": [{"name": '
+    b'"libc6", "version": "2.36-9", "sha256": "%(hash)s", "bytes": 9, "path": "pool/main/g/glibc/libc6_2.deb"}], '
+    b'"wheels": [{"name": "cffi", "version": "2.1", "sha256": "%(hash)s", "file": "cffi-2.1-py3-none-any.whl"}]}'
+    % {b"hash": b"11" * 32}
+)
 GUESTS: Final = (
     {"tee": "tdx", "mrtd": "11" * 48, "rtmr0": "22" * 48, "rtmr1": "33" * 48, "rtmr2": "44" * 48},
     {"tee": "snp", "launch_digest": "55" * 48, "launch_digest_covers": ["kernel", "initrd", "command line", "acpi"]},

@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.mark.skipif(not seal.NATIVE, reason="the C parts were not built (gcc and libssl-dev, then make setup)")
 def test_built_parts_hold_no_place_of_the_build() -> None:
     """Neither the checkout's folder, nor a temporary one, nor the interpreter's own: no debugging data, no run path."""
-    assert [part.name.partition(".")[0] for part in PARTS] == ["_gcm", "_launcher", "_reads"]
+    assert [part.name.partition(".")[0] for part in PARTS] == ["_gcm", "_init", "_launcher", "_reads"]
     for part in PARTS:
         content = part.read_bytes()
         for place in (str(REPOSITORY), str(Path.home()), "/tmp/", sys.prefix, sys.base_prefix):

@@ -111,6 +111,8 @@ class Boot:
     share: Path | None = None
     outputs: Path | None = None
     tpm: bool = False
+    sim_platform: Path | None = None
+    """Who certifies the software TPM's attestation key. It proves the protocol, and protects nothing."""
     from_disk: bool = False
     firmware: Path | None = None
     tee: str | None = None
@@ -144,11 +146,28 @@ def boot_image(boot: Boot, console: Callable[[str], None]) -> list[str]:
             )
             pack_inputs(settings, boot.share, inputs)
             new_output_disk(outputs)
+        if boot.sim_platform is not None:
+            _certify(temporary, boot.sim_platform)
         socket = stack.enter_context(software_tpm(temporary)) if boot.tpm else None
         start(_machine(boot, inputs, outputs, socket), console, boot.timeout_s)
         if outputs is None or boot.share is None:
             return []
         return unpack_outputs(outputs, boot.outputs or boot.share)
+
+
+def _certify(folder: Path, platform: Path) -> None:
+    """Have a software TPM's key certified by a simulated platform, before the machine that has this TPM starts."""
+    from adyton.sim.platform import SimPlatform
+    from adyton.sim.software_tpm import SoftwareTPM
+    from adyton.tee.tpm_device import TPMDevice
+    from adyton.tee.tpm_guest import certify
+
+    with software_tpm(folder, for_qemu=False) as socket:
+        device = TPMDevice(SoftwareTPM(socket))
+        try:
+            certify(device, SimPlatform.load(platform))
+        finally:
+            device.close()
 
 
 def _machine(boot: Boot, inputs: Path | None, outputs: Path | None, socket: Path | None) -> Machine:
@@ -172,6 +191,8 @@ def _firmware_of(boot: Boot) -> Path:
 
 def _check_firmware(boot: Boot) -> None:
     path = _firmware_of(boot)
+    if boot.sim_platform is not None and not boot.tpm:
+        raise UsageError("a simulated platform certifies a TPM", check="--sim-platform", expected="--tpm", seen="none")
     if boot.tee not in (None, "tdx", "snp"):
         raise UsageError(f"no host of kind {boot.tee!r}", check="--tee", expected="tdx or snp", seen=str(boot.tee))
     if boot.tee is None:
