@@ -86,21 +86,28 @@ def measure_image(folder: Path, *, firmware_files: Sequence[Path] = (), vcpus: S
         measured = measure(files, stated)
     except Error as error:  # a file is not even of its kind
         return MeasuredImage(None, (error.message,), ())
-    known = {(folder / name).name: files[name] for name in stated.files if name not in FILES}
-    known |= {path.name: read_capped(path, firmware.MAX_BYTES, "firmware") for path in firmware_files}
+    given = {path.name: read_capped(path, firmware.MAX_BYTES, "firmware") for path in firmware_files}
+    known = {name: files[name] for name in stated.files if name not in FILES} | given
     counts = tuple(vcpus) or tuple(sorted({entry.vcpus for entry in stated.snp})) or (1,)
     tdx: list[TDXEntry] = []
     snp: list[SNPEntry] = []
+    wrong = list(measured.problems)
     for name, raw in known.items():
-        more_tdx, more_snp = firmware_entries(files["adyton.efi"], measured.predicted, name, raw, counts)
+        try:
+            more_tdx, more_snp = firmware_entries(files["adyton.efi"], measured.predicted, name, raw, counts)
+        except Error as error:
+            if name in given:
+                raise
+            wrong.append(f"{name}: {error.message}")
+            continue
         tdx += more_tdx
         snp += more_snp
     image = replace(measured.image, tdx=tuple(tdx), snp=tuple(snp))
-    wrong = [f"{name} differs from {DOCUMENT}" for name in differences(stated, image)]
+    wrong += [f"{name} differs from {DOCUMENT}" for name in differences(stated, image)]
     at_hand = {entry.firmware.sha256 for entry in tdx} | {entry.firmware.sha256 for entry in snp}
     named = {entry.firmware for entry in stated.tdx} | {entry.firmware for entry in stated.snp}
     unchecked = sorted(item.name for item in named if item.sha256 not in at_hand)
-    return MeasuredImage(image, (*measured.problems, *wrong), tuple(unchecked))
+    return MeasuredImage(image, tuple(wrong), tuple(unchecked))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
