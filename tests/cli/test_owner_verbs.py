@@ -327,6 +327,8 @@ def test_host_acpi_is_left_open_by_name_only(owner: tuple[Run, SimPlatform], tmp
     [
         (("tdx", "--rtmr0", "a1" * 48), {}, "--rtmr0"),
         (("tdx", "--guest", "a1" * 48), {}, "--guest"),
+        (("tdx", "--pcr7", "a1" * 32), {}, "--pcr7"),
+        (("tpm", "--rtmr0", "a1" * 48), {}, "--rtmr0"),
         (("tdx", "--rtmr2", "a1" * 48), {}, "--rtmr2"),
         (("tdx",), {"tdx": []}, "entries for tdx"),
         (("snp", "--allow-host-acpi"), {"snp": []}, "entries for snp"),

@@ -22,6 +22,7 @@ from adyton.sim.platform import SimPlatform
 from adyton.values import Measurement
 from tests.support.amd_factory import SNPScenario
 from tests.support.evidence_factory import LONG, MRENCLAVE, NOW, REPORT_DATA, Scenario
+from tests.support.tpm_factory import AzureScenario, TPMScenario
 
 AT = str(int(NOW.timestamp()))
 
@@ -341,3 +342,24 @@ def test_verify_of_real_evidence(shared_vectors: Path, tmp_path: Path) -> None:
     )
     assert snp.returncode == 0, snp.stdout
     assert _json(snp)["tee"] == "snp"
+
+
+def test_verify_takes_a_tpm_quote_and_azure_evidence_by_their_content(tmp_path: Path) -> None:
+    """No option says which it is. The nonce has any length; of another evidence 64 bytes are asked for."""
+    machine = TPMScenario(nonce=b"challenge")
+    quote, policy = tmp_path / "quote.json", tmp_path / "policy.json"
+    quote.write_bytes(machine.built())
+    policy.write_text(json.dumps(machine.policy()))
+    done = run(quote, "--policy", policy, "--report-data", b"challenge".hex(), "--json")
+    assert done.returncode == 0, done.stderr
+    found = _json(done)
+    assert (found["tee"], found["tee_with_root"]) == ("sim-tpm", f"sim-tpm:{machine.root_pin}")
+    assert found["pcrs"]["15"] == machine.pcrs()[15].hex()
+    assert run(quote, "--policy", policy, "--report-data", "00").returncode == 95
+    assert run(quote, "--policy", policy).returncode == 95
+    azure = AzureScenario()
+    (tmp_path / "azure.json").write_bytes(azure.body())
+    (tmp_path / "amd.json").write_text(azure.snp.built().collateral.to_json())
+    refused = run(tmp_path / "azure.json", "--collateral", tmp_path / "amd.json", "--report-data", "00" * 64, "--json")
+    assert (refused.returncode, _json(refused)["tee"]) == (92, "az-snp")
+    assert _json(refused)["error"]["check"] == "ARK: pinned"

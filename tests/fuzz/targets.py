@@ -19,6 +19,9 @@ from starlette.exceptions import HTTPException
 
 from adyton.address import parse_address
 from adyton.attest.amd import parse_chip_certificate
+from adyton.attest.azure.claims import parse_claims
+from adyton.attest.azure.evidence import parse_body
+from adyton.attest.azure.hcl import parse_hcl_report
 from adyton.attest.bundle import DevicePart, EvidenceBundle
 from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
@@ -26,6 +29,10 @@ from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import parse_guest
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
+from adyton.attest.tpm.document import parse_pcr_values, parse_quote_document
+from adyton.attest.tpm.event_log import parse_event_log
+from adyton.attest.tpm.pe import authenticode
+from adyton.attest.tpm.structures import parse_attest, parse_signature
 from adyton.collateral.bundle import build_bundle, documents_of, parse_bundle
 from adyton.collateral.documents import Document, verify_document
 from adyton.collateral.http_client import Response, retry_after_s
@@ -68,6 +75,8 @@ from adyton.server.dashboard.requests import parse_form
 from adyton.sim.chip import Facts
 from adyton.sim.platform import SimPlatform
 from adyton.sim.vendor import Publication
+from adyton.tee.tpm_device import TPMDevice
+from adyton.tee.tpm_guest import join_chain, split_chain
 from adyton.untrusted import parse_json, parse_json_object, parse_toml
 from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
@@ -75,6 +84,8 @@ from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
 from tests.support.image_factory import image_document
 from tests.support.image_files import AMD_SEV, KERNEL_HASHES, firmware, image_files
+from tests.support.tpm_factory import AzureScenario, TPMScenario, p256, rsa_key
+from tests.unit.attest.tpm.test_pe import pe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -431,6 +442,35 @@ def targets() -> dict[str, Target]:
             _firmware, (firmware(sev=(*AMD_SEV, KERNEL_HASHES), tdx=((0, 4096, 0, 8192, 0, 1),)),), (_FIRMWARE,)
         ),
         "partition-table": Target(measured_table, lambda: (image_files()[0]["disk.raw"][: 34 * 512],), ()),
+        "tpm-quote": Target(
+            parse_quote_document, lambda: (TPMScenario().built(),), (f"{_A}.tpm.document.parse_quote_document",)
+        ),
+        "tpm-attest": Target(
+            parse_attest, lambda: (TPMScenario().attest().to_bytes(),), (f"{_A}.tpm.structures.parse_attest",)
+        ),
+        "tpm-signature": Target(parse_signature, _tpm_signatures, (f"{_A}.tpm.structures.parse_signature",)),
+        "tpm-pcrs": Target(
+            lambda raw: parse_pcr_values(parse_json(raw, what="PCRs")),
+            (json.dumps(["00" * 32] * 24).encode(),),
+            (f"{_A}.tpm.document.parse_pcr_values",),
+        ),
+        "tpm-event-log": Target(
+            lambda raw: [parse_event_log(raw).replay(bank) for bank in parse_event_log(raw).algorithms],
+            lambda: (TPMScenario().event_log(),),
+            (f"{_A}.tpm.event_log.parse_event_log",),
+        ),
+        "pe": Target(authenticode, lambda: (pe(), pe(table=1280, table_size=16, tail=b"s" * 16)), ()),
+        "azure-body": Target(parse_body, lambda: (AzureScenario().body(),), (f"{_A}.azure.evidence.parse_body",)),
+        "azure-report": Target(
+            parse_hcl_report, lambda: (AzureScenario().hcl_report(),), (f"{_A}.azure.hcl.parse_hcl_report",)
+        ),
+        "azure-claims": Target(
+            lambda raw: parse_claims(raw).attestation_key,
+            lambda: (AzureScenario().claims_json(),),
+            (f"{_A}.azure.claims.parse_claims",),
+        ),
+        "tpm-certificates": Target(split_chain, lambda: (join_chain(TPMScenario().chain),), ()),
+        "tpm-answers": Target(lambda raw: TPMDevice(_Answer(raw)).nv_public(0x01800A01), (_NV_ANSWER,), ()),
         "guest-image-document": Target(
             lambda raw: parse_image(raw).to_bytes(),
             (json.dumps(image_document()).encode(),),
@@ -494,7 +534,31 @@ IMAGE_LOCK: Final = (
     b'"wheels": [{"name": "cffi", "version": "2.1", "sha256": "%(hash)s", "file": "cffi-2.1-py3-none-any.whl"}]}'
     % {b"hash": b"11" * 32}
 )
+
+
+class _Answer:
+    """A TPM that always answers so."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    def exchange(self, command: bytes, timeout_s: float) -> bytes:
+        return self._raw
+
+    def close(self) -> None:
+        pass
+
+
+_NV_PUBLIC: Final = struct.pack(">HIHIHHH", 14, 0x01800A01, 0x0B, 0, 0, 16, 2) + bytes(2)
+_NV_ANSWER: Final = struct.pack(">HII", 0x8001, 10 + len(_NV_PUBLIC), 0) + _NV_PUBLIC
+
+
+def _tpm_signatures() -> tuple[bytes, ...]:
+    return tuple(TPMScenario(ak_key=key).signature(b"message").to_bytes() for key in (p256("ak"), rsa_key("ak")))
+
+
 GUESTS: Final = (
+    {"tee": "tpm", "boot_applications": ["66" * 32, "77" * 32], "pcr11": "88" * 32},
     {"tee": "tdx", "mrtd": "11" * 48, "rtmr0": "22" * 48, "rtmr1": "33" * 48, "rtmr2": "44" * 48},
     {"tee": "snp", "launch_digest": "55" * 48, "launch_digest_covers": ["kernel", "initrd", "command line", "acpi"]},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -18,17 +19,27 @@ from adyton.tee.tpm_device import TPMDevice
 needs_swtpm = pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed")
 
 
+def _listens(path: Path) -> bool:
+    """Whether something accepts connections there. The file is there a little earlier."""
+    with socket.socket(socket.AF_UNIX) as trying:
+        try:
+            trying.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
 @contextmanager
-def running_swtpm(socket: Path | None = None) -> Iterator[Path]:
+def running_swtpm(place: Path | None = None) -> Iterator[Path]:
     """A fresh TPM, started up. Gives the path of its socket."""
     with tempfile.TemporaryDirectory(prefix="swtpm.") as folder:
-        path = Path(folder) / "tpm.sock" if socket is None else socket
+        path = Path(folder) / "tpm.sock" if place is None else place
         arguments = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}"]
         arguments += ["--server", f"type=unixio,path={path}", "--flags", "not-need-init,startup-clear"]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             end = time.monotonic() + 30
-            while not path.exists():
+            while not _listens(path):
                 if process.poll() is not None or time.monotonic() > end:
                     pytest.fail("swtpm did not start")
                 time.sleep(0.01)

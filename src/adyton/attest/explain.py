@@ -346,7 +346,7 @@ def trust_vector(assessment: Assessment) -> dict[str, int]:
         return {"instance-identity": _UNRECOGNIZED, "hardware": _UNRECOGNIZED}
     if _failed(checks, _CURRENCY_CHECKS):
         hardware = _CONTRAINDICATED
-    elif report.status in (TCBStatus.UP_TO_DATE, TCBStatus.NOT_STATED) and not report.tee.startswith("sim"):
+    elif report.status in (TCBStatus.UP_TO_DATE, TCBStatus.NOT_STATED) and not report.tee.startswith(("sim", "tpm")):
         hardware = _AFFIRMING
     else:
         hardware = _WARNING

@@ -149,16 +149,22 @@ class TPMGuest:
     boot_applications: tuple[bytes, ...]
     """Authenticode SHA-256 (32 bytes each) of the UKI, then of the kernel in it."""
     pcr11: bytes
+    pcr7: bytes | None = None
+    """The state of Secure Boot, where the owner names it."""
 
     def __post_init__(self) -> None:
-        for name, values in (("boot_applications", self.boot_applications), ("pcr11", (self.pcr11,))):
+        named = [("boot_applications", self.boot_applications), ("pcr11", (self.pcr11,))]
+        for name, values in [*named, *([] if self.pcr7 is None else [("pcr7", (self.pcr7,))])]:
             if not values or any(len(value) != PCR_BYTES or not any(value) for value in values):
                 seen = ", ".join(value.hex() for value in values)[:160] or "none"
                 raise _refused(name, f"{2 * PCR_BYTES} hex digits each, not zeros", seen)
 
     def policy(self) -> Policy:
         """What evidence must show, as one alternative of a policy."""
-        return Policy(boot_applications=self.boot_applications, pcrs={11: frozenset({self.pcr11})})
+        pcrs = {11: frozenset({self.pcr11})}
+        if self.pcr7 is not None:
+            pcrs[7] = frozenset({self.pcr7})
+        return Policy(boot_applications=self.boot_applications, pcrs=pcrs)
 
     def to_dict(self) -> dict[str, object]:
         """As plain data."""
@@ -166,11 +172,13 @@ class TPMGuest:
             "tee": self.kind,
             "boot_applications": [value.hex() for value in self.boot_applications],
             "pcr11": self.pcr11.hex(),
+            **({} if self.pcr7 is None else {"pcr7": self.pcr7.hex()}),
         }
 
     def __str__(self) -> str:
         started = ", ".join(value.hex() for value in self.boot_applications)
-        return f"boot applications {started}, PCR 11 {self.pcr11.hex()}"
+        secure_boot = "" if self.pcr7 is None else f", PCR 7 {self.pcr7.hex()}"
+        return f"boot applications {started}, PCR 11 {self.pcr11.hex()}{secure_boot}"
 
 
 Guest = TDXGuest | SNPGuest | TPMGuest
@@ -193,6 +201,8 @@ def parse_guest(document: object) -> Guest:
     members = _MEMBERS[kind]
     if kind == "tdx" and host_acpi:
         members = members - {"rtmr0"} | {"host_acpi"}
+    if kind == "tpm" and "pcr7" in document:
+        members = members | {"pcr7"}
     if set(document) != members:
         raise _refused("members of a guest image", ", ".join(sorted(members)), ", ".join(sorted(document))[:160])
     if host_acpi and document["host_acpi"] is not True:
@@ -222,6 +232,7 @@ def _tpm(document: Mapping[str, object]) -> TPMGuest:
     return TPMGuest(
         boot_applications=tuple(_digest("boot_applications", value) for value in started),
         pcr11=_digest("pcr11", document["pcr11"]),
+        pcr7=_digest("pcr7", document["pcr7"]) if "pcr7" in document else None,
     )
 
 

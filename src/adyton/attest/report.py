@@ -1,4 +1,4 @@
-"""The result of a verification: a report that only `dcap.verify` and `amd.verify` can make."""
+"""The result of a verification: a report that only the verifiers (`dcap`, `amd`, `tpm`, `azure`) can make."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORKLOAD_PCR: Final = 15
 """The PCR that holds the workload register where a TPM measures."""
 
 VERIFIER: Final = object()
-"""The token of the two verifiers. Without it nobody can make a VerifiedReport."""
+"""The token of the verifiers. Without it nobody can make a VerifiedReport."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class VerifiedReport:
 
     def __post_init__(self) -> None:
         if self.made_by is not VERIFIER:
-            raise UsageError("a VerifiedReport is made by dcap.verify or amd.verify only")
+            raise UsageError("a VerifiedReport is made by a verifier only")
 
     @property
     def tee_with_root(self) -> str:

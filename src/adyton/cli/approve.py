@@ -60,6 +60,10 @@ def approve(
             show_default=False,
         ),
     ] = None,
+    pcr7: Annotated[
+        str | None,
+        typer.Option(help="tpm, az-snp, az-tdx: the guest's PCR 7 (Secure Boot), to pin it, too.", show_default=False),
+    ] = None,
     allow_host_acpi: Annotated[
         bool,
         typer.Option(
@@ -128,6 +132,7 @@ def approve(
         rtmr1=rtmr1,
         rtmr2=rtmr2,
         guest_image=guest_image,
+        pcr7=pcr7,
         allow_host_acpi=allow_host_acpi,
         by_signer=by_signer,
         allow_debug=debug,

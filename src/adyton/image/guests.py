@@ -16,7 +16,7 @@ from adyton.image.document import BOOTS
 if TYPE_CHECKING:
     from adyton.attest.guest import Guest
     from adyton.image.document import GuestImage
-    from adyton.values import Measurement
+    from adyton.values import Digest, Measurement
 
 MAX_GUESTS: Final = 64
 """Most guests of one approval: a person has to be able to look at them."""
@@ -25,16 +25,25 @@ ALLOW: Final = "--allow-host-acpi, if you accept that the host can attack the gu
 
 
 def guests_of(
-    image: GuestImage, kind: str, *, rtmr0: Measurement | None = None, allow_host_acpi: bool = False
+    image: GuestImage,
+    kind: str,
+    *,
+    rtmr0: Measurement | None = None,
+    pcr7: Digest | None = None,
+    allow_host_acpi: bool = False,
 ) -> tuple[Guest, ...]:
     """The guests of this kind (`attest.guest.confidential_kind`), each once, in the order of the document.
 
-    `rtmr0` is the value for TDX entries that name none. Raises UsageError where no entry fits, with the remedy.
+    `rtmr0` is the value for TDX entries that name none. `pcr7` pins the state of Secure Boot where a TPM measures.
+
+    Raises UsageError where no entry fits, with the remedy.
     """
     if rtmr0 is not None and kind != "tdx":
         raise _refused("--rtmr0", "a TDX guest", kind, "leave it out")
+    if pcr7 is not None and kind != "tpm":
+        raise _refused("--pcr7", "a guest that a TPM measures", kind, "leave it out")
     if kind == "tpm":
-        found = _tpm(image)
+        found = _tpm(image, pcr7)
     else:
         found = _tdx(image, rtmr0, allow=allow_host_acpi) if kind == "tdx" else _snp(image, allow=allow_host_acpi)
     guests = tuple(dict.fromkeys(found))
@@ -68,10 +77,11 @@ def _tdx(image: GuestImage, rtmr0: Measurement | None, *, allow: bool) -> list[G
     return found
 
 
-def _tpm(image: GuestImage) -> list[Guest]:
+def _tpm(image: GuestImage, pcr7: Digest | None) -> list[Guest]:
     """One guest for each way to boot: the programs are the same, and their order too."""
     started = (image.uki.sha256, image.linux.sha256)
-    return [TPMGuest(boot_applications=started, pcr11=image.pcr(boot, 11)) for boot in BOOTS]
+    secure_boot = None if pcr7 is None else pcr7.raw
+    return [TPMGuest(boot_applications=started, pcr11=image.pcr(boot, 11), pcr7=secure_boot) for boot in BOOTS]
 
 
 def _snp(image: GuestImage, *, allow: bool) -> list[Guest]:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from adyton.attest.appraise import Policy
 from adyton.attest.assess import Assessment, assess
+from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import confidential_kind
 from adyton.attest.roots import TrustRoots
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
+from adyton.attest.tpm.document import TPMQuote
 from adyton.errors import Error
 from adyton.keyserver.decide import evidence_policy
 from adyton.keystore.clock import moment
@@ -41,6 +43,8 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
         document = json.loads(kept)
         collateral = _collateral(document)
         evidence = parse_evidence(raw)
+        if isinstance(evidence, TPMQuote | AzureEvidence):
+            evidence = evidence.with_event_log(_artifact(view, body, "event_log"))
     except (Error, ValueError):
         return None
     tee = str(body.get("tee", ""))

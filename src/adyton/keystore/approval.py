@@ -156,7 +156,7 @@ class Approval:
                 remedy="approve it with adyton approve: without a guest image the host could start another guest, with"
                 " another Adyton in it",
             )
-        twice = sorted({"rtmr0", "rtmr1", "rtmr2"} & set(self.evidence))
+        twice = sorted({"rtmr0", "rtmr1", "rtmr2", "pcrs", "boot_applications"} & set(self.evidence))
         if self.guest_images and twice:
             raise UsageError(
                 f"{', '.join(twice)} cannot stand under evidence where the guest image names them",

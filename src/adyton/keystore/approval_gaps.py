@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adyton.keystore.approval import Approval
 
 GUEST_LINE: Final = "guest image"
+ROOT_LINE: Final = "root of the TPM"
 SIGNER_LINE: Final = "identity of the program"
 RAW_LINE: Final = "report data of the program"
 
@@ -51,6 +52,16 @@ def lines(approval: Approval, tee: str) -> list[Check]:
         else:
             seen = "none"
         found.append(Check(GUEST_LINE, EXPECTED[kind], seen, pinned, REMEDY[kind]))
+    if tee == "tpm":
+        found.append(
+            Check(
+                ROOT_LINE,
+                "an approval that names the root of the TPM",
+                "none: approvals have no place for it, and such a machine's memory is not encrypted",
+                False,
+                "approve az-snp or az-tdx (Azure), or sim-tpm:ROOT to try; adyton verify judges quotes of any TPM",
+            )
+        )
     if kind is not None and approval.mrsigner is not None:
         found.append(
             Check(

@@ -1,6 +1,6 @@
 """Azure's services for a machine, at its link-local address: certificates of the chip, and TD quotes.
 
-They are the host's, so an answer is data: its size and the time for it are capped, no redirect is followed, and what it
+They are the host's, so an answer is data: its size and each wait are capped, no redirect is followed, and what it
 says counts only where evidence verifies with it. Source: Microsoft, "THIM" and "Azure confidential VMs on TDX".
 """
 
@@ -17,7 +17,7 @@ MAX_ANSWER_BYTES: Final = 64 << 10
 
 
 def ask(method: str, path: str, body: bytes | None = None, *, address: str = ADDRESS, port: int = 80) -> bytes:
-    """One request, and the body of its answer. Raises NoDevice, and Timeout after ten seconds."""
+    """One request, and the body of its answer. Raises NoDevice, and Timeout after ten seconds without a byte."""
     headers = {"Metadata": "true", "Accept": "application/json"}
     if body is not None:
         headers["Content-Type"] = "application/json"

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from adyton.attest.names import TRUSTED
 from adyton.sim.files import platform_directory
+from adyton.tee.source import TEES
+from adyton.tee.system import TPM_DEVICE, TPM_EVENT_LOG
 from adyton.values import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _CPUINFO_BYTES: Final = 1 << 20
+CHASSIS_TAG: Final = "/sys/class/dmi/id/chassis_asset_tag"
+AZURE_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
+"""What the chassis of every machine of Azure's says. Anybody's can: it proves nothing."""
 UNTRIED: Final = "Adyton's part of it has never run on hardware; it is tested against doubles"
 
 
@@ -182,6 +188,43 @@ def snp(machine: Machine) -> Iterator[Finding]:
     yield report
 
 
+def tpm(machine: Machine) -> Iterator[Finding]:
+    """Steps to a measured boot by a TPM, as seen from inside the machine."""
+    yield _step(
+        "tpm",
+        "device /dev/tpmrm0",
+        machine.usable(TPM_DEVICE),
+        TPM_DEVICE,
+        "no permission" if machine.has(TPM_DEVICE) else "absent",
+        "give the machine a virtual TPM 2.0, and run as root or in the group tss",
+    )
+    yield _step(
+        "tpm",
+        "event log of the boot",
+        machine.has(TPM_EVENT_LOG),
+        TPM_EVENT_LOG,
+        "absent",
+        "boot by UEFI firmware that measures, and mount securityfs at /sys/kernel/security",
+    )
+    yield Finding("tpm", "what it protects", "note", "a TPM measures the boot, and encrypts no memory")
+
+
+def azure(machine: Machine) -> Iterator[Finding]:
+    """Steps to an Azure confidential machine. Nothing where this is no machine of Azure's."""
+    if machine.text(CHASSIS_TAG).strip() != AZURE_TAG:
+        return
+    name = "az-tdx" if machine.vendor() == "GenuineIntel" else "az-snp"
+    yield _step(
+        name,
+        "TPM of the paravisor",
+        machine.usable(TPM_DEVICE),
+        TPM_DEVICE,
+        "no permission" if machine.has(TPM_DEVICE) else "absent",
+        "use a confidential machine (DCasv5, DCesv6 and others), and run as root or in the group tss",
+    )
+    yield Finding(name, "what you trust", "note", f"{TRUSTED[name]}, which can read the guest's memory")
+
+
 def sim() -> Iterator[Finding]:
     """Whether there is a simulated platform already. The simulated TEE works anywhere."""
     folder = platform_directory()
@@ -200,10 +243,10 @@ def tee_findings(machine: Machine | None = None) -> list[Finding]:
     """Every step of every TEE."""
     here = machine or Machine()
     found: list[Finding] = []
-    for steps in (sgx, tdx, snp):
+    for steps in (sgx, tdx, snp, tpm, azure):
         rows = list(steps(here))
         found += rows
-        if all(row.state != "missing" for row in rows):
+        if rows and all(row.state != "missing" for row in rows):
             found.append(Finding(rows[0].group, "tried", "note", UNTRIED))
     return found + list(sim())
 
@@ -211,5 +254,5 @@ def tee_findings(machine: Machine | None = None) -> list[Finding]:
 def usable_tees(findings: Iterable[Finding]) -> tuple[str, ...]:
     """The TEEs of which no step is missing. `sim` is always among them."""
     rows = list(findings)
-    names = dict.fromkeys(row.group for row in rows if row.group in ("sgx", "tdx", "snp", "sim"))
+    names = dict.fromkeys(row.group for row in rows if row.group in TEES)
     return tuple(name for name in names if all(row.state != "missing" for row in rows if row.group == name))

@@ -15,6 +15,10 @@ from adyton.errors import StorageFailed
 READ: Final = os.O_RDONLY | os.O_CLOEXEC
 WRITE: Final = os.O_WRONLY | os.O_CLOEXEC
 READ_WRITE: Final = os.O_RDWR | os.O_CLOEXEC
+TPM_DEVICE: Final = "/dev/tpmrm0"
+"""The kernel's resource manager for the first TPM."""
+TPM_EVENT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
+"""The firmware's log of what it measured into that TPM."""
 _CHUNK_BYTES: Final = 4096
 
 

@@ -30,11 +30,11 @@ from adyton.attest.tpm.structures import (
     parse_signature,
 )
 from adyton.errors import MalformedQuote, NoDevice, Timeout, UsageError
+from adyton.tee.system import TPM_DEVICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEVICE: Final = "/dev/tpmrm0"
 TIMEOUT_S: Final = 60.0
 """A TPM may take that long to make a key. It is the longest that a command is waited for."""
 MAX_RESPONSE_BYTES: Final = 4096
@@ -107,7 +107,7 @@ class DeviceFile:
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: str = DEVICE) -> DeviceFile:
+    def open(cls, path: str = TPM_DEVICE) -> DeviceFile:
         """Open a TPM's device file. Raises NoDevice where there is none."""
         try:
             return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
@@ -180,6 +180,7 @@ class TPMDevice:
         self._timeout_s = timeout_s
         self._clock_s = clock_s
         self._sleep = sleep
+        self._is_silent = False
 
     def close(self) -> None:
         """Let the TPM go. The kernel flushes what was loaded."""
@@ -347,8 +348,13 @@ class TPMDevice:
             self._sleep(_RETRY_S)
 
     def _exchange(self, code: int, command: bytes, timeout_s: float) -> bytes:
+        if self._is_silent:  # a late answer to that command must not be taken for one to this
+            raise silent(self._timeout_s)
         try:
             return self._transport.exchange(command, timeout_s)
+        except Timeout:
+            self._is_silent = True
+            raise
         except OSError as error:
             raise NoDevice(
                 f"the TPM cannot be reached: {_NAMES[code]}: {error.strerror or error}",

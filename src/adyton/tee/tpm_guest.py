@@ -21,7 +21,7 @@ from adyton.attest.workload_register import events, states
 from adyton.errors import MalformedQuote, NoDevice, StorageFailed
 from adyton.sim.platform import SimPlatform
 from adyton.sim.software_tpm import SoftwareTPM
-from adyton.tee.system import KERNEL, System, read_all
+from adyton.tee.system import KERNEL, TPM_EVENT_LOG, System, read_all
 from adyton.tee.tpm_device import DeviceFile, TPMDevice
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 WORKLOAD_PCR: Final = 15
 BANK: Final = "sha256"
-EVENT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
 AK_CHAIN_INDEX: Final = 0x01800A01
 """NV index of the attestation key's certificates. It lies in the owner's range."""
 NOTICE: Final = "Adyton's TPM source has been tested against a software TPM only (swtpm)"
@@ -88,7 +87,7 @@ def consistent_quote(
     )
 
 
-def read_event_log(system: System, path: str = EVENT_LOG) -> bytes:
+def read_event_log(system: System, path: str = TPM_EVENT_LOG) -> bytes:
     """The firmware's event log of this boot. Raises NoDevice where there is none, StorageFailed where it is long."""
     try:
         found = read_all(system, path, MAX_LOG_BYTES)
@@ -172,7 +171,7 @@ class TPMSource:
         simulated: bool = False,
         devices: bytes = NO_DEVICES,
         system: System = KERNEL,
-        log_path: str = EVENT_LOG,
+        log_path: str = TPM_EVENT_LOG,
     ) -> None:
         self._device = device
         self._simulated = simulated
@@ -229,9 +228,9 @@ def open_simulated(directory: Path, workload: Measurement | None, devices: bytes
     """The source `sim-tpm`: the software TPM of a simulated platform, else the TPM that this machine has.
 
     The software TPM listens at `machine/tpm.sock` in the platform's folder, and the log of what was measured into it
-    lies beside it, as `event-log`. A key without certificates is certified by the platform's vendor, where that is here.
+    lies beside it, as `event-log`. A key without certificates is certified by the platform's vendor, if that is here.
     """
-    path, log_path = directory / "machine" / "tpm.sock", EVENT_LOG
+    path, log_path = directory / "machine" / "tpm.sock", TPM_EVENT_LOG
     if path.exists():
         device, log_path = TPMDevice(SoftwareTPM(path)), str(path.with_name("event-log"))
     else:

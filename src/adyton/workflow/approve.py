@@ -21,7 +21,7 @@ from adyton.manifest.signed import read_capped, read_signed
 from adyton.runtime.gramine_backend import is_rendered_from, measure_for, read_prepared, stem_of
 from adyton.sim.chip import simulated_guest
 from adyton.untrusted import parse_toml
-from adyton.values import Measurement
+from adyton.values import Digest, Measurement
 from adyton.workflow.guest_image import read_image, runtime_of
 from adyton.workflow.owner import owner_store
 from adyton.workflow.progress import unheard
@@ -76,6 +76,7 @@ def approve(
     rtmr1: str | None = None,
     rtmr2: str | None = None,
     guest_image: Path | None = None,
+    pcr7: str | None = None,
     allow_host_acpi: bool = False,
     by_signer: bool = False,
     allow_debug: bool = False,
@@ -94,9 +95,10 @@ def approve(
 
     `allow` names each accepted finding that exposes the data. `notice` is called with every finding before anything is
     stored. `advisories` are ID, or ID=DATE with the end of the acceptance. `guest_image` is an image.json: its guests
-    are approved, and the manifest must be built for the Adyton in it (`build(runtime=…)`). Without it `guests` and the
-    registers pin a TDX guest, in hex. `allow_host_acpi` accepts that the host writes the guest's ACPI tables. Raises
-    UsageError where a finding is not named, ManifestError and its subclasses, UnknownKey, and StoreError.
+    are approved, and the manifest must be built for the Adyton in it (`build(runtime=…)`). Where a TPM measures, `pcr7`
+    (hex) pins the state of Secure Boot, too. Without an image `guests` and the registers pin a TDX guest, in hex.
+    `allow_host_acpi` accepts that the host writes the guest's ACPI tables. Raises UsageError where a finding is not
+    named, ManifestError and its subclasses, UnknownKey, and StoreError.
     """
     manifest = Path(manifest)
     keys, tees, protocols = _several("--key", keys), _several("--tee", tees), _several("--protocol", protocols)
@@ -114,7 +116,8 @@ def approve(
     if len(guests) > 1:
         raise _left_open(["--guest"] * len(guests))
     registers = {name: Measurement.from_hex(value) for name, value in given.items() if value is not None}
-    images = _guest_images(tees, image, registers, allow_host_acpi=allow_host_acpi)
+    secure_boot = None if pcr7 is None else Digest.from_hex(pcr7)
+    images = _guest_images(tees, image, registers, secure_boot, allow_host_acpi=allow_host_acpi)
     uncovered = tuple(not_covered(signed.manifest))
     until_when: dict[str, datetime | None] = {}
     for written in advisories:
@@ -206,13 +209,15 @@ def _guest_images(
     tees: Sequence[str],
     image: GuestImage | None,
     registers: Mapping[str, Measurement],
+    pcr7: Digest | None,
     *,
     allow_host_acpi: bool,
 ) -> tuple[Guest, ...]:
     """The guests that a confidential machine may have booted. A simulated domain boots the simulated guest."""
     kinds = sorted({kind for kind in map(confidential_kind, tees) if kind is not None})
     given = [f"--{name}" for name in registers]
-    given += ["--guest-image"] * (image is not None) + ["--allow-host-acpi"] * allow_host_acpi
+    given += ["--guest-image"] * (image is not None) + ["--pcr7"] * (pcr7 is not None)
+    given += ["--allow-host-acpi"] * allow_host_acpi
     if not kinds and given:
         raise UsageError(
             f"{given[0]} is for confidential machines",
@@ -241,11 +246,23 @@ def _guest_images(
                 seen=", ".join(given),
                 remedy=f"leave {', '.join(others)} out",
             )
+        if pcr7 is not None and "tpm" not in kinds:
+            raise _only_for_tpm(tees)
+        if rtmr0 is not None and "tdx" not in kinds:
+            raise _only_for_tdx(tees)
         return tuple(
             guest
             for kind in kinds
-            for guest in guests_of(image, kind, rtmr0=rtmr0 if kind == "tdx" else None, allow_host_acpi=allow_host_acpi)
+            for guest in guests_of(
+                image,
+                kind,
+                rtmr0=rtmr0 if kind == "tdx" else None,
+                pcr7=pcr7 if kind == "tpm" else None,
+                allow_host_acpi=allow_host_acpi,
+            )
         )
+    if pcr7 is not None:
+        raise _only_for_tpm(tees)
     if "tpm" in kinds:
         raise UsageError(
             "a guest that a TPM measures is approved by its image document",
@@ -276,6 +293,26 @@ def _guest_images(
             rtmr1=registers["rtmr1"],
             rtmr2=registers["rtmr2"],
         ),
+    )
+
+
+def _only_for_tpm(tees: Sequence[str]) -> UsageError:
+    return UsageError(
+        "--pcr7 is for a guest image that a TPM measures",
+        check="--pcr7",
+        expected="--guest-image, and --tee tpm, az-snp or az-tdx",
+        seen=", ".join(tees)[:160],
+        remedy="leave --pcr7 out",
+    )
+
+
+def _only_for_tdx(tees: Sequence[str]) -> UsageError:
+    return UsageError(
+        "--rtmr0 is for a TDX guest",
+        check="--rtmr0",
+        expected="--tee tdx",
+        seen=", ".join(tees)[:160],
+        remedy="leave --rtmr0 out",
     )
 
 

@@ -14,6 +14,7 @@ from adyton.values import Measurement
 
 TDX: dict[str, Any] = {"tee": "tdx", "mrtd": "11" * 48, "rtmr0": "22" * 48, "rtmr1": "33" * 48, "rtmr2": "44" * 48}
 OPEN: dict[str, Any] = {"tee": "tdx", "mrtd": "11" * 48, "host_acpi": True, "rtmr1": "33" * 48, "rtmr2": "44" * 48}
+TPM: dict[str, Any] = {"tee": "tpm", "boot_applications": ["66" * 32, "77" * 32], "pcr11": "88" * 32}
 SNP: dict[str, Any] = {
     "tee": "snp",
     "launch_digest": "55" * 48,
@@ -22,7 +23,7 @@ SNP: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("document", [TDX, OPEN, SNP, simulated_guest().to_dict()])
+@pytest.mark.parametrize("document", [TDX, OPEN, SNP, TPM, {**TPM, "pcr7": "99" * 32}, simulated_guest().to_dict()])
 def test_guest_round_trips(document: dict[str, Any]) -> None:
     """Plain data and back."""
     assert parse_guest(json.loads(json.dumps(document))).to_dict() == document
@@ -40,6 +41,14 @@ def test_guest_round_trips(document: dict[str, Any]) -> None:
         *({name: value for name, value in TDX.items() if name != left_out} for left_out in TDX),
         *({name: value for name, value in SNP.items() if name != left_out} for left_out in SNP),
         *({name: value for name, value in OPEN.items() if name != left_out} for left_out in OPEN),
+        *({name: value for name, value in TPM.items() if name != left_out} for left_out in TPM),
+        *(
+            {**TPM, "boot_applications": value}
+            for value in ([], "66" * 32, ["66" * 48], ["00" * 32], [1], ["66" * 32] * 17)
+        ),
+        *({**TPM, name: value} for name in ("pcr7", "pcr11") for value in ("00" * 32, "66" * 48, None, ["66" * 32])),
+        {**TPM, "pcr0": "66" * 32},
+        {**TPM, "host_acpi": True},
         {**TDX, "host_acpi": True},
         {**TDX, "host_acpi": False},
         *({**OPEN, "host_acpi": value} for value in (False, 1, "true", None)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,7 +14,11 @@ import pytest
 
 from adyton.attest.bundle import DevicePart, EvidenceBundle, devices_bytes, gpu_nonce
 from adyton.attest.devices import Device, device_digest
+from adyton.attest.guest import TPMGuest
+from adyton.attest.tpm.pcr_policy import CALLING, SEPARATOR
+from adyton.attest.workload_register import workload_register
 from adyton.errors import Mismatch
+from adyton.keyserver.replay import replay
 from adyton.keyserver.service import KeyService
 from adyton.keyserver.stages import Answered
 from adyton.keystore.prune import named
@@ -21,6 +26,7 @@ from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.server.process import server_identity
 from tests.support.owner_world import World, make_world
 from tests.support.release_by_hand import entries, reason
+from tests.support.tpm_factory import LINUX, UKI, TPMScenario
 
 GPU = Device(ueid="7", driver="570.158.01", vbios="96.00.88.00.11")
 OTHER = replace(GPU, ueid="8")
@@ -179,3 +185,54 @@ def test_record_keeps_every_part_of_a_bundle(world: World) -> None:
         for entry in [*view.entries(kind="release"), *view.entries(kind="denial")]:
             assert set(named(entry)) == {"evidence", "devices", "collateral"}
             assert view.artifact(named(entry)["devices"]) == devices_bytes((PART,))
+
+
+# --- a measured boot: the log stands beside the CPU's part ----------------------------------------------------------
+
+
+def boot(world: World, *, log: bytes | None, machine: TPMScenario, pcr7: bytes | None = None) -> Answered:
+    """The approved program asks from a machine with a TPM, with this log beside the quote."""
+    signed = world.program()
+    guest = TPMGuest(boot_applications=(UKI, LINUX), pcr11=machine.pcrs()[11], pcr7=pcr7)
+    world.approve(signed, tees=(f"sim-tpm:{machine.root_pin}",), guest_images=(guest,))
+    service = world.service()
+    try:
+        nonce = service.challenge()[0]
+        bundle = EvidenceBundle(event_log=log)
+        request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), bundle)
+        machine.nonce = request.report_data(server_identity(world.home))
+        machine.more = {15: workload_register(signed.measurement, bank="sha256")}
+        document = {name: value for name, value in machine.document().items() if name != "event_log"}
+        evidence = replace(bundle, cpu=json.dumps(document).encode())
+        return service.release(replace(request, evidence=evidence), "peer").result(60)
+    finally:
+        service.close()
+
+
+def test_log_of_the_boot_is_judged_and_kept_beside_its_quote(world: World) -> None:
+    """The release keeps quote and log, and both give the same verdict again later."""
+    machine = TPMScenario()
+    assert boot(world, log=machine.event_log(), machine=machine, pcr7=machine.pcrs()[7]).granted is not None
+    with world.store.read() as view:
+        (entry,) = view.newest_entries(1, kinds=("release",))
+        assert view.artifact(named(entry)["event_log"]) == machine.event_log()
+        assessment = replay(view, entry)
+    assert assessment is not None
+    assert assessment.verdict == "accepted"
+
+
+@pytest.mark.parametrize("log", [None, b"log", TPMScenario(started=[CALLING, SEPARATOR, UKI]).event_log()])
+def test_log_that_is_missing_or_of_another_boot_is_refused(world: World, log: bytes | None) -> None:
+    """The quote is genuine each time."""
+    assert boot(world, log=log, machine=TPMScenario()).refusal is not None
+    assert "release" not in world.kinds()
+
+
+def test_secure_boot_state_that_was_named_is_compared(world: World) -> None:
+    """PCR 7 of another state."""
+    machine = TPMScenario()
+    assert boot(world, log=machine.event_log(), machine=machine, pcr7=b"\1" * 32).refusal is not None
+    with world.store.read() as view:
+        (entry,) = view.newest_entries(1, kinds=("denial",))
+    failed = json.loads(entry.body)["detail"]["approvals"][0]["failed"]
+    assert [line["name"] for line in failed] == ["PCR 7"]

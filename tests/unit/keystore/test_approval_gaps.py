@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adyton.attest.guest import MUST_COVER, SNPGuest
+from adyton.attest.guest import MUST_COVER, SNPGuest, TPMGuest
 from adyton.errors import UsageError
 from adyton.keystore.approval import APPROVED, PENDING, REVOKED, Approval
 from adyton.keystore.approval_gaps import gaps
@@ -66,6 +66,22 @@ def test_signer_is_a_gap_in_a_confidential_machine(tee: str) -> None:
     assert [(found, gap.name) for found, gap in gaps(by_signer)] == [(tee, "identity of the program")]
 
 
+TPM_GUEST = TPMGuest(boot_applications=(b"u" * 32, b"k" * 32), pcr11=b"s" * 32)
+
+
+@pytest.mark.parametrize("tee", ["az-snp", "az-tdx", "sim-tpm:" + "ab" * 32])
+def test_machine_that_a_tpm_measures_takes_a_guest_of_its_kind(tee: str) -> None:
+    """Neither another kind of guest, nor none."""
+    assert gaps(_approval(tees=(tee,), guest_images=(TPM_GUEST,))) == ()
+    assert [gap.name for _, gap in gaps(_approval(tees=(tee,), guest_images=(simulated_guest(),)))] == ["guest image"]
+
+
+def test_bare_tpm_is_a_gap() -> None:
+    """An approval has no place for the root of a TPM, so nothing could ever be released."""
+    found = gaps(_approval(tees=("tpm",), guest_images=(TPM_GUEST,)))
+    assert [gap.name for _, gap in found] == ["root of the TPM"]
+
+
 def test_enclaves_have_no_guest() -> None:
     """What is no confidential machine needs none."""
     assert gaps(_approval(tees=(SIM, "sgx"))) == ()
@@ -108,10 +124,17 @@ def test_stored_approval_with_a_gap_is_shown_and_revoked_and_nothing_else(
         assert change.change_approval(stored.id, actor="test", state=REVOKED).state == REVOKED
 
 
-@pytest.mark.parametrize("register", ["rtmr0", "rtmr1", "rtmr2"])
-def test_registers_stand_in_one_place(register: str) -> None:
+@pytest.mark.parametrize(
+    "further",
+    [
+        *({register: ["ab" * 48]} for register in ("rtmr0", "rtmr1", "rtmr2")),
+        {"pcrs": {"7": ["ab" * 32]}},
+        {"boot_applications": ["ab" * 32]},
+    ],
+    ids=lambda further: next(iter(further)),
+)
+def test_registers_stand_in_one_place(further: dict[str, Any]) -> None:
     """A guest image and further requirements cannot say different things of one register."""
-    further = {register: ["ab" * 48]}
     with pytest.raises(UsageError, match="guest image"):
         _approval(tees=(SIM_TDX,), guest_images=(simulated_guest(),), evidence=further)
     assert gaps(_approval(tees=(SIM_TDX,), guests=(GUEST,), evidence=further))

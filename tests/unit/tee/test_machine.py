@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.tee.machine import Machine, tee_findings, usable_tees
+from adyton.tee.machine import AZURE_TAG, Machine, tee_findings, usable_tees
 
 READY = {
     "sgx": (
@@ -21,6 +21,7 @@ READY = {
         "/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384",
     ),
     "snp": ("/dev/sev-guest", "/sys/kernel/config/tsm/report/.keep"),
+    "tpm": ("/dev/tpmrm0", "/sys/kernel/security/tpm0/binary_bios_measurements"),
 }
 
 
@@ -53,7 +54,20 @@ def test_bare_machine_has_only_the_simulation(tmp_path: Path) -> None:
     assert any("nothing" in row.seen for row in findings if row.group == "sim")
 
 
-@pytest.mark.parametrize("tee", ["sgx", "tdx", "snp"])
+@pytest.mark.parametrize(("vendor", "tee"), [("GenuineIntel", "az-tdx"), ("AuthenticAMD", "az-snp")])
+def test_machine_of_azure_is_named(tmp_path: Path, vendor: str, tee: str) -> None:
+    """By its chassis, the TPM and the processor's maker; without the TPM the step is missing."""
+    tag = tmp_path / "sys/class/dmi/id/chassis_asset_tag"
+    tag.parent.mkdir(parents=True)
+    tag.write_text(f"{AZURE_TAG}\n")
+    here = machine(tmp_path, READY["tpm"])
+    (tmp_path / "proc/cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu\n")
+    assert usable_tees(tee_findings(here)) == ("tpm", tee, "sim")
+    (tmp_path / "dev/tpmrm0").unlink()
+    assert usable_tees(tee_findings(here)) == ("sim",)
+
+
+@pytest.mark.parametrize("tee", ["sgx", "tdx", "snp", "tpm"])
 def test_machine_with_every_step_can_use_the_tee(tmp_path: Path, tee: str) -> None:
     """With every step there the TEE is usable, with the note that it has never run on hardware."""
     findings = tee_findings(machine(tmp_path, READY[tee], flags="sgx sgx_lc" if tee == "sgx" else "fpu"))

@@ -29,10 +29,10 @@ from adyton.sim.platform import SimPlatform
 from adyton.sim.software_tpm import SoftwareTPM
 from adyton.tee.azure_guest import AK_HANDLE, HCL_REPORT_INDEX, AzureSource
 from adyton.tee.source_choice import open_source
+from adyton.tee.system import TPM_EVENT_LOG
 from adyton.tee.tpm_device import OWNER, DeviceFile, TPMDevice
 from adyton.tee.tpm_guest import (
     AK_CHAIN_INDEX,
-    EVENT_LOG,
     TPMSource,
     certify,
     extend_workload,
@@ -58,7 +58,7 @@ class WithLog(KernelDouble):
 
     def exists(self, path: str) -> bool:
         """The log, and no other file."""
-        return path == EVENT_LOG
+        return path == TPM_EVENT_LOG
 
     def content_of(self, path: str) -> bytes:
         """The log."""
@@ -302,7 +302,7 @@ def test_azure_source_refuses_what_is_not_there(device: TPMDevice) -> None:
 class Answers:
     """A TPM that answers with what it is told."""
 
-    def __init__(self, *answers: bytes | OSError) -> None:
+    def __init__(self, *answers: bytes | OSError | Timeout) -> None:
         self.answers = list(answers)
         self.asked: list[bytes] = []
 
@@ -310,7 +310,7 @@ class Answers:
         """The next answer; the last one again and again."""
         self.asked.append(command)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, OSError):
+        if not isinstance(answer, bytes):
             raise answer
         return answer
 
@@ -362,6 +362,14 @@ def test_busy_tpm_is_asked_again_until_the_time_is_over() -> None:
     now = iter(range(1000))
     with pytest.raises(Timeout):
         TPMDevice(Answers(response(code=0x922)), clock_s=lambda: next(now), sleep=lambda _: None).flush(1)
+
+
+def test_late_answer_is_never_taken_for_another_commands() -> None:
+    """After a time-out nothing more is sent: the next answer would be that of the command before."""
+    device = TPMDevice(Answers(Timeout("late"), response()))
+    for _ in range(2):
+        with pytest.raises(Timeout):
+            device.flush(1)
 
 
 def test_connection_that_breaks_is_no_device() -> None:

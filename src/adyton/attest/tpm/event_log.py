@@ -98,7 +98,7 @@ class EventLog:
         if algorithm not in self.algorithms or algorithm not in REPLAYED:
             names = [REPLAYED.get(item, f"{item:#06x}") for item in self.algorithms]
             _refuse("banks", expected=REPLAYED.get(algorithm, f"{algorithm:#06x}"), seen=", ".join(names))
-        name, size = REPLAYED[algorithm], DIGEST_BYTES[algorithm]
+        hashed, size = getattr(hashlib, REPLAYED[algorithm]), DIGEST_BYTES[algorithm]
         found: dict[int, bytes] = {}
         for event in self.events:
             if event.kind == EV_NO_ACTION:
@@ -109,7 +109,7 @@ class EventLog:
                     found[0] = bytes(size - 1) + bytes((locality,))
                 continue
             value = found.get(event.index, bytes(size))
-            found[event.index] = hashlib.new(name, value + event.digest(algorithm)).digest()
+            found[event.index] = hashed(value + event.digest(algorithm)).digest()
         return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,8 +14,8 @@ import pytest
 
 from adyton.attest.amd import check_signature as check_report_signature
 from adyton.attest.assess import Assessment, assess
-from adyton.attest.azure.evidence import AzureEvidence, parse_body
-from adyton.attest.azure.hcl import TDREPORT, parse_hcl_report
+from adyton.attest.azure.evidence import AzureEvidence, encode_body, parse_body
+from adyton.attest.azure.hcl import TD_REPORT_FIELDS, TDREPORT, parse_hcl_report
 from adyton.attest.azure.verify import (
     check_claims_bound,
     check_td_report,
@@ -28,10 +29,11 @@ from adyton.attest.evidence_policy import Policy
 from adyton.attest.explain import to_dict, to_text
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
-from adyton.attest.tdx import TDXQuote
+from adyton.attest.tdx import TDXQuote, parse_quote
 from adyton.attest.tpm.quote import check_key, check_pcr_digest, check_selection, check_signature
 from adyton.errors import MalformedQuote, Mismatch
-from tests.support.tpm_factory import NONCE, AzureScenario, hcl_report, rsa_key, runtime_claims
+from tests.support.evidence_factory import Built, Scenario
+from tests.support.tpm_factory import NONCE, AzureScenario, TPMScenario, hcl_report, rsa_key, runtime_claims
 
 BODIES = {
     "az-snp-vtpm-evidence-v0.json": b"challenge",
@@ -180,8 +182,6 @@ def test_user_data_of_version_2_begins_with_the_nonce() -> None:
 
 def test_collateral_of_another_vendor_is_refused() -> None:
     """Intel's collateral for a machine of AMD."""
-    from tests.support.evidence_factory import Scenario
-
     machine, intel = AzureScenario(), Scenario().built()
     rules = Policy.from_dict(machine.policy())
     found = assess(parse_evidence(machine.body()), intel.collateral, intel.roots, rules, intel.now, report_data=NONCE)
@@ -222,6 +222,56 @@ def test_real_machine_is_judged_with_its_makers_roots(shared_vectors: Path) -> N
     assert found.report is not None
     assert found.report.tee == "az-snp"
     assert failed(found) == ["minimum TCB"]
+
+
+def trust_domain(claims: bytes, *, tail: bytes = bytes(32)) -> tuple[bytes, Built]:
+    """An Azure machine on a test Intel: its body, and what judges the quote in it."""
+    scenario, tpm = Scenario(tdx=True, version=4), TPMScenario(ak_key=rsa_key("hcl-ak"))
+    scenario.body["report_data"] = hashlib.sha256(claims).digest() + tail
+    built = scenario.built()
+    quote = parse_quote(built.quote)
+    report = bytearray(1024)
+    report[0] = 0x81
+    for name, place in TD_REPORT_FIELDS.items():
+        if name != "report_type":
+            report[place.offset : place.offset + place.size] = quote.report.field(name)
+    message = tpm.attest().to_bytes()
+    body = encode_body(
+        hcl_report(bytes(report), claims, kind=4),
+        vcek=None,
+        td_quote=built.quote,
+        message=message,
+        signature=tpm.signature(message).value,
+        pcrs=tpm.pcrs(),
+    )
+    return body, built
+
+
+def test_trust_domain_below_a_paravisor_is_accepted_and_bound() -> None:
+    """TDX: the quote is judged as every quote, and its TDREPORT binds the TPM's key."""
+    body, built = trust_domain(CLAIMS)
+    evidence = parse_evidence(body)
+    assert isinstance(evidence, AzureEvidence)
+    tpm = TPMScenario(ak_key=rsa_key("hcl-ak"))
+    rules = Policy.from_dict(tpm.policy(tees=["az-tdx"]))
+    with_log = evidence.with_event_log(tpm.event_log())
+    found = assess(with_log, built.collateral, built.roots, rules, built.now, report_data=NONCE)
+    assert failed(found) == []
+    assert to_dict(found)["tee"] == "az-tdx"
+    for claims, tail in ((CLAIMS, b"\1" * 32), (runtime_claims(rsa_key("stranger")), bytes(32))):
+        body, built = trust_domain(claims, tail=tail)
+        found = assess(parse_evidence(body), built.collateral, built.roots, rules, built.now, report_data=NONCE)
+        wanted = "runtime claims: bound in the hardware report" if claims == CLAIMS else "TPM quote: signature"
+        assert failed(found) == [wanted]
+
+
+def test_simulated_trust_domain_is_no_azure_machine() -> None:
+    """A root that counts for sim-tdx does not count below a paravisor."""
+    body, built = trust_domain(CLAIMS)
+    roots = TrustRoots(intel=frozenset(), sim=built.roots.intel)
+    rules = Policy.from_dict({"tees": ["az-tdx"], "any_program": True})
+    found = assess(parse_evidence(body), built.collateral, roots, rules, built.now, report_data=NONCE)
+    assert found.report is None
 
 
 CLAIMS = runtime_claims(rsa_key("hcl-ak"))
