@@ -17,6 +17,7 @@ import pytest
 from adyton.cli import main as command_line
 from adyton.sim.platform import SimPlatform
 from tests.cli.chain import Place
+from tests.support.image_files import AMD_SEV, KERNEL_HASHES, firmware, write_small_image
 from tests.unit.runtime.test_gramine_backend import libpal, script, write
 
 RECORD: Final = Path(__file__).with_name("json_members.json")
@@ -163,6 +164,9 @@ def _judging(folder: Path, call: Call) -> None:
     call("verify malformed", "verify", "noise", *given, "--json", status=91)
     call("verify unchecked", "verify", "quote.bin", "--collateral", "nowhere", "--json", status=114)
     call("doctor", "doctor", "--json")
+    write_small_image(folder / "image")
+    (folder / "OVMF.fd").write_bytes(firmware(sev=(*AMD_SEV, KERNEL_HASHES), tdx=((0, 4096, 0xFFFFF000, 4096, 0, 1),)))
+    call("image measure", "image", "measure", "image", "--firmware", "OVMF.fd", "--json")
 
 
 def _keeping(call: Call) -> None:

@@ -49,7 +49,16 @@ from adyton.collateral.stored_time import parse_stamp
 from adyton.dates import parse_end, parse_start
 from adyton.endpoint import hello
 from adyton.errors import Denied, Error, FetchFailed, UsageError
+from adyton.image.boot_events import predict
 from adyton.image.document import parse_image
+from adyton.image.firmware import FirmwareFile
+from adyton.image.gpt import measured_table
+from adyton.image.guest_settings import GuestSettings, parse_settings
+from adyton.image.lock import parse_lock
+from adyton.image.measure_snp import Launch, launch_digest
+from adyton.image.measure_tdx import mrtd
+from adyton.image.plain_archive import Member, Reader, Writer
+from adyton.image.uki import UKI
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
@@ -89,6 +98,7 @@ from tests.properties.test_attest_parsers import SEEDS as ATTEST
 from tests.support.gpu_world import NOW as GPU_NOW
 from tests.support.gpu_world import gpu, vendor
 from tests.support.image_factory import image_document
+from tests.support.image_files import AMD_SEV, KERNEL_HASHES, firmware, image_files
 from tests.support.tpm_factory import AzureScenario, TPMScenario, p256, rsa_key
 from tests.unit.attest.tpm.test_pe import pe
 
@@ -249,6 +259,28 @@ FACTS: Final = host_facts(None)
 
 def _template(raw: bytes) -> None:
     render(decode(raw), {"a": "1", "b": True}, environment={"A": "1"}, facts=FACTS, cpu_s=2)
+
+
+def _plain_archive(raw: bytes) -> None:
+    reader = Reader(io.BytesIO(raw), 1 << 20)
+    for _ in reader:
+        for _ in reader.content():
+            pass
+
+
+def _archive() -> bytes:
+    stream = io.BytesIO()
+    writer = Writer(stream, 1 << 20)
+    writer.add(Member("folder", 0, is_folder=True))
+    writer.add(Member("folder/file", 700, executable=True), io.BytesIO(bytes(700)))
+    writer.close()
+    return stream.getvalue()
+
+
+def _firmware(raw: bytes) -> None:
+    parsed = FirmwareFile.parse(raw)
+    launch_digest(parsed, Launch(b"kernel"), vcpus=1, vcpu_type="EPYC-v4")
+    mrtd(parsed, "single-pass")
 
 
 def _children_s() -> float:
@@ -480,6 +512,22 @@ def targets() -> dict[str, Target]:
             tuple(json.dumps(document).encode() for document in GUESTS),
             (f"{_A}.guest.parse_guest",),
         ),
+        "image-lock": Target(parse_lock, (IMAGE_LOCK,), ("adyton.image.lock.parse_lock",)),
+        "guest-settings": Target(
+            lambda raw: parse_settings(raw).command(),
+            (GuestSettings("app.manifest", "tpm", ("keys:1",), ("a",)).to_bytes(),),
+            ("adyton.image.guest_settings.parse_settings",),
+        ),
+        "plain-archive": Target(_plain_archive, (_archive(),), ("adyton.image.plain_archive.parse_header",)),
+        "kernel-image": Target(
+            lambda raw: predict(UKI.parse(raw), b""),
+            lambda: (image_files()[0]["adyton.efi"],),
+            ("adyton.image.uki.UKI.parse", "adyton.image.pe.PEFile.parse"),
+        ),
+        "vm-firmware": Target(
+            _firmware, (firmware(sev=(*AMD_SEV, KERNEL_HASHES), tdx=((0, 4096, 0, 8192, 0, 1),)),), (_FIRMWARE,)
+        ),
+        "partition-table": Target(measured_table, lambda: (image_files()[0]["disk.raw"][: 34 * 512],), ()),
         "tpm-quote": Target(
             parse_quote_document, lambda: (TPMScenario().built(),), (f"{_A}.tpm.document.parse_quote_document",)
         ),
@@ -586,9 +634,16 @@ def targets() -> dict[str, Target]:
     }
 
 
+_FIRMWARE: Final = "adyton.image.firmware.FirmwareFile.parse"
 METADATA_BYTES: Final = len(Metadata(b"a", 0, bytes(32), b"").to_bytes())
 _A: Final = "adyton.attest"
 _D: Final = "adyton.server.dashboard"
+IMAGE_LOCK: Final = (
+    b'{"format": "adyton-image-lock/1", "source_date_epoch": 1, "kernel": "7.3.4-cloud-amd64", "packages": [{"name": '
+    b'"libc6", "version": "2.36-9", "sha256": "%(hash)s", "bytes": 9, "path": "pool/main/g/glibc/libc6_2.deb"}], '
+    b'"wheels": [{"name": "cffi", "version": "2.1", "sha256": "%(hash)s", "file": "cffi-2.1-py3-none-any.whl"}]}'
+    % {b"hash": b"11" * 32}
+)
 
 
 class _Answer:

@@ -110,7 +110,7 @@ def test_wheel_installs_in_a_clean_environment(built: Built, tmp_path: Path) -> 
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"adyton {built.metadata['Version']}\n"
     (package,) = (tmp_path / "clean").glob("lib/python3*/site-packages/adyton")
-    assert {path.name.partition(".")[0] for path in package.rglob("*.so")} == {"_gcm", "_reads", "_launcher"}
+    assert {path.name.partition(".")[0] for path in package.rglob("*.so")} == {"_gcm", "_reads", "_init", "_launcher"}
     assert (package / "server/dashboard/templates/style.css").exists()
 
 

@@ -107,6 +107,10 @@ def boot(
         Path | None, typer.Option(metavar="DIR", help="Where outputs go.  [the folder of --share]")
     ] = None,
     tpm: Annotated[bool, typer.Option("--tpm", help="Give the guest a software TPM (swtpm).")] = False,
+    sim_platform: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --tpm: have this simulated platform certify the TPM's key."),
+    ] = None,
     from_disk: Annotated[
         bool, typer.Option("--from-disk", help="Start the disk's boot entry, and not the kernel image directly.")
     ] = False,
@@ -126,6 +130,7 @@ def boot(
         share=share,
         outputs=outputs,
         tpm=tpm,
+        sim_platform=sim_platform,
         from_disk=from_disk,
         firmware=firmware,
         tee=tee,

@@ -300,11 +300,11 @@ __attribute__((used, noreturn)) void start(void)
     load_modules();
     wait_for_root();
     set_up_verity();
-    mount_or_fail("/dev/dm-0", "/root", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV);
-    mount_or_fail("/dev", "/root/dev", NULL, MS_MOVE);
-    mount_or_fail("/proc", "/root/proc", NULL, MS_MOVE);
-    mount_or_fail("/sys", "/root/sys", NULL, MS_MOVE);
-    if (call(SYS_chdir, (long)"/root", 0, 0, 0, 0) != 0)
+    mount_or_fail("/dev/dm-0", "/system", "erofs", MS_RDONLY | MS_NOSUID | MS_NODEV);
+    mount_or_fail("/dev", "/system/dev", NULL, MS_MOVE);
+    mount_or_fail("/proc", "/system/proc", NULL, MS_MOVE);
+    mount_or_fail("/sys", "/system/sys", NULL, MS_MOVE);
+    if (call(SYS_chdir, (long)"/system", 0, 0, 0, 0) != 0)
         fail("the root file system");
     mount_or_fail(".", "/", NULL, MS_MOVE);
     if (call(SYS_chroot, (long)".", 0, 0, 0, 0) != 0 || call(SYS_chdir, (long)"/", 0, 0, 0, 0) != 0)

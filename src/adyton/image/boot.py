@@ -102,14 +102,18 @@ class Machine:
 
 
 @contextmanager
-def software_tpm(folder: Path) -> Iterator[Path]:
-    """A fresh TPM 2.0 by swtpm while this lasts: the socket of its control channel. Raises NoDevice without swtpm.
+def software_tpm(folder: Path, *, for_qemu: bool = True) -> Iterator[Path]:
+    """A TPM 2.0 by swtpm with its state in `folder`, while this lasts. Gives its socket. Raises NoDevice without swtpm.
 
-    It ends with the QEMU that uses it, so each boot has one of its own.
+    QEMU speaks to the control channel. Others speak TPM commands to the server's socket. A TPM ends with its QEMU, so
+    each boot has one of its own; the state stays.
     """
-    socket = folder / "tpm.sock"
-    command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--flags", "startup-clear"]
-    command += ["--ctrl", f"type=unixio,path={socket}"]
+    socket = folder / ("control.sock" if for_qemu else "tpm.sock")
+    command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}"]
+    if for_qemu:
+        command += ["--ctrl", f"type=unixio,path={socket}", "--flags", "startup-clear"]
+    else:
+        command += ["--server", f"type=unixio,path={socket}", "--flags", "not-need-init,startup-clear"]
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     except FileNotFoundError as error:
@@ -178,16 +182,19 @@ def _lines(child: subprocess.Popen[bytes], ends_s: float) -> Iterator[str]:
 
 
 def pack_inputs(settings: GuestSettings, share: Path, target: Path) -> None:
-    """Write the archive that a guest gets: its settings, then every file below `share`.
+    """Write the archive that a guest gets: its settings, then every file and folder below `share`.
 
-    A link inside `share` is written as the file or folder that it leads to. Raises UsageError for anything else that is
-    no file, and MalformedManifest for names that an archive cannot have.
+    A link inside `share` is written as the file or folder that it leads to. Raises UsageError for anything else, and
+    MalformedManifest for names that an archive cannot have.
     """
     with target.open("wb") as stream:
         writer = Writer(stream, 1 << 50)
         raw = settings.to_bytes()
         writer.add(Member(MEMBER, len(raw)), io.BytesIO(raw))
         for path, name in _files(share):
+            if path.is_dir():
+                writer.add(Member(name, 0, is_folder=True))
+                continue
             with path.open("rb") as content:
                 found = os.fstat(content.fileno())
                 writer.add(Member(name, found.st_size, executable=bool(found.st_mode & 0o100)), content)
@@ -196,18 +203,19 @@ def pack_inputs(settings: GuestSettings, share: Path, target: Path) -> None:
 
 
 def _files(share: Path) -> Iterator[tuple[Path, str]]:
+    """Every folder and file below `share` with its name in the archive, each folder before what is in it."""
     count = 0
     for parent, folders, names in os.walk(share, followlinks=True):
         folders.sort()
-        for name in sorted(names):
+        for name in sorted([*folders, *names]):
             path = Path(parent, name)
             count += 1
-            if count > MAX_MEMBERS or not path.is_file():
+            if count > MAX_MEMBERS or not (path.is_file() or path.is_dir()):
                 raise UsageError(
                     f"{path} cannot go into the guest's archive",
                     check="files for the guest",
-                    expected=f"at most {MAX_MEMBERS} files, and nothing else",
-                    seen="too many" if count > MAX_MEMBERS else "no file",
+                    expected=f"at most {MAX_MEMBERS} files and folders, and nothing else",
+                    seen="too many" if count > MAX_MEMBERS else "neither",
                 )
             shown = path.relative_to(share).as_posix()
             if shown != MEMBER:

@@ -174,7 +174,7 @@ def make_initrd(modules: Mapping[str, bytes], command_line: str, root_bytes: int
         "modules": (0o644, "".join(f"/modules.d/{name}.ko\n" for name in modules).encode("ascii")),
         "verity": (0o644, f"{root_bytes // 512}\n{table}\n".encode("ascii")),
     }
-    raw = archive(dict.fromkeys(("dev", "proc", "sys", "root", "modules.d"), 0o755), files)
+    raw = archive(dict.fromkeys(("dev", "proc", "sys", "system", "modules.d"), 0o755), files)
     return gzip.compress(raw, 6, mtime=0)
 
 

@@ -21,7 +21,7 @@ PAGE: Final = 4096
 TOP: Final = 1 << 32
 """The firmware's last byte lies below this address."""
 MAX_MEASURED_BYTES: Final = 64 << 20
-"""Most bytes of memory that one section may cover: what bounds the time of a measurement."""
+"""Most bytes of memory that all sections may cover: what bounds the time of a measurement."""
 
 _FOOTER: Final = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
 _TDX_METADATA: Final = uuid.UUID("e47a6535-984a-4798-865e-4685a7bf8ec2")
@@ -125,11 +125,12 @@ def _metadata(
 
 
 def _tdx(raw: bytes, table: Mapping[uuid.UUID, bytes]) -> list[TDXSection]:
-    found = []
+    found, left = [], MAX_MEASURED_BYTES
     for offset, size, address, memory, _kind, attributes in _metadata(
         raw, table, _TDX_METADATA, b"TDVF", struct.Struct("<IIQQII")
     ):
-        if address % PAGE or memory % PAGE or memory > MAX_MEASURED_BYTES or size > memory or offset + size > len(raw):
+        left -= memory
+        if address % PAGE or memory % PAGE or left < 0 or size > memory or offset + size > len(raw):
             raise _wrong(
                 "a TDX section of the firmware", "whole pages, with its content in the file", f"{memory} bytes"
             )
@@ -138,9 +139,10 @@ def _tdx(raw: bytes, table: Mapping[uuid.UUID, bytes]) -> list[TDXSection]:
 
 
 def _sev(raw: bytes, table: Mapping[uuid.UUID, bytes]) -> list[SEVSection]:
-    found = []
+    found, left = [], MAX_MEASURED_BYTES
     for address, size, kind in _metadata(raw, table, _SEV_METADATA, b"ASEV", struct.Struct("<III")):
-        if address % PAGE or size % PAGE or size > MAX_MEASURED_BYTES:
+        left -= size
+        if address % PAGE or size % PAGE or left < 0:
             raise _wrong("a SEV section of the firmware", "whole pages", f"{size} bytes at {address:#x}")
         found.append(SEVSection(address, size, kind))
     return found

@@ -19,8 +19,10 @@ from adyton.errors import MountFailed, SandboxFailed
 from adyton.vfs import syscalls
 from adyton.vfs.owner import Owner
 
-ANCHORS: Final = ("/sys/kernel/security", "/sys/kernel/debug", "/sys/fs/fuse/connections", "/sys/fs/cgroup", "/mnt")
-"""Directories without anybody's files. In the private view one of them is covered by the run's own."""
+ANCHORS: Final = ("/sys/kernel/debug", "/sys/fs/fuse/connections", "/sys/fs/cgroup", "/mnt")
+"""Directories without anybody's files. In the private view one of them is covered by the run's own.
+
+Not /sys/kernel/security: evidence of a measured boot reads the firmware's event log there."""
 
 _HARD: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV
 

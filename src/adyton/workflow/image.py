@@ -86,21 +86,28 @@ def measure_image(folder: Path, *, firmware_files: Sequence[Path] = (), vcpus: S
         measured = measure(files, stated)
     except Error as error:  # a file is not even of its kind
         return MeasuredImage(None, (error.message,), ())
-    known = {(folder / name).name: files[name] for name in stated.files if name not in FILES}
-    known |= {path.name: read_capped(path, firmware.MAX_BYTES, "firmware") for path in firmware_files}
+    given = {path.name: read_capped(path, firmware.MAX_BYTES, "firmware") for path in firmware_files}
+    known = {name: files[name] for name in stated.files if name not in FILES} | given
     counts = tuple(vcpus) or tuple(sorted({entry.vcpus for entry in stated.snp})) or (1,)
     tdx: list[TDXEntry] = []
     snp: list[SNPEntry] = []
+    wrong = list(measured.problems)
     for name, raw in known.items():
-        more_tdx, more_snp = firmware_entries(files["adyton.efi"], measured.predicted, name, raw, counts)
+        try:
+            more_tdx, more_snp = firmware_entries(files["adyton.efi"], measured.predicted, name, raw, counts)
+        except Error as error:
+            if name in given:
+                raise
+            wrong.append(f"{name}: {error.message}")
+            continue
         tdx += more_tdx
         snp += more_snp
     image = replace(measured.image, tdx=tuple(tdx), snp=tuple(snp))
-    wrong = [f"{name} differs from {DOCUMENT}" for name in differences(stated, image)]
+    wrong += [f"{name} differs from {DOCUMENT}" for name in differences(stated, image)]
     at_hand = {entry.firmware.sha256 for entry in tdx} | {entry.firmware.sha256 for entry in snp}
     named = {entry.firmware for entry in stated.tdx} | {entry.firmware for entry in stated.snp}
     unchecked = sorted(item.name for item in named if item.sha256 not in at_hand)
-    return MeasuredImage(image, (*measured.problems, *wrong), tuple(unchecked))
+    return MeasuredImage(image, tuple(wrong), tuple(unchecked))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +118,8 @@ class Boot:
     share: Path | None = None
     outputs: Path | None = None
     tpm: bool = False
+    sim_platform: Path | None = None
+    """Who certifies the software TPM's attestation key. It proves the protocol, and protects nothing."""
     from_disk: bool = False
     firmware: Path | None = None
     tee: str | None = None
@@ -144,11 +153,28 @@ def boot_image(boot: Boot, console: Callable[[str], None]) -> list[str]:
             )
             pack_inputs(settings, boot.share, inputs)
             new_output_disk(outputs)
+        if boot.sim_platform is not None:
+            _certify(temporary, boot.sim_platform)
         socket = stack.enter_context(software_tpm(temporary)) if boot.tpm else None
         start(_machine(boot, inputs, outputs, socket), console, boot.timeout_s)
         if outputs is None or boot.share is None:
             return []
         return unpack_outputs(outputs, boot.outputs or boot.share)
+
+
+def _certify(folder: Path, platform: Path) -> None:
+    """Have a software TPM's key certified by a simulated platform, before the machine that has this TPM starts."""
+    from adyton.sim.platform import SimPlatform
+    from adyton.sim.software_tpm import SoftwareTPM
+    from adyton.tee.tpm_device import TPMDevice
+    from adyton.tee.tpm_guest import certify
+
+    with software_tpm(folder, for_qemu=False) as socket:
+        device = TPMDevice(SoftwareTPM(socket))
+        try:
+            certify(device, SimPlatform.load(platform))
+        finally:
+            device.close()
 
 
 def _machine(boot: Boot, inputs: Path | None, outputs: Path | None, socket: Path | None) -> Machine:
@@ -172,6 +198,8 @@ def _firmware_of(boot: Boot) -> Path:
 
 def _check_firmware(boot: Boot) -> None:
     path = _firmware_of(boot)
+    if boot.sim_platform is not None and not boot.tpm:
+        raise UsageError("a simulated platform certifies a TPM", check="--sim-platform", expected="--tpm", seen="none")
     if boot.tee not in (None, "tdx", "snp"):
         raise UsageError(f"no host of kind {boot.tee!r}", check="--tee", expected="tdx or snp", seen=str(boot.tee))
     if boot.tee is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -49,8 +51,6 @@ def test_root_of_another_image_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["pcrs", "pe", "verity", "command_line", "files"])
 def test_document_that_says_something_else_is_seen(tmp_path: Path, path: str) -> None:
     """Each computed part is compared with the stated one."""
-    import json
-
     write_small_image(tmp_path)
     document = json.loads((tmp_path / "image.json").read_text())
     if path == "pcrs":
@@ -99,6 +99,21 @@ def test_firmware_that_measures_no_kernel_gets_no_entry_for_sev_snp(tmp_path: Pa
     assert found.image is not None
     assert found.image.snp == ()
     assert len(found.image.tdx) == 4
+
+
+def test_firmware_of_the_image_that_was_changed_is_seen(tmp_path: Path) -> None:
+    """Its tables are damaged, so nothing can be computed for it."""
+    write_small_image(tmp_path)
+    (tmp_path / "OVMF.fd").write_bytes(FIRMWARE)
+    document = json.loads((tmp_path / "image.json").read_text())
+    document["files"]["OVMF.fd"] = {"sha256": hashlib.sha256(FIRMWARE).hexdigest(), "bytes": len(FIRMWARE)}
+    (tmp_path / "image.json").write_text(json.dumps(document))
+    found = measure_image(tmp_path)
+    assert found.image is not None
+    assert found.differences == ()
+    assert len(found.image.tdx) == 4
+    (tmp_path / "OVMF.fd").write_bytes(FIRMWARE.replace(b"TDVF", b"XDVF"))
+    assert "files differs from image.json" in measure_image(tmp_path).differences
 
 
 def test_folder_without_an_image_is_refused(tmp_path: Path) -> None:
