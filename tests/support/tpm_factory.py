@@ -245,7 +245,9 @@ class AzureScenario:
     def policy(self, **more: object) -> dict[str, object]:
         """A policy that accepts it, as plain data."""
         minimum = {"bootloader": 1, "tee": 0, "snp": 1, "microcode": 1}
-        return self.tpm.policy() | {"tees": ["az-snp"], "min_tcb": {"Milan": minimum}} | more
+        milan = {"accept_until": "2040-01-01", "reason": "a test"}
+        rules = {"tees": ["az-snp"], "min_tcb": {"Milan": minimum}, "snp": {"products": {"Milan": milan}}}
+        return self.tpm.policy() | rules | more
 
 
 def runtime_claims(ak_key: object, changed: dict[str, object] | None = None) -> bytes:
