@@ -206,7 +206,7 @@ def _judge_program(to: _Judgement, report: VerifiedReport, policy: Policy) -> No
 
 def _workload_seen(report: VerifiedReport) -> object:
     if report.pcrs is not None:
-        return f"PCR {WORKLOAD_PCR} {report.pcrs[WORKLOAD_PCR].hex()}"
+        return report.pcrs.get(WORKLOAD_PCR, b"")
     return report.rtmrs[3] if report.rtmrs else report.measurement
 
 
@@ -420,7 +420,7 @@ def _judge_freshness(to: _Judgement, report: VerifiedReport, policy: Policy, now
 
 
 def _judge_binding(to: _Judgement, report: VerifiedReport, policy: Policy, report_data: bytes | None) -> None:
-    tpm = report.pcrs is not None
+    tpm = isinstance(report.evidence, TPMQuote | AzureEvidence)
     if report_data is None:
         to.require(
             "report data",

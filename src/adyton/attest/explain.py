@@ -177,7 +177,7 @@ def _program(assessment: Assessment, report: VerifiedReport) -> list[tuple[str, 
             ("which program?", f"{answer} MRTD {report.measurement}"),
             ("", f"       RTMR3 {report.rtmrs[3].hex()}"),
         ]
-    if report.pcrs is not None:
+    if isinstance(report.evidence, TPMQuote | AzureEvidence) and report.pcrs is not None:
         what = "all PCRs" if isinstance(report.evidence, TPMQuote) else "paravisor"
         return [
             ("which program?", f"{answer} PCR 4 {report.pcrs[4].hex()}"),
