@@ -170,7 +170,9 @@ class Owner:
         words = ["approve", "shout.manifest", "--key", "k", "--tee", f"sim-tpm:{root}", "--guest-image"]
         self.adyton(*words, self.image / "image.json", folder=desk)
         share.mkdir()
-        self.adyton("pack", "shout.manifest", "-o", share / "shout.adyton", folder=desk)
+        self.adyton(
+            "pack", "shout.manifest", "-o", share / "shout.adyton", "--runtime", self.image / "image.json", folder=desk
+        )
         (share / "adyton-guest.json").write_text(json.dumps(self.settings("shout.adyton")))
 
     @contextmanager
