@@ -155,6 +155,8 @@ def build(folder: Path, program: Program) -> Proposal:
     seen = observe([*command, *program.arguments], folder)
     found = propose(seen, name="app", script=command[-1], cpus=1, key_name="k")
     (folder / "app.trusted").write_text(found.trusted_list)
+    for file in found.files:
+        (folder / file.name).write_text(file.text)
     for storage in found.storage:
         (folder / storage).mkdir(parents=True, exist_ok=True)
     for mount in found.data:
