@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton import errors
 from adyton.errors import Error, MountFailed, SandboxFailed
-from adyton.runtime import callfilter, host, namespace, proc, resolver_config, sandbox, unprivileged
+from adyton.runtime import callfilter, host, namespace, owners_mounts, proc, resolver_config, sandbox, unprivileged
 from adyton.runtime.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
 from adyton.runtime.log import EncryptedLog
 from adyton.runtime.memory_peaks import LOOK_S, MemoryPeaks
@@ -140,6 +140,7 @@ class Keeper:
             self._call_filter = callfilter.program(os.uname().machine, host_files=self._plan.reaches_host_files)
             open_doors = self._listen(self._doors) if self._doors is not None else None
             self._base = namespace.enter()
+            owners_mounts.let_go_of_unused(self._plan.sources)
             with contextlib.suppress(OSError):  # a kernel without it: docs/sandbox.md says what is open then
                 syscalls.keep_within_run()
             self._owner = unprivileged.owner()

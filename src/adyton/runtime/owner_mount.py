@@ -14,7 +14,6 @@ import subprocess
 import syslog
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +22,13 @@ from adyton.file_lock import file_lock
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from adyton.pfile.paths import normalise
 from adyton.runtime.host import allow_many_files, harden_process, lock_memory
+from adyton.runtime.owners_mounts import OwnersMount, owners_mounts
 from adyton.values import Key128
 from adyton.vfs import syscalls
 
 UNMOUNT_LIMIT_S: Final = 60.0
+_STARTING_S: Final = 3.0
+"""So long a run that is just being started may show the mount, before it lets go of it."""
 _PROBED_FILES: Final = 1000
 _SHOWN_HOLDERS: Final = 3
 _MOUNTED: Final = b"+"
@@ -196,8 +198,8 @@ def _probe(source: Path, key: Key128, stored: str, *, chosen: bool) -> None:
 def unmount(target: Path) -> None:
     """Unmount, and wait until the server has flushed everything and let go of the encrypted folder.
 
-    Raises MountFailed where nothing is mounted, where it is in use, and at once where the mount shows elsewhere, too
-    (in another mount namespace, by a bind mount): the server goes on for the processes there.
+    Raises MountFailed where nothing is mounted, where it is in use, and soon where the mount shows elsewhere, too (in
+    another mount namespace, by a bind mount): the server goes on for the processes there.
     """
     mounted = _mounted_at(target)
     done = subprocess.run(["fusermount3", "-u", "--", os.fspath(target)], capture_output=True, text=True, check=False)
@@ -223,41 +225,17 @@ def unmount(target: Path) -> None:
         _wait_for_lock(mounted, target)
 
 
-@dataclass(frozen=True, slots=True)
-class _Mounted:
-    """A mount of `adyton mount`: the encrypted folder behind it, and the number of its file system (st_dev)."""
-
-    source: str
-    device: str
-
-
-def _mounted_at(target: Path) -> _Mounted | None:
+def _mounted_at(target: Path) -> OwnersMount | None:
     wanted = os.path.realpath(target)
-    found = [mount for place, mount in _mounts("self") if place == wanted]
+    found = [mount for place, mount in owners_mounts("self") if place == wanted]
     return found[-1] if found else None
 
 
-def _mounts(process: str) -> list[tuple[str, _Mounted]]:
-    """Where `adyton mount` shows something to a process, with what (proc_pid_mountinfo(5))."""
-    try:
-        lines = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines()
-    except OSError:  # it has ended, or is another user's
-        return []
-    found = []
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        kind, source, *_ = after.split(" ")
-        if kind == "fuse.adyton":
-            _, _, device, _, place, *_ = before.split(" ")
-            found.append((_unescape(place), _Mounted(_unescape(source), device)))
-    return found
-
-
-def _holders(mounted: _Mounted) -> list[str]:
+def _holders(mounted: OwnersMount) -> list[str]:
     """The processes that see a file system still, each as its number, name and mount point."""
     found = []
     for process in filter(str.isdigit, os.listdir("/proc")):
-        for place, mount in _mounts(process):
+        for place, mount in owners_mounts(process):
             if mount.device == mounted.device:
                 try:
                     name = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
@@ -268,15 +246,12 @@ def _holders(mounted: _Mounted) -> list[str]:
     return found
 
 
-def _unescape(text: str) -> str:
-    return os.fsdecode(text.encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1"))
-
-
-def _wait_for_lock(mounted: _Mounted, target: Path) -> None:
+def _wait_for_lock(mounted: OwnersMount, target: Path) -> None:
+    starting_s = time.monotonic() + _STARTING_S
     deadline = time.monotonic() + UNMOUNT_LIMIT_S
     while not _is_free(Path(mounted.source)):
         holders = _holders(mounted)
-        if holders:
+        if holders and time.monotonic() > starting_s:
             first = holders[0].partition(" ")[0]
             raise MountFailed(
                 f"{target} is unmounted, and the same mount still shows elsewhere, to {len(holders)}"

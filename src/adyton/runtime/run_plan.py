@@ -109,6 +109,14 @@ class Plan:
         return tuple(sorted(names))
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Every file and folder of the host that it names."""
+        found = [one.source for one in self.staged]
+        found += [one.source for one in self.encrypted]
+        found += [one.source for one in self.allowed]
+        return (*found, *(() if self.log is None else (self.log.source,)))
+
+    @property
     def reaches_host_files(self) -> bool:
         """Whether the program has files of the host before it: allowed ones, or what its standard files lead to."""
         return bool(self.allowed) or self.log is None or self.stdin_from_host
