@@ -15,7 +15,6 @@ from adyton.attest.assess import Assessment, assess
 from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.certificates import split_pem
 from adyton.attest.collateral import NoCollateral
-from adyton.attest.complete import with_event_log
 from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.forms import read_form
@@ -145,6 +144,8 @@ def verify(
     raw = evidence if isinstance(evidence, bytes) else read_capped(Path(evidence), _MAX_EVIDENCE_BYTES, "evidence")
     parsed, bound = _evidence(raw)
     if event_log is not None:
+        from adyton.attest.complete import with_event_log
+
         parsed = with_event_log(parsed, event_log)
     if bound is not None:
         if wanted is not None and wanted != bound:
