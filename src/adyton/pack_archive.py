@@ -26,9 +26,9 @@ import secrets
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, NoReturn, cast
 
@@ -54,6 +54,7 @@ MAX_INDEX_BYTES: Final = 1 << 20
 MAX_HEADER_BYTES: Final = 16 << 10
 """The most that tarfile may read at once: a header, or a record of long names."""
 
+CHECKED_BYTES: Final = 4096
 _MAX_PART_BYTES: Final = 255
 _COPY_BYTES: Final = 1 << 20
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f/]+")
@@ -112,11 +113,15 @@ class Contents:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Item:
-    """A file for a pack: its name there, the file, and the SHA-256 that it must have (None: any)."""
+    """A file for a pack: its name there, the file, and the SHA-256 that it must have (None: any).
+
+    `check` looks at the first 4 KiB of the very file that is packed, and raises where they may not go into a pack.
+    """
 
     name: str
     path: Path
     sha256: bytes | None = None
+    check: Callable[[bytes], object] | None = field(default=None, compare=False)
 
 
 def write_pack(
@@ -165,10 +170,13 @@ def _add_bytes(archive: tarfile.TarFile, name: str, raw: bytes) -> None:
 
 def _add_file(archive: tarfile.TarFile, item: Item) -> tuple[int, bytes]:
     try:
-        with os.fdopen(os.open(item.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as source:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if item.check is not None else 0)
+        with os.fdopen(os.open(item.path, flags), "rb") as source:
             found = os.fstat(source.fileno())
             if not stat.S_ISREG(found.st_mode):
                 _refuse(f"a folder, a pipe or a device: {item.path}", "kinds of the files", "regular files")
+            if item.check is not None:  # its folder may be a share, where somebody else puts links
+                item.check(os.pread(source.fileno(), CHECKED_BYTES, 0))
             hashed = _Hashed(source)
             archive.addfile(_header(item.name, found.st_size), cast("IO[bytes]", hashed))
     except OSError as error:

@@ -18,6 +18,7 @@ from adyton.attest.tpm.document import TPMQuote
 from adyton.errors import Mismatch
 
 if TYPE_CHECKING:
+    from adyton.attest.evidence import Evidence
     from adyton.attest.report import VerifiedReport
 
 DeviceVerifier: TypeAlias = Callable[[tuple[DevicePart, ...], bytes, datetime], tuple[Device, ...]]
@@ -35,6 +36,21 @@ def no_devices(devices: tuple[DevicePart, ...], _nonce: bytes, _now: datetime) -
     )
 
 
+def with_event_log(evidence: Evidence, event_log: bytes | None) -> Evidence:
+    """The evidence with the log of its boot. Raises Mismatch where evidence of its kind takes none."""
+    if isinstance(evidence, TPMQuote | AzureEvidence):
+        return evidence.with_event_log(event_log)
+    if event_log is not None:
+        raise Mismatch(
+            "evidence of this TEE takes no event log",
+            check="event log in the evidence",
+            expected="none: its registers are compared as they stand",
+            seen=f"{len(event_log)} bytes",
+            remedy="use the same version of Adyton on both sides",
+        )
+    return evidence
+
+
 def complete(
     report: VerifiedReport,
     event_log: bytes | None,
@@ -50,16 +66,7 @@ def complete(
     none: the registers that a policy names are compared as they stand. Devices need evidence with a workload register.
     Without one nothing says which devices the guest found.
     """
-    if isinstance(report.evidence, TPMQuote | AzureEvidence):
-        report = replace(report, evidence=report.evidence.with_event_log(event_log))
-    elif event_log is not None:
-        raise Mismatch(
-            f"evidence of {report.tee} takes no event log",
-            check="event log in the evidence",
-            expected="none: its registers are compared as they stand",
-            seen=f"{len(event_log)} bytes",
-            remedy="use the same version of Adyton on both sides",
-        )
+    report = replace(report, evidence=with_event_log(report.evidence, event_log))
     if not devices:
         return report
     if not isinstance(report.evidence, TDXQuote | TPMQuote | AzureEvidence):

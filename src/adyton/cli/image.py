@@ -72,7 +72,10 @@ def measure(
     ] = None,
     as_json: JSONOption = False,
 ) -> None:
-    """Compute from an image's files what hardware will report. Exit code 1: image.json says something else."""
+    """Compute from an image's files what hardware will report. Exit code 1: image.json says something else.
+
+    It does not tell what is in the image. Approve only an image that you built, or that has the bytes of your build.
+    """
     from adyton.workflow.image import measure_image
 
     found = measure_image(folder, firmware_files=tuple(firmware or ()), vcpus=tuple(vcpus or ()))
@@ -94,6 +97,8 @@ def measure(
             say(f"snp  {snp.firmware.name}  {snp.vcpus} x {snp.vcpu_type}  {snp.launch_digest}")
     if found.differences:
         raise typer.Exit(1)
+    note("adyton: this says what the image measures, and not what is in it: if you did not build it, compare it with")
+    note("adyton: an image that you build from the same lock file and the same Adyton, before you approve it")
 
 
 @app.command()

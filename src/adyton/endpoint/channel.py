@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -121,11 +122,24 @@ class Channel:
         """What evidence on this connection is bound to. An ingress gives its `own_spki`, a client takes the peer's."""
         exporter = self._tls.export_keying_material(EXPORTER_LABEL, EXPORTER_BYTES, nonce)
         if own_spki is None:
-            certificate = self._tls.get_peer_certificate(as_cryptography=True)
-            if certificate is None:
-                raise FetchFailed("the peer has no certificate", check="certificate of the ingress", seen="none")
-            own_spki = spki_sha256(certificate)
+            own_spki = self._peer_spki()
         return Connection(nonce, own_spki, exporter)
+
+    def _peer_spki(self) -> bytes:
+        try:
+            certificate = self._tls.get_peer_certificate(as_cryptography=True)
+            if certificate is not None:
+                return spki_sha256(certificate)
+            seen = "none"
+        except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:  # OpenSSL is less strict
+            seen = str(error)[:160]
+        raise FetchFailed(
+            "the peer has no certificate that can be read",
+            check="certificate of the ingress",
+            expected="an X.509 certificate of version 3",
+            seen=seen,
+            remedy="connect to the port of an ingress",
+        )
 
     def receive(self, data: bytes) -> None:
         """Take bytes that came from the network."""

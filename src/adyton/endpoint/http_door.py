@@ -74,7 +74,7 @@ class HTTPDoor:
             problem = refused
         except REFUSALS as error:
             self._refused(error)
-            problem = _refusal(error)
+            problem = _problem_of(error, "the endpoint was refused, and nothing was sent to it")
         else:
             return await exchange.finish(response, self._pool)
         await _send_problem(local, front, problem)
@@ -89,15 +89,19 @@ class HTTPDoor:
                 return exchange, await exchange.ask(request)
             except (Error, OSError, h11.ProtocolError) as error:
                 await exchange.give_up()
+                if exchange.local_failure is not None:
+                    raise exchange.local_failure from error
                 if was_kept and is_repeatable(request):
                     continue
-                raise FetchFailed(
+                failure = FetchFailed(
                     "the verified connection ended before a response came",
                     check="response of the program",
                     expected="a response",
                     seen=str(error)[:200] or type(error).__name__,
                     remedy="see whether the program is still running. Send the request again if that is safe",
-                ) from error
+                )
+                self._refused(failure)
+                raise _problem_of(failure, "no response came, and the program may have got the request") from error
             except BaseException:
                 await exchange.give_up()
                 raise
@@ -139,10 +143,10 @@ class HTTPDoor:
                 )
 
 
-def _refusal(error: Error) -> _Problem:
+def _problem_of(error: Error, title: str) -> _Problem:
     members = {name: str(value) for name, value in error.details().items() if isinstance(value, str)}
     members.pop("title", None)
-    return _Problem(502, "the endpoint was refused, and nothing was sent to it", **members)
+    return _Problem(502, title, **members)
 
 
 async def _send_problem(local: PlainStream, front: h11.Connection, problem: _Problem) -> None:

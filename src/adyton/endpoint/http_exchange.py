@@ -70,6 +70,8 @@ class Exchange:
         self._stream = verified.stream
         self._back = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._upload: asyncio.Task[None] | None = None
+        self.local_failure: Exception | None = None
+        """Why the local program's request ended before it was whole."""
 
     async def ask(self, request: h11.Request) -> h11.Event:
         """Send the request, and wait for the head of the response. The body follows while the response comes."""
@@ -90,10 +92,18 @@ class Exchange:
             )
 
     async def _send_body(self) -> None:
-        if self._front.they_are_waiting_for_100_continue:
-            await send_event(self._local, self._front, h11.InformationalResponse(status_code=100, headers=[]))
+        if self._front.their_state is h11.DONE:  # this request is asked again, and was read to its end before
+            await send_event(self._stream, self._back, h11.EndOfMessage())
+            return
         while True:
-            event = await next_event(self._local, self._front, IDLE_S)
+            try:
+                if self._front.they_are_waiting_for_100_continue:
+                    await send_event(self._local, self._front, h11.InformationalResponse(status_code=100, headers=[]))
+                event = await next_event(self._local, self._front, IDLE_S)
+            except (OSError, TimeoutError, h11.ProtocolError) as error:
+                self.local_failure = error
+                self._stream.abort()  # or the program would wait for the rest, and hold its connection
+                raise
             await send_event(self._stream, self._back, event)
             if isinstance(event, h11.EndOfMessage):
                 return

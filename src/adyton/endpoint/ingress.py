@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HELLO_S: Final = 20.0
 """The time that a client has from its connection to its challenge."""
 
+PAUSE_S: Final = 0.01
+"""After each proof nothing is asked of the machine for so long. Else strangers could keep a TPM from all others."""
+
 MAX_UNPROVED: Final = 64
 """The most connections that wait for their evidence. One more is refused, and its client may try again."""
 
@@ -130,8 +133,11 @@ class Ingress:
         self._unproved += 1
         try:
             facts = stream.channel.facts(nonce, spki_sha256)
-            async with self._proving:
+            await self._proving.acquire()
+            try:
                 proof = await self._evidence(report_data(facts, self._manifest_sha256, self._name))
+            finally:
+                asyncio.get_running_loop().call_later(PAUSE_S, self._proving.release)
         except Error as error:
             self._note(f"ingress {self._name}: no evidence: {error}")
             return Refused("this machine gave no evidence")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from adyton.endpoint.dial import REFUSALS
 from adyton.endpoint.stream import PlainStream, join
 from adyton.errors import Error
 
@@ -27,10 +26,13 @@ class TCPDoor:
         local = PlainStream(reader, writer)
         try:
             verified = await self._dialler.dial()
-        except REFUSALS as error:
+        except Error as error:
             self._refused(error)
             local.abort()
             return
+        except BaseException:
+            local.abort()
+            raise
         try:
             await join(verified.stream, local)
         except (Error, OSError):

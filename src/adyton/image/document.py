@@ -1,8 +1,9 @@
 """`image.json`: what a guest image consists of, and what hardware will report when it boots. Pure.
 
 The document is parsed strictly: exactly these members, each of its one type, and no length above its limit. It comes
-from the image's builder. Whoever did not build the image recomputes it from the image's files (`adyton image measure`)
-before she believes it. docs/registers.md has every member.
+from the image's builder. `adyton image measure` says whether it agrees with the image's files, and not what is in them.
+So whoever did not build the image builds it, too, and compares, before she approves it. docs/registers.md has every
+member.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """What hardware will report of an image, from the image's files alone. Pure.
 
 Nothing is believed that can be computed: hashes, the verity tree, the disk, PCRs, RTMRs, launch digests. What cannot
-be computed from the files is the builder's word: the list of inputs, the release, and the runtime's identity. Wrong
-words there allow nothing: the guest computes its runtime's identity itself, so an approval of another never fits.
+be computed from the files is the builder's word: the list of inputs, the release, and the runtime's identity.
+
+So a document that agrees with its files is not a good image. A hostile builder puts a changed Adyton into root.erofs
+and writes the genuine identity into the document. Such a guest measures whatever it likes into its workload register.
+Only an own build tells: the same lock file and the same Adyton give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The process that proves connections for the program and carries their bytes, and the keeper's side of it.
 
-It has the quote source and the listening sockets. It has no key of any file.
+It has the quote source and the listening sockets. It has no key of any file. One of its threads makes the evidence and
+stays on the host's network, because some machines give evidence over it. All others live in the program's network.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -146,6 +148,7 @@ def _live(parent: int, events: socket.socket, doors: Doors, listeners: Sequence[
     """In the process: serve until killed. Signals of the terminal are not for it."""
     syscalls.die_with_parent(parent)
     syscalls.name_process("adyton-ingress")
+    host.lock_memory()  # the TLS key, and what clients send
     for number in (*PASSED_ON, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.setsid()
@@ -156,8 +159,10 @@ def _live(parent: int, events: socket.socket, doors: Doors, listeners: Sequence[
             events.sendall(_line(text))
 
     try:
-        program_network.enter_new()
-        asyncio.run(_serve(doors, listeners, events, event))
+        with ThreadPoolExecutor(1, "adyton-evidence") as prover:
+            prover.submit(os.getpid).result()  # its thread is there now, and enters no other network
+            program_network.enter_new()
+            asyncio.run(_serve(doors, listeners, prover, events, event))
     except Error as error:
         event(error.message)
         return error.exit_code
@@ -172,13 +177,17 @@ def _line(text: str) -> bytes:
 
 
 async def _serve(
-    doors: Doors, listeners: Sequence[socket.socket], events: socket.socket, event: Callable[[str], None]
+    doors: Doors,
+    listeners: Sequence[socket.socket],
+    prover: ThreadPoolExecutor,
+    events: socket.socket,
+    event: Callable[[str], None],
 ) -> None:
     from adyton.endpoint.channel import READ_BYTES
     from adyton.endpoint.ingress import Ingress as Server
 
     async def evidence(report_data: bytes) -> Proof:
-        return await asyncio.to_thread(doors.evidence, report_data)
+        return await asyncio.get_running_loop().run_in_executor(prover, doors.evidence, report_data)
 
     async with AsyncExitStack() as stack:
         servers: list[Server] = []

@@ -27,7 +27,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def enter_new() -> None:
-    """Move this process into a new network, with its loopback up. Raises SandboxFailed."""
+    """Move this thread into a new network, with its loopback up, and what it starts. Raises SandboxFailed."""
     try:
         syscalls.unshare(_CLONE_NEWNET)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:

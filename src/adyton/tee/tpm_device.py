@@ -9,6 +9,7 @@ drivers/char/tpm (the resource manager /dev/tpmrm0 flushes what a closed file le
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import struct
@@ -74,6 +75,8 @@ _NAMES: Final = {
     _PCR_EXTEND: "TPM2_PCR_Extend",
 }
 
+_BUSY_S: Final = 0.002
+"""How long until a command is offered again while another process's is under way."""
 RC_RETRY: Final = frozenset({0x908, 0x90A, 0x922})
 """TPM_RC_YIELDED, TPM_RC_TESTING, TPM_RC_RETRY: send the command again."""
 RC_NO_HANDLE: Final = 0x18B
@@ -101,7 +104,11 @@ class Transport(Protocol):
 
 
 class DeviceFile:
-    """The kernel's resource manager for a TPM: each write is a command, the next read its response."""
+    """The kernel's resource manager for a TPM: each write is a command, the next read its response.
+
+    Processes of one run share the open file: who asks for keys, who proves connections, who serves the program. The
+    kernel answers EBUSY to a command until the response to the one before it was read. So no process gets another's.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -122,13 +129,21 @@ class DeviceFile:
             ) from error
 
     def exchange(self, command: bytes, timeout_s: float) -> bytes:
-        """Write a command and wait for the response."""
-        written = os.write(self._descriptor, command)
+        """Write a command, once no other is under way, and wait for the response."""
+        end_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                written = os.write(self._descriptor, command)
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() >= end_s:
+                    raise
+                time.sleep(_BUSY_S)
         if written != len(command):
             raise OSError(f"the device took {written} of {len(command)} bytes")
         waiting = select.poll()
         waiting.register(self._descriptor, select.POLLIN)
-        if not waiting.poll(timeout_s * 1000):
+        if not waiting.poll(max(0.0, end_s - time.monotonic()) * 1000):
             raise silent(timeout_s)
         return os.read(self._descriptor, MAX_RESPONSE_BYTES + 1)
 

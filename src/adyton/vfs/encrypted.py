@@ -350,6 +350,10 @@ class EncryptedTree:
                 os.unlink(name + RECOVERY_SUFFIX, dir_fd=folder)
         self._touch_parent(path)
 
+    def lose(self, path: str) -> None:
+        """From now on nothing is at this path, whatever the host shows there. Nothing of the program's may be there."""
+        self._known.remove(path)
+
     def _hide(self, path: str, hidden: str) -> None:
         """Remove a file that is open: its name goes now, also on the host. libfuse knows it under a hidden name."""
         node = self._known.get(path)

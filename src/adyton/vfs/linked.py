@@ -6,6 +6,7 @@ against the host for a file holds for them. This module decides what a name is:
 - What the run has seen as a file, a folder or a link stays that, until the program changes it.
 - Else it is a link if the host shows the link's file. So a link counts where a crash between the two steps of a rename
   left both. The file that is hidden by it goes when the link is removed.
+- A name that the program removed or renamed is neither, until the program makes something there.
 - A folder that leads to another mount is never a link.
 
 A crash may lose the attributes of a file that is being renamed. It never gives a file those of another.
@@ -216,12 +217,19 @@ class LinkedTree:
         """Remove a file or a link. Handles that are open on a file go on working."""
         if self._is_link(path):
             if self._files.is_there(path):
-                with suppress(OSError):  # a folder is the host's, and shows again
+                with suppress(OSError):  # a folder of the host's stays, unseen
                     self._files.remove(path)
             self._files.remove(path + LINK_SUFFIX)
+            self._files.lose(path)
         else:
             self._files.remove(path)
             self._discard(path + XATTR_SUFFIX)
+            self._lose_link(path)
+
+    def _lose_link(self, path: str) -> None:
+        """The program took the file or folder of this name away: the host cannot put a link in its place."""
+        if self._side_files:
+            self._files.lose(path + LINK_SUFFIX)
 
     def remove_folder(self, path: str) -> None:
         """Remove an empty folder."""
@@ -231,6 +239,7 @@ class LinkedTree:
         self._remove_left_over(path)
         self._files.remove_folder(path)
         self._discard(path + XATTR_SUFFIX)
+        self._lose_link(path)
 
     def _remove_left_over(self, folder: str) -> None:
         """Remove attributes of files that are gone, or a folder that looks empty could not be removed."""
@@ -264,6 +273,7 @@ class LinkedTree:
             self.attributes(old)
             self._files.rename(old, new, flags)
             self._discard(old + XATTR_SUFFIX)
+            self._lose_link(old)
             return
         self._check_name(new)
         try:
@@ -291,6 +301,7 @@ class LinkedTree:
         if attributes:
             self._save(new, attributes)
         self._discard(old + XATTR_SUFFIX)
+        self._files.lose(old if source.target else old + LINK_SUFFIX)
 
     def _exchange(self, old: str, source: Node, new: str, target: Node) -> None:
         if bool(source.target) != bool(target.target):  # two files of different names: no single step does it

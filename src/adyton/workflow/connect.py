@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.address import parse_address
 from adyton.atomic_file import write_file
+from adyton.attest.evidence import parse_evidence
 from adyton.endpoint.dial import Dialler, Proved, Proxy
 from adyton.endpoint.hello import is_ingress_name
 from adyton.endpoint.local_door import LocalDoor
@@ -92,9 +93,18 @@ async def _judge(
     answer: Answer,
     report_data: bytes,
 ) -> Proved:
-    """Verify evidence as `adyton verify` does, beside the event loop."""
+    """Verify evidence as `adyton verify` does, beside the event loop. It has Adyton's own form, and no other."""
     now = datetime.now(UTC)
-    work = partial(verify, answer.cpu, collateral=collateral, policy=policy, report_data=report_data, home=home)
+    parse_evidence(answer.cpu)
+    work = partial(
+        verify,
+        answer.cpu,
+        collateral=collateral,
+        policy=policy,
+        report_data=report_data,
+        event_log=answer.event_log or None,
+        home=home,
+    )
     verdict = await asyncio.to_thread(work)
     claims = verdict.require()
     return Proved(tuple(verdict.to_text().splitlines()), min(claims.valid_until, now + MAX_TRUST))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -91,9 +92,9 @@ def pack(
         name = _name_of(source, "encrypted mount")
         if Path(source or ".").is_dir():
             folders |= {f"{name}/{below}".rstrip("/") for below in _empty_folders(source)}
-            found |= {f"{name}/{below}": Item(f"{name}/{below}", Path(source, below)) for below in _sealed_in(source)}
+            found |= {f"{name}/{below}": _item(f"{name}/{below}", Path(source, below)) for below in _sealed_in(source)}
         elif os.path.lexists(source):
-            found[name] = Item(name, _sealed(Path(source)))
+            found[name] = _item(name, _sealed(Path(source)))
         elif is_input:
             absent.append(source)
     for item in found.values():
@@ -199,6 +200,16 @@ def _sealed(path: Path) -> Path:
         head = read_prefix(path, NODE_BYTES)
     except OSError as error:
         raise StorageFailed(f"{path} cannot be read: {error.strerror}", check="encrypted files") from error
+    _check_head(path, head)
+    return path
+
+
+def _item(name: str, path: Path) -> Item:
+    """Ciphertext for the pack. It is looked at again once it is open: its name may lead elsewhere by then."""
+    return Item(name, path, check=partial(_check_head, path))
+
+
+def _check_head(path: Path, head: bytes) -> None:
     try:
         parse_envelope(head)
     except NotProtectedFile as error:
@@ -209,4 +220,3 @@ def _sealed(path: Path) -> Path:
             seen="plaintext, or another format",
             remedy="encrypt it (`adyton encrypt`), or take it away",
         ) from error
-    return path

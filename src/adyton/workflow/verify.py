@@ -119,6 +119,7 @@ def verify(
     report_data: bytes | None = None,
     program_data: bytes | None = None,
     workload: Measurement | None = None,
+    event_log: bytes | None = None,
     home: Path | None = None,
 ) -> Verdict:
     """Judge evidence (its bytes, or a file) by a policy, as `adyton verify` does.
@@ -130,8 +131,10 @@ def verify(
     measurement `workload` wrote to user_report_data. Without both, evidence is refused unless it is an RA-TLS
     certificate, or the policy says `allow_missing_report_data`.
 
+    `event_log` is the log of the boot, where it is not in the evidence of a TPM itself.
+
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
-    FetchFailed where there is no collateral for it, UsageError, and StorageFailed.
+    Mismatch where it takes no event log, FetchFailed where there is no collateral for it, UsageError and StorageFailed.
     """
     if at is not None and at.tzinfo is None:
         raise UsageError("the time needs a zone", check="at", expected="a time with its zone", seen=at.isoformat())
@@ -140,6 +143,10 @@ def verify(
     wanted = _wanted(report_data, program_data, workload, rules)
     raw = evidence if isinstance(evidence, bytes) else read_capped(Path(evidence), _MAX_EVIDENCE_BYTES, "evidence")
     parsed, bound = _evidence(raw)
+    if event_log is not None:
+        from adyton.attest.complete import with_event_log
+
+        parsed = with_event_log(parsed, event_log)
     if bound is not None:
         if wanted is not None and wanted != bound:
             raise UsageError(

@@ -174,6 +174,56 @@ def test_older_link_does_not_take_the_place_of_a_file(used: Served, seen: str) -
         served.destroy()
 
 
+@pytest.mark.parametrize("how", ["unlinked", "renamed", "folder"])
+@pytest.mark.parametrize("seen", ["made", "read"])
+def test_older_link_does_not_come_where_the_program_took_something_away(used: Served, how: str, seen: str) -> None:
+    """A name that the program removed or renamed stays free, whatever genuine link the host puts there."""
+    served = _again(used)
+    try:
+        name = served.top / "removed"
+        name.mkdir() if how == "folder" else name.write_bytes(b"content")
+        if seen == "read":
+            assert served.unmount() == 0
+            served = _again(used)
+            name.lstat()
+        shutil.copy(used.store.parent / "kept" / f"removed{LINK_SUFFIX}", used.store / f"removed{LINK_SUFFIX}")
+        if how == "folder":
+            name.rmdir()
+        elif how == "unlinked":
+            name.unlink()
+        else:
+            name.rename(served.top / "elsewhere")
+        assert not os.path.lexists(name)
+        assert sorted(os.listdir(served.top)) == ["a", *(["elsewhere"] if how == "renamed" else []), "link", "other"]
+        name.write_bytes(b"a file again")
+        assert name.read_bytes() == b"a file again"
+        assert (served.top / "a").read_bytes() == b"A" * 5000
+    finally:
+        served.destroy()
+
+
+@pytest.mark.parametrize("how", ["unlinked", "renamed"])
+def test_older_file_does_not_come_where_the_program_took_a_link_away(used: Served, tmp_path: Path, how: str) -> None:
+    """The other way round: an older file of the name, put back by the host, is not shown either."""
+    served = _again(used)
+    try:
+        (served.top / "twice").write_bytes(b"older")
+        shutil.copy(used.store / "twice", tmp_path / "kept" / "twice")
+        (served.top / "twice").unlink()
+        os.symlink("a", served.top / "twice")
+        assert served.unmount() == 0
+        served = _again(used)
+        name = served.top / "twice"
+        assert os.readlink(name) == "a"
+        name.unlink() if how == "unlinked" else name.rename(served.top / "elsewhere")
+        shutil.copy(tmp_path / "kept" / "twice", used.store / "twice")
+        assert not os.path.lexists(name)
+        os.symlink("other", name)
+        assert os.readlink(name) == "other"
+    finally:
+        served.destroy()
+
+
 @pytest.mark.parametrize("name", [LINK, "a", ATTRIBUTES])
 def test_deleted_file_within_a_run_is_an_io_error(used: Served, name: str) -> None:
     """A link that was seen cannot vanish, nor attributes that were changed."""

@@ -13,8 +13,20 @@ from pathlib import Path
 import pytest
 
 from adyton import pack_archive
-from adyton.errors import DigestMismatch, Error, FileFormatError, IntegrityError, StorageFailed, TargetExists
+from adyton.errors import (
+    DigestMismatch,
+    Error,
+    FileFormatError,
+    IntegrityError,
+    NotProtectedFile,
+    StorageFailed,
+    TargetExists,
+)
 from adyton.pack_archive import FORMAT, INDEX, Item, open_pack, read_contents, unpack, write_pack
+from adyton.pfile.backing import OSFile
+from adyton.pfile.file import ProtectedFile
+from adyton.values import Key128
+from adyton.workflow.pack import _item
 
 FILES = {"README.txt": b"read", "work/a.manifest": b"m", "work/encrypted/in": b"c" * 9000, "host/usr/lib/x.py": b"x"}
 
@@ -301,4 +313,26 @@ def test_file_that_changed_since_the_manifest_was_built_is_not_packed(tmp_path: 
     found = Item("work/x.py", items(tmp_path, {"": b"changed"})[0].path, hashlib.sha256(b"as built").digest())
     with pytest.raises(DigestMismatch, match="what the manifest was built from"):
         write_pack(tmp_path / "p.adyton", [found], manifest="a.manifest", folders=[], readme="")
+    assert not (tmp_path / "p.adyton").exists()
+
+
+@pytest.mark.parametrize("how", ["link", "folder", "plain"])
+def test_ciphertext_that_becomes_something_else_while_it_is_packed_is_refused(tmp_path: Path, how: str) -> None:
+    """Whoever has the folder of ciphertext, a share for example, cannot have a key of the owner's packed by a link."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "share").mkdir()
+    (tmp_path / "keys/file").write_bytes(b"-----BEGIN PRIVATE KEY-----\n" * 400)
+    place = tmp_path / "share/file"
+    with ProtectedFile.create(OSFile(place, create=True), Key128(bytes(range(16))), path="share/file") as file:
+        file.write_at(0, b"data")
+    found = [_item("work/share/file", place)]
+    assert write_pack(tmp_path / "good.adyton", found, manifest="a.manifest", folders=[], readme="").files == 3
+    if how == "folder":
+        (tmp_path / "share").rename(tmp_path / "away")
+        (tmp_path / "share").symlink_to("keys")
+    else:
+        place.unlink()
+        place.symlink_to("../keys/file") if how == "link" else place.write_bytes(b"plain " * 2000)
+    with pytest.raises(StorageFailed if how == "link" else NotProtectedFile):
+        write_pack(tmp_path / "p.adyton", found, manifest="a.manifest", folders=[], readme="")
     assert not (tmp_path / "p.adyton").exists()

@@ -8,18 +8,29 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from OpenSSL import SSL
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL, crypto
 
 from adyton.endpoint import ingress as ingress_module
 from adyton.endpoint.channel import Identity, client_context, server_context
 from adyton.endpoint.dial import Proxy
-from adyton.endpoint.hello import ALPN, MAX_ANSWER_BYTES, MAX_CHALLENGE_BYTES, Challenge, message, parse_challenge
+from adyton.endpoint.hello import (
+    ALPN,
+    MAX_ANSWER_BYTES,
+    MAX_CHALLENGE_BYTES,
+    Answer,
+    Challenge,
+    message,
+    parse_challenge,
+)
 from adyton.endpoint.pool import Pool
 from adyton.endpoint.stream import SecureStream
 from adyton.errors import FetchFailed, MalformedQuote, Mismatch, Timeout, UsageError
-from tests.unit.endpoint.world import Verifier, dialler, echo, evidence_over, ingress_before, listening
+from tests.unit.endpoint.world import MANIFEST, Verifier, dialler, echo, evidence_over, ingress_before, listening
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from adyton.endpoint.ingress import Ingress
 
 
@@ -175,6 +186,30 @@ async def to_the_end(stream: SecureStream) -> None:
         pass
 
 
+def test_certificate_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """OpenSSL takes a certificate of version 8, and the client's own reading of it refuses it by name."""
+    identity = Identity("api")
+    raw = bytearray(identity.certificate.public_bytes(Encoding.DER))
+    raw[raw.index(bytes.fromhex("a003020102")) + 4] = 7
+    context = server_context(identity)
+    (tmp_path / "certificate").write_bytes(raw)
+    context.use_certificate_file(tmp_path / "certificate", crypto.FILETYPE_ASN1)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = await SecureStream.open(reader, writer, context, server=True)
+        await stream.read_message(MAX_CHALLENGE_BYTES)
+        await stream.write(message(Answer("api", MANIFEST, b"evidence").to_bytes()))
+        await stream.read()
+
+    async def run() -> None:
+        async with listening(serve) as address:
+            with pytest.raises(FetchFailed) as caught:
+                await dialler(address).dial()
+            assert caught.value.check == "certificate of the ingress"
+
+    asyncio.run(run())
+
+
 def test_cut_stream_is_no_whole_stream() -> None:
     """An attacker who closes the TCP connection is told from a program that ended."""
 
@@ -293,7 +328,7 @@ def test_proxy_is_asked_to_connect() -> None:
                         sink.write(data)
 
                 try:
-                    await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+                    await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer), return_exceptions=True)
                 finally:
                     far_writer.transport.abort()
 

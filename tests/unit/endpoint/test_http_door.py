@@ -16,7 +16,7 @@ from adyton.errors import Error, Mismatch
 from tests.unit.endpoint.world import Verifier, dialler, ingress_before, listening
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from adyton.endpoint.dial import Proved
     from adyton.endpoint.hello import Answer
@@ -99,12 +99,15 @@ class Door:
 
 
 @contextlib.asynccontextmanager
-async def door(verify: Verifier | None = None) -> AsyncIterator[Door]:
+async def door(
+    verify: Verifier | None = None,
+    serves: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] = web,
+) -> AsyncIterator[Door]:
     """A program, its ingress, and a door on this side."""
     verify = verify or Verifier()
     refused: list[Error] = []
     hosts: set[str] = set()
-    async with listening(web) as program, ingress_before(program) as address:
+    async with listening(serves) as program, ingress_before(program) as address:
         pool = Pool(dialler(address, verify))
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -273,5 +276,76 @@ def test_refused_endpoint_is_said_and_nothing_is_sent() -> None:
                 "ask who runs it",
             ]
             assert [error.check for error in at.refused] == ["measurement"]
+
+    asyncio.run(run())
+
+
+async def answers_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A program, or a network, that cuts a kept connection once the second request on it has come."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    await writer.drain()
+    await reader.readuntil(b"\r\n\r\n")
+
+
+def test_request_asked_again_leaves_the_local_connection_in_order() -> None:
+    """A kept connection is cut at each second request. The local program asks on, over one connection of its own."""
+
+    async def run() -> None:
+        async with door(serves=answers_once) as at:
+            reader, writer = await asyncio.open_connection(*at.address)
+            async with asyncio.timeout(30):
+                for number in range(4):
+                    writer.write(f"GET /{number} HTTP/1.1\r\nHost: localhost:{at.address[1]}\r\n\r\n".encode())
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                    assert await reader.readexactly(2) == b"ok"
+            writer.transport.abort()
+            assert at.verify.calls == 4
+            assert at.refused == []
+
+    asyncio.run(run())
+
+
+def test_request_that_may_have_arrived_is_not_called_unsent() -> None:
+    """Whoever cuts the connection behind a request does not make the local program believe that none was made."""
+
+    async def run() -> None:
+        async with door(serves=answers_once) as at:
+            assert (await at.ask("GET /")).endswith(b"ok")
+            found = problem(await at.ask("POST /pay", b"\r\n\r\n"), 502)
+            assert found["title"] == "no response came, and the program may have got the request"
+            assert found["check"] == "response of the program"
+            assert [error.check for error in at.refused] == ["response of the program"]
+
+    asyncio.run(run())
+
+
+def test_half_a_request_holds_no_connection() -> None:
+    """A local program that goes away within its request takes the connection behind the door with it."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def waits(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(1 << 16):
+                begun.set()
+        finally:
+            ended.set()
+
+    async def run() -> None:
+        async with door(serves=waits) as at, asyncio.timeout(30):
+            host = f"localhost:{at.address[1]}"
+            for cut in (True, False):
+                begun.clear()
+                ended.clear()
+                reader, writer = await asyncio.open_connection(*at.address)
+                writer.write(f"POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf".encode())
+                await begun.wait()
+                if cut:
+                    writer.transport.abort()
+                else:
+                    writer.write(b"\r\nno length\r\n")
+                    assert problem(await reader.read(), 400)["check"] == "form of the request"
+                await ended.wait()
+                writer.transport.abort()
 
     asyncio.run(run())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adyton.cli.main import main
 from adyton.errors import UsageError
 from adyton.image.document import parse_image
 from adyton.workflow.image import measure_image
@@ -120,3 +121,18 @@ def test_folder_without_an_image_is_refused(tmp_path: Path) -> None:
     """It says what is missing."""
     with pytest.raises(UsageError, match="guest image document"):
         measure_image(tmp_path)
+
+
+def test_hostile_image_under_the_genuine_identity_agrees_and_the_verb_says_what_that_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is in an image cannot be computed. So the verb never lets its silence be taken for trust."""
+    genuine = write_small_image(tmp_path / "genuine")
+    hostile = write_small_image(tmp_path / "hostile", "evil")
+    assert hostile.runtime_identity == genuine.runtime_identity
+    assert hostile.files != genuine.files
+    assert measure_image(tmp_path / "hostile").differences == ()
+    with pytest.raises(SystemExit) as ended:
+        main(["image", "measure", str(tmp_path / "hostile")])
+    assert not ended.value.code
+    assert "if you did not build it, compare it" in capsys.readouterr().err

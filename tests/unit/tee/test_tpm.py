@@ -407,6 +407,32 @@ def test_device_file_exchanges_whole_messages_and_times_out() -> None:
         file.close()
 
 
+def test_device_that_another_process_uses_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says EBUSY while another process's command is under way. Another error, or no end of it, is told."""
+    real, refusals = os.write, [errno.EBUSY] * 3
+
+    def write(descriptor: int, data: bytes) -> int:
+        if refusals:
+            number = refusals.pop()
+            raise OSError(number, os.strerror(number))
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(response())
+        file = DeviceFile(os.dup(ours.fileno()))
+        assert file.exchange(b"command", 5) == response()
+        assert theirs.recv(100) == b"command"
+        refusals += [errno.EBUSY] * 1000
+        with pytest.raises(OSError, match="busy"):
+            file.exchange(b"command", 0.02)
+        refusals[:] = [errno.EIO]
+        with pytest.raises(OSError, match="Input/output"):
+            file.exchange(b"command", 5)
+        file.close()
+
+
 def test_device_that_is_not_there_says_so(tmp_path: Path) -> None:
     """Neither file nor socket."""
     with pytest.raises(NoDevice) as caught:
