@@ -242,10 +242,16 @@ class AzureScenario:
             pcrs=self.tpm.pcrs(),
         )
 
+    @property
+    def paravisor(self) -> Measurement:
+        """The launch digest of what runs below the guest."""
+        return Measurement(bytes(self.snp.fields["measurement"]))
+
     def policy(self, **more: object) -> dict[str, object]:
         """A policy that accepts it, as plain data."""
         minimum = {"bootloader": 1, "tee": 0, "snp": 1, "microcode": 1}
-        return self.tpm.policy() | {"tees": ["az-snp"], "min_tcb": {"Milan": minimum}} | more
+        below = {"measurements": [self.paravisor.hex()], "min_tcb": {"Milan": minimum}}
+        return self.tpm.policy() | {"tees": ["az-snp"]} | below | more
 
 
 def runtime_claims(ak_key: object, changed: dict[str, object] | None = None) -> bytes:

@@ -144,6 +144,37 @@ FAULTS: dict[str, tuple[Callable[[AzureScenario], None], list[str]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({}, ["paravisor: named"]),
+        ({"snp": {"id_key_digests": ["00" * 48]}}, ["paravisor: named"]),
+        ({"snp": {"family_ids": ["00" * 16]}}, ["paravisor: named"]),
+        ({"snp": {"id_key_digests": ["ab" * 48]}}, ["id key"]),
+        ({"measurements": ["ab" * 48]}, ["measurement"]),
+    ],
+)
+def test_paravisor_that_nobody_names_is_refused(more: dict[str, Any], names: list[str]) -> None:
+    """Any guest at VMPL 0 can make such a report, and sign any PCRs. Zeros are the id key of whoever signed nothing."""
+    machine = AzureScenario()
+    policy = machine.policy()
+    del policy["measurements"]
+    evidence = parse_evidence(machine.body())
+    assert isinstance(evidence, AzureEvidence)
+    built = machine.snp.built()
+    rules = Policy.from_dict(policy | more)
+    with_log = evidence.with_event_log(machine.tpm.event_log())
+    found = assess(with_log, built.collateral, built.roots, rules, built.now, report_data=NONCE)
+    assert failed(found) == names
+
+
+def test_paravisor_is_named_by_the_key_that_signed_it() -> None:
+    """Its launch digest changes often, the key of its maker does not."""
+    machine = AzureScenario()
+    machine.snp.fields["id_key_digest"] = b"k" * 48
+    assert failed(judge(machine, measurements=[], snp={"id_key_digests": [(b"k" * 48).hex()]})) == []
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_faulty_evidence_is_refused_by_its_own_check(name: str) -> None:
     """One fault, one check."""
