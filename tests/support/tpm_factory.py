@@ -250,8 +250,10 @@ class AzureScenario:
     def policy(self, **more: object) -> dict[str, object]:
         """A policy that accepts it, as plain data."""
         minimum = {"bootloader": 1, "tee": 0, "snp": 1, "microcode": 1}
-        below = {"measurements": [self.paravisor.hex()], "min_tcb": {"Milan": minimum}}
-        return self.tpm.policy() | {"tees": ["az-snp"]} | below | more
+        milan = {"accept_until": "2040-01-01", "reason": "a test"}
+        named = {"tees": ["az-snp"], "measurements": [self.paravisor.hex()]}
+        rules = {"min_tcb": {"Milan": minimum}, "snp": {"products": {"Milan": milan}}}
+        return self.tpm.policy() | named | rules | more
 
 
 def runtime_claims(ak_key: object, changed: dict[str, object] | None = None) -> bytes:

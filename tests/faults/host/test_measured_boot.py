@@ -112,7 +112,10 @@ def booted(tmp_path: Path) -> Iterator[Callable[[TPMScenario], Case]]:
                 guests=(AzureScenario().paravisor,),
                 guest_images=(TPMGuest(boot_applications=(UKI, LINUX), pcr11=TPMScenario().pcrs()[11]),),
                 manifest_sha256=signed.manifest_sha256,
-                evidence={"min_tcb": {"Milan": {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219}}},
+                evidence={
+                    "min_tcb": {"Milan": {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219}},
+                    "snp": {"products": {"Milan": {"accept_until": "2040-01-01T00:00:00+00:00", "reason": "a test"}}},
+                },
             )
             machine = azure(device)
             boot(device, scenario)

@@ -48,7 +48,7 @@ def test_real_document_is_genuine_under_amazons_root(shared_vectors: Path) -> No
     assert then.claims is not None
     assert then.claims.bound
     later = datetime(2026, 11, 28, tzinfo=UTC)
-    now = assess(parsed, NoCollateral(), TrustRoots(), policy, later, report_data=None)
+    now = assess(parsed, NoCollateral(), TrustRoots(), policy, later, report_data=parsed.user_data)
     assert now.report is not None
     assert [check.name for check in now.failed] == ["age of the document"]
 
@@ -58,7 +58,9 @@ def test_real_debug_document_is_genuine_and_refused(shared_vectors: Path) -> Non
     """Signature and chain are good. No policy accepts it."""
     raw = read_form((shared_vectors / "evidence/nitro/nitro-nsm-framed-debug.bin").read_bytes()).evidence
     parsed = parse_document(raw)
-    policy = Policy.from_dict({"tees": ["nitro"], "any_program": True, "allow_debug": True})
+    policy = Policy.from_dict(
+        {"tees": ["nitro"], "any_program": True, "allow_debug": True, "allow_missing_report_data": True}
+    )
     found = assess(parsed, NoCollateral(), TrustRoots(), policy, parsed.timestamp, report_data=None)
     assert found.report is not None
     assert found.report.debug
@@ -87,7 +89,7 @@ def test_another_program_is_a_fault_of_the_executables() -> None:
     """A PCR that differs is told as the program's."""
     built = NitroScenario().built()
     policy = Policy.from_dict({"tees": ["nitro"], "pcrs": {"0": ["00" * 48]}})
-    found = assess(parse_evidence(built.raw), NoCollateral(), built.roots, policy, NOW, report_data=None)
+    found = assess(parse_evidence(built.raw), NoCollateral(), built.roots, policy, NOW, report_data=NONCE)
     assert "which program?     NO     PCR 0" in explain.to_text(found)
     assert explain.trust_vector(found)["configuration"] == 2
 

