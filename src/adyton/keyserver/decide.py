@@ -294,9 +294,7 @@ def evidence_policy(approval: Approval, kind: str | None) -> Policy:
         statuses=frozenset(TCBStatus(status) for status in approval.tcb_statuses),
         exemptions=exemptions,
         workloads=workloads,
-        measurements=frozenset(approval.guests)
-        if kind == "tpm" or (kind is not None and not images)
-        else frozenset(),
+        measurements=frozenset(approval.guests) if kind == "tpm" or (kind is not None and not images) else frozenset(),
         any_of=images,
         signers=signers,
         allow_debug=approval.allow_debug,

@@ -99,7 +99,7 @@ def approve(
     stored. `advisories` are ID, or ID=DATE with the end of the acceptance. `guest_image` is an image.json: its guests
     are approved, and the manifest must be built for the Adyton in it (`build(runtime=…)`). Where a TPM measures, `pcr7`
     (hex) pins the state of Secure Boot, too. `paravisors` are the launch digests or MRTDs (hex) of an Azure machine's
-    paravisor, one of which must run below the guest. Without an image `guests` and the registers pin a TDX guest, in hex.
+    paravisor, one of which must run below the guest. Without an image `guests` and the registers pin a TDX guest (hex).
     `allow_host_acpi` accepts that the host writes the guest's ACPI tables. Raises UsageError where a finding is not
     named, ManifestError and its subclasses, UnknownKey, and StoreError.
     """

@@ -285,8 +285,19 @@ def test_trust_domain_below_a_paravisor_is_accepted_and_bound() -> None:
     evidence = parse_evidence(body)
     assert isinstance(evidence, AzureEvidence)
     tpm = TPMScenario(ak_key=rsa_key("hcl-ak"))
-    rules = Policy.from_dict(tpm.policy(tees=["az-tdx"]))
     with_log = evidence.with_event_log(tpm.event_log())
+
+    def rules_for(**more: object) -> Policy:
+        return Policy.from_dict(tpm.policy(tees=["az-tdx"], **more))
+
+    for policy, names in (
+        (rules_for(), ["paravisor: named"]),
+        (rules_for(snp={"id_key_digests": ["ab" * 48]}), ["paravisor: named"]),
+        (rules_for(measurements=["ab" * 48]), ["measurement"]),
+    ):
+        assert failed(assess(with_log, built.collateral, built.roots, policy, built.now, report_data=NONCE)) == names
+    assert isinstance(evidence.hardware, TDXQuote)
+    rules = rules_for(measurements=[evidence.hardware.report.mrtd.hex()])
     found = assess(with_log, built.collateral, built.roots, rules, built.now, report_data=NONCE)
     assert failed(found) == []
     assert to_dict(found)["tee"] == "az-tdx"
