@@ -121,7 +121,7 @@ def main() -> None:
         for path in sorted(built.iterdir()):
             if path.name.endswith(".tar.gz"):
                 normalise(path, epoch)
-            elif sum(name.endswith(".so") for name in zipfile.ZipFile(path).namelist()) != 3:
+            elif sum(name.endswith(".so") for name in zipfile.ZipFile(path).namelist()) != 4:
                 sys.exit("dist: the C parts were not built: install gcc, python3-dev and libssl-dev")
             else:
                 for_any_distribution(path, epoch)

@@ -5,9 +5,9 @@ python=$1 venv=$2 purpose=${3:-}
 # fuse3 (which brings the libfuse 3 of this release) and bubblewrap run protected programs; gcc and OpenSSL's headers
 # build the C parts; strace serves `adyton new`.
 packages="fuse3 bubblewrap gcc libc6-dev libssl-dev python3-dev python3-venv strace make"
-# Tests drive a real browser, a real PostgreSQL, other people's programs inside mounts, and bare Debians. A test whose
+# Tests drive a real browser, PostgreSQL and software TPM, other people's programs inside mounts, and bare Debians. A test whose
 # package this release does not have (Ubuntu has no chromium) is skipped.
-for_tests="chromium chromium-driver postgresql fio git sqlite3 pup iproute2 debootstrap openssh-client"
+for_tests="chromium chromium-driver postgresql fio git sqlite3 pup iproute2 debootstrap openssh-client swtpm curl erofs-utils"
 [ "$purpose" != test ] || packages="$packages $for_tests"
 command -v dpkg-query >/dev/null || {
     echo "setup: this machine has no dpkg: set-up is written for Debian 12 and 13. Install what these packages hold, then" >&2

@@ -48,6 +48,7 @@ def booted(place: Place, machine: TPMScenario) -> Iterator[None]:
         device = TPMDevice(SoftwareTPM(folder / "tpm.sock"))
         device.extend(0, hashlib.sha256(b"firmware").digest())
         device.extend(0, hashlib.sha256(bytes(4)).digest())
+        device.extend(2, hashlib.sha256(bytes(4)).digest())
         device.extend(7, hashlib.sha256(b"db").digest())
         for digest in machine.started:
             device.extend(4, digest)

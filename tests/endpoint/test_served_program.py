@@ -24,7 +24,11 @@ from demo.canary import draw, search
 from demo.world import Actor, World
 from tests.endpoint.wire import wire
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed (apt-get install curl)"),
+]
 
 KEY = "weights"
 WEIGHTS = "".join(f"layer {one}: {one * 7919 % 100_003}\n" for one in range(200))

@@ -131,6 +131,7 @@ class TPMScenario:
         if self.spoil_log is not None:
             return self.spoil_log
         events = [(0, hashlib.sha256(b"firmware").digest()), (7, hashlib.sha256(b"db").digest()), (0, SEPARATOR)]
+        events.append((2, SEPARATOR))
         events += [(4, digest) for digest in self.started]
         return log_head(self.banks) + b"".join(event(index, digest, banks=self.banks) for index, digest in events)
 
@@ -139,6 +140,7 @@ class TPMScenario:
         values = [bytes(32)] * 17 + [b"\xff" * 32] * 6 + [bytes(32)]
         for index, digests in (
             (0, [hashlib.sha256(b"firmware").digest(), SEPARATOR]),
+            (2, [SEPARATOR]),
             (7, [hashlib.sha256(b"db").digest()]),
             (4, self.started),
             (11, [hashlib.sha256(b".linux\0").digest()]),

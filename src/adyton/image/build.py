@@ -7,7 +7,6 @@ bubblewrap.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.util
 import json
@@ -23,7 +22,7 @@ from typing import Final
 import adyton
 from adyton import __version__
 from adyton.atomic_file import write_file
-from adyton.errors import NoDevice, RunError
+from adyton.errors import NoDevice, RunError, UsageError
 from adyton.image import recipe, verity
 from adyton.image.cpio import archive
 from adyton.image.deb import unpack_deb, unpack_wheel
@@ -56,6 +55,15 @@ class Built:
 
 def build(lock: Lock, pool: Pool, note: Callable[[str], None]) -> Built:
     """Build an image in memory. Raises FetchFailed, UsageError, NoDevice and RunError."""
+    needed = (
+        *recipe.SYSTEM,
+        recipe.STUB,
+        recipe.FIRMWARE,
+        f"linux-binary-{lock.kernel}",
+        f"linux-modules-{lock.kernel}",
+    )
+    for name in needed:
+        lock.package(name)
     pool.fetch(lock)
     note("unpacking packages")
     unpacked = {item.name: dict(unpack_deb(pool.read(item), item.name)) for item in lock.packages}
@@ -82,8 +90,8 @@ def build(lock: Lock, pool: Pool, note: Callable[[str], None]) -> Built:
     line = recipe.COMMAND_LINE.format(root=root_hash.hex())
     initrd = make_initrd(early, line, len(root), verity.table(root_hash, salt, len(root) // verity.BLOCK))
     kernel_image = build_uki(
-        unpacked[recipe.STUB][recipe.STUB_FILE].content,
-        linux=unpacked[f"linux-binary-{lock.kernel}"][f"usr/lib/modules/{lock.kernel}/vmlinuz"].content,
+        _content(unpacked, recipe.STUB, recipe.STUB_FILE),
+        linux=_content(unpacked, f"linux-binary-{lock.kernel}", f"usr/lib/modules/{lock.kernel}/vmlinuz"),
         initrd=initrd,
         command_line=line,
         os_release=f'ID=adyton\nNAME="Adyton guest image"\nVERSION_ID="{__version__}"\n',
@@ -93,7 +101,7 @@ def build(lock: Lock, pool: Pool, note: Callable[[str], None]) -> Built:
     files = {
         "adyton.efi": kernel_image,
         "disk.raw": b"".join(disk_parts(kernel_image, root, hashes)),
-        recipe.FIRMWARE_NAME: unpacked[recipe.FIRMWARE][recipe.FIRMWARE_FILE].content,
+        recipe.FIRMWARE_NAME: _content(unpacked, recipe.FIRMWARE, recipe.FIRMWARE_FILE),
         "root.erofs": root,
         "root.verity": hashes,
     }
@@ -120,6 +128,19 @@ def build(lock: Lock, pool: Pool, note: Callable[[str], None]) -> Built:
         kernel_image, measured.predicted, recipe.FIRMWARE_NAME, files[recipe.FIRMWARE_NAME], VCPUS
     )
     return Built(files, replace(measured.image, tdx=tuple(tdx), snp=tuple(snp)))
+
+
+def _content(unpacked: Mapping[str, Mapping[str, Node]], package: str, path: str) -> bytes:
+    """A file of a package. Raises UsageError where the package does not have it."""
+    if path not in unpacked[package]:
+        raise UsageError(
+            f"the package {package} has no {path}",
+            check=f"package {package}",
+            expected=path,
+            seen="nothing of that name",
+            remedy="the package changed: adyton/image/recipe.py has to follow",
+        )
+    return unpacked[package][path].content
 
 
 def write_image(built: Built, folder: Path) -> None:
@@ -166,7 +187,10 @@ def finish_tree(tree: Node) -> dict[str, Digest]:
 
 
 def make_initrd(modules: Mapping[str, bytes], command_line: str, root_bytes: int, table: str) -> bytes:
-    """The initrd: the first program, and what `_init.c` says that it reads. Raises NoDevice without the program."""
+    """The initrd: the first program, and what `_init.c` says that it reads. Raises NoDevice without the program.
+
+    It is not compressed: another version of a compressor would make other bytes.
+    """
     files = {f"modules.d/{name}.ko": (0o644, content) for name, content in modules.items()}
     files |= {
         "init": (0o755, init_program()),
@@ -174,8 +198,7 @@ def make_initrd(modules: Mapping[str, bytes], command_line: str, root_bytes: int
         "modules": (0o644, "".join(f"/modules.d/{name}.ko\n" for name in modules).encode("ascii")),
         "verity": (0o644, f"{root_bytes // 512}\n{table}\n".encode("ascii")),
     }
-    raw = archive(dict.fromkeys(("dev", "proc", "sys", "system", "modules.d"), 0o755), files)
-    return gzip.compress(raw, 6, mtime=0)
+    return archive(dict.fromkeys(("dev", "proc", "sys", "system", "modules.d"), 0o755), files)
 
 
 def init_program() -> bytes:

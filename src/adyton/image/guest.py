@@ -79,7 +79,7 @@ def shut_the_door(system: Path = Path("/")) -> None:
     for name, value in {
         "kernel/modules_disabled": "1",
         "kernel/kexec_load_disabled": "1",
-        "kernel/core_pattern": "",
+        "kernel/core_pattern": "\n",
         "kernel/kptr_restrict": "2",
         "kernel/dmesg_restrict": "1",
         "kernel/sysrq": "0",

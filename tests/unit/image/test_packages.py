@@ -17,6 +17,7 @@ import pytest
 from adyton.errors import FetchFailed, UsageError
 from adyton.image import pool as pool_module
 from adyton.image import recipe
+from adyton.image.build import build
 from adyton.image.deb import unpack_deb, unpack_wheel
 from adyton.image.erofs import Node, place, walk
 from adyton.image.kernel_modules import SIGNED, load_order
@@ -142,6 +143,13 @@ def test_package_with_other_bytes_is_not_taken(tmp_path: Path, mirror: Path) -> 
     (tmp_path / "pool" / lock.packages[0].file).write_bytes(b"evil")
     with pytest.raises(FetchFailed, match="not the one of the lock file"):
         filled(tmp_path, mirror).read(lock.packages[0])
+
+
+def test_lock_without_a_package_of_the_recipe_is_refused(tmp_path: Path, mirror: Path) -> None:
+    """Before anything is fetched."""
+    (mirror / locked().packages[0].path).unlink()
+    with pytest.raises(UsageError, match="none of that name"):
+        build(locked(), filled(tmp_path, mirror), lambda _text: None)
 
 
 # --- unpacking ---------------------------------------------------------------------------------------------------

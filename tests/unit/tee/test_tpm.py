@@ -154,6 +154,7 @@ def boot(device: TPMDevice, machine: TPMScenario) -> None:
     """Extend what a firmware would."""
     device.extend(0, hashlib.sha256(b"firmware").digest())
     device.extend(0, hashlib.sha256(bytes(4)).digest())
+    device.extend(2, hashlib.sha256(bytes(4)).digest())
     device.extend(7, hashlib.sha256(b"db").digest())
     for digest in machine.started:
         device.extend(4, digest)

@@ -6,6 +6,8 @@ which guest runs. The other rules close what PCR 4 leaves open:
 * PCR 12 and 13 hold zeros. Load options, credentials and add-ons beside the UKI are measured there, and leave PCR 4 and
   11 as they are.
 * PCR 0, 1 and 5 are the firmware's and the disk's. Nobody predicts them, so a policy that names them is refused.
+* PCR 2 holds the separator and nothing else, unless the policy names its value. Drivers that come with the machine's
+  devices (option ROMs) are measured there. They run before the guest, and leave PCR 4 and 11 as they are.
 * PCR 11 alone is worth nothing, since any loader can extend it: it counts beside PCR 4 only.
 * PCR 15 holds the workload register (`attest.workload_register`), which `appraise` compares.
 * PCRs that software can reset, or that change as the guest runs, cannot be named.
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 BOOT_PCR: Final = 4
+DRIVER_PCR: Final = 2
 ZERO_PCRS: Final = (12, 13)
 FIRMWARE_PCRS: Final = (0, 1, 5)
 NAMEABLE_PCRS: Final = frozenset({2, 3, 4, 6, 7, 8, 9, 11, 14})
@@ -40,6 +43,8 @@ CALLING: Final = hashlib.sha256(b"Calling EFI Application from Boot Option").dig
 """EV_EFI_ACTION before a boot entry is started."""
 SEPARATOR: Final = hashlib.sha256(bytes(4)).digest()
 """EV_SEPARATOR between what runs before the boot and the boot itself."""
+
+_NO_DRIVERS: Final = hashlib.sha256(bytes(32) + SEPARATOR).digest()
 
 _BUILD: Final = "take the values from the document of a guest image that you built or checked"
 _ANEW: Final = "send the log of this boot, whole and unaltered: /sys/kernel/security/tpm0/binary_bios_measurements"
@@ -80,6 +85,7 @@ def judge(
     return (
         _named(boot_applications),
         *_log_checks(pcrs, event_log, boot_applications),
+        *(() if DRIVER_PCR in values else (_no_drivers(pcrs[DRIVER_PCR]),)),
         *(_zeros(index, pcrs[index]) for index in ZERO_PCRS),
         *(_value(index, pcrs, allowed) for index, allowed in sorted(values.items())),
     )
@@ -143,6 +149,17 @@ def _boots_exactly(digests: Sequence[bytes], boot_applications: Sequence[bytes])
         started_applications(digests) == tuple(boot_applications)
         and digests.count(SEPARATOR) == 1
         and digests.count(CALLING) <= 1
+    )
+
+
+def _no_drivers(value: bytes) -> Check:
+    return Check(
+        f"PCR {DRIVER_PCR}",
+        _NO_DRIVERS,
+        value,
+        hmac.compare_digest(value, _NO_DRIVERS),
+        "start the machine without devices that bring drivers of their own (QEMU: romfile= for each), or name the value"
+        " in the policy's pcrs after checking them: such a driver runs before the guest",
     )
 
 

@@ -185,6 +185,7 @@ APPRAISAL: dict[str, tuple[Callable[[TPMScenario], None], list[str]]] = {
     ),
     "log-that-does-not-parse": (_set(spoil_log=b"\1" * 99), ["event log"]),
     "log-of-tdx": (_set(spoil_log=log_head((0x0C,), 1)), ["event log"]),
+    "driver-of-a-device": (_set(more={2: EVIL}), ["event log: PCR 2", "PCR 2"]),
     "load-options": (_set(more={12: EVIL}), ["PCR 12"]),
     "system-extension": (_set(more={13: EVIL}), ["PCR 13"]),
     "another-workload": (_set(more={15: EVIL}), ["workload"]),
