@@ -27,7 +27,15 @@ PARAVISOR_EXPECTED: Final = {
 
 
 def judge_tpm(to: Judgement, evidence: TPMQuote | AzureEvidence, report: VerifiedReport, policy: Policy) -> None:
-    """A guest that a TPM measures: its boot by the event log, and the workload in PCR 15."""
+    """A guest that a TPM measures: the root of a bare TPM, the boot by its event log, and the workload in PCR 15."""
+    if report.tee == "tpm":
+        to.require(
+            "AK root: named",
+            report.root_fingerprint in policy.tpm_roots,
+            expected=policy.tpm_roots or "a root in the policy's tpm_roots",
+            seen=report.root_fingerprint,
+            remedy="name the root of this TPM in tpm_roots, in the same alternative of the policy as its guest",
+        )
     if policy.any_program and not policy.boot_applications and not policy.pcrs:
         return
     to.checks += pcr_policy.judge(
