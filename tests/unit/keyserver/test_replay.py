@@ -16,7 +16,7 @@ from tests.support.evidence_factory import MRENCLAVE, NOW, REPORT_DATA, Scenario
 
 
 def judged_again(channel: str | None, *, approved: bool = True, bound: bool = True, **more: str) -> bool | None:
-    """Whether a decision by an approval that asks for the early channel is accepted again. None: it cannot be judged."""
+    """Whether a decision by an approval with the early channel is accepted again. None: it cannot be judged."""
     built = Scenario(simulated=True).built()
     tee = f"sim:{next(iter(built.roots.sim))}"
     approval = Approval(
