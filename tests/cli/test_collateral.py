@@ -304,7 +304,7 @@ def test_bundle_pins_what_an_old_run_was_verified_with(tmp_path: Path) -> None:
     )
     names = ("quote.bin", "bundle.json", "policy.json")
     quote, collateral_file, policy = (str(tmp_path / name) for name in names)
-    words = [quote, "--collateral", collateral_file, "--policy", policy]
+    words = [quote, "--collateral", collateral_file, "--policy", policy, "--report-data", "00" * 64]
     assert "simulated" in run(*words, "--at", f"{then:%Y-%m-%dT%H:%M:%SZ}", verb=verify).output
     now = CliRunner().invoke(verify.app, words)
     assert now.exit_code == Stale.exit_code

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from adyton.attest import der
 from adyton.attest.certificates import Certificate, Window, ecdsa_is_valid, parse_certificate, parse_crl
 from adyton.attest.checks import Checks
+from adyton.attest.issued import check_issued
 from adyton.attest.report import VERIFIER, VerifiedReport
 from adyton.attest.snp import KEY_VCEK, KEY_VLEK, SNPReport, TCBVersion
 from adyton.attest.status import TCBStatus
@@ -108,25 +109,6 @@ def parse_chip_certificate(certificate: Certificate) -> ChipCertificate:
     return ChipCertificate(product, TCBVersion(**versions), _hardware_id(certificate), _text(certificate, CSP_OID))
 
 
-def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate) -> None:
-    checks.require(
-        f"{certificate.what}: issuer",
-        certificate.issuer == issuer.subject,
-        expected=issuer.subject,
-        seen=certificate.issuer,
-        error=BadChain,
-        remedy=_REFRESH,
-    )
-    checks.require(
-        f"{certificate.what}: signature",
-        certificate.is_signed_by(issuer),
-        expected=f"a signature by the {issuer.what}",
-        seen="a signature by another key, or over other bytes",
-        error=BadChain,
-        remedy=_REFRESH,
-    )
-
-
 def _check_name(checks: Checks, certificate: Certificate, name: str) -> None:
     checks.require(
         f"{certificate.what}: name",
@@ -151,9 +133,9 @@ def check_chain(checks: Checks, leaf: Certificate, ask: Certificate, ark: Certif
     )
     vlek = leaf.what == "VLEK"
     _check_name(checks, ark, f"ARK-{product}")
-    _check_issued(checks, ark, ark)
+    check_issued(checks, ark, ark, remedy=_REFRESH)
     _check_name(checks, ask, f"SEV-VLEK-{product}" if vlek else f"SEV-{product}")
-    _check_issued(checks, ask, ark)
+    check_issued(checks, ask, ark, remedy=_REFRESH)
     checks.require(
         "ASK: is a CA",
         ask.is_ca and ark.is_ca,
@@ -162,7 +144,7 @@ def check_chain(checks: Checks, leaf: Certificate, ask: Certificate, ark: Certif
         error=BadChain,
     )
     _check_name(checks, leaf, "SEV-VLEK" if vlek else "SEV-VCEK")
-    _check_issued(checks, leaf, ask)
+    check_issued(checks, leaf, ask, remedy=_REFRESH)
     return product
 
 

@@ -38,6 +38,7 @@ from adyton.attest.certificates import (
     parse_crl,
 )
 from adyton.attest.checks import Checks
+from adyton.attest.issued import check_issued
 from adyton.attest.pck import SGX_EXTENSION, Platform, parse_sgx_extension
 from adyton.attest.quote import PPID_SIZES, CertificationType, parse_ppid_certification
 from adyton.attest.report import VERIFIER, VerifiedReport
@@ -139,30 +140,10 @@ def _check_profile(checks: Checks, certificate: Certificate, name: str, *, ca: b
     )
 
 
-def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate) -> None:
-    what = certificate.what
-    checks.require(
-        f"{what}: issuer",
-        certificate.issuer == issuer.subject,
-        expected=issuer.subject,
-        seen=certificate.issuer,
-        error=BadChain,
-        remedy=_FOREIGN_CHAIN,
-    )
-    checks.require(
-        f"{what}: signature",
-        certificate.is_signed_by(issuer),
-        expected=f"a signature by the {issuer.what}",
-        seen="a signature by another key, or over other bytes",
-        error=BadChain,
-        remedy=_FOREIGN_CHAIN,
-    )
-
-
 def check_root(checks: Checks, root: Certificate, roots: TrustRoots) -> None:
     """B1: the root is pinned, and its name and its own signature are right."""
     _check_profile(checks, root, ROOT_NAME, ca=True)
-    _check_issued(checks, root, root)
+    check_issued(checks, root, root, remedy=_FOREIGN_CHAIN)
     checks.require(
         f"{root.what}: pinned",
         root.fingerprint in roots.intel or root.fingerprint in roots.sim,
@@ -177,13 +158,13 @@ def check_root(checks: Checks, root: Certificate, roots: TrustRoots) -> None:
 def check_ca(checks: Checks, ca: Certificate, root: Certificate) -> None:
     """B2: the PCK CA."""
     _check_profile(checks, ca, CA_NAME, ca=True)
-    _check_issued(checks, ca, root)
+    check_issued(checks, ca, root, remedy=_FOREIGN_CHAIN)
 
 
 def check_leaf(checks: Checks, leaf: Certificate, ca: Certificate) -> None:
     """B3: the PCK certificate."""
     _check_profile(checks, leaf, PCK_NAME, ca=False)
-    _check_issued(checks, leaf, ca)
+    check_issued(checks, leaf, ca, remedy=_FOREIGN_CHAIN)
 
 
 def check_crl(checks: Checks, crl: CRL, issuer: Certificate) -> None:
@@ -240,7 +221,7 @@ def _check_signer(
         remedy=_REFRESH,
     )
     _check_profile(checks, signer, TCB_SIGNING_NAME, ca=False)
-    _check_issued(checks, signer, root)
+    check_issued(checks, signer, root, remedy=_FOREIGN_CHAIN)
     check_not_revoked(checks, signer, root_crl)
     return signer
 

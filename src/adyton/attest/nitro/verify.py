@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.attest.certificates import Certificate, Window, ecdsa_is_valid, parse_certificate
 from adyton.attest.checks import Checks
+from adyton.attest.issued import check_issued
 from adyton.attest.report import VERIFIER, VerifiedReport
 from adyton.attest.status import TCBStatus
 from adyton.errors import BadChain, Mismatch, Stale, UsageError
@@ -113,25 +114,6 @@ def _check_profile(checks: Checks, certificate: Certificate, *, ca: bool) -> Non
     )
 
 
-def _check_issued(checks: Checks, certificate: Certificate, issuer: Certificate) -> None:
-    checks.require(
-        f"{certificate.what}: issuer",
-        certificate.issuer == issuer.subject,
-        expected=issuer.subject,
-        seen=certificate.issuer,
-        error=BadChain,
-        remedy=_FOREIGN,
-    )
-    checks.require(
-        f"{certificate.what}: signature",
-        certificate.is_signed_by(issuer),
-        expected=f"a signature by the {issuer.what}",
-        seen="a signature by another key, or over other bytes",
-        error=BadChain,
-        remedy=_FOREIGN,
-    )
-
-
 def check_chain(checks: Checks, cabundle: Sequence[bytes], roots: TrustRoots) -> IssuingChain:
     """Step 1, all but the leaf: the bundle begins with a pinned root, and each certificate issued the next."""
     names = ["Nitro root CA", *(f"Nitro CA {number}" for number in range(1, len(cabundle)))]
@@ -150,7 +132,7 @@ def check_chain(checks: Checks, cabundle: Sequence[bytes], roots: TrustRoots) ->
     for raw, name in zip(cabundle[1:], names[1:], strict=True):
         certificate = parse_certificate(raw, name)
         _check_profile(checks, certificate, ca=True)
-        _check_issued(checks, certificate, chain[-1])
+        check_issued(checks, certificate, chain[-1], remedy=_FOREIGN)
         chain.append(certificate)
     for depth, certificate in enumerate(chain):
         below, limit = len(chain) - 1 - depth, _path_length(certificate)
@@ -228,7 +210,7 @@ def verify(
     chain = _issuing_chain(checks, document, roots, cache)
     leaf = parse_certificate(document.certificate, "Nitro leaf")
     _check_profile(checks, leaf, ca=False)
-    _check_issued(checks, leaf, chain.issuer)
+    check_issued(checks, leaf, chain.issuer, remedy=_FOREIGN)
     windows = (*chain.windows, leaf.window)
     check_validity(checks, windows, document.timestamp, now)
     check_signature(checks, document, leaf)

@@ -14,6 +14,7 @@ from cryptography import x509
 
 from adyton.attest import der
 from adyton.attest.certificates import Certificate, parse_certificate, split_pem
+from adyton.attest.issued import check_issued
 from adyton.attest.nvidia.layout import MAX_CHAIN_BYTES
 from adyton.errors import BadChain, MalformedQuote
 
@@ -130,22 +131,7 @@ def check_links(checks: Checks, chain: Sequence[Certificate]) -> None:
     """Check that each certificate is issued by the next one, the last by itself, and that issuers may issue."""
     root = chain[-1]
     for place, (certificate, issuer) in enumerate(zip(chain, [*chain[1:], root], strict=True)):
-        checks.require(
-            f"{certificate.what}: issuer",
-            certificate.issuer == issuer.subject,
-            expected=issuer.subject,
-            seen=certificate.issuer,
-            error=BadChain,
-            remedy=_REFUSE,
-        )
-        checks.require(
-            f"{certificate.what}: signature",
-            certificate.is_signed_by(issuer),
-            expected=f"a signature by the {issuer.what}",
-            seen="a signature by another key, or over other bytes",
-            error=BadChain,
-            remedy=_REFUSE,
-        )
+        check_issued(checks, certificate, issuer, remedy=_REFUSE)
         if place:
             checks.require(
                 f"{certificate.what}: may issue",
