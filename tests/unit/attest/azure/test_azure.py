@@ -166,6 +166,7 @@ def test_paravisor_that_nobody_names_is_refused(more: dict[str, Any], names: lis
     with_log = evidence.with_event_log(machine.tpm.event_log())
     found = assess(with_log, built.collateral, built.roots, rules, built.now, report_data=NONCE)
     assert failed(found) == names
+    assert "which program?     NO" in to_text(found)
 
 
 def test_paravisor_is_named_by_the_key_that_signed_it() -> None:
