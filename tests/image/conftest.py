@@ -104,11 +104,11 @@ class Owner:
         """The untrusted folder with the program and its files."""
         return self.folder / "share"
 
-    def adyton(self, *words: str | Path) -> str:
-        """What a verb prints; it must succeed."""
+    def adyton(self, *words: str | Path, folder: Path | None = None) -> str:
+        """What a verb prints; it must succeed. By default it is typed in the share."""
         command = [sys.executable, "-m", "adyton", *map(str, words)]
         done = subprocess.run(
-            command, cwd=self.share, env=self._environment(), capture_output=True, text=True, check=False
+            command, cwd=folder or self.share, env=self._environment(), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -140,14 +140,40 @@ class Owner:
         root = json.loads(self.adyton("platform", "show", "--json"))["root_fingerprint"]
         words: list[str | Path] = ["--key", "k", "--tee", f"sim-tpm:{root}", "--guest-image", self.image / "image.json"]
         self.adyton("approve", "app.manifest", *words)
-        settings = {
+        (self.share / "adyton-guest.json").write_text(json.dumps(self.settings("app.manifest")))
+
+    def settings(self, manifest: str) -> dict[str, object]:
+        """What the host tells the guest."""
+        return {
             "format": "adyton-guest/1",
-            "manifest": "app.manifest",
+            "manifest": manifest,
             "tee": "tpm",
             "key_servers": [f"10.0.2.2:{self.port}"],
             "network": {"address": "10.0.2.15/24", "gateway": "10.0.2.2"},
         }
-        (self.share / "adyton-guest.json").write_text(json.dumps(settings))
+
+    def prepare_pack(self, share: Path) -> None:
+        """A Python script with what `adyton new` proposes for it, carried as a pack, with files of this machine."""
+        desk = self.folder / "desk"
+        (desk / "in").mkdir(parents=True)
+        (desk / "out").mkdir()
+        (desk / "in/data").write_bytes(CANARY)
+        (desk / "shout.py").write_text(
+            "from pathlib import Path\nPath('out/result').write_bytes(Path('in/data').read_bytes().upper())\n"
+        )
+        words = ["new", "--key", "k", "--python", "/usr/bin/python3", "shout.py"]
+        self.adyton(*words, folder=desk)
+        self.adyton("encrypt", "in", "-o", "encrypted/in", "--key", "k", folder=desk)
+        (desk / "encrypted/out").mkdir()
+        self.adyton("build", "shout.manifest.template", "--runtime", self.image / "image.json", folder=desk)
+        root = json.loads(self.adyton("platform", "show", "--json"))["root_fingerprint"]
+        words = ["approve", "shout.manifest", "--key", "k", "--tee", f"sim-tpm:{root}", "--guest-image"]
+        self.adyton(*words, self.image / "image.json", folder=desk)
+        share.mkdir()
+        self.adyton(
+            "pack", "shout.manifest", "-o", share / "shout.adyton", "--runtime", self.image / "image.json", folder=desk
+        )
+        (share / "adyton-guest.json").write_text(json.dumps(self.settings("shout.adyton")))
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -170,13 +196,13 @@ class Owner:
                 child.terminate()
                 child.wait(60)
 
-    def boot(self, image: Path, outputs: Path, *, from_disk: bool) -> Ended:
+    def boot(self, image: Path, outputs: Path, *, from_disk: bool, share: Path | None = None) -> Ended:
         """Boot an image with this owner's files, under a software TPM that her simulated platform certified."""
         outputs.mkdir()
         console: list[str] = []
         wanted = Boot(
             folder=image,
-            share=self.share,
+            share=share or self.share,
             outputs=outputs,
             tpm=True,
             sim_platform=self.folder / "platform",

@@ -83,6 +83,24 @@ def test_key_is_released_over_the_boots_own_tpm_and_registers_are_as_predicted(
     assert CANARY[:20].decode() not in ended.text
 
 
+def test_program_that_was_watched_here_runs_there_from_a_pack(image: Path, owner: Owner, tmp_path: Path) -> None:
+    """What `adyton new` proposes names absolute files of this machine: a pack brings them into the guest."""
+    qemu_of_today()
+    require("strace", "strace")
+    share = tmp_path / "share"
+    owner.prepare_pack(share)
+    with owner.serving():
+        ended = owner.boot(image, tmp_path / "boot", from_disk=False, share=share)
+    assert ended.status.get("exit_code") == 0, ended.text
+    brought = {path.relative_to(ended.outputs).as_posix() for path in ended.outputs.rglob("*") if path.is_file()}
+    assert not [name for name in brought if "/host/" in name], "what the pack brought came out again"
+    result = ended.outputs / "shout/work/encrypted/out/result"
+    words = ("decrypt", result, "-o", tmp_path / "result", "--key", "k", "--check-path", "encrypted/out/result")
+    owner.adyton(*words)
+    assert (tmp_path / "result").read_bytes() == CANARY.upper()
+    assert CANARY[:20] not in b"".join(path.read_bytes() for path in ended.outputs.rglob("*") if path.is_file())
+
+
 def other(image: Path, folder: Path) -> Path:
     """A copy of an image, to be changed."""
     shutil.copytree(image, folder)

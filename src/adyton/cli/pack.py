@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import ForceOption, HomeOption, JSONOption
+from adyton.cli.options import ForceOption, HomeOption, JSONOption, RuntimeOption
 from adyton.cli.output import say, say_json
 from adyton.cli.verb import verb_app
 
@@ -27,6 +27,7 @@ def pack(
         bool, typer.Option("--no-system", help="Leave out what lies in /usr, /lib, /etc and their like.")
     ] = False,
     force: ForceOption = False,
+    runtime: RuntimeOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
 ) -> None:
@@ -37,7 +38,7 @@ def pack(
     """
     from adyton.workflow.pack import pack as carry_out
 
-    packed = carry_out(manifest, output, system=not no_system, force=force, home=home)
+    packed = carry_out(manifest, output, system=not no_system, force=force, runtime=runtime, home=home)
     if as_json:
         say_json(packed.to_dict())
         return

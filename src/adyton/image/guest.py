@@ -5,7 +5,7 @@ Its steps, in their order:
 1. mount the file systems of the kernel and of memory
 2. load the kernel's modules, then allow no further one, and check that the kernel is locked down
 3. wait until the kernel's random generator is ready
-4. find the disk with the archive, unpack the archive into memory, and read the settings in it
+4. find the disk with the archive, unpack the archive into memory, and a pack in it, and read the settings in it
 5. set the network's address
 6. `adyton run` in a process of its own, which extends the workload register and proves what it is
 7. append what the run wrote to the disk for outputs
@@ -26,10 +26,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from adyton import pack_archive
 from adyton.errors import Error, RunError
 from adyton.image import guest_kernel, guest_settings
 from adyton.image.guest_settings import GuestSettings
 from adyton.image.plain_archive import BLOCK, Member, Reader, Writer
+from adyton.pack_archive import SUFFIX
 
 OUTPUT_MARK: Final = b"adyton-output/1\n"
 """How the first block of the disk for outputs begins before a run."""
@@ -149,6 +151,18 @@ def unpack(disk: Path, target: Path, limit_bytes: int) -> tuple[GuestSettings, d
     return settings, stamps
 
 
+def unpack_pack(settings: GuestSettings, folder: Path) -> dict[str, Stamp]:
+    """Unpack a pack (`adyton pack`) beside itself, where `adyton run` goes on. Each file's stamp, none for a manifest.
+
+    Raises FileFormatError, IntegrityError and StorageFailed.
+    """
+    if not settings.manifest.endswith(SUFFIX):
+        return {}
+    target = (folder / settings.manifest).with_suffix("")
+    pack_archive.unpack(folder / settings.manifest, target)
+    return {path.relative_to(folder).as_posix(): _stamp(path) for path in target.rglob("*") if path.is_file()}
+
+
 def new_files(folder: Path, before: Mapping[str, Stamp]) -> list[str]:
     """The files below a folder that are new or were written since, sorted by name."""
     found = []
@@ -225,6 +239,7 @@ def start() -> int:
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     settings, stamps = unpack(source, SHARE, int(memory * _UNPACKED_SHARE_OF_MEMORY))
+    stamps |= unpack_pack(settings, SHARE)
     Path("/run/adyton/hosts").write_text(settings.hosts_file(), encoding="ascii")
     Path("/run/adyton/resolv.conf").write_text(settings.resolver_file(), encoding="ascii")
     guest_kernel.bring_loopback_up()

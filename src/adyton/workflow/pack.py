@@ -20,9 +20,9 @@ from adyton.pfile.backing import RECOVERY_SUFFIX
 from adyton.pfile.layout import NODE_BYTES, parse_envelope
 from adyton.pfile.paths import normalise
 from adyton.runtime.gramine_backend import stem_of
-from adyton.runtime.identity import runtime_identity
 from adyton.sim.files import platform_directory
 from adyton.storage.trees import JOURNAL
+from adyton.workflow.guest_image import read_image, runtime_of
 
 if TYPE_CHECKING:
     from adyton.manifest.model import Manifest
@@ -61,18 +61,20 @@ def pack(
     *,
     system: bool = True,
     force: bool = False,
+    runtime: Path | None = None,
     home: Path | None = None,
     sim_platform: Path | None = None,
 ) -> Packed:
     """Write NAME.adyton: manifest, signature, trusted files and ciphertext, for `adyton run NAME.adyton` elsewhere.
 
     Call it in the folder where the manifest was built. Without `system` the files below /usr, /lib, /etc and their like
-    are left out: the other machine must have the same. It never holds a key: files in `home` and in `sim_platform` are
+    are left out: the other machine must have the same. `runtime` is the image.json of the guest image for which the
+    manifest was built. It never holds a key: files in `home` and in `sim_platform` are
     refused, and what lies in an encrypted mount without being encrypted is. Raises ManifestError, BadSignature,
     UsageError, NotProtectedFile, DigestMismatch, TargetExists and StorageFailed.
     """
     path = Path(manifest)
-    signed = read_signed(path, runtime_identity().digest)
+    signed = read_signed(path, runtime_of(None if runtime is None else read_image(runtime)).digest)
     target = check_target(path.with_suffix(SUFFIX) if target is None else Path(target), force=force)
     private = [os.path.realpath(folder) for folder in (home or default_home(), platform_directory(sim_platform))]
     found = {f"{WORK}/{each.name}": Item(f"{WORK}/{each.name}", each) for each in _own_files(path)}

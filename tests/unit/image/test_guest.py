@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from adyton.errors import MalformedManifest, RunError
+from adyton.errors import Error, MalformedManifest, RunError
 from adyton.image import guest
 from adyton.image.boot import new_output_disk, pack_inputs, unpack_outputs
 from adyton.image.guest_settings import MEMBER, GuestSettings
 from adyton.image.plain_archive import Member, Reader, Writer
+from adyton.pack_archive import Item, write_pack
 
 SETTINGS = GuestSettings("app.manifest", "tpm")
 
@@ -95,6 +97,25 @@ def test_files_go_in_and_new_ones_come_out(tmp_path: Path) -> None:
     assert unpack_outputs(out, back) == ["in/data", "out/result", guest.STATUS_MEMBER]
     assert (back / "out/result").read_bytes() == b"sealed"
     assert json.loads((back / guest.STATUS_MEMBER).read_text()) == {"exit_code": 3}
+
+
+def test_files_of_a_pack_do_not_come_out_again(tmp_path: Path) -> None:
+    """The pack is unpacked first, so that only what the program wrote is new. A manifest alone unpacks nothing."""
+    (inside := tmp_path / "inside").mkdir()
+    assert guest.unpack_pack(SETTINGS, inside) == {}
+    (tmp_path / "lib").write_bytes(b"library")
+    items = [Item("work/app.manifest", tmp_path / "lib"), Item("host/usr/lib/x.so", tmp_path / "lib")]
+    write_pack(inside / "app.adyton", items, manifest="app.manifest", folders=["work/out"], readme="x\n")
+    settings = replace(SETTINGS, manifest="app.adyton")
+    stamps = guest.unpack_pack(settings, inside)
+    assert "app/host/usr/lib/x.so" in stamps
+    (inside / "app/work/out/result").write_bytes(b"sealed")
+    assert guest.new_files(inside / "app", {name.removeprefix("app/"): value for name, value in stamps.items()}) == [
+        "work/out/result"
+    ]
+    (inside / "app.adyton").write_bytes(b"no pack")
+    with pytest.raises(Error):
+        guest.unpack_pack(settings, tmp_path / "inside")
 
 
 def archive(*members: tuple[str, bytes]) -> bytes:
