@@ -75,9 +75,9 @@ def test_root_of_a_tpm_counts_in_its_own_alternative_only() -> None:
     guest = machine.policy(tees=["tpm"])
     mine, other = machine.root_pin.hex(), "ab" * 32
     assert failed(judge(machine, policy={"any_of": [{**guest, "tpm_roots": [mine]}]})) == []
-    apart = {"any_of": [{**guest, "tpm_roots": [other]}, {"tees": ["tpm"], "tpm_roots": [mine]}]}
+    apart: dict[str, object] = {"any_of": [{**guest, "tpm_roots": [other]}, {"tees": ["tpm"], "tpm_roots": [mine]}]}
     assert failed(judge(machine, policy=apart)) == ["AK root: named"]
-    outer = {"tpm_roots": [mine], "any_of": [{**guest, "tpm_roots": [other]}]}
+    outer: dict[str, object] = {"tpm_roots": [mine], "any_of": [{**guest, "tpm_roots": [other]}]}
     assert failed(judge(machine, policy=outer)) == ["AK root: named"]
 
 
