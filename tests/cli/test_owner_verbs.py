@@ -330,6 +330,11 @@ def test_host_acpi_is_left_open_by_name_only(owner: tuple[Run, SimPlatform], tmp
         (("tdx", "--pcr7", "a1" * 32), {}, "--pcr7"),
         (("tpm", "--rtmr0", "a1" * 48), {}, "--rtmr0"),
         (("tdx", "--rtmr2", "a1" * 48), {}, "--rtmr2"),
+        (("tdx", "--paravisor", "a1" * 48), {}, "--paravisor"),
+        (("az-snp", "--paravisor", "a1" * 32), {}, "--paravisor"),
+        (("az-snp", "--paravisor", "00" * 48), {}, "--paravisor"),
+        (("az-snp",), {}, "paravisor"),
+        (("az-tdx",), {}, "paravisor"),
         (("tdx",), {"tdx": []}, "entries for tdx"),
         (("snp", "--allow-host-acpi"), {"snp": []}, "entries for snp"),
         (("snp", "--allow-host-acpi"), {"snp": covering()}, "launch digest"),
@@ -370,6 +375,22 @@ def test_rtmr0_of_ones_own_machine_completes_an_entry(owner: tuple[Run, SimPlatf
     assert status == 0, error
     (made,) = document(run("policy", "show", "--json")[1])["approvals"]
     assert (made["guest_images"][0]["rtmr0"], made.get("allowed")) == ("a1" * 48, None)
+
+
+@pytest.mark.parametrize("tee", ["az-snp", "az-tdx"])
+def test_paravisor_is_approved_with_the_guest_above_it(
+    owner: tuple[Run, SimPlatform], tmp_path: Path, tee: str
+) -> None:
+    """Both are named, and both are shown."""
+    run, _ = owner
+    image = image_of(tmp_path)
+    assert run("build", "app.manifest.template", "--no-cache", "--runtime", image)[0] == 0
+    words = ("--tee", tee, "--guest-image", image, "--paravisor", "a1" * 48)
+    status, out, error = run("approve", "app.manifest", "--key", "weights", *words)
+    assert status == 0, error
+    assert f"paravisor below it: {'a1' * 48}" in out
+    (made,) = document(run("policy", "show", "--json")[1])["approvals"]
+    assert (made["guests"], made["gaps"]) == (["a1" * 48], [])
 
 
 def test_policy_set_cannot_approve_for_snp(owner: tuple[Run, SimPlatform]) -> None:

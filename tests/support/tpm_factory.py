@@ -244,12 +244,18 @@ class AzureScenario:
             pcrs=self.tpm.pcrs(),
         )
 
+    @property
+    def paravisor(self) -> Measurement:
+        """The launch digest of what runs below the guest."""
+        return Measurement(bytes(self.snp.fields["measurement"]))
+
     def policy(self, **more: object) -> dict[str, object]:
         """A policy that accepts it, as plain data."""
         minimum = {"bootloader": 1, "tee": 0, "snp": 1, "microcode": 1}
         milan = {"accept_until": "2040-01-01", "reason": "a test"}
-        rules = {"tees": ["az-snp"], "min_tcb": {"Milan": minimum}, "snp": {"products": {"Milan": milan}}}
-        return self.tpm.policy() | rules | more
+        named = {"tees": ["az-snp"], "measurements": [self.paravisor.hex()]}
+        rules = {"min_tcb": {"Milan": minimum}, "snp": {"products": {"Milan": milan}}}
+        return self.tpm.policy() | named | rules | more
 
 
 def runtime_claims(ak_key: object, changed: dict[str, object] | None = None) -> bytes:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+_MAX_SERIAL_BYTES: Final = 32
+"""RFC 5280 allows 20. Some makers write one more, and nobody needs a number that Python refuses to print."""
 _NO_SPACE: Final = dict.fromkeys(map(ord, " \t\r\n"))
 FOREIGN: Final = (
     ValueError,
@@ -167,7 +169,7 @@ def _positions(raw: bytes, what: str) -> _Positions:
     tag, content, after = der.element(raw, at, tbs_end)
     if tag == der.VERSION:
         tag, content, after = der.element(raw, after, tbs_end)
-    if tag != der.INTEGER or content == after or raw[content] & 0x80:
+    if tag != der.INTEGER or not 1 <= after - content <= _MAX_SERIAL_BYTES or raw[content] & 0x80:
         raise _malformed(what, "a serial number that is none")
     spans = []
     next_at = after

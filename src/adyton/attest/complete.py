@@ -78,3 +78,10 @@ def complete(
             remedy="run a program with GPUs in a trust domain, or in a guest that a TPM measures",
         )
     return replace(report, devices=verify_devices(devices, nonce, now))
+
+
+def without_event_log(report: VerifiedReport) -> VerifiedReport:
+    """The same report without its event log, for whoever keeps many of them and does not look at the boot again."""
+    if not isinstance(report.evidence, TPMQuote | AzureEvidence):
+        return report
+    return replace(report, evidence=report.evidence.with_event_log(None))

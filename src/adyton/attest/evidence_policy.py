@@ -141,6 +141,11 @@ class Policy:
         own |= self.gpus.simulated_roots if self.gpus is not None else frozenset()
         return frozenset(own).union(*(inner.sim_roots for inner in self.any_of))
 
+    @property
+    def every_tpm_root(self) -> frozenset[Digest]:
+        """The roots of TPMs that it names, in its alternatives too. Each alternative accepts its own only."""
+        return self.tpm_roots.union(*(inner.every_tpm_root for inner in self.any_of))
+
     def alternatives(self) -> Iterator[Policy]:
         """The policies without alternatives that this one comes to."""
         if not self.any_of:

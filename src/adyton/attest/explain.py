@@ -84,6 +84,8 @@ _PROGRAM_CHECKS: Final = frozenset(
         "image id",
         "guest SVN",
         "boot applications",
+        "boot: named",
+        "paravisor: named",
         "event log",
         "PCR ",
     }

@@ -64,6 +64,14 @@ def approve(
         str | None,
         typer.Option(help="tpm, az-snp, az-tdx: the guest's PCR 7 (Secure Boot), to pin it, too.", show_default=False),
     ] = None,
+    paravisor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="az-snp, az-tdx: launch digest or MRTD of Microsoft's paravisor, which must run below the guest.",
+            metavar="HEX",
+            show_default=False,
+        ),
+    ] = None,
     allow_host_acpi: Annotated[
         bool,
         typer.Option(
@@ -133,6 +141,7 @@ def approve(
         rtmr2=rtmr2,
         guest_image=guest_image,
         pcr7=pcr7,
+        paravisors=paravisor or (),
         allow_host_acpi=allow_host_acpi,
         by_signer=by_signer,
         allow_debug=debug,
@@ -161,6 +170,8 @@ def show(approved: Approved) -> None:
     say(f"  {first.identity()}")
     for image in first.guest_images:
         say(f"  guest image ({image.kind}): {image}")
+    for below in first.guests:
+        say(f"  paravisor below it: {below}")
     say(f"  on {', '.join(first.tees)}; TCB {', '.join(first.tcb_statuses)}")
     if any(item.startswith("sim") for item in first.tees):
         note("  a simulated platform protects nothing from whoever runs it")

@@ -275,7 +275,7 @@ def evidence_policy(approval: Approval, kind: str | None) -> Policy:
 
     In a confidential machine the measurement is that of the guest image. TDX has the workload in RTMR3. SEV-SNP has no
     register for it. There the approved guest puts the manifest's hash into the report data. Each guest image is one
-    alternative, so registers of two images are never mixed.
+    alternative, so registers of two images are never mixed. In an Azure machine the measurement is the paravisor's.
     """
     images = tuple(guest.policy() for guest in approval.guest_images if guest.kind == kind)
     exemptions = tuple(
@@ -294,7 +294,7 @@ def evidence_policy(approval: Approval, kind: str | None) -> Policy:
         statuses=frozenset(TCBStatus(status) for status in approval.tcb_statuses),
         exemptions=exemptions,
         workloads=workloads,
-        measurements=frozenset(approval.guests) if kind is not None and not images else frozenset(),
+        measurements=frozenset(approval.guests) if kind == "tpm" or (kind is not None and not images) else frozenset(),
         any_of=images,
         signers=signers,
         allow_debug=approval.allow_debug,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from adyton.attest.complete import without_event_log
 from adyton.attest.sgx import SGXQuote
 from adyton.errors import Denied, Error, OutOfOrder, Unavailable
 from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
@@ -191,7 +192,7 @@ class Decisions:
         ticket = Ticket(
             denial=refusal.denial,
             platform=platform or "",
-            report=report,
+            report=without_event_log(report),
             key=denial.key,
             approvals=tuple(judged["approval"] for judged in detail["approvals"]),
             waits=bound and waits(detail),

@@ -38,18 +38,20 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     """Assess the evidence of a release or denial again. None where there is no readable evidence.
 
     The policy is that of the approval that granted it, or of the closest one, as it was then. Without an approval only
-    the platform is judged.
+    the platform is judged. So it is with GPUs in the evidence: their collateral is not kept, and the workload register
+    names them.
     """
     body = json.loads(entry.body)
     raw, kept = _artifact(view, body, "evidence"), _artifact(view, body, "collateral")
-    if raw is None or kept is None:
+    log = _artifact(view, body, "event_log")
+    if raw is None or kept is None or (log is None and "event_log" in body):
         return None
     try:
         document = json.loads(kept)
         collateral = _as_recorded(_collateral(document), body)
         evidence = parse_evidence(raw)
         if isinstance(evidence, TPMQuote | AzureEvidence):
-            evidence = evidence.with_event_log(_artifact(view, body, "event_log"))
+            evidence = evidence.with_event_log(log)
     except (Error, ValueError):
         return None
     tee = str(body.get("tee", ""))
@@ -60,7 +62,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     approval = _approval(view, body)
     at = moment(entry.at_ms)
     policy = _LOOKING if not tee else replace(_LOOKING, tees=frozenset({tee}))
-    if approval is not None:
+    if approval is not None and "devices" not in body:
         policy = evidence_policy(approval, confidential_kind(tee))
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
 

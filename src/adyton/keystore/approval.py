@@ -73,7 +73,8 @@ class Approval:
     The program is named either by `measurement`, or by `mrsigner` with `isv_prod_id` and `min_isv_svn`. `guest_images`
     are the fully pinned guests that a confidential machine may have booted. Without one nothing is released there,
     since the host could replace Adyton in the guest (`keystore.approval_gaps`). `guests` (MRTD, or SEV-SNP's launch
-    measurement) is the older form, which pins only the firmware. `raw_report_data` says that the manifest has
+    measurement) is the older form, which pins only the firmware; of an Azure machine it is the paravisor beside the
+    guest. `raw_report_data` says that the manifest has
     `adyton.insecure__raw_report_data`. `advisories` maps each accepted advisory to the end of its acceptance (None: no
     end). `evidence` holds further requirements on the platform, by the names of `attest.evidence_policy.Policy`: age of
     collateral, SEV-SNP's lowest versions (`min_tcb`), registers and attributes of a confidential machine, and others.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import MUST_COVER, confidential_kind
+from adyton.attest.policy.judge_boot import PARAVISOR_EXPECTED, names_id_key
 from adyton.check import Check
 from adyton.errors import UsageError
 from adyton.manifest.findings import RAW_REPORT_DATA, RAW_REPORT_DATA_TEES
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 GUEST_LINE: Final = "guest image"
 ROOT_LINE: Final = "root of the TPM"
+PARAVISOR_LINE: Final = "paravisor"
 SIGNER_LINE: Final = "identity of the program"
 RAW_LINE: Final = "report data of the program"
 
@@ -66,6 +69,18 @@ def lines(approval: Approval, tee: str) -> list[Check]:
         else:
             seen = "none"
         found.append(Check(GUEST_LINE, EXPECTED[kind], seen, pinned, REMEDY[kind]))
+    if tee in PARAVISOR_EXPECTED:
+        names = bool(approval.guests) or names_id_key(Policy.from_dict(approval.evidence).snp, tee)
+        found.append(
+            Check(
+                PARAVISOR_LINE,
+                PARAVISOR_EXPECTED[tee],
+                "named" if names else "none: anybody's software in its place could make up the TPM and all PCRs",
+                names,
+                "approve it with --paravisor HEX, the launch digest or MRTD of Microsoft's paravisor; for az-snp"
+                " snp.id_key_digests in --require FILE does, too",
+            )
+        )
     if tee == "tpm":
         found.append(
             Check(

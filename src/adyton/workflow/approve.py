@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adyton.attest.guest import TDXGuest, confidential_kind
+from adyton.attest.guest import REGISTER_BYTES, TDXGuest, confidential_kind
+from adyton.attest.policy.judge_boot import PARAVISOR_EXPECTED
 from adyton.dates import parse_end
 from adyton.errors import BadSignature, UsageError
 from adyton.image.guests import guests_of
@@ -77,6 +78,7 @@ def approve(
     rtmr2: str | None = None,
     guest_image: Path | None = None,
     pcr7: str | None = None,
+    paravisors: Sequence[str] = (),
     allow_host_acpi: bool = False,
     by_signer: bool = False,
     allow_debug: bool = False,
@@ -96,7 +98,8 @@ def approve(
     `allow` names each accepted finding that exposes the data. `notice` is called with every finding before anything is
     stored. `advisories` are ID, or ID=DATE with the end of the acceptance. `guest_image` is an image.json: its guests
     are approved, and the manifest must be built for the Adyton in it (`build(runtime=…)`). Where a TPM measures, `pcr7`
-    (hex) pins the state of Secure Boot, too. Without an image `guests` and the registers pin a TDX guest, in hex.
+    (hex) pins the state of Secure Boot, too. `paravisors` are the launch digests or MRTDs (hex) of an Azure machine's
+    paravisor, one of which must run below the guest. Without an image `guests` and the registers pin a TDX guest (hex).
     `allow_host_acpi` accepts that the host writes the guest's ACPI tables. Raises UsageError where a finding is not
     named, ManifestError and its subclasses, UnknownKey, and StoreError.
     """
@@ -118,6 +121,7 @@ def approve(
     registers = {name: Measurement.from_hex(value) for name, value in given.items() if value is not None}
     secure_boot = None if pcr7 is None else Digest.from_hex(pcr7)
     images = _guest_images(tees, image, registers, secure_boot, allow_host_acpi=allow_host_acpi)
+    below = _paravisors(tees, paravisors)
     uncovered = tuple(not_covered(signed.manifest))
     until_when: dict[str, datetime | None] = {}
     for written in advisories:
@@ -147,6 +151,7 @@ def approve(
                 version=label,
                 tees=tuple(dict.fromkeys(tees)),
                 measurement=None if by_signer else measurement,
+                guests=below,
                 guest_images=images,
                 mrsigner=signed.mrsigner if by_signer else None,
                 isv_prod_id=signed.manifest.sgx.isv_prod_id if by_signer else None,
@@ -294,6 +299,29 @@ def _guest_images(
             rtmr2=registers["rtmr2"],
         ),
     )
+
+
+def _paravisors(tees: Sequence[str], given: Sequence[str]) -> tuple[Measurement, ...]:
+    """What may run below the guest of an Azure machine. No other machine has a paravisor."""
+    found = tuple(dict.fromkeys(map(Measurement.from_hex, given)))
+    others = [tee for tee in tees if tee not in PARAVISOR_EXPECTED]
+    if found and others:
+        raise UsageError(
+            "--paravisor is for Azure's confidential machines",
+            check="--paravisor",
+            expected=f"--tee {' or '.join(PARAVISOR_EXPECTED)}, and no other",
+            seen=", ".join(others)[:160],
+            remedy="leave --paravisor out, or approve the Azure machine in a command of its own",
+        )
+    if any(len(item.raw) != REGISTER_BYTES or not any(item.raw) for item in found):
+        raise UsageError(
+            "this is no paravisor's measurement",
+            check="--paravisor",
+            expected=f"{2 * REGISTER_BYTES} hex digits, not zeros",
+            seen=", ".join(map(str, found))[:160],
+            remedy="take it from Microsoft, or from a machine that you checked: adyton verify shows it",
+        )
+    return found
 
 
 def _only_for_tpm(tees: Sequence[str]) -> UsageError:

@@ -158,7 +158,7 @@ def verify(
         wanted = bound
     _check_length(wanted, parsed)
     found = _collateral(parsed, collateral, home, now)
-    roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.tpm_roots)
+    roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.every_tpm_root)
     assessment = assess(parsed, found, roots, rules, now, report_data=wanted)
     return Verdict(assessment, None if assessment.report is None else _firmware(parsed, collateral, now))
 

@@ -283,6 +283,14 @@ def test_simulated_rim_does_not_vouch_for_a_real_device() -> None:
     _refused(world.judge(), BadChain, "driver RIM: same vendor as the device")
 
 
+def test_rim_under_another_simulated_root_does_not_vouch_for_a_device() -> None:
+    """A policy may name several simulated roots. Each of them speaks for its own devices."""
+    other = SimNVIDIA.create(NOW - timedelta(days=1))
+    world = GPUWorld(rims=[other.rim("HOPPER", DRIVER, DRIVER_INDEXES), other.rim("HOPPER", VBIOS, VBIOS_INDEXES)])
+    world.roots = replace(world.roots, sim=frozenset({vendor().root, other.root}))
+    _refused(world.judge(), BadChain, "driver RIM: same vendor as the device")
+
+
 def _expired() -> tuple[GPUWorld, SimNVIDIA]:
     """A world in which the RIMs' signer has expired, everything else is valid."""
     old = SimNVIDIA.create(NOW - timedelta(days=60), rim_valid_for=timedelta(days=30))

@@ -196,6 +196,28 @@ def test_command_line_that_was_added_is_refused() -> None:
     assert refused(scenario, policy(tpm=True, pcrs={"12": [ZEROS.hex()]})) == ["PCR 12"]
 
 
+def test_system_extension_that_was_added_is_refused() -> None:
+    """PCR 13 of a NitroTPM has the same rule as PCR 12."""
+    scenario = NitroScenario(tpm=True)
+    scenario.pcrs[13] = IMAGE
+    assert refused(scenario, policy(tpm=True)) == ["PCR 13"]
+    assert refused(scenario, policy(tpm=True, pcrs={"13": [IMAGE.hex()]})) == []
+
+
+def test_workload_alone_pins_no_boot() -> None:
+    """The host boots its own guest with a NitroTPM, and puts the approved workload into PCR 15."""
+    workload = Measurement(b"w" * 32)
+    scenario = NitroScenario(tpm=True)
+    scenario.pcrs[4] = b"\1" * 48
+    scenario.pcrs[15] = states(workload, bank="sha384")[2]
+    alone: dict[str, Any] = {"tees": ["nitrotpm"], "workloads": [workload.hex()]}
+    assert refused(scenario, Policy.from_dict(alone)) == ["boot: named"]
+    seven = Policy.from_dict(alone | {"pcrs": {"7": [IMAGE.hex()]}})
+    assert refused(scenario, seven) == ["boot: named"]
+    four = Policy.from_dict(alone | {"pcrs": {"4": [IMAGE.hex()]}})
+    assert refused(scenario, four) == ["PCR 4"]
+
+
 def test_pcr_that_the_policy_names_is_compared_and_must_be_there() -> None:
     """Another value, an absent register, and the one of two allowed values."""
     assert refused(NitroScenario(), policy(pcrs={"1": [ZEROS.hex()]})) == ["PCR 1"]

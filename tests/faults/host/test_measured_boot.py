@@ -19,6 +19,7 @@ from adyton.attest.bundle import EvidenceBundle
 from adyton.attest.certificates import parse_certificate
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import TPMGuest
+from adyton.attest.workload_register import workload_register
 from adyton.collateral.verifier import VerifiedEvidence
 from adyton.errors import StorageFailed
 from adyton.keyserver.service import KeyService
@@ -108,6 +109,7 @@ def booted(tmp_path: Path) -> Iterator[Callable[[TPMScenario], Case]]:
             world.approve(
                 signed,
                 tees=("az-snp",),
+                guests=(AzureScenario().paravisor,),
                 guest_images=(TPMGuest(boot_applications=(UKI, LINUX), pcr11=TPMScenario().pcrs()[11]),),
                 manifest_sha256=signed.manifest_sha256,
                 evidence={
@@ -157,6 +159,27 @@ def test_other_boot_gets_no_key(booted: Callable[[TPMScenario], Case], name: str
     )
     assert as_approved == (name in ("load-options", "system-extension"))
     case.refuse(request, case.quote(report_data), FAULTS[name].event_log())
+
+
+@pytest.mark.parametrize("paravisor", [True, False])
+def test_software_in_place_of_the_paravisor_gets_no_key(
+    booted: Callable[[TPMScenario], Case], *, paravisor: bool
+) -> None:
+    """The host starts its own guest on genuine hardware, which vouches for a key of its own.
+
+    With this key it signs the PCRs of the approved guest, for this very request. Only its launch digest gives it away.
+    """
+    case = booted(TPMScenario())
+    request, report_data = case.asked()
+    own = AzureScenario()
+    own.tpm.nonce = report_data
+    own.tpm.more[15] = workload_register(case.signed.measurement, bank="sha256")
+    if not paravisor:
+        own.snp.fields["measurement"] = hashlib.sha384(b"the host's own guest").digest()
+    if paravisor:  # nothing else refuses it
+        assert case.answered(request, own.body(), own.tpm.event_log()).granted is not None
+    else:
+        case.refuse(request, own.body(), own.tpm.event_log())
 
 
 def test_quote_of_another_request_gets_no_key(booted: Callable[[TPMScenario], Case]) -> None:

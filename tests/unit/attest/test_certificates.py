@@ -8,6 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
+from adyton.attest import der
 from adyton.attest.certificates import decode_crl, load_p256, parse_certificate, parse_chain, parse_crl, split_pem
 from adyton.errors import MalformedQuote
 from tests.support.amd_factory import SNPScenario
@@ -42,6 +43,30 @@ def test_certificate_with_negative_serial_number_is_refused() -> None:
     raw[at] |= 0x80
     with pytest.raises(MalformedQuote, match="serial"):
         parse_certificate(bytes(raw), "certificate")
+
+
+@pytest.mark.parametrize(("size", "taken"), [(21, True), (32, True), (33, False), (2000, False)])
+def test_certificate_with_a_serial_number_without_end_is_refused(size: int, *, taken: bool) -> None:
+    """A number of thousands of digits cannot be printed: the verdict over such a device would be a crash."""
+    raw = Scenario().root.build()
+    _, start, end = der.element(raw, 0, len(raw))
+    _, tbs_start, tbs_end = der.element(raw, start, end)
+    _, _, after_version = der.element(raw, tbs_start, tbs_end)
+    _, _, after_serial = der.element(raw, after_version, tbs_end)
+    number = _element(der.INTEGER, b"\x11" * size)
+    tbs = _element(der.SEQUENCE, raw[tbs_start:after_version] + number + raw[after_serial:tbs_end])
+    changed = _element(der.SEQUENCE, tbs + raw[tbs_end:end])
+    if taken:
+        assert parse_certificate(changed, "certificate").serial == int.from_bytes(b"\x11" * size, "big")
+        return
+    with pytest.raises(MalformedQuote, match="serial"):
+        parse_certificate(changed, "certificate")
+
+
+def _element(tag: int, content: bytes) -> bytes:
+    """One element of DER with a length of two bytes, or of one."""
+    size = len(content)
+    return bytes((tag, size)) + content if size < 128 else bytes((tag, 0x82)) + size.to_bytes(2, "big") + content
 
 
 def test_certificate_with_an_authority_serial_that_is_none_is_refused() -> None:

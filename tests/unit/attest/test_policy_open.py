@@ -42,6 +42,7 @@ def test_policy_that_leaves_nothing_open_has_no_line() -> None:
 
 
 EXEMPTION = {"name": "INTEL-SA-00615", "owner": "alice", "until": "2027-01-31"}
+RIM_EXEMPTION = {"sha256": "ab" * 32, "owner": "alice", "until": "2027-01-31"}
 SWITCHES = {"platform_info": {"require": ["alias_check", "ciphertext_hiding", "rapl_off"], "forbid": ["smt"]}}
 SWITCHES |= {"guest_policy": {"require": ["page_swap_off"]}}
 
@@ -53,6 +54,14 @@ SWITCHES |= {"guest_policy": {"require": ["page_swap_off"]}}
         ({"any_program": True}, "critical", "any_program"),
         ({"allow_missing_report_data": True}, "critical", "allow_missing_report_data"),
         ({"tees": ["sgx", "sim:" + "ab" * 32]}, "critical", "tees"),
+        ({"tees": ["sgx", "sim-tpm:" + "ab" * 32]}, "critical", "tees"),
+        ({"tees": ["sgx", "tpm"]}, "critical", "tees: tpm"),
+        ({"tees": ["az-snp"], "allow_missing_crl": True}, "high", "allow_missing_crl"),
+        ({"tees": ["az-tdx"], "allow_sept_ve": True}, "high", "allow_sept_ve"),
+        ({"gpus": {"simulated_roots": ["ab" * 32]}}, "critical", "gpus.simulated_roots"),
+        ({"gpus": {"allow_devtools": True}}, "critical", "gpus.allow_devtools"),
+        ({"gpus": {"allow_missing_ocsp": True}}, "high", "gpus.allow_missing_ocsp"),
+        ({"gpus": {"rim_exemptions": [RIM_EXEMPTION]}}, "medium", "gpus.rim_exemptions"),
         ({"rtmr1": None}, "critical", "rtmr0, rtmr1, rtmr2"),
         ({"measurements": ["11" * 48]}, "high", "measurements"),
         (
@@ -145,6 +154,9 @@ def test_policy_that_accepts_nothing_is_told_so() -> None:
     assert accepts_nothing(Policy())
     assert accepts_nothing(Policy.from_dict({"tees": ["sgx"]}))
     assert not accepts_nothing(Policy.from_dict(CLOSED))
+    enclave = {"pcrs": {"0": ["11" * 48]}}
+    assert not accepts_nothing(Policy.from_dict({"tees": ["nitro"], **enclave}))
+    assert accepts_nothing(Policy.from_dict({"tees": ["nitrotpm"], **enclave}))
 
 
 def test_attacks_that_no_evidence_excludes_are_named_by_tee() -> None:
@@ -155,3 +167,4 @@ def test_attacks_that_no_evidence_excludes_are_named_by_tee() -> None:
     assert "STALEUS" not in sgx
     assert {"STALEUS", "Fabricked", "MilanLaunchy and BadFuse", "DDRop (physical)"} <= set(snp)
     assert "RMPocalypse" not in snp
+    assert never_excluded(Policy.from_dict({"tees": ["az-snp"]})) == snp

@@ -15,9 +15,11 @@ import pytest
 from adyton.attest.bundle import DevicePart, EvidenceBundle, devices_bytes, gpu_nonce
 from adyton.attest.devices import Device, device_digest
 from adyton.attest.guest import TPMGuest
+from adyton.attest.tpm.document import TPMQuote
 from adyton.attest.tpm.pcr_policy import CALLING, SEPARATOR
 from adyton.attest.workload_register import workload_register
 from adyton.errors import Mismatch
+from adyton.keyserver.refused_programs import Explainer, Ticket
 from adyton.keyserver.replay import replay
 from adyton.keyserver.service import KeyService
 from adyton.keyserver.stages import Answered
@@ -227,6 +229,17 @@ def test_log_that_is_missing_or_of_another_boot_is_refused(world: World, log: by
     """The quote is genuine each time."""
     assert boot(world, log=log, machine=TPMScenario()).refusal is not None
     assert "release" not in world.kinds()
+
+
+def test_refusal_that_waits_for_its_explanation_holds_no_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of them may wait, and a log has a quarter of a megabyte."""
+    tickets: list[Ticket] = []
+    monkeypatch.setattr(Explainer, "expect", lambda _self, ticket: tickets.append(ticket))
+    machine = TPMScenario()
+    assert boot(world, log=machine.event_log(), machine=machine, pcr7=b"\1" * 32).refusal is not None
+    (ticket,) = tickets
+    assert isinstance(ticket.report.evidence, TPMQuote)
+    assert ticket.report.evidence.event_log is None
 
 
 def test_secure_boot_state_that_was_named_is_compared(world: World) -> None:

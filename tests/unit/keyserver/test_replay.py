@@ -15,8 +15,8 @@ from adyton.values import Measurement
 from tests.support.evidence_factory import MRENCLAVE, NOW, REPORT_DATA, Scenario
 
 
-def judged_again(channel: str | None, *, approved: bool = True, bound: bool = True) -> bool:
-    """Whether a recorded decision over an approval that asks for the early channel is accepted again."""
+def judged_again(channel: str | None, *, approved: bool = True, bound: bool = True, **more: str) -> bool | None:
+    """Whether a decision by an approval with the early channel is accepted again. None: it cannot be judged."""
     built = Scenario(simulated=True).built()
     tee = f"sim:{next(iter(built.roots.sim))}"
     approval = Approval(
@@ -33,11 +33,11 @@ def judged_again(channel: str | None, *, approved: bool = True, bound: bool = Tr
     body |= {"report_data": REPORT_DATA.hex()} if bound else {}
     body |= {"keys": [{"approval": "a-1", "revision": 1}]} if approved else {}
     body["platform"] |= {"tcb_channel": channel} if channel else {}
+    body |= more
     view = SimpleNamespace(artifact=kept.get, revision=lambda _id, _revision: approval)
     entry = SimpleNamespace(body=json.dumps(body), at_ms=int(NOW.timestamp() * 1000))
     found = replay(cast("Any", view), cast("Any", entry))
-    assert found is not None
-    return found.verdict == "accepted"
+    return None if found is None else found.verdict == "accepted"
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,14 @@ def test_replay_takes_the_channel_from_the_record(channel: str | None, accepted:
 def test_replay_without_approval_looks_at_the_platform_only() -> None:
     """What asked for nothing in particular has no report data to compare, and is still looked at."""
     assert judged_again(None, approved=False, bound=False)
+
+
+def test_replay_with_gpus_looks_at_the_platform_only() -> None:
+    """Their collateral is not kept, so nobody can say again which workload register is right."""
+    assert judged_again("standard") is False
+    assert judged_again("standard", devices="00" * 32)
+
+
+def test_replay_without_the_log_that_was_kept_says_nothing() -> None:
+    """Whoever removed it from the database gets no verdict over a boot without a log."""
+    assert judged_again("early", event_log="00" * 32) is None

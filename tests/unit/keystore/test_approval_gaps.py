@@ -72,8 +72,18 @@ TPM_GUEST = TPMGuest(boot_applications=(b"u" * 32, b"k" * 32), pcr11=b"s" * 32)
 @pytest.mark.parametrize("tee", ["az-snp", "az-tdx", "sim-tpm:" + "ab" * 32])
 def test_machine_that_a_tpm_measures_takes_a_guest_of_its_kind(tee: str) -> None:
     """Neither another kind of guest, nor none."""
-    assert gaps(_approval(tees=(tee,), guest_images=(TPM_GUEST,))) == ()
-    assert [gap.name for _, gap in gaps(_approval(tees=(tee,), guest_images=(simulated_guest(),)))] == ["guest image"]
+    assert gaps(_approval(tees=(tee,), guests=(GUEST,), guest_images=(TPM_GUEST,))) == ()
+    wrong = _approval(tees=(tee,), guests=(GUEST,), guest_images=(simulated_guest(),))
+    assert [gap.name for _, gap in gaps(wrong)] == ["guest image"]
+
+
+@pytest.mark.parametrize("tee", ["az-snp", "az-tdx"])
+def test_azure_machine_without_a_named_paravisor_is_a_gap(tee: str) -> None:
+    """Whatever runs in its place makes up the TPM. Who signed it says enough on SEV-SNP only, and zeros nowhere."""
+    for digest, named in ((b"", False), (bytes(48), False), (b"k" * 48, tee == "az-snp")):
+        evidence = {"snp": {"id_key_digests": [digest.hex()]}} if digest else {}
+        found = gaps(_approval(tees=(tee,), guest_images=(TPM_GUEST,), evidence=evidence))
+        assert [gap.name for _, gap in found] == ([] if named else ["paravisor"])
 
 
 def test_bare_tpm_is_a_gap() -> None:

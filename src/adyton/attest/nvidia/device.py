@@ -398,9 +398,11 @@ def _check_rim(
     simulated = check_signers(checks, rim, roots)
     checks.require(
         f"{source} RIM: same vendor as the device",
-        device.chain is not None and simulated == device.chain.simulated,
+        device.chain is not None
+        and simulated == device.chain.simulated
+        and (not simulated or rim.chain[-1].fingerprint == device.chain.root),
         expected="NVIDIA for both, or one simulated root for both",
-        seen="a simulated RIM" if simulated else "NVIDIA's RIM for a simulated device",
+        seen="a RIM under another simulated root" if simulated else "NVIDIA's RIM for a simulated device",
         error=BadChain,
     )
     checks.require(

@@ -15,7 +15,31 @@ if TYPE_CHECKING:
     from adyton.attest.policy.judgement import Judgement
     from adyton.attest.report import VerifiedReport
 
+BOOT_PCR: Final = 4
 _ZEROS: Final = bytes(PCR_BYTES)
+_ADDED: Final = {12: "more command line and credentials", 13: "system extensions beside it"}
+"""PCRs of what systemd's stub adds to an image. PCR 4 and 11 stay as they are."""
+
+
+def _judge_boot(to: Judgement, document: NitroDocument, policy: Policy) -> None:
+    """A NitroTPM: the boot is named, and nothing lies beside it. Whatever boots can put any workload into PCR 15."""
+    to.require(
+        "boot: named",
+        bool(policy.measurements) or BOOT_PCR in policy.pcrs or policy.any_program,
+        expected=f"a policy that names PCR {BOOT_PCR}, what the firmware started",
+        seen="none: another guest could put the same workload into PCR 15",
+        remedy=f"name PCR {BOOT_PCR} in the policy's pcrs or measurements, from an image that you built or checked",
+    )
+    for number, added in _ADDED.items():
+        if number not in policy.pcrs:
+            value = document.pcrs.get(number)
+            to.require(
+                f"PCR {number}",
+                value == _ZEROS,
+                expected=f"zeros: no {added}",
+                seen="absent" if value is None else value,
+                remedy=f"start the image without {added}, or name the value in the policy's pcrs",
+            )
 
 
 def judge_nitro(to: Judgement, document: NitroDocument, report: VerifiedReport, policy: Policy, now: datetime) -> None:
@@ -29,15 +53,8 @@ def judge_nitro(to: Judgement, document: NitroDocument, report: VerifiedReport, 
             remedy="start the enclave without --debug-mode: its parent machine reads its console, and nothing"
             " tells which program runs",
         )
-    elif 12 not in policy.pcrs:
-        value = document.pcrs.get(12)
-        to.require(
-            "PCR 12",
-            value == _ZEROS,
-            expected="zeros: nothing was added to the kernel's command line",
-            seen="absent" if value is None else value,
-            remedy="start the image without more command line and credentials, or name the value in the policy's pcrs",
-        )
+    else:
+        _judge_boot(to, document, policy)
     if policy.boot_applications:
         to.require(
             "boot applications",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
+from adyton.attest.nitro.verify import PROGRAM_PCR
 from adyton.attest.policy.attacks import ATTACKS, Floor
 from adyton.attest.policy.judge_amd import FORGEABLE
 from adyton.attest.policy.profile import STRICT_2026, floors_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from adyton.attest.evidence_policy import Policy
+    from adyton.attest.nvidia.gpu_policy import GPUPolicy
 
 Danger = Literal["critical", "high", "medium", "low"]
 
@@ -56,13 +58,17 @@ def left_open(policy: Policy, now: datetime) -> tuple[Open, ...]:
 
 def accepts_nothing(policy: Policy) -> bool:
     """Whether no evidence at all can meet it: no TEE or no program is named in any alternative."""
-    return not any(item.tees and (item.names_program or item.any_program) for item in policy.alternatives())
+    return not any(
+        item.tees
+        and (item.names_program or item.any_program or any(PROGRAM_PCR.get(tee) in item.pcrs for tee in item.tees))
+        for item in policy.alternatives()
+    )
 
 
 def never_excluded(policy: Policy) -> tuple[str, ...]:
     """The attacks on the policy's TEEs that no evidence can exclude: physical ones, and those without a number."""
     kinds = {tee.partition(":")[0].removeprefix("sim-") for item in policy.alternatives() for tee in item.tees}
-    kinds = {"sgx" if kind == "sim" else kind for kind in kinds}
+    kinds = {"sgx" if kind == "sim" else kind.removeprefix("az-") for kind in kinds}
     return tuple(
         f"{attack.name} (physical)" if attack.physical else attack.name
         for attack in ATTACKS
@@ -75,10 +81,13 @@ def _of(policy: Policy, now: datetime) -> Iterator[Open]:
     yield from _of_program(policy, kinds)
     yield from _of_dates(policy, now)
     yield from _of_machines(policy)
-    if kinds & {"sgx", "tdx", "sim", "sim-tdx"}:
-        yield from _of_intel(policy, kinds)
-    if "snp" in kinds:
+    hardware = {kind.removeprefix("az-") for kind in kinds}
+    if hardware & {"sgx", "tdx", "sim", "sim-tdx"}:
+        yield from _of_intel(policy, hardware)
+    if "snp" in hardware:
         yield from _of_amd(policy)
+    if policy.gpus is not None:
+        yield from _of_gpus(policy.gpus, now)
 
 
 def _of_program(policy: Policy, kinds: set[str]) -> Iterator[Open]:
@@ -90,7 +99,10 @@ def _of_program(policy: Policy, kinds: set[str]) -> Iterator[Open]:
     if policy.allow_missing_report_data:
         means = "evidence that somebody copied is accepted where nobody says what it must be bound to"
         yield Open("critical", "allow_missing_report_data", means, "leave it out, and give the report data")
-    if kinds & {"sim", "sim-tdx"}:
+    if "tpm" in kinds:
+        means = "a TPM encrypts no memory: whoever runs the machine can read the program's"
+        yield Open("critical", "tees: tpm", means, "name a TEE that encrypts memory: tdx, snp, sgx")
+    if any(kind.startswith("sim") for kind in kinds):
         means = "a simulated platform protects nothing: whoever reads its folder has its keys"
         yield Open("critical", "tees", means, "name only hardware: sgx, tdx, snp")
     registers = [name for name in ("rtmr0", "rtmr1", "rtmr2") if not getattr(policy, name)]
@@ -144,6 +156,24 @@ def _of_machines(policy: Policy) -> Iterator[Open]:
     if policy.profile is None:
         means = "no published attack is weighed in the verdict, and no floor of 2026 is asked for"
         yield Open("medium", "profile", means, f'profile = "{STRICT_2026}"')
+
+
+def _of_gpus(gpus: GPUPolicy, now: datetime) -> Iterator[Open]:
+    if gpus.simulated_roots:
+        means = "a simulated GPU protects nothing: whoever reads its folder has its keys"
+        yield Open("critical", "gpus.simulated_roots", means, "leave it out")
+    if gpus.allow_devtools:
+        means = "GPUs are accepted whose firmware nobody vouches for, and whose memory debuggers can read"
+        yield Open("critical", "gpus.allow_devtools", means, "leave it out")
+    if gpus.allow_missing_ocsp:
+        means = "GPUs and reference values whose certificates NVIDIA revoked are still accepted"
+        yield Open(
+            "high", "gpus.allow_missing_ocsp", means, "leave it out, and fetch the answers: collateral fetch --gpu"
+        )
+    for item in gpus.rim_exemptions:
+        if not is_over(item.until, now):
+            means = f"{item.owner} answers until {item.until:%Y-%m-%d} for reference values whose signer has expired"
+            yield Open("medium", "gpus.rim_exemptions", means, "end it as soon as NVIDIA has signed them again")
 
 
 def _of_intel(policy: Policy, kinds: set[str]) -> Iterator[Open]:

@@ -144,6 +144,39 @@ FAULTS: dict[str, tuple[Callable[[AzureScenario], None], list[str]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({}, ["paravisor: named"]),
+        ({"snp": {"id_key_digests": ["00" * 48]}}, ["paravisor: named"]),
+        ({"snp": {"family_ids": ["00" * 16]}}, ["paravisor: named"]),
+        ({"snp": {"id_key_digests": ["ab" * 48]}}, ["id key"]),
+        ({"measurements": ["ab" * 48]}, ["measurement"]),
+    ],
+)
+def test_paravisor_that_nobody_names_is_refused(more: dict[str, Any], names: list[str]) -> None:
+    """Any guest at VMPL 0 can make such a report, and sign any PCRs. Zeros are the id key of whoever signed nothing."""
+    machine = AzureScenario()
+    policy: dict[str, Any] = machine.policy()
+    del policy["measurements"]
+    evidence = parse_evidence(machine.body())
+    assert isinstance(evidence, AzureEvidence)
+    built = machine.snp.built()
+    rules = Policy.from_dict({**policy, **more, "snp": policy["snp"] | more.get("snp", {})})
+    with_log = evidence.with_event_log(machine.tpm.event_log())
+    found = assess(with_log, built.collateral, built.roots, rules, built.now, report_data=NONCE)
+    assert failed(found) == names
+    assert "which program?     NO" in to_text(found)
+
+
+def test_paravisor_is_named_by_the_key_that_signed_it() -> None:
+    """Its launch digest changes often, the key of its maker does not."""
+    machine = AzureScenario()
+    machine.snp.fields["id_key_digest"] = b"k" * 48
+    snp: Any = machine.policy()["snp"]
+    assert failed(judge(machine, measurements=[], snp=snp | {"id_key_digests": [(b"k" * 48).hex()]})) == []
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_faulty_evidence_is_refused_by_its_own_check(name: str) -> None:
     """One fault, one check."""
@@ -253,8 +286,19 @@ def test_trust_domain_below_a_paravisor_is_accepted_and_bound() -> None:
     evidence = parse_evidence(body)
     assert isinstance(evidence, AzureEvidence)
     tpm = TPMScenario(ak_key=rsa_key("hcl-ak"))
-    rules = Policy.from_dict(tpm.policy(tees=["az-tdx"]))
     with_log = evidence.with_event_log(tpm.event_log())
+
+    def rules_for(**more: object) -> Policy:
+        return Policy.from_dict(tpm.policy(tees=["az-tdx"], **more))
+
+    for policy, names in (
+        (rules_for(), ["paravisor: named"]),
+        (rules_for(snp={"id_key_digests": ["ab" * 48]}), ["paravisor: named"]),
+        (rules_for(measurements=["ab" * 48]), ["measurement"]),
+    ):
+        assert failed(assess(with_log, built.collateral, built.roots, policy, built.now, report_data=NONCE)) == names
+    assert isinstance(evidence.hardware, TDXQuote)
+    rules = rules_for(measurements=[evidence.hardware.report.mrtd.hex()])
     found = assess(with_log, built.collateral, built.roots, rules, built.now, report_data=NONCE)
     assert failed(found) == []
     assert to_dict(found)["tee"] == "az-tdx"

@@ -38,7 +38,7 @@ def judge(
     """Verify and appraise."""
     evidence = parse_evidence(machine.built() if document is None else document)
     rules = Policy.from_dict(machine.policy() if policy is None else policy)
-    trusted = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.tpm_roots) if roots is None else roots
+    trusted = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.every_tpm_root) if roots is None else roots
     return assess(evidence, NoCollateral(), trusted, rules, NOW, report_data=nonce)
 
 
@@ -67,6 +67,18 @@ def test_quote_under_a_named_root_is_of_a_tpm() -> None:
     found = judge(machine, policy=policy)
     assert failed(found) == []
     assert to_dict(found)["tee"] == "tpm"
+
+
+def test_root_of_a_tpm_counts_in_its_own_alternative_only() -> None:
+    """One alternative names the root, the other the guest: neither accepts that guest under that root."""
+    machine = TPMScenario()
+    guest = machine.policy(tees=["tpm"])
+    mine, other = machine.root_pin.hex(), "ab" * 32
+    assert failed(judge(machine, policy={"any_of": [{**guest, "tpm_roots": [mine]}]})) == []
+    apart: dict[str, object] = {"any_of": [{**guest, "tpm_roots": [other]}, {"tees": ["tpm"], "tpm_roots": [mine]}]}
+    assert failed(judge(machine, policy=apart)) == ["AK root: named"]
+    outer: dict[str, object] = {"tpm_roots": [mine], "any_of": [{**guest, "tpm_roots": [other]}]}
+    assert failed(judge(machine, policy=outer)) == ["AK root: named"]
 
 
 def test_document_is_written_as_it_was_read() -> None:
