@@ -34,8 +34,6 @@ SERVER = '''\
 
 import http.server
 import sys
-import threading
-import urllib.request
 
 with open("input/model.txt", encoding="utf-8") as file:
     model = file.read().splitlines()
@@ -57,9 +55,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
-if sys.argv[2] == "look":
-    threading.Timer(1, server.shutdown).start()
-    threading.Thread(target=urllib.request.urlopen, args=(f"http://127.0.0.1:{server.server_port}/", b"0")).start()
 server.serve_forever()
 '''
 
@@ -126,31 +121,31 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         (owner.folder / "input").mkdir()
         (owner.folder / "input" / "model.txt").write_text(WEIGHTS)
         (owner.folder / "serve.py").write_text(SERVER)
-        owner.adyton("new", "--key", KEY, "serve.py", "0", "look")
-        template = owner.folder / "serve.manifest.template"
+        inside = str(free_port())
+        owner.adyton("new", "--key", KEY, "--name", "api", "--serve", inside, "serve.py", inside)
+        template = owner.folder / "api.manifest.template"
         port = free_port()
-        text, count = re.subn(r'"0", "look"', '"8000", "serve"', template.read_text())
-        assert count == 1
-        text += f'\n[[adyton.ingress]]\nname = "api"\nlisten = "127.0.0.1:{port}"\ntarget = "127.0.0.1:8000"\n'
-        template.write_text(text)
+        text = template.read_text()
+        assert 'listen = "0.0.0.0:8443"' in text
+        template.write_text(text.replace('"0.0.0.0:8443"', f'"127.0.0.1:{port}"'))
         root = cloud.adyton("platform", "new", world.platform, "--json").document["root_fingerprint"]
         owner.adyton("init")
         owner.adyton("key", "new", KEY)
         owner.adyton("encrypt", "input", "-o", "encrypted/input", "--key", KEY)
         built = owner.adyton("build", template.name, "--json").document
-        approved = owner.adyton("approve", "serve.manifest", "--key", KEY, "--tee", f"sim:{root}", "--json").document
+        approved = owner.adyton("approve", "api.manifest", "--key", KEY, "--tee", f"sim:{root}", "--json").document
         assert "what clients send through the ingress api" in approved["not_covered"]
         collateral = folder / "collateral.json"
         cloud.adyton("platform", "export", world.platform, "-o", collateral)
         owner.adyton("collateral", "import", "--root", root, collateral)
         ready = owner.folder / "ready.json"
         server = owner.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)["adyton"]
-        for path in owner.folder.glob("serve.*"):
+        for path in (*owner.folder.glob("api.*"), owner.folder / "serve.py"):
             shutil.copy(path, cloud.folder)
         policy = folder / "api.toml"
         policy.write_text(f'tees = ["sim:{root}"]\nmeasurements = ["{built["measurement"]}"]\n')
         process = subprocess.Popen(
-            [sys.executable, "-m", "adyton", "run", "serve.manifest", "--tee", "sim", "--key-server", server],
+            [sys.executable, "-m", "adyton", "run", "api.manifest", "--tee", "sim", "--key-server", server],
             cwd=cloud.folder,
             env=cloud.environment(),
             stdin=subprocess.DEVNULL,

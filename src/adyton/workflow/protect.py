@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from adyton.errors import UsageError
 from adyton.keystore.home import default_home
 from adyton.keystore.names import check_name
 from adyton.sim.files import platform_directory
@@ -125,6 +126,8 @@ def protect(
     force: bool = False,
     allow: Sequence[str] = (),
     pack_to: str | Path | None = None,
+    serve: int | None = None,
+    watch: float | None = None,
     home: Path | None = None,
     sim_platform: Path | None = None,
     notice: Notice = unheard,
@@ -138,6 +141,7 @@ def protect(
     builds and signs the manifest, and approves it for the key. All of it happens in the current folder. `tee` is where
     it may run: sgx, tdx, snp, sim:FINGERPRINT, or sim for a simulated platform on this machine, made if there is none.
     `script` and `python` are as for `new`.
+    `serve` and `watch` are as for `new`: the program is a server, and its clients reach it through an ingress.
     `pack_to` is a file NAME.adyton to write the program into, as `adyton pack` does.
     `allow` names each finding that exposes the data and is accepted. `begun` is called with each step's command, and
     `ended` with its result. Raises what the steps raise; what they made until then stays.
@@ -145,6 +149,14 @@ def protect(
     program = find_program(script, arguments, python=python)
     name = check_name(name or program.name, "--name")
     check_name(key)
+    if serve is not None and tee == "sgx":
+        raise UsageError(
+            "no keeper stands beside a program under sgx that could prove its connections",
+            check="--serve",
+            expected="another --tee, such as tdx or snp",
+            seen=tee,
+            remedy="protect it for a confidential machine",
+        )
     packed = None if pack_to is None else check_target(Path(pack_to), force=force)
     steps = _Steps(begun, ended)
     mine = () if home is None else ("--home", str(home))
@@ -157,9 +169,11 @@ def protect(
         steps.end(new_key(key, home=home))
     approved_on = _simulated(steps, platform_directory(sim_platform), home) if tee == "sim" else tee
 
+    served = [] if serve is None else ["--serve", str(serve)]
+    served += [] if watch is None else ["--watch", f"{watch:g}"]
     named = () if program.python is None else ("--python", program.python)
-    steps.begin("new", *again, "--name", name, "--key", key, *named, *program.words)
-    proposed = new(*program.words, name=name, key=key, python=program.python, force=force)
+    steps.begin("new", *again, "--name", name, "--key", key, *named, *served, *program.words)
+    proposed = new(*program.words, name=name, key=key, python=program.python, force=force, serve=serve, watch=watch)
     steps.end(proposed)
     for mount in proposed.data:
         if mount.is_input:
