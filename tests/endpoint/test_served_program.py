@@ -143,7 +143,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         for path in (*owner.folder.glob("api.*"), owner.folder / "serve.py"):
             shutil.copy(path, cloud.folder)
         policy = folder / "api.toml"
-        policy.write_text(f'tees = ["sim:{root}"]\nmeasurements = ["{built["measurement"]}"]\n')
+        printed = owner.adyton("connect", "--print-policy", "api.manifest", "--tee", f"sim:{root}").out
+        assert built["measurement"] in printed
+        policy.write_text(printed)
         process = subprocess.Popen(
             [sys.executable, "-m", "adyton", "run", "api.manifest", "--tee", "sim", "--key-server", server],
             cwd=cloud.folder,
@@ -238,10 +240,10 @@ def test_many_requests_over_one_door(service: Service) -> None:
 def test_other_program_is_refused(service: Service) -> None:
     """A client whose policy names another program gets the reason and exit code 95, and nothing is sent."""
     policy = service.client.folder / "other.toml"
-    policy.write_text(re.sub(r'measurements = \["..', 'measurements = ["00', service.policy.read_text()))
+    policy.write_text(re.sub(r'(workloads = \[\s*)"..', r'\1"00', service.policy.read_text()))
     ended = service.once("curl", "-sS", "http://{addr}/", policy=policy)
     assert ended.status == 95, ended
-    assert "measurement" in ended.err
+    assert "workload" in ended.err
 
 
 def test_bytes_altered_on_the_way_are_refused(service: Service) -> None:

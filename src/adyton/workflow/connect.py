@@ -20,10 +20,12 @@ from adyton.endpoint.dial import Dialler, Proved, Proxy
 from adyton.endpoint.hello import is_ingress_name
 from adyton.endpoint.local_door import LocalDoor
 from adyton.endpoint.pool import Pool
-from adyton.errors import Error, UsageError
-from adyton.workflow.verify import verify
+from adyton.errors import Error, Mismatch, UsageError
+from adyton.values import Digest
+from adyton.workflow.verify import read_policy, verify
 
 if TYPE_CHECKING:
+    from adyton.attest.appraise import Claims
     from adyton.attest.evidence_policy import Policy
     from adyton.endpoint.hello import Answer
 
@@ -59,6 +61,7 @@ def connect(
     listen: str = "127.0.0.1:0",
     tcp: bool = False,
     name: str | None = None,
+    manifest_sha256: str | None = None,
     collateral: Sequence[str | Path] = (),
     home: Path | None = None,
     ready_file: Path | None = None,
@@ -68,14 +71,17 @@ def connect(
 ) -> int:
     """Serve local programs at `listen` (loopback or `unix:PATH`) until SIGINT or SIGTERM, or until `command` has ended.
 
-    The endpoint is verified before anything listens, and again on each new connection. `name` is the ingress that is
-    meant. `command` is run with `{addr}` replaced by the local address. Returns its exit status, else 0. Raises
-    EvidenceError where the endpoint is refused, Unavailable where it cannot be reached or checked, and UsageError.
+    The endpoint is verified before anything listens, and again on each new connection. The policy is read once, and
+    collateral each time, so that it can be renewed. `name` is the ingress that is meant. `manifest_sha256` (hex) is the
+    hash of the program's manifest. SEV-SNP needs it, since evidence there names the machine only. `command` is run with
+    `{addr}` replaced by the local address. Returns its exit status, else 0. Raises EvidenceError where the endpoint is
+    refused, Unavailable where it cannot be reached or checked, and UsageError.
     """
     if name is not None and not is_ingress_name(name):
         raise UsageError("this is no name of an ingress", check="--name", expected="a-z, 0-9, inner hyphens", seen=name)
-    judge = partial(_judge, policy, collateral, home)
-    dialler = Dialler(parse_address(target, "endpoint"), judge, name, _proxy(os.environ))
+    pinned = None if manifest_sha256 is None else Digest.from_hex(manifest_sha256).raw
+    judge = partial(_judge, read_policy(policy), collateral, home, pinned is not None)
+    dialler = Dialler(parse_address(target, "endpoint"), judge, name, pinned, _proxy(os.environ))
     door = LocalDoor(listen, tcp)
     return asyncio.run(_serve(dialler, door, ready_file, command, connected, refused))
 
@@ -86,18 +92,53 @@ def _proxy(environment: Mapping[str, str]) -> Proxy | None:
 
 
 async def _judge(
-    policy: Policy | Mapping[str, Any] | str | Path,
+    policy: Policy,
     collateral: Sequence[str | Path],
     home: Path | None,
+    knows_manifest: bool,
     answer: Answer,
     report_data: bytes,
 ) -> Proved:
     """Verify evidence as `adyton verify` does, beside the event loop."""
     now = datetime.now(UTC)
-    work = partial(verify, answer.cpu, collateral=collateral, policy=policy, report_data=report_data, home=home)
+    work = partial(
+        verify,
+        answer.cpu,
+        collateral=collateral,
+        policy=policy,
+        report_data=report_data,
+        event_log=answer.event_log or None,
+        home=home,
+    )
     verdict = await asyncio.to_thread(work)
     claims = verdict.require()
+    require_program(claims, knows_manifest=knows_manifest)
     return Proved(tuple(verdict.to_text().splitlines()), min(claims.valid_until, now + MAX_TRUST))
+
+
+def require_program(claims: Claims, *, knows_manifest: bool) -> None:
+    """Refuse evidence that does not say which program proves its connections. Raises Mismatch.
+
+    An enclave of SGX has no keeper apart from the program, so the program itself could show such evidence. Of other
+    machines the evidence must name the workload, or the client must know the manifest: the guest alone runs any
+    program that its host gives it.
+    """
+    if claims.tee == "sgx":
+        raise Mismatch(
+            "under sgx nothing stands beside the program that could prove its connections",
+            check="TEE of the ingress",
+            expected="a TEE in which Adyton's own runtime runs the program",
+            seen=claims.tee,
+            remedy="connect to the program in a confidential machine",
+        )
+    if claims.workload is None and not knows_manifest and not claims.tee.startswith("sim:"):
+        raise Mismatch(
+            "the policy names the machine's guest, and not the program that it runs",
+            check="program",
+            expected="`workloads` in the policy; for SEV-SNP, whose evidence has no place for them, --manifest-sha256",
+            seen="neither",
+            remedy="adyton connect --print-policy NAME.manifest --tee TEE writes the policy and the option",
+        )
 
 
 async def _serve(

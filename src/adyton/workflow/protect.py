@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from adyton.attest.guest import confidential_kind
 from adyton.errors import UsageError
 from adyton.keystore.home import default_home
 from adyton.keystore.names import check_name
+from adyton.manifest.ingress import DEFAULT_LISTEN
 from adyton.sim.files import platform_directory
 from adyton.workflow.approve import Approved, approve
 from adyton.workflow.build import Built, build
@@ -226,6 +228,7 @@ def protect(
         next_steps=(
             f"adyton serve {'--gramine-listen 0.0.0.0' if under_gramine else '--listen 127.0.0.1'}:4433",
             f"adyton run {what} --tee {tee.partition(':')[0]} --key-server 127.0.0.1:4433",
+            *(() if serve is None else _for_clients(f"{name}.manifest", approved_on)),
             *(
                 shlex.join(
                     ["adyton", "decrypt", mount.encrypted, "-o", f"decrypted/{mount.source.lstrip('/')}", "--key", key]
@@ -235,6 +238,14 @@ def protect(
             ),
         ),
     )
+
+
+def _for_clients(manifest: str, tee: str) -> tuple[str, str]:
+    """What clients of a server do, on machines of theirs."""
+    image = () if confidential_kind(tee) is None or tee.startswith("sim") else ("--image", "image.json")
+    written = shlex.join(["adyton", "connect", "--print-policy", manifest, "--tee", tee, *image])
+    port = DEFAULT_LISTEN.rpartition(":")[2]
+    return f"{written} > clients.toml", f"adyton connect HOST:{port} --policy clients.toml --listen 127.0.0.1:3301"
 
 
 def _holds_links(folder: Path) -> bool:

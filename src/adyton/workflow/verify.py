@@ -119,6 +119,7 @@ def verify(
     report_data: bytes | None = None,
     program_data: bytes | None = None,
     workload: Measurement | None = None,
+    event_log: bytes | None = None,
     home: Path | None = None,
 ) -> Verdict:
     """Judge evidence (its bytes, or a file) by a policy, as `adyton verify` does.
@@ -128,7 +129,8 @@ def verify(
     signed lists of hosts that the policy names by their key. The evidence must be bound to `report_data` (64 bytes; for
     a TPM's quote its nonce). Instead of it, `program_data` (up to 64 bytes) is the data that the program with
     measurement `workload` wrote to user_report_data. Without both, evidence is refused unless it is an RA-TLS
-    certificate, or the policy says `allow_missing_report_data`.
+    certificate, or the policy says `allow_missing_report_data`. `event_log` is the firmware's log, where it comes
+    beside what a TPM signed and not in it.
 
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
     FetchFailed where there is no collateral for it, UsageError, and StorageFailed.
@@ -140,6 +142,8 @@ def verify(
     wanted = _wanted(report_data, program_data, workload, rules)
     raw = evidence if isinstance(evidence, bytes) else read_capped(Path(evidence), _MAX_EVIDENCE_BYTES, "evidence")
     parsed, bound = _evidence(raw)
+    if event_log is not None:
+        parsed = _with_event_log(parsed, event_log)
     if bound is not None:
         if wanted is not None and wanted != bound:
             raise UsageError(
@@ -225,6 +229,17 @@ def _wanted(
             seen=f"{len(named)} workloads",
         )
     return program_report_data(named[0], program_data)
+
+
+def _with_event_log(evidence: Evidence, event_log: bytes) -> Evidence:
+    if isinstance(evidence, TPMQuote | AzureEvidence):
+        return evidence.with_event_log(event_log)
+    raise MalformedQuote(
+        "an event log belongs to evidence of a TPM",
+        check="event log",
+        expected="none beside this evidence",
+        seen=f"{len(event_log)} bytes",
+    )
 
 
 def _check_length(wanted: bytes | None, evidence: Evidence) -> None:

@@ -17,7 +17,7 @@ from adyton.endpoint.hello import ALPN, MAX_ANSWER_BYTES, MAX_CHALLENGE_BYTES, C
 from adyton.endpoint.pool import Pool
 from adyton.endpoint.stream import SecureStream
 from adyton.errors import FetchFailed, MalformedQuote, Mismatch, Timeout, UsageError
-from tests.unit.endpoint.world import Verifier, dialler, echo, evidence_over, ingress_before, listening
+from tests.unit.endpoint.world import MANIFEST, Verifier, dialler, echo, evidence_over, ingress_before, listening
 
 if TYPE_CHECKING:
     from adyton.endpoint.ingress import Ingress
@@ -50,6 +50,20 @@ def test_another_name_is_refused() -> None:
             with pytest.raises(Mismatch) as caught:
                 await dialler(address, name="admin").dial()
             assert caught.value.check == "name of the ingress"
+
+    asyncio.run(run())
+
+
+def test_another_manifest_is_refused() -> None:
+    """Where the evidence has no place for the program, the hash of its manifest names it."""
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address:
+            with pytest.raises(Mismatch) as caught:
+                await dialler(address, manifest_sha256=bytes(32)).dial()
+            assert caught.value.check == "SHA-256 of the manifest"
+            verified = await dialler(address, manifest_sha256=MANIFEST).dial()
+            await verified.stream.close()
 
     asyncio.run(run())
 
@@ -292,7 +306,10 @@ def test_proxy_is_asked_to_connect() -> None:
                     while data := await source.read(4096):
                         sink.write(data)
 
-                await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer), return_exceptions=True)
+                try:
+                    await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer), return_exceptions=True)
+                finally:
+                    far_writer.transport.abort()
 
             async with listening(proxy) as (host, port):
                 good = Proxy.parse(f"http://user:s3cret@{host}:{port}")
