@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+import adyton
+from adyton.errors import Mismatch
 from demo.canary import draw, search
 from demo.world import Actor, World
 from tests.endpoint.wire import wire
@@ -235,6 +238,28 @@ def test_many_requests_over_one_door(service: Service) -> None:
         for thread in threads:
             thread.join()
         assert wrong == []
+
+
+def test_python_program_connects_by_itself(service: Service) -> None:
+    """The library's address is for any client, closes with its block, and says what it verified."""
+    given: dict[str, Any] = {
+        "policy": service.policy,
+        "collateral": [service.world.folder / "collateral.json"],
+        "home": service.client.folder,
+    }
+    host, port = service.address
+    with adyton.connecting(f"{host}:{port}", **given) as door:
+        assert door.ingress == "api"
+        assert any("ACCEPTED" in line for line in door.verdict)
+        answer = httpx.post(f"http://{door.address}/ask", content="3", timeout=60)
+        assert answer.text == WEIGHTS.splitlines()[3].upper() + "\n"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://{door.address}/")
+    with (
+        pytest.raises(Mismatch, match="manifest"),
+        adyton.connecting(f"{host}:{port}", manifest_sha256="00" * 32, **given),
+    ):
+        pytest.fail("it was accepted")
 
 
 def test_other_program_is_refused(service: Service) -> None:
