@@ -29,7 +29,7 @@ _STOP_S: Final = 10.0
 _CONNECT_S: Final = 1.0
 _PAUSE_S: Final = 0.1
 _BODY_S: Final = 2.0
-_MAX_BODY_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 16
 _TRACER: Final = re.compile(r"^TracerPid:\t([0-9]+)$", re.MULTILINE)
 
 
@@ -120,8 +120,10 @@ class ServerWatch:
             answer = asked.getresponse()
             if asked.sock is not None:
                 asked.sock.settimeout(_BODY_S)
+            end = time.monotonic() + _BODY_S
             with contextlib.suppress(OSError, http.client.HTTPException):
-                answer.read(_MAX_BODY_BYTES)  # the server has then done all that the request takes
+                while time.monotonic() < end and answer.read1(_PIECE_BYTES):
+                    pass  # after the whole body the server has done all that the request takes; a stream has no end
         finally:
             asked.close()
 

@@ -78,6 +78,19 @@ def test_server_is_asked_once_and_ended(tmp_path: Path) -> None:
 
 
 @needs_strace
+def test_endless_answer_is_an_answer(tmp_path: Path) -> None:
+    """A stream of events at / has no end that could be waited for."""
+    events = "self.end_headers()\n        while True:\n            self.wfile.write(b'data: x\\n\\n'); time.sleep(0.1)"
+    text = SERVER.replace("self.end_headers()", events).replace(
+        'self.send_header("Content-Length", str(len(answer)))', ""
+    )
+    seen = watched(tmp_path, text, seconds=15)
+    assert seen.server is not None
+    assert seen.server.answered
+    assert seen.wall_s < 12
+
+
+@needs_strace
 def test_server_that_answers_no_http_is_told(tmp_path: Path) -> None:
     """It listened, so there is a proposal, with a word about what was not seen."""
     seen = watched(tmp_path, RAW, seconds=1.5)
