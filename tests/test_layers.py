@@ -291,6 +291,7 @@ OPENS_SOCKETS = {
     "adyton.sim.pcs_server": "a PCS and KDS for simulated platforms",
     "adyton.sim.software_tpm": "the socket of a software TPM",
     "adyton.tee.imds": "asks Azure's host for certificates and TD quotes",
+    "adyton.workflow.server_watch": "asks the server of a watched run on loopback",
 }
 """Modules and rooms that may use the network, and what for."""
 

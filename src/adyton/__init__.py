@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from adyton.workflow.collateral import Taken as Taken
     from adyton.workflow.collateral import fetch_collateral as fetch_collateral
     from adyton.workflow.collateral import import_collateral as import_collateral
+    from adyton.workflow.connect import Connected as Connected
+    from adyton.workflow.connect import connect as connect
+    from adyton.workflow.connect import connecting as connecting
     from adyton.workflow.decrypt import Decrypted as Decrypted
     from adyton.workflow.decrypt import decrypt as decrypt
     from adyton.workflow.encrypt import Encrypted as Encrypted
@@ -55,6 +58,7 @@ _MODULES = {
     "adyton.workflow.approve": ("Approved", "approve"),
     "adyton.workflow.build": ("Built", "build"),
     "adyton.workflow.collateral": ("Taken", "fetch_collateral", "import_collateral"),
+    "adyton.workflow.connect": ("Connected", "connect", "connecting"),
     "adyton.workflow.decrypt": ("Decrypted", "decrypt"),
     "adyton.workflow.encrypt": ("Encrypted", "encrypt"),
     "adyton.workflow.init": ("Initialized", "init"),

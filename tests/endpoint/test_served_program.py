@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+import adyton
+from adyton.errors import Mismatch
 from demo.canary import draw, search
 from demo.world import Actor, World
 from tests.endpoint.wire import wire
@@ -38,8 +41,6 @@ SERVER = '''\
 
 import http.server
 import sys
-import threading
-import urllib.request
 
 with open("input/model.txt", encoding="utf-8") as file:
     model = file.read().splitlines()
@@ -61,9 +62,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
-if sys.argv[2] == "look":
-    threading.Timer(1, server.shutdown).start()
-    threading.Thread(target=urllib.request.urlopen, args=(f"http://127.0.0.1:{server.server_port}/", b"0")).start()
 server.serve_forever()
 '''
 
@@ -130,31 +128,33 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         (owner.folder / "input").mkdir()
         (owner.folder / "input" / "model.txt").write_text(WEIGHTS)
         (owner.folder / "serve.py").write_text(SERVER)
-        owner.adyton("new", "--key", KEY, "serve.py", "0", "look")
-        template = owner.folder / "serve.manifest.template"
+        inside = str(free_port())
+        owner.adyton("new", "--key", KEY, "--name", "api", "--serve", inside, "serve.py", inside)
+        template = owner.folder / "api.manifest.template"
         port = free_port()
-        text, count = re.subn(r'"0", "look"', '"8000", "serve"', template.read_text())
-        assert count == 1
-        text += f'\n[[adyton.ingress]]\nname = "api"\nlisten = "127.0.0.1:{port}"\ntarget = "127.0.0.1:8000"\n'
-        template.write_text(text)
+        text = template.read_text()
+        assert 'listen = "0.0.0.0:8443"' in text
+        template.write_text(text.replace('"0.0.0.0:8443"', f'"127.0.0.1:{port}"'))
         root = cloud.adyton("platform", "new", world.platform, "--json").document["root_fingerprint"]
         owner.adyton("init")
         owner.adyton("key", "new", KEY)
         owner.adyton("encrypt", "input", "-o", "encrypted/input", "--key", KEY)
         built = owner.adyton("build", template.name, "--json").document
-        approved = owner.adyton("approve", "serve.manifest", "--key", KEY, "--tee", f"sim:{root}", "--json").document
+        approved = owner.adyton("approve", "api.manifest", "--key", KEY, "--tee", f"sim:{root}", "--json").document
         assert "what clients send through the ingress api" in approved["not_covered"]
         collateral = folder / "collateral.json"
         cloud.adyton("platform", "export", world.platform, "-o", collateral)
         owner.adyton("collateral", "import", "--root", root, collateral)
         ready = owner.folder / "ready.json"
         server = owner.start("serve", "--listen", "127.0.0.1:0", "--ready-file", ready, ready=ready)["adyton"]
-        for path in owner.folder.glob("serve.*"):
+        for path in (*owner.folder.glob("api.*"), owner.folder / "serve.py"):
             shutil.copy(path, cloud.folder)
         policy = folder / "api.toml"
-        policy.write_text(f'tees = ["sim:{root}"]\nmeasurements = ["{built["measurement"]}"]\n')
+        printed = owner.adyton("connect", "--print-policy", "api.manifest", "--tee", f"sim:{root}").out
+        assert built["measurement"] in printed
+        policy.write_text(printed)
         process = subprocess.Popen(
-            [sys.executable, "-m", "adyton", "run", "serve.manifest", "--tee", "sim", "--key-server", server],
+            [sys.executable, "-m", "adyton", "run", "api.manifest", "--tee", "sim", "--key-server", server],
             cwd=cloud.folder,
             env=cloud.environment(),
             stdin=subprocess.DEVNULL,
@@ -244,13 +244,35 @@ def test_many_requests_over_one_door(service: Service) -> None:
         assert wrong == []
 
 
+def test_python_program_connects_by_itself(service: Service) -> None:
+    """The library's address is for any client, closes with its block, and says what it verified."""
+    given: dict[str, Any] = {
+        "policy": service.policy,
+        "collateral": [service.world.folder / "collateral.json"],
+        "home": service.client.folder,
+    }
+    host, port = service.address
+    with adyton.connecting(f"{host}:{port}", **given) as door:
+        assert door.ingress == "api"
+        assert any("ACCEPTED" in line for line in door.verdict)
+        answer = httpx.post(f"http://{door.address}/ask", content="3", timeout=60)
+        assert answer.text == WEIGHTS.splitlines()[3].upper() + "\n"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://{door.address}/")
+    with (
+        pytest.raises(Mismatch, match="manifest"),
+        adyton.connecting(f"{host}:{port}", manifest_sha256="00" * 32, **given),
+    ):
+        pytest.fail("it was accepted")
+
+
 def test_other_program_is_refused(service: Service) -> None:
     """A client whose policy names another program gets the reason and exit code 95, and nothing is sent."""
     policy = service.client.folder / "other.toml"
-    policy.write_text(re.sub(r'measurements = \["..', 'measurements = ["00', service.policy.read_text()))
+    policy.write_text(re.sub(r'(workloads = \[\s*)"..', r'\1"00', service.policy.read_text()))
     ended = service.once("curl", "-sS", "http://{addr}/", policy=policy)
     assert ended.status == 95, ended
-    assert "measurement" in ended.err
+    assert "workload" in ended.err
 
 
 def test_bytes_altered_on_the_way_are_refused(service: Service) -> None:

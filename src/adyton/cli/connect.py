@@ -21,7 +21,9 @@ app = verb_app()
 
 @app.command()
 def connect(
-    target: Annotated[str, typer.Argument(help="The ingress of the program, HOST:PORT.", metavar="HOST:PORT")],
+    target: Annotated[
+        str | None, typer.Argument(help="The ingress of the program, HOST:PORT.", metavar="HOST:PORT")
+    ] = None,
     command: Annotated[
         list[str] | None,
         typer.Argument(help="With --once: what to run. {addr} in it is the local address.", metavar="[-- COMMAND]..."),
@@ -38,6 +40,10 @@ def connect(
     name: Annotated[
         str | None, typer.Option(help="The ingress that is meant, as the manifest names it.", show_default=False)
     ] = None,
+    manifest_sha256: Annotated[
+        str | None,
+        typer.Option(help="SHA-256 of the program's manifest; SEV-SNP needs it.", metavar="HEX", show_default=False),
+    ] = None,
     collateral: Annotated[
         list[Path] | None,
         typer.Option(help="Collateral file, bundle or folder; several allowed. Default: the owner's store."),
@@ -46,6 +52,28 @@ def connect(
         Path | None, typer.Option(help="Write the address and the verdict here once it listens.", show_default=False)
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Run COMMAND, and end with its exit status.")] = False,
+    print_policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MANIFEST",
+            help="Connect to nothing; print a policy for its clients.",
+            show_default=False,
+        ),
+    ] = None,
+    tee: Annotated[
+        str | None, typer.Option(help="With --print-policy: the TEE that it runs in.", show_default=False)
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="IMAGE.JSON", help="With --print-policy: its guest image.", show_default=False),
+    ] = None,
+    rtmr0: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="With --print-policy: RTMR0 of a TDX guest.", show_default=False),
+    ] = None,
+    allow_host_acpi: Annotated[
+        bool, typer.Option("--allow-host-acpi", help="With --print-policy: leave the host's ACPI tables open.")
+    ] = False,
     home: HomeOption = None,
 ) -> None:
     """Connect local programs to a program in a TEE, verified on each connection.
@@ -55,13 +83,39 @@ def connect(
 
     Exit code 0: it was verified, and ended by a signal. 90 to 96: refused. 110 to 114: it could not be checked.
     """
+    if print_policy is not None:
+        if target is not None or policy is not None:
+            raise UsageError(
+                "--print-policy connects to nothing",
+                check="--print-policy",
+                expected="MANIFEST and --tee TEE, without HOST:PORT and --policy",
+                seen=target or "--policy",
+            )
+        if tee is None:
+            raise UsageError("say which TEE it runs in", check="--tee", expected="such as tdx", seen="none")
+        from adyton.workflow.client_policy import client_policy
+
+        found = client_policy(print_policy, tee=tee, image=image, rtmr0=rtmr0, allow_host_acpi=allow_host_acpi)
+        for line in found.to_toml().splitlines():
+            say(line)
+        return
+    if tee is not None or image is not None or rtmr0 is not None or allow_host_acpi:
+        raise UsageError(
+            "--tee, --image, --rtmr0 and --allow-host-acpi are for --print-policy",
+            check="--print-policy",
+            expected="--print-policy MANIFEST",
+            seen="none",
+            remedy="what to accept stands in the policy",
+        )
+    if target is None:
+        raise UsageError("say what to connect to", check="HOST:PORT", expected="HOST:PORT", seen="nothing")
     if policy is None:
         raise UsageError(
             "whom to accept is missing",
             check="--policy",
             expected="a policy file",
             seen="none",
-            remedy="write one: docs/attestation.md, section Policy",
+            remedy="adyton connect --print-policy NAME.manifest --tee TEE writes one from a manifest that you checked",
         )
     if once != bool(command):
         raise UsageError(
@@ -75,6 +129,7 @@ def connect(
         listen=listen,
         tcp=tcp,
         name=name,
+        manifest_sha256=manifest_sha256,
         collateral=collateral or (),
         home=home,
         ready_file=ready_file,

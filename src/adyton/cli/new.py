@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import JSONOption
+from adyton.cli.options import JSONOption, ServeOption, WatchOption
 from adyton.cli.output import note, results_alone, say, say_json
 from adyton.cli.verb import verb_app
 
@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 
 app = verb_app()
 
-_OPTIONS = ("--name", "--python", "--key", "--force", "--json", "--tee", "--allow", "--home", "--sim-platform")
+_OPTIONS = (
+    "--name",
+    "--python",
+    "--key",
+    "--force",
+    "--json",
+    "--tee",
+    "--allow",
+    "--home",
+    "--sim-platform",
+    "--serve",
+    "--watch",
+)
 
 
 def note_misplaced(arguments: list[str]) -> None:
@@ -37,6 +49,8 @@ def new(
     ] = None,
     key: Annotated[str, typer.Option(help="Name of the key of inputs and outputs.")] = "default",
     force: Annotated[bool, typer.Option("--force", help="Replace an older template.")] = False,
+    serve: ServeOption = None,
+    watch: WatchOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Run SCRIPT once in the current folder, watch which files it reads and writes, and write NAME.manifest.template.
@@ -50,7 +64,15 @@ def new(
     note_misplaced(words)
     with results_alone(alone=as_json):
         found = carry_out(
-            script, *words, name=name, python=python, key=key, force=force, notice=unheard if as_json else note
+            script,
+            *words,
+            name=name,
+            python=python,
+            key=key,
+            force=force,
+            serve=serve,
+            watch=watch,
+            notice=unheard if as_json else note,
         )
     if as_json:
         say_json(found.to_dict())

@@ -28,6 +28,21 @@ RuntimeOption = Annotated[
         show_default=False,
     ),
 ]
+ServeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--serve",
+        metavar="PORT",
+        help="It is a server on this port of 127.0.0.1: ask it one thing, end it by SIGTERM, and add an ingress.",
+        show_default=False,
+    ),
+]
+WatchOption = Annotated[
+    float | None,
+    typer.Option(
+        "--watch", metavar="SECONDS", help="With --serve: how long it may take to answer.  [120]", show_default=False
+    ),
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 KeyOption = Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")]
 OpeningKeyOption = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import AllowOption, HomeOption, JSONOption
+from adyton.cli.options import AllowOption, HomeOption, JSONOption, ServeOption, WatchOption
 from adyton.cli.output import note, progress, results_alone, say, say_json, say_moved
 from adyton.cli.verb import verb_app
 from adyton.errors import UsageError
@@ -41,6 +41,8 @@ def protect(
         Path | None,
         typer.Option(metavar="FILE", help="Write the program into FILE (NAME.adyton) too, as `adyton pack` does."),
     ] = None,
+    serve: ServeOption = None,
+    watch: WatchOption = None,
     home: HomeOption = None,
     sim_platform: Annotated[
         Path | None,
@@ -77,6 +79,8 @@ def protect(
             force=force,
             allow=allow or (),
             pack_to=pack,
+            serve=serve,
+            watch=watch,
             home=home,
             sim_platform=sim_platform,
             notice=note,

@@ -84,6 +84,8 @@ class Dialler:
     verify: Verify
     name: str | None = None
     """The name that the ingress must have. None: any of the program's."""
+    manifest_sha256: bytes | None = None
+    """32 bytes that the answer must name as its manifest. None: the evidence alone says which program it is."""
     proxy: Proxy | None = None
 
     async def dial(self) -> Verified:
@@ -158,6 +160,14 @@ class Dialler:
                 expected=self.name,
                 seen=answer.name,
                 remedy="connect to the port of the ingress that you named",
+            )
+        if self.manifest_sha256 is not None and answer.manifest_sha256 != self.manifest_sha256:
+            raise Mismatch(
+                "the ingress belongs to a program with another manifest",
+                check="SHA-256 of the manifest",
+                expected=self.manifest_sha256.hex(),
+                seen=answer.manifest_sha256.hex(),
+                remedy="take the hash from the manifest that you built or checked: sha256sum NAME.manifest",
             )
         if answer.devices:
             raise Mismatch(

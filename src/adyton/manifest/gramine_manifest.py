@@ -130,6 +130,14 @@ def _refuse_unkept(manifest: Manifest) -> None:
             seen=manifest.adyton.gpus,
             remedy="run the program in a trust domain or a guest that a TPM measures, or take adyton.gpus out",
         )
+    if manifest.adyton.ingress:
+        raise ManifestError(
+            "no process stands beside an enclave under Gramine that could prove its connections",
+            check="manifest key adyton.ingress",
+            expected="none under sgx",
+            seen=", ".join(one.name for one in manifest.adyton.ingress),
+            remedy="run the program in a confidential machine, or take adyton.ingress out",
+        )
     if manifest.adyton.secrets:
         raise ManifestError(
             "Gramine's secret provisioning brings one file key and no further secrets",

@@ -16,7 +16,7 @@ DEFAULT_LISTEN: Final = "0.0.0.0:8443"
 DEFAULT_CONNECTIONS: Final = 1024
 
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
-_TARGET_HOST: Final = "127.0.0.1"
+TARGET_HOST: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,11 @@ class Ingress:
     listen: tuple[str, int]
     target: tuple[str, int]
     max_connections: int
+
+
+def ingress_name(program: str) -> str:
+    """The name of an ingress for a program of this name: small letters, digits and inner hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", program.lower())[:63].strip("-") or "server"
 
 
 def parse_ingress(tables: Sequence[Mapping[str, Any]], *, network: str, gpus: int) -> tuple[Ingress, ...]:
@@ -60,11 +65,11 @@ def _one(table: Mapping[str, Any], place: str) -> Ingress:
     if not _NAME.fullmatch(name):
         raise refuse(f"{place}.name", "is no name of an ingress", expected="a-z, 0-9 and inner hyphens", seen=name)
     target = _address(table["target"], f"{place}.target")
-    if target[0] != _TARGET_HOST:
+    if target[0] != TARGET_HOST:
         raise refuse(
             f"{place}.target",
             "lies outside the program's own network",
-            expected=f"{_TARGET_HOST}:PORT",
+            expected=f"{TARGET_HOST}:PORT",
             seen=table["target"],
         )
     listen = _address(table.get("listen", DEFAULT_LISTEN), f"{place}.listen")

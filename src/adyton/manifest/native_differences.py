@@ -77,6 +77,7 @@ def _differences(
             f"the network was used ({_few(seen.network)}), and there is none inside",
             'fetch what the program needs before, or write adyton.network = "host" in the template',
         )
+    yield from _of_server(seen)
     if left := [path for path in seen.written if is_temporary(path, seen.cwd) and os.path.isfile(path)]:
         yield Difference(
             "temporary-files",
@@ -109,6 +110,27 @@ def _differences(
     if links:
         yield Difference("links", f"symbolic links are ordinary files inside: {_few(links)}", "nothing, as a rule")
     yield from _whole_folders(seen, data)
+
+
+def _of_server(seen: Observation) -> Iterator[Difference]:
+    if seen.server is None:
+        return
+    if not seen.server.answered:
+        yield Difference(
+            "unanswered",
+            f"the server accepted connections on port {seen.server.port} and answered no HTTP request (GET /): what it"
+            " needs for a request was not seen",
+            "watch it longer (--watch), or compare what it needs with the template",
+        )
+    if not seen.server.stopped:
+        how = f"ended on SIGTERM with status {seen.server.status}"
+        if seen.server.killed:
+            how = "was killed some seconds after SIGTERM"
+        yield Difference(
+            "ending",
+            f"the server {how}: what it does at its end was not seen whole",
+            "let it end on SIGTERM with status 0",
+        )
 
 
 def _whole_folders(seen: Observation, data: list[Data]) -> Iterator[Difference]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from adyton.errors import NoDevice, ScriptFailed, UsageError
 
@@ -53,6 +53,40 @@ _NAMED: Final = {
 }
 
 
+_STOPPED: Final = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSeen:
+    """What was seen of a server: whether it answered the request, and how it ended after SIGTERM."""
+
+    port: int
+    answered: bool
+    status: int
+    killed: bool
+
+    @property
+    def stopped(self) -> bool:
+        """Whether SIGTERM ended it without an error."""
+        return not self.killed and self.status in _STOPPED
+
+
+class Watch(Protocol):
+    """Watches a server while it runs, and ends it."""
+
+    def start(self) -> None:
+        """The server runs from now on."""
+
+    def look(self, tracer: int) -> None:
+        """Called again and again, with the id of the process that traces the server."""
+
+    def ended(self, status: int) -> ServerSeen:
+        """What was seen, after the end. Raises ScriptFailed."""
+
+    def close(self) -> None:
+        """Nothing runs any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """The files and threads of one native run. Paths are absolute, as the program named them, in order of first use."""
@@ -75,6 +109,8 @@ class Observation:
     """The addresses of other machines to which it made a connection, or tried to."""
     read_stdin: bool = False
     """Whether standard input, a file or a pipe, was seen to be read."""
+    server: ServerSeen | None = None
+    """What was seen of it as a server. None: it was watched to its own end."""
 
 
 @dataclass(slots=True)
@@ -101,8 +137,11 @@ _LOOK_MS: Final = 100
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def observe(command: Sequence[str], cwd: Path) -> Observation:
-    """Run `command` in `cwd` to its end. Raises ScriptFailed where it fails, NoDevice where strace is missing."""
+def observe(command: Sequence[str], cwd: Path, watch: Watch | None = None) -> Observation:
+    """Run `command` in `cwd` to its end. With `watch` it is a server, which is ended once it has answered.
+
+    Raises ScriptFailed where it fails, NoDevice where strace is missing.
+    """
     strace = shutil.which("strace")
     if strace is None:
         raise NoDevice(
@@ -120,7 +159,7 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
         existed = _files_below(cwd)
         options = ["-f", "-q", "--seccomp-bpf", "-y", "-s", "4096", "-e", f"trace={_CALLS}", "-e", "signal=none"]
         status, peak_bytes, peak_shared_bytes, read_stdin = _run(
-            [strace, *options, "-o", str(trace), "--", *command], cwd
+            [strace, *options, "-o", str(trace), "--", *command], cwd, watch
         )
         wall_s = time.monotonic() - started
         if not trace.exists() or (status and not trace.stat().st_size):
@@ -130,7 +169,8 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
                 expected="a trace",
                 seen=f"exit status {status}",
             )
-        if status:
+        server = None if watch is None else watch.ended(status)
+        if status and server is None:
             raise ScriptFailed(
                 f"{Path(command[-1] if len(command) == 1 else command[1]).name} failed natively with status {status}",
                 status=status,
@@ -153,10 +193,11 @@ def observe(command: Sequence[str], cwd: Path) -> Observation:
         peak_shared_bytes=peak_shared_bytes,
         network=tuple(found.network),
         read_stdin=read_stdin,
+        server=server,
     )
 
 
-def _run(command: Sequence[str], cwd: Path) -> tuple[int, int, int, bool]:
+def _run(command: Sequence[str], cwd: Path, watch: Watch | None) -> tuple[int, int, int, bool]:
     """Run a command that shares our terminal.
 
     Returns its exit status, peak memory (bytes, of the largest process), peak of /dev/shm, and whether it read input.
@@ -171,9 +212,13 @@ def _run(command: Sequence[str], cwd: Path) -> tuple[int, int, int, bool]:
         try:
             waiting = select.poll()
             waiting.register(ended, select.POLLIN)
+            if watch is not None:
+                watch.start()
             while not waiting.poll(_LOOK_MS) and not taken:
                 shared_bytes = max(shared_bytes, _shared_bytes())
                 least_read = min(least_read, _stdin_position())
+                if watch is not None:
+                    watch.look(process.pid)
             if not taken:
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
@@ -185,6 +230,8 @@ def _run(command: Sequence[str], cwd: Path) -> tuple[int, int, int, bool]:
             raise
         finally:
             os.close(ended)
+            if watch is not None:
+                watch.close()
     signal.raise_signal(taken[0])
     raise KeyboardInterrupt
 

@@ -23,6 +23,7 @@ import tomli_w
 from adyton.errors import UsageError
 from adyton.manifest.host import interpreter_of
 from adyton.manifest.identity_files import ROOT, IdentityFile, User, identity_files
+from adyton.manifest.ingress import DEFAULT_LISTEN, TARGET_HOST, ingress_name
 from adyton.manifest.native_differences import Difference, differences
 from adyton.manifest.observe import Observation
 from adyton.manifest.open_folders import (
@@ -672,7 +673,21 @@ def _template(
     ]
     lines += [f"# {sizing.enclave_reason}", f"enclave_size = {_toml(format_size(sizing.enclave_bytes))}"]
     lines += [f"# {sizing.threads_reason}", f"max_threads = {sizing.max_threads}", ""]
+    if seen.server is not None:
+        lines += _ingress_lines(name, seen.server.port)
     return _escape_jinja("\n".join(lines))
+
+
+def _ingress_lines(name: str, port: int) -> list[str]:
+    return [
+        "# Where clients reach the server, each connection proved to them (adyton connect).",
+        "[[adyton.ingress]]",
+        f"name = {_toml(ingress_name(name))}",
+        "# On the host's network; and where the server listens, in its own network.",
+        f"listen = {_toml(DEFAULT_LISTEN)}",
+        f"target = {_toml(f'{TARGET_HOST}:{port}')}",
+        "",
+    ]
 
 
 def _escape_jinja(text: str) -> str:

@@ -7,11 +7,14 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.address import parse_address
@@ -21,10 +24,12 @@ from adyton.endpoint.dial import Dialler, Proved, Proxy
 from adyton.endpoint.hello import is_ingress_name
 from adyton.endpoint.local_door import LocalDoor
 from adyton.endpoint.pool import Pool
-from adyton.errors import Error, UsageError
-from adyton.workflow.verify import verify
+from adyton.errors import Error, Mismatch, UsageError
+from adyton.values import Digest
+from adyton.workflow.verify import read_policy, verify
 
 if TYPE_CHECKING:
+    from adyton.attest.appraise import Claims
     from adyton.attest.evidence_policy import Policy
     from adyton.endpoint.hello import Answer
 
@@ -60,6 +65,7 @@ def connect(
     listen: str = "127.0.0.1:0",
     tcp: bool = False,
     name: str | None = None,
+    manifest_sha256: str | None = None,
     collateral: Sequence[str | Path] = (),
     home: Path | None = None,
     ready_file: Path | None = None,
@@ -69,16 +75,90 @@ def connect(
 ) -> int:
     """Serve local programs at `listen` (loopback or `unix:PATH`) until SIGINT or SIGTERM, or until `command` has ended.
 
-    The endpoint is verified before anything listens, and again on each new connection. `name` is the ingress that is
-    meant. `command` is run with `{addr}` replaced by the local address. Returns its exit status, else 0. Raises
-    EvidenceError where the endpoint is refused, Unavailable where it cannot be reached or checked, and UsageError.
+    The endpoint is verified before anything listens, and again on each new connection. The policy is read once, and
+    collateral each time, so that it can be renewed. `name` is the ingress that is meant. `manifest_sha256` (hex) is the
+    hash of the program's manifest. SEV-SNP needs it, since evidence there names the machine only. `command` is run with
+    `{addr}` replaced by the local address. Returns its exit status, else 0. Raises EvidenceError where the endpoint is
+    refused, Unavailable where it cannot be reached or checked, and UsageError.
     """
+    dialler = _dialler(target, policy, name, manifest_sha256, collateral, home)
+    door = LocalDoor(listen, tcp)
+
+    def begun(first: Connected) -> None:
+        connected(first)
+        if ready_file is not None:
+            write_file(ready_file, json.dumps(first.to_dict()).encode() + b"\n")
+
+    work = _stopped_by_signal if command is None else partial(_run, command)
+    return asyncio.run(_serve(dialler, door, begun, refused, work))
+
+
+@contextmanager
+def connecting(
+    target: str,
+    *,
+    policy: Policy | Mapping[str, Any] | str | Path,
+    listen: str = "127.0.0.1:0",
+    tcp: bool = False,
+    name: str | None = None,
+    manifest_sha256: str | None = None,
+    collateral: Sequence[str | Path] = (),
+    home: Path | None = None,
+    refused: Callable[[Error], None] = lambda _error: None,
+) -> Iterator[Connected]:
+    """Connect in a thread until the block ends. Otherwise as `connect`: `Connected.address` is for any HTTP client.
+
+    Raises the errors of `connect`: at the beginning, or at the end of the block if the door failed meanwhile.
+    """
+    dialler = _dialler(target, policy, name, manifest_sha256, collateral, home)
+    door = LocalDoor(listen, tcp)
+    told: SimpleQueue[tuple[Connected, Callable[[], object]] | BaseException | None] = SimpleQueue()
+    first: list[Connected] = []
+
+    async def until_the_block_ends(_address: str) -> int:
+        stop = asyncio.Event()
+        told.put((first[0], partial(asyncio.get_running_loop().call_soon_threadsafe, stop.set)))
+        await stop.wait()
+        return 0
+
+    def work() -> None:
+        try:
+            asyncio.run(_serve(dialler, door, first.append, refused, until_the_block_ends))
+            told.put(None)
+        except BaseException as error:
+            told.put(error)
+
+    thread = threading.Thread(target=work, name="adyton-connect", daemon=True)
+    thread.start()
+    began = told.get()
+    if not isinstance(began, tuple):
+        thread.join()
+        raise began or UsageError("the door ended before it listened")
+    found, stop = began
+    try:
+        yield found
+    finally:
+        with contextlib.suppress(RuntimeError):  # its event loop has ended: the door failed meanwhile
+            stop()
+        thread.join()
+    last = told.get()
+    if isinstance(last, BaseException):
+        raise last
+
+
+def _dialler(
+    target: str,
+    policy: Policy | Mapping[str, Any] | str | Path,
+    name: str | None,
+    manifest_sha256: str | None,
+    collateral: Sequence[str | Path],
+    home: Path | None,
+) -> Dialler:
     if name is not None and not is_ingress_name(name):
         raise UsageError("this is no name of an ingress", check="--name", expected="a-z, 0-9, inner hyphens", seen=name)
-    judge = partial(_judge, policy, collateral, home)
-    dialler = Dialler(parse_address(target, "endpoint"), judge, name, _proxy(os.environ))
-    door = LocalDoor(listen, tcp)
-    return asyncio.run(_serve(dialler, door, ready_file, command, connected, refused))
+    pinned = None if manifest_sha256 is None else Digest.from_hex(manifest_sha256).raw
+    judge = partial(_judge, read_policy(policy), collateral, home, pinned is not None)
+    return Dialler(parse_address(target, "endpoint"), judge, name, pinned, _proxy(os.environ))
 
 
 def _proxy(environment: Mapping[str, str]) -> Proxy | None:
@@ -87,9 +167,10 @@ def _proxy(environment: Mapping[str, str]) -> Proxy | None:
 
 
 async def _judge(
-    policy: Policy | Mapping[str, Any] | str | Path,
+    policy: Policy,
     collateral: Sequence[str | Path],
     home: Path | None,
+    knows_manifest: bool,
     answer: Answer,
     report_data: bytes,
 ) -> Proved:
@@ -107,16 +188,41 @@ async def _judge(
     )
     verdict = await asyncio.to_thread(work)
     claims = verdict.require()
+    require_program(claims, knows_manifest=knows_manifest)
     return Proved(tuple(verdict.to_text().splitlines()), min(claims.valid_until, now + MAX_TRUST))
+
+
+def require_program(claims: Claims, *, knows_manifest: bool) -> None:
+    """Refuse evidence that does not say which program proves its connections. Raises Mismatch.
+
+    An enclave of SGX has no keeper apart from the program, so the program itself could show such evidence. Of other
+    machines the evidence must name the workload, or the client must know the manifest: the guest alone runs any
+    program that its host gives it.
+    """
+    if claims.tee == "sgx":
+        raise Mismatch(
+            "under sgx nothing stands beside the program that could prove its connections",
+            check="TEE of the ingress",
+            expected="a TEE in which Adyton's own runtime runs the program",
+            seen=claims.tee,
+            remedy="connect to the program in a confidential machine",
+        )
+    if claims.workload is None and not knows_manifest and not claims.tee.startswith("sim:"):
+        raise Mismatch(
+            "the policy names the machine's guest, and not the program that it runs",
+            check="program",
+            expected="`workloads` in the policy; for SEV-SNP, whose evidence has no place for them, --manifest-sha256",
+            seen="neither",
+            remedy="adyton connect --print-policy NAME.manifest --tee TEE writes the policy and the option",
+        )
 
 
 async def _serve(
     dialler: Dialler,
     door: LocalDoor,
-    ready_file: Path | None,
-    command: Sequence[str] | None,
     connected: Callable[[Connected], None],
     refused: Callable[[Error], None],
+    work: Callable[[str], Awaitable[int]],
 ) -> int:
     first = await dialler.dial()
     pool = Pool(dialler)
@@ -126,19 +232,13 @@ async def _serve(
         await pool.give_back(first)
     try:
         async with door.open(dialler, pool, refused) as address:
-            done = Connected(address, first.answer.name, first.answer.manifest_sha256.hex(), first.proved.summary)
-            connected(done)
-            if ready_file is not None:
-                write_file(ready_file, json.dumps(done.to_dict()).encode() + b"\n")
-            if command is not None:
-                return await _run(command, address)
-            await _until_told_to_stop()
-            return 0
+            connected(Connected(address, first.answer.name, first.answer.manifest_sha256.hex(), first.proved.summary))
+            return await work(address)
     finally:
         await pool.close()
 
 
-async def _until_told_to_stop() -> None:
+async def _stopped_by_signal(_address: str) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _ENDING:
@@ -148,6 +248,7 @@ async def _until_told_to_stop() -> None:
     finally:
         for number in _ENDING:
             loop.remove_signal_handler(number)
+    return 0
 
 
 async def _run(command: Sequence[str], address: str) -> int:

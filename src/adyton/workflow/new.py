@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adyton.atomic_file import write_file
-from adyton.errors import TargetExists
+from adyton.errors import TargetExists, UsageError
 from adyton.keystore.names import check_name
 from adyton.manifest.identity_files import User
 from adyton.manifest.observe import observe
 from adyton.manifest.propose import propose
 from adyton.workflow.program import find_program
 from adyton.workflow.progress import unheard
+from adyton.workflow.server_watch import DEFAULT_WATCH_S, ServerWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -74,23 +75,30 @@ def new(
     python: str | Path | None = None,
     key: str = "default",
     force: bool = False,
+    serve: int | None = None,
+    watch: float | None = None,
     notice: Notice = unheard,
 ) -> Proposed:
     """Run a program once in the current folder and write NAME.manifest.template, as `adyton new` does.
 
     `script` is a Python script, a folder with __main__.py, any program, or `-m` before a module's name. `python` is the
     interpreter; without it, that of the active environment is taken, else the one that runs Adyton. The run is a real
-    one: the program's outputs are written. `key` names the key of its inputs and outputs. Raises UsageError,
-    TargetExists, and RunError where the program fails.
+    one: the program's outputs are written. `key` names the key of its inputs and outputs.
+
+    With `serve` the program is a server on this port of 127.0.0.1. It is ended by SIGTERM once it has answered a
+    request (GET /), after `watch` seconds (120 by default) at the latest. The template then has an ingress for clients.
+
+    Raises UsageError, TargetExists, and RunError where the program fails.
     """
     program = find_program(script, arguments, python=python)
     name = check_name(name or program.name, "--name")
     template, listing = Path(f"{name}.manifest.template"), Path(f"{name}.trusted")
     if not force:
         _check_absent((template, listing))
+    server = _watch(serve, watch)
     notice(f"running {' '.join(program.command[:2])} once, natively")
     cpus = len(os.sched_getaffinity(0))
-    seen = observe(program.command, Path.cwd())
+    seen = observe(program.command, Path.cwd(), server)
     found = propose(
         seen, name=name, script=program.file, cpus=cpus, key_name=key, environment=os.environ, user=_user(os.environ)
     )
@@ -112,6 +120,20 @@ def new(
         seen.peak_threads,
         seen.wall_s,
     )
+
+
+def _watch(serve: int | None, seconds: float | None) -> ServerWatch | None:
+    if serve is not None:
+        return ServerWatch(serve, DEFAULT_WATCH_S if seconds is None else seconds)
+    if seconds is not None:
+        raise UsageError(
+            "only a server is watched for a time",
+            check="--watch",
+            expected="--serve PORT, too",
+            seen="alone",
+            remedy="name the server's port: --serve PORT",
+        )
+    return None
 
 
 def _check_absent(paths: Iterable[Path]) -> None:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from adyton.attest.guest import confidential_kind
+from adyton.errors import UsageError
 from adyton.keystore.home import default_home
 from adyton.keystore.names import check_name
+from adyton.manifest.ingress import DEFAULT_LISTEN
 from adyton.sim.files import platform_directory
 from adyton.workflow.approve import Approved, approve
 from adyton.workflow.build import Built, build
@@ -125,6 +128,8 @@ def protect(
     force: bool = False,
     allow: Sequence[str] = (),
     pack_to: str | Path | None = None,
+    serve: int | None = None,
+    watch: float | None = None,
     home: Path | None = None,
     sim_platform: Path | None = None,
     notice: Notice = unheard,
@@ -138,6 +143,7 @@ def protect(
     builds and signs the manifest, and approves it for the key. All of it happens in the current folder. `tee` is where
     it may run: sgx, tdx, snp, sim:FINGERPRINT, or sim for a simulated platform on this machine, made if there is none.
     `script` and `python` are as for `new`.
+    `serve` and `watch` are as for `new`: the program is a server, and its clients reach it through an ingress.
     `pack_to` is a file NAME.adyton to write the program into, as `adyton pack` does.
     `allow` names each finding that exposes the data and is accepted. `begun` is called with each step's command, and
     `ended` with its result. Raises what the steps raise; what they made until then stays.
@@ -145,6 +151,14 @@ def protect(
     program = find_program(script, arguments, python=python)
     name = check_name(name or program.name, "--name")
     check_name(key)
+    if serve is not None and tee == "sgx":
+        raise UsageError(
+            "no keeper stands beside a program under sgx that could prove its connections",
+            check="--serve",
+            expected="another --tee, such as tdx or snp",
+            seen=tee,
+            remedy="protect it for a confidential machine",
+        )
     packed = None if pack_to is None else check_target(Path(pack_to), force=force)
     steps = _Steps(begun, ended)
     mine = () if home is None else ("--home", str(home))
@@ -157,9 +171,11 @@ def protect(
         steps.end(new_key(key, home=home))
     approved_on = _simulated(steps, platform_directory(sim_platform), home) if tee == "sim" else tee
 
+    served = [] if serve is None else ["--serve", str(serve)]
+    served += [] if watch is None else ["--watch", f"{watch:g}"]
     named = () if program.python is None else ("--python", program.python)
-    steps.begin("new", *again, "--name", name, "--key", key, *named, *program.words)
-    proposed = new(*program.words, name=name, key=key, python=program.python, force=force)
+    steps.begin("new", *again, "--name", name, "--key", key, *named, *served, *program.words)
+    proposed = new(*program.words, name=name, key=key, python=program.python, force=force, serve=serve, watch=watch)
     steps.end(proposed)
     for mount in proposed.data:
         if mount.is_input:
@@ -212,6 +228,7 @@ def protect(
         next_steps=(
             f"adyton serve {'--gramine-listen 0.0.0.0' if under_gramine else '--listen 127.0.0.1'}:4433",
             f"adyton run {what} --tee {tee.partition(':')[0]} --key-server 127.0.0.1:4433",
+            *(() if serve is None else _for_clients(f"{name}.manifest", approved_on)),
             *(
                 shlex.join(
                     ["adyton", "decrypt", mount.encrypted, "-o", f"decrypted/{mount.source.lstrip('/')}", "--key", key]
@@ -221,6 +238,14 @@ def protect(
             ),
         ),
     )
+
+
+def _for_clients(manifest: str, tee: str) -> tuple[str, str]:
+    """What clients of a server do, on machines of theirs."""
+    image = () if confidential_kind(tee) is None or tee.startswith("sim") else ("--image", "image.json")
+    written = shlex.join(["adyton", "connect", "--print-policy", manifest, "--tee", tee, *image])
+    port = DEFAULT_LISTEN.rpartition(":")[2]
+    return f"{written} > clients.toml", f"adyton connect HOST:{port} --policy clients.toml --listen 127.0.0.1:3301"
 
 
 def _holds_links(folder: Path) -> bool:

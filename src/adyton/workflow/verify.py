@@ -129,9 +129,8 @@ def verify(
     signed lists of hosts that the policy names by their key. The evidence must be bound to `report_data` (64 bytes; for
     a TPM's quote its nonce). Instead of it, `program_data` (up to 64 bytes) is the data that the program with
     measurement `workload` wrote to user_report_data. Without both, evidence is refused unless it is an RA-TLS
-    certificate, or the policy says `allow_missing_report_data`.
-
-    `event_log` is the log of the boot, where it is not in the evidence of a TPM itself.
+    certificate, or the policy says `allow_missing_report_data`. `event_log` is the firmware's log, where it comes
+    beside what a TPM signed and not in it.
 
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
     Mismatch where it takes no event log, FetchFailed where there is no collateral for it, UsageError and StorageFailed.

@@ -65,6 +65,20 @@ def test_another_name_is_refused() -> None:
     asyncio.run(run())
 
 
+def test_another_manifest_is_refused() -> None:
+    """Where the evidence has no place for the program, the hash of its manifest names it."""
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address:
+            with pytest.raises(Mismatch) as caught:
+                await dialler(address, manifest_sha256=bytes(32)).dial()
+            assert caught.value.check == "SHA-256 of the manifest"
+            verified = await dialler(address, manifest_sha256=MANIFEST).dial()
+            await verified.stream.close()
+
+    asyncio.run(run())
+
+
 def test_thief_of_the_tls_key_gets_nothing() -> None:
     """Who holds the key of an accepted machine can end the client's TLS, but evidence is for other connections."""
 

@@ -256,6 +256,7 @@ def test_difference_with_a_line_break_stays_one_line() -> None:
 
 
 MORE_CAUSES = {
+    "adyton.ingress = [{ name = 'a', target = '127.0.0.1:80' }]": "clients=a",
     "sys.debug__mock_syscalls = [{ name = 'fork' }]": "mocked-call=fork",
     "sys.allowed_ioctls = [{ request_code = 33 }]": "ioctl-to-host=0x21",
     "adyton.ingress = [{ name = 'api', target = '127.0.0.1:8000' }]": "clients=api",

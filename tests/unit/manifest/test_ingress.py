@@ -6,6 +6,7 @@ import pytest
 
 from adyton.errors import MalformedManifest
 from adyton.manifest.findings import check_tee, findings, not_covered
+from adyton.manifest.ingress import ingress_name
 from adyton.manifest.model import parse_manifest
 
 LEAST = 'libos.entrypoint = "/app"\nfs.mounts = []\n'
@@ -54,6 +55,16 @@ def test_wrong_ingress_is_refused_by_its_key(text: str, key: str) -> None:
     with pytest.raises(MalformedManifest) as caught:
         parsed(text)
     assert caught.value.check == f"manifest key {key}"
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [("serve", "serve"), ("My.Server_2", "my-server-2"), ("-", "server"), ("a" * 62 + "-b", "a" * 62)],
+)
+def test_name_for_a_program(program: str, name: str) -> None:
+    """It is one that a manifest takes."""
+    assert ingress_name(program) == name
+    assert parsed(API.replace("api", ingress_name(program)))
 
 
 def test_owner_sees_that_clients_reach_the_program() -> None:

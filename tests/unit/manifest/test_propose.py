@@ -13,7 +13,7 @@ from adyton.errors import UsageError
 from adyton.manifest.finalize import finish
 from adyton.manifest.identity_files import User, group, passwd
 from adyton.manifest.model import parse_manifest
-from adyton.manifest.observe import Observation
+from adyton.manifest.observe import Observation, ServerSeen
 from adyton.manifest.propose import Proposal, propose
 from adyton.manifest.sizing import power_of_two, size_for
 from adyton.manifest.template import render
@@ -247,6 +247,15 @@ def test_proposal_refuses_what_writes_among_the_systems_files(place: Path) -> No
     seen = observation(place)
     with pytest.raises(UsageError, match="a folder of the system"):
         propose(replace(seen, touched=("/usr/lib/made",)), name="main", script="main.py", cpus=1)
+
+
+def test_server_has_an_ingress(place: Path, proposal: Proposal) -> None:
+    """Its clients reach the port that was watched. Other programs have none."""
+    assert not parse_manifest(proposal.template).adyton.ingress
+    seen = replace(observation(place), server=ServerSeen(8000, answered=True, status=0, killed=False))
+    found = propose(seen, name="My_Server.1", script="main.py", cpus=1, environment={})
+    (one,) = parse_manifest(render(found.template)).adyton.ingress
+    assert (one.name, one.listen, one.target) == ("my-server-1", ("0.0.0.0", 8443), ("127.0.0.1", 8000))
 
 
 def test_proposal_reads_back_as_the_manifest_it_means(place: Path, proposal: Proposal) -> None:

@@ -273,6 +273,7 @@ def test_rendering_without_keys_needs_no_provisioning(place: Path) -> None:
         ("", False, {}, "adyton.owners"),
         ('[adyton.secrets.x]\nenv = "X"', True, {}, "adyton.secrets"),
         ("", True, {"insecure__stdio = true": "insecure__stdio = true\ngpus = 1"}, "adyton.gpus"),
+        ('[[adyton.ingress]]\nname = "api"\ntarget = "127.0.0.1:80"', True, {}, "adyton.ingress"),
         ("", True, {"sgx.trusted_files =": "sgx.enclave_size = '3G'\nsgx.trusted_files ="}, "sgx.enclave_size"),
         (
             "",

@@ -18,6 +18,25 @@ from tests.support.evidence_factory import MRENCLAVE, NOW, REPORT_DATA, Scenario
 from tests.support.owner_world import make_world
 
 
+def test_serving_under_sgx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is run or made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "serve.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(UsageError) as refused:
+        adyton.protect("serve.py", tee="sgx", serve=8000, home=tmp_path / "home")
+    assert refused.value.check == "--serve"
+    assert not (tmp_path / "home").exists()
+
+
+def test_time_to_watch_without_a_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program is watched to its end."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "serve.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(UsageError) as refused:
+        adyton.new("serve.py", watch=1.0)
+    assert refused.value.check == "--watch"
+
+
 @pytest.fixture
 def judge() -> Callable[..., adyton.Verdict]:
     """Verify simulated evidence as of its time, by a policy that names its program, bound to its report data."""
