@@ -39,14 +39,30 @@ _VALUES: Final[tuple[Any, ...]] = (
 
 
 def to_json(value: Any) -> str:
-    """JSON with the fragments of `Raw` in their places."""
-    if isinstance(value, Raw):
-        return str(value)
+    """JSON with the fragments of `Raw` in their places. Raises ValueError once it is far longer than any input is."""
+    parts: list[str] = []
+    _write(value, parts, [8 * MAX_BYTES])
+    return "".join(parts)
+
+
+def _write(value: Any, parts: list[str], left: list[int]) -> None:
+    """Write into parts. Lists that were repeated within each other would have no end."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{json.dumps(str(name))}:{to_json(inner)}" for name, inner in value.items()) + "}"
+        for number, (name, inner) in enumerate(value.items()):
+            parts.append(f"{',' if number else '{'}{json.dumps(str(name))}:")
+            _write(inner, parts, left)
+        parts.append("}" if value else "{}")
+        return
     if isinstance(value, list):
-        return "[" + ",".join(to_json(inner) for inner in value) + "]"
-    return json.dumps(value)
+        for number, inner in enumerate(value):
+            parts.append("," if number else "[")
+            _write(inner, parts, left)
+        parts.append("]" if value else "[]")
+        return
+    parts.append(str(value) if isinstance(value, Raw) else json.dumps(value))
+    left[0] -= len(parts[-1]) + 1
+    if left[0] < 0:
+        raise ValueError("the document has become too long")
 
 
 def mutate(raw: bytes, chance: random.Random, others: Sequence[bytes]) -> bytes:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from adyton.attest.evidence_policy import Policy
 from adyton.endpoint.dial import Proved
 from adyton.endpoint.hello import Answer
 from adyton.errors import EvidenceError, MalformedQuote, Mismatch
@@ -19,8 +20,8 @@ WANTED = bytes(range(64))
 
 def judged(machine: TPMScenario, cpu: bytes, event_log: bytes, wanted: bytes = WANTED) -> Proved:
     """What the client makes of an answer."""
-    policy = machine.policy(tees=["tpm"], tpm_roots=[machine.root_pin.hex()])
-    return asyncio.run(_judge(policy, (), None, Answer("api", bytes(32), cpu, event_log), wanted))
+    policy = Policy.from_dict(machine.policy(tees=["tpm"], tpm_roots=[machine.root_pin.hex()]))
+    return asyncio.run(_judge(policy, (), None, False, Answer("api", bytes(32), cpu, event_log), wanted))
 
 
 def evidence(machine: TPMScenario) -> bytes:
