@@ -47,6 +47,9 @@ def to_json(value: Any) -> str:
 
 def _write(value: Any, parts: list[str], left: list[int]) -> None:
     """Write into parts. Lists that were repeated within each other would have no end."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError("the document has become too long")
     if isinstance(value, dict):
         for number, (name, inner) in enumerate(value.items()):
             parts.append(f"{',' if number else '{'}{json.dumps(str(name))}:")
@@ -60,9 +63,7 @@ def _write(value: Any, parts: list[str], left: list[int]) -> None:
         parts.append("]" if value else "[]")
         return
     parts.append(str(value) if isinstance(value, Raw) else json.dumps(value))
-    left[0] -= len(parts[-1]) + 1
-    if left[0] < 0:
-        raise ValueError("the document has become too long")
+    left[0] -= len(parts[-1])
 
 
 def mutate(raw: bytes, chance: random.Random, others: Sequence[bytes]) -> bytes:
