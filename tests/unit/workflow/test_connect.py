@@ -14,7 +14,7 @@ import adyton
 from adyton.attest.appraise import Claims
 from adyton.attest.tpm.document import parse_quote_document
 from adyton.endpoint.hello import Answer
-from adyton.errors import EvidenceError, MalformedQuote, Mismatch, UsageError
+from adyton.errors import EvidenceError, Mismatch, UsageError
 from adyton.values import Measurement
 from adyton.workflow.connect import _judge, connect, require_program
 from adyton.workflow.verify import read_policy
@@ -80,7 +80,7 @@ def test_event_log_beside_a_tpms_quote_is_used(tmp_path: Path) -> None:
 def test_event_log_beside_other_evidence_is_refused(tmp_path: Path) -> None:
     """Nothing would check it."""
     built = Scenario(simulated=True).built()
-    with pytest.raises(MalformedQuote, match="belongs to evidence of a TPM"):
+    with pytest.raises(Mismatch, match="takes no event log"):
         judged(Answer("api", bytes(32), built.quote, b"log"), REPORT_DATA, {}, tmp_path)
 
 
