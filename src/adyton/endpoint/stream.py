@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from adyton.endpoint.channel import READ_BYTES, Channel
 from adyton.endpoint.hello import LENGTH_BYTES, body_length
@@ -12,6 +12,10 @@ from adyton.errors import FetchFailed
 
 if TYPE_CHECKING:
     from OpenSSL import SSL
+
+
+CLOSE_S: Final = 5.0
+"""How long a peer has to take the last bytes of a connection."""
 
 
 class Source(Protocol):
@@ -125,9 +129,7 @@ class SecureStream:
         """Close the connection at once."""
         self.channel.end()
         self._writer.write(self.channel.outgoing())
-        self._writer.close()
-        with contextlib.suppress(OSError, TimeoutError):
-            await self._writer.wait_closed()
+        await _closed(self._writer)
 
 
 class PlainStream:
@@ -157,9 +159,19 @@ class PlainStream:
 
     async def close(self) -> None:
         """Close the connection at once."""
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        await _closed(self._writer)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Close a connection. A peer that does not take its last bytes in time is cut off."""
+    writer.close()
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await writer.wait_closed()
+    except TimeoutError:
+        writer.transport.abort()
+    except OSError:
+        return
 
 
 async def pump(source: Source, sink: Sink) -> None:

@@ -138,7 +138,7 @@ def check_links(
         check_inside(
             target,
             links,
-            "say --all-links to make such links, if you trust the program that made them; or mount the folder",
+            "say --all-links to make such links, if you trust the program that made them",
         )
     for link in sorted(links):
         if link in taken:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
 from adyton.endpoint import ingress as ingress_module
+from adyton.endpoint import stream as stream_module
 from adyton.endpoint.channel import Identity, client_context, server_context
 from adyton.endpoint.dial import Proxy
 from adyton.endpoint.hello import (
@@ -290,6 +291,25 @@ def test_client_that_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
             with contextlib.suppress(ConnectionResetError):
                 assert await asyncio.wait_for(reader.read(), 20) == b""
             writer.close()
+
+    asyncio.run(run())
+
+
+def test_peer_that_takes_nothing_does_not_keep_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client stops reading in the middle of a long answer. The end of the ingress does not wait for it."""
+    monkeypatch.setattr(stream_module, "CLOSE_S", 0.2)
+
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b"x" * 65_536)
+            await writer.drain()
+
+    async def run() -> None:
+        async with asyncio.timeout(30):
+            async with listening(flood) as program, ingress_before(program) as address:
+                verified = await dialler(address).dial()
+                await asyncio.sleep(0.5)
+            verified.stream.abort()
 
     asyncio.run(run())
 
