@@ -300,6 +300,22 @@ def test_guest_image_is_built_for_and_approved_on_any_machine(owner: tuple[Run, 
     assert (compared["runtime_differs"], compared["differences"]) == (True, [])
 
 
+def test_guest_that_is_left_out_of_an_approval_is_named(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """Of two firmwares one pins its ACPI tables: the other's guest is not approved, and that is said."""
+    run, _ = owner
+    (other,) = without_tables()
+    other |= {"firmware": {"name": "other.fd", "sha256": "77" * 32}, "mrtd": "78" * 48}
+    image = image_of(tmp_path, tdx=[*image_document()["tdx"], other])
+    assert run("build", "app.manifest.template", "--no-cache", "--runtime", image)[0] == 0
+    approve = ("approve", "app.manifest", "--key", "weights", "--tee", "tdx", "--guest-image", image)
+    status, _, error = run(*approve)
+    assert status == 0, error
+    assert "not approved: the guest under the firmware other.fd" in " ".join(error.split())
+    (made,) = document(run("policy", "show", "--json")[1])["approvals"]
+    assert len(made["guest_images"]) == 1
+    assert "not approved" not in run(*approve, "--rtmr0", "79" * 48)[2]
+
+
 @pytest.mark.parametrize("tee", ["tdx", "snp"])
 def test_host_acpi_is_left_open_by_name_only(owner: tuple[Run, SimPlatform], tmp_path: Path, tee: str) -> None:
     """Refused without the word; with it warned of, recorded, and shown wherever the approval is."""

@@ -57,6 +57,13 @@ def guests_of(
     return guests
 
 
+def left_out(image: GuestImage, *, rtmr0: Measurement | None, allow_host_acpi: bool) -> tuple[str, ...]:
+    """The firmware of each TDX entry that makes no guest beside others: nothing pins the ACPI tables of its machine."""
+    if rtmr0 is not None or allow_host_acpi:
+        return ()
+    return tuple(entry.firmware.name for entry in image.tdx if entry.acpi is None)
+
+
 def _tdx(image: GuestImage, rtmr0: Measurement | None, *, allow: bool) -> list[Guest]:
     if not image.tdx:
         raise _none("tdx")

@@ -10,7 +10,7 @@ from adyton.attest.guest import REGISTER_BYTES, TDXGuest, confidential_kind
 from adyton.attest.policy.judge_boot import PARAVISOR_EXPECTED
 from adyton.dates import parse_end
 from adyton.errors import BadSignature, UsageError
-from adyton.image.guests import guests_of
+from adyton.image.guests import guests_of, left_out
 from adyton.keyserver.consent import mine, propose, shown
 from adyton.keystore.approval import APPROVED, DEFAULT_LEASE_S, PENDING, Approval
 from adyton.keystore.approval_gaps import EXPECTED, GUEST_LINE, REMEDY
@@ -121,6 +121,9 @@ def approve(
     registers = {name: Measurement.from_hex(value) for name, value in given.items() if value is not None}
     secure_boot = None if pcr7 is None else Digest.from_hex(pcr7)
     images = _guest_images(tees, image, registers, secure_boot, allow_host_acpi=allow_host_acpi)
+    if image is not None and "tdx" in map(confidential_kind, tees):
+        for name in left_out(image, rtmr0=registers.get("rtmr0"), allow_host_acpi=allow_host_acpi):
+            notice(f"note: not approved: the guest under the firmware {name}: nothing pins its ACPI tables (--rtmr0)")
     below = _paravisors(tees, paravisors)
     uncovered = tuple(not_covered(signed.manifest))
     until_when: dict[str, datetime | None] = {}
