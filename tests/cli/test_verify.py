@@ -423,9 +423,20 @@ def test_verify_takes_a_tpm_quote_and_azure_evidence_by_their_content(tmp_path: 
     assert found["pcrs"]["15"] == machine.pcrs()[15].hex()
     assert run(quote, "--policy", policy, "--report-data", "00").returncode == 95
     assert run(quote, "--policy", policy).returncode == 95
+    (tmp_path / "log").write_bytes(machine.event_log())
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps({name: value for name, value in machine.document().items() if name != "event_log"}))
+    words = (bare, "--policy", policy, "--report-data", b"challenge".hex())
+    assert run(*words).returncode == 95
+    assert run(*words, "--event-log", tmp_path / "log").returncode == 0
+    (tmp_path / "log").write_bytes(machine.event_log()[:-1])
+    assert run(*words, "--event-log", tmp_path / "log").returncode == 95
     azure = AzureScenario()
     (tmp_path / "azure.json").write_bytes(azure.body())
     (tmp_path / "amd.json").write_text(azure.snp.built().collateral.to_json())
     refused = run(tmp_path / "azure.json", "--collateral", tmp_path / "amd.json", "--report-data", "00" * 64, "--json")
     assert (refused.returncode, _json(refused)["tee"]) == (92, "az-snp")
     assert _json(refused)["error"]["check"] == "ARK: pinned"
+    (tmp_path / "report").write_bytes(azure.snp.report())
+    other = run(tmp_path / "report", "--collateral", tmp_path / "amd.json", "--event-log", tmp_path / "log", "--json")
+    assert (other.returncode, _json(other)["error"]["check"]) == (96, "event log in the evidence")

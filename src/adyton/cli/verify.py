@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adyton.capped_read import read_capped
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
 from adyton.cli.verb import verb_app
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 app = verb_app()
+
+_MAX_EVENT_LOG_BYTES = 1 << 20
+"""The most that is read. The verifier takes less, and says how much."""
 
 
 @app.command()
@@ -49,6 +53,10 @@ def verify(
     report_data: Annotated[
         str | None,
         typer.Option(help="What it must be bound to: 128 hex digits, or its nonce.", metavar="HEX"),
+    ] = None,
+    event_log: Annotated[
+        Path | None,
+        typer.Option(help="The firmware's log of the boot, where evidence of a TPM has none in it.", metavar="FILE"),
     ] = None,
     program_data: Annotated[
         str | None,
@@ -85,6 +93,7 @@ def verify(
         raise UsageError("--token and --token-key belong together", check="--token", expected="both", seen="one")
     if is_gpu_evidence(evidence, certificate_chain):
         _only_for_cpus({"--report-data": report_data, "--program-data": program_data, "--workload": workload})
+        _only_for_cpus({"--event-log": event_log})
         _only_for_cpus({"--token": token})
         _verify_gpus(evidence, certificate_chain, nonce, collateral or (), at, policy, home, as_json=as_json)
         return
@@ -107,6 +116,7 @@ def verify(
             ),
             program_data=_bytes(program_data, "--program-data", "up to 128 hex digits", 64),
             workload=None if workload is None else Measurement.from_hex(workload),
+            event_log=None if event_log is None else read_capped(event_log, _MAX_EVENT_LOG_BYTES, "event log"),
             home=home,
         )
     except Error as error:
