@@ -92,6 +92,15 @@ def test_evidence_without_a_nonce_to_compare_is_refused(place: Place) -> None:
     assert place.verify("--nonce", NONCE.hex())[0] == 0
 
 
+def test_rules_about_the_machine_are_never_met_by_gpus_alone(place: Place) -> None:
+    """A rule that nothing here can meet is no rule that is passed over."""
+    for rule in ({"pcrs": {"4": ["00" * 32]}}, {"profile": "strict-2026"}, {"workloads": ["00" * 32]}):
+        place.policy({"tees": [vendor().tee], "gpus": {"count": 1}} | rule)
+        code, document = place.verify("--nonce", NONCE.hex())
+        assert (code, document["verdict"]) == (95, "refused"), rule
+        assert document["error"]["check"] == "rules for the machine"
+
+
 def test_binary_report_with_its_chain_is_accepted(place: Place) -> None:
     """As NVML gives them."""
     (place.folder / "report.bin").write_bytes(gpu().report(NONCE))

@@ -16,7 +16,7 @@ from adyton.attest.nvidia.layout import MAX_CHAIN_BYTES, TEE
 from adyton.attest.roots import TrustRoots
 from adyton.capped_read import read_capped
 from adyton.collateral.gpu_files import gpu_collateral, gpu_collateral_from
-from adyton.errors import EvidenceError, MalformedQuote, UsageError
+from adyton.errors import AppraisalFailed, EvidenceError, MalformedQuote, UsageError
 from adyton.workflow.verify import read_policy, unjudged
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from adyton.errors import Error
 
+_BEYOND_GPUS: Final = ("hosts", "profile", "pcrs", "boot_applications", "workloads", "measurements")
+"""Rules of a policy that evidence of GPUs can never meet."""
 _MAX_EVIDENCE_BYTES: Final = 1 << 20
 
 
@@ -105,12 +107,26 @@ def verify_gpus(
         )
         if bad_collateral is not None:
             assessment = replace(assessment, error=bad_collateral, checks=(*bad_collateral.failed, *assessment.checks))
+        beyond = [name for name in _BEYOND_GPUS if getattr(rules, name)]
+        if beyond and assessment.error is None:
+            unmet = _unmet(beyond)
+            assessment = replace(assessment, error=unmet, checks=(*assessment.checks, *unmet.failed))
         last = GPUVerdict(assessment)
         if last.accepted:
             break
     if last is None:
         raise UsageError("the policy has no alternative", check="policy", expected="at least one", seen="none")
     return last
+
+
+def _unmet(names: Sequence[str]) -> AppraisalFailed:
+    return AppraisalFailed(
+        "the policy asks for what evidence of GPUs alone does not say",
+        check="rules for the machine",
+        expected=f"evidence of the machine's CPU, which {', '.join(names)} are about",
+        seen="evidence of GPUs",
+        remedy="judge GPUs by a policy, or an alternative (any_of), without these rules",
+    )
 
 
 def unjudged_gpus(error: Error) -> dict[str, Any]:
