@@ -280,6 +280,7 @@ CONNECTING_CALLS = {
 """Calls of asyncio (and of `socket`) that open a connection or listen for one."""
 
 OPENS_SOCKETS = {
+    "adyton.image.dhcp_client": "asks the network of a guest for an address",
     "adyton.image.guest_kernel": "gives a guest its own address, by ioctl on a socket that is never connected",
     "adyton.collateral.http_client": "fetches collateral from the vendors",
     "adyton.endpoint": "both sides of an attested endpoint, and its local doors",

@@ -50,6 +50,8 @@ from adyton.dates import parse_end, parse_start
 from adyton.endpoint import hello
 from adyton.errors import Denied, Error, FetchFailed, UsageError
 from adyton.image.boot_events import predict
+from adyton.image.dhcp import OFFER, build_datagram, parse_datagram
+from adyton.image.dhcp import parse_answer as parse_dhcp_answer
 from adyton.image.document import parse_image
 from adyton.image.firmware import FirmwareFile
 from adyton.image.gpt import measured_table
@@ -95,6 +97,8 @@ from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
+from tests.support.dhcp_server import HARDWARE
+from tests.support.dhcp_server import answer as dhcp_answer
 from tests.support.gpu_world import NOW as GPU_NOW
 from tests.support.gpu_world import gpu, vendor
 from tests.support.image_factory import image_document
@@ -517,6 +521,14 @@ def targets() -> dict[str, Target]:
             lambda raw: parse_settings(raw).command(),
             (GuestSettings("app.manifest", "tpm", ("keys:1",), ("a",)).to_bytes(),),
             ("adyton.image.guest_settings.parse_settings",),
+        ),
+        "dhcp-answer": Target(
+            lambda raw: parse_dhcp_answer(raw, transaction=1, hardware=HARDWARE, kind=OFFER),
+            (dhcp_answer(1, OFFER), dhcp_answer(1, OFFER, changes={121: b"\x00\x0a\x00\x02\x02", 26: b"\x05\xdc"})),
+            ("adyton.image.dhcp.parse_answer", "adyton.image.dhcp.parse_routes"),
+        ),
+        "dhcp-datagram": Target(
+            parse_datagram, (build_datagram(dhcp_answer(1, OFFER)),), ("adyton.image.dhcp.parse_datagram",)
         ),
         "plain-archive": Target(_plain_archive, (_archive(),), ("adyton.image.plain_archive.parse_header",)),
         "kernel-image": Target(

@@ -152,9 +152,9 @@ class Owner:
             "network": {"address": "10.0.2.15/24", "gateway": "10.0.2.2"},
         }
 
-    def prepare_pack(self, share: Path) -> None:
+    def prepare_pack(self, share: Path, name: str = "desk") -> None:
         """A Python script with what `adyton new` proposes for it, carried as a pack, with files of this machine."""
-        desk = self.folder / "desk"
+        desk = self.folder / name
         (desk / "in").mkdir(parents=True)
         (desk / "out").mkdir()
         (desk / "in/data").write_bytes(CANARY)
@@ -215,6 +215,21 @@ class Owner:
             console.append(f"boot_image: {error.message}")
         status = outputs / "adyton-status.json"
         return Ended(console, json.loads(status.read_text()) if status.exists() else {}, outputs)
+
+    def boot_with_disks(self, image: Path, inputs: Path, outputs: Path) -> list[str]:
+        """Boot an image as a cloud does: from its disk, with a raw disk for inputs and one for outputs, and DHCP."""
+        console: list[str] = []
+        wanted = Boot(
+            folder=image,
+            inputs=inputs,
+            output_disk=outputs,
+            tpm=True,
+            sim_platform=self.folder / "platform",
+            from_disk=True,
+            timeout_s=500,
+        )
+        assert boot_image(wanted, console.append) == []
+        return console
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,31 @@ def test_program_that_was_watched_here_runs_there_from_a_pack(image: Path, owner
     assert CANARY[:20] not in b"".join(path.read_bytes() for path in ended.outputs.rglob("*") if path.is_file())
 
 
+def test_machine_without_a_shared_folder_brings_a_result_to_its_owner(
+    image: Path, owner: Owner, tmp_path: Path
+) -> None:
+    """As in a cloud: a disk for inputs, an address by DHCP, keys over that boot's TPM, and a disk for outputs."""
+    qemu_of_today()
+    require("strace", "strace")
+    owner.prepare_pack(tmp_path / "packed", name="cloud")
+    inputs, outputs = tmp_path / "inputs.raw", tmp_path / "outputs.raw"
+    words: list[str | Path] = ["image", "disk", tmp_path / "packed/shout.adyton", "-o", inputs, "--tee", "tpm"]
+    words += ["--key-server", f"keys.example:{owner.port}", "--host", "keys.example=10.0.2.2"]
+    owner.adyton(*words)
+    with owner.serving():
+        console = owner.boot_with_disks(image, inputs, outputs)
+    assert any("the address is 10.0.2.15/24, by DHCP" in line for line in console), console
+    names = owner.adyton("image", "outputs", outputs, "-o", tmp_path / "back").splitlines()
+    assert "shout/work/encrypted/out/result" in names, console
+    assert json.loads((tmp_path / "back/adyton-status.json").read_text())["exit_code"] == 0
+    result = tmp_path / "back/shout/work/encrypted/out/result"
+    owner.adyton("decrypt", result, "-o", tmp_path / "plain", "--key", "k", "--check-path", "encrypted/out/result")
+    assert (tmp_path / "plain").read_bytes() == CANARY.upper()
+    for path in (inputs, outputs):
+        assert CANARY[:20] not in path.read_bytes()
+    assert CANARY[:20].decode() not in "\n".join(console)
+
+
 def other(image: Path, folder: Path) -> Path:
     """A copy of an image, to be changed."""
     shutil.copytree(image, folder)

@@ -1,15 +1,19 @@
-"""`adyton image`: build a guest image, say what hardware reports of it, boot it."""
+"""`adyton image`: build a guest image, say what hardware reports of it, boot it, and take it to a cloud."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import JSONOption
+from adyton.cli.options import ForceOption, JSONOption
 from adyton.cli.output import note, say, say_json
 from adyton.cli.verb import group_app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 app = group_app("Guest images: a confidential machine that runs Adyton and nothing else.")
 
@@ -111,6 +115,16 @@ def boot(
     outputs: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where outputs go.  [the folder of --share]")
     ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="In the place of --share: a disk as `adyton image disk` wrote it."),
+    ] = None,
+    output_disk: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The disk for outputs, for `adyton image outputs`. Made where it is missing."
+        ),
+    ] = None,
     tpm: Annotated[bool, typer.Option("--tpm", help="Give the guest a software TPM (swtpm).")] = False,
     sim_platform: Annotated[
         Path | None,
@@ -134,6 +148,8 @@ def boot(
         folder=folder,
         share=share,
         outputs=outputs,
+        inputs=inputs,
+        output_disk=output_disk,
         tpm=tpm,
         sim_platform=sim_platform,
         from_disk=from_disk,
@@ -148,4 +164,97 @@ def boot(
         say(printed_boot(wanted))
         return
     for name in boot_image(wanted, note):
+        say(name)
+
+
+@app.command()
+def disk(
+    source: Annotated[Path, typer.Argument(help="A pack, NAME.adyton; or a folder of files, adyton-guest.json too.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The disk.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Arguments for the program (after --), where its manifest takes them from here."),
+    ] = None,
+    tee: Annotated[
+        str | None,
+        typer.Option(metavar="TEE", help="Where the guest will run: tdx, snp, tpm, az-snp, az-tdx, nitrotpm."),
+    ] = None,
+    key_server: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[OWNER=]HOST:PORT", help="Where an owner's key server listens."),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ADDRESS", help="The address of a name, which the guest then asks nobody for."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="A.B.C.D/N", help="The guest's fixed address.  [the network's DHCP server gives it one]"),
+    ] = None,
+    gateway: Annotated[str | None, typer.Option(metavar="A.B.C.D", help="With --address: the gateway.")] = None,
+    name_server: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A.B.C.D", help="A name server.  [those that DHCP names]"),
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="All settings of the guest, in the form of adyton-guest.json."),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JSONOption = False,
+) -> None:
+    """Write the raw disk that brings a program to a guest without a shared folder, as in a cloud.
+
+    It holds settings, manifest, trusted files and ciphertext, and no key. Whoever has it can read names and ciphertext.
+    """
+    from adyton.workflow.guest_disks import MEMORY_FACTOR, GuestNetwork, settings_for, write_input_disk
+
+    network = GuestNetwork(address=address, gateway=gateway, name_servers=tuple(name_server or ()))
+    wanted = settings_for(
+        source,
+        settings,
+        tee=tee,
+        key_servers=tuple(key_server or ()),
+        arguments=tuple(arguments or ()),
+        network=None if network == GuestNetwork() else network,
+        hosts=_pairs(host or ()),
+    )
+    size = write_input_disk(source, output, wanted, force=force)
+    if as_json:
+        say_json({"disk": str(output), "size_bytes": size, "manifest": wanted.manifest, "tee": wanted.tee})
+        return
+    say(f"{output}: {size / 1e6:.1f} MB, for a guest on {wanted.tee} that runs {wanted.manifest}")
+    say(f"the guest needs {max(2.0, MEMORY_FACTOR * size / 1e9):.0f} GB of memory or more")
+
+
+def _pairs(words: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for word in words:
+        name, equals, address = word.partition("=")
+        if not equals or name in found:
+            raise typer.BadParameter(f"--host takes NAME=ADDRESS, each name once: {word}")
+        found[name] = address
+    return found
+
+
+@app.command()
+def outputs(
+    source: Annotated[
+        Path, typer.Argument(metavar="DISK", help="The disk for outputs, or a copy of it from its start; - is a pipe.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="A new or empty folder.")],
+    as_json: JSONOption = False,
+) -> None:
+    """Unpack what a guest wrote to its disk for outputs: ciphertext, and adyton-status.json with the exit code.
+
+    Nothing of it is believed. `adyton decrypt` says whether a result is the program's.
+    """
+    from adyton.workflow.guest_disks import open_output_disk, read_output_disk
+
+    with open_output_disk(source, sys.stdin.buffer) as stream:
+        names = read_output_disk(stream, output)
+    if as_json:
+        say_json({"folder": str(output), "files": names})
+        return
+    for name in names:
         say(name)

@@ -6,7 +6,6 @@ well-meaning host. No device has an option ROM, because a guest would run (and m
 
 from __future__ import annotations
 
-import io
 import os
 import selectors
 import shlex
@@ -19,16 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from adyton.errors import NoDevice, RunError, UsageError
-from adyton.image.guest import OUTPUT_MARK
-from adyton.image.guest_settings import MEMBER, GuestSettings
-from adyton.image.plain_archive import BLOCK, MAX_MEMBERS, Member, Reader, Writer
 
-OUTPUT_BYTES: Final = 1 << 30
-"""Size of the disk for outputs. It is a sparse file."""
 MEMORY_MIB: Final = 2048
 HOSTS: Final = ("tdx", "snp")
+_MAX_LINE_BYTES: Final = 4096
 _KVM: Final = ("-accel", "kvm")
-_SECTOR: Final = 512
 _QEMU: Final = "qemu-system-x86_64"
 
 
@@ -176,98 +170,9 @@ def _lines(child: subprocess.Popen[bytes], ends_s: float) -> Iterator[str]:
                 yield line.decode("utf-8", "replace").rstrip("\r")
             if not piece:
                 return
-            if len(pending) > BLOCK * 8:
+            if len(pending) > _MAX_LINE_BYTES:
                 yield pending.decode("utf-8", "replace")
                 pending = b""
-
-
-def pack_inputs(settings: GuestSettings, share: Path, target: Path) -> None:
-    """Write the archive that a guest gets: its settings, then every file and folder below `share`.
-
-    A link inside `share` is written as the file or folder that it leads to. Raises UsageError for anything else, and
-    MalformedManifest for names that an archive cannot have.
-    """
-    with target.open("wb") as stream:
-        writer = Writer(stream, 1 << 50)
-        raw = settings.to_bytes()
-        writer.add(Member(MEMBER, len(raw)), io.BytesIO(raw))
-        for path, name in _files(share):
-            if path.is_dir():
-                writer.add(Member(name, 0, is_folder=True))
-                continue
-            with path.open("rb") as content:
-                found = os.fstat(content.fileno())
-                writer.add(Member(name, found.st_size, executable=bool(found.st_mode & 0o100)), content)
-        writer.close()
-        stream.truncate(-(-stream.tell() // _SECTOR) * _SECTOR)
-
-
-def _files(share: Path) -> Iterator[tuple[Path, str]]:
-    """Every folder and file below `share` with its name in the archive, each folder before what is in it."""
-    count = 0
-    for parent, folders, names in os.walk(share, followlinks=True):
-        folders.sort()
-        for name in sorted([*folders, *names]):
-            path = Path(parent, name)
-            count += 1
-            if count > MAX_MEMBERS or not (path.is_file() or path.is_dir()):
-                raise UsageError(
-                    f"{path} cannot go into the guest's archive",
-                    check="files for the guest",
-                    expected=f"at most {MAX_MEMBERS} files and folders, and nothing else",
-                    seen="too many" if count > MAX_MEMBERS else "neither",
-                )
-            shown = path.relative_to(share).as_posix()
-            if shown != MEMBER:
-                yield path, shown
-
-
-def new_output_disk(path: Path, size_bytes: int = OUTPUT_BYTES) -> None:
-    """Make the disk to which a guest appends its outputs."""
-    with path.open("wb") as file:
-        file.write(OUTPUT_MARK)
-        file.truncate(size_bytes)
-
-
-def unpack_outputs(disk: Path, folder: Path) -> list[str]:
-    """Unpack what a guest wrote into a folder; gives the names. Files there are replaced, other files stay.
-
-    The guest may be anybody's, so names are taken only as `plain_archive` allows, and no link is followed. Raises
-    MalformedManifest where the archive is not plain or has no end, and UsageError where the guest wrote nothing.
-    """
-    with disk.open("rb") as probe:
-        if probe.read(len(OUTPUT_MARK)) == OUTPUT_MARK:
-            raise UsageError(
-                "the guest wrote no outputs",
-                check="outputs of the guest",
-                expected="an archive",
-                seen="an empty disk",
-                remedy="its console says how it ended",
-            )
-    names: list[str] = []
-    with disk.open("rb", buffering=1 << 20) as stream:
-        reader = Reader(stream, disk.stat().st_size)
-        for member in reader:
-            target = folder / member.name
-            for above in reversed(target.relative_to(folder).parents[:-1]):
-                _real_folder(folder / above)
-            if member.is_folder:
-                _real_folder(target)
-                continue
-            part = target.with_name(f".{len(names)}.adyton-part")
-            part.unlink(missing_ok=True)
-            with part.open("xb") as file:
-                for piece in reader.content():
-                    file.write(piece)
-            part.replace(target)
-            names.append(member.name)
-    return names
-
-
-def _real_folder(path: Path) -> None:
-    path.mkdir(exist_ok=True)
-    if path.is_symlink():
-        raise UsageError(f"{path} is a link", check="folder for outputs", expected="a folder", seen="a link")
 
 
 def _plain(path: Path) -> str:

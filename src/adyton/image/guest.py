@@ -6,7 +6,7 @@ Its steps, in their order:
 2. load the kernel's modules, then allow no further one, and check that the kernel is locked down
 3. wait until the kernel's random generator is ready
 4. find the disk with the archive, unpack the archive into memory, and a pack in it, and read the settings in it
-5. set the network's address
+5. set the network's address, or ask for one by DHCP
 6. `adyton run` in a process of its own, which extends the workload register and proves what it is
 7. append what the run wrote to the disk for outputs
 8. power off
@@ -28,8 +28,10 @@ from typing import Final
 
 from adyton import pack_archive
 from adyton.errors import Error, RunError
-from adyton.image import guest_kernel, guest_settings
+from adyton.image import guest_kernel, guest_network, guest_settings
+from adyton.image.guest_kernel import wait_for
 from adyton.image.guest_settings import GuestSettings
+from adyton.image.network import resolver_file
 from adyton.image.plain_archive import BLOCK, Member, Reader, Writer
 from adyton.pack_archive import SUFFIX
 
@@ -44,6 +46,8 @@ MODULES: Final = Path("/usr/lib/adyton/modules")
 LOCKED_DOWN: Final = "[confidentiality]"
 _UNPACKED_SHARE_OF_MEMORY: Final = 0.5
 _MAX_OUTPUT_FILES: Final = 100_000
+_OUTPUTS_TIMEOUT_S: Final = 2.0
+"""How long the disk for outputs may take to show after the other one."""
 _ENVIRONMENT: Final = {"PATH": "/usr/bin", "HOME": "/run", "LANG": "C.UTF-8", "TMPDIR": "/tmp"}  # noqa: S108
 
 Stamp = tuple[int, int, int, int]
@@ -120,6 +124,18 @@ def find_disk(disks: list[Path], what: str, begins: Callable[[bytes], bool]) -> 
     if len(found) > 1:
         raise RunError(f"two disks for {what}", check=what, expected="one disk", seen=str(len(found)))
     return found[0] if found else None
+
+
+def find_inputs() -> Path | None:
+    """The disk with the archive. Raises RunError for two."""
+    return find_disk(
+        block_devices(), "the archive", lambda first: first.startswith(guest_settings.MEMBER.encode() + b"\0")
+    )
+
+
+def find_outputs() -> Path | None:
+    """The disk for outputs. Raises RunError for two."""
+    return find_disk(block_devices(), "the outputs", lambda first: first.startswith(OUTPUT_MARK))
 
 
 def unpack(disk: Path, target: Path, limit_bytes: int) -> tuple[GuestSettings, dict[str, Stamp]]:
@@ -227,31 +243,27 @@ def start() -> int:
         guest_kernel.load_module(path)
     shut_the_door()
     os.getrandom(32)
-    disks = block_devices()
-    source = find_disk(disks, "the archive", lambda first: first.startswith(guest_settings.MEMBER.encode() + b"\0"))
+    source = wait_for(find_inputs)
     if source is None:
         raise RunError(
             "no disk holds an archive for this guest",
             check="disk for inputs",
             expected=f"a disk that begins with {guest_settings.MEMBER} in a plain archive",
-            seen=", ".join(disk.name for disk in disks) or "no disk",
-            remedy="give one: `adyton image boot DIR --share FOLDER`",
+            seen=", ".join(disk.name for disk in block_devices()) or "no disk",
+            remedy="make one with `adyton image disk`, and give it to the machine",
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     settings, stamps = unpack(source, SHARE, int(memory * _UNPACKED_SHARE_OF_MEMORY))
     stamps |= unpack_pack(settings, SHARE)
     Path("/run/adyton/hosts").write_text(settings.hosts_file(), encoding="ascii")
-    Path("/run/adyton/resolv.conf").write_text(settings.resolver_file(), encoding="ascii")
-    guest_kernel.bring_loopback_up()
-    if settings.network is not None:
-        names = guest_kernel.interfaces()
-        if len(names) != 1:
-            raise RunError("the network", expected="one interface", seen=", ".join(names) or "none")
-        guest_kernel.set_address(names[0], settings.network)
+    name_servers = guest_network.set_up(settings.network, say)
+    Path("/run/adyton/resolv.conf").write_text(resolver_file(name_servers), encoding="ascii")
+    if wait_for(find_outputs, _OUTPUTS_TIMEOUT_S) is None:
+        say("there is no disk for outputs: what the program writes will be lost")
     say(f"starting {settings.manifest}")
     status = run(settings)
     say(f"adyton run ended with {status}")
-    target = find_disk(disks, "the outputs", lambda first: first.startswith(OUTPUT_MARK))
+    target = find_outputs()
     if target is not None:
         write_outputs(target, SHARE, stamps, _status(status))
     return status

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from adyton.address import parse_address
 from adyton.errors import Error, MalformedManifest
+from adyton.image.network import MIN_PREFIX, Configuration, routes_by_gateway
 from adyton.image.plain_archive import plain_name
 from adyton.typed_document import TypedDocument
 from adyton.untrusted import parse_json_object
@@ -26,6 +27,7 @@ MEMBER: Final = "adyton-guest.json"
 MAX_BYTES: Final = 64 << 10
 MAX_ITEMS: Final = 64
 MAX_ARGUMENT_CHARACTERS: Final = 4096
+MAX_NAME_SERVERS: Final = 3
 TEES: Final = ("tpm", "tdx", "snp", "az-snp", "az-tdx", "nitrotpm")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", re.ASCII)
@@ -40,6 +42,17 @@ class Network:
     gateway: ipaddress.IPv4Address | None = None
     name_servers: tuple[ipaddress.IPv4Address, ...] = ()
 
+    def configuration(self) -> Configuration:
+        """What the guest's interface is set to."""
+        return Configuration(self.address, routes_by_gateway(self.address, self.gateway), self.name_servers)
+
+
+@dataclass(frozen=True, slots=True)
+class DHCP:
+    """The network's own server says what the guest's address is. `name_servers` replace those that it says."""
+
+    name_servers: tuple[ipaddress.IPv4Address, ...] | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class GuestSettings:
@@ -50,7 +63,8 @@ class GuestSettings:
     key_servers: tuple[str, ...] = ()
     """`HOST:PORT` or `OWNER=HOST:PORT`, as `adyton run --key-server` takes them."""
     arguments: tuple[str, ...] = ()
-    network: Network | None = None
+    network: Network | DHCP | None = None
+    """None: the guest has no network."""
     hosts: Mapping[str, ipaddress.IPv4Address] = field(default_factory=dict)
     """Name -> address, for names that no name server knows."""
 
@@ -65,11 +79,15 @@ class GuestSettings:
             "hosts": {name: str(address) for name, address in self.hosts.items()},
         }
         if self.network is not None:
-            document["network"] = {
-                "address": str(self.network.address),
-                "gateway": None if self.network.gateway is None else str(self.network.gateway),
-                "name_servers": [str(address) for address in self.network.name_servers],
-            }
+            network: dict[str, Any] = {}
+            document["network"] = network
+            if isinstance(self.network, DHCP):
+                network["dhcp"] = True
+            else:
+                network["address"] = str(self.network.address)
+                network["gateway"] = None if self.network.gateway is None else str(self.network.gateway)
+            if self.network.name_servers is not None:
+                network["name_servers"] = [str(address) for address in self.network.name_servers]
         raw = json.dumps(document).encode("ascii")
         parse_settings(raw)
         return raw
@@ -85,11 +103,6 @@ class GuestSettings:
         """The text of /etc/hosts."""
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in sorted(self.hosts.items()))]
         return "\n".join(lines) + "\n"
-
-    def resolver_file(self) -> str:
-        """The text of /etc/resolv.conf."""
-        servers = () if self.network is None else self.network.name_servers
-        return "".join(f"nameserver {address}\n" for address in servers)
 
 
 def parse_settings(raw: bytes) -> GuestSettings:
@@ -140,22 +153,26 @@ def _check_server(text: str) -> None:
         raise _wrong("key_servers", "[OWNER=]HOST:PORT", text[:80]) from error
 
 
-def _network(document: TypedDocument) -> Network:
+def _network(document: TypedDocument) -> Network | DHCP:
+    servers = None
+    if "name_servers" in document:
+        texts = document.texts("name_servers", MAX_NAME_SERVERS)
+        servers = tuple(_address("network.name_servers", text) for text in texts)
+    if "dhcp" in document:
+        document.only({"dhcp"}, {"name_servers"})
+        if document["dhcp"] is not True:
+            raise _wrong("network.dhcp", "true", "something else")
+        return DHCP(servers)
     document.only({"address"}, {"gateway", "name_servers"})
     text = document.text("address", 18)
     try:
         own = ipaddress.IPv4Interface(text)
     except ValueError:
         own = None
-    if own is None or "/" not in text or not 1 <= own.network.prefixlen <= 32:
+    if own is None or "/" not in text or not MIN_PREFIX <= own.network.prefixlen <= 32:
         raise _wrong("network.address", "an IPv4 address with its prefix length", text)
     gateway = document.get("gateway")
-    servers = document.texts("name_servers", 3) if "name_servers" in document else []
-    return Network(
-        own,
-        None if gateway is None else _address("network.gateway", gateway),
-        tuple(_address("network.name_servers", server) for server in servers),
-    )
+    return Network(own, None if gateway is None else _address("network.gateway", gateway), servers or ())
 
 
 def _address(place: str, value: object) -> ipaddress.IPv4Address:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 from adyton.errors import MalformedManifest, UsageError
 
@@ -27,6 +27,13 @@ _NUMBER: Final = re.compile(rb" *([0-7]{1,11})[ \0]*")
 _FILE, _FOLDER = b"0", b"5"
 
 
+class Source(Protocol):
+    """A stream that is read from its start to its end."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next `size` bytes, and fewer only at the stream's end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A file or a folder of an archive."""
@@ -40,7 +47,7 @@ class Member:
 class Reader:
     """Reads an archive from a stream. Iterate over it, and read each file to its end with `content` or not at all."""
 
-    def __init__(self, stream: BinaryIO, limit_bytes: int) -> None:
+    def __init__(self, stream: Source, limit_bytes: int) -> None:
         self._stream = stream
         self._left = limit_bytes
         self._unread = 0
@@ -203,5 +210,5 @@ def _wrong(check: str, expected: str, seen: str) -> MalformedManifest:
         check=f"archive: {check}",
         expected=expected,
         seen=seen,
-        remedy="make it with `adyton image boot --share`, or with `tar --format=ustar` from plain files",
+        remedy="make it with `adyton image disk`, or with `tar --format=ustar` from plain files",
     )

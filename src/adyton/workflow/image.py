@@ -12,14 +12,15 @@ from adyton.atomic_file import write_file
 from adyton.capped_read import read_capped
 from adyton.errors import Error, UsageError
 from adyton.image import firmware, lock
-from adyton.image.boot import Machine, new_output_disk, pack_inputs, software_tpm, start, unpack_outputs
+from adyton.image.boot import Machine, software_tpm, start
 from adyton.image.document import FILES, MAX_BYTES, GuestImage, parse_image
 from adyton.image.firmware import FirmwareFile
-from adyton.image.guest_settings import MAX_BYTES as MAX_SETTINGS_BYTES
-from adyton.image.guest_settings import MEMBER, parse_settings
+from adyton.image.guest_disks import new_output_disk, pack_inputs, unpack_outputs
+from adyton.image.guest_settings import MEMBER
 from adyton.image.measure import differences, firmware_entries, measure
 from adyton.image.measure_snp import takes_kernel_hashes
 from adyton.image.recipe import FIRMWARE_NAME
+from adyton.workflow.guest_disks import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,6 +118,10 @@ class Boot:
     folder: Path
     share: Path | None = None
     outputs: Path | None = None
+    inputs: Path | None = None
+    """A disk as `adyton image disk` wrote it, in the place of `share`. Nothing is unpacked then."""
+    output_disk: Path | None = None
+    """The disk for outputs beside `inputs`. It is made where it is missing."""
     tpm: bool = False
     sim_platform: Path | None = None
     """Who certifies the software TPM's attestation key. It proves the protocol, and protects nothing."""
@@ -131,9 +136,10 @@ class Boot:
 
 def printed_boot(boot: Boot) -> str:
     """The command line that boots this image, for a shell. Nothing is started. Raises UsageError."""
+    _check_disks(boot)
     _check_firmware(boot)
-    inputs = None if boot.share is None else Path("inputs.raw")
-    outputs = None if boot.share is None else Path("outputs.raw")
+    inputs = boot.inputs if boot.share is None else Path("inputs.raw")
+    outputs = boot.output_disk if boot.share is None else Path("outputs.raw")
     return _machine(boot, inputs, outputs, Path("tpm.sock") if boot.tpm else None).printed()
 
 
@@ -142,16 +148,15 @@ def boot_image(boot: Boot, console: Callable[[str], None]) -> list[str]:
 
     Raises UsageError, NoDevice, RunError and MalformedManifest.
     """
+    _check_disks(boot)
     _check_firmware(boot)
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adyton-boot-")))
-        inputs = outputs = None
+        inputs, outputs = boot.inputs, boot.output_disk
         if boot.share is not None:
             inputs, outputs = temporary / "inputs.raw", temporary / "outputs.raw"
-            settings = parse_settings(
-                read_capped(boot.share / MEMBER, MAX_SETTINGS_BYTES, "settings of the guest", unreadable=UsageError)
-            )
-            pack_inputs(settings, boot.share, inputs)
+            pack_inputs(read_settings(boot.share / MEMBER), boot.share, inputs)
+        if outputs is not None and not outputs.exists():
             new_output_disk(outputs)
         if boot.sim_platform is not None:
             _certify(temporary, boot.sim_platform)
@@ -159,7 +164,8 @@ def boot_image(boot: Boot, console: Callable[[str], None]) -> list[str]:
         start(_machine(boot, inputs, outputs, socket), console, boot.timeout_s)
         if outputs is None or boot.share is None:
             return []
-        return unpack_outputs(outputs, boot.outputs or boot.share)
+        with outputs.open("rb") as disk:
+            return unpack_outputs(disk, outputs.stat().st_size, boot.outputs or boot.share)
 
 
 def _certify(folder: Path, platform: Path) -> None:
@@ -194,6 +200,17 @@ def _machine(boot: Boot, inputs: Path | None, outputs: Path | None, socket: Path
 
 def _firmware_of(boot: Boot) -> Path:
     return boot.firmware or boot.folder / FIRMWARE_NAME
+
+
+def _check_disks(boot: Boot) -> None:
+    given = boot.inputs is not None or boot.output_disk is not None
+    if boot.share is not None and given:
+        raise UsageError(
+            "a folder and disks for one guest",
+            check="files for the guest",
+            expected="--share, or --inputs and --output-disk",
+            seen="both",
+        )
 
 
 def _check_firmware(boot: Boot) -> None:

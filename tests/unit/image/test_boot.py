@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import NoDevice, RunError, UsageError
-from adyton.image import boot
 from adyton.image.boot import Machine, start
+from adyton.image.guest_disks import pack_inputs
 from adyton.workflow.image import Boot, boot_image, printed_boot
 from tests.support.image_files import AMD_SEV, KERNEL_HASHES, firmware, write_small_image
 
@@ -119,4 +119,4 @@ def test_share_with_something_else_than_files_is_refused(tmp_path: Path) -> None
     (tmp_path / "share").mkdir()
     (tmp_path / "share/broken").symlink_to("nowhere")
     with pytest.raises(UsageError, match="cannot go into"):
-        boot.pack_inputs(GuestSettings("a", "tpm"), tmp_path / "share", tmp_path / "disk")
+        pack_inputs(GuestSettings("a", "tpm"), tmp_path / "share", tmp_path / "disk")

