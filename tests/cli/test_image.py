@@ -66,3 +66,33 @@ def test_boot_prints_the_command_line_of_a_host(tmp_path: Path, capsys: pytest.C
     assert "would not measure this image" in err
     (tmp_path / "OVMF.fd").write_bytes(firmware(sev=(*AMD_SEV, KERNEL_HASHES)))
     assert "kernel-hashes=on" in call(capsys, "boot", tmp_path, "--tee", "snp", "--print")[1]
+
+
+def test_program_goes_to_a_cloud_and_its_results_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Disk, export, outputs: what each prints, and what it refuses."""
+    write_small_image(tmp_path / "image")
+    (tmp_path / "x.adyton").write_bytes(b"pack")
+    words = ("disk", tmp_path / "x.adyton", "-o", tmp_path / "in.raw", "--tee", "tdx")
+    assert call(capsys, *words, "--host", "keys")[0] == 2
+    assert call(capsys, *words, "--host", "keys=10.0.0.9", "--host", "keys=10.0.0.8")[0] == 2
+    status, out, _ = call(capsys, *words, "--host", "keys=10.0.0.9", "--name-server", "10.0.0.1", "--", "-x", "--tee")
+    assert (status, "1.0 MB, for a guest on tdx that runs x.adyton" in out) == (0, True)
+    assert b'"arguments": ["-x", "--tee"]' in (tmp_path / "in.raw").read_bytes()
+    assert call(capsys, *words)[0] == 86
+    status, out, _ = call(capsys, "export", tmp_path / "image", "--cloud", "gcp", "-o", tmp_path / "up")
+    assert (status, "disk.tar.gz" in out, "outputs.tar.gz" in out) == (0, True, True)
+    assert call(capsys, "export", tmp_path / "in.raw", "--cloud", "gcp", "-o", tmp_path / "up")[0] == 0
+    assert call(capsys, "export", tmp_path / "in.raw", "--cloud", "azure", "-o", tmp_path / "up")[0] == 2
+    status, out, _ = call(capsys, "outputs", tmp_path / "in.raw", "-o", tmp_path / "back")
+    assert (status, out.split()) == (0, ["adyton-guest.json", "x.adyton"])
+    assert call(capsys, "outputs", tmp_path / "in.raw", "-o", tmp_path / "back")[0] == 86
+
+
+def test_boot_takes_a_folder_or_disks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not both: one of the two would be forgotten."""
+    write_small_image(tmp_path)
+    (tmp_path / "OVMF.fd").write_bytes(firmware(sev=AMD_SEV))
+    words = ("boot", tmp_path, "--inputs", "in.raw", "--output-disk", "out.raw", "--print")
+    status, out, _ = call(capsys, *words)
+    assert (status, "in.raw" in out, "out.raw" in out) == (0, True, True)
+    assert call(capsys, *words, "--share", tmp_path)[0] == 2

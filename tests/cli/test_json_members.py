@@ -167,6 +167,10 @@ def _judging(folder: Path, call: Call) -> None:
     write_small_image(folder / "image")
     (folder / "OVMF.fd").write_bytes(firmware(sev=(*AMD_SEV, KERNEL_HASHES), tdx=((0, 4096, 0xFFFFF000, 4096, 0, 1),)))
     call("image measure", "image", "measure", "image", "--firmware", "OVMF.fd", "--json")
+    call("image export", "image", "export", "image", "--cloud", "aws", "-o", "aws", "--json")
+    (folder / "carried.adyton").write_bytes(b"a pack")
+    call("image disk", "image", "disk", "carried.adyton", "-o", "inputs.raw", "--tee", "tdx", "--json")
+    call("image outputs", "image", "outputs", "inputs.raw", "-o", "came-back", "--json")
 
 
 def _keeping(call: Call) -> None:

@@ -258,3 +258,26 @@ def outputs(
         return
     for name in names:
         say(name)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Folder of an image, or a disk as `adyton image disk` wrote it.")],
+    cloud: Annotated[str, typer.Option(metavar="CLOUD", help="azure, gcp or aws.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for what is uploaded.")],
+    force: ForceOption = False,
+    as_json: JSONOption = False,
+) -> None:
+    """Write an image, or a disk with inputs, in the form in which a cloud takes it. Nothing is uploaded.
+
+    For an image: its disk, an empty disk for outputs, and export.json, which says what the cloud has to be told.
+    Azure: fixed VHD. Google Cloud: tar.gz. AWS: raw.
+    """
+    from adyton.workflow.image_export import export as carry_out
+
+    found = carry_out(source, cloud, output, force=force)
+    if as_json:
+        say_json(found.to_dict())
+        return
+    for item in found.files:
+        say(f"{output / item.name}: {item.size_bytes / 1e6:.1f} MB, a disk of {item.disk_bytes / 1e6:.0f} MB")

@@ -22,7 +22,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -138,21 +138,26 @@ def find_outputs() -> Path | None:
     return find_disk(block_devices(), "the outputs", lambda first: first.startswith(OUTPUT_MARK))
 
 
+def first_settings(reader: Reader, members: Iterator[Member]) -> GuestSettings:
+    """The settings, which are the first file of an archive. Raises RunError and MalformedManifest."""
+    first = next(members, None)
+    if first is None or first.name != guest_settings.MEMBER or first.size > guest_settings.MAX_BYTES:
+        raise RunError(
+            "the archive does not begin with the settings",
+            check="first file of the archive",
+            expected=f"{guest_settings.MEMBER}, at most {guest_settings.MAX_BYTES} bytes",
+            seen="something else",
+        )
+    return guest_settings.parse_settings(b"".join(reader.content()))
+
+
 def unpack(disk: Path, target: Path, limit_bytes: int) -> tuple[GuestSettings, dict[str, Stamp]]:
     """Step 4: the settings, and each file's stamp after it was unpacked. Raises MalformedManifest and OSError."""
     stamps: dict[str, Stamp] = {}
     with disk.open("rb", buffering=1 << 20) as stream:
         reader = Reader(stream, limit_bytes)
         members = iter(reader)
-        first = next(members, None)
-        if first is None or first.name != guest_settings.MEMBER or first.size > guest_settings.MAX_BYTES:
-            raise RunError(
-                "the archive does not begin with the settings",
-                check="first file of the archive",
-                expected=f"{guest_settings.MEMBER}, at most {guest_settings.MAX_BYTES} bytes",
-                seen="something else",
-            )
-        settings = guest_settings.parse_settings(b"".join(reader.content()))
+        settings = first_settings(reader, members)
         for member in members:
             path = target / member.name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from typing import Final
 from adyton.atomic_file import atomic_target
 from adyton.errors import UsageError
 from adyton.image.disk import ALIGNMENT
-from adyton.image.guest import OUTPUT_MARK
-from adyton.image.guest_settings import MEMBER, GuestSettings
+from adyton.image.guest import OUTPUT_MARK, first_settings
+from adyton.image.guest_settings import MAX_BYTES, MEMBER, GuestSettings
 from adyton.image.plain_archive import BLOCK, MAX_MEMBERS, Member, Reader, Source, Writer
 
 OUTPUT_BYTES: Final = 1 << 30
@@ -72,6 +72,12 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
             shown = path.relative_to(source).as_posix()
             if shown != MEMBER:
                 yield path, shown
+
+
+def settings_on(disk: Source) -> GuestSettings:
+    """The settings of the guest that a disk for inputs is for. Raises RunError and MalformedManifest."""
+    reader = Reader(disk, MAX_BYTES)
+    return first_settings(reader, iter(reader))
 
 
 def new_output_disk(path: Path, size_bytes: int = OUTPUT_BYTES, *, force: bool = True) -> None:
