@@ -53,6 +53,7 @@ from adyton.image.boot_events import predict
 from adyton.image.document import parse_image
 from adyton.image.firmware import FirmwareFile
 from adyton.image.gpt import measured_table
+from adyton.image.guest_result import parse_result
 from adyton.image.guest_settings import GuestSettings, parse_settings
 from adyton.image.lock import parse_lock
 from adyton.image.measure_snp import Launch, launch_digest
@@ -517,6 +518,11 @@ def targets() -> dict[str, Target]:
             lambda raw: parse_settings(raw).command(),
             (GuestSettings("app.manifest", "tpm", ("keys:1",), ("a",)).to_bytes(),),
             ("adyton.image.guest_settings.parse_settings",),
+        ),
+        "guest-result": Target(
+            parse_result,
+            (b'{"format": "adyton-output/1", "exit_code": 3, "pcrs": {}, "removed": ["run/work/out/a"]}',),
+            ("adyton.image.guest_result.parse_result",),
         ),
         "plain-archive": Target(_plain_archive, (_archive(),), ("adyton.image.plain_archive.parse_header",)),
         "kernel-image": Target(

@@ -12,7 +12,15 @@ from adyton.atomic_file import write_file
 from adyton.capped_read import read_capped
 from adyton.errors import Error, UsageError
 from adyton.image import firmware, lock
-from adyton.image.boot import Machine, new_output_disk, pack_inputs, software_tpm, start, unpack_outputs
+from adyton.image.boot import (
+    OUTPUT_BYTES,
+    Machine,
+    new_output_disk,
+    pack_inputs,
+    software_tpm,
+    start,
+    unpack_outputs,
+)
 from adyton.image.document import FILES, MAX_BYTES, GuestImage, parse_image
 from adyton.image.firmware import FirmwareFile
 from adyton.image.guest_settings import MAX_BYTES as MAX_SETTINGS_BYTES
@@ -127,6 +135,10 @@ class Boot:
     memory_mib: int = 2048
     vcpus: int = 1
     timeout_s: float = 600.0
+    until: Callable[[str], bool] | None = None
+    """The line of the console up to which `timeout_s` counts. None: up to the machine's end."""
+    output_bytes: int = OUTPUT_BYTES
+    """Size of the disk for outputs, a sparse file."""
 
 
 def printed_boot(boot: Boot) -> str:
@@ -152,11 +164,11 @@ def boot_image(boot: Boot, console: Callable[[str], None]) -> list[str]:
                 read_capped(boot.share / MEMBER, MAX_SETTINGS_BYTES, "settings of the guest", unreadable=UsageError)
             )
             pack_inputs(settings, boot.share, inputs)
-            new_output_disk(outputs)
+            new_output_disk(outputs, boot.output_bytes)
         if boot.sim_platform is not None:
             _certify(temporary, boot.sim_platform)
         socket = stack.enter_context(software_tpm(temporary)) if boot.tpm else None
-        start(_machine(boot, inputs, outputs, socket), console, boot.timeout_s)
+        start(_machine(boot, inputs, outputs, socket), console, boot.timeout_s, until=boot.until)
         if outputs is None or boot.share is None:
             return []
         return unpack_outputs(outputs, boot.outputs or boot.share)
