@@ -28,6 +28,7 @@ from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import parse_guest
+from adyton.attest.nitro import nsm
 from adyton.attest.nvidia.chain import DEVICE_CHAIN, fwid_of, parse_pem_chain
 from adyton.attest.nvidia.evidence import parse_devices
 from adyton.attest.nvidia.gpu_policy import GPUPolicy
@@ -518,6 +519,11 @@ def targets() -> dict[str, Target]:
             lambda raw: parse_settings(raw).command(),
             (GuestSettings("app.manifest", "tpm", ("keys:1",), ("a",)).to_bytes(),),
             ("adyton.image.guest_settings.parse_settings",),
+        ),
+        "nsm-answer": Target(
+            lambda raw: nsm.parse_answer(raw, filled=True),
+            (nsm.START + b"\x43abc" + b"\xff" * 9, b"\xa1\x65Error\x6fInvalidArgument"),
+            (f"{_A}.nitro.nsm.parse_answer",),
         ),
         "guest-result": Target(
             parse_result,

@@ -32,7 +32,7 @@ def run(
         str | None,
         typer.Option(
             metavar="TEE",
-            help="sgx, tdx, snp, tpm, az-snp, az-tdx; sim, sim-tdx and sim-tpm protect nothing.",
+            help="sgx, tdx, snp, tpm, az-snp, az-tdx, nitrotpm; sim, sim-tdx and sim-tpm protect nothing.",
         ),
     ] = None,
     key_server: Annotated[
