@@ -316,6 +316,25 @@ def test_guest_that_is_left_out_of_an_approval_is_named(owner: tuple[Run, SimPla
     assert "not approved" not in run(*approve, "--rtmr0", "79" * 48)[2]
 
 
+def test_instance_of_amazon_is_approved_by_the_sha384_registers(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """PCR 4 and 11 of the boot from the disk. Nothing is open to the host: it is whom one trusts."""
+    run, _ = owner
+    image = image_of(tmp_path)
+    approve = ("approve", "app.manifest", "--key", "weights", "--tee", "nitrotpm")
+    assert run("build", "app.manifest.template", "--no-cache")[0] == 0
+    for words in ((), ("--guest", "a1" * 48)):
+        status, _, error = run(*approve, *words)
+        assert (status, "PCRs 4 and 11" in " ".join(error.split())) == (2, True), error
+    assert run("build", "app.manifest.template", "--no-cache", "--runtime", image)[0] == 0
+    assert run(*approve, "--pcr7", "a1" * 32, "--guest-image", image)[0] == 2
+    status, _, error = run(*approve, "--guest-image", image)
+    assert status == 0, error
+    (made,) = document(run("policy", "show", "--json")[1])["approvals"]
+    pcrs = document(Path(image).read_text())["pcrs"]["disk-boot"]["sha384"]
+    assert made["guest_images"] == [{"tee": "nitrotpm", "pcr4": pcrs["4"], "pcr11": pcrs["11"]}]
+    assert made["gaps"] == []
+
+
 @pytest.mark.parametrize("tee", ["tdx", "snp"])
 def test_host_acpi_is_left_open_by_name_only(owner: tuple[Run, SimPlatform], tmp_path: Path, tee: str) -> None:
     """Refused without the word; with it warned of, recorded, and shown wherever the approval is."""
@@ -474,7 +493,9 @@ def test_raw_report_data_is_warned_of_and_kept_to_sim(owner: tuple[Run, SimPlatf
     for tee in ("sim-tdx", "tdx", "snp"):
         assert f"warning: {tee} refuses adyton.insecure__raw_report_data" in error
     refused = document(run("build", template, "--no-cache", "--json")[1])["refused_by_tees"]
-    assert {item["tee"] for item in refused} == {"sim-tdx", "tdx", "snp", "tpm", "sim-tpm", "az-snp", "az-tdx"}
+    assert {item["tee"] for item in refused} == {
+        *("sim-tdx", "tdx", "snp", "tpm", "sim-tpm", "az-snp", "az-tdx", "nitrotpm")
+    }
     assert run("build", template, "--no-cache", "--strict")[0] != 0
     for words in (["tdx", *MRTD, *REGISTERS], ["snp"], [tee_of(platform).replace("sim:", "sim-tdx:")]):
         status, _, error = run("approve", "app.manifest", "--key", "weights", "--tee", *words)

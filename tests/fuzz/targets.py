@@ -28,6 +28,7 @@ from adyton.attest.certificates import parse_certificate, parse_chain
 from adyton.attest.collateral import Collateral
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import parse_guest
+from adyton.attest.nitro import nsm
 from adyton.attest.nvidia.chain import DEVICE_CHAIN, fwid_of, parse_pem_chain
 from adyton.attest.nvidia.evidence import parse_devices
 from adyton.attest.nvidia.gpu_policy import GPUPolicy
@@ -55,6 +56,7 @@ from adyton.image.dhcp import parse_answer as parse_dhcp_answer
 from adyton.image.document import parse_image
 from adyton.image.firmware import FirmwareFile
 from adyton.image.gpt import measured_table
+from adyton.image.guest_result import parse_result
 from adyton.image.guest_settings import GuestSettings, parse_settings
 from adyton.image.lock import parse_lock
 from adyton.image.measure_snp import Launch, launch_digest
@@ -529,6 +531,16 @@ def targets() -> dict[str, Target]:
         ),
         "dhcp-datagram": Target(
             parse_datagram, (build_datagram(dhcp_answer(1, OFFER)),), ("adyton.image.dhcp.parse_datagram",)
+        ),
+        "nsm-answer": Target(
+            lambda raw: nsm.parse_answer(raw, filled=True),
+            (nsm.START + b"\x43abc" + b"\xff" * 9, b"\xa1\x65Error\x6fInvalidArgument"),
+            (f"{_A}.nitro.nsm.parse_answer",),
+        ),
+        "guest-result": Target(
+            parse_result,
+            (b'{"format": "adyton-output/1", "exit_code": 3, "pcrs": {}, "removed": ["run/work/out/a"]}',),
+            ("adyton.image.guest_result.parse_result",),
         ),
         "plain-archive": Target(_plain_archive, (_archive(),), ("adyton.image.plain_archive.parse_header",)),
         "kernel-image": Target(

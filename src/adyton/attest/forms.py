@@ -15,9 +15,9 @@ import binascii
 import re
 from typing import Final, NamedTuple, NoReturn
 
-from adyton.attest import cbor
 from adyton.attest.layout import MAX_QUOTE_BYTES
-from adyton.attest.nitro.document import MAX_DOCUMENT_BYTES, START
+from adyton.attest.nitro import nsm
+from adyton.attest.nitro.document import START
 from adyton.attest.snp import REPORT_BYTES
 from adyton.errors import MalformedQuote
 from adyton.untrusted import parse_json_object
@@ -28,7 +28,6 @@ MAX_TEXT_CHARACTERS: Final = 4 * MAX_QUOTE_BYTES
 """The most characters of evidence in hex or base64, white space included."""
 _DEVICE_HEAD_BYTES: Final = 32
 _MAX_DEVICE_BYTES: Final = 4096
-_NSM: Final = b"\xa1\x6bAttestation\xa1\x68document"
 _DSTACK_NITRO: Final = b"\x00\x02"
 _HEX: Final = re.compile(rb"(?:0[xX])?([0-9a-fA-F]+)")
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-]+={0,2}")
@@ -115,8 +114,8 @@ def _unpacked(decoded: bytes, encoding: str, inside: str) -> Form:
 
 
 def _binary(raw: bytes) -> Form:
-    if raw.startswith(_NSM):
-        return Form(_nsm_document(raw), "the answer of the NSM device")
+    if raw.startswith(nsm.START):
+        return Form(nsm.parse_answer(raw), "the answer of the NSM device")
     if raw.startswith(_DSTACK_NITRO):
         document = _dstack_document(raw)
         if document is not None:
@@ -125,18 +124,6 @@ def _binary(raw: bytes) -> Form:
     if report is not None:
         return Form(report, "the answer of the SEV guest device")
     return Form(raw, "binary")
-
-
-def _nsm_document(raw: bytes) -> bytes:
-    """The document in the NSM's answer: `{"Attestation": {"document": bytes}}` in CBOR."""
-    reader = cbor.Reader(raw, _malformed)
-    reader.count(cbor.MAP, "answer of the NSM", 1)
-    reader.text("name of the answer", 16)
-    reader.count(cbor.MAP, "attestation", 1)
-    reader.text("name of the document", 16)
-    document = reader.string(cbor.BYTES, "document", MAX_DOCUMENT_BYTES)
-    reader.end("answer of the NSM")
-    return document
 
 
 def _dstack_document(raw: bytes) -> bytes | None:

@@ -24,14 +24,14 @@ HOST_ACPI: Final = "the host writes the ACPI tables"
 
 
 def confidential_kind(tee: str) -> str | None:
-    """`tdx`, `snp` or `tpm` for a TEE that is a whole machine, as policies name TEEs. None for an enclave.
+    """`tdx`, `snp`, `tpm` or `nitrotpm` for a TEE that is a whole machine, as policies name TEEs. None for an enclave.
 
-    `tpm` is every machine whose guest a TPM measures: Azure's confidential machines, too.
+    `tpm` is every machine whose guest a TPM measures with SHA-256: Azure's confidential machines, too.
     """
     name = tee.partition(":")[0].removeprefix("sim-")
     if name in ("az-snp", "az-tdx"):
         return "tpm"
-    return name if name in ("tdx", "snp", "tpm") else None
+    return name if name in ("tdx", "snp", "tpm", "nitrotpm") else None
 
 
 def _refused(check: str, expected: str, seen: str) -> UsageError:
@@ -181,12 +181,42 @@ class TPMGuest:
         return f"boot applications {started}, PCR 11 {self.pcr11.hex()}{secure_boot}"
 
 
-Guest = TDXGuest | SNPGuest | TPMGuest
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NitroTPMGuest:
+    """A guest of an EC2 instance with a NitroTPM: what the firmware starts (PCR 4), and the UKI's sections (PCR 11).
+
+    Values are SHA-384, 48 bytes each: Amazon's documents show no event log. PCR 12 and 13 must hold zeros, and PCR 15
+    the workload (`policy.judge_nitro`). The firmware and its ACPI tables are those of Amazon's hypervisor.
+    """
+
+    kind: ClassVar[str] = "nitrotpm"
+    host_acpi: ClassVar[bool] = False
+    pcr4: Measurement
+    pcr11: Measurement
+
+    def __post_init__(self) -> None:
+        _check_register("pcr4", self.pcr4)
+        _check_register("pcr11", self.pcr11)
+
+    def policy(self) -> Policy:
+        """What evidence must show, as one alternative of a policy."""
+        return Policy(pcrs={4: frozenset({self.pcr4.raw}), 11: frozenset({self.pcr11.raw})})
+
+    def to_dict(self) -> dict[str, object]:
+        """As plain data."""
+        return {"tee": self.kind, "pcr4": self.pcr4.hex(), "pcr11": self.pcr11.hex()}
+
+    def __str__(self) -> str:
+        return f"PCR 4 {self.pcr4}, PCR 11 {self.pcr11}"
+
+
+Guest = TDXGuest | SNPGuest | TPMGuest | NitroTPMGuest
 
 _MEMBERS: Final[Mapping[str, frozenset[str]]] = {
     "tdx": frozenset({"tee", "mrtd", "rtmr0", "rtmr1", "rtmr2"}),
     "snp": frozenset({"tee", "launch_digest", "launch_digest_covers", "host_acpi"}),
     "tpm": frozenset({"tee", "boot_applications", "pcr11"}),
+    "nitrotpm": frozenset({"tee", "pcr4", "pcr11"}),
 }
 
 
@@ -196,7 +226,7 @@ def parse_guest(document: object) -> Guest:
         raise _refused("guest image", "a table", type(document).__name__)
     kind = document.get("tee")
     if not isinstance(kind, str) or kind not in _MEMBERS:
-        raise _refused("tee of a guest image", "tdx, snp or tpm", str(kind)[:40])
+        raise _refused("tee of a guest image", ", ".join(_MEMBERS), str(kind)[:40])
     host_acpi = "host_acpi" in document
     members = _MEMBERS[kind]
     if kind == "tdx" and host_acpi:
@@ -219,6 +249,8 @@ def parse_guest(document: object) -> Guest:
             rtmr1=registers["rtmr1"],
             rtmr2=registers["rtmr2"],
         )
+    if kind == "nitrotpm":
+        return NitroTPMGuest(pcr4=registers["pcr4"], pcr11=registers["pcr11"])
     covers = document["launch_digest_covers"]
     if not isinstance(covers, list) or not all(isinstance(part, str) for part in covers):
         raise _refused("launch_digest_covers", "a list of texts", type(covers).__name__)

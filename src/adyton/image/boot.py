@@ -6,6 +6,8 @@ well-meaning host. No device has an option ROM, because a guest would run (and m
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import selectors
 import shlex
@@ -24,6 +26,8 @@ HOSTS: Final = ("tdx", "snp")
 _MAX_LINE_BYTES: Final = 4096
 _KVM: Final = ("-accel", "kvm")
 _QEMU: Final = "qemu-system-x86_64"
+_LONGEST_WAIT_S: Final = 3600.0
+"""The kernel takes no longer time-outs than some days."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +113,9 @@ def software_tpm(folder: Path, *, for_qemu: bool = True) -> Iterator[Path]:
     else:
         command += ["--server", f"type=unixio,path={socket}", "--flags", "not-need-init,startup-clear"]
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=_end_with_parent
+        )
     except FileNotFoundError as error:
         raise _missing("swtpm", "swtpm") from error
     try:
@@ -124,25 +130,39 @@ def software_tpm(folder: Path, *, for_qemu: bool = True) -> Iterator[Path]:
         child.wait()
 
 
-def start(machine: Machine, console: Callable[[str], None], timeout_s: float) -> None:
+def start(
+    machine: Machine, console: Callable[[str], None], timeout_s: float, *, until: Callable[[str], bool] | None = None
+) -> None:
     """Run the machine to its end. Each line of its console goes to `console`.
 
-    Raises NoDevice without QEMU, and RunError where it fails or takes longer than `timeout_s`.
+    With `until`, the time counts only up to the first line of which it says true. From then on the machine takes as
+    long as it wants. Raises NoDevice without QEMU, and RunError where it fails or takes longer than `timeout_s`.
     """
     try:
         child = subprocess.Popen(
-            machine.command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            machine.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,
         )
     except FileNotFoundError as error:
         raise _missing(_QEMU, "qemu-system-x86") from error
-    ends_s = time.monotonic() + timeout_s
+    limit = _Limit(time.monotonic() + timeout_s)
     try:
-        for line in _lines(child, ends_s):
+        for line in _lines(child, limit):
             console(line)
-        status = child.wait(timeout=max(1.0, ends_s - time.monotonic()))
+            if until is not None and until(line):
+                limit.ends_s = math.inf
+        status = child.wait(timeout=max(1.0, limit.left_s()))
     except subprocess.TimeoutExpired as error:
+        what = "start the program" if until is not None else "end"
         raise RunError(
-            f"the machine did not end within {timeout_s:.0f} s", check="time of the machine", seen="still running"
+            f"the machine did not {what} within {timeout_s:.0f} s",
+            check="time of the machine",
+            expected=f"at most {timeout_s:.0f} s",
+            seen="still running",
+            remedy="its console says how far it came; give it longer with --timeout, or more memory",
         ) from error
     finally:
         if child.poll() is None:
@@ -154,7 +174,23 @@ def start(machine: Machine, console: Callable[[str], None], timeout_s: float) ->
         raise RunError("QEMU failed", check="exit code of QEMU", expected="0", seen=str(status))
 
 
-def _lines(child: subprocess.Popen[bytes], ends_s: float) -> Iterator[str]:
+@dataclass(slots=True)
+class _Limit:
+    """When a machine is given up, on the monotonic clock. It may be never (infinity)."""
+
+    ends_s: float
+
+    def left_s(self) -> float:
+        """The seconds until then, at most an hour."""
+        return max(0.0, min(_LONGEST_WAIT_S, self.ends_s - time.monotonic()))
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when Adyton ends, however that happens: no machine stays behind."""
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+
+
+def _lines(child: subprocess.Popen[bytes], limit: _Limit) -> Iterator[str]:
     """The console's lines, each cut at 4096 bytes: the guest may write without end."""
     if child.stdout is None:
         return
@@ -162,8 +198,9 @@ def _lines(child: subprocess.Popen[bytes], ends_s: float) -> Iterator[str]:
         selector.register(child.stdout, selectors.EVENT_READ)
         pending = b""
         while True:
-            if not selector.select(timeout=max(0.0, ends_s - time.monotonic())):
-                raise subprocess.TimeoutExpired(child.args, 0)
+            while not selector.select(timeout=limit.left_s()):
+                if limit.left_s() == 0:
+                    raise subprocess.TimeoutExpired(child.args, 0)
             piece = os.read(child.stdout.fileno(), 4096)
             *whole, pending = (pending + piece).split(b"\n")
             for line in whole if piece else [pending]:

@@ -28,17 +28,21 @@ from typing import Final
 
 from adyton import pack_archive
 from adyton.errors import Error, RunError
-from adyton.image import guest_kernel, guest_network, guest_settings
+from adyton.image import guest_kernel, guest_network, guest_result, guest_settings
 from adyton.image.guest_kernel import wait_for
 from adyton.image.guest_settings import GuestSettings
 from adyton.image.network import resolver_file
 from adyton.image.plain_archive import BLOCK, Member, Reader, Writer
 from adyton.pack_archive import SUFFIX
 
-OUTPUT_MARK: Final = b"adyton-output/1\n"
+OUTPUT_MARK: Final = guest_result.FORMAT.encode("ascii") + b"\n"
 """How the first block of the disk for outputs begins before a run."""
 STATUS_MEMBER: Final = "adyton-status.json"
 """The last file of the outputs: without it the archive was cut."""
+SAYS: Final = "adyton guest: "
+"""How each line of this process on the console begins."""
+STARTING: Final = "starting"
+ENDED: Final = "adyton run ended with"
 SHARE: Final = Path("/run/adyton/share")
 EVENT_LOG_MEMBER: Final = "adyton-event-log.bin"
 _MAX_LOG_BYTES: Final = 256 << 10
@@ -56,7 +60,7 @@ Stamp = tuple[int, int, int, int]
 def say(text: str) -> None:
     """One line on the console, which the host reads."""
     shown = text.encode("ascii", "backslashreplace").decode("ascii")
-    sys.stderr.write("".join(c if c.isprintable() or c == "\n" else "?" for c in f"adyton guest: {shown}") + "\n")
+    sys.stderr.write("".join(c if c.isprintable() or c == "\n" else "?" for c in f"{SAYS}{shown}") + "\n")
     sys.stderr.flush()
 
 
@@ -196,6 +200,11 @@ def new_files(folder: Path, before: Mapping[str, Stamp]) -> list[str]:
     return sorted(found)
 
 
+def removed_files(folder: Path, before: Mapping[str, Stamp]) -> list[str]:
+    """The files that were there and are gone, sorted by name."""
+    return sorted(name for name in before if not os.path.lexists(folder / name))
+
+
 def write_outputs(disk: Path, folder: Path, before: Mapping[str, Stamp], status: Mapping[str, object]) -> None:
     """Step 7. Raises Error and OSError: then the archive has no end, and whoever reads it sees that."""
     with disk.open("rb") as probe:
@@ -213,7 +222,7 @@ def write_outputs(disk: Path, folder: Path, before: Mapping[str, Stamp], status:
             with log.open("rb") as file:
                 raw = file.read(_MAX_LOG_BYTES)
             writer.add(Member(EVENT_LOG_MEMBER, len(raw)), io.BytesIO(raw))
-        raw = json.dumps(dict(status)).encode("ascii")
+        raw = json.dumps({**status, "removed": removed_files(folder, before)}).encode("ascii")
         writer.add(Member(STATUS_MEMBER, len(raw)), io.BytesIO(raw))
         writer.close()
         stream.flush()
@@ -265,9 +274,9 @@ def start() -> int:
     Path("/run/adyton/resolv.conf").write_text(resolver_file(name_servers), encoding="ascii")
     if wait_for(find_outputs, _OUTPUTS_TIMEOUT_S) is None:
         say("there is no disk for outputs: what the program writes will be lost")
-    say(f"starting {settings.manifest}")
+    say(f"{STARTING} {settings.manifest}")
     status = run(settings)
-    say(f"adyton run ended with {status}")
+    say(f"{ENDED} {status}")
     target = find_outputs()
     if target is not None:
         write_outputs(target, SHARE, stamps, _status(status))
@@ -275,7 +284,8 @@ def start() -> int:
 
 
 def _status(code: int) -> dict[str, object]:
-    return {"format": OUTPUT_MARK.decode("ascii").strip(), "exit_code": code, "pcrs": registers()}
+    code = 128 - code if code < 0 else code  # a signal ended it
+    return {"format": guest_result.FORMAT, "exit_code": code, "pcrs": registers()}
 
 
 def main() -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from adyton.attest.guest import MUST_COVER, SNPGuest, TDXGuest, TPMGuest
+from adyton.attest.guest import MUST_COVER, NitroTPMGuest, SNPGuest, TDXGuest, TPMGuest
 from adyton.errors import UsageError
 from adyton.image.document import BOOTS
+from adyton.values import Measurement
 
 if TYPE_CHECKING:
     from adyton.attest.guest import Guest
     from adyton.image.document import GuestImage
-    from adyton.values import Digest, Measurement
+    from adyton.values import Digest
 
 MAX_GUESTS: Final = 64
 """Most guests of one approval: a person has to be able to look at them."""
@@ -42,8 +43,11 @@ def guests_of(
         raise _refused("--rtmr0", "a TDX guest", kind, "leave it out")
     if pcr7 is not None and kind != "tpm":
         raise _refused("--pcr7", "a guest that a TPM measures", kind, "leave it out")
+    found: list[Guest]
     if kind == "tpm":
         found = _tpm(image, pcr7)
+    elif kind == "nitrotpm":
+        found = _nitrotpm(image)
     else:
         found = _tdx(image, rtmr0, allow=allow_host_acpi) if kind == "tdx" else _snp(image, allow=allow_host_acpi)
     guests = tuple(dict.fromkeys(found))
@@ -89,6 +93,12 @@ def _tpm(image: GuestImage, pcr7: Digest | None) -> list[Guest]:
     started = (image.uki.sha256, image.linux.sha256)
     secure_boot = None if pcr7 is None else pcr7.raw
     return [TPMGuest(boot_applications=started, pcr11=image.pcr(boot, 11), pcr7=secure_boot) for boot in BOOTS]
+
+
+def _nitrotpm(image: GuestImage) -> list[Guest]:
+    """The boot from the disk: EC2 has no other."""
+    pcr4, pcr11 = (Measurement(image.pcr("disk-boot", number, "sha384")) for number in (4, 11))
+    return [NitroTPMGuest(pcr4=pcr4, pcr11=pcr11)]
 
 
 def _snp(image: GuestImage, *, allow: bool) -> list[Guest]:

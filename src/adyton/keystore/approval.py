@@ -148,7 +148,9 @@ class Approval:
                 seen=f"measurement {self.measurement}, manifest {self.manifest_sha256}",
                 remedy="approve by measurement (adyton approve MANIFEST without --by-signer)",
             )
-        if {"tdx", "snp", "tpm", "az-snp", "az-tdx"} & set(self.tees) and not (self.guests or self.guest_images):
+        if {"tdx", "snp", "tpm", "az-snp", "az-tdx", "nitrotpm"} & set(self.tees) and not (
+            self.guests or self.guest_images
+        ):
             raise UsageError(
                 "a confidential machine is approved by its guest image",
                 check="guest image",

@@ -26,10 +26,12 @@ RAW_LINE: Final = "report data of the program"
 EXPECTED: Final = {
     "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
     "tpm": "a guest that is pinned by its PCRs and boot applications",
+    "nitrotpm": "a guest that is pinned by its PCRs 4 and 11 (SHA-384)",
     "snp": f"a guest image document which says that the launch digest covers {', '.join(MUST_COVER)}",
 }
 REMEDY: Final = {
     "tpm": "approve it with --guest-image image.json, the document of a guest image that you built or checked",
+    "nitrotpm": "approve it with --guest-image image.json, the document of a guest image that you built or checked",
     "tdx": (
         "approve it again with --guest-image image.json, of a guest image that you built or checked; or with"
         " --guest MRTD --rtmr0 HEX --rtmr1 HEX --rtmr2 HEX, computed from it"
@@ -41,8 +43,8 @@ REMEDY: Final = {
 }
 
 
-VERIFIED_ONLY: Final = frozenset({"nitro", "nitrotpm"})
-"""TEEs whose evidence is verified and shown, while nothing says which guest they booted."""
+VERIFIED_ONLY: Final = frozenset({"nitro"})
+"""TEEs whose evidence is verified and shown, while Adyton does not run there."""
 
 
 def lines(approval: Approval, tee: str) -> list[Check]:
@@ -55,7 +57,7 @@ def lines(approval: Approval, tee: str) -> list[Check]:
                 "a guest image document that says which PCRs the image gives",
                 "none is known for this TEE",
                 False,
-                f"nothing can be approved for {tee} yet: `adyton verify` judges its evidence; use tdx or sgx for keys",
+                f"nothing can be approved for {tee}: `adyton verify` judges it; keys go to tdx, sgx or nitrotpm",
             )
         )
     kind = confidential_kind(tee)

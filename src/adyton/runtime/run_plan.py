@@ -181,7 +181,7 @@ def plan(
         allowed=allowed,
         budget_bytes=manifest.adyton.memory_budget_bytes,
         network=manifest.adyton.network,
-        log=_log(manifest),
+        log=log_plan(manifest),
         stdin_from_host=manifest.adyton.insecure_stdin,
         fds_limit=manifest.fds_limit,
         stack_bytes=manifest.stack_size_bytes,
@@ -352,7 +352,8 @@ def _allowed(manifest: Manifest, table: MountTable) -> tuple[AllowedFile, ...]:
     return tuple(one for one in found if not any(below(one.target, other.target) for other in found))
 
 
-def _log(manifest: Manifest) -> LogPlan | None:
+def log_plan(manifest: Manifest) -> LogPlan | None:
+    """The encrypted log of a manifest's program. None where the host reads its output. Raises MalformedManifest."""
     if manifest.adyton.insecure_stdio:
         return None
     key_name = manifest.log_key_name

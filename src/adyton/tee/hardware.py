@@ -41,5 +41,9 @@ def open_hardware(
         from adyton.tee.azure_guest import open_azure
 
         return open_azure(tee, measurement, devices, system)
-    expected = "sgx, tdx, snp, tpm, az-snp or az-tdx"
+    if tee == "nitrotpm":
+        from adyton.tee.nitrotpm_guest import open_nitrotpm
+
+        return open_nitrotpm(measurement, devices)
+    expected = "sgx, tdx, snp, tpm, az-snp, az-tdx or nitrotpm"
     raise UsageError(f"no hardware TEE named {tee!r}", check="name of the TEE", expected=expected, seen=tee)

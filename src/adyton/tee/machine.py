@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _CPUINFO_BYTES: Final = 1 << 20
 CHASSIS_TAG: Final = "/sys/class/dmi/id/chassis_asset_tag"
+SYSTEM_VENDOR: Final = "/sys/class/dmi/id/sys_vendor"
+AMAZON: Final = "Amazon EC2"
 AZURE_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 """What the chassis of every machine of Azure's says. Anybody's can: it proves nothing."""
 UNTRIED: Final = "Adyton's part of it has never run on hardware; it is tested against doubles"
@@ -225,6 +227,21 @@ def azure(machine: Machine) -> Iterator[Finding]:
     yield Finding(name, "what you trust", "note", f"{TRUSTED[name]}, which can read the guest's memory")
 
 
+def nitrotpm(machine: Machine) -> Iterator[Finding]:
+    """Steps to an EC2 instance with a NitroTPM. Nothing where this is no machine of Amazon's."""
+    if machine.text(SYSTEM_VENDOR).strip() != AMAZON:
+        return
+    yield _step(
+        "nitrotpm",
+        "NitroTPM",
+        machine.usable(TPM_DEVICE),
+        TPM_DEVICE,
+        "no permission" if machine.has(TPM_DEVICE) else "absent",
+        "register the image with --boot-mode uefi --tpm-support v2.0, and run as root or in the group tss",
+    )
+    yield Finding("nitrotpm", "what you trust", "note", f"{TRUSTED['nitrotpm']}, which can read the guest's memory")
+
+
 def sim() -> Iterator[Finding]:
     """Whether there is a simulated platform already. The simulated TEE works anywhere."""
     folder = platform_directory()
@@ -243,7 +260,7 @@ def tee_findings(machine: Machine | None = None) -> list[Finding]:
     """Every step of every TEE."""
     here = machine or Machine()
     found: list[Finding] = []
-    for steps in (sgx, tdx, snp, tpm, azure):
+    for steps in (sgx, tdx, snp, tpm, azure, nitrotpm):
         rows = list(steps(here))
         found += rows
         if rows and all(row.state != "missing" for row in rows):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-TEES: Final = ("sgx", "tdx", "snp", "tpm", "az-snp", "az-tdx", "sim", "sim-tdx", "sim-tpm")
+TEES: Final = ("sgx", "tdx", "snp", "tpm", "az-snp", "az-tdx", "nitrotpm", "sim", "sim-tdx", "sim-tpm")
 
 
 class QuoteSource(Protocol):

@@ -62,6 +62,8 @@ _FLUSH: Final = 0x165
 _NV_READ_PUBLIC: Final = 0x169
 _PCR_READ: Final = 0x17E
 _PCR_EXTEND: Final = 0x182
+_NSM_REQUEST: Final = 0x20000001
+"""Amazon's vendor command: what an NV index holds goes to the hypervisor, whose answer takes its place."""
 _NAMES: Final = {
     _NV_UNDEFINE: "TPM2_NV_UndefineSpace",
     _NV_DEFINE: "TPM2_NV_DefineSpace",
@@ -73,12 +75,19 @@ _NAMES: Final = {
     _NV_READ_PUBLIC: "TPM2_NV_ReadPublic",
     _PCR_READ: "TPM2_PCR_Read",
     _PCR_EXTEND: "TPM2_PCR_Extend",
+    _NSM_REQUEST: "TPM2_AWS_NSM_Request",
 }
 
 _BUSY_S: Final = 0.002
 """How long until a command is offered again while another process's is under way."""
 RC_RETRY: Final = frozenset({0x908, 0x90A, 0x922})
 """TPM_RC_YIELDED, TPM_RC_TESTING, TPM_RC_RETRY: send the command again."""
+RC_NV_SPACE: Final = 0x14B
+RC_NV_DEFINED: Final = 0x14C
+"""TPM_RC_NV_SPACE: no memory left for an index. TPM_RC_NV_DEFINED: there is such an index already."""
+_ALG_SHA384: Final = 0x000C
+_BANKS: Final = {"sha256": (ALG_SHA256, PCR_BYTES), "sha384": (_ALG_SHA384, 48)}
+"""Bank -> its algorithm, and the bytes of a PCR."""
 RC_NO_HANDLE: Final = 0x18B
 """TPM_RC_HANDLE for the first handle: no such NV index."""
 _RETRY_S: Final = 0.05
@@ -89,6 +98,8 @@ _KEY_ATTRIBUTES: Final = sum(1 << bit for bit in (1, 4, 5, 6, 10, 16, 18))
 """fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, sign."""
 _NV_ATTRIBUTES: Final = sum(1 << bit for bit in (1, 2, 17, 18, 25))
 """TPMA_NV: ownerWrite, authWrite, ownerRead, authRead, noDA."""
+_NV_OWN_ATTRIBUTES: Final = sum(1 << bit for bit in (2, 18))
+"""TPMA_NV: authWrite, authRead."""
 
 
 class Transport(Protocol):
@@ -222,29 +233,31 @@ class TPMDevice:
         _, reader = self._command(_FLUSH, struct.pack(">I", handle))
         reader.finish()
 
-    def extend(self, pcr: int, digest: bytes) -> None:
-        """Extend one PCR of the SHA-256 bank with a digest of 32 bytes (TPM2_PCR_Extend)."""
-        if not 0 <= pcr < PCRS or len(digest) != PCR_BYTES:
+    def extend(self, pcr: int, digest: bytes, *, bank: str = "sha256") -> None:
+        """Extend one PCR of a bank with a digest of the bank's size (TPM2_PCR_Extend)."""
+        algorithm, size = _BANKS[bank]
+        if not 0 <= pcr < PCRS or len(digest) != size:
             raise UsageError(f"PCR {pcr} is not extended with {len(digest)} bytes", check="extension of a PCR")
-        body = struct.pack(">IH", 1, ALG_SHA256) + digest
+        body = struct.pack(">IH", 1, algorithm) + digest
         _, reader = self._command(_PCR_EXTEND, body, handles=(pcr,), authorized=True)
         reader.finish()
 
-    def read_pcrs(self) -> list[bytes]:
-        """All 24 PCRs of the SHA-256 bank (TPM2_PCR_Read), 32 bytes each. They may change between two reads."""
+    def read_pcrs(self, *, bank: str = "sha256") -> list[bytes]:
+        """All 24 PCRs of a bank (TPM2_PCR_Read), 32 or 48 bytes each. They may change between two reads."""
+        algorithm, size = _BANKS[bank]
         found: list[bytes] = []
         for place in range(PCRS // _PCRS_A_READ):
             bitmap = bytearray(3)
             bitmap[place] = 0xFF
-            chosen = _selection(bytes(bitmap))
+            chosen = _selection(bytes(bitmap), algorithm)
             _, reader = self._command(_PCR_READ, chosen)
             reader.number(4, "update counter")
             if reader.take(len(chosen), "selection") != chosen or reader.number(4, "number of PCRs") != _PCRS_A_READ:
-                raise _wrong_answer(_PCR_READ, "the SHA-256 bank with all its PCRs", "another selection")
+                raise _wrong_answer(_PCR_READ, f"the {bank} bank with all its PCRs", "another selection")
             for _ in range(_PCRS_A_READ):
                 value = reader.sized(64, "PCR")
-                if len(value) != PCR_BYTES:
-                    raise _wrong_answer(_PCR_READ, f"{PCR_BYTES} bytes for each PCR", f"{len(value)} bytes")
+                if len(value) != size:
+                    raise _wrong_answer(_PCR_READ, f"{size} bytes for each PCR", f"{len(value)} bytes")
                 found.append(value)
             reader.finish()
         return found
@@ -279,8 +292,11 @@ class TPMDevice:
             )
         return NVPublic(named, attributes, size)
 
-    def nv_read(self, index: int) -> bytes | None:
-        """Everything that an NV index holds (TPM2_NV_Read, by the owner's empty password). None where there is none."""
+    def nv_read(self, index: int, *, authority: int = OWNER) -> bytes | None:
+        """Everything that an NV index holds (TPM2_NV_Read, by an empty password). None where there is none.
+
+        `authority` is who allows it: the owner, or the index itself.
+        """
         public = self.nv_public(index)
         if public is None:
             return None
@@ -288,7 +304,7 @@ class TPMDevice:
         while len(found) < public.size_bytes:
             size = min(NV_CHUNK_BYTES, public.size_bytes - len(found))
             body = struct.pack(">HH", size, len(found))
-            _, reader = self._command(_NV_READ, body, handles=(OWNER, index), authorized=True)
+            _, reader = self._command(_NV_READ, body, handles=(authority, index), authorized=True)
             chunk = reader.sized(NV_CHUNK_BYTES, "NV data")
             reader.finish()
             if len(chunk) != size:
@@ -298,25 +314,41 @@ class TPMDevice:
 
     def nv_define(self, index: int, size_bytes: int) -> None:
         """Make an NV index for the owner, with an empty password (TPM2_NV_DefineSpace)."""
+        _check_result(_NV_DEFINE, self._define(index, size_bytes, _NV_ATTRIBUTES))
+
+    def nv_define_own(self, index: int, size_bytes: int) -> bool:
+        """As `nv_define`, for an index that its own empty password opens. False where index or memory are taken."""
+        result = self._define(index, size_bytes, _NV_OWN_ATTRIBUTES)
+        if result in (RC_NV_SPACE, RC_NV_DEFINED):
+            return False
+        _check_result(_NV_DEFINE, result)
+        return True
+
+    def _define(self, index: int, size_bytes: int, attributes: int) -> int:
+        """The result code of TPM2_NV_DefineSpace."""
         if not 1 <= size_bytes <= MAX_NV_BYTES:
             raise UsageError(
                 f"an NV index has 1 to {MAX_NV_BYTES} bytes, not {size_bytes}", check="size of an NV index"
             )
-        public = struct.pack(">IHIHH", index, ALG_SHA256, _NV_ATTRIBUTES, 0, size_bytes)
-        _, reader = self._command(_NV_DEFINE, struct.pack(">H", 0) + _sized(public), handles=(OWNER,), authorized=True)
-        reader.finish()
+        public = struct.pack(">IHIHH", index, ALG_SHA256, attributes, 0, size_bytes)
+        return self._send(_NV_DEFINE, struct.pack(">H", 0) + _sized(public), (OWNER,), with_session=True)[0]
 
     def nv_undefine(self, index: int) -> None:
         """Remove an NV index of the owner (TPM2_NV_UndefineSpace)."""
         _, reader = self._command(_NV_UNDEFINE, b"", handles=(OWNER, index), authorized=True)
         reader.finish()
 
-    def nv_write(self, index: int, data: bytes) -> None:
-        """Write an NV index from its beginning (TPM2_NV_Write)."""
+    def nv_write(self, index: int, data: bytes, *, authority: int = OWNER) -> None:
+        """Write an NV index from its beginning (TPM2_NV_Write). `authority` is as for `nv_read`."""
         for offset in range(0, len(data), NV_CHUNK_BYTES):
             body = _sized(data[offset : offset + NV_CHUNK_BYTES]) + struct.pack(">H", offset)
-            _, reader = self._command(_NV_WRITE, body, handles=(OWNER, index), authorized=True)
+            _, reader = self._command(_NV_WRITE, body, handles=(authority, index), authorized=True)
             reader.finish()
+
+    def nsm_request(self, index: int) -> None:
+        """Have Amazon's hypervisor take the request in an NV index, and put its answer there (vendor command)."""
+        _, reader = self._command(_NSM_REQUEST, b"", handles=(index, index), authorized=True)
+        reader.finish()
 
     # --- one command
 
@@ -333,11 +365,7 @@ class TPMDevice:
     ) -> tuple[tuple[int, ...], Reader]:
         """Send a command. Returns the handles and the parameters of the answer, without its sessions."""
         with_session = bool(handles) if authorized is None else authorized
-        area = struct.pack(">IHBH", _PASSWORD_SESSION, 0, 0, 0)
-        session = struct.pack(">I", len(area)) + area if with_session else b""
-        payload = b"".join(struct.pack(">I", handle) for handle in handles) + session + body
-        tag = _SESSIONS if with_session else _NO_SESSIONS
-        result, raw = self._result(code, struct.pack(">HII", tag, 10 + len(payload), code) + payload)
+        result, raw = self._send(code, body, handles, with_session=with_session)
         _check_result(code, result)
         reader = Reader(raw, _ANSWER, _refuse)
         found = tuple(reader.number(4, "handle") for _ in range(answers))
@@ -345,6 +373,14 @@ class TPMDevice:
             return found, reader
         size = reader.number(4, "size of the parameters")
         return found, Reader(reader.take(size, "parameters"), _ANSWER, _refuse)
+
+    def _send(self, code: int, body: bytes, handles: tuple[int, ...], *, with_session: bool) -> tuple[int, bytes]:
+        """Send a command with its handles, and a session of the empty password. Result code, and what follows it."""
+        area = struct.pack(">IHBH", _PASSWORD_SESSION, 0, 0, 0)
+        session = struct.pack(">I", len(area)) + area if with_session else b""
+        payload = b"".join(struct.pack(">I", handle) for handle in handles) + session + body
+        tag = _SESSIONS if with_session else _NO_SESSIONS
+        return self._result(code, struct.pack(">HII", tag, 10 + len(payload), code) + payload)
 
     def _result(self, code: int, command: bytes) -> tuple[int, bytes]:
         """The result code, and what follows the head of the response. A TPM that is busy is asked again."""
@@ -388,9 +424,9 @@ def _sized(raw: bytes) -> bytes:
     return struct.pack(">H", len(raw)) + raw
 
 
-def _selection(bitmap: bytes) -> bytes:
-    """TPML_PCR_SELECTION of one bank, SHA-256."""
-    return struct.pack(">IHB", 1, ALG_SHA256, len(bitmap)) + bitmap
+def _selection(bitmap: bytes, algorithm: int = ALG_SHA256) -> bytes:
+    """TPML_PCR_SELECTION of one bank."""
+    return struct.pack(">IHB", 1, algorithm, len(bitmap)) + bitmap
 
 
 def _check_result(code: int, result: int) -> None:

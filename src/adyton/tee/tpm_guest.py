@@ -38,18 +38,18 @@ NOTICE: Final = "Adyton's TPM source has been tested against a software TPM only
 _ATTEMPTS: Final = 3
 
 
-def extend_workload(workload: Measurement, device: TPMDevice, devices: bytes = NO_DEVICES) -> None:
+def extend_workload(workload: Measurement, device: TPMDevice, devices: bytes = NO_DEVICES, *, bank: str = BANK) -> None:
     """Extend PCR 15 with the workload, then with the devices, once per boot. Nothing happens where that was done.
 
     A start that was cut off between the two is completed. Raises StorageFailed where the PCR holds anything else: then
     this machine ran something before, and only a boot makes the PCR empty again.
     """
-    wanted = states(workload, devices, bank=BANK)
-    seen = device.read_pcrs()[WORKLOAD_PCR]
+    wanted = states(workload, devices, bank=bank)
+    seen = device.read_pcrs(bank=bank)[WORKLOAD_PCR]
     if seen in wanted:
-        for digest in events(workload, devices, bank=BANK)[wanted.index(seen) :]:
-            device.extend(WORKLOAD_PCR, digest)
-        seen = device.read_pcrs()[WORKLOAD_PCR]
+        for digest in events(workload, devices, bank=bank)[wanted.index(seen) :]:
+            device.extend(WORKLOAD_PCR, digest, bank=bank)
+        seen = device.read_pcrs(bank=bank)[WORKLOAD_PCR]
     if seen != wanted[-1]:
         raise StorageFailed(
             "PCR 15 of this machine holds something else already",

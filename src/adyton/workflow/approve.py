@@ -230,7 +230,7 @@ def _guest_images(
         raise UsageError(
             f"{given[0]} is for confidential machines",
             check="--tee",
-            expected="tdx, snp, tpm, az-snp or az-tdx",
+            expected="tdx, snp, tpm, az-snp, az-tdx or nitrotpm",
             seen=", ".join(tees)[:160],
             remedy=f"leave {', '.join(given)} out",
         )
@@ -271,13 +271,14 @@ def _guest_images(
         )
     if pcr7 is not None:
         raise _only_for_tpm(tees)
-    if "tpm" in kinds:
+    by_tpm = next((kind for kind in ("tpm", "nitrotpm") if kind in kinds), None)
+    if by_tpm is not None:
         raise UsageError(
             "a guest that a TPM measures is approved by its image document",
             check=GUEST_LINE,
-            expected=EXPECTED["tpm"],
+            expected=EXPECTED[by_tpm],
             seen=", ".join(given) or "none",
-            remedy=REMEDY["tpm"],
+            remedy=REMEDY[by_tpm],
         )
     if "snp" in kinds:
         raise UsageError(

@@ -28,7 +28,7 @@ MAX_COLLATERAL_AGE_DAYS: Final = 7
 
 _INTEL: Final = frozenset({"tdx", "az-tdx", "sim", "sim-tdx"})
 _PROFILED: Final = frozenset({"tdx", "snp"})
-_ATTESTED: Final = "connections are proved by adyton's own runtime: sim, tdx, snp, tpm, az-snp or az-tdx"
+_ATTESTED: Final = "connections are proved by adyton's own runtime: sim, tdx, snp, tpm, az-snp, az-tdx or nitrotpm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _guests(
         raise UsageError(
             f"{given[0]} is for the guest of a real confidential machine",
             check=given[0],
-            expected="--tee tdx, snp, tpm, az-snp or az-tdx",
+            expected="--tee tdx, snp, tpm, az-snp, az-tdx or nitrotpm",
             seen=tee[:100],
             remedy=f"leave {', '.join(given)} out",
         )

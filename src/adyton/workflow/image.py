@@ -15,7 +15,7 @@ from adyton.image import firmware, lock
 from adyton.image.boot import Machine, software_tpm, start
 from adyton.image.document import FILES, MAX_BYTES, GuestImage, parse_image
 from adyton.image.firmware import FirmwareFile
-from adyton.image.guest_disks import new_output_disk, pack_inputs, unpack_outputs
+from adyton.image.guest_disks import OUTPUT_BYTES, new_output_disk, pack_inputs, unpack_outputs
 from adyton.image.guest_settings import MEMBER
 from adyton.image.measure import differences, firmware_entries, measure
 from adyton.image.measure_snp import takes_kernel_hashes
@@ -132,6 +132,10 @@ class Boot:
     memory_mib: int = 2048
     vcpus: int = 1
     timeout_s: float = 600.0
+    until: Callable[[str], bool] | None = None
+    """The line of the console up to which `timeout_s` counts. None: up to the machine's end."""
+    output_bytes: int = OUTPUT_BYTES
+    """Size of the disk for outputs, a sparse file."""
 
 
 def printed_boot(boot: Boot) -> str:
@@ -157,11 +161,11 @@ def boot_image(boot: Boot, console: Callable[[str], None]) -> list[str]:
             inputs, outputs = temporary / "inputs.raw", temporary / "outputs.raw"
             pack_inputs(read_settings(boot.share / MEMBER), boot.share, inputs)
         if outputs is not None and not outputs.exists():
-            new_output_disk(outputs)
+            new_output_disk(outputs, boot.output_bytes)
         if boot.sim_platform is not None:
             _certify(temporary, boot.sim_platform)
         socket = stack.enter_context(software_tpm(temporary)) if boot.tpm else None
-        start(_machine(boot, inputs, outputs, socket), console, boot.timeout_s)
+        start(_machine(boot, inputs, outputs, socket), console, boot.timeout_s, until=boot.until)
         if outputs is None or boot.share is None:
             return []
         with outputs.open("rb") as disk:

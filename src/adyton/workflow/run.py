@@ -296,7 +296,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
         raise UsageError(
             "no TEE was named",
             check="--tee",
-            expected="sgx, tdx, snp, tpm, az-snp, az-tdx, sim, sim-tdx or sim-tpm; gramine-direct to rehearse",
+            expected="sgx, tdx, snp, tpm, az-snp, az-tdx, nitrotpm, sim, sim-tdx, sim-tpm; gramine-direct to rehearse",
             seen="nothing",
             remedy="name one; `adyton doctor` says what this machine has. --tee sim runs anywhere and protects nothing",
         )

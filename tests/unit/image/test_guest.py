@@ -98,12 +98,13 @@ def test_files_go_in_and_new_ones_come_out(tmp_path: Path) -> None:
     (inside / "out").mkdir()
     (inside / "out/result").write_bytes(b"sealed")
     (inside / "out/escape").symlink_to("/etc/passwd")
+    (inside / "app").unlink()
     new_output_disk(out := tmp_path / "out.raw", 1 << 20)
     guest.write_outputs(out, inside, stamps, {"exit_code": 3})
     (back := tmp_path / "back").mkdir()
     assert unpack_outputs(out, back) == ["in/data", "out/result", guest.STATUS_MEMBER]
     assert (back / "out/result").read_bytes() == b"sealed"
-    assert json.loads((back / guest.STATUS_MEMBER).read_text()) == {"exit_code": 3}
+    assert json.loads((back / guest.STATUS_MEMBER).read_text()) == {"exit_code": 3, "removed": ["app"]}
 
 
 def test_files_of_a_pack_do_not_come_out_again(tmp_path: Path) -> None:

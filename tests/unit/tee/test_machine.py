@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.tee.machine import AZURE_TAG, Machine, tee_findings, usable_tees
+from adyton.tee.machine import AMAZON, AZURE_TAG, Machine, tee_findings, usable_tees
 
 READY = {
     "sgx": (
@@ -65,6 +65,19 @@ def test_machine_of_azure_is_named(tmp_path: Path, vendor: str, tee: str) -> Non
     assert usable_tees(tee_findings(here)) == ("tpm", tee, "sim")
     (tmp_path / "dev/tpmrm0").unlink()
     assert usable_tees(tee_findings(here)) == ("sim",)
+
+
+def test_instance_of_amazon_is_named(tmp_path: Path) -> None:
+    """By the maker of the machine, and its TPM. Another maker's TPM is no NitroTPM."""
+    vendor = tmp_path / "sys/class/dmi/id/sys_vendor"
+    vendor.parent.mkdir(parents=True)
+    vendor.write_text(f"{AMAZON}\n")
+    here = machine(tmp_path, READY["tpm"])
+    assert usable_tees(tee_findings(here)) == ("tpm", "nitrotpm", "sim")
+    (tmp_path / "dev/tpmrm0").unlink()
+    assert usable_tees(tee_findings(here)) == ("sim",)
+    vendor.write_text("QEMU\n")
+    assert not [row for row in tee_findings(here) if row.group == "nitrotpm"]
 
 
 @pytest.mark.parametrize("tee", ["sgx", "tdx", "snp", "tpm"])
