@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,7 @@ def main() -> int:
     from adyton.runtime.keeper import Delivered
     from adyton.runtime.launch import launch
     from adyton.runtime.run_plan import plan
+    from adyton.tee.gpu_nodes import DeviceNode
 
     begin_anew()  # as `adyton run` does
     spec = json.loads(sys.argv[1])
@@ -207,6 +208,8 @@ def main() -> int:
 
     try:
         made = plan(manifest(spec), read_trusted=lambda entry: Path(entry.host_path).read_bytes(), host_env=os.environ)
+        nodes = [DeviceNode(path, major, minor) for path, major, minor in spec.get("devices", [])]
+        made = replace(made, devices=tuple(nodes))
         secrets = {secret["name"]: spec.get("secret", "a secret").encode() for secret in spec.get("secrets", [])}
 
         def obtain() -> Delivered:
