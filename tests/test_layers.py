@@ -34,6 +34,7 @@ _GROUND = {
     "file_lock",
     "typed_document",
     "pack_archive",
+    "gpu_nodes",
 }
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lru": set(),
     "file_lock": {"errors", "os_failure"},
     "elf": set(),
+    "gpu_nodes": {"errors"},
     "confined_process": {"errors"},
     "pfile": _GROUND,
     "attest": _GROUND,

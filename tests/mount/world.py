@@ -186,11 +186,11 @@ def snp_report(report_data: bytes) -> bytes:
 
 def main() -> int:
     """Carry out the spec in argv."""
+    from adyton.gpu_nodes import DeviceNode
     from adyton.runtime.inherited import begin_anew
     from adyton.runtime.keeper import Delivered
     from adyton.runtime.launch import launch
     from adyton.runtime.run_plan import plan
-    from adyton.tee.gpu_nodes import DeviceNode
 
     begin_anew()  # as `adyton run` does
     spec = json.loads(sys.argv[1])

@@ -13,7 +13,7 @@ from adyton.vfs.owner import Owner
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adyton.tee.gpu_nodes import DeviceNode
+    from adyton.gpu_nodes import DeviceNode
 
 _READ_AND_WRITE = 0o6
 

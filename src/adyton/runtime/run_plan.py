@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from adyton.errors import MalformedManifest, UsageError
+from adyton.gpu_nodes import DeviceNode
 from adyton.manifest.driver_files import CUDA_LIBRARY
 from adyton.manifest.findings import check_runtime
 from adyton.manifest.model import Manifest, Secret, TrustedFile
 from adyton.pfile.paths import normalise
-from adyton.tee.gpu_nodes import DeviceNode
 from adyton.values import Key128
 from adyton.vfs.mount_lookup import MountTable, Place, below
 from adyton.vfs.stage import StagedFile

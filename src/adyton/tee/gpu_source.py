@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from adyton.attest.bundle import DevicePart
     from adyton.attest.devices import Device
     from adyton.attest.nvidia.collateral import GPUCollateral
-    from adyton.tee.gpu_nodes import DeviceNode
+    from adyton.gpu_nodes import DeviceNode
 
 WITH_REGISTER: Final = ("tdx", "tpm", "az-snp", "az-tdx", "sim-tdx", "sim-tpm")
 """TEEs whose evidence names the GPUs of the machine."""

@@ -21,8 +21,8 @@ from adyton.attest.nvidia.evidence import DeviceEvidence
 from adyton.attest.nvidia.layout import ARCHS
 from adyton.attest.roots import TrustRoots
 from adyton.errors import Mismatch, NoDevice
+from adyton.gpu_nodes import DeviceNode, gpu_nodes
 from adyton.tee import nvml_process
-from adyton.tee.gpu_nodes import DeviceNode, gpu_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -173,6 +173,18 @@ class NVML:
             minor=minor.value,
         )
 
+    def keep_initialised(self) -> None:
+        """Have the driver keep all GPUs initialised when nobody uses them, so that their session stays the same one.
+
+        Raises NoDevice where that needs rights that this process does not have.
+        """
+        for number in range(min(self.count(), _MAX_GPUS)):
+            handle, mode = ctypes.c_void_p(), ctypes.c_uint()
+            self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(number), ctypes.byref(handle))
+            self._call("nvmlDeviceGetPersistenceMode", handle, ctypes.byref(mode))
+            if mode.value != _FEATURE_ENABLED:
+                self._call("nvmlDeviceSetPersistenceMode", handle, ctypes.c_uint(_FEATURE_ENABLED))
+
     def set_ready(self) -> None:
         """Let the GPUs take work. Call it only after they were verified. Raises NoDevice."""
         self._call("nvmlSystemSetConfComputeGpusReadyState", ctypes.c_uint(1))

@@ -109,6 +109,7 @@ def answer(words: Sequence[str], open_library: Callable[[], NVML] = NVML) -> dic
     """What the child answers to these words, as JSON data."""
     try:
         with open_library() as library:
+            library.keep_initialised()  # or the GPU would begin anew when this process ends
             if words[0] == "ready":
                 library.check_confidential()
                 library.set_ready()

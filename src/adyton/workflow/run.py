@@ -28,12 +28,12 @@ from adyton.workflow.progress import unheard
 if TYPE_CHECKING:
     from adyton.attest.devices import Device
     from adyton.attest.nvidia.collateral import GPUCollateral
+    from adyton.gpu_nodes import DeviceNode
     from adyton.manifest.model import TrustedFile
     from adyton.manifest.signed import SignedManifest
     from adyton.release.client import GrantInfo
     from adyton.runtime.ingress_process import Doors
     from adyton.runtime.keeper import Delivered
-    from adyton.tee.gpu_nodes import DeviceNode
     from adyton.tee.source import QuoteSource
     from adyton.workflow.progress import Notice
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from adyton.errors import MalformedManifest, UsageError
+from adyton.gpu_nodes import DeviceNode
 from adyton.manifest.model import AdytonTable, Manifest, Mount, Secret, TrustedFile
 from adyton.runtime.run_plan import DEFAULT_LOG, Plan, plan, with_devices
-from adyton.tee.gpu_nodes import DeviceNode
 from adyton.values import Digest
 
 DIGEST = Digest(bytes(32))

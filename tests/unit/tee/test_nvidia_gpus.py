@@ -13,9 +13,9 @@ import pytest
 from adyton.attest.nvidia.collateral import GPUCollateral
 from adyton.attest.roots import TrustRoots
 from adyton.errors import AppraisalFailed, BadChain, Error, EvidenceError, Mismatch, NoDevice, Timeout, UsageError
+from adyton.gpu_nodes import DeviceNode, gpu_nodes
 from adyton.sim.gpu import SimDevice
 from adyton.tee import nvml_process
-from adyton.tee.gpu_nodes import DeviceNode, gpu_nodes
 from adyton.tee.gpu_source import open_gpus
 from adyton.tee.nvidia_gpus import NVIDIAGPUs
 from adyton.tee.nvml import NVML, GPUReport
@@ -157,8 +157,13 @@ def test_child_answers_with_reports_and_sets_ready_only_when_told() -> None:
     assert (first.arch, first.chain, first.report) == ("HOPPER", b"chain", b"report" + NONCE)
     assert (first.minor, second.minor) == (0, 1)
     assert library.ready == 0
+    assert library.called.count("nvmlDeviceSetPersistenceMode") == 2
+    assert library.called.index("nvmlDeviceSetPersistenceMode") < library.called.index(
+        "nvmlDeviceGetConfComputeGpuAttestationReport"
+    )
     assert nvml_process.answer(["ready"], lambda: NVML(lambda _name: library)) == {"ready": True}
     assert library.ready == 1
+    assert library.called.count("nvmlDeviceSetPersistenceMode") == 2  # they are kept already
 
 
 def test_child_does_not_set_gpus_in_developer_mode_ready() -> None:

@@ -26,6 +26,7 @@ class Library:
         self.without: set[str] = set()
         self.report, self.chain = b"report", b"chain\0\0"
         self.called: list[str] = []
+        self.kept: set[int] = set()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         if not name.startswith("nvml") or name in self.__dict__["without"] or name == "nvmlErrorString":
@@ -54,6 +55,13 @@ class Library:
 
     def _nvmlDeviceGetMinorNumber(self, handle: Any, out: Any) -> None:
         out._obj.value = handle.value - 100
+
+    def _nvmlDeviceGetPersistenceMode(self, handle: Any, out: Any) -> None:
+        out._obj.value = handle.value in self.kept
+
+    def _nvmlDeviceSetPersistenceMode(self, handle: Any, value: Any) -> None:
+        assert value.value == 1
+        self.kept.add(handle.value)
 
     def _nvmlDeviceGetArchitecture(self, _handle: Any, out: Any) -> None:
         out._obj.value = 9

@@ -21,6 +21,7 @@ CONTROL_MINOR: Final = 255
 MODESET_MINOR: Final = 254
 """Minors from here on are not GPUs."""
 UVM_DRIVER: Final = "nvidia-uvm"
+_MINOR: Final = re.compile(r"^Device Minor: *\t* *(\d{1,3})$", re.ASCII | re.MULTILINE)
 _ROW: Final = re.compile(r"^ *(\d{1,4}) (\S{1,64})$", re.ASCII | re.MULTILINE)
 
 
@@ -74,3 +75,17 @@ def _not_loaded(module: str, expected: str) -> NoDevice:
         seen="none",
         remedy=f"load it (modprobe {module}); a guest image needs `adyton image build --gpu`",
     )
+
+
+def minor_in(information: str) -> int:
+    """The minor number in a GPU's file /proc/driver/nvidia/gpus/ADDRESS/information. Raises NoDevice."""
+    found = _MINOR.search(information)
+    if found is None:
+        raise NoDevice(
+            "the driver does not say which node belongs to a GPU",
+            check="information about a GPU",
+            expected="a line Device Minor: NUMBER",
+            seen=information[:80],
+            remedy="this version of Adyton does not know this driver",
+        )
+    return int(found[1])
