@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keyserver": _PURE | {"collateral", "keystore", "release"},
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
     "endpoint": _GROUND | {"attest"},
+    "gpu": _GROUND | {"pfile"},
     "vfs": _PURE | {"storage"},
     "runtime": _PURE | {"storage", "tee", "endpoint", "vfs", "release"},
     "workflow": _PURE
