@@ -34,6 +34,7 @@ _GROUND = {
     "file_lock",
     "typed_document",
     "pack_archive",
+    "gpu_nodes",
 }
 _PURE = _GROUND | {"pfile", "attest", "manifest"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lru": set(),
     "file_lock": {"errors", "os_failure"},
     "elf": set(),
+    "gpu_nodes": {"errors"},
     "confined_process": {"errors"},
     "pfile": _GROUND,
     "attest": _GROUND,
@@ -65,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keyserver": _PURE | {"collateral", "keystore", "release"},
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
     "endpoint": _GROUND | {"attest"},
+    "gpu": _GROUND | {"pfile"},
     "vfs": _PURE | {"storage"},
     "runtime": _PURE | {"storage", "tee", "endpoint", "vfs", "release"},
     "workflow": _PURE

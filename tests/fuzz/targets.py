@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
 import io
@@ -50,14 +51,17 @@ from adyton.collateral.stored_time import parse_stamp
 from adyton.dates import parse_end, parse_start
 from adyton.endpoint import hello
 from adyton.errors import Denied, Error, FetchFailed, UsageError
+from adyton.gpu.safetensors import parse_header as parse_weights
 from adyton.image.boot_events import predict
 from adyton.image.dhcp import OFFER, build_datagram, parse_datagram
 from adyton.image.dhcp import parse_answer as parse_dhcp_answer
 from adyton.image.document import parse_image
 from adyton.image.firmware import FirmwareFile
 from adyton.image.gpt import measured_table
+from adyton.image.gpu_files import GPUFiles
 from adyton.image.guest_result import parse_result
 from adyton.image.guest_settings import GuestSettings, parse_settings
+from adyton.image.kernel_modules import needed_by
 from adyton.image.lock import parse_lock
 from adyton.image.measure_snp import Launch, launch_digest
 from adyton.image.measure_tdx import mrtd
@@ -371,6 +375,22 @@ def _with_limit(function: Callable[[bytes, int], object]) -> Callable[[bytes], o
     return lambda raw: function(raw, 1 << 20)
 
 
+_WEIGHTS: Final = b'{"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}'
+_GPU_MODULE: Final = b"\x7fELF\0version=570.158.01\0depends=ecc\0vermagic=6.17 SMP \0"
+
+
+def _weights(raw: bytes) -> object:
+    """A header before 24 bytes of tensors."""
+    return parse_weights(raw, 8 + len(raw) + 24)
+
+
+def _driver(raw: bytes) -> object:
+    """A driver for GPUs whose modules are these bytes, with the right hashes."""
+    files = {"nvidia.ko": raw, "nvidia-uvm.ko": raw, "gsp_ga10x.bin": raw, "libnvidia-ml.so.1": b"\x7fELF\x02\x01"}
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+    return [GPUFiles.parse(files, sums.encode(), "6.17"), needed_by([raw])]
+
+
 def _gpu() -> dict[str, Target]:
     """Parsers of GPU evidence and its collateral, with what a simulated GPU makes as their seeds."""
     n = "adyton.attest.nvidia"
@@ -393,6 +413,8 @@ def _gpu() -> dict[str, Target]:
             parse_rim, lambda: vendor().rims((gpu(),)), (f"{n}.rim.parse_rim", f"{n}.canonical_xml.parse")
         ),
         "gpu-ocsp": Target(parse_answer, lambda: vendor().answers((gpu(),), GPU_NOW)[-2:], (f"{n}.ocsp.parse_answer",)),
+        "gpu-weights": Target(_weights, (_WEIGHTS,), ("adyton.gpu.safetensors.parse_header",)),
+        "gpu-driver": Target(_driver, (_GPU_MODULE,), ("adyton.image.gpu_files.GPUFiles.parse",)),
         "gpu-policy": Target(
             lambda raw: GPUPolicy.from_dict(parse_json_object(raw, what="policy")),
             (policy,),

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,7 @@ def snp_report(report_data: bytes) -> bytes:
 
 def main() -> int:
     """Carry out the spec in argv."""
+    from adyton.gpu_nodes import DeviceNode
     from adyton.runtime.inherited import begin_anew
     from adyton.runtime.keeper import Delivered
     from adyton.runtime.launch import launch
@@ -207,6 +208,8 @@ def main() -> int:
 
     try:
         made = plan(manifest(spec), read_trusted=lambda entry: Path(entry.host_path).read_bytes(), host_env=os.environ)
+        nodes = [DeviceNode(path, major, minor) for path, major, minor in spec.get("devices", [])]
+        made = replace(made, devices=tuple(nodes))
         secrets = {secret["name"]: spec.get("secret", "a secret").encode() for secret in spec.get("secrets", [])}
 
         def obtain() -> Delivered:

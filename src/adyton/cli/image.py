@@ -41,6 +41,10 @@ def build(
         Path | None, typer.Option(metavar="DIR", help="Where packages are kept.  [below XDG_CACHE_HOME]")
     ] = None,
     mirror: MirrorOption = None,
+    gpu: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Put NVIDIA's driver in: a folder with its files and their SHA256SUMS."),
+    ] = None,
     as_json: JSONOption = False,
 ) -> None:
     """Build a guest image from a lock file. The same lock file and the same Adyton give the same bytes."""
@@ -58,7 +62,7 @@ def build(
         if update_lock:
             return
         raise typer.BadParameter("give the image's folder with -o DIR")
-    image = carry_out(output, lock_file=lock or OWN_LOCK, pool=pool, mirrors=mirrors, note=note)
+    image = carry_out(output, lock_file=lock or OWN_LOCK, pool=pool, mirrors=mirrors, gpu=gpu, note=note)
     if as_json:
         say_json(image.to_dict())
     else:

@@ -20,8 +20,9 @@ _WITH_VALUE: Final = {
     "--sim-platform": "sim_platform",
     "--provisioning": "provisioning",
     "--grants": "grants",
+    "--gpu-collateral": "gpu_collateral",
 }
-_PATHS: Final = ("sim_platform", "grants")
+_PATHS: Final = ("sim_platform", "grants", "gpu_collateral")
 
 
 @dataclass(frozen=True, slots=True)

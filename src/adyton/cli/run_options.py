@@ -53,6 +53,13 @@ def run(
             help="Write the grants here, with the key servers' checkpoints, for `adyton audit verify --checkpoint`.",
         ),
     ] = None,
+    gpu_collateral: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="For a program with GPUs: RIMs and OCSP answers to verify them with (adyton collateral export).",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When the program has ended, say how, as JSON on standard output.")
     ] = False,
@@ -96,6 +103,7 @@ def run(
         sim_platform=sim_platform,
         provisioning=provisioning,
         grants=grants,
+        gpu_collateral=gpu_collateral,
         arguments=tuple(arguments or ()),
     )
     if vm is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
 
 from adyton.attest.certificates import parse_certificate, split_pem
 from adyton.attest.nvidia.chain import DEVICE_CHAIN, DeviceChain, parse_pem_chain
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from adyton.collateral.documents import VerifiedDocument
     from adyton.collateral.downloads import Downloads
     from adyton.collateral.store import Outcome
+
+
+RIM_PAUSE: Final = timedelta(days=1)
+"""How long a RIM that was fetched is not asked for again."""
 
 
 def device_chain(evidence: DeviceEvidence) -> tuple[Certificate, ...]:
@@ -68,9 +73,13 @@ class GPUDownloads:
         return list(found.values())
 
     def refresh(self, now: datetime) -> list[Outcome]:
-        """Fetch anew every document about GPUs past half of its validity. After a failure the stored one stays."""
+        """Fetch anew every document about GPUs past half of its validity. After a failure the stored one stays.
+
+        A RIM is asked for once a day at most: NVIDIA goes on serving those whose signers have expired.
+        """
         store = self.downloads.store
-        held = [*store.of_kind("nvidia-rim"), *store.of_kind("nvidia-ocsp")]
+        rims = [each for each in store.of_kind("nvidia-rim") if now - each.document.fetched_at >= RIM_PAUSE]
+        held = [*rims, *store.of_kind("nvidia-ocsp")]
         return [self.fetch_anew(verified, now) for verified in held if now >= store.due_at(verified)]
 
     def fetch_anew(self, verified: VerifiedDocument, now: datetime) -> Outcome:

@@ -29,7 +29,8 @@ from adyton.image.deb import unpack_deb, unpack_wheel
 from adyton.image.disk import disk_parts, identifier
 from adyton.image.document import GuestImage, Input, PEHashes, Verity
 from adyton.image.erofs import Node, place, walk, write
-from adyton.image.kernel_modules import load_order
+from adyton.image.gpu_files import GPUFiles
+from adyton.image.kernel_modules import load_order, needed_by
 from adyton.image.lock import Lock
 from adyton.image.measure import firmware_entries, measure
 from adyton.image.pool import Pool
@@ -53,8 +54,11 @@ class Built:
     image: GuestImage
 
 
-def build(lock: Lock, pool: Pool, note: Callable[[str], None]) -> Built:
-    """Build an image in memory. Raises FetchFailed, UsageError, NoDevice and RunError."""
+def build(lock: Lock, pool: Pool, note: Callable[[str], None], gpu: GPUFiles | None = None) -> Built:
+    """Build an image in memory, with a driver for GPUs if one is given.
+
+    Raises FetchFailed, UsageError, NoDevice and RunError.
+    """
     needed = (
         *recipe.SYSTEM,
         recipe.STUB,
@@ -74,20 +78,27 @@ def build(lock: Lock, pool: Pool, note: Callable[[str], None]) -> Built:
     }
     early = load_order(recipe.INITRD_MODULES, packed)
     late = load_order(recipe.ROOT_MODULES, packed, optional=True, loaded=early)
+    if gpu is not None:
+        own_names = {name.replace("-", "_") for name in gpu.modules()}
+        wanted = [name for name in needed_by(gpu.modules().values()) if name not in own_names]
+        late |= load_order(wanted, packed, optional=True, loaded=[*early, *late])
     own = package_files(Path(adyton.__file__).parent)
     tree = root_tree(
         (unpacked[name].items() for name in recipe.SYSTEM),
         (unpack_wheel(pool.read(item), item.name) for item in lock.wheels),
         own,
         late,
+        gpu,
     )
     note("making bytecode, and measuring the runtime")
     runtime = finish_tree(tree)
     note("writing the root file system")
-    root = write(tree, epoch=lock.source_date_epoch, identifier=identifier("root", lock.to_bytes()))
+    root = write(tree, epoch=lock.source_date_epoch, identifier=identifier("root", lock.to_bytes() + _named(gpu)))
     salt = hashlib.sha256(b"adyton image/1\0salt" + hashlib.sha256(root).digest()).digest()
     hashes, root_hash = verity.verity_tree(root, salt, identifier("verity", root))
     line = recipe.COMMAND_LINE.format(root=root_hash.hex())
+    if gpu is not None:
+        line = line.replace(recipe.LOCKDOWN, "")
     initrd = make_initrd(early, line, len(root), verity.table(root_hash, salt, len(root) // verity.BLOCK))
     kernel_image = build_uki(
         _content(unpacked, recipe.STUB, recipe.STUB_FILE),
@@ -107,6 +118,7 @@ def build(lock: Lock, pool: Pool, note: Callable[[str], None]) -> Built:
     }
     inputs = [Input(name=item.name, version=item.version, sha256=item.sha256) for item in lock.packages]
     inputs += [Input(name=item.name, version=item.version, sha256=item.sha256) for item in lock.wheels]
+    inputs += [] if gpu is None else gpu.inputs()
     inputs.append(Input(name="adyton", version=__version__, sha256=_digest_of(own)))
     nothing = PEHashes(sha256=bytes(32), sha384=bytes(48))
     told = GuestImage(
@@ -128,6 +140,11 @@ def build(lock: Lock, pool: Pool, note: Callable[[str], None]) -> Built:
         kernel_image, measured.predicted, recipe.FIRMWARE_NAME, files[recipe.FIRMWARE_NAME], VCPUS
     )
     return Built(files, replace(measured.image, tdx=tuple(tdx), snp=tuple(snp)))
+
+
+def _named(gpu: GPUFiles | None) -> bytes:
+    """What an image's identifier says of its driver for GPUs. Nothing where it has none."""
+    return b"" if gpu is None else b"".join(item.sha256.raw for item in gpu.inputs())
 
 
 def _content(unpacked: Mapping[str, Mapping[str, Node]], package: str, path: str) -> bytes:

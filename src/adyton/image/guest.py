@@ -3,7 +3,7 @@
 Its steps, in their order:
 
 1. mount the file systems of the kernel and of memory
-2. load the kernel's modules, then allow no further one, and check that the kernel is locked down
+2. load the kernel's modules, and those of GPUs; then allow no further one, and check that the kernel is locked down
 3. wait until the kernel's random generator is ready
 4. find the disk with the archive, unpack the archive into memory, and a pack in it, and read the settings in it
 5. set the network's address, or ask for one by DHCP
@@ -28,7 +28,7 @@ from typing import Final
 
 from adyton import pack_archive
 from adyton.errors import Error, RunError
-from adyton.image import guest_kernel, guest_network, guest_result, guest_settings
+from adyton.image import guest_gpus, guest_kernel, guest_network, guest_result, guest_settings
 from adyton.image.guest_kernel import wait_for
 from adyton.image.guest_settings import GuestSettings
 from adyton.image.network import resolver_file
@@ -255,6 +255,9 @@ def start() -> int:
     mount_all()
     for path in sorted(MODULES.iterdir()):
         guest_kernel.load_module(path)
+    gpus = guest_gpus.set_up()
+    if gpus:
+        say(f"{gpus} GPUs")
     shut_the_door()
     os.getrandom(32)
     source = wait_for(find_inputs)

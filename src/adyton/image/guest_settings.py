@@ -67,6 +67,8 @@ class GuestSettings:
     """None: the guest has no network."""
     hosts: Mapping[str, ipaddress.IPv4Address] = field(default_factory=dict)
     """Name -> address, for names that no name server knows."""
+    gpu_collateral: str | None = None
+    """A file of the archive with collateral for GPUs, which is signed."""
 
     def to_bytes(self) -> bytes:
         """The document as JSON. It is parsed again first. Raises MalformedManifest."""
@@ -78,6 +80,8 @@ class GuestSettings:
             "arguments": list(self.arguments),
             "hosts": {name: str(address) for name, address in self.hosts.items()},
         }
+        if self.gpu_collateral is not None:
+            document["gpu_collateral"] = self.gpu_collateral
         if self.network is not None:
             network: dict[str, Any] = {}
             document["network"] = network
@@ -97,6 +101,8 @@ class GuestSettings:
         words = ["run", "--tee", self.tee]
         for server in self.key_servers:
             words += ["--key-server", server]
+        if self.gpu_collateral is not None:
+            words += ["--gpu-collateral", f"./{self.gpu_collateral}"]
         return [*words, f"./{self.manifest}", "--", *self.arguments]
 
     def hosts_file(self) -> str:
@@ -110,10 +116,10 @@ def parse_settings(raw: bytes) -> GuestSettings:
     top = TypedDocument(
         parse_json_object(raw, what="settings of the guest", refuse=MalformedManifest, limit_bytes=MAX_BYTES), _wrong
     )
-    top.only({"format", "manifest", "tee"}, {"key_servers", "arguments", "network", "hosts"})
+    top.only({"format", "manifest", "tee"}, {"key_servers", "arguments", "network", "hosts", "gpu_collateral"})
     if top["format"] != FORMAT:
         raise _wrong("format", FORMAT, str(top["format"]))
-    manifest = _path(top.text("manifest", 255))
+    manifest = _path("manifest", top.text("manifest", 255))
     tee = top.text("tee", 16)
     if tee not in TEES:
         raise _wrong("tee", " or ".join(TEES), tee)
@@ -133,14 +139,15 @@ def parse_settings(raw: bytes) -> GuestSettings:
         tuple(arguments),
         _network(top.inner("network")) if "network" in top else None,
         MappingProxyType({name: _address("hosts", hosts[name]) for name in hosts}),
+        _path("gpu_collateral", top.text("gpu_collateral", 255)) if "gpu_collateral" in top else None,
     )
 
 
-def _path(text: str) -> str:
+def _path(place: str, text: str) -> str:
     try:
         return plain_name(text.encode("utf-8", "surrogatepass"))
     except MalformedManifest as error:
-        raise _wrong("manifest", "a plain path below the archive's folder", text[:80]) from error
+        raise _wrong(place, "a plain path below the archive's folder", text[:80]) from error
 
 
 def _check_server(text: str) -> None:

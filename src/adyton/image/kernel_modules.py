@@ -35,6 +35,12 @@ def load_order(
     return found
 
 
+def needed_by(modules: Iterable[bytes]) -> tuple[str, ...]:
+    """The names of the modules that some unpacked modules need, each once."""
+    found = [match[1].decode("ascii").split(",") for raw in modules if (match := _DEPENDS.search(raw))]
+    return tuple(dict.fromkeys(_plain(name) for names in found for name in names if name))
+
+
 def _load(
     name: str, packed: Mapping[str, bytes], found: dict[str, bytes], done: set[str], above: tuple[str, ...]
 ) -> None:

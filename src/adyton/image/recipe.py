@@ -101,3 +101,6 @@ COMMAND_LINE: Final = (
     " vsyscall=none page_alloc.shuffle=1 random.trust_cpu=off"
 )
 """The kernel's command line. `random.trust_cpu=off`: RDRAND is mixed in, and not counted as entropy."""
+LOCKDOWN: Final = " lockdown=confidentiality"
+"""Left out of the command line of an image with GPUs: nobody whom the kernel knows signs their modules. Process 1 locks
+the kernel down once it has loaded them from the verified root file system."""

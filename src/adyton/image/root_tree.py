@@ -9,9 +9,12 @@ from typing import Final
 from adyton.errors import UsageError
 from adyton.image import recipe
 from adyton.image.erofs import Node, place, walk
+from adyton.image.gpu_files import GPUFiles
 
 MODULES: Final = "usr/lib/adyton/modules"
 """Kernel modules for the first program of the root file system, named so that their order is that of their names."""
+GPU_MODULES: Final = "usr/lib/adyton/gpu-modules"
+"""As MODULES, for those of GPUs. An image without GPUs has no such folder."""
 _MERGED: Final = ("bin/", "sbin/", "lib/", "lib64/")
 """Folders that lie below usr/ in the image, as on every Debian since 12."""
 
@@ -21,6 +24,7 @@ def root_tree(
     wheels: Iterable[Iterable[tuple[str, Node]]],
     adyton: Mapping[str, bytes],
     modules: Mapping[str, bytes],
+    gpu: GPUFiles | None = None,
 ) -> Node:
     """The whole tree. `adyton` is the package's files by their names below its folder.
 
@@ -45,6 +49,11 @@ def root_tree(
         place(root, f"{recipe.PACKAGES_FOLDER}/adyton/{path}", Node.file(content))
     for number, (name, content) in enumerate(modules.items()):
         place(root, f"{MODULES}/{number:02}-{name}.ko", Node.file(content))
+    if gpu is not None:
+        for number, (name, content) in enumerate(gpu.modules().items()):
+            place(root, f"{GPU_MODULES}/{number:02}-{name}.ko", Node.file(content))
+        for path, content in gpu.placed().items():
+            place(root, path, Node.file(content))
     check_tree(root)
     return root
 

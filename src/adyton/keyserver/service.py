@@ -13,11 +13,11 @@ import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from adyton.attest.complete import complete, no_devices
 from adyton.collateral.background import Pending
-from adyton.errors import AuditError, Error, OutOfOrder, StoreError
+from adyton.errors import AuditError, Error, OutOfOrder, Stale, StoreError, Unavailable
 from adyton.keyserver.answer import answered
 from adyton.keyserver.decision_queue import MAX_WAITING, DecisionQueue, Waiting
 from adyton.keyserver.decisions import Decisions
@@ -39,16 +39,19 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from adyton.attest.bundle import DevicePart
     from adyton.attest.complete import DeviceVerifier
     from adyton.attest.report import VerifiedReport
-    from adyton.collateral.verifier import Verifier
-    from adyton.errors import Unavailable
+    from adyton.collateral.verifier import VerifiedEvidence, Verifier
     from adyton.keyserver.stages import Answered, Decided, Outcome, Received
     from adyton.keystore.grant_key import GrantKey
     from adyton.keystore.store import Store
     from adyton.release.messages import ReleaseRequest
 
 log = logging.getLogger("adyton.keyserver")
+
+DeviceFetcher: TypeAlias = "Callable[[tuple[DevicePart, ...], bytes, datetime], Pending | None]"
+"""Begins to fetch what genuine devices lack (`GPUVerifier.fetch_for`). None where nothing is fetched."""
 
 _METRIC_NAMES: Final[Mapping[type[Outcome], str]] = {Release: "granted", Refused: "denied", Unchecked: "failed"}
 
@@ -66,6 +69,7 @@ class KeyService:
         *,
         combine: Callable[[Mapping[str, Digest]], Digest],
         verify_devices: DeviceVerifier = no_devices,
+        fetch_for_devices: DeviceFetcher = lambda _devices, _nonce, _now: None,
         challenge_lifetime_s: int = 120,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_decision: Callable[[str, float], None] | None = None,
@@ -74,6 +78,7 @@ class KeyService:
         self.identity = identity
         self.verifier = verifier
         self._verify_devices = verify_devices
+        self._fetch_for_devices = fetch_for_devices
         self._audit_key = audit_key
         self._grant_key = grant_key
         self.explainer = Explainer(store, combine)
@@ -208,7 +213,7 @@ class KeyService:
         try:
             found = self.verifier.verify(received.evidence, roots, now)
             if not isinstance(found, Pending) and received.is_bound(found.report):
-                found = replace(found, report=self._completed(received, found.report, now))
+                found = self._with_the_rest(received, found, now)
         except Error as error:
             return Verified(received, error)
         if not isinstance(found, Pending):
@@ -216,6 +221,17 @@ class KeyService:
         if self._park(waiting, found):
             return None
         return Verified(received, found.error())
+
+    def _with_the_rest(self, received: Received, found: VerifiedEvidence, now: datetime) -> VerifiedEvidence | Pending:
+        """The evidence with event log and devices, or `Pending` while collateral for the devices is fetched."""
+        try:
+            return replace(found, report=self._completed(received, found.report, now))
+        except (Unavailable, Stale):
+            if received.devices:
+                pending = self._fetch_for_devices(received.devices, received.device_nonce, now)
+                if pending is not None:
+                    return pending
+            raise
 
     def _completed(self, received: Received, report: VerifiedReport, now: datetime) -> VerifiedReport:
         return complete(

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from adyton.manifest.cache import HashCache
 from adyton.manifest.document import parse_document, write_document
+from adyton.manifest.driver_files import driver_files
 from adyton.manifest.host import c_library_files, multiarch_libdir, runtime_stand_in
 from adyton.manifest.model import Manifest, TrustedFile, manifest_from
 from adyton.manifest.pinned_ca import ca_within
@@ -53,6 +54,7 @@ def finish(
     With `gramine_defaults` output, input and network are the host's where the template does not say: as under Gramine.
     Where Gramine is not installed, the stand-in for its runtime folder becomes this machine's library folder. As a
     trusted folder it means the C library alone, unless the template lists that folder in its own name as well.
+    A program with GPUs gets the libraries of NVIDIA's driver as trusted files, where this machine has them.
     """
     stand_in, folder = str(runtime_stand_in()), str(multiarch_libdir())
     narrow = f"file:{stand_in}/" in _strings_of(text) and f"file:{folder}/" not in _strings_of(text)
@@ -68,6 +70,8 @@ def finish(
     _pin_owners(document, base_dir, default_ca)
     _write_defaults(document, name, manifest)
     entries = [*manifest.trusted_files, *_listed(document, base_dir)]
+    if manifest.adyton.gpus:
+        entries += [TrustedFile(f"file:{path}") for path in driver_files(Path(folder))]
     if narrow:
         entries = _narrowed(entries, Path(folder))
     trusted = expand(entries, base_dir, cache=cache, advance=advance)

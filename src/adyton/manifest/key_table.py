@@ -134,7 +134,7 @@ KEYS: Final[tuple[Key, ...]] = (
     # adyton
     Key("adyton.read_only", Kind.STRINGS, (), _E, "paths of encrypted mounts that the program only reads: staged into private memory at the start"),
     Key("adyton.memory_budget", Kind.SIZE, "4G", _E, "how much private memory staging may take; what exceeds it is served block by block"),
-    Key("adyton.gpus", Kind.INTEGER, 0, _E, "how many GPUs the program has. They are verified before it starts, and with each request for keys. Today only simulated ones, under `sim-tdx` and `sim-tpm` ([GPUs](gpu.md))", most=8),
+    Key("adyton.gpus", Kind.INTEGER, 0, _E, "how many GPUs the program has. They are verified before it starts, and with each request for keys. The program sees their device nodes, and the libraries of NVIDIA's driver become trusted files ([GPUs](gpu.md))", most=8),
     Key("adyton.network", Kind.STRING, "none", _E, "`none`: a loopback of its own; `host`: the host's network, whose every byte the host sees and can change, with [what listens on its loopback](sandbox.md#other-processes-of-the-machine)", choices=("none", "host")),
     Key("adyton.ingress", Kind.TABLES, None, _E, "ports through which clients reach the program, each connection proved by evidence of its own ([attested endpoints](endpoint.md)); needs `network = \"none\"`"),
     Key("adyton.ingress[].name", Kind.STRING, None, _E, "name that clients see: lower-case letters, digits, inner hyphens", required=True),

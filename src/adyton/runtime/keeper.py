@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton import errors
 from adyton.errors import Error, MountFailed, SandboxFailed
-from adyton.runtime import callfilter, host, namespace, owners_mounts, proc, resolver_config, sandbox, unprivileged
+from adyton.runtime import (
+    callfilter,
+    device_nodes,
+    host,
+    namespace,
+    owners_mounts,
+    proc,
+    resolver_config,
+    sandbox,
+    unprivileged,
+)
 from adyton.runtime.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
 from adyton.runtime.log import EncryptedLog
 from adyton.runtime.memory_peaks import LOOK_S, MemoryPeaks
@@ -113,6 +123,7 @@ class Keeper:
         self._facts: Mapping[str, Any] = {}
         self._log: EncryptedLog | None = None
         self._first_output = b""
+        self._devices: list[tuple[str, str]] = []
 
     def take_signal(self, number: int) -> None:
         """Pass a signal on to the program. Before the program runs, end the run. The third request to end kills."""
@@ -204,6 +215,8 @@ class Keeper:
             namespace.mount_memory(root.path, size_bytes=plan.budget_bytes, mode=0o755, owner=self._owner, huge=True)
             self._watchdog.watch(self._stalled)
             self._root = root
+            if plan.devices:
+                self._devices = device_nodes.hold(plan.devices, self._base + "/devices", self._owner)
             with self._host("sizes of the inputs", START_S):
                 self._staging_plan = plan_staging(plan)
                 for mount in self._served_mounts():  # before a key is asked for, and a run counted
@@ -345,6 +358,7 @@ class Keeper:
             if plan.domain_names_from_host
             else resolver_config.DEFAULT_HOST_NAME,
             dev_binds=dev_binds,
+            devices=self._devices,
             proc=proc.options(proc.Covers.make(self._base)),
         )
         command = [plan.entrypoint, *plan.argv[1:]]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from adyton.errors import MalformedManifest, UsageError
+from adyton.gpu_nodes import DeviceNode
+from adyton.manifest.driver_files import CUDA_LIBRARY
 from adyton.manifest.findings import check_runtime
 from adyton.manifest.model import Manifest, Secret, TrustedFile
 from adyton.pfile.paths import normalise
@@ -99,6 +101,8 @@ class Plan:
     secrets: tuple[Secret, ...]
     insecure_keys: Mapping[str, Key128]
     notes: tuple[str, ...]
+    devices: tuple[DeviceNode, ...] = ()
+    """Device nodes that the program sees in /dev, beside those that every program has."""
 
     @property
     def key_names(self) -> tuple[str, ...]:
@@ -191,6 +195,24 @@ def plan(
         insecure_keys=manifest.insecure_keys,
         notes=tuple(notes),
     )
+
+
+def with_devices(plan: Plan, nodes: Sequence[DeviceNode]) -> Plan:
+    """The plan with device nodes of GPUs. The files of the driver that the program loads must be measured.
+
+    Raises MalformedManifest where libcuda.so.1 is no trusted file that a mount shows.
+    """
+    shown = {target.rpartition("/")[2] for entry in plan.staged for target in entry.targets}
+    if nodes and CUDA_LIBRARY not in shown:
+        raise MalformedManifest(
+            f"the program has GPUs, and no trusted file shows it {CUDA_LIBRARY}",
+            check="files of the GPU's driver",
+            expected=f"{CUDA_LIBRARY} and what it loads, among the trusted files, and a mount that shows them",
+            seen="no such file",
+            remedy="build the manifest where the driver's libraries are installed, in the version of the guest's"
+            " driver, with a mount for their folder",
+        )
+    return replace(plan, devices=tuple(nodes))
 
 
 def _refuse_unsupported(manifest: Manifest) -> None:

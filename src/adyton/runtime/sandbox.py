@@ -51,12 +51,13 @@ def options(
     shared_memory: str,
     host_name: str = DEFAULT_HOST_NAME,
     dev_binds: Sequence[tuple[str, str]] = (),
+    devices: Sequence[tuple[str, str]] = (),
     proc: Sequence[str] = (),
 ) -> list[str]:
     """bubblewrap's options. They reach it through a pipe, so that no process list shows them.
 
     `network` is `none` for a new one of the program's own, or `host` or `joined` for the one that bubblewrap starts in.
-    What is mounted at `shared_memory` is /dev/shm inside.
+    What is mounted at `shared_memory` is /dev/shm inside. `devices` are device nodes, which alone can be used there.
     """
     words = ["--unshare-user", "--uid", str(uid), "--gid", str(gid), "--disable-userns"]
     words += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", host_name]
@@ -66,6 +67,8 @@ def options(
     words += ["--bind", root, "/", "--proc", "/proc", *proc, "--dev", "/dev"]
     for source, target in dev_binds:
         words += ["--bind", source, target]
+    for source, target in devices:
+        words += ["--dev-bind", source, target]
     words += ["--remount-ro", "/dev", "--bind", shared_memory, SHARED_MEMORY]
     words += ["--chdir", start_dir, "--clearenv"]
     for name, value in env.items():

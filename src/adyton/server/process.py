@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton import __version__
 from adyton.address import address_text, parse_listening_address
 from adyton.atomic_file import write_file
-from adyton.collateral.background import BackgroundLookup
+from adyton.collateral.background import BackgroundFetches, BackgroundLookup
 from adyton.collateral.downloads import Downloads
+from adyton.collateral.gpu_background import GPUFetches
 from adyton.collateral.gpu_verifier import GPUVerifier
+from adyton.collateral.gpus import GPUDownloads
 from adyton.collateral.lookup import Lookup
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
@@ -135,7 +137,12 @@ def run(
     try:
         home.check_not_older(store)
         collateral_store = CollateralStore(collateral or home.collateral_path)
-        lookup = BackgroundLookup.create(Downloads(collateral_store)) if online else Lookup(collateral_store)
+        lookup: BackgroundLookup | Lookup = Lookup(collateral_store)
+        gpus = GPUVerifier(collateral_store)
+        if online:
+            downloads, fetches = Downloads(collateral_store), BackgroundFetches()
+            lookup = BackgroundLookup.create(downloads, fetches)
+            gpus.fetches = GPUFetches(GPUDownloads(downloads), fetches)
         metrics = None
         if addresses.metrics is not None:
             from adyton.server.metrics import Metrics
@@ -148,7 +155,8 @@ def run(
             audit_private_key(home.path),
             open_grant_key(home, store, actor="adyton serve"),
             combine=combine,
-            verify_devices=GPUVerifier(collateral_store).verify,
+            verify_devices=gpus.verify,
+            fetch_for_devices=gpus.fetch_for,
             challenge_lifetime_s=home.limit("challenge_lifetime_s"),
             on_decision=None if metrics is None else metrics.observe,
         )

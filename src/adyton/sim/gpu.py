@@ -48,6 +48,7 @@ SWITCH_BIOS: Final = "96.10.55.00.01"
 DRIVER_INDEXES: Final = tuple(range(14, 35))
 """Measurements that the driver's RIM names. NVDEC0's index 35 comes with them."""
 VBIOS_INDEXES: Final = tuple(range(12))
+_LINKS: Final = 18
 SWITCH_INDEXES: Final = tuple(range(31))
 VALID_FOR: Final = timedelta(days=365)
 ANSWER_VALID_FOR: Final = timedelta(days=7)
@@ -461,10 +462,12 @@ class SimDevice:
             (opaque.FEATURE_FLAG, self.feature.to_bytes(2, "little")),
         ]
         if self.switches:
-            found.append(
-                (opaque.SWITCH_PDI, b"".join(self.switches[number % len(self.switches)] for number in range(18)))
-            )
+            found.append((opaque.SWITCH_PDI, b"".join(self._link(number) for number in range(_LINKS))))
         return found
+
+    def _link(self, number: int) -> bytes:
+        """What a GPU says of the NVSwitch at one link: the identity in reverse, and zeros for the last link, off."""
+        return bytes(8) if number == _LINKS - 1 else self.switches[number % len(self.switches)][::-1]
 
     def unsigned_report(self, nonce: bytes) -> bytes:
         """A report for this nonce (32 bytes) without its signature."""

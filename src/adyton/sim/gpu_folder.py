@@ -97,6 +97,10 @@ class SimGPUs:
             for device in self._first(count)
         )
 
+    def nodes(self) -> tuple[()]:
+        """None: a simulated GPU has no device."""
+        return ()
+
     def _first(self, count: int) -> tuple[SimDevice, ...]:
         if len(self.devices) < count:
             raise NoDevice(

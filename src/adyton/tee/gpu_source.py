@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from adyton.errors import NoDevice, UsageError
+from adyton.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from adyton.attest.bundle import DevicePart
     from adyton.attest.devices import Device
+    from adyton.attest.nvidia.collateral import GPUCollateral
+    from adyton.gpu_nodes import DeviceNode
 
 WITH_REGISTER: Final = ("tdx", "tpm", "az-snp", "az-tdx", "sim-tdx", "sim-tpm")
 """TEEs whose evidence names the GPUs of the machine."""
@@ -27,9 +29,16 @@ class GPUSource(Protocol):
         """Their evidence for this nonce (32 bytes). Raises NoDevice."""
         ...
 
+    def nodes(self) -> tuple[DeviceNode, ...]:
+        """The device nodes that the program needs for the GPUs that were named. Raises NoDevice."""
+        ...
 
-def open_gpus(tee: str, platform_dir: Path | None = None) -> GPUSource:
-    """Open the GPUs for a run in this TEE. Raises UsageError where it cannot have any, and NoDevice."""
+
+def open_gpus(tee: str, platform_dir: Path | None = None, collateral: GPUCollateral | None = None) -> GPUSource:
+    """Open the GPUs for a run in this TEE. `collateral` is what real GPUs are verified with.
+
+    Raises UsageError where the TEE cannot have any, or without collateral, and NoDevice.
+    """
     if tee not in WITH_REGISTER:
         raise UsageError(
             f"a program with GPUs does not run under {tee}: nothing in its evidence names the GPUs of the machine",
@@ -43,10 +52,14 @@ def open_gpus(tee: str, platform_dir: Path | None = None) -> GPUSource:
         from adyton.sim.gpu_folder import SimGPUs
 
         return SimGPUs.load(platform_directory(platform_dir))
-    raise NoDevice(
-        "a run does not use real GPUs yet: its sandbox shows no device of theirs, and this was never tried on hardware",
-        check="adyton.gpus",
-        expected="simulated GPUs (--tee sim-tdx or sim-tpm)",
-        seen=tee,
-        remedy="see docs/gpu.md: GPU evidence can be verified (adyton verify), and a key server judges it",
-    )
+    if collateral is None:
+        raise UsageError(
+            "the guest verifies its GPUs before the program starts, and has no collateral for that",
+            check="--gpu-collateral",
+            expected="a file or folder with RIMs and OCSP answers",
+            seen="nothing",
+            remedy="export it on a trusted machine (adyton collateral export FILE), and name it: --gpu-collateral FILE",
+        )
+    from adyton.tee.nvidia_gpus import NVIDIAGPUs
+
+    return NVIDIAGPUs(collateral)

@@ -77,6 +77,8 @@ class GPUReport:
     chain: bytes
     """PEM, leaf first."""
     report: bytes
+    minor: int
+    """Its number in /dev: nvidia0 has 0."""
 
 
 class NVML:
@@ -150,6 +152,8 @@ class NVML:
         handle, architecture = ctypes.c_void_p(), ctypes.c_uint()
         self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(number), ctypes.byref(handle))
         self._call("nvmlDeviceGetArchitecture", handle, ctypes.byref(architecture))
+        minor = ctypes.c_uint()
+        self._call("nvmlDeviceGetMinorNumber", handle, ctypes.byref(minor))
         report, certificates = _Report(), _Certificates()
         report.nonce[:] = nonce
         self._call("nvmlDeviceGetConfComputeGpuAttestationReport", handle, ctypes.byref(report))
@@ -166,7 +170,20 @@ class NVML:
             arch=_ARCHITECTURES.get(architecture.value, f"UNKNOWN_{architecture.value}"),
             chain=bytes(certificates.attestation_chain[:chain_size]).rstrip(b"\0"),
             report=bytes(report.report[:size]),
+            minor=minor.value,
         )
+
+    def keep_initialised(self) -> None:
+        """Have the driver keep all GPUs initialised when nobody uses them, so that their session stays the same one.
+
+        Raises NoDevice where that needs rights that this process does not have.
+        """
+        for number in range(min(self.count(), _MAX_GPUS)):
+            handle, mode = ctypes.c_void_p(), ctypes.c_uint()
+            self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(number), ctypes.byref(handle))
+            self._call("nvmlDeviceGetPersistenceMode", handle, ctypes.byref(mode))
+            if mode.value != _FEATURE_ENABLED:
+                self._call("nvmlDeviceSetPersistenceMode", handle, ctypes.c_uint(_FEATURE_ENABLED))
 
     def set_ready(self) -> None:
         """Let the GPUs take work. Call it only after they were verified. Raises NoDevice."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from adyton.atomic_file import write_file
 from adyton.capped_read import read_capped
 from adyton.errors import Error, UsageError
-from adyton.image import firmware, lock
+from adyton.image import firmware, gpu_files, lock
 from adyton.image.boot import Machine, software_tpm, start
 from adyton.image.document import FILES, MAX_BYTES, GuestImage, parse_image
 from adyton.image.firmware import FirmwareFile
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DOCUMENT: Final = "image.json"
 MAX_FILE_BYTES: Final = 2 << 30
+_MAX_GPU_FILES: Final = 16
+"""Most files of a driver's folder that are read. Too many are refused by their names."""
 OWN_LOCK: Final = Path(lock.__file__).with_name("lock.json")
 """The lock file of this release."""
 
@@ -49,9 +51,10 @@ def build_image(
     lock_file: Path = OWN_LOCK,
     pool: Path | None = None,
     mirrors: Sequence[str] = (),
+    gpu: Path | None = None,
     note: Callable[[str], None],
 ) -> GuestImage:
-    """Build an image into a folder, as `adyton image build` does.
+    """Build an image into a folder, as `adyton image build` does. `gpu` is a folder with a driver for GPUs.
 
     Raises FetchFailed where a package is gone, UsageError, NoDevice, RunError and StorageFailed.
     """
@@ -59,9 +62,21 @@ def build_image(
     from adyton.image.pool import Pool, default_pool
 
     locked = lock.parse_lock(read_capped(lock_file, lock.MAX_BYTES, "lock file of the image"))
-    built = build(locked, Pool(pool or default_pool(), mirrors, note), note)
+    driver = None if gpu is None else _gpu_files(gpu, locked.kernel)
+    built = build(locked, Pool(pool or default_pool(), mirrors, note), note, driver)
     write_image(built, folder)
     return built.image
+
+
+def _gpu_files(folder: Path, kernel: str) -> gpu_files.GPUFiles:
+    """The folder's files but SHA256SUMS, checked by it."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    contents = {
+        name: read_capped(folder / name, gpu_files.MAX_FILE_BYTES, "driver for GPUs", unreadable=UsageError)
+        for name in names[:_MAX_GPU_FILES]
+    }
+    sums = contents.pop(gpu_files.SUMS, b"")
+    return gpu_files.GPUFiles.parse(contents, sums, kernel)
 
 
 def update_lock(

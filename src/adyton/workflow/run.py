@@ -27,6 +27,8 @@ from adyton.workflow.progress import unheard
 
 if TYPE_CHECKING:
     from adyton.attest.devices import Device
+    from adyton.attest.nvidia.collateral import GPUCollateral
+    from adyton.gpu_nodes import DeviceNode
     from adyton.manifest.model import TrustedFile
     from adyton.manifest.signed import SignedManifest
     from adyton.release.client import GrantInfo
@@ -56,6 +58,8 @@ class Request:
     sim_platform: Path | None = None
     provisioning: str = "adyton"
     grants: Path | None = None
+    gpu_collateral: Path | None = None
+    """RIMs and OCSP answers, with which the guest verifies its GPUs: a file or a folder."""
     arguments: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -68,6 +72,7 @@ class Request:
                 "sim_platform": None if self.sim_platform is None else str(self.sim_platform),
                 "provisioning": self.provisioning,
                 "grants": None if self.grants is None else str(self.grants),
+                "gpu_collateral": None if self.gpu_collateral is None else str(self.gpu_collateral),
                 "arguments": self.arguments,
             }
         )
@@ -83,6 +88,7 @@ class Request:
             sim_platform=None if found["sim_platform"] is None else Path(found["sim_platform"]),
             provisioning=found["provisioning"],
             grants=None if found["grants"] is None else Path(found["grants"]),
+            gpu_collateral=None if found["gpu_collateral"] is None else Path(found["gpu_collateral"]),
             arguments=tuple(found["arguments"]),
         )
 
@@ -148,6 +154,7 @@ def run(
     sim_platform: Path | None = None,
     provisioning: str = "adyton",
     grants: Path | None = None,
+    gpu_collateral: Path | None = None,
     notice: Notice = unheard,
 ) -> Ran:
     """Run a manifest's program in a TEE to its end, as `adyton run` does, in a fresh process of its own.
@@ -170,6 +177,7 @@ def run(
         sim_platform=sim_platform,
         provisioning=provisioning,
         grants=grants,
+        gpu_collateral=gpu_collateral,
         arguments=arguments,
     )
     report, end = os.pipe2(os.O_CLOEXEC)
@@ -258,6 +266,7 @@ def run_here(request: Request, notice: Notice = unheard) -> Ran:
         manifest=Path(index.manifest),
         sim_platform=None if request.sim_platform is None else request.sim_platform.absolute(),
         grants=None if request.grants is None else request.grants.absolute(),
+        gpu_collateral=None if request.gpu_collateral is None else request.gpu_collateral.absolute(),
     )
     _enter(folder / WORK)
 
@@ -282,7 +291,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
     from adyton.runtime import identity, sandbox
     from adyton.runtime.evidence import program_evidence
     from adyton.runtime.launch import launch
-    from adyton.runtime.run_plan import plan
+    from adyton.runtime.run_plan import plan, with_devices
     from adyton.vfs.stage import read_verified
 
     if request.provisioning not in PROVISIONING:
@@ -311,18 +320,24 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
         return read_verified(place(entry.host_path), entry.sha256, most_bytes=_MAX_WORDS_BYTES)
 
     gpus, count = None, signed.manifest.adyton.gpus
+    named: tuple[Device, ...] = ()
+    nodes: tuple[DeviceNode, ...] = ()
     if count:
         from adyton.tee.gpu_source import open_gpus
 
-        gpus = open_gpus(request.tee, request.sim_platform)
+        gpus = open_gpus(request.tee, request.sim_platform, _gpu_collateral(request.gpu_collateral))
     if request.tee in UNDER_GRAMINE:
         return _run_under_gramine(request, request.tee, signed, notice)
     check_tee(signed.manifest, request.tee)
-    source = _open_source(request, request.tee, signed, () if gpus is None else gpus.named(count))
+    if gpus is not None:
+        named = gpus.named(count)
+        nodes = gpus.nodes()  # before the register is extended, which can be done once in a boot
+    source = _open_source(request, request.tee, signed, named)
     if source.notice is not None:
         notice(source.notice)
     made = plan(signed.manifest, read_trusted=read_trusted, host_args=request.arguments, host_env=os.environ)
     made = replace(made, staged=tuple(replace(entry, source=place(entry.source)) for entry in made.staged))
+    made = with_devices(made, nodes)
     for text in made.notes:
         notice(text)
 
@@ -413,6 +428,15 @@ def _grants_file(path: Path | None) -> Iterator[Callable[[Sequence[Mapping[str, 
         finally:
             if file.tell() == 0:
                 path.unlink(missing_ok=True)
+
+
+def _gpu_collateral(path: Path | None) -> GPUCollateral | None:
+    """What a file or folder holds. Its documents are signed, so that it may come from anybody."""
+    if path is None:
+        return None
+    from adyton.collateral.gpu_files import gpu_collateral_from
+
+    return gpu_collateral_from([path])
 
 
 def _open_source(request: Request, tee: str, signed: SignedManifest, gpus: tuple[Device, ...]) -> QuoteSource:

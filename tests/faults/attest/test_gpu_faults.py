@@ -412,6 +412,30 @@ def test_machine_with_devices_of_another_is_refused() -> None:
     _refused(GPUWorld([devices[0].with_(ppcie=False), *devices[1:]]).judge(), Mismatch, "protected PCIe: mode")
 
 
+@pytest.mark.parametrize("replaced", [1, 7])
+def test_machine_with_some_genuine_gpus_of_another_is_refused(replaced: int) -> None:
+    """They name the right switches, as their host can arrange. Their certificates are others than the switches name."""
+    devices = list(machine())
+    for number in range(replaced):
+        stranger = vendor().device("HOPPER")
+        devices[number] = stranger.with_(ppcie=True, feature=2, switches=devices[number].switches)
+    _refused(GPUWorld(devices).judge(), Mismatch, "protected PCIe: GPUs' certificates at the NVSwitches")
+
+
+def test_switches_that_name_gpus_by_other_numbers_are_accepted() -> None:
+    """Whether the numbers are those of the certificates is not known, so none of them may be."""
+    names = tuple(bytes([number]) * 8 for number in range(1, 9))
+    devices = [device.with_(gpus=names) if device.arch == "LS10" else device for device in machine()]
+    assert GPUWorld(devices).judge().verdict == "accepted"
+
+
+def test_gpu_names_its_switches_in_reverse() -> None:
+    """As real ones do. In the other order they are other switches."""
+    devices = list(machine())
+    turned = devices[0].with_(switches=tuple(pdi[::-1] for pdi in devices[0].switches))
+    _refused(GPUWorld([turned, *devices[1:]]).judge(), Mismatch, "protected PCIe: NVSwitches at a GPU")
+
+
 def test_switch_that_states_another_identity_is_refused() -> None:
     """The identity in the report has to be the certificate's."""
 

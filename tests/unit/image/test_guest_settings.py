@@ -60,6 +60,10 @@ def test_words_of_the_host_are_never_options_or_commands() -> None:
     words = _parse(DOCUMENT).command()
     assert words[:3] == ["run", "--tee", "tpm"]
     assert words[-5:] == ["./app/app.manifest", "--", "--help", "a b", "$(reboot)"]
+    words = _parse({**DOCUMENT, "gpu_collateral": "--help"}).command()
+    assert words[words.index("--gpu-collateral") + 1] == "./--help"
+    found = _parse({**DOCUMENT, "gpu_collateral": "gpus.json"})
+    assert parse_settings(found.to_bytes()) == found
     assert _parse(DOCUMENT).hosts_file() == "127.0.0.1 localhost\n10.0.2.2 keys.example.org\n"
 
 
@@ -72,6 +76,9 @@ def test_words_of_the_host_are_never_options_or_commands() -> None:
         ("manifest", ""),
         ("manifest", "a\nb"),
         ("manifest", "x" * 300),
+        ("gpu_collateral", "/etc/passwd"),
+        ("gpu_collateral", "../gpus.json"),
+        ("gpu_collateral", 1),
         ("tee", "sim"),
         ("tee", "sim-tpm:00"),
         ("tee", ["tpm"]),

@@ -190,3 +190,24 @@ def test_library_folder_listed_by_its_own_name_is_taken_whole(tmp_path: Path, mo
     assert of(f', "file:{folder}/"') == ["app", "libc.so.6", "libother.so.1"]
     text = RUNTIME.replace('"file:{{ gramine.runtimedir() }}/" more', f'"file:{folder}/"')
     assert len(finish(render(text, facts=here), tmp_path).manifest.trusted_files) == 3
+
+
+def test_program_with_gpus_has_the_drivers_libraries_as_trusted_files(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of this machine, each measured. Without a driver there are none, and without GPUs nobody looks."""
+    libraries = place / "system"
+    libraries.mkdir()
+    monkeypatch.setattr("adyton.manifest.finalize.multiarch_libdir", lambda: libraries)
+    with_gpu = TEMPLATE + "adyton.gpus = 1\n"
+    assert "libnvidia" not in finish(with_gpu, place).manifest_bytes.decode()
+    for name in ("libnvidia-gpucomp.so.570.1", "libnvidia-ml.so.1", "libcuda.so.570.1", "other.so"):
+        (libraries / name).write_text(name)
+    assert "libnvidia" not in finish(with_gpu, place).manifest_bytes.decode()  # not without libcuda.so.1
+    (libraries / "libcuda.so.1").symlink_to("libcuda.so.570.1")
+    built = finish(with_gpu, place)
+    names = [entry.uri.rpartition("/")[2] for entry in built.manifest.trusted_files if "system" in entry.uri]
+    assert names == ["libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-gpucomp.so.570.1"]
+    (libraries / "libnvidia-ml.so.1").write_text("another version")
+    assert finish(with_gpu, place).manifest_bytes != built.manifest_bytes
+    assert "libcuda" not in finish(TEMPLATE, place).manifest_bytes.decode()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from adyton.errors import MalformedManifest, UsageError
+from adyton.gpu_nodes import DeviceNode
 from adyton.manifest.model import AdytonTable, Manifest, Mount, Secret, TrustedFile
-from adyton.runtime.run_plan import DEFAULT_LOG, Plan, plan
+from adyton.runtime.run_plan import DEFAULT_LOG, Plan, plan, with_devices
 from adyton.values import Digest
 
 DIGEST = Digest(bytes(32))
@@ -222,3 +223,16 @@ def test_environment_is_the_manifests_and_what_it_lets_through() -> None:
     assert _plan(replace(BASE, env_src_file="file:argv"), b"X=1=2\0", host_env=host).env == {"X": "1=2"}
     with pytest.raises(MalformedManifest):
         _plan(replace(BASE, env_src_file="file:argv"), b"X\0")
+
+
+def test_devices_need_the_measured_files_of_their_driver() -> None:
+    """A program with a GPU loads libcuda, so a mount has to show it as a trusted file."""
+    node = DeviceNode("/dev/nvidia0", 195, 0)
+    with pytest.raises(MalformedManifest, match=r"no trusted file shows it libcuda\.so\.1"):
+        with_devices(_plan(), [node])
+    hidden = replace(BASE, trusted_files=(*BASE.trusted_files, TrustedFile("file:/elsewhere/libcuda.so.1", DIGEST, 1)))
+    with pytest.raises(MalformedManifest, match="no trusted file shows"):
+        with_devices(_plan(hidden), [node])
+    shown = replace(BASE, trusted_files=(*BASE.trusted_files, TrustedFile("file:/host/bin/libcuda.so.1", DIGEST, 1)))
+    assert with_devices(_plan(shown), [node]).devices == (node,)
+    assert with_devices(_plan(), []).devices == ()

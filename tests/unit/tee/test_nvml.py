@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ class Library:
         self.without: set[str] = set()
         self.report, self.chain = b"report", b"chain\0\0"
         self.called: list[str] = []
+        self.kept: set[int] = set()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         if not name.startswith("nvml") or name in self.__dict__["without"] or name == "nvmlErrorString":
@@ -47,6 +49,19 @@ class Library:
 
     def _nvmlSystemGetConfComputeState(self, out: Any) -> None:
         out._obj.feature, out._obj.developer = self.feature, self.developer
+
+    def _nvmlDeviceGetHandleByIndex_v2(self, number: Any, handle: Any) -> None:
+        handle._obj.value = 100 + number.value
+
+    def _nvmlDeviceGetMinorNumber(self, handle: Any, out: Any) -> None:
+        out._obj.value = handle.value - 100
+
+    def _nvmlDeviceGetPersistenceMode(self, handle: Any, out: Any) -> None:
+        out._obj.value = handle.value in self.kept
+
+    def _nvmlDeviceSetPersistenceMode(self, handle: Any, value: Any) -> None:
+        assert value.value == 1
+        self.kept.add(handle.value)
 
     def _nvmlDeviceGetArchitecture(self, _handle: Any, out: Any) -> None:
         out._obj.value = 9
@@ -82,7 +97,7 @@ def test_reports_are_taken_and_nothing_is_set_ready(library: Library) -> None:
     with _nvml(library) as found:
         first, second = found.reports(NONCE)
         assert (first.arch, first.chain, first.report) == ("HOPPER", b"chain", b"report" + NONCE)
-        assert second == first
+        assert second == replace(first, minor=1)
         assert not found.is_ready()
         found.set_ready()
         assert found.is_ready()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.errors import MalformedManifest, StorageFailed, TargetExists, UsageError
+from adyton.errors import MalformedManifest, RunError, StorageFailed, TargetExists, UsageError
 from adyton.image.guest import unpack, write_outputs
 from adyton.image.guest_disks import new_output_disk
 from adyton.image.guest_settings import DHCP, MEMBER, GuestSettings

@@ -2,6 +2,10 @@
 
 In protected PCIe mode the NVSwitches carry the GPUs' traffic unencrypted, so all of them have to be verified. Each GPU
 names the switches at its links, and each switch names the GPUs that it connects, in signed reports.
+
+An NVSwitch's identity is the low half of its boot ROM certificate's serial number, as a recorded one shows. Whether the
+switches name GPUs by the same half is not known. So the GPUs' certificates are compared with the lists as a set: all of
+them are there, or none. A machine with some GPUs of another one is refused in any case where the numbers are the same.
 """
 
 from __future__ import annotations
@@ -81,7 +85,7 @@ def check_protected_pcie(checks: Checks, devices: Sequence[Device]) -> None:
         )
         own.add(certified)
     for report in gpus:
-        named = set(report.opaque.switch_pdis)
+        named = report.opaque.linked_switches
         checks.require(
             "protected PCIe: NVSwitches at a GPU",
             named == own and len(own) == SWITCHES,
@@ -90,13 +94,23 @@ def check_protected_pcie(checks: Checks, devices: Sequence[Device]) -> None:
             error=Mismatch,
             remedy=_SEPARATE,
         )
-    lists = [set(switch.report.opaque.gpu_pdis) for switch in switches if switch.report]
+    lists = [{pdi for pdi in switch.report.opaque.gpu_pdis if any(pdi)} for switch in switches if switch.report]
     union = set().union(*lists)
     checks.require(
         "protected PCIe: GPUs at the NVSwitches",
         len(union) == GPUS and all(found == union for found in lists),
         expected=f"the same {GPUS} GPUs at every NVSwitch",
         seen=f"{len(union)} GPUs",
+        error=Mismatch,
+        remedy=_SEPARATE,
+    )
+    own_numbers = {device.chain.pdi for device in devices if device.chain is not None and not device.is_switch}
+    shared = len(own_numbers & union)
+    checks.require(
+        "protected PCIe: GPUs' certificates at the NVSwitches",
+        shared in (0, GPUS),
+        expected=f"all {GPUS} GPUs among those that the NVSwitches name; or none, where they name them otherwise",
+        seen=f"{shared} of {GPUS}",
         error=Mismatch,
         remedy=_SEPARATE,
     )

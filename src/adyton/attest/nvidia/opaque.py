@@ -137,11 +137,20 @@ class Opaque:
 
     @property
     def switch_pdis(self) -> tuple[bytes, ...]:
-        """Of a GPU: identities of the NVSwitches at its links (8 bytes each). Of an NVSwitch: its own identity."""
+        """Of a GPU: what it says of the NVSwitches at its links. Of an NVSwitch: its own identity. 8 bytes each."""
         raw = self.fields.get(SWITCH_PDI, b"")
         if len(raw) % PDI_BYTES:
             _malformed("the switch identities", f"a multiple of {PDI_BYTES} bytes", f"{len(raw)} bytes")
         return tuple(raw[at : at + PDI_BYTES] for at in range(0, len(raw), PDI_BYTES))
+
+    @property
+    def linked_switches(self) -> frozenset[bytes]:
+        """Of a GPU: the identities of the NVSwitches at its links, as those name themselves (8 bytes each).
+
+        A GPU writes their bytes in the reverse order, and zeros for a link that is off (NVIDIA's topology check; a
+        recorded GPU names a recorded NVSwitch so).
+        """
+        return frozenset(pdi[::-1] for pdi in self.switch_pdis if any(pdi))
 
     @property
     def gpu_pdis(self) -> tuple[bytes, ...]:

@@ -14,6 +14,7 @@ from adyton.attest.nvidia.device import Device, verify_device
 from adyton.attest.nvidia.evidence import DeviceEvidence, parse_devices
 from adyton.attest.nvidia.gpu_policy import GPUPolicy
 from adyton.attest.nvidia.rim import parse_rim
+from adyton.attest.nvidia.spdm import parse_report
 from adyton.attest.roots import TrustRoots
 from adyton.errors import AppraisalFailed, BadChain, FetchFailed, Mismatch, Stale
 
@@ -137,3 +138,19 @@ def test_mismatches_of_another_driver_are_listed_by_index(folder: Path) -> None:
     )
     assert [item.index for item in device.mismatched] == [0, 3]
     assert any(isinstance(error, AppraisalFailed) for error in device.errors)
+
+
+def test_recorded_gpu_names_the_recorded_switch(folder: Path) -> None:
+    """Two devices of one machine. The switch's number is its certificate's, and the GPU writes it in reverse."""
+    switch = _judged(folder, "ls10-switch")
+    gpu = parse_report((folder / "hopper-bad-signature.report.bin").read_bytes())
+    assert switch.report is not None
+    assert switch.chain is not None
+    assert switch.report.opaque.switch_pdis == (switch.chain.pdi,)
+    assert switch.chain.pdi in gpu.opaque.linked_switches
+    assert len(gpu.opaque.linked_switches) == 4
+    several = {
+        parse_report(item.report).opaque.linked_switches
+        for item in parse_devices((folder / "multi_gpu_hopper.json").read_bytes())
+    }
+    assert [len(switches) for switches in several] == [4]

@@ -1,0 +1,1 @@
+"""Loading weights into a GPU."""
