@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from adyton.endpoint.channel import READ_BYTES, Channel
@@ -13,6 +15,8 @@ from adyton.errors import FetchFailed
 if TYPE_CHECKING:
     from OpenSSL import SSL
 
+
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 CLOSE_S: Final = 5.0
 """How long a peer has to take the last bytes of a connection."""
@@ -154,7 +158,11 @@ class PlainStream:
             self._writer.write_eof()
 
     def abort(self) -> None:
-        """Cut the connection, so that the peer cannot take it for a whole one."""
+        """Reset the connection, so that the peer cannot take it for a whole one (a Unix socket has no reset)."""
+        found = self._writer.get_extra_info("socket")
+        if found is not None and found.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # it is closed already
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self._writer.transport.abort()
 
     async def close(self) -> None:
