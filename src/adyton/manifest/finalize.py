@@ -66,6 +66,7 @@ def finish(
     if document.get("adyton", {}).pop("files", None) is not None:
         raise refuse("adyton.files", "is written by adyton build", expected="no such key in a template", seen="…")
     _pin_owners(document, base_dir, default_ca)
+    _pin_egress(document, base_dir)
     _write_defaults(document, name, manifest)
     entries = [*manifest.trusted_files, *_listed(document, base_dir)]
     if narrow:
@@ -88,11 +89,8 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
         if "ca_file" in owner and "ca" in owner:
             raise refuse(f"adyton.owners.{name}", "has both ca and ca_file", expected="one of them", seen="both")
         if "ca_file" in owner:
-            uri = owner.pop("ca_file")
-            if not uri.startswith("file:"):
-                raise refuse(f"adyton.owners.{name}.ca_file", "unsupported URI", expected='"file:…"', seen=uri)
-            raw = read_named(base_dir / uri[5:], MAX_CA_BYTES, f"CA certificate of owner {name}")
-            owner["ca"] = raw.decode("ascii", errors="replace")
+            place = f"adyton.owners.{name}.ca_file"
+            owner["ca"] = _read_ca(owner.pop("ca_file"), base_dir, place, f"CA certificate of owner {name}")
         if "ca" not in owner:
             raise refuse(f"adyton.owners.{name}", "names no CA", expected="ca_file or ca", seen=sorted(owner))
         owner["ca"] = ca_within(owner["ca"], f"adyton.owners.{name}.ca")
@@ -104,6 +102,22 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
                 "server_name": "adyton-key-server",
             }
         }
+
+
+def _pin_egress(document: dict[str, Any], base_dir: Path) -> None:
+    """Put the CA certificate of each server outside in the place of its file name."""
+    for number, table in enumerate(document["adyton"].get("egress", [])):
+        place = f"adyton.egress[{number}]"
+        if "ca_file" in table:
+            table["ca"] = _read_ca(table.pop("ca_file"), base_dir, f"{place}.ca_file", f"CA certificate of {place}")
+        if "ca" in table:
+            table["ca"] = ca_within(table["ca"], f"{place}.ca")
+
+
+def _read_ca(uri: str, base_dir: Path, place: str, what: str) -> str:
+    if not uri.startswith("file:"):
+        raise refuse(place, "unsupported URI", expected='"file:…"', seen=uri)
+    return read_named(base_dir / uri[5:], MAX_CA_BYTES, what).decode("ascii", errors="replace")
 
 
 def _listed(document: dict[str, Any], base_dir: Path) -> list[TrustedFile]:
