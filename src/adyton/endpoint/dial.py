@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from adyton.address import address_text
 from adyton.endpoint.binding import report_data
-from adyton.endpoint.channel import READ_BYTES, client_context
+from adyton.endpoint.channel import READ_BYTES, Credential, client_context
 from adyton.endpoint.hello import MAX_ANSWER_BYTES, NONCE_BYTES, Answer, Challenge, Refused, message, parse_answer
 from adyton.endpoint.stream import SecureStream
 from adyton.errors import EvidenceError, FetchFailed, Mismatch, Timeout, Unavailable, UsageError
@@ -87,6 +87,8 @@ class Dialler:
     manifest_sha256: bytes | None = None
     """32 bytes that the answer must name as its manifest. None: the evidence alone says which program it is."""
     proxy: Proxy | None = None
+    credential: Credential | None = None
+    """What the client shows where the ingress asks for a certificate."""
 
     async def dial(self) -> Verified:
         """A verified connection. Raises EvidenceError where the peer is refused, Unavailable where none can be had."""
@@ -141,7 +143,7 @@ class Dialler:
         return reader, writer
 
     async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Verified:
-        stream = await SecureStream.open(reader, writer, client_context(), server=False)
+        stream = await SecureStream.open(reader, writer, client_context(self.credential), server=False)
         nonce = secrets.token_bytes(NONCE_BYTES)
         await stream.write(message(Challenge(nonce).to_bytes()))
         answer = parse_answer(await stream.read_message(MAX_ANSWER_BYTES))

@@ -53,6 +53,16 @@ def explain_manifest(manifest: Manifest) -> tuple[Section, ...]:
     outside = [
         f"network: {adyton.network}",
         *(
+            f"ingress: {one.name}, clients "
+            + (
+                "of any kind"
+                if one.client_ca is None
+                else f"with a certificate under the CA {ca_sha256(one.client_ca)}"
+            )
+            for one in adyton.ingress
+            if one.is_final
+        ),
+        *(
             f"egress: {one.name}:{one.port} inside is {one.address}, "
             + ("in clear" if one.ca is None else f"TLS under the CA {ca_sha256(one.ca)}")
             for one in adyton.egress

@@ -66,7 +66,7 @@ def finish(
     if document.get("adyton", {}).pop("files", None) is not None:
         raise refuse("adyton.files", "is written by adyton build", expected="no such key in a template", seen="…")
     _pin_owners(document, base_dir, default_ca)
-    _pin_egress(document, base_dir)
+    _pin_connections(document, base_dir)
     _write_defaults(document, name, manifest)
     entries = [*manifest.trusted_files, *_listed(document, base_dir)]
     if narrow:
@@ -104,14 +104,15 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
         }
 
 
-def _pin_egress(document: dict[str, Any], base_dir: Path) -> None:
-    """Put the CA certificate of each server outside in the place of its file name."""
-    for number, table in enumerate(document["adyton"].get("egress", [])):
-        place = f"adyton.egress[{number}]"
-        if "ca_file" in table:
-            table["ca"] = _read_ca(table.pop("ca_file"), base_dir, f"{place}.ca_file", f"CA certificate of {place}")
-        if "ca" in table:
-            table["ca"] = ca_within(table["ca"], f"{place}.ca")
+def _pin_connections(document: dict[str, Any], base_dir: Path) -> None:
+    """Put the CA certificates of clients, and of servers outside, in the places of their file names."""
+    for kind, ca in (("ingress", "client_ca"), ("egress", "ca")):
+        for number, table in enumerate(document["adyton"].get(kind, [])):
+            place = f"adyton.{kind}[{number}].{ca}"
+            if f"{ca}_file" in table:
+                table[ca] = _read_ca(table.pop(f"{ca}_file"), base_dir, f"{place}_file", f"certificate of {place}")
+            if ca in table:
+                table[ca] = ca_within(table[ca], place)
 
 
 def _read_ca(uri: str, base_dir: Path, place: str, what: str) -> str:

@@ -141,6 +141,8 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("adyton.ingress[].listen", Kind.STRING, "0.0.0.0:8443", _E, "`HOST:PORT` on the host's network"),
     Key("adyton.ingress[].target", Kind.STRING, None, _E, "`127.0.0.1:PORT` where the program listens, in its own network", required=True),
     Key("adyton.ingress[].max_connections", Kind.INTEGER, 1024, _E, "connections at once; one more is closed", least=1, most=65_536),
+    Key("adyton.ingress[].client_ca", Kind.STRING, None, _E, "PEM certificate of the one CA whose certificates clients must show; without it anybody may connect"),
+    Key("adyton.ingress[].client_ca_file", Kind.STRING, None, _E, "only in a template: file of that certificate, which `adyton build` puts in its place"),
     Key("adyton.egress", Kind.TABLES, None, _E, "servers outside that the program may reach; without it there are none ([attested endpoints](endpoint.md#servers-that-the-program-reaches)); needs `network = \"none\"`"),
     Key("adyton.egress[].host", Kind.STRING, None, _E, "name or IP address that is dialled on the host's network; where a CA is pinned, the server's certificate must name it", required=True),
     Key("adyton.egress[].port", Kind.INTEGER, None, _E, "port that is dialled, and port inside", least=1, most=65_535, required=True),

@@ -169,7 +169,7 @@ class Manifest:
     def is_final(self) -> bool:
         """Whether every trusted entry is a file with its hash, and every CA is there, as `adyton build` leaves it."""
         hashed = all(entry.sha256 is not None and not entry.uri.endswith("/") for entry in self.trusted_files)
-        pinned = all(one.is_final for one in self.adyton.egress)
+        pinned = all(one.is_final for one in self.adyton.ingress) and all(one.is_final for one in self.adyton.egress)
         return hashed and pinned and not self.adyton.trusted_from
 
     @property

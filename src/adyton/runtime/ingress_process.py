@@ -99,7 +99,13 @@ async def _serve(
                 return await asyncio.open_connection(host_name, number, limit=READ_BYTES)
 
             server = Server(
-                port.name, doors.manifest_sha256, evidence, dial, max_connections=port.max_connections, note=event
+                port.name,
+                doors.manifest_sha256,
+                evidence,
+                dial,
+                max_connections=port.max_connections,
+                client_ca=port.client_ca,
+                note=event,
             )
             await stack.enter_async_context(server.serving(listener))
             servers.append(server)

@@ -8,7 +8,7 @@ import hmac
 import socket
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.endpoint.dial import Dialler, Proved
 from adyton.endpoint.ingress import Ingress, Proof
@@ -87,14 +87,14 @@ async def listening(
 
 @contextlib.asynccontextmanager
 async def ingress_before(
-    target: tuple[str, int], *, most: int = 1024, made: list[Ingress] | None = None
+    target: tuple[str, int], *, most: int = 1024, made: list[Ingress] | None = None, **more: Any
 ) -> AsyncIterator[tuple[str, int]]:
     """An ingress before a program's port. `made` gets the ingress."""
 
     async def dial() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(*target)
 
-    ingress = Ingress("api", MANIFEST, machine, dial, max_connections=most)
+    ingress = Ingress("api", MANIFEST, machine, dial, max_connections=most, **more)
     if made is not None:
         made.append(ingress)
     listener = free_socket()
