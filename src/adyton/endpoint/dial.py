@@ -8,7 +8,7 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -27,10 +27,13 @@ _MAX_PROXY_ANSWER_BYTES: Final = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """What the verification of an answer gave. `valid_until` ends the trust in connections that it opened."""
+    """What the verification of an answer gave."""
 
     summary: tuple[str, ...]
     valid_until: datetime
+    """From then on no new request is sent over the connection."""
+    cut_at: datetime | None = None
+    """Then the connection is cut, whatever passes over it. None: at `valid_until`."""
 
 
 Verify = Callable[[Answer, bytes], Awaitable[Proved]]
@@ -179,7 +182,9 @@ class Dialler:
                 seen=len(answer.devices),
             )
         wanted = report_data(stream.channel.facts(nonce), answer.manifest_sha256, answer.name, answer.devices)
-        return Verified(stream, answer, await self.verify(answer, wanted))
+        proved = await self.verify(answer, wanted)
+        stream.cut_after((proved.cut_at or proved.valid_until) - datetime.now(UTC))
+        return Verified(stream, answer, proved)
 
 
 REFUSALS: Final = (EvidenceError, Unavailable)

@@ -13,6 +13,8 @@ from adyton.endpoint.hello import LENGTH_BYTES, body_length
 from adyton.errors import FetchFailed
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from OpenSSL import SSL
 
 
@@ -50,6 +52,7 @@ class SecureStream:
         self._writer = writer
         self.channel = channel
         self._pending = b""
+        self._end: asyncio.TimerHandle | None = None
 
     @classmethod
     async def open(
@@ -125,12 +128,22 @@ class SecureStream:
             found += data
         return bytes(found)
 
+    def cut_after(self, time: timedelta) -> None:
+        """Cut the connection once this time is over, unless it has ended by then."""
+        self._end = asyncio.get_running_loop().call_later(max(0.0, time.total_seconds()), self.abort)
+
     def abort(self) -> None:
         """Cut the connection."""
+        self._no_end()
         self._writer.transport.abort()
+
+    def _no_end(self) -> None:
+        if self._end is not None:
+            self._end.cancel()
 
     async def close(self) -> None:
         """Close the connection at once."""
+        self._no_end()
         self.channel.end()
         self._writer.write(self.channel.outgoing())
         await _closed(self._writer)

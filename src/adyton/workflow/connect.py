@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 MAX_TRUST: Final = timedelta(hours=1)
 """How long a kept connection is used after its proof, at the most."""
 
+MAX_USE: Final = timedelta(hours=24)
+"""How long a connection lives after its proof, whatever passes over it, at the most."""
+
 _MAX_CREDENTIAL_BYTES: Final = 1 << 16
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -214,7 +217,8 @@ async def _judge(
     verdict = await asyncio.to_thread(work)
     claims = verdict.require()
     require_program(claims, knows_manifest=knows_manifest)
-    return Proved(tuple(verdict.to_text().splitlines()), min(claims.valid_until, now + MAX_TRUST))
+    summary = tuple(verdict.to_text().splitlines())
+    return Proved(summary, min(claims.valid_until, now + MAX_TRUST), min(claims.valid_until, now + MAX_USE))
 
 
 def require_program(claims: Claims, *, knows_manifest: bool) -> None:

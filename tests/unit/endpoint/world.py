@@ -34,6 +34,7 @@ class Verifier:
 
     calls: int = 0
     lifetime: timedelta = timedelta(hours=1)
+    use: timedelta = timedelta(hours=24)
     answers: list[Answer] = field(default_factory=list)
 
     async def __call__(self, answer: Answer, report_data: bytes) -> Proved:
@@ -43,7 +44,8 @@ class Verifier:
             raise Mismatch("false evidence", check="signature", expected="the machine's", seen="another")
         if answer.cpu[:64] != report_data:
             raise Mismatch("evidence for another connection", check="report data", expected="this", seen="another")
-        return Proved(("proved",), datetime.now(UTC) + self.lifetime)
+        now = datetime.now(UTC)
+        return Proved(("proved",), now + self.lifetime, now + self.use)
 
 
 async def machine(report_data: bytes) -> Proof:
