@@ -288,6 +288,7 @@ OPENS_SOCKETS = {
     "adyton.collateral.http_client": "fetches collateral from the vendors",
     "adyton.endpoint": "both sides of an attested endpoint, and its local doors",
     "adyton.release.client": "asks a key server for keys",
+    "adyton.runtime.egress_process": "listens in the program's own network, for what reaches servers outside",
     "adyton.runtime.ingress_process": "listens for the program's clients",
     "adyton.runtime.program_network": "brings up the loopback of the program's own network",
     "adyton.release.tls": "the TLS contexts of the release protocols",

@@ -34,6 +34,7 @@ NOT_FUZZED: Final = {
     "adyton.runtime.interfaces.parse_mountinfo": "the kernel's own text",
     "adyton.endpoint.dial.Proxy.parse": "an environment variable of the user's own",
     "adyton.manifest.ingress.parse_ingress": "takes what parse_manifest parsed, whose target covers it",
+    "adyton.manifest.egress.parse_egress": "takes what parse_manifest parsed, whose target covers it",
     "adyton.workflow.run.Request.from_json": "what `adyton.run` gives to the interpreter that it starts",
     "adyton.release.grants.parse_granted": "takes what parse_answer parsed",
 }

@@ -16,8 +16,8 @@ from adyton.endpoint.dial import Dialler, Proved
 from adyton.endpoint.hello import Answer
 from adyton.endpoint.ingress import Proof
 from adyton.manifest.ingress import Ingress
-from adyton.runtime import namespace
-from adyton.runtime.ingress_process import Doors, IngressProcess, listen
+from adyton.runtime import namespace, program_network
+from adyton.runtime.ingress_process import Doors, listen, start
 
 pytestmark = pytest.mark.mount
 
@@ -32,8 +32,9 @@ def _keep(ports: tuple[Ingress, ...], ready: multiprocessing.Queue[str], stop: E
     """A keeper without anything else: it starts the process, enters the program's network, and serves there."""
     open_doors = listen(ports)
     namespace.enter()
-    started = IngressProcess.start(Doors(ports, bytes(32), _evidence), open_doors)
-    started.enter_network()
+    network = program_network.make()
+    started = start(Doors(ports, bytes(32), _evidence), open_doors, network)
+    program_network.enter(network)
     with socket.create_server(ports[0].target) as program:
         ready.put(os.readlink("/proc/self/ns/net"))
         one, _ = program.accept()

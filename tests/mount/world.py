@@ -19,6 +19,7 @@ from typing import Any
 
 from adyton.attest.report_data import ProgramEvidence
 from adyton.errors import Error
+from adyton.manifest.egress import Egress
 from adyton.manifest.model import AdytonTable, Manifest, Mount, Secret, SGXTable, TrustedFile
 from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
@@ -116,6 +117,7 @@ def manifest(spec: dict[str, Any]) -> Manifest:
             insecure_stdin=spec.get("stdin", False),
             log_uri=spec.get("log"),
             secrets=tuple(Secret(**secret) for secret in spec.get("secrets", [])),
+            egress=tuple(Egress(**server) for server in spec.get("egress", [])),
         ),
     )
 

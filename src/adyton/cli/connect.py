@@ -44,6 +44,11 @@ def connect(
         str | None,
         typer.Option(help="SHA-256 of the program's manifest; SEV-SNP needs it.", metavar="HEX", show_default=False),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="The client's certificate, where the ingress asks for one (PEM).", show_default=False),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key (PEM, without a password).", show_default=False)] = None,
     collateral: Annotated[
         list[Path] | None,
         typer.Option(help="Collateral file, bundle or folder; several allowed. Default: the owner's store."),
@@ -130,6 +135,8 @@ def connect(
         tcp=tcp,
         name=name,
         manifest_sha256=manifest_sha256,
+        certificate=certificate,
+        key=key,
         collateral=collateral or (),
         home=home,
         ready_file=ready_file,

@@ -8,26 +8,65 @@ key. Who the peer is, its evidence says.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, cast
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
+from OpenSSL.crypto import X509, X509Store, X509StoreFlags
 
 from adyton.endpoint.binding import EXPORTER_BYTES, EXPORTER_LABEL, Connection
 from adyton.endpoint.hello import ALPN
-from adyton.errors import FetchFailed
+from adyton.errors import FetchFailed, UsageError
 
 RECORD_BYTES: Final = 1 << 14
 READ_BYTES: Final = 1 << 18
 _MAX_CERTIFICATE_DAYS: Final = 90
+_MAX_CHAIN: Final = 8
+_SIGNERS: Final = (ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, rsa.RSAPrivateKey)
+_Signer = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 _BACKDATED: Final = timedelta(hours=24)
 _OP_NO_TICKET: Final = SSL.OP_NO_TICKET
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a client shows of itself: its certificate, those above it (without the CA), and the key."""
+
+    chain: tuple[x509.Certificate, ...]
+    key: _Signer = field(repr=False)
+
+    @classmethod
+    def load(cls, certificates: bytes, key: bytes) -> Credential:
+        """Read both from PEM. The key has no password. Raises UsageError, which never shows the key."""
+        try:
+            chain = tuple(x509.load_pem_x509_certificates(certificates))
+            private = load_pem_private_key(key, None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise _unusable("PEM, and the key without a password", type(error).__name__) from None
+        if not 1 <= len(chain) <= _MAX_CHAIN:
+            raise _unusable(f"1 to {_MAX_CHAIN} certificates", f"{len(chain)}")
+        if not isinstance(private, _SIGNERS):
+            raise _unusable("a key of an elliptic curve, Ed25519 or RSA", "another kind")
+        if chain[0].public_key() != private.public_key():
+            raise _unusable("the key of the first certificate", "another key")
+        return cls(chain, private)
+
+
+def _unusable(expected: str, seen: str) -> UsageError:
+    return UsageError(
+        "the client's certificate and key cannot be used",
+        check="--certificate and --key",
+        expected=expected,
+        seen=seen,
+        remedy="give the certificate, then those above it, in one PEM file, and its key in another",
+    )
 
 
 class Identity:
@@ -67,9 +106,18 @@ def _context() -> SSL.Context:
     return context
 
 
-def server_context(identity: Identity) -> SSL.Context:
-    """A context for the ingress. A client that does not offer the protocol by ALPN gets no handshake."""
+def server_context(identity: Identity, client_ca: str | None = None) -> SSL.Context:
+    """A context for the ingress. A client that does not offer the protocol by ALPN gets no handshake.
+
+    With `client_ca` (PEM) neither does one without a certificate for clients under this CA, which ends every chain.
+    """
     context = _context()
+    if client_ca is not None:
+        store = cast(X509Store, context.get_cert_store())  # OpenSSL makes it with the context
+        store.add_cert(X509.from_cryptography(x509.load_pem_x509_certificate(client_ca.encode())))
+        store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
+        context.set_verify_depth(_MAX_CHAIN)
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     context.use_certificate(identity.certificate)
     context.use_privatekey(identity.key)
     context.check_privatekey()
@@ -79,9 +127,17 @@ def server_context(identity: Identity) -> SSL.Context:
     return context
 
 
-def client_context() -> SSL.Context:
-    """A context for the client. It accepts any certificate. The evidence over its key decides before a byte is sent."""
+def client_context(credential: Credential | None = None) -> SSL.Context:
+    """A context for the client. It accepts any certificate. The evidence over its key decides before a byte is sent.
+
+    `credential` is for an ingress that asks for a certificate.
+    """
     context = _context()
+    if credential is not None:
+        context.use_certificate(credential.chain[0])
+        for above in credential.chain[1:]:
+            context.add_extra_chain_cert(above)
+        context.use_privatekey(credential.key)
     context.set_alpn_protos([ALPN])
     context.set_verify(SSL.VERIFY_NONE)
     return context
@@ -191,6 +247,14 @@ class Channel:
 def _failed(what: str, error: SSL.Error) -> FetchFailed:
     reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
     seen = "; ".join(str(reason[-1]) for reason in reasons) or "the connection ended"
+    if "alert" in seen and ("certificate" in seen or "unknown ca" in seen):
+        return FetchFailed(
+            f"the ingress refuses this client: {seen}",
+            check="certificate of the client",
+            expected="one under the CA that the manifest of the program pins for its clients",
+            seen=seen,
+            remedy="give it with --certificate FILE --key FILE; ask whoever runs the program for one",
+        )
     return FetchFailed(
         f"TLS failed at a {what}: {seen}",
         check="TLS of the endpoint",

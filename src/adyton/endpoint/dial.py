@@ -8,13 +8,13 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
 from adyton.address import address_text
 from adyton.endpoint.binding import report_data
-from adyton.endpoint.channel import READ_BYTES, client_context
+from adyton.endpoint.channel import READ_BYTES, Credential, client_context
 from adyton.endpoint.hello import MAX_ANSWER_BYTES, NONCE_BYTES, Answer, Challenge, Refused, message, parse_answer
 from adyton.endpoint.stream import SecureStream
 from adyton.errors import EvidenceError, FetchFailed, Mismatch, Timeout, Unavailable, UsageError
@@ -27,10 +27,13 @@ _MAX_PROXY_ANSWER_BYTES: Final = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """What the verification of an answer gave. `valid_until` ends the trust in connections that it opened."""
+    """What the verification of an answer gave."""
 
     summary: tuple[str, ...]
     valid_until: datetime
+    """From then on no new request is sent over the connection."""
+    cut_at: datetime | None = None
+    """Then the connection is cut, whatever passes over it. None: at `valid_until`."""
 
 
 Verify = Callable[[Answer, bytes], Awaitable[Proved]]
@@ -87,6 +90,8 @@ class Dialler:
     manifest_sha256: bytes | None = None
     """32 bytes that the answer must name as its manifest. None: the evidence alone says which program it is."""
     proxy: Proxy | None = None
+    credential: Credential | None = None
+    """What the client shows where the ingress asks for a certificate."""
 
     async def dial(self) -> Verified:
         """A verified connection. Raises EvidenceError where the peer is refused, Unavailable where none can be had."""
@@ -141,7 +146,7 @@ class Dialler:
         return reader, writer
 
     async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Verified:
-        stream = await SecureStream.open(reader, writer, client_context(), server=False)
+        stream = await SecureStream.open(reader, writer, client_context(self.credential), server=False)
         nonce = secrets.token_bytes(NONCE_BYTES)
         await stream.write(message(Challenge(nonce).to_bytes()))
         answer = parse_answer(await stream.read_message(MAX_ANSWER_BYTES))
@@ -177,7 +182,9 @@ class Dialler:
                 seen=len(answer.devices),
             )
         wanted = report_data(stream.channel.facts(nonce), answer.manifest_sha256, answer.name, answer.devices)
-        return Verified(stream, answer, await self.verify(answer, wanted))
+        proved = await self.verify(answer, wanted)
+        stream.cut_after((proved.cut_at or proved.valid_until) - datetime.now(UTC))
+        return Verified(stream, answer, proved)
 
 
 REFUSALS: Final = (EvidenceError, Unavailable)

@@ -27,6 +27,9 @@ HELLO_S: Final = 20.0
 PAUSE_S: Final = 0.01
 """After each proof nothing is asked of the machine for so long. Else strangers could keep a TPM from all others."""
 
+REFUSED_S: Final = 1.0
+"""How long a client without an accepted certificate has to read why."""
+
 MAX_UNPROVED: Final = 64
 """The most connections that wait for their evidence. One more is refused, and its client may try again."""
 
@@ -50,6 +53,7 @@ class Ingress:
         dial: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]],
         *,
         max_connections: int = 1024,
+        client_ca: str | None = None,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         if max_connections < 1:
@@ -65,12 +69,13 @@ class Ingress:
         self._tasks: set[asyncio.Task[None]] = set()
         self._proving = asyncio.Lock()
         self._identity = Identity(name)
-        self._context = server_context(self._identity)
+        self._client_ca = client_ca
+        self._context = server_context(self._identity, client_ca)
 
     def renew(self) -> None:
         """Make a new TLS key and certificate. Connections that are open stay as they are."""
         self._identity = Identity(self._name)
-        self._context = server_context(self._identity)
+        self._context = server_context(self._identity, self._client_ca)
 
     @contextlib.asynccontextmanager
     async def serving(self, listener: socket.socket) -> AsyncIterator[None]:
@@ -108,7 +113,13 @@ class Ingress:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         identity, context = self._identity, self._context
         async with asyncio.timeout(HELLO_S):
-            stream = await SecureStream.open(reader, writer, context, server=True)
+            try:
+                stream = await SecureStream.open(reader, writer, context, server=True)
+            except Error as error:
+                if self._client_ca is not None:
+                    self._note(f"ingress {self._name}: a client was refused: {error.message}")
+                    await _let_read(reader, writer)
+                raise
             challenge = parse_challenge(await stream.read_message(MAX_CHALLENGE_BYTES))
         answer = await self._answer(stream, challenge.nonce, identity.spki_sha256)
         async with asyncio.timeout(HELLO_S):
@@ -144,3 +155,12 @@ class Ingress:
         finally:
             self._unproved -= 1
         return Answer(self._name, self._manifest_sha256, proof.cpu, proof.event_log)
+
+
+async def _let_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Take what a refused client sends, for a moment: cut off at once, it might lose the alert that says why."""
+    writer.write_eof()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REFUSED_S):
+            while await reader.read(READ_BYTES):
+                pass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from adyton.endpoint.channel import READ_BYTES, Channel
@@ -11,8 +13,12 @@ from adyton.endpoint.hello import LENGTH_BYTES, body_length
 from adyton.errors import FetchFailed
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from OpenSSL import SSL
 
+
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 CLOSE_S: Final = 5.0
 """How long a peer has to take the last bytes of a connection."""
@@ -46,6 +52,7 @@ class SecureStream:
         self._writer = writer
         self.channel = channel
         self._pending = b""
+        self._end: asyncio.TimerHandle | None = None
 
     @classmethod
     async def open(
@@ -121,12 +128,22 @@ class SecureStream:
             found += data
         return bytes(found)
 
+    def cut_after(self, time: timedelta) -> None:
+        """Cut the connection once this time is over, unless it has ended by then."""
+        self._end = asyncio.get_running_loop().call_later(max(0.0, time.total_seconds()), self.abort)
+
     def abort(self) -> None:
         """Cut the connection."""
+        self._no_end()
         self._writer.transport.abort()
+
+    def _no_end(self) -> None:
+        if self._end is not None:
+            self._end.cancel()
 
     async def close(self) -> None:
         """Close the connection at once."""
+        self._no_end()
         self.channel.end()
         self._writer.write(self.channel.outgoing())
         await _closed(self._writer)
@@ -154,7 +171,11 @@ class PlainStream:
             self._writer.write_eof()
 
     def abort(self) -> None:
-        """Cut the connection, so that the peer cannot take it for a whole one."""
+        """Reset the connection, so that the peer cannot take it for a whole one (a Unix socket has no reset)."""
+        found = self._writer.get_extra_info("socket")
+        if found is not None and found.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # it is closed already
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self._writer.transport.abort()
 
     async def close(self) -> None:

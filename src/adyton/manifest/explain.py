@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from adyton.manifest.findings import findings, not_covered, one_line
 from adyton.manifest.model import Manifest
 from adyton.manifest.mrenclave import Layout
+from adyton.manifest.pinned_ca import ca_sha256
 from adyton.manifest.schema_check import format_size
 from adyton.manifest.sigstruct import Sigstruct
 from adyton.values import Digest
@@ -51,6 +52,22 @@ def explain_manifest(manifest: Manifest) -> tuple[Section, ...]:
     keys += [f"secret {secret.name} into {secret.env or secret.file}" for secret in adyton.secrets]
     outside = [
         f"network: {adyton.network}",
+        *(
+            f"ingress: {one.name}, clients "
+            + (
+                "of any kind"
+                if one.client_ca is None
+                else f"with a certificate under the CA {ca_sha256(one.client_ca)}"
+            )
+            for one in adyton.ingress
+            if one.is_final
+        ),
+        *(
+            f"egress: {one.name}:{one.port} inside is {one.address}, "
+            + ("in clear" if one.ca is None else f"TLS under the CA {ca_sha256(one.ca)}")
+            for one in adyton.egress
+            if one.is_final
+        ),
         *([f"GPUs: {adyton.gpus}"] if adyton.gpus else []),
         "output: "
         + ("to the host in clear" if adyton.insecure_stdio else f"encrypted log, key {manifest.log_key_name}"),

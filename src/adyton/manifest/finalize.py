@@ -68,6 +68,7 @@ def finish(
     if document.get("adyton", {}).pop("files", None) is not None:
         raise refuse("adyton.files", "is written by adyton build", expected="no such key in a template", seen="…")
     _pin_owners(document, base_dir, default_ca)
+    _pin_connections(document, base_dir)
     _write_defaults(document, name, manifest)
     entries = [*manifest.trusted_files, *_listed(document, base_dir)]
     if manifest.adyton.gpus:
@@ -92,11 +93,8 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
         if "ca_file" in owner and "ca" in owner:
             raise refuse(f"adyton.owners.{name}", "has both ca and ca_file", expected="one of them", seen="both")
         if "ca_file" in owner:
-            uri = owner.pop("ca_file")
-            if not uri.startswith("file:"):
-                raise refuse(f"adyton.owners.{name}.ca_file", "unsupported URI", expected='"file:…"', seen=uri)
-            raw = read_named(base_dir / uri[5:], MAX_CA_BYTES, f"CA certificate of owner {name}")
-            owner["ca"] = raw.decode("ascii", errors="replace")
+            place = f"adyton.owners.{name}.ca_file"
+            owner["ca"] = _read_ca(owner.pop("ca_file"), base_dir, place, f"CA certificate of owner {name}")
         if "ca" not in owner:
             raise refuse(f"adyton.owners.{name}", "names no CA", expected="ca_file or ca", seen=sorted(owner))
         owner["ca"] = ca_within(owner["ca"], f"adyton.owners.{name}.ca")
@@ -108,6 +106,23 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
                 "server_name": "adyton-key-server",
             }
         }
+
+
+def _pin_connections(document: dict[str, Any], base_dir: Path) -> None:
+    """Put the CA certificates of clients, and of servers outside, in the places of their file names."""
+    for kind, ca in (("ingress", "client_ca"), ("egress", "ca")):
+        for number, table in enumerate(document["adyton"].get(kind, [])):
+            place = f"adyton.{kind}[{number}].{ca}"
+            if f"{ca}_file" in table:
+                table[ca] = _read_ca(table.pop(f"{ca}_file"), base_dir, f"{place}_file", f"certificate of {place}")
+            if ca in table:
+                table[ca] = ca_within(table[ca], place)
+
+
+def _read_ca(uri: str, base_dir: Path, place: str, what: str) -> str:
+    if not uri.startswith("file:"):
+        raise refuse(place, "unsupported URI", expected='"file:…"', seen=uri)
+    return read_named(base_dir / uri[5:], MAX_CA_BYTES, what).decode("ascii", errors="replace")
 
 
 def _listed(document: dict[str, Any], base_dir: Path) -> list[TrustedFile]:

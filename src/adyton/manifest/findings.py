@@ -145,6 +145,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("manifest-unknown", _E, _ALWAYS, "manifest", "the manifest of this program is not known here: nothing is known of what it does with the data", "approve it with `adyton approve MANIFEST`, which looks at its manifest"),
     Rule("unchecked-rendition", _E, _ALWAYS, "approval", "it is not known here that what was prepared for Gramine comes from this manifest: the enclave may run anything", "run `adyton build --gramine` on this machine, and approve what it makes"),
     Rule("any-version", _E, _ALWAYS, "approval", "every later program of this signer's product may have the key, whatever its manifest says", "approve by measurement, without --by-signer"),
+    Rule("egress-in-clear", _E, _ALWAYS, "adyton.egress", "what the program exchanges with {} is in clear: the host reads and changes it, and says which machine that is", 'pin the CA of that server: ca_file = "file:ca.pem"', lambda m: (one.identity for one in m.adyton.egress if one.ca is None and one.is_final)),
     Rule("foreign-signer", _E, _ALWAYS, "approval", "the signer {} is not yours: whatever it signs from now on may have the key", "approve by measurement, or build with your own signer"),
     Rule("foreign-ca", _E, _ALWAYS, "adyton.owners", "a key of yours would come from a key server that is not yours ({}: name of the key @ SHA-256 of the CA)", "pin your own ca.crt for it, or rename the key"),
     Rule("debug", _E, _ALWAYS, "sgx.debug", "a debug enclave: the host can read its memory, keys and data", "leave it out; key servers refuse debug enclaves", lambda m: _if(m.sgx.debug)),
@@ -165,7 +166,9 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("unpinned-key", _C, _ALWAYS, "adyton.owners", "no owner is pinned for key {}: a false key server could hand out its own key and read the outputs", 'name the owner\'s CA: [adyton.owners.me] ca_file = "file:ca.crt"', _unpinned),
     Rule("input-from-host", _C, _ALWAYS, "adyton.insecure__stdin", "the host writes standard input", "read an encrypted file instead", lambda m: _if(m.adyton.insecure_stdin)),
     Rule("network-of-host", _C, _NOTE, "adyton.network", "the program has the host's network: what it sends and receives is the host's to see and change", 'write network = "none", or have the program use TLS with a pinned peer', lambda m: _if(m.adyton.network == "host")),
-    Rule("clients", _C, _NOTE, "adyton.ingress", "clients reach the program through the ingress {}: anybody who reaches its port may send", "leave it out unless the program is a server that expects strangers", lambda m: (one.name for one in m.adyton.ingress)),
+    Rule("clients", _C, _NOTE, "adyton.ingress", "clients reach the program through the ingress {}: anybody who reaches its port may send", "leave it out unless the program is a server that expects strangers", lambda m: (one.name for one in m.adyton.ingress if one.client_ca is None and one.is_final)),
+    Rule("clients-of-ca", _C, _NOTE, "adyton.ingress", "clients reach the program through an ingress ({}: its name @ SHA-256 of their CA): whoever has a certificate of that CA may send", "leave it out unless you know that CA", lambda m: (f"{one.name} @ {ca_sha256(one.client_ca)}" for one in m.adyton.ingress if one.client_ca is not None)),
+    Rule("egress", _C, _NOTE, "adyton.egress", "the program reaches a server outside ({}: address @ SHA-256 of its CA): whoever has that server reads what it is sent, and answers", "leave it out unless the program needs that server", lambda m: (one.identity for one in m.adyton.egress if one.ca is not None)),
     Rule("other-owner", _C, _NOTE, "adyton.owners", "another owner's key server has a part in it ({}: name of the key @ SHA-256 of the CA); what is written under that key, that owner reads", "approve only if you know that owner"),
     Rule("no-freshness", _W, _NOTE, "protocols", "the ra-tls protocol has no freshness: the key may go to what was at some time this program", "allow the protocol adyton alone, where the program runs under Adyton"),
     Rule("unused-key", _W, _NOTE, "key", "the manifest does not ask for key {}", "approve only what it asks for"),
@@ -269,6 +272,7 @@ def not_covered(manifest: Manifest) -> tuple[str, ...]:
     if manifest.adyton.network == "host":
         found.append("whatever comes over the network")
     found += [f"what clients send through the ingress {one.name}" for one in manifest.adyton.ingress]
+    found += [f"what {one.address} answers to the program" for one in manifest.adyton.egress]
     if manifest.domain_names_from_host:
         found.append("host name and name servers")
     if manifest.adyton.raw_report_data:
@@ -311,6 +315,14 @@ def _tee_refusals(manifest: Manifest, tee: str) -> Iterator[_Refused]:
             "under Gramine no keeper stands beside the program that could prove its connections",
             "none under sgx",
             "run under tdx or in another confidential machine, or let the program speak RA-TLS by itself",
+        )
+
+    if manifest.adyton.egress and tee == "sgx":
+        yield _Refused(
+            "adyton.egress",
+            "under Gramine no process stands beside the program that could limit where it connects to",
+            "none under sgx",
+            "run under tdx or in another confidential machine, or let the program make its own TLS with a pinned peer",
         )
 
 

@@ -138,6 +138,14 @@ def _refuse_unkept(manifest: Manifest) -> None:
             seen=", ".join(one.name for one in manifest.adyton.ingress),
             remedy="run the program in a confidential machine, or take adyton.ingress out",
         )
+    if manifest.adyton.egress:
+        raise ManifestError(
+            "no process stands beside an enclave under Gramine that could limit where the program connects to",
+            check="manifest key adyton.egress",
+            expected="none under sgx",
+            seen=", ".join(one.address for one in manifest.adyton.egress),
+            remedy="run the program in a confidential machine, or take adyton.egress out",
+        )
     if manifest.adyton.secrets:
         raise ManifestError(
             "Gramine's secret provisioning brings one file key and no further secrets",

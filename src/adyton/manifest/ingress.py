@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from adyton.address import parse_address
 from adyton.errors import UsageError
+from adyton.manifest.pinned_ca import check_ca
 from adyton.manifest.schema_check import refuse
 
 MAX_INGRESS: Final = 16
@@ -27,6 +28,15 @@ class Ingress:
     listen: tuple[str, int]
     target: tuple[str, int]
     max_connections: int
+    client_ca: str | None = None
+    """PEM text of the one CA whose certificates clients must show. None: anybody may connect."""
+    client_ca_file: str | None = None
+    """Only in a template: the file of that certificate."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no file has to be put in its place."""
+        return self.client_ca_file is None
 
 
 def ingress_name(program: str) -> str:
@@ -73,7 +83,17 @@ def _one(table: Mapping[str, Any], place: str) -> Ingress:
             seen=table["target"],
         )
     listen = _address(table.get("listen", DEFAULT_LISTEN), f"{place}.listen")
-    return Ingress(name, listen, target, table.get("max_connections", DEFAULT_CONNECTIONS))
+    client_ca, client_ca_file = table.get("client_ca"), table.get("client_ca_file")
+    if client_ca is not None and client_ca_file is not None:
+        raise refuse(place, "has both client_ca and client_ca_file", expected="one of them", seen="both")
+    return Ingress(
+        name,
+        listen,
+        target,
+        table.get("max_connections", DEFAULT_CONNECTIONS),
+        None if client_ca is None else check_ca(client_ca, f"{place}.client_ca"),
+        client_ca_file,
+    )
 
 
 def _address(written: str, place: str) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from adyton.address import parse_address
 from adyton.errors import MalformedManifest, UsageError
 from adyton.manifest.document import parse_document
+from adyton.manifest.egress import Egress, parse_egress
 from adyton.manifest.ingress import Ingress, parse_ingress
 from adyton.manifest.key_table import KEYS
 from adyton.manifest.pinned_ca import check_ca
@@ -105,6 +106,7 @@ class AdytonTable:
     keys: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     secrets: tuple[Secret, ...] = ()
     ingress: tuple[Ingress, ...] = ()
+    egress: tuple[Egress, ...] = ()
     trusted_from: tuple[str, ...] = ()
 
 
@@ -165,9 +167,10 @@ class Manifest:
 
     @property
     def is_final(self) -> bool:
-        """Whether every trusted entry is a file with its hash, as `adyton build` leaves it."""
+        """Whether every trusted entry is a file with its hash, and every CA is there, as `adyton build` leaves it."""
         hashed = all(entry.sha256 is not None and not entry.uri.endswith("/") for entry in self.trusted_files)
-        return hashed and not self.adyton.trusted_from
+        pinned = all(one.is_final for one in self.adyton.ingress) and all(one.is_final for one in self.adyton.egress)
+        return hashed and pinned and not self.adyton.trusted_from
 
     @property
     def all_mounts(self) -> tuple[Mount, ...]:
@@ -486,6 +489,7 @@ def _adyton(value: _Reader) -> AdytonTable:
         ingress=parse_ingress(
             value.get("adyton.ingress") or (), network=value.get("adyton.network"), gpus=value.get("adyton.gpus")
         ),
+        egress=parse_egress(value.get("adyton.egress") or (), network=value.get("adyton.network")),
         trusted_from=tuple(
             _uri(uri, f"adyton.trusted_from[{position}]", ("file:",))
             for position, uri in enumerate(value.get("adyton.trusted_from"))

@@ -75,7 +75,7 @@ def _differences(
         yield Difference(
             "network",
             f"the network was used ({_few(seen.network)}), and there is none inside",
-            'fetch what the program needs before, or write adyton.network = "host" in the template',
+            "fetch what the program needs before, or name the servers in the template: [[adyton.egress]]",
         )
     yield from _of_server(seen)
     if left := [path for path in seen.written if is_temporary(path, seen.cwd) and os.path.isfile(path)]:

@@ -88,7 +88,10 @@ def _is_ca(certificate: x509.Certificate, key: str) -> bool:
 
 
 def _refused(
-    key: str, why: str, seen: str, remedy: str = "take ca.crt out of the owner's home (adyton init made it)"
+    key: str,
+    why: str,
+    seen: str,
+    remedy: str = "give one PEM certificate of a CA; an owner's is ca.crt in her home (adyton init made it)",
 ) -> MalformedManifest:
     return MalformedManifest(
         f"{key} {why}",

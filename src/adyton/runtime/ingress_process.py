@@ -1,4 +1,4 @@
-"""The process that proves connections for the program and carries their bytes, and the keeper's side of it.
+"""The process that proves connections for the program and carries their bytes.
 
 It has the quote source and the listening sockets. It has no key of any file. One of its threads makes the evidence and
 stays on the host's network, because some machines give evidence over it. All others live in the program's network.
@@ -7,10 +7,7 @@ stays on the host's network, because some machines give evidence over it. All ot
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adyton.address import address_text
-from adyton.errors import Error, SandboxFailed
-from adyton.runtime import host, program_network
-from adyton.runtime.signals import PASSED_ON
-from adyton.vfs import syscalls
+from adyton.errors import SandboxFailed
+from adyton.runtime import program_network
+from adyton.runtime.network_process import Event, NetworkProcess
 
 if TYPE_CHECKING:
     from adyton.endpoint.ingress import Proof
     from adyton.manifest.ingress import Ingress
 
-_MAX_EVENT_CHARS: Final = 1000
 _RENEW_S: Final = 30 * 24 * 3600.0
 """How long a TLS key is used. Its certificate lasts 90 days."""
 
@@ -65,123 +60,27 @@ def listen(ports: Sequence[Ingress]) -> list[socket.socket]:
     return found
 
 
-class IngressProcess:
-    """The keeper's side. The process writes one line of JSON for each event, and the first with its network."""
+def start(doors: Doors, listeners: Sequence[socket.socket], network: int) -> NetworkProcess:
+    """Fork the process. Returns once the ports listen. Raises SandboxFailed."""
 
-    def __init__(self, pid: int, events: socket.socket) -> None:
-        self._pid = pid
-        self._events = events
-        self._rest = b""
-        self.network = -1
-        """A descriptor of the program's network."""
-
-    @classmethod
-    def start(cls, doors: Doors, listeners: Sequence[socket.socket]) -> IngressProcess:
-        """Fork it. Returns once the program's network is there and the ports listen. Raises SandboxFailed."""
-        near, far = socket.socketpair()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                near.close()
-                status = _live(parent, far, doors, listeners)
-            finally:
-                os._exit(status)
-        far.close()
-        for listener in listeners:
-            listener.close()
-        started = cls(pid, near)
-        try:
-            started._await_network()
-        except BaseException:
-            started.end()
-            raise
-        return started
-
-    @property
-    def events_fd(self) -> int:
-        """Readable where events came in, and at the end of the process."""
-        return self._events.fileno()
-
-    def _await_network(self) -> None:
-        told: list[str] = []
-        while self.network < 0:
-            data, fds, _, _ = socket.recv_fds(self._events, 65_536, 1)
-            if fds:
-                self.network = fds[0]
-                os.set_inheritable(self.network, False)
-            if not data:
-                raise SandboxFailed(
-                    "the process for the program's connections did not start",
-                    check="ingress",
-                    expected="a listening process",
-                    seen="; ".join(told)[:300] or "its end, without a word",
-                )
-            told += self._lines(data)
-
-    def _lines(self, data: bytes) -> list[str]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [str(json.loads(line)) for line in lines]
-
-    def read_events(self) -> list[str] | None:
-        """The events that came in. None once the process has ended."""
-        data = self._events.recv(65_536)
-        return self._lines(data) if data else None
-
-    def enter_network(self) -> None:
-        """Move the caller's process into the program's network, and what it starts from now on."""
-        program_network.enter(self.network)
-
-    def end(self) -> None:
-        """End the process, and with it every connection."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        self._events.close()
-        if self.network >= 0:
-            os.close(self.network)
-            self.network = -1
-
-
-def _live(parent: int, events: socket.socket, doors: Doors, listeners: Sequence[socket.socket]) -> int:
-    """In the process: serve until killed. Signals of the terminal are not for it."""
-    syscalls.die_with_parent(parent)
-    syscalls.name_process("adyton-ingress")
-    host.lock_memory()  # the TLS key, and what clients send
-    for number in (*PASSED_ON, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    os.setsid()
-    host.allow_many_files()
-
-    def event(text: str) -> None:
-        with contextlib.suppress(OSError):
-            events.sendall(_line(text))
-
-    try:
+    def serve(event: Event, ready: Callable[[], None]) -> None:
         with ThreadPoolExecutor(1, "adyton-evidence") as prover:
             prover.submit(os.getpid).result()  # its thread is there now, and enters no other network
-            program_network.enter_new()
-            asyncio.run(_serve(doors, listeners, prover, events, event))
-    except Error as error:
-        event(error.message)
-        return error.exit_code
-    except OSError as error:
-        event(f"ingress: {error.strerror}")
-        return 1
-    return 0
+            program_network.enter(network)
+            asyncio.run(_serve(doors, listeners, prover, event, ready))
 
-
-def _line(text: str) -> bytes:
-    return json.dumps(text.replace("\n", " ")[:_MAX_EVENT_CHARS]).encode() + b"\n"
+    started = NetworkProcess.start("ingress", serve)
+    for listener in listeners:
+        listener.close()
+    return started
 
 
 async def _serve(
     doors: Doors,
     listeners: Sequence[socket.socket],
     prover: ThreadPoolExecutor,
-    events: socket.socket,
-    event: Callable[[str], None],
+    event: Event,
+    ready: Callable[[], None],
 ) -> None:
     from adyton.endpoint.channel import READ_BYTES
     from adyton.endpoint.ingress import Ingress as Server
@@ -200,13 +99,17 @@ async def _serve(
                 return await asyncio.open_connection(host_name, number, limit=READ_BYTES)
 
             server = Server(
-                port.name, doors.manifest_sha256, evidence, dial, max_connections=port.max_connections, note=event
+                port.name,
+                doors.manifest_sha256,
+                evidence,
+                dial,
+                max_connections=port.max_connections,
+                client_ca=port.client_ca,
+                note=event,
             )
             await stack.enter_async_context(server.serving(listener))
             servers.append(server)
-        network = program_network.own()
-        socket.send_fds(events, [_line("the ports of the program listen")], [network])
-        os.close(network)
+        ready()
         while True:
             await asyncio.sleep(_RENEW_S)
             for server in servers:

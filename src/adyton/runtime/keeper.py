@@ -46,7 +46,8 @@ from adyton.vfs.storage_watchdog import ANSWER_S, START_S, StorageWatchdog
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
-    from adyton.runtime.ingress_process import Doors, IngressProcess
+    from adyton.runtime.ingress_process import Doors
+    from adyton.runtime.network_process import NetworkProcess
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Before the program runs these end the run. The others are kept for the program."""
@@ -96,8 +97,10 @@ class Keeper:
     ) -> None:
         self._plan = plan
         self._doors = doors
-        self._ingress: IngressProcess | None = None
-        self._ingress_ended = False
+        self._network = -1
+        """The program's own network, where connections reach into it or out of it."""
+        self._carriers: list[NetworkProcess] = []
+        self._carrier_ended = ""
         self._obtain = obtain
         self._bwrap = bwrap
         self._evidence = evidence
@@ -157,8 +160,7 @@ class Keeper:
             self._owner = unprivileged.owner()
             host.harden_process()
             host.lock_memory()
-            if open_doors is not None:
-                self._ingress = open_doors()  # before there is a key that it could inherit
+            self._connect(open_doors)  # before there is a key that a process could inherit
             exit_code = self._run()
         except BaseException:
             with contextlib.suppress(Error):
@@ -167,12 +169,24 @@ class Keeper:
         self._take_down()
         return {"exit_code": exit_code, "seconds": self._seconds, "events": self._told_events(), "facts": self._facts}
 
-    def _listen(self, doors: Doors) -> Callable[[], IngressProcess]:
+    def _listen(self, doors: Doors) -> Callable[[int], NetworkProcess]:
         """Bind the ports on the host's network. Returns the start of the process that serves them."""
         from adyton.runtime import ingress_process
 
         listeners = ingress_process.listen(doors.ports)
-        return lambda: ingress_process.IngressProcess.start(doors, listeners)
+        return lambda network: ingress_process.start(doors, listeners, network)
+
+    def _connect(self, open_doors: Callable[[int], NetworkProcess] | None) -> None:
+        """Make the program's network, and start the processes that carry connections into it and out of it."""
+        if open_doors is None and not self._plan.egress:
+            return
+        from adyton.runtime import egress_process, program_network
+
+        self._network = program_network.make()
+        if open_doors is not None:
+            self._carriers.append(open_doors(self._network))
+        if self._plan.egress:
+            self._carriers.append(egress_process.start(self._plan.egress, self._network))
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -237,6 +251,7 @@ class Keeper:
             staged_bytes += self._stage_inputs(root, keys, links)
             root.populate(delivered.secrets)
             self._mount(root)
+            root.name_servers()
             root.name_resolvers()
             links.make(self._owner)
             namespace.make_read_only(root.path)
@@ -352,7 +367,7 @@ class Keeper:
             gid=plan.gid,
             start_dir=plan.start_dir,
             env=env,
-            network=plan.network if self._ingress is None else "joined",
+            network=plan.network if self._network < 0 else "joined",
             shared_memory=self._shared_memory(),
             host_name=resolver_config.host_name(os.uname().nodename)
             if plan.domain_names_from_host
@@ -371,8 +386,10 @@ class Keeper:
         for fd in {stdin, stdout, stderr}:
             if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):  # not one that has a name on the host
                 self._owner.give(fd)  # so that the program may open /dev/stdout
-        if self._ingress is not None:
-            self._ingress.enter_network()
+        if self._network >= 0:
+            from adyton.runtime import program_network
+
+            program_network.enter(self._network)
         self._starting = True  # from here on signals are the program's
         try:
             self._sandbox = sandbox.start(
@@ -426,8 +443,8 @@ class Keeper:
                 selector.register(output, selectors.EVENT_READ)
             if self._files is not None:
                 selector.register(self._files.events_fd, selectors.EVENT_READ)
-            if self._ingress is not None:
-                selector.register(self._ingress.events_fd, selectors.EVENT_READ)
+            for carrier in self._carriers:
+                selector.register(carrier.events_fd, selectors.EVENT_READ)
             waiting = {running.status_fd, output} - {-1}
             while waiting:
                 self._deliver()
@@ -443,10 +460,11 @@ class Keeper:
                         self._first_output += data[: MAX_FIRST_OUTPUT_BYTES - len(self._first_output)]
                         more = bool(data)
                     else:
-                        heard = self._ingress if self._is_of_ingress(key.fd) else self._files
-                        more = heard is not None and self._hear(heard)
+                        others = (*self._carriers, *(() if self._files is None else (self._files,)))
+                        heard = next(other for other in others if other.events_fd == key.fd)
+                        more = self._hear(heard)
                         if not more:
-                            self._ingress_ended = heard is self._ingress
+                            self._carrier_ended = heard.name if heard in self._carriers else ""
                             running.kill_now()
                     if not more:
                         selector.unregister(key.fd)
@@ -462,10 +480,7 @@ class Keeper:
         running.process.wait()
         peaks.look()
 
-    def _is_of_ingress(self, fd: int) -> bool:
-        return self._ingress is not None and fd == self._ingress.events_fd
-
-    def _hear(self, other: FileServer | IngressProcess) -> bool:
+    def _hear(self, other: FileServer | NetworkProcess) -> bool:
         lines = other.read_events()
         if lines is None:
             return False
@@ -503,10 +518,10 @@ class Keeper:
                 seen=f"exit status {self._files.status()}" + (f"; {list(self._events)[-1]}" if self._events else ""),
                 remedy="see what the run said before; outputs are as of their last flush",
             )
-        if self._ingress_ended:
+        if self._carrier_ended:
             raise SandboxFailed(
-                "the process that proves the program's connections ended, and the program was ended with it",
-                check="ingress",
+                "a process that carries the program's connections ended, and the program was ended with it",
+                check=self._carrier_ended,
                 expected="running until the program has ended",
                 seen=list(self._events)[-1] if self._events else "its end, without a word",
                 remedy="see what the run said before, and start it again",
@@ -539,9 +554,8 @@ class Keeper:
             self._staging.abandon()
         if self._sandbox is not None:
             self._sandbox.kill()
-        if self._ingress is not None:
-            self._ingress.end()
-            self._ingress = None
+        while self._carriers:
+            self._carriers.pop().end()
         began = time.monotonic()
         if self._base:
             namespace.detach(self._base)

@@ -7,6 +7,7 @@ Processes of a run. The kernel kills each when the one above it ends (PR_SET_PDE
        ├─ adyton-stage ...    hashing workers, gone before the program starts, without keys
        ├─ adyton-files        serves the encrypted mounts and /dev/attestation
        ├─ adyton-ingress      proves connections of clients, without keys of files
+       ├─ adyton-egress       reaches the servers that the manifest names, without keys of files
        └─ bwrap └─ program    in namespaces of its own, from which none of the above can be seen
 
 The mounts live in the keeper's mount namespace and vanish with its last process, so that kill -9 of any of them

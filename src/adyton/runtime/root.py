@@ -13,7 +13,8 @@ from adyton.errors import MountFailed
 from adyton.runtime import launcher, namespace, resolver_config, sandbox
 from adyton.runtime.absent_files import AbsentFiles
 from adyton.runtime.interfaces import interfaces, parse_mountinfo
-from adyton.runtime.run_plan import MemoryMount, Plan, Point
+from adyton.runtime.resolver_config import NAME_SERVICE
+from adyton.runtime.run_plan import HOSTS_FILE, NAME_SERVICE_FILE, MemoryMount, Plan, Point
 from adyton.vfs.mount_lookup import below
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import FIXED_TIME_S
@@ -123,6 +124,15 @@ class Root:
                 seen="a link or a file that the host put there",
                 remedy="remove what lies under its name in the encrypted folder on the host",
             ) from error
+
+    def name_servers(self) -> None:
+        """The servers that the program may reach. The plan has kept everything else from these paths."""
+        if not self._plan.egress:
+            return
+        self._owner.make_folders(self.path + "/etc")
+        files = ((HOSTS_FILE, resolver_config.hosts(self._plan.egress)), (NAME_SERVICE_FILE, NAME_SERVICE))
+        for name, content in files:
+            _write(self.path + name, content, 0o444, self._owner)
 
     def name_resolvers(self) -> None:
         """The host's resolv.conf, made safe, in place of whatever was listed there, as in Gramine."""

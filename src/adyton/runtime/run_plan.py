@@ -14,6 +14,7 @@ from typing import Final
 from adyton.errors import MalformedManifest, UsageError
 from adyton.gpu_nodes import DeviceNode
 from adyton.manifest.driver_files import CUDA_LIBRARY
+from adyton.manifest.egress import Egress
 from adyton.manifest.findings import check_runtime
 from adyton.manifest.model import Manifest, Secret, TrustedFile
 from adyton.pfile.paths import normalise
@@ -25,6 +26,10 @@ MAX_WORDS_BYTES: Final = 1 << 20
 DEFAULT_LOG: Final = "adyton.log"
 RESERVED: Final = ("/dev", "/proc", "/sys")
 """Directories that the sandbox makes itself."""
+HOSTS_FILE: Final = "/etc/hosts"
+NAME_SERVICE_FILE: Final = "/etc/nsswitch.conf"
+NAME_FILES: Final = (HOSTS_FILE, NAME_SERVICE_FILE)
+"""What Adyton writes itself where the manifest names servers outside, in place of whatever is listed there."""
 SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - the sandbox's own
 
 
@@ -103,6 +108,8 @@ class Plan:
     notes: tuple[str, ...]
     devices: tuple[DeviceNode, ...] = ()
     """Device nodes that the program sees in /dev, beside those that every program has."""
+    egress: tuple[Egress, ...] = ()
+    """Servers outside that the program reaches."""
 
     @property
     def key_names(self) -> tuple[str, ...]:
@@ -168,6 +175,10 @@ def plan(
     for secret in manifest.adyton.secrets:
         if secret.file is not None:
             _check_secret(secret.file, table, staged, allowed)
+    if manifest.adyton.egress:
+        for path in NAME_FILES:
+            _check_name_file(path, table, allowed, manifest.adyton.secrets)
+        staged = _without(staged, NAME_FILES)
     return Plan(
         entrypoint=entrypoint,
         argv=_argv(manifest, entrypoint, host_args, read_trusted, notes),
@@ -194,6 +205,7 @@ def plan(
         secrets=manifest.adyton.secrets,
         insecure_keys=manifest.insecure_keys,
         notes=tuple(notes),
+        egress=manifest.adyton.egress,
     )
 
 
@@ -303,6 +315,26 @@ def _check_secret(path: str, table: MountTable, staged: Sequence[StagedFile], al
     )
 
 
+def _check_name_file(path: str, table: MountTable, allowed: Sequence[AllowedFile], secrets: Sequence[Secret]) -> None:
+    """A file that says what names mean must be in the program's memory, where Adyton writes it."""
+    serving = table.serving(path)
+    if serving.mount.type != "chroot" and serving.path:
+        problem = f"it would lie in the {serving.mount.type} mount {serving.path}"
+    elif any(below(path, entry.target) is not None for entry in allowed):
+        problem = "it is an allowed file, or in an allowed folder, where the host writes it"
+    elif any(secret.file == path for secret in secrets):
+        problem = "a secret's file is there"
+    else:
+        return
+    raise MalformedManifest(
+        f"{path} says where the program finds the servers of adyton.egress, and cannot be written: {problem}",
+        check="adyton.egress",
+        expected=f"{path} as Adyton writes it",
+        seen=problem,
+        remedy="take this mount, allowed file or secret out of the manifest, or give it another path",
+    )
+
+
 def _absolute(path: str, start_dir: str) -> str:
     return normalise(path if path.startswith("/") else posixpath.join(start_dir, path))
 
@@ -332,6 +364,14 @@ def _staged(manifest: Manifest, table: MountTable) -> tuple[StagedFile, ...]:
                     remedy="list it once, and build the manifest again",
                 )
     return tuple(found.values())
+
+
+def _without(staged: Sequence[StagedFile], paths: Container[str]) -> tuple[StagedFile, ...]:
+    """The staged files that show elsewhere than at these paths."""
+    kept = (
+        replace(entry, targets=tuple(target for target in entry.targets if target not in paths)) for entry in staged
+    )
+    return tuple(entry for entry in kept if entry.targets)
 
 
 def _encrypted(manifest: Manifest, table: MountTable, files: Container[str]) -> tuple[EncryptedMount, ...]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 from adyton.address import parse_address
 from adyton.atomic_file import write_file
 from adyton.attest.evidence import parse_evidence
+from adyton.capped_read import read_capped
+from adyton.endpoint.channel import Credential
 from adyton.endpoint.dial import Dialler, Proved, Proxy
 from adyton.endpoint.hello import is_ingress_name
 from adyton.endpoint.local_door import LocalDoor
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 MAX_TRUST: Final = timedelta(hours=1)
 """How long a kept connection is used after its proof, at the most."""
 
+MAX_USE: Final = timedelta(hours=24)
+"""How long a connection lives after its proof, whatever passes over it, at the most."""
+
+_MAX_CREDENTIAL_BYTES: Final = 1 << 16
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -66,6 +72,8 @@ def connect(
     tcp: bool = False,
     name: str | None = None,
     manifest_sha256: str | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
     collateral: Sequence[str | Path] = (),
     home: Path | None = None,
     ready_file: Path | None = None,
@@ -77,11 +85,12 @@ def connect(
 
     The endpoint is verified before anything listens, and again on each new connection. The policy is read once, and
     collateral each time, so that it can be renewed. `name` is the ingress that is meant. `manifest_sha256` (hex) is the
-    hash of the program's manifest. SEV-SNP needs it, since evidence there names the machine only. `command` is run with
+    hash of the program's manifest. SEV-SNP needs it, since evidence there names the machine only. `certificate` and
+    `key` (PEM files) are for an ingress that asks clients for a certificate. `command` is run with
     `{addr}` replaced by the local address. Returns its exit status, else 0. Raises EvidenceError where the endpoint is
     refused, Unavailable where it cannot be reached or checked, and UsageError.
     """
-    dialler = _dialler(target, policy, name, manifest_sha256, collateral, home)
+    dialler = _dialler(target, policy, name, manifest_sha256, _credential(certificate, key), collateral, home)
     door = LocalDoor(listen, tcp)
 
     def begun(first: Connected) -> None:
@@ -102,6 +111,8 @@ def connecting(
     tcp: bool = False,
     name: str | None = None,
     manifest_sha256: str | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
     collateral: Sequence[str | Path] = (),
     home: Path | None = None,
     refused: Callable[[Error], None] = lambda _error: None,
@@ -110,7 +121,7 @@ def connecting(
 
     Raises the errors of `connect`: at the beginning, or at the end of the block if the door failed meanwhile.
     """
-    dialler = _dialler(target, policy, name, manifest_sha256, collateral, home)
+    dialler = _dialler(target, policy, name, manifest_sha256, _credential(certificate, key), collateral, home)
     door = LocalDoor(listen, tcp)
     told: SimpleQueue[tuple[Connected, Callable[[], object]] | BaseException | None] = SimpleQueue()
     first: list[Connected] = []
@@ -151,6 +162,7 @@ def _dialler(
     policy: Policy | Mapping[str, Any] | str | Path,
     name: str | None,
     manifest_sha256: str | None,
+    credential: Credential | None,
     collateral: Sequence[str | Path],
     home: Path | None,
 ) -> Dialler:
@@ -158,7 +170,23 @@ def _dialler(
         raise UsageError("this is no name of an ingress", check="--name", expected="a-z, 0-9, inner hyphens", seen=name)
     pinned = None if manifest_sha256 is None else Digest.from_hex(manifest_sha256).raw
     judge = partial(_judge, read_policy(policy), collateral, home, pinned is not None)
-    return Dialler(parse_address(target, "endpoint"), judge, name, pinned, _proxy(os.environ))
+    return Dialler(parse_address(target, "endpoint"), judge, name, pinned, _proxy(os.environ), credential)
+
+
+def _credential(certificate: Path | None, key: Path | None) -> Credential | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError(
+            "a certificate and its key belong together",
+            check="--certificate and --key",
+            expected="both or neither",
+            seen="--key" if certificate is None else "--certificate",
+        )
+    return Credential.load(
+        read_capped(certificate, _MAX_CREDENTIAL_BYTES, "certificate of the client"),
+        read_capped(key, _MAX_CREDENTIAL_BYTES, "key of the client"),
+    )
 
 
 def _proxy(environment: Mapping[str, str]) -> Proxy | None:
@@ -189,7 +217,8 @@ async def _judge(
     verdict = await asyncio.to_thread(work)
     claims = verdict.require()
     require_program(claims, knows_manifest=knows_manifest)
-    return Proved(tuple(verdict.to_text().splitlines()), min(claims.valid_until, now + MAX_TRUST))
+    summary = tuple(verdict.to_text().splitlines())
+    return Proved(summary, min(claims.valid_until, now + MAX_TRUST), min(claims.valid_until, now + MAX_USE))
 
 
 def require_program(claims: Claims, *, knows_manifest: bool) -> None:

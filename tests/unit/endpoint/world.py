@@ -8,7 +8,7 @@ import hmac
 import socket
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.endpoint.dial import Dialler, Proved
 from adyton.endpoint.ingress import Ingress, Proof
@@ -34,6 +34,7 @@ class Verifier:
 
     calls: int = 0
     lifetime: timedelta = timedelta(hours=1)
+    use: timedelta = timedelta(hours=24)
     answers: list[Answer] = field(default_factory=list)
 
     async def __call__(self, answer: Answer, report_data: bytes) -> Proved:
@@ -43,7 +44,8 @@ class Verifier:
             raise Mismatch("false evidence", check="signature", expected="the machine's", seen="another")
         if answer.cpu[:64] != report_data:
             raise Mismatch("evidence for another connection", check="report data", expected="this", seen="another")
-        return Proved(("proved",), datetime.now(UTC) + self.lifetime)
+        now = datetime.now(UTC)
+        return Proved(("proved",), now + self.lifetime, now + self.use)
 
 
 async def machine(report_data: bytes) -> Proof:
@@ -87,14 +89,14 @@ async def listening(
 
 @contextlib.asynccontextmanager
 async def ingress_before(
-    target: tuple[str, int], *, most: int = 1024, made: list[Ingress] | None = None
+    target: tuple[str, int], *, most: int = 1024, made: list[Ingress] | None = None, **more: Any
 ) -> AsyncIterator[tuple[str, int]]:
     """An ingress before a program's port. `made` gets the ingress."""
 
     async def dial() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(*target)
 
-    ingress = Ingress("api", MANIFEST, machine, dial, max_connections=most)
+    ingress = Ingress("api", MANIFEST, machine, dial, max_connections=most, **more)
     if made is not None:
         made.append(ingress)
     listener = free_socket()

@@ -26,6 +26,7 @@ from adyton.manifest.findings import (
 )
 from adyton.manifest.model import parse_manifest
 from adyton.manifest.mrenclave import Area, Layout
+from adyton.manifest.pinned_ca import ca_sha256
 from adyton.manifest.sigstruct import Attributes, generate_signer, load_signer, sign
 from adyton.values import Measurement
 
@@ -259,6 +260,11 @@ MORE_CAUSES = {
     "adyton.ingress = [{ name = 'a', target = '127.0.0.1:80' }]": "clients=a",
     "sys.debug__mock_syscalls = [{ name = 'fork' }]": "mocked-call=fork",
     "sys.allowed_ioctls = [{ request_code = 33 }]": "ioctl-to-host=0x21",
+    f'[[adyton.ingress]]\nname = \'a\'\ntarget = \'127.0.0.1:80\'\nclient_ca = """{CA}"""': (
+        f"clients-of-ca=a @ {ca_sha256(CA)}"
+    ),
+    "adyton.egress = [{ host = 'db', port = 1, plain = true }]": "egress-in-clear=db:1",
+    f'[[adyton.egress]]\nhost = \'api\'\nport = 2\nca = """{CA}"""': f"egress=api:2 @ {ca_sha256(CA)}",
     "adyton.ingress = [{ name = 'api', target = '127.0.0.1:8000' }]": "clients=api",
     "loader.argv_src_file = 'file:x'\nsgx.trusted_files = ['file:x']": "unchecked-arguments=file:x",
 }

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from adyton.errors import MalformedManifest
+from adyton.manifest.explain import explain_manifest
+from adyton.manifest.finalize import finish
 from adyton.manifest.findings import check_tee, findings, not_covered
 from adyton.manifest.ingress import ingress_name
 from adyton.manifest.model import parse_manifest
+from adyton.manifest.pinned_ca import ca_sha256
 
+CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()
+OF_CA = f'client_ca = """{CA}"""\n'
 LEAST = 'libos.entrypoint = "/app"\nfs.mounts = []\n'
 API = '[[adyton.ingress]]\nname = "api"\ntarget = "127.0.0.1:8000"\n'
 
@@ -39,6 +46,9 @@ WRONG = {
     API.replace("127.0.0.1:8000", "unix:/x"): "adyton.ingress[0].target",
     API + 'listen = "nowhere"\n': "adyton.ingress[0].listen",
     API + "max_connections = 0\n": "adyton.ingress[0].max_connections",
+    API + OF_CA + 'client_ca_file = "file:ca.pem"\n': "adyton.ingress[0]",
+    API + OF_CA + "more = 1\n": "adyton.ingress[0].more",
+    API + OF_CA.replace("BEGIN", "BEGUN"): "adyton.ingress[0].client_ca",
     API + "more = 1\n": "adyton.ingress[0].more",
     API.replace('name = "api"\n', ""): "adyton.ingress[0].name",
     API + API.replace("8000", "8001"): "adyton.ingress",
@@ -72,6 +82,22 @@ def test_owner_sees_that_clients_reach_the_program() -> None:
     manifest = parse_manifest(LEAST + API)
     assert "clients=api" in {item.name for item in findings(manifest)}
     assert "what clients send through the ingress api" in not_covered(manifest)
+
+
+def test_clients_of_a_ca(tmp_path: Path) -> None:
+    """The owner sees whose CA it is, and `build` puts the certificate in the place of its file."""
+    (tmp_path / "clients.pem").write_text(f"a comment\n{CA}")
+    text = LEAST + API + 'client_ca_file = "file:clients.pem"\n'
+    template = parse_manifest(text)
+    assert not template.is_final
+    assert findings(template) == ()
+    manifest = finish(text, tmp_path).manifest
+    assert manifest.is_final
+    (one,) = manifest.adyton.ingress
+    assert one.client_ca == CA
+    assert [item.name for item in findings(manifest)] == [f"clients-of-ca=api @ {ca_sha256(CA)}"]
+    lines = next(section for section in explain_manifest(manifest) if section.title == "outside").lines
+    assert f"ingress: api, clients with a certificate under the CA {ca_sha256(CA)}" in lines
 
 
 def test_sgx_refuses_it() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from adyton.runtime.resolver_config import DEFAULT_HOST_NAME, MAX_LINES, host_name, resolv_conf
+from adyton.manifest.egress import Egress
+from adyton.runtime.resolver_config import DEFAULT_HOST_NAME, MAX_LINES, host_name, hosts, resolv_conf
 
 
 def test_resolv_conf_keeps_what_resolvers_read() -> None:
@@ -47,3 +48,9 @@ def test_resolv_conf_is_bounded() -> None:
 def test_host_name_is_a_name_or_the_fixed_one(raw: str, expected: str | None) -> None:
     """At most 64 characters, as uname(2) has them."""
     assert host_name(raw) == (expected or DEFAULT_HOST_NAME)
+
+
+def test_servers_have_an_address_of_their_own_inside() -> None:
+    """One for each name, whatever their ports, and nothing else beside this machine."""
+    servers = [Egress(name, "h", port, None) for name, port in (("a", 1), ("b", 1), ("a", 2))]
+    assert hosts(servers) == b"127.0.0.1 localhost adyton\n::1 localhost\n127.1.0.1 a\n127.1.0.2 b\n"
