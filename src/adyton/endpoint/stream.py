@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from adyton.endpoint.channel import READ_BYTES, Channel
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 CLOSE_S: Final = 5.0
 """How long a peer has to take the last bytes of a connection."""
+
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER, on and 0 s: the close is a reset. Without it the kernel ends the connection as if it was whole."""
 
 
 class Source(Protocol):
@@ -154,7 +160,11 @@ class PlainStream:
             self._writer.write_eof()
 
     def abort(self) -> None:
-        """Cut the connection, so that the peer cannot take it for a whole one."""
+        """Reset the connection, so that the peer cannot take it for a whole one. A Unix socket knows no reset."""
+        own = self._writer.get_extra_info("socket")
+        if own is not None and own.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._writer.transport.abort()
 
     async def close(self) -> None:
