@@ -52,6 +52,7 @@ class SecureStream:
         self._writer = writer
         self.channel = channel
         self._pending = b""
+        self._ahead: asyncio.Task[bytes] | None = None
 
     @classmethod
     async def open(
@@ -89,6 +90,29 @@ class SecureStream:
 
     async def read(self, size: int = READ_BYTES) -> bytes:
         """Plaintext, at most `size` bytes. Empty at the peer's end. Raises FetchFailed where the end was cut."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            self._pending = await ahead
+            if not self._pending:
+                return b""
+        return await self._read(size)
+
+    def read_ahead(self) -> None:
+        """Begin to read before anything is asked for. The next `read` goes on with it."""
+        self._ahead = asyncio.ensure_future(self._read(READ_BYTES))
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the peer has said nothing since `read_ahead`, its end included."""
+        return self._ahead is not None and not self._ahead.done()
+
+    async def _stop_reading(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _read(self, size: int) -> bytes:
         while not self._pending:
             self._pending = self.channel.read()
             if self._pending or self.channel.closed_by_peer:
@@ -133,6 +157,7 @@ class SecureStream:
 
     async def close(self) -> None:
         """Close the connection at once."""
+        await self._stop_reading()
         self.channel.end()
         self._writer.write(self.channel.outgoing())
         await _closed(self._writer)
