@@ -56,6 +56,11 @@ keep coverage.txt
 printf 'coverage\npytest-cov\n' >"$work/coverage.in"
 compile --no-config --no-deps "$@" "$work/coverage.in" -o "$work/coverage.txt"
 
+# The web page of examples/serve-private, in an environment of its own: Gradio wants other versions than the rest.
+keep page.txt
+echo gradio >"$work/page.in"
+compile --no-config "$@" "$work/page.in" -o "$work/page.txt"
+
 {
     heading "All that Adyton, its demo, tests and documentation need, but PyTorch."
     finish lock.txt
@@ -76,3 +81,7 @@ compile --no-config --no-deps "$@" "$work/coverage.in" -o "$work/coverage.txt"
     heading 'What `make coverage` adds, in a folder of its own.'
     finish coverage.txt
 } >requirements/coverage.txt
+{
+    heading "Gradio and what it needs, for the web page of examples/serve-private, in an environment of its own."
+    finish page.txt
+} >requirements/page.txt

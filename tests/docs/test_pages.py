@@ -15,7 +15,7 @@ from tests.examples.stories import EXAMPLES, LIMIT_S, copy_runtime, environment,
 pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 STORIES = {
     DOCS / "use-cases" / f"{example}.md": EXAMPLES / example / "run.sh"
-    for example in ("train-private", "infer-proprietary", "search-private")
+    for example in ("train-private", "infer-proprietary", "search-private", "serve-private")
 }
 SESSIONS: dict[str, list[Path]] = {
     "tutorial": [DOCS / name for name in ("tutorial/native.md", "tutorial/simulated.md", "how-to/hardware.md")],
@@ -72,9 +72,9 @@ def readme_own() -> list[Block]:
 def plain(command: str) -> str:
     """A command as pages write it: addresses spelt out, without what only a script needs."""
     command = re.sub(r" --ready-file \S+", "", command)
-    for name, port in (("server", 4433), ("maker", 4433), ("clinic", 4434)):
+    for name, port in (("server", 4433), ("maker", 4433), ("clinic", 4434), ("listen", 8443)):
         command = command.replace(f'"${name}"', f"127.0.0.1:{port}").replace(f"=${name}", f"=127.0.0.1:{port}")
-    return command
+    return command.replace('"$port"', "8000").replace('"$example/prepare.py"', "examples/serve-private/prepare.py")
 
 
 def text_of(blocks: list[Block]) -> str:

@@ -85,12 +85,12 @@ class Story:
         return found
 
 
-def tell(example: str, work: Path, **addresses: str) -> Story:
+def tell(example: str, work: Path, *, script: str = "run.sh", **addresses: str) -> Story:
     """Run a story to its end; what it prints comes with a failure."""
     runtime = copy_runtime(work / "runtime")
     folder = work / "story"
     shell = subprocess.Popen(
-        ["sh", EXAMPLES / example / "run.sh", folder],
+        ["sh", EXAMPLES / example / script, folder],
         env={**environment(runtime), **addresses},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -1,7 +1,8 @@
-"""The three use cases end to end: owner, cloud with a simulated TEE, key server, each verb as a person types it."""
+"""The use cases end to end: owner, cloud with a simulated TEE, key server, each verb as a person types it."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -88,3 +89,74 @@ def test_search_answers_as_the_plain_run_and_refuses_a_swapped_transformer(tmp_p
         serving.communicate(timeout=10)
     assert ended.returncode == 72, ended.stderr
     assert "model/model.safetensors" in ended.stderr
+
+
+CUSTOMER = """
+import asyncio, json, sys
+import httpx, websockets
+
+async def live(address):
+    async with websockets.connect(f"ws://{address}/live") as socket:
+        for question in ("battery", "How do I clean the housing?"):
+            await socket.send(question)
+            print(json.loads(await socket.recv())["passage"])
+
+with httpx.Client(base_url=f"http://{sys.argv[1]}/v1", timeout=60) as client:
+    vectors = client.post("/embeddings", json={"input": ["pump", "line"]}).json()["data"]
+    print("vectors", json.dumps([vector["embedding"] for vector in vectors]))
+    asked = {"messages": [{"role": "user", "content": "battery"}], "stream": True}
+    with client.stream("POST", "/chat/completions", json=asked) as answer:
+        print("events", sum(line.startswith("data: ") for line in answer.iter_lines()))
+    print("refused", client.post("/embeddings", json={"input": 5}).status_code)
+asyncio.run(live(sys.argv[1]))
+"""
+
+
+def test_server_answers_curl_openai_httpx_and_websockets(tmp_path: Path) -> None:
+    """Unmodified clients of a vendor's server, each connection proved; the cloud sees neither weights nor handbook."""
+    torch = pytest.importorskip("torch")
+    (tmp_path / "customer.py").write_text(CUSTOMER)
+    addresses = {name: free_address() for name in ("SERVER", "LISTEN")}
+    port = free_address().rpartition(":")[2]
+    customer = f"{sys.executable} {tmp_path / 'customer.py'} {{addr}}"
+    story = tell("serve-private", tmp_path, **addresses, PORT=port, CUSTOMER=customer)
+    told = story.out.splitlines()
+    begun = told.index("384 numbers")
+    alarm = "An occlusion alarm means that the line is bent"
+    assert [line.startswith(alarm) for line in told[begun + 1 : begun + 4]] == [True] * 3, "OpenAI twice, WebSocket"
+    (vectors,) = [json.loads(line.removeprefix("vectors ")) for line in told if line.startswith("vectors ")]
+    native = subprocess.run(
+        [sys.executable, "-c", NATIVE, *(str(story.folder / "plain" / name) for name in MODEL)],
+        cwd=story.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=True,
+    )
+    assert torch.equal(torch.tensor(vectors), torch.tensor(json.loads(native.stdout)))
+    words = len(next(line for line in told if line.startswith("The battery lasts")).split(" "))
+    assert f"events {words + 2}" in told, "one for each word, the end, and [DONE]"
+    assert "refused 400" in told
+    assert told[-3].startswith("The battery lasts")
+    assert told[-2].startswith("Clean the housing")
+    secrets = [story.folder / "plain" / name for name in ("model.safetensors", "handbook.txt")]
+    assert story.leaks(secrets, seen_by_the_cloud=("storage/**/*", "*.log", "*.manifest", "seen.*")) == set()
+
+
+MODEL = ("model.safetensors", "vocabulary.txt")
+NATIVE = """
+import json, sys
+from search import Encoder, Tokenizer, embed
+print(json.dumps(embed(Encoder(sys.argv[1]), Tokenizer(sys.argv[2]), ["pump", "line"]).tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_page_answers_gradios_own_client(tmp_path: Path) -> None:
+    """Gradio, protected by one command, asked by Gradio's client. It installs Gradio, so it needs a package index."""
+    story = tell("serve-private", tmp_path, script="page.sh", SERVER=free_address())
+    assert "An occlusion alarm means that the line is bent" in story.out
+    assert "gradio" in (story.folder / "vendor" / "page.html").read_text()
+    secrets = [story.folder / "vendor" / "handbook.txt"]
+    assert story.leaks(secrets, seen_by_the_cloud=("vendor/encrypted/*", "vendor/*.manifest", "vendor/*.log")) == set()

@@ -32,7 +32,7 @@ def asked_for() -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
-@pytest.mark.parametrize("file", [*FILES, "coverage.txt"])
+@pytest.mark.parametrize("file", [*FILES, "coverage.txt", "page.txt"])
 def test_lock_pins_exactly_and_hashes_everything(file: str) -> None:
     """No range, no address, no option; a hash for each, and no hash twice."""
     rows = list(read(FOLDER / file))

@@ -43,6 +43,15 @@ WatchOption = Annotated[
         "--watch", metavar="SECONDS", help="With --serve: how long it may take to answer.  [120]", show_default=False
     ),
 ]
+ClientOption = Annotated[
+    str | None,
+    typer.Option(
+        "--client",
+        metavar="COMMAND",
+        help="With --serve: run this while the server is watched. {addr} in it is the server's address.",
+        show_default=False,
+    ),
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 KeyOption = Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")]
 OpeningKeyOption = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import AllowOption, HomeOption, JSONOption, ServeOption, WatchOption
+from adyton.cli.options import AllowOption, ClientOption, HomeOption, JSONOption, ServeOption, WatchOption
 from adyton.cli.output import note, progress, results_alone, say, say_json, say_moved
 from adyton.cli.verb import verb_app
 from adyton.errors import UsageError
@@ -43,6 +43,7 @@ def protect(
     ] = None,
     serve: ServeOption = None,
     watch: WatchOption = None,
+    client: ClientOption = None,
     home: HomeOption = None,
     sim_platform: Annotated[
         Path | None,
@@ -81,6 +82,7 @@ def protect(
             pack_to=pack,
             serve=serve,
             watch=watch,
+            client=client,
             home=home,
             sim_platform=sim_platform,
             notice=note,

@@ -7,6 +7,7 @@ key. Who the peer is, its evidence says.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,11 @@ from adyton.errors import FetchFailed, UsageError
 
 RECORD_BYTES: Final = 1 << 14
 READ_BYTES: Final = 1 << 18
+_SEALED_BYTES: Final = READ_BYTES + (1 << 13)
+"""READ_BYTES of plaintext and what their records add: 22 bytes each."""
+
+_SSL_MODE_ENABLE_PARTIAL_WRITE: Final = 1
+"""pyOpenSSL sets it. Without it one call seals all records of a write."""
 _MAX_CERTIFICATE_DAYS: Final = 90
 _MAX_CHAIN: Final = 8
 _SIGNERS: Final = (ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, rsa.RSAPrivateKey)
@@ -103,6 +109,7 @@ def _context() -> SSL.Context:
     context.set_options(_OP_NO_TICKET)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.clear_mode(_SSL_MODE_ENABLE_PARTIAL_WRITE)
     return context
 
 
@@ -208,7 +215,7 @@ class Channel:
         found: list[bytes] = []
         while True:
             try:
-                found.append(self._tls.recv(READ_BYTES))
+                found.append(self._tls.recv(RECORD_BYTES))
             except SSL.WantReadError:
                 break
             except SSL.ZeroReturnError:
@@ -237,11 +244,11 @@ class Channel:
     def outgoing(self) -> bytes:
         """Bytes for the network."""
         found: list[bytes] = []
-        while True:
-            try:
-                found.append(self._tls.bio_read(READ_BYTES))
-            except SSL.WantReadError:
-                return b"".join(found)
+        with contextlib.suppress(SSL.WantReadError):
+            while len(more := self._tls.bio_read(_SEALED_BYTES)) == _SEALED_BYTES:
+                found.append(more)
+            found.append(more)
+        return b"".join(found)
 
 
 def _failed(what: str, error: SSL.Error) -> FetchFailed:

@@ -44,8 +44,15 @@ class HTTPDoor:
 
     def __init__(self, pool: Pool, hosts: frozenset[str] | None, refused: Callable[[Error], None]) -> None:
         self._pool = pool
-        self._hosts = hosts
         self._refused = refused
+        self._allowed: dict[bytes, tuple[frozenset[bytes], bool]] = {}
+        if hosts is not None:
+            named = frozenset(host.encode("ascii") for host in hosts)
+            self._allowed = {
+                b"host": (named, True),
+                b"origin": (frozenset(b"http://" + host for host in named), False),
+                b"sec-fetch-site": (_SAME_SITE, False),
+            }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one local connection to its end."""
@@ -121,15 +128,7 @@ class HTTPDoor:
                 400, "this is no proxy for other addresses", check="target of the request", expected="a path",
                 seen=ascii(request.target[:80])[2:-1], remedy="use this address as the base URL, not as a proxy",
             )  # fmt: skip
-        if self._hosts is None:
-            return
-        origins = {b"http://" + host.encode("ascii") for host in self._hosts}
-        allowed = {
-            b"host": ({host.encode("ascii") for host in self._hosts}, True),
-            b"origin": (origins, False),
-            b"sec-fetch-site": (_SAME_SITE, False),
-        }
-        for name, (values, needed) in allowed.items():
+        for name, (values, needed) in self._allowed.items():
             found = headers.get(name, [])
             if (needed and not found) or any(value.strip().lower() not in values for value in found):
                 raise _Problem(

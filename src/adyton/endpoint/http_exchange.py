@@ -24,27 +24,39 @@ MAX_HEAD_BYTES: Final = 64 << 10
 _HOP_BY_HOP: Final = frozenset(
     (
         b"connection",
+        b"expect",
         b"keep-alive",
         b"proxy-connection",
         b"proxy-authenticate",
         b"proxy-authorization",
         b"te",
         b"trailer",
+        b"upgrade",
     )
 )
+_ALWAYS_KEPT: Final = frozenset((b"transfer-encoding", b"content-length", b"host"))
+_WITHOUT_BODY: Final = frozenset((204, 304))
 _MAY_REPEAT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 
 
 async def next_event(source: Source, side: h11.Connection, limit_s: float | None = None) -> h11.Event:
     """The next event of a side, reading as far as it needs. Raises h11.RemoteProtocolError and TimeoutError."""
+    event = _event_at_hand(side)
+    if event is not None:
+        return event
     async with asyncio.timeout(limit_s):
-        while True:
-            event = side.next_event()
-            if isinstance(event, h11.Event):
-                return event
-            if event is h11.PAUSED:
-                raise h11.RemoteProtocolError("a message begins before the one before it was answered")
+        while event is None:
             side.receive_data(await source.read(READ_BYTES))
+            event = _event_at_hand(side)
+    return event
+
+
+def _event_at_hand(side: h11.Connection) -> h11.Event | None:
+    """The next event of what was read already, or None where more must be read. Raises h11.RemoteProtocolError."""
+    event = side.next_event()
+    if event is h11.PAUSED:
+        raise h11.RemoteProtocolError("a message begins before the one before it was answered")
+    return event if isinstance(event, h11.Event) else None
 
 
 async def send_event(sink: Sink, side: h11.Connection, event: h11.Event) -> None:
@@ -70,14 +82,17 @@ class Exchange:
         self._stream = verified.stream
         self._back = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._upload: asyncio.Task[None] | None = None
+        self._method = b""
+        self._passed = False
         self.local_failure: Exception | None = None
         """Why the local program's request ended before it was whole."""
 
     async def ask(self, request: h11.Request) -> h11.Event:
         """Send the request, and wait for the head of the response. The body follows while the response comes."""
+        self._method = request.method
         head = h11.Request(method=request.method, target=request.target, headers=_forwarded(request))
-        await send_event(self._stream, self._back, head)
-        self._upload = asyncio.ensure_future(self._send_body())
+        if not await self._send_at_hand(head):
+            self._upload = asyncio.ensure_future(self._send_body())
         while True:
             event = await next_event(self._stream, self._back)
             if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
@@ -91,10 +106,26 @@ class Exchange:
                 seen=type(event).__name__,
             )
 
-    async def _send_body(self) -> None:
+    async def _send_at_hand(self, head: h11.Request) -> bool:
+        """Send the head with as much of the body as was read already. Whether that is the whole."""
+        parts = [self._back.send(head) or b""]
+        event: h11.Event | None = None
         if self._front.their_state is h11.DONE:  # this request is asked again, and was read to its end before
-            await send_event(self._stream, self._back, h11.EndOfMessage())
-            return
+            event = h11.EndOfMessage()
+            parts.append(self._back.send(event) or b"")
+        while not isinstance(event, h11.EndOfMessage):
+            try:
+                event = _event_at_hand(self._front)
+            except h11.ProtocolError as error:
+                self.local_failure = error
+                raise
+            if event is None:
+                break
+            parts.append(self._back.send(event) or b"")
+        await self._stream.write(b"".join(parts))
+        return event is not None
+
+    async def _send_body(self) -> None:
         while True:
             try:
                 if self._front.they_are_waiting_for_100_continue:
@@ -120,7 +151,8 @@ class Exchange:
         except BaseException:
             await self.give_up()
             raise
-        if self._back.our_state is h11.DONE and self._back.their_state is h11.DONE and not self._back.trailing_data[0]:
+        whole = self._passed or (self._back.their_state is h11.DONE and not self._back.trailing_data[0])
+        if self._back.our_state is h11.DONE and whole:
             await pool.give_back(self._verified)
         else:
             await self._stream.close()
@@ -130,12 +162,45 @@ class Exchange:
         if not isinstance(response, h11.Response):
             raise FetchFailed("no response", check="response of the program", seen=type(response).__name__)
         head = h11.Response(status_code=response.status_code, reason=response.reason, headers=_forwarded(response))
-        await send_event(self._local, self._front, head)
+        parts = [self._front.send(head) or b""]
+        length = _length(response, self._method)
+        if length is not None:
+            await self._pass_on(parts, length, response)
+            return
+        event: h11.Event | None = None
+        while not isinstance(event, h11.EndOfMessage):
+            event = _event_at_hand(self._back)
+            if event is None:
+                await self._local.write(b"".join(parts))  # at once: an event of a stream may be the last for long
+                parts.clear()
+                event = await next_event(self._stream, self._back)
+            parts.append(self._front.send(event) or b"")
+        await self._local.write(b"".join(parts))
+
+    async def _pass_on(self, parts: list[bytes], length: int, response: h11.Response) -> None:
+        """Carry a body whose length was said: its bytes need no parser. The head is in `parts`."""
+        data = self._back.trailing_data[0]
         while True:
-            event = await next_event(self._stream, self._back)
-            await send_event(self._local, self._front, event)
-            if isinstance(event, h11.EndOfMessage):
-                return
+            found, extra = data[:length], len(data) > length
+            length -= len(found)
+            if found:
+                parts += self._front.send_with_data_passthrough(h11.Data(data=found)) or ()
+            if length == 0:
+                break
+            if parts:
+                await self._local.write(b"".join(parts))
+                parts = []
+            data = await self._stream.read(READ_BYTES)
+            if not data:
+                raise FetchFailed(
+                    "the program ended the connection within its answer",
+                    check="length of the response",
+                    expected="as its Content-Length says",
+                    seen=f"{length} bytes fewer",
+                )
+        parts.append(self._front.send(h11.EndOfMessage()) or b"")
+        await self._local.write(b"".join(parts))
+        self._passed = not extra and _keeps_connection(response)
 
     async def _switch(self, response: h11.InformationalResponse) -> None:
         """Another protocol from here on (a WebSocket): bytes flow as they are."""
@@ -155,14 +220,32 @@ class Exchange:
         await self._stream.close()
 
 
+def _length(response: h11.Response, method: bytes) -> int | None:
+    """The length of the body, where the response says it (RFC 9112, section 6.3). h11 has checked that it is one."""
+    if method == b"HEAD" or response.status_code in _WITHOUT_BODY:
+        return None
+    found = {name: value for name, value in response.headers if name in (b"content-length", b"transfer-encoding")}
+    return int(found[b"content-length"]) if list(found) == [b"content-length"] else None
+
+
+def _keeps_connection(response: h11.Response) -> bool:
+    """Whether another response may follow (RFC 9112, section 9.3)."""
+    return response.http_version == b"1.1" and b"close" not in _tokens(response)
+
+
+def _tokens(message: h11.Request | h11.Response) -> frozenset[bytes]:
+    """The words of its Connection headers, in lower case."""
+    return frozenset(
+        token.strip().lower() for name, value in message.headers if name == b"connection" for token in value.split(b",")
+    )
+
+
 def _forwarded(message: h11.Request | h11.Response) -> list[tuple[bytes, bytes]]:
     """The headers to pass on: those of one hop are left out, except where the protocol is switched."""
-    named = {
-        token.strip().lower() for name, value in message.headers if name == b"connection" for token in value.split(b",")
-    }
-    upgrade = b"upgrade" in named and any(name == b"upgrade" for name, _ in message.headers)
-    dropped = (_HOP_BY_HOP | named | {b"expect", b"upgrade"}) - {b"transfer-encoding", b"content-length", b"host"}
+    named = _tokens(message)
+    dropped = (_HOP_BY_HOP | named) - _ALWAYS_KEPT if named else _HOP_BY_HOP
     kept = [(name, value) for name, value in message.headers.raw_items() if name.lower() not in dropped]
+    upgrade = b"upgrade" in named and any(name == b"upgrade" for name, _ in message.headers)
     if upgrade and isinstance(message, h11.Request):
         kept += [(b"Connection", b"Upgrade")]
         kept += [(b"Upgrade", value) for name, value in message.headers if name == b"upgrade"]

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
-
-from adyton.errors import Error
 
 if TYPE_CHECKING:
     from adyton.endpoint.dial import Dialler, Verified
@@ -16,28 +11,24 @@ if TYPE_CHECKING:
 MAX_IDLE: Final = 32
 
 
-@dataclass(slots=True)
-class _Idle:
-    connection: Verified
-    watch: asyncio.Task[bytes]
-    """Ends when the peer closes, or says something without being asked."""
-
-
 class Pool:
-    """Idle connections to one ingress. Each was verified by itself, and is used by one request at a time."""
+    """Idle connections to one ingress. Each was verified by itself, and is used by one request at a time.
+
+    An idle connection is read from, so that it is known when the peer closes it, or says something without being asked.
+    """
 
     def __init__(self, dialler: Dialler) -> None:
         self._dialler = dialler
-        self._idle: list[_Idle] = []
+        self._idle: list[Verified] = []
         self._closed = False
 
     async def lease(self) -> tuple[Verified, bool]:
         """A verified connection, and whether it was used before. Raises what `Dialler.dial` raises."""
         while self._idle:
             idle = self._idle.pop()
-            if await _still_quiet(idle) and idle.connection.proved.valid_until > datetime.now(UTC):
-                return idle.connection, True
-            await idle.connection.stream.close()
+            if idle.stream.quiet and idle.proved.valid_until > datetime.now(UTC):
+                return idle, True
+            await idle.stream.close()
         return await self._dialler.dial(), False
 
     async def give_back(self, connection: Verified) -> None:
@@ -45,20 +36,11 @@ class Pool:
         if self._closed or len(self._idle) >= MAX_IDLE:
             await connection.stream.close()
             return
-        self._idle.append(_Idle(connection, asyncio.ensure_future(connection.stream.read(1))))
+        connection.stream.read_ahead()
+        self._idle.append(connection)
 
     async def close(self) -> None:
         """Close all idle connections, and keep no more."""
         self._closed = True
-        for idle in self._idle:
-            await _still_quiet(idle)
-            await idle.connection.stream.close()
-        self._idle.clear()
-
-
-async def _still_quiet(idle: _Idle) -> bool:
-    quiet = not idle.watch.done()
-    idle.watch.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Error, OSError):
-        await idle.watch
-    return quiet
+        while self._idle:
+            await self._idle.pop().stream.close()

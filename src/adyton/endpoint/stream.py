@@ -24,6 +24,9 @@ CLOSE_S: Final = 5.0
 """How long a peer has to take the last bytes of a connection."""
 
 
+"""SO_LINGER, on and 0 s: the close is a reset. Without it the kernel ends the connection as if it was whole."""
+
+
 class Source(Protocol):
     """Where bytes come from. No bytes mean the end."""
 
@@ -53,6 +56,7 @@ class SecureStream:
         self.channel = channel
         self._pending = b""
         self._end: asyncio.TimerHandle | None = None
+        self._ahead: asyncio.Task[bytes] | None = None
 
     @classmethod
     async def open(
@@ -90,6 +94,29 @@ class SecureStream:
 
     async def read(self, size: int = READ_BYTES) -> bytes:
         """Plaintext, at most `size` bytes. Empty at the peer's end. Raises FetchFailed where the end was cut."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            self._pending = await ahead
+            if not self._pending:
+                return b""
+        return await self._read(size)
+
+    def read_ahead(self) -> None:
+        """Begin to read before anything is asked for. The next `read` goes on with it."""
+        self._ahead = asyncio.ensure_future(self._read(READ_BYTES))
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the peer has said nothing since `read_ahead`, its end included."""
+        return self._ahead is not None and not self._ahead.done()
+
+    async def _stop_reading(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _read(self, size: int) -> bytes:
         while not self._pending:
             self._pending = self.channel.read()
             if self._pending or self.channel.closed_by_peer:
@@ -144,6 +171,7 @@ class SecureStream:
     async def close(self) -> None:
         """Close the connection at once."""
         self._no_end()
+        await self._stop_reading()
         self.channel.end()
         self._writer.write(self.channel.outgoing())
         await _closed(self._writer)

@@ -77,6 +77,7 @@ def new(
     force: bool = False,
     serve: int | None = None,
     watch: float | None = None,
+    client: str | None = None,
     notice: Notice = unheard,
 ) -> Proposed:
     """Run a program once in the current folder and write NAME.manifest.template, as `adyton new` does.
@@ -87,6 +88,8 @@ def new(
 
     With `serve` the program is a server on this port of 127.0.0.1. It is ended by SIGTERM once it has answered a
     request (GET /), after `watch` seconds (120 by default) at the latest. The template then has an ingress for clients.
+    `client` is a command that is run before that end, `{addr}` in it the server's address. Its requests make the server
+    load what it loads late.
 
     Raises UsageError, TargetExists, and RunError where the program fails.
     """
@@ -95,7 +98,7 @@ def new(
     template, listing = Path(f"{name}.manifest.template"), Path(f"{name}.trusted")
     if not force:
         _check_absent((template, listing))
-    server = _watch(serve, watch)
+    server = _watch(serve, watch, client)
     notice(f"running {' '.join(program.command[:2])} once, natively")
     cpus = len(os.sched_getaffinity(0))
     seen = observe(program.command, Path.cwd(), server)
@@ -122,13 +125,13 @@ def new(
     )
 
 
-def _watch(serve: int | None, seconds: float | None) -> ServerWatch | None:
+def _watch(serve: int | None, seconds: float | None, client: str | None) -> ServerWatch | None:
     if serve is not None:
-        return ServerWatch(serve, DEFAULT_WATCH_S if seconds is None else seconds)
-    if seconds is not None:
+        return ServerWatch(serve, DEFAULT_WATCH_S if seconds is None else seconds, client)
+    if seconds is not None or client is not None:
         raise UsageError(
-            "only a server is watched for a time",
-            check="--watch",
+            "only a server is watched for a time, and has clients",
+            check="--watch" if seconds is not None else "--client",
             expected="--serve PORT, too",
             seen="alone",
             remedy="name the server's port: --serve PORT",

@@ -130,6 +130,7 @@ def protect(
     pack_to: str | Path | None = None,
     serve: int | None = None,
     watch: float | None = None,
+    client: str | None = None,
     home: Path | None = None,
     sim_platform: Path | None = None,
     notice: Notice = unheard,
@@ -143,7 +144,7 @@ def protect(
     builds and signs the manifest, and approves it for the key. All of it happens in the current folder. `tee` is where
     it may run: sgx, tdx, snp, sim:FINGERPRINT, or sim for a simulated platform on this machine, made if there is none.
     `script` and `python` are as for `new`.
-    `serve` and `watch` are as for `new`: the program is a server, and its clients reach it through an ingress.
+    `serve`, `watch` and `client` are as for `new`: the program is a server. Its clients reach it through an ingress.
     `pack_to` is a file NAME.adyton to write the program into, as `adyton pack` does.
     `allow` names each finding that exposes the data and is accepted. `begun` is called with each step's command, and
     `ended` with its result. Raises what the steps raise; what they made until then stays.
@@ -173,9 +174,19 @@ def protect(
 
     served = [] if serve is None else ["--serve", str(serve)]
     served += [] if watch is None else ["--watch", f"{watch:g}"]
+    served += [] if client is None else ["--client", client]
     named = () if program.python is None else ("--python", program.python)
     steps.begin("new", *again, "--name", name, "--key", key, *named, *served, *program.words)
-    proposed = new(*program.words, name=name, key=key, python=program.python, force=force, serve=serve, watch=watch)
+    proposed = new(
+        *program.words,
+        name=name,
+        key=key,
+        python=program.python,
+        force=force,
+        serve=serve,
+        watch=watch,
+        client=client,
+    )
     steps.end(proposed)
     for mount in proposed.data:
         if mount.is_input:

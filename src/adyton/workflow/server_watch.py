@@ -1,6 +1,7 @@
 """Watch a server: ask it one thing once it accepts connections, then end it by SIGTERM, as `adyton run` does.
 
-A server does not end by itself. It has been seen when it has answered one request: by then it has loaded what it needs.
+A server does not end by itself. It has been seen when it has answered one request, and a client's command where one is
+given: many servers load a part of their files only when a request needs it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import contextlib
 import http.client
 import os
 import re
+import shlex
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -21,7 +24,7 @@ from adyton.manifest.ingress import TARGET_HOST
 from adyton.manifest.observe import ServerSeen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 DEFAULT_WATCH_S: Final = 120.0
 
@@ -36,14 +39,19 @@ _TRACER: Final = re.compile(r"^TracerPid:\t([0-9]+)$", re.MULTILINE)
 class ServerWatch:
     """One server, traced by strace, from its start to its end. `look` is called again and again while it runs."""
 
-    def __init__(self, port: int, seconds: float = DEFAULT_WATCH_S) -> None:
-        """Raises UsageError where the port is none, or another program has it already."""
+    def __init__(self, port: int, seconds: float = DEFAULT_WATCH_S, client: str | None = None) -> None:
+        """`client` is a command that uses the server, as a shell splits it. `{addr}` in it becomes HOST:PORT.
+
+        Raises UsageError where the port is none, or another program has it already, or the command is none.
+        """
         if not 1 <= port <= 65535:
             raise UsageError("this is no port", check="--serve", expected="1 to 65535", seen=port)
         if not 0 < seconds < threading.TIMEOUT_MAX:
             raise UsageError("this is no time to watch", check="--watch", expected="seconds, over 0", seen=seconds)
         self.port = port
         self._seconds = seconds
+        self._client = () if client is None else _words(client, f"{TARGET_HOST}:{port}")
+        self._client_failed = f"did not end within {seconds:g} s" if self._client else None
         self._accepted = self._answered = self._killed = False
         self._told_at: float | None = None
         self._over = threading.Event()
@@ -88,6 +96,12 @@ class ServerWatch:
                 status=1,
                 remedy=f"let the server listen on {TARGET_HOST}:{self.port}, or watch it longer: --watch SECONDS",
             )
+        if self._client_failed is not None:
+            raise ScriptFailed(
+                f"the client's command {self._client_failed}",
+                status=1,
+                remedy="make it work with the server as it runs natively, or give both more time: --watch SECONDS",
+            )
         return ServerSeen(self.port, self._answered, status, self._killed)
 
     def close(self) -> None:
@@ -106,8 +120,23 @@ class ServerWatch:
                 return
             with contextlib.suppress(OSError, http.client.HTTPException):
                 self._ask(left)
+                if self._client:
+                    self._client_failed = self._use()
                 self._answered = True
                 return
+
+    def _use(self) -> str | None:
+        """Run the client's command. How it failed, or None."""
+        try:
+            process = subprocess.Popen(self._client, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        except OSError as error:
+            return f"cannot be run: {error.strerror}"
+        while process.poll() is None:
+            if self._over.wait(_PAUSE_S):
+                process.kill()
+                process.wait()
+                return self._client_failed
+        return None if process.returncode == 0 else f"ended with status {process.returncode}"
 
     def _ask(self, seconds: float) -> None:
         """One request. Raises OSError or HTTPException where no answer in HTTP came within these seconds."""
@@ -126,6 +155,23 @@ class ServerWatch:
                     pass  # after the whole body the server has done all that the request takes; a stream has no end
         finally:
             asked.close()
+
+
+def _words(command: str, address: str) -> Sequence[str]:
+    """The words of a command. Raises UsageError where there are none."""
+    try:
+        found = [word.replace("{addr}", address) for word in shlex.split(command)]
+    except ValueError:
+        found = []
+    if found:
+        return found
+    raise UsageError(
+        "this is no command",
+        check="--client",
+        expected="a program and its arguments, with {addr} for the server's address",
+        seen=command[:80],
+        remedy="such as --client 'curl -sf http://{addr}/health'",
+    )
 
 
 def _children(pid: int) -> Iterator[int]:

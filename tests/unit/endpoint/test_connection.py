@@ -26,6 +26,7 @@ from adyton.endpoint.hello import (
 )
 from adyton.endpoint.pool import Pool
 from adyton.endpoint.stream import SecureStream
+from adyton.endpoint.tcp_door import TCPDoor
 from adyton.errors import FetchFailed, MalformedQuote, Mismatch, Timeout, UsageError
 from tests.unit.endpoint.world import MANIFEST, Verifier, dialler, echo, evidence_over, ingress_before, listening
 
@@ -260,6 +261,58 @@ def test_cut_stream_is_no_whole_stream() -> None:
                 verified.stream.abort()
 
     asyncio.run(run())
+
+
+def test_cut_is_a_reset_for_programs_on_both_sides() -> None:
+    """A connection that was cut between the two ends is no ordinary end for the program, nor for the local one."""
+    ends: list[str] = []
+
+    async def until_the_end(reader: asyncio.StreamReader) -> None:
+        try:
+            while await reader.read(1 << 16):
+                pass
+            ends.append("whole")
+        except ConnectionResetError:
+            ends.append("reset")
+
+    async def program(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"half of an answer")
+        await until_the_end(reader)
+
+    async def run() -> None:
+        async with listening(program) as target, ingress_before(target) as address:
+
+            async def middle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                far_reader, far = await asyncio.open_connection(*address)
+
+                async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+                    while data := await source.read(1 << 16):
+                        sink.write(data)
+
+                ways = [asyncio.ensure_future(carry(reader, far)), asyncio.ensure_future(carry(far_reader, writer))]
+                try:
+                    await half_came.wait()
+                    for one in (far, writer):
+                        one.write_eof()  # an ordinary end of TCP, without TLS's own
+                    await asyncio.gather(*ways, return_exceptions=True)
+                finally:
+                    far.transport.abort()
+
+            half_came = asyncio.Event()
+            async with listening(middle) as between:
+                door = TCPDoor(dialler(between), lambda _error: None)
+                async with listening(door.serve) as local:
+                    reader, writer = await asyncio.open_connection(*local)
+                    assert await reader.readexactly(17) == b"half of an answer"
+                    half_came.set()
+                    await until_the_end(reader)
+                    writer.transport.abort()
+                    async with asyncio.timeout(30):
+                        while len(ends) < 2:
+                            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert ends == ["reset", "reset"]
 
 
 def test_limit_of_connections_holds() -> None:

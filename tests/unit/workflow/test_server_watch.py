@@ -52,12 +52,12 @@ def free_port() -> int:
         return port
 
 
-def watched(folder: Path, text: str, *, seconds: float = 20) -> Observation:
+def watched(folder: Path, text: str, *, seconds: float = 20, client: str | None = None) -> Observation:
     """What is seen of a server with this text."""
     (folder / "in.txt").write_text("hello")
     (folder / "p.py").write_text(textwrap.dedent(text))
     port = free_port()
-    return observe([sys.executable, "p.py", str(port)], folder, ServerWatch(port, seconds))
+    return observe([sys.executable, "p.py", str(port)], folder, ServerWatch(port, seconds, client))
 
 
 def kinds(seen: Observation) -> set[str]:
@@ -75,6 +75,42 @@ def test_server_is_asked_once_and_ended(tmp_path: Path) -> None:
     assert str(tmp_path / "in.txt") in seen.read
     assert (tmp_path / "asked.txt").read_text() == "/"
     assert not kinds(seen) & {"network", "unanswered", "ending"}
+
+
+@needs_strace
+def test_what_the_server_loads_for_a_client_is_seen(tmp_path: Path) -> None:
+    """A file that is read for a path other than / is found by the client's command, and by nothing else."""
+    (tmp_path / "late.txt").write_text("late")
+    late = 'answer = open("late.txt" if self.path == "/late" else "in.txt", "rb").read()'
+    text = SERVER.replace('answer = open("in.txt", "rb").read()', late).replace("(404)", "(200)")
+    assert str(tmp_path / "late.txt") not in watched(tmp_path, text).read
+    ask = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])"
+    seen = watched(tmp_path, text, client=f"{sys.executable} -c '{ask}' http://{{addr}}/late")
+    assert str(tmp_path / "late.txt") in seen.read
+    assert seen.server is not None
+    assert seen.server.answered
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    ("client", "seconds", "told"),
+    [
+        (f"{sys.executable} -c 'raise SystemExit(3)'", 20, "ended with status 3"),
+        ("sleep 60", 2, "did not end within 2 s"),
+        ("/nowhere/client", 20, "cannot be run"),
+    ],
+)
+def test_client_that_fails_is_told(tmp_path: Path, client: str, seconds: float, told: str) -> None:
+    """Else a proposal would lack what the client would have made the server load."""
+    with pytest.raises(ScriptFailed, match=f"the client's command {told}"):
+        watched(tmp_path, SERVER, seconds=seconds, client=client)
+
+
+@pytest.mark.parametrize("client", ["", " ", "'open"])
+def test_odd_client_is_refused(client: str) -> None:
+    """It is no command."""
+    with pytest.raises(UsageError, match="no command"):
+        ServerWatch(free_port(), client=client)
 
 
 @needs_strace
