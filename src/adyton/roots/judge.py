@@ -51,7 +51,7 @@ class Judged:
 def judge_server(shown: str, history: History, granted: Root, now_s: int) -> None:
     """Hold the history against the root that the key server gave with the keys. Raises IntegrityError."""
     mine = history.root
-    if history.heads.get(granted.sequence) == granted.head:
+    if history.heads.get(granted.sequence) == granted.head and history.confirmed <= granted.sequence:
         return
     seen = f"commit {mine.sequence}, written {_when(mine.at_s, now_s)} by {mine.writer}"
     expected = f"commit {granted.sequence}, written {_when(granted.at_s, now_s)} by {granted.writer}"

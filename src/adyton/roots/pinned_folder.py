@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adyton.atomic_file import sync_file_system
+from adyton.errors import IntegrityError
 from adyton.os_failure import storage_failed
 from adyton.roots.entry import Entry
 from adyton.roots.history import History
 from adyton.roots.host_scan import scan
 from adyton.roots.journal import Journal, append_to, journal_of, read_journal
-from adyton.roots.judge import Judged, judge_folder, judge_server
+from adyton.roots.judge import CHECK, Judged, judge_folder, judge_server
 from adyton.roots.records import Change, Commit, Confirmed, Step, encode
 
 if TYPE_CHECKING:
@@ -70,21 +71,35 @@ class PinnedFolder:
     """
 
     def __init__(self, checked: Checked, writer: str, *, told: Callable[[Root], None] = lambda _root: None) -> None:
-        """Begin to write. What a crash took back since the last commit is a commit of its own. Raises StorageFailed."""
+        """Begin to write. What a crash took back since the last commit is a commit of its own.
+
+        The caller has the folder's lock. Raises StorageFailed, and IntegrityError where another run wrote meanwhile.
+        """
+        place = journal_of(checked.source)
+        if read_journal(place, checked.key, checked.history.folder)[0].head != checked.history.head:
+            raise IntegrityError(
+                f"{checked.source} was written to by another run since it was checked",
+                check=CHECK,
+                expected="one run at a time",
+                seen="a longer history",
+                remedy="wait until the other run has ended, then start this one again",
+            )
         self._source = checked.source
         self._sealed_as = checked.sealed_as
         self._writer = writer
         self._told = told
         self._committed_s = time.monotonic()
         history, entries = checked.history, checked.judged.entries
-        at_s = int(time.time())
+        at_s, begun = int(time.time()), history.root
         if history.has_changed:
             self._remove(checked.judged.left_over)
             steps = [Step(path, entries.get(path)) for path in checked.judged.taken_back]
             _follow(history, Change(at_s, writer, tuple(steps)))
             sync_file_system(Path(self._source or "."))
             _follow(history, Commit(history.root.sequence + 1, at_s, writer, history.tree.digest()))
-        self._journal = Journal(journal_of(checked.source), checked.key, history)
+        self._journal = Journal(place, checked.key, history)
+        if history.root != begun:
+            told(history.root)
 
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:

@@ -31,6 +31,7 @@ from adyton.vfs.rename import KNOWN_FLAGS, Rename, check_rename
 from adyton.vfs.storage_watchdog import StorageWatchdog
 
 if TYPE_CHECKING:
+    from adyton.roots.entry import Entry
     from adyton.roots.pinned_folder import PinnedFolder
 
 
@@ -45,8 +46,8 @@ class EncryptedTree:
 
     `is_planted` says of a path that the host lists whether it is to be taken as not there.
 
-    `pinned` holds the folder to the root of its last run: what is in it is known from the start, and nothing else is
-    there. Each change is told to it before it is done.
+    `pinned` begins to follow a pinned folder, once it is locked. What is in it is then known from the start, and
+    nothing else is there. Each change is told before it is done. A pinned folder that is only read has its `entries`.
     """
 
     direct: Final = False
@@ -64,10 +65,10 @@ class EncryptedTree:
         event: Callable[[str], None] = lambda _text: None,
         watchdog: StorageWatchdog | None = None,
         is_planted: Callable[[str], bool] = lambda _path: False,
-        pinned: PinnedFolder | None = None,
+        pinned: Callable[[], PinnedFolder] | None = None,
+        entries: Mapping[str, Entry] | None = None,
     ) -> None:
         self._is_planted = is_planted
-        self._pinned = pinned
         self._watchdog = watchdog or StorageWatchdog()
         self._read_only = read_only
         self._believe_host = believe_host
@@ -75,6 +76,7 @@ class EncryptedTree:
         self._inodes = count(2)
         self._known = KnownNames()
         self._host = HostFolder(source, shared=read_only, refusal=self.host_error)
+        self._pinned = None if pinned is None else pinned()
         self._files = OpenFiles(
             self._host,
             self._known,
@@ -86,7 +88,7 @@ class EncryptedTree:
             refusal=self.host_error,
             event=event,
             watchdog=self._watchdog,
-            pinned=pinned,
+            pinned=self._pinned,
         )
         self._points = {
             path: Node(next(self._inodes), is_folder, 0o755 if is_folder else 0o444, FIXED_TIME_NS, FIXED_TIME_NS, 0)
@@ -101,15 +103,17 @@ class EncryptedTree:
             self._files,
             self._watchdog,
             new_names_complete=not believe_host,
-            pinned=pinned,
+            pinned=self._pinned,
         )
-        if pinned is not None:
-            self._know_all(pinned)
+        if self._pinned is not None:
+            entries = self._pinned.entries
+        if entries is not None:
+            self._know_all(entries)
 
-    def _know_all(self, pinned: PinnedFolder) -> None:
+    def _know_all(self, entries: Mapping[str, Entry]) -> None:
         """Remember everything in a pinned folder, as if this run had written it."""
         self._new_node("", is_folder=True, mode=None, host=None).complete = True
-        for path, entry in sorted(pinned.entries.items()):
+        for path, entry in sorted(entries.items()):
             node = self._new_node(path, is_folder=entry.is_folder, mode=None, host=None)
             node.complete = entry.is_folder
             if not entry.is_folder:
