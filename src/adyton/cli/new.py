@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import JSONOption, ServeOption, WatchOption
+from adyton.cli.options import JSONOption, PinnedOption, ServeOption, WatchOption
 from adyton.cli.output import note, results_alone, say, say_json
 from adyton.cli.verb import verb_app
 
@@ -27,6 +27,7 @@ _OPTIONS = (
     "--sim-platform",
     "--serve",
     "--watch",
+    "--pinned",
 )
 
 
@@ -51,6 +52,7 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Replace an older template.")] = False,
     serve: ServeOption = None,
     watch: WatchOption = None,
+    pinned: PinnedOption = False,
     as_json: JSONOption = False,
 ) -> None:
     """Run SCRIPT once in the current folder, watch which files it reads and writes, and write NAME.manifest.template.
@@ -72,6 +74,7 @@ def new(
             force=force,
             serve=serve,
             watch=watch,
+            pinned=pinned,
             notice=unheard if as_json else note,
         )
     if as_json:

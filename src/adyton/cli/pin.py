@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adyton.cli.options import HomeOption, JSONOption
 from adyton.cli.output import say, say_json
 from adyton.cli.verb import verb_app
+
+if TYPE_CHECKING:
+    from adyton.workflow.pin import Pinned
 
 app = verb_app()
 
@@ -40,7 +43,12 @@ def pin(
     result = carry_out(folder, key=key, sealed_as=sealed_as, accept=accept, home=home)
     if as_json:
         say_json(result.to_dict())
-        return
+    else:
+        show(result)
+
+
+def show(result: Pinned) -> None:
+    """Say what was pinned."""
     root = result.root
     count = "1 file or folder" if root.entries == 1 else f"{root.entries} files and folders"
     say(f"{result.source} is pinned as {result.folder}: commit {root.sequence}, {count}")

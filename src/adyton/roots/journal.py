@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from adyton.atomic_file import write_file
 from adyton.errors import IntegrityError, StorageFailed
 from adyton.os_failure import storage_failed
+from adyton.pfile.side_files import ROOTS_SUFFIX
 from adyton.roots.history import History
 from adyton.roots.judge import CHECK
 from adyton.roots.records import MAX_RECORD_BYTES, Record, Snapshot, encode, malformed, parse
@@ -23,7 +24,6 @@ from adyton.roots.sealing import LENGTH, SALT_BYTES, TAG_BYTES, first_head, open
 if TYPE_CHECKING:
     from adyton.values import Key128
 
-SUFFIX: Final = ".adyton-roots"
 MAGIC: Final = b"ADYROOT1"
 MAX_JOURNAL_BYTES: Final = 1 << 30
 NEW_AFTER_BYTES: Final = 4 << 20
@@ -32,7 +32,7 @@ NEW_AFTER_BYTES: Final = 4 << 20
 
 def journal_of(folder: str) -> Path:
     """The place of a folder's history."""
-    return Path(folder + SUFFIX)
+    return Path(folder + ROOTS_SUFFIX)
 
 
 def parse_journal(raw: bytes, key: Key128, folder: str, shown: str) -> tuple[History, int]:

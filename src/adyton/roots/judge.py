@@ -14,7 +14,7 @@ from adyton.dates import timestamp
 from adyton.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence, Set
 
     from adyton.roots.entry import Entry
     from adyton.roots.history import History
@@ -36,6 +36,38 @@ class Seen:
     """A file of no bytes: one that was made and never written. No protected file is."""
     is_other: bool = False
     """Neither a file nor a folder: a link of the host's, a device."""
+
+
+def judge_staged(
+    shown: str,
+    entries: Mapping[str, Entry],
+    files: Mapping[str, bytes],
+    folders: Set[str],
+    *,
+    left_out: Callable[[str], bool],
+    now_s: int,
+) -> None:
+    """Hold what was copied out of a folder against its entries. Raises IntegrityError.
+
+    `files` has the root of each file whose content was taken, by its path. `folders` are the folders that were made.
+    `left_out` says of a path whether its file is none that is copied.
+    """
+    taken = {path: Seen(is_folder=False, root=root) for path, root in files.items()}
+    taken |= {path: Seen(is_folder=True) for path in folders}
+    expected = {path: entry for path, entry in entries.items() if entry.is_folder or not left_out(path)}
+    wrong = [
+        _told(path, expected.get(path), taken.get(path), now_s)
+        for path in sorted({*expected, *taken})
+        if not _is(expected.get(path), taken.get(path))
+    ]
+    if wrong:
+        raise IntegrityError(
+            f"{shown} was changed while it was read: {wrong[0]}",
+            check=CHECK,
+            expected=f"the {len(expected)} files and folders that were there at the start",
+            seen="; ".join(wrong[:_SHOWN]),
+            remedy="somebody exchanged files of the folder during the start: look at who can write to it",
+        )
 
 
 @dataclass(frozen=True, slots=True)

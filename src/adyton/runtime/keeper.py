@@ -310,6 +310,7 @@ class Keeper:
         staged = 0
         for mount in self._staging_plan.staged_mounts:
             key, target = keys[mount.key_name], root.path + mount.path
+            taken: dict[str, bytes] = {}
             with self._host(f"encrypted input {mount.source}", START_S):
                 staged += stage_encrypted(
                     mount.source,
@@ -319,7 +320,10 @@ class Keeper:
                     links=links if mount.path else None,  # at the root the sandbox itself is made
                     owner=self._owner,
                     advance=lambda _done: self._watchdog.progress(),
+                    seen=taken.__setitem__,
                 )
+                if mount.pinned and self._pinned is not None:
+                    self._pinned.check_staged(mount, taken, target, links=bool(mount.path))
         return staged
 
     def _mount(self, root: Root) -> None:

@@ -7,15 +7,18 @@ finds from the history beside the folder.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from adyton.errors import Error, IntegrityError, KeyReleaseError, MountFailed
+from adyton.pfile.side_files import XATTR_SUFFIX
 from adyton.release.root_messages import RootCommit, RootIntent, parse_fence
 from adyton.release.run_messages import ROOT_COMMIT, ROOT_INTENT
-from adyton.roots.judge import CHECK
+from adyton.roots.judge import CHECK, judge_staged
 from adyton.roots.pinned_folder import Checked, check_folder, confirm
 from adyton.roots.root import Root
 from adyton.typed_document import TypedDocument
@@ -103,6 +106,25 @@ class PinnedFolders:
                 remedy=f"the owner pins it: adyton pin {mount.source} --key {mount.key_name}",
             )
         return Root.parse(TypedDocument(dict(given), _malformed))
+
+    def check_staged(self, mount: EncryptedMount, files: Mapping[str, bytes], target: str, *, links: bool) -> None:
+        """Hold what was copied out of a folder that is only read to its root.
+
+        `files` has the root of each file by its stored path. `target` is the copy. With `links` the files of links are
+        links there, and attributes are left out. Raises IntegrityError.
+        """
+        base = f"{mount.source}/"
+        folders = {
+            os.path.relpath(os.path.join(at, name), target) for at, names, _ in os.walk(target) for name in names
+        }
+        judge_staged(
+            mount.source,
+            self.checked[mount.pinned].entries,
+            {path.removeprefix(base): root for path, root in files.items()},
+            folders,
+            left_out=lambda path: links and path.endswith(XATTR_SUFFIX),
+            now_s=int(time.time()),
+        )
 
     def writer(self, folder: str) -> str:
         """The name under which this run writes to a folder: its grant."""

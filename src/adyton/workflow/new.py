@@ -77,6 +77,7 @@ def new(
     force: bool = False,
     serve: int | None = None,
     watch: float | None = None,
+    pinned: bool = False,
     notice: Notice = unheard,
 ) -> Proposed:
     """Run a program once in the current folder and write NAME.manifest.template, as `adyton new` does.
@@ -87,6 +88,8 @@ def new(
 
     With `serve` the program is a server on this port of 127.0.0.1. It is ended by SIGTERM once it has answered a
     request (GET /), after `watch` seconds (120 by default) at the latest. The template then has an ingress for clients.
+
+    With `pinned` each folder of data is pinned: the program refuses an older or missing file in it (`adyton pin`).
 
     Raises UsageError, TargetExists, and RunError where the program fails.
     """
@@ -100,7 +103,14 @@ def new(
     cpus = len(os.sched_getaffinity(0))
     seen = observe(program.command, Path.cwd(), server)
     found = propose(
-        seen, name=name, script=program.file, cpus=cpus, key_name=key, environment=os.environ, user=_user(os.environ)
+        seen,
+        name=name,
+        script=program.file,
+        cpus=cpus,
+        key_name=key,
+        environment=os.environ,
+        user=_user(os.environ),
+        pinned=pinned,
     )
     if not force:
         _check_absent(Path(file.name) for file in found.files)

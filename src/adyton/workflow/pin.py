@@ -81,12 +81,14 @@ def pin(
 def check_if_pinned(
     source: str | Path, key: str | Key128 | None, wrap_key: Key128, *, home: Path | None, demanded: bool = False
 ) -> Checked | None:
-    """Hold a folder to the root in the owner's store, if it is pinned there. None where it is not.
+    """Hold the folder that is or holds `source` to the root in the owner's store, if it is pinned. None if it is not.
 
-    The folder may have been moved: its history beside it says which one it is. With `demanded` a folder that is not
-    pinned is refused. Raises IntegrityError (check `root of the folder`), StorageFailed, and the errors of the store.
+    The folder may have been moved: its history beside it says which one it is. With `demanded` what is not in a pinned
+    folder is refused. Raises IntegrityError (check `root of the folder`), StorageFailed, and the errors of the store.
     """
-    place = _place(source)
+    given = _place(source)
+    above = [given, *map(str, Path(given).parents)]
+    place = next((each for each in above if os.path.lexists(journal_of(each))), given)
     has_history = os.path.lexists(journal_of(place))
     if not isinstance(key, str):
         if demanded or has_history:
@@ -101,6 +103,10 @@ def check_if_pinned(
     name = key.partition("@")[0]
     with owner_store(home) as (_, store), store.read() as view:
         known = _which(place, name, wrap_key, view)
+        if known is None and not has_history:
+            pinned = {stored.folder for stored in view.folders()}
+            place = next((each for each in above if f"{name}/{normalise(each)}" in pinned), given)
+            known = _which(place, name, wrap_key, view)
     if known is not None:
         return check_folder(place, wrap_key, known.folder, known.root, sealed_as=known.folder.partition("/")[2])
     if demanded or has_history:
