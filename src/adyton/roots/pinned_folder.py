@@ -75,7 +75,8 @@ class PinnedFolder:
 
         The caller has the folder's lock. Raises StorageFailed, and IntegrityError where another run wrote meanwhile.
         """
-        place = journal_of(checked.source)
+        self._place = Path(checked.source or ".").absolute()  # a file server leaves its working folder
+        place = journal_of(str(self._place))
         if read_journal(place, checked.key, checked.history.folder)[0].head != checked.history.head:
             raise IntegrityError(
                 f"{checked.source} was written to by another run since it was checked",
@@ -84,8 +85,6 @@ class PinnedFolder:
                 seen="a longer history",
                 remedy="wait until the other run has ended, then start this one again",
             )
-        self._source = checked.source
-        self._sealed_as = checked.sealed_as
         self._writer = writer
         self._told = told
         self._committed_s = time.monotonic()
@@ -95,7 +94,7 @@ class PinnedFolder:
             self._remove(checked.judged.left_over)
             steps = [Step(path, entries.get(path)) for path in checked.judged.taken_back]
             _follow(history, Change(at_s, writer, tuple(steps)))
-            sync_file_system(Path(self._source or "."))
+            sync_file_system(self._place)
             _follow(history, Commit(history.root.sequence + 1, at_s, writer, history.tree.digest()))
         self._journal = Journal(place, checked.key, history)
         if history.root != begun:
@@ -103,15 +102,11 @@ class PinnedFolder:
 
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:
-            place = Path(self._source or ".") / path
+            place = self._place / path
             try:
                 place.unlink(missing_ok=True)
             except OSError as error:
                 raise storage_failed(error, str(place), "removing what a crash left") from error
-
-    def tell(self, told: Callable[[Root], None]) -> None:
-        """Have another function called with the root of each commit."""
-        self._told = told
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -172,7 +167,7 @@ class PinnedFolder:
         """Make everything until now durable, and a commit of it. Raises StorageFailed."""
         history = self._journal.history
         if history.has_changed:
-            sync_file_system(Path(self._source or "."))
+            sync_file_system(self._place)
             at_s = int(time.time())
             self._journal.append(Commit(history.root.sequence + 1, at_s, self._writer, history.tree.digest()))
             self._journal.begin_anew_if_long()
