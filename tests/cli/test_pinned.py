@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Machine:
         """Where the program's encrypted data lie."""
         return self.place.folder / "encrypted"
 
-    def serve(self) -> object:
+    def serve(self) -> subprocess.Popen[str]:
         """Start the key server."""
         ready = self.home.with_name("ready")
         ready.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """The roots of pinned folders: what a grant says of them, and what a run that writes to one says back.
 
 A run that writes first says so (`root-intent`), with the root from which it goes on. It gets a fencing number, which is
-one more than that of the last writer. With that number it commits (`root-commit`). A run whose number is no longer the
-last one is refused: another run, or a clone of this one, writes to the folder now. Sequence numbers never go back.
+one more than that of the last writer. With that number it commits (`root-commit`), and names the root that it commits
+after. A run whose number is no longer the last one is refused: another run writes to the folder now. So is a run that
+does not name the newest root: a clone of it, which has the same number, has committed meanwhile.
 """
 
 from __future__ import annotations
@@ -66,10 +67,12 @@ class FolderRoots:
                     seen=f"number {commit.fence}",
                     remedy="run one program at a time on a pinned folder; the next run takes what the last writer left",
                 )
-            _check_goes_on(stored, commit.root)
             holder = "" if commit.is_last else message.run.grant
-            if stored.root.is_same(commit.root) and stored.holder == holder:
+            if stored.root.is_same(commit.root) and stored.holder == holder:  # the answer was lost
                 return {"sequence": stored.root.sequence}
+            if commit.before != stored.root.head:
+                raise _of_another_run(stored, commit.root)
+            _check_goes_on(stored, commit.root)
             event: Event = ENDED if commit.is_last else COMMITTED
             change.set_folder(replace(stored, root=commit.root, holder=holder), event, now_ms())
         return {"sequence": commit.root.sequence}
@@ -92,13 +95,20 @@ def _stored(change: Transaction, message: VerifiedMessage, folder: str) -> Store
 def _check_goes_on(stored: StoredFolder, root: Root) -> None:
     newest = stored.root
     if root.sequence < newest.sequence or (root.sequence == newest.sequence and root.head != newest.head):
-        raise OutOfOrder(
-            f"{stored.folder} was written to by another run meanwhile",
-            check=CHECK,
-            expected=f"commit {newest.sequence}, or one that came from it",
-            seen=f"commit {root.sequence}" + (" of another history" if root.sequence == newest.sequence else ""),
-            remedy="start the run again, with the folder as the last writer left it",
-        )
+        raise _of_another_run(stored, root)
+
+
+def _of_another_run(stored: StoredFolder, root: Root) -> OutOfOrder:
+    newest, fork = stored.root, ", which did not" if root.sequence >= stored.root.sequence else ""
+    return OutOfOrder(
+        f"{stored.folder} was written to by another run meanwhile",
+        check=CHECK,
+        expected=f"commit {newest.sequence}, or one that came from it",
+        seen=f"commit {root.sequence}, which did not"
+        if root.sequence >= newest.sequence
+        else f"commit {root.sequence}",
+        remedy="start the run again, with the folder as the last writer left it",
+    )
 
 
 def given_folders(roots: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

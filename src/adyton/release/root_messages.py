@@ -3,9 +3,10 @@
 ::
 
     root-intent   {folder, root}                      ->  {fence}
-    root-commit   {folder, fence, root, last}         ->  {sequence}
+    root-commit   {folder, fence, before, root, last} ->  {sequence}
 
-`root` is the root of the folder (`roots.root`). `last` says that the run writes no more. This module is pure.
+`root` is the root of the folder (`roots.root`). `before` is the head of the last root that the key server has taken
+from this run, 64 digits of hex. `last` says that the run writes no more. This module is pure.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.release.wire import malformed, parse_object, to_bytes
 from adyton.roots.folder_id import MAX_ID_BYTES, is_folder_id
-from adyton.roots.root import Root
+from adyton.roots.root import Root, parse_hash
 
 if TYPE_CHECKING:
     from adyton.typed_document import TypedDocument
@@ -42,13 +43,14 @@ class RootCommit:
 
     folder: str
     fence: int
+    before: bytes
     root: Root
     is_last: bool
 
     def to_bytes(self) -> bytes:
         """As JSON."""
-        members: dict[str, Any] = {"folder": self.folder, "fence": self.fence, "root": self.root.to_dict()}
-        return to_bytes({**members, "last": self.is_last})
+        members: dict[str, Any] = {"folder": self.folder, "fence": self.fence, "before": self.before.hex()}
+        return to_bytes({**members, "root": self.root.to_dict(), "last": self.is_last})
 
 
 def parse_intent(raw: bytes) -> RootIntent:
@@ -61,11 +63,17 @@ def parse_intent(raw: bytes) -> RootIntent:
 def parse_commit(raw: bytes) -> RootCommit:
     """Parse the payload of `root-commit`. Raises OutOfOrder."""
     document = parse_object(raw, MAX_ROOT_MESSAGE_BYTES)
-    document.only({"folder", "fence", "root", "last"})
+    document.only({"folder", "fence", "before", "root", "last"})
     last = document["last"]
     if not isinstance(last, bool):
         raise document.wrong("last", "true or false")
-    return RootCommit(_folder(document), parse_fence(document), Root.parse(document.inner("root")), last)
+    return RootCommit(
+        folder=_folder(document),
+        fence=parse_fence(document),
+        before=parse_hash(document, "before"),
+        root=Root.parse(document.inner("root")),
+        is_last=last,
+    )
 
 
 def parse_fence(document: TypedDocument) -> int:

@@ -63,6 +63,20 @@ def scan(
     return found
 
 
+def remove_beneath(top: Path, path: str) -> None:
+    """Remove a file below a folder, through folders and no links. Raises OSError."""
+    *folders, name = path.split("/")
+    folder = os.open(top, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        for below in folders:
+            inner = os.open(below, _FOLDER, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
 def _walk(top: int, progress: Callable[[], None]) -> Iterator[tuple[str, int, str, bool]]:
     """Every name below a folder: its path, the descriptor of its folder, itself, whether a recovery log is beside."""
     pending = [("", os.dup(top))]

@@ -12,7 +12,7 @@ from adyton.errors import IntegrityError
 from adyton.os_failure import storage_failed
 from adyton.roots.entry import Entry
 from adyton.roots.history import History
-from adyton.roots.host_scan import scan
+from adyton.roots.host_scan import remove_beneath, scan
 from adyton.roots.journal import Journal, append_to, journal_of, read_journal
 from adyton.roots.judge import CHECK, Judged, judge_folder, judge_server
 from adyton.roots.records import Change, Commit, Confirmed, Step, encode
@@ -102,11 +102,10 @@ class PinnedFolder:
 
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:
-            place = self._place / path
             try:
-                place.unlink(missing_ok=True)
+                remove_beneath(self._place, path)
             except OSError as error:
-                raise storage_failed(error, str(place), "removing what a crash left") from error
+                raise storage_failed(error, str(self._place / path), "removing what a crash left") from error
 
     @property
     def entries(self) -> Mapping[str, Entry]:

@@ -56,8 +56,8 @@ class Root:
             raise document.wrong("sequence", f"a whole number from 1 to {MAX_SEQUENCE}", str(sequence))
         return cls(
             sequence=sequence,
-            head=_hash(document, "head"),
-            state=_hash(document, "state"),
+            head=parse_hash(document, "head"),
+            state=parse_hash(document, "state"),
             entries=document.number("entries", MAX_ENTRIES),
             at_s=document.number("at_s", MAX_TIME_S),
             writer=_writer(document),
@@ -68,7 +68,8 @@ class Root:
         return (self.sequence, self.head) == (other.sequence, other.head)
 
 
-def _hash(document: TypedDocument, name: str) -> bytes:
+def parse_hash(document: TypedDocument, name: str) -> bytes:
+    """A member of 32 bytes in lower-case hex."""
     text = document.text(name, 64)
     if _HASH.fullmatch(text) is None:
         raise document.wrong(name, "64 digits of lower-case hex", "something else")

@@ -55,7 +55,10 @@ class _Written:
     key: Key128
     fence: int
     newest: Root
-    sent: Root | None = None
+    taken: Root
+    """The last root that the key server has taken."""
+    pending: Root | None = None
+    """One that was sent, and whose answer did not come."""
 
 
 @dataclass(slots=True)
@@ -93,7 +96,7 @@ class PinnedFolders:
                 root = self.checked[mount.pinned].history.root
                 intent = RootIntent(mount.pinned, root)
                 fence = parse_fence(self.given.tell(mount.pinned, ROOT_INTENT, intent.to_bytes()))
-                self._written[mount.pinned] = _Written(mount, keys[mount.key_name], fence, root)
+                self._written[mount.pinned] = _Written(mount, keys[mount.key_name], fence, root, root)
 
     def _granted(self, mount: EncryptedMount) -> Root:
         given = self.given.roots.get(mount.pinned)
@@ -147,7 +150,7 @@ class PinnedFolders:
             for written in self._written.values():
                 with self._lock:
                     newest = written.newest
-                if newest is not written.sent:
+                if not newest.is_same(written.taken):
                     try:
                         self._commit(written, newest, is_last=False)
                     except Error as error:
@@ -155,9 +158,16 @@ class PinnedFolders:
                             self._trouble.append(f"{written.mount.source}: {error.message}")
 
     def _commit(self, written: _Written, root: Root, *, is_last: bool) -> None:
+        if written.pending is not None and not written.pending.is_same(root):
+            self._send(written, written.pending, is_last=False)  # the key server may have it, or not
+        self._send(written, root, is_last=is_last)
+
+    def _send(self, written: _Written, root: Root, *, is_last: bool) -> None:
         folder = written.mount.pinned
-        self.given.tell(folder, ROOT_COMMIT, RootCommit(folder, written.fence, root, is_last).to_bytes())
-        written.sent = root
+        written.pending = root
+        commit = RootCommit(folder, written.fence, written.taken.head, root, is_last)
+        self.given.tell(folder, ROOT_COMMIT, commit.to_bytes())
+        written.taken, written.pending = root, None
 
     def tell_trouble(self) -> None:
         """Say what went wrong beside the run."""
