@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from adyton.workflow.new import new as new
     from adyton.workflow.pack import Packed as Packed
     from adyton.workflow.pack import pack as pack
+    from adyton.workflow.pin import Pinned as Pinned
+    from adyton.workflow.pin import pin as pin
     from adyton.workflow.protect import Protected as Protected
     from adyton.workflow.protect import protect as protect
     from adyton.workflow.rekey import Rekeyed as Rekeyed
@@ -66,6 +68,7 @@ _MODULES = {
     "adyton.workflow.new": ("Proposed", "new"),
     "adyton.workflow.pack": ("Packed", "pack"),
     "adyton.workflow.protect": ("Protected", "protect"),
+    "adyton.workflow.pin": ("Pinned", "pin"),
     "adyton.workflow.rekey": ("Rekeyed", "rekey"),
     "adyton.workflow.revoke": ("RevokedApprovals", "revoke"),
     "adyton.workflow.run": ("Ran", "run"),

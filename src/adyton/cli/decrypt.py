@@ -32,6 +32,9 @@ def decrypt(
     all_links: Annotated[
         bool, typer.Option("--all-links", help="In directories, make links that lead out of them, too.")
     ] = False,
+    pinned: Annotated[
+        bool, typer.Option("--pinned", help="Take nothing but what lies in a pinned folder, which is checked.")
+    ] = False,
     as_json: JSONOption = False,
 ) -> None:
     """Decrypt protected files; nothing stands under the target's name unless all of it was verified.
@@ -56,6 +59,7 @@ def decrypt(
         jobs=jobs,
         force=force,
         all_links=all_links,
+        pinned=pinned,
         pipes=Pipes(0, sys.stdout.buffer.write),
         progress=partial(progress, quiet=as_json),
         done=None if as_json else say_moved,

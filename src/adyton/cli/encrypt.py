@@ -35,6 +35,9 @@ def encrypt(
     all_links: Annotated[
         bool, typer.Option("--all-links", help="In directories, keep links that lead out of them, too.")
     ] = False,
+    pinned: Annotated[
+        bool, typer.Option("--pinned", help="Pin each encrypted directory: nothing older is taken (adyton pin).")
+    ] = False,
     as_json: JSONOption = False,
 ) -> None:
     """Encrypt files, so that only who has the key can read them, and only under the embedded path.
@@ -59,6 +62,7 @@ def encrypt(
         force=force,
         follow_links=follow_links,
         all_links=all_links,
+        pinned=pinned,
         pipes=Pipes(0, sys.stdout.buffer.write),
         progress=partial(progress, quiet=as_json),
         done=None if as_json else say_moved,

@@ -24,6 +24,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "encrypt": ("adyton.cli.encrypt", "Encrypt files and directories into protected files."),
     "decrypt": ("adyton.cli.decrypt", "Decrypt protected files."),
     "inspect": ("adyton.cli.inspect", "Look inside a protected file, or verify all of it; writes nothing."),
+    "pin": ("adyton.cli.pin", "Hold an encrypted folder to its newest state: nothing older is taken."),
     "rekey": ("adyton.cli.rekey", "Seal protected files anew: another key, path or format version."),
     "protect": ("adyton.cli.protect", "From a script to an approved program: all that the owner does, at once."),
     "new": ("adyton.cli.new", "Propose a manifest template from one observed native run of a script."),

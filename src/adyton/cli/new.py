@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import ClientOption, JSONOption, ServeOption, WatchOption
+from adyton.cli.options import ClientOption, JSONOption, PinnedOption, ServeOption, WatchOption
 from adyton.cli.output import note, results_alone, say, say_json
 from adyton.cli.verb import verb_app
 
@@ -28,6 +28,7 @@ _OPTIONS = (
     "--serve",
     "--watch",
     "--client",
+    "--pinned",
 )
 
 
@@ -53,6 +54,7 @@ def new(
     serve: ServeOption = None,
     watch: WatchOption = None,
     client: ClientOption = None,
+    pinned: PinnedOption = False,
     as_json: JSONOption = False,
 ) -> None:
     """Run SCRIPT once in the current folder, watch which files it reads and writes, and write NAME.manifest.template.
@@ -75,6 +77,7 @@ def new(
             serve=serve,
             watch=watch,
             client=client,
+            pinned=pinned,
             notice=unheard if as_json else note,
         )
     if as_json:

@@ -52,6 +52,9 @@ ClientOption = Annotated[
         show_default=False,
     ),
 ]
+PinnedOption = Annotated[
+    bool, typer.Option("--pinned", help="Pin the folders of its data: an older or missing file in them is refused.")
+]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 KeyOption = Annotated[str | None, typer.Option("--key", metavar="NAME", help="A key of your store.")]
 OpeningKeyOption = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adyton.cli.options import AllowOption, ClientOption, HomeOption, JSONOption, ServeOption, WatchOption
+from adyton.cli.options import AllowOption, ClientOption, HomeOption, JSONOption, PinnedOption, ServeOption, WatchOption
 from adyton.cli.output import note, progress, results_alone, say, say_json, say_moved
 from adyton.cli.verb import verb_app
 from adyton.errors import UsageError
@@ -44,6 +44,7 @@ def protect(
     serve: ServeOption = None,
     watch: WatchOption = None,
     client: ClientOption = None,
+    pinned: PinnedOption = False,
     home: HomeOption = None,
     sim_platform: Annotated[
         Path | None,
@@ -83,6 +84,7 @@ def protect(
             serve=serve,
             watch=watch,
             client=client,
+            pinned=pinned,
             home=home,
             sim_platform=sim_platform,
             notice=note,
@@ -103,7 +105,7 @@ def protect(
 
 def _show(result: StepResult) -> None:
     """Say what came of a step as its own verb does; of the native run, what will be otherwise."""
-    from adyton.cli import approve, build, collateral, init, key, new, pack, platform
+    from adyton.cli import approve, build, collateral, init, key, new, pack, pin, platform
     from adyton.workflow import protect as steps
 
     match result:
@@ -120,6 +122,8 @@ def _show(result: StepResult) -> None:
         case steps.Encrypted():
             for item in result.sources:
                 say_moved(item)
+        case steps.Pinned():
+            pin.show(result)
         case steps.Built():
             build.show(result)
         case steps.Approved():

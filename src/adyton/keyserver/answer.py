@@ -42,6 +42,7 @@ def answered(
         versions=outcome.versions,
         wrapped=wrap_to(received.message.public_key, outcome.payload.to_bytes(), received.report_data or b""),
         checkpoint=checkpoint.to_dict(),
+        roots=outcome.roots,
     )
     granted = sign_grant(signer.private, signer.certificate_der, received.message, identity, terms)
     return Answered(None, granted=granted, grant_id=outcome.grant_id)

@@ -16,6 +16,7 @@ from adyton.attest.complete import without_event_log
 from adyton.attest.sgx import SGXQuote
 from adyton.errors import Denied, Error, OutOfOrder, Unavailable
 from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
+from adyton.keyserver.folder_roots import given_folders, granted_roots
 from adyton.keyserver.public_errors import busy
 from adyton.keyserver.record_limits import OWNERS_BYTES
 from adyton.keyserver.refusal_texts import (
@@ -169,14 +170,16 @@ class Decisions:
         payload = Payload(keys, secret_values, change.token_of(grant_id))
         kept = {name: change.keep_released(part, case.at_ms).hex() for name, part in evidence_parts(received).items()}
         facts = self._record.facts(change, case.verified, case.at_ms)
+        roots = {} if received.message is None else granted_roots(change, received.message.folders)
         if received.message is not None:
             facts["run_key"] = base64.b64encode(received.message.run_key).decode()
+        facts |= {"folders": given_folders(roots)} if roots else {}
         warned = warnings_of(grants)
         facts |= {"warnings": warned} if warned else {}
         change.record(RELEASE, grant_id, {"grant": grant_id, "keys": listed, **kept, **facts}, case.at_ms)
         named = {"keys": ",".join(grant.key for grant in grants), "app": grants[0].approval.approval.app}
         log.info("released", extra={"grant": grant_id, "peer": received.peer, **named})
-        return Release(grant_id, grants, versions, payload)
+        return Release(grant_id, grants, versions, payload, roots)
 
     def _refuse(self, case: _Case, report: VerifiedReport, denial: Denial) -> Refused:
         """Refuse genuine evidence without a matching approval. The owner's record lists the closest approvals."""

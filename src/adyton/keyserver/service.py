@@ -21,6 +21,7 @@ from adyton.errors import AuditError, Error, OutOfOrder, Stale, StoreError, Unav
 from adyton.keyserver.answer import answered
 from adyton.keyserver.decision_queue import MAX_WAITING, DecisionQueue, Waiting
 from adyton.keyserver.decisions import Decisions
+from adyton.keyserver.folder_roots import FolderRoots
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.keyserver.readiness import Readiness
 from adyton.keyserver.receive import received_chain, received_message
@@ -32,6 +33,7 @@ from adyton.keystore.audit import Checkpoint, sign_checkpoint
 from adyton.keystore.audit_facts import AWAITED
 from adyton.keystore.clock import now_ms
 from adyton.release.messages import ServerIdentity, check_challenge, make_challenge
+from adyton.release.run_messages import ROOT_COMMIT, ROOT_INTENT
 from adyton.values import Digest, Nonce
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ class KeyService:
         self._audit_key = audit_key
         self._grant_key = grant_key
         self.explainer = Explainer(store, combine)
-        self.run_messages = RunMessages(store, identity, {})
+        folders = FolderRoots(store)
+        self.run_messages = RunMessages(store, identity, {ROOT_INTENT: folders.begin, ROOT_COMMIT: folders.commit})
         self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
@@ -111,7 +114,6 @@ class KeyService:
         """
         try:
             check_challenge(self.store.keyring.challenge_key, request.nonce, self._clock().timestamp())
-            _check_not_asked_for("folders", request.folders)
             _check_not_asked_for("in_force", request.in_force)
         except OutOfOrder as error:
             self.note("challenge refused", peer, error)

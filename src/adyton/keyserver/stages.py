@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adyton.check import text
 
@@ -88,6 +88,8 @@ class Release:
     versions: Mapping[str, int]
     """The granted version of each key."""
     payload: Payload
+    roots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The newest root of each folder that was asked for, empty where it is not pinned."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from adyton.errors import AuditError, UsageError
 from adyton.keystore.approval import REVOKED
 from adyton.keystore.audit import canonical
+from adyton.keystore.stored_folder import StoredFolder
 from adyton.values import Measurement
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ EXPLANATION: Final = "explanation"
 DISMISSED: Final = "candidate-dismissed"
 PRUNED: Final = "evidence-pruned"
 USED: Final = "used"
+FOLDER_ROOT: Final = "folder-root"
 """Kinds of entries, one for each event."""
 
 AWAITED: Final = "awaited"
@@ -145,6 +147,8 @@ class Facts:
     """By approval: the sorted ends of its leases, so that active ones are counted by bisection."""
     waiting: dict[tuple[bytes, str, str], Candidate] = field(default_factory=dict)
     """By measurement, platform and key, ordered by the time of the last request."""
+    folders: dict[str, StoredFolder] = field(default_factory=dict)
+    """By id: the newest root of each pinned folder."""
     leases_kept: int = 0
     forget_above: int = _LEASES_KEPT
     is_whole: bool = True
@@ -228,6 +232,7 @@ class Facts:
                 )
                 for item in self.waiting.values()
             ],
+            "folders": [item.to_dict() for item in self.folders.values()],
         }
 
     @classmethod
@@ -252,6 +257,9 @@ class Facts:
         for measurement, tee, key, first, last, requests, denial in document["waiting"]:
             item = Candidate(Measurement.from_hex(measurement), tee, key, first, last, requests, denial)
             found.waiting[item.measurement.raw, tee, key] = item
+        # facts that were stored before there were pinned folders have no list of them
+        folders = [StoredFolder.from_dict(item) for item in document.get("folders", ())]
+        found.folders = {item.folder: item for item in folders}
         return found
 
     def _must_follow(self, before: int, number: int) -> None:
@@ -331,6 +339,13 @@ class Facts:
         item = Candidate(measurement, tee, key, first, entry.at_ms, requests + 1, str(body["denial"]))
         self.waiting[measurement.raw, tee, key] = item
 
+    def _folder_root(self, _entry: Entry, body: Mapping[str, Any]) -> None:
+        found = StoredFolder.from_dict(body)
+        before = self.folders.get(found.folder)
+        if before is not None and (found.root.sequence < before.root.sequence or found.fence < before.fence):
+            raise ValueError("a root does not go back")
+        self.folders[found.folder] = found
+
     def _dismissed(self, _entry: Entry, body: Mapping[str, Any]) -> None:
         self._forget(body["measurement"], body["key"])
 
@@ -349,6 +364,7 @@ _READERS: Final[Mapping[str, Callable[[Facts, Entry, Mapping[str, Any]], None]]]
     DENIAL: Facts._waits,
     EXPLANATION: Facts._waits,
     DISMISSED: Facts._dismissed,
+    FOLDER_ROOT: Facts._folder_root,
 }
 
 

@@ -11,6 +11,7 @@ from adyton.keystore.audit_facts import (
     DENIAL,
     DISMISSED,
     EXPLANATION,
+    FOLDER_ROOT,
     KEY_ADDED,
     MASTER_KEY_ROTATED,
     POLICY,
@@ -76,6 +77,11 @@ def entry_words(entry: Entry) -> EntryWords:
         policy = body["policy"]
         title = f"{body['state'].capitalize()}: {policy['app']} {policy['version']}"
         return EntryWords("plain", body["approval"], title, f"for key {policy['key']}, by {body['actor']}")
+    if entry.kind == FOLDER_ROOT:
+        root = body["root"]
+        title = f"Root of {body['folder']}: {body['event']}"
+        detail = f"commit {root['sequence']}, {root['entries']} files and folders, by {root['writer']}"
+        return EntryWords("plain", body["holder"], title, detail)
     title = TITLES.get(entry.kind, entry.kind)
     if entry.kind == "server":
         title = f"Key server {body['what']}"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from adyton.keystore.audit import Entry
     from adyton.keystore.audit_facts import ApprovalChange, Candidate, KeyVersion, Lease
     from adyton.keystore.ledger import Ledger
+    from adyton.keystore.stored_folder import StoredFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,14 @@ class RecordedFacts:
         lasting = [run for run, lease in held if lease.until_ms > at_ms]
         more = sum(self._ledger.lease(approval, run, at_ms) is None for run in lasting)
         return Usage(runs + self._added.runs.get(approval, 0), active + more, own)
+
+    def folder(self, folder: str) -> StoredFolder | None:
+        """The newest root of a pinned folder. A reader sees the newest, also beyond `to`."""
+        return self._added.folders.get(folder) or self._ledger.folder(folder)
+
+    def folders(self) -> list[StoredFolder]:
+        """The newest root of every pinned folder, by its id."""
+        return [item for _, item in sorted({**self._ledger.folders(), **self._added.folders}.items())]
 
     def candidates(self) -> list[Candidate]:
         """Programs that asked without an approval, the latest request first."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from adyton.keystore.audit import Entry
     from adyton.keystore.audit_facts import ApprovalChange, Candidate, KeyVersion, Lease
+    from adyton.keystore.stored_folder import StoredFolder
 
 STEP: Final = 64
 """The hash of every STEP-th entry is kept."""
@@ -189,6 +190,16 @@ class Ledger:
         """As `Facts.lease`."""
         with self._lock:
             return self._state.facts.lease(approval, run, at_ms)
+
+    def folder(self, folder: str) -> StoredFolder | None:
+        """The newest root of a pinned folder."""
+        with self._lock:
+            return self._state.facts.folders.get(folder)
+
+    def folders(self) -> dict[str, StoredFolder]:
+        """The newest root of each pinned folder, by its id."""
+        with self._lock:
+            return dict(self._state.facts.folders)
 
     def candidates(self, own: Sequence[Entry] = ()) -> list[Candidate]:
         """The programs that wait once these further entries are written, the latest request first."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adyton.keystore.current_facts import Usage
     from adyton.keystore.keyring import Keyring
     from adyton.keystore.ledger import Ledger
+    from adyton.keystore.stored_folder import StoredFolder
     from adyton.keystore.tables.keys import KeyInfo
     from adyton.values import Key128, Measurement
 
@@ -159,6 +160,14 @@ class Reader:
         if not hmac.compare_digest(token, self._keyring.token(grant_id)):
             return None
         return USED if any(self.entries(kind=USED, subject=grant_id)) else AWAITED
+
+    def folder(self, folder: str) -> StoredFolder | None:
+        """The newest root of a pinned folder, by the audit record. None where it is not pinned."""
+        return self._record.facts.folder(folder)
+
+    def folders(self) -> list[StoredFolder]:
+        """Every pinned folder, by the audit record."""
+        return self._record.facts.folders()
 
     def candidates(self) -> list[Candidate]:
         """Programs that asked without an approval, by the audit record, the latest request first."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adyton.keystore.approval import APPROVED
-from adyton.keystore.audit_facts import AWAITED, DISMISSED, USED
+from adyton.keystore.audit_facts import AWAITED, DISMISSED, FOLDER_ROOT, USED
 from adyton.keystore.clock import now_ms
 from adyton.keystore.reader import Reader
 from adyton.keystore.tables.approvals import ApprovalWriter
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adyton.keystore.audit import Checkpoint, Entry, Head
     from adyton.keystore.keyring import Keyring
     from adyton.keystore.ledger import Ledger
+    from adyton.keystore.stored_folder import Event, StoredFolder
     from adyton.keystore.tables.keys import KeyInfo
     from adyton.keystore.transaction_cache import Cache
     from adyton.keystore.wrapping import WrappingKey
@@ -113,6 +114,10 @@ class Transaction(Reader):
         if state == AWAITED:
             self.record(USED, grant_id, {"grant": grant_id}, at_ms)
         return state is not None
+
+    def set_folder(self, folder: StoredFolder, event: Event, at_ms: int, *, actor: str = "") -> None:
+        """Record the newest root of a pinned folder, and what happened to it."""
+        self.record(FOLDER_ROOT, "", {**folder.to_dict(), "event": event, "actor": actor[:128]}, at_ms)
 
     def dismiss_candidate(self, measurement: Measurement, key: str, *, actor: str) -> bool:
         """Remove a program from those that wait. False where it does not wait.

@@ -178,7 +178,11 @@ def _cut(value: object, shown: str | None, other: str | None) -> str | None:
 def _mount_text(mount: Mount) -> str:
     parts = [mount.type, mount.uri or ""]
     if mount.type == "encrypted":
-        parts += [f"key {mount.key_name}", "with recovery" if mount.enable_recovery else ""]
+        parts += [
+            f"key {mount.key_name}",
+            "with recovery" if mount.enable_recovery else "",
+            "pinned" if mount.pinned else "",
+        ]
     return " ".join(part for part in parts if part)
 
 

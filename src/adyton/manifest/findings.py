@@ -184,6 +184,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("flock", _W, _NOTE, "sys.experimental__enable_flock", "flock is experimental in Gramine (under SGX)", _OUT, lambda m: _if(m.enable_flock)),
     Rule("mocked-call", _W, _NOTE, "sys.debug__mock_syscalls", "the results of the system call {} are made up (under SGX)", _OUT, lambda m: m.mock_syscalls),
     Rule("sealed-to-signer", _W, _NOTE, "fs.mounts", "the key of {} is the processor's, the same for every enclave of this signer (under SGX)", 'use "_sgx_mrenclave", or a key server\'s key', lambda m: _mounts(m, lambda mount: mount.type == "encrypted" and mount.key_name == SGX_SEALING_KEYS[1])),
+    Rule("unpinned-folder", _W, _NOTE, "fs.mounts", "the encrypted folder {} is written and not pinned: between two runs the host can put back older files, and remove files", "write pinned = true at the mount, and pin the folder (adyton pin)", lambda m: _mounts(m, lambda mount: mount.type == "encrypted" and not mount.pinned and mount.path not in m.adyton.read_only)),
     Rule("library-log", _W, _GRAMINE, "loader.log_level", "the log may show data (under SGX)", _OUT, lambda m: _if(m.log_level in ("warning", "debug", "trace", "all"))),
 )  # fmt: skip
 """Every finding there is. A name is never reused for something else: it stands in audit records."""
@@ -255,8 +256,8 @@ def findings_table() -> str:
 def not_covered(manifest: Manifest) -> tuple[str, ...]:
     """Everything that a measurement of this manifest does not cover, in words for the owner who approves it."""
     found = [
-        f"the contents of {mount.path} (encrypted, key {mount.key_name}): whoever holds that key wrote them, and an"
-        " older whole file cannot be told from the newest"
+        f"the contents of {mount.path} (encrypted, key {mount.key_name}): whoever holds that key wrote them"
+        + ("" if mount.pinned else ", and an older whole file cannot be told from the newest")
         for mount in manifest.encrypted_mounts
     ]
     found += [f"{uri}: read and written unchecked" for uri in manifest.allowed_files]
@@ -308,6 +309,13 @@ def _tee_refusals(manifest: Manifest, tee: str) -> Iterator[_Refused]:
             "evidence over bytes of the program's choice could be taken for the runtime's own",
             f"false, unless under {', '.join(sorted(RAW_REPORT_DATA_TEES))}",
             "leave it out and build again; Adyton's own RA-TLS needs adyton.insecure__ra_tls instead",
+        )
+    if tee == "sgx" and any(mount.pinned for mount in manifest.encrypted_mounts):
+        yield _Refused(
+            "fs.mounts[].pinned",
+            "under Gramine no keeper stands beside the program that could hold its folders to a root",
+            "no pinned mount under sgx",
+            "run under tdx or in another confidential machine, or take pinned = true out",
         )
     if manifest.adyton.ingress and tee == "sgx":
         yield _Refused(

@@ -130,6 +130,15 @@ def _refuse_unkept(manifest: Manifest) -> None:
             seen=manifest.adyton.gpus,
             remedy="run the program in a trust domain or a guest that a TPM measures, or take adyton.gpus out",
         )
+    pinned = [mount.path for mount in manifest.encrypted_mounts if mount.pinned]
+    if pinned:
+        raise ManifestError(
+            "under Gramine no keeper stands beside the program that could hold its folders to a root",
+            check="manifest key fs.mounts[].pinned",
+            expected="no pinned mount",
+            seen=", ".join(pinned),
+            remedy="run the program in a confidential machine, or take pinned = true out",
+        )
     if manifest.adyton.ingress:
         raise ManifestError(
             "no process stands beside an enclave under Gramine that could prove its connections",

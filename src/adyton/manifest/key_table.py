@@ -79,6 +79,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("fs.mounts[].uri", Kind.STRING, None, _E, "`file:` or `dev:` path on the host; ignored for tmpfs"),
     Key("fs.mounts[].key_name", Kind.STRING, "default", _E, "name of the key of an encrypted mount"),
     Key("fs.mounts[].enable_recovery", Kind.BOOL, False, _E, "keep a recovery log beside each file of an encrypted mount, so that a crash in the middle of a flush is undone"),
+    Key("fs.mounts[].pinned", Kind.BOOL, False, _E, "hold the encrypted folder to the root that the key server keeps: an older or missing file or folder is refused; never under SGX"),
     Key("fs.root.type", Kind.STRING, "chroot", _E, "type of the mount at `/`; an encrypted root is refused", choices=("chroot", "encrypted", "tmpfs")),
     Key("fs.root.uri", Kind.STRING, "file:.", _E, "host directory at `/`; only what trusted and allowed files name is visible of it"),
     Key("fs.root.key_name", Kind.STRING, "default", _S, "key of an encrypted root (under SGX)"),

@@ -61,6 +61,8 @@ class Mount:
     uri: str | None
     key_name: str = "default"
     enable_recovery: bool = False
+    pinned: bool = False
+    """Whether its folder is held to the root that the key server keeps."""
 
     @property
     def host_path(self) -> str | None:
@@ -347,11 +349,11 @@ def _mount(table: Mapping[str, Any], name: str, *, path: str | None = None) -> M
     else:
         _uri(uri, f"{name}.uri")
     if kind != "encrypted":
-        for only in ("key_name", "enable_recovery"):
+        for only in ("key_name", "enable_recovery", "pinned"):
             if table.get(only):
                 raise refuse(f"{name}.{only}", "belongs to encrypted mounts", expected='type = "encrypted"', seen=kind)
     key_name = _key_name(table.get("key_name", "default"), f"{name}.key_name")
-    return Mount(kind, path, uri, key_name, table.get("enable_recovery", False))
+    return Mount(kind, path, uri, key_name, table.get("enable_recovery", False), table.get("pinned", False))
 
 
 def _fixed_environment(table: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -98,6 +98,7 @@ class DataMount:
     is_mounted: bool = True
     """Whether it has a mount of its own. Without, it shows in an open folder."""
     is_writable: bool = True
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +128,12 @@ def propose(
     key_name: str = "default",
     environment: Mapping[str, str] | None = None,
     user: User = ROOT,
+    pinned: bool = False,
 ) -> Proposal:
     """Make the proposal. `script` is the program's own file (always trusted), relative to the working folder or not.
 
-    None where it has none, as for a module of Python's. `user` is who ran the program.
+    None where it has none, as for a module of Python's. `user` is who ran the program. With `pinned` each folder of
+    data is held to the root that the key server keeps.
     """
     program = None if script is None else os.path.normpath(os.path.join(seen.cwd, script))
     code, inputs, left_out = _sort_reads(seen, program)
@@ -142,7 +145,7 @@ def propose(
     home = (environment or {}).get("HOME", "")
     files = identity_files(left_out, program=name, user=replace(user, home=inside.argument(user.home)))
     left_out = [path for path in left_out if path not in {file.path for file in files}]
-    layout = _layout(seen, inputs, written, trusted, inside, files, home=home, key_name=key_name)
+    layout = _layout(seen, inputs, written, trusted, inside, files, home=home, key_name=key_name, pinned=pinned)
     sizing = size_for(seen.peak_bytes, seen.peak_threads, cpus, source="peak of the native run")
     libraries = _library_folders(trusted)
     entry = seen.command[0] if os.path.isabs(seen.command[0]) else seen.executed[0]
@@ -401,6 +404,7 @@ def _layout(
     *,
     home: str,
     key_name: str,
+    pinned: bool,
 ) -> _Layout:
     """Find where everything shows.
 
@@ -432,6 +436,7 @@ def _layout(
             is_output=group.is_output,
             is_mounted=group.path in alone or group.path not in writable or not is_below(group.path, opened),
             is_writable=group.path in writable,
+            is_pinned=pinned and group.is_folder and (group.path in alone or group.path not in writable),
         )
         for group in groups
     ]
@@ -450,7 +455,15 @@ def _layout(
     for item in data:
         if item.is_mounted:
             role = "read and written" if item.is_input and item.is_output else "read" if item.is_input else "written"
-            lines = _encrypted_lines(item.path, item.encrypted, role, key_name, is_folder=item.is_folder)
+            lines = _encrypted_lines(
+                item.path,
+                item.encrypted,
+                role,
+                key_name,
+                is_folder=item.is_folder,
+                pinned=item.is_pinned,
+                can_pin=item.is_folder and item.is_writable,
+            )
             mounts.append((item.path, lines))
     holding = [group.path for group in groups if group.is_input]  # the folders of what is encrypted come with it
     empty = [
@@ -491,11 +504,17 @@ def _memory_line(path: str) -> str:
     return f'  {{ type = "tmpfs", path = {_toml(path)} }},'
 
 
-def _encrypted_lines(path: str, encrypted: str, role: str, key_name: str, *, is_folder: bool) -> tuple[str, ...]:
+def _encrypted_lines(
+    path: str, encrypted: str, role: str, key_name: str, *, is_folder: bool, pinned: bool = False, can_pin: bool = False
+) -> tuple[str, ...]:
     uri = _toml(f"file:{encrypted}{'/' if is_folder else ''}")
+    more = ", pinned = true" if pinned else ""
+    words = f"  # To notice older or missing files: pinned = true here, and adyton pin {encrypted} --key {key_name}"
+    proposed = (words,) if can_pin and not pinned else ()
     return (
         f"  # {role} by the program as {path}; the host sees only {encrypted}",
-        f'  {{ type = "encrypted", path = {_toml(path)}, uri = {uri}, key_name = {_toml(key_name)} }},',
+        *proposed,
+        f'  {{ type = "encrypted", path = {_toml(path)}, uri = {uri}, key_name = {_toml(key_name)}{more} }},',
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from adyton.errors import Error, IntegrityError, StorageFailed
 from adyton.pfile import committed_state, geometry, recovery, seal
@@ -24,13 +24,16 @@ from adyton.pfile.backing import Backing, read_at
 from adyton.pfile.layout import DATA_SLOTS, FLAGS_AT, INLINE_BYTES, NODE_BYTES, PENDING, SLOT_BYTES, Envelope, Metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from adyton.pfile.nodes import NodeReader
     from adyton.values import Key128
 
 _Undoing = Literal["nothing", "replay", "cut", "seal again"]
+
+Announce: TypeAlias = "Callable[[bytes, bytes, int], None]"
+"""Hears of a commit before it is made: sealed path, root (48 bytes) and size. If it raises, none is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class CommittedFile:
         self._undoing: _Undoing = "nothing"  # what a commit that failed left to be done
         self._torn = False  # a commit failed half-way and cannot be undone: the next one mends it
         self._log: Backing | None = None
+        self.announce: Announce | None = None
 
     @property
     def root(self) -> bytes:
@@ -253,6 +257,8 @@ class CommittedFile:
         """Step 4."""
         metadata = Metadata(change.path, change.size, root_slot, change.inline)
         envelope = seal.seal_metadata(self._key, self._version, metadata.to_bytes())
+        if self.announce is not None:
+            self.announce(change.path, envelope.nonce + envelope.tag, change.size)
         self._backing.write_at(0, envelope.to_bytes())
         return envelope
 

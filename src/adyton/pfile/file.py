@@ -13,7 +13,7 @@ from adyton.errors import StorageFailed, UsageError
 from adyton.pfile import committed_state, geometry
 from adyton.pfile.backing import Backing
 from adyton.pfile.bulk import Buffers, SegmentOpener
-from adyton.pfile.commit import Change, CommittedFile
+from adyton.pfile.commit import Announce, Change, CommittedFile
 from adyton.pfile.data_cache import DataCache
 from adyton.pfile.layout import (
     DATA_SLOTS,
@@ -122,12 +122,13 @@ class ProtectedFile:
         cache_bytes: int = CACHE_BYTES,
         use_log: bool = True,
         power_safe: bool = True,
+        announce: Announce | None = None,
     ) -> Self:
         """Make an empty protected file on `backing`, in place of what it held. Node 0 is written at once.
 
         `path` is normalised and sealed in.  `use_log=False` gives up crash safety of flushes and writes no
-        recovery log. `power_safe=False` keeps the log and syncs only where asked.  The backing belongs to
-        the file from here on, and is closed where this fails.
+        recovery log. `power_safe=False` keeps the log and syncs only where asked. `announce` hears of every commit,
+        the first one too.  The backing belongs to the file from here on, and is closed where this fails.
         """
         try:
             _check_version(version)
@@ -148,6 +149,7 @@ class ProtectedFile:
                 power_safe=power_safe,
                 host_nodes=host_nodes,
             )
+            file.announce_to(announce)
             file._metadata_dirty = True
             file.flush()
         except BaseException:
@@ -505,6 +507,11 @@ class ProtectedFile:
             self._host.moved_to(place)
 
     # ---------------------------------------------------------------- committing
+
+    def announce_to(self, announce: Announce | None) -> None:
+        """Have every commit told before it is made, or no longer."""
+        with self._lock:
+            self._host.announce = announce
 
     def use_native_reader(self, native_reader: NativeReader) -> None:
         """Let `native_reader` read whenever nothing waits to be flushed, but never while a method here runs."""

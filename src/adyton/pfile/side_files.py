@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LINK_SUFFIX: Final = ".adyton.link"
 XATTR_SUFFIX: Final = ".adyton.xattr"
+ROOTS_SUFFIX: Final = ".adyton-roots"
+"""Of the history beside a pinned folder (`adyton.roots.journal`). It is no protected file."""
 
 MAX_NAME_BYTES: Final = 255 - len(XATTR_SUFFIX) - len(RECOVERY_SUFFIX)
 """A longer name leaves no room for the suffix and the recovery log of its attribute file: Linux allows 255 bytes."""
@@ -37,8 +39,8 @@ _MAGIC: Final = b"adyton-xattrs/1\0"
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a name is that of a link's or an attribute file. No program may use such a name itself."""
-    return name.endswith((LINK_SUFFIX, XATTR_SUFFIX))
+    """Whether a name is that of a link's file, of attributes or of a history. No program may use such a name itself."""
+    return name.endswith((LINK_SUFFIX, XATTR_SUFFIX, ROOTS_SUFFIX))
 
 
 def parse_target(raw: bytes, name: str) -> bytes:

@@ -27,11 +27,12 @@ from adyton.errors import (
     VersionMismatch,
 )
 from adyton.release.tls import client_context, use_certificate
+from adyton.roots.folder_id import key_of
 from adyton.values import Digest, Key128
 
 if TYPE_CHECKING:
     import http.client
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from adyton.attest.bundle import DevicePart
     from adyton.errors import Parts
@@ -87,6 +88,7 @@ def obtain_keys(
     runtime_parts: Callable[[], Mapping[str, str]] | None = None,
     devices: Callable[[bytes], tuple[DevicePart, ...]] | None = None,
     run_key: RunKey | None = None,
+    folders: Collection[str] = (),
     timeout_s: float = TIMEOUT_S,
 ) -> Released:
     """Get every key and secret that the manifest needs, from the key server of each owner.
@@ -94,7 +96,8 @@ def obtain_keys(
     `servers` maps an owner's name to `HOST:PORT`. With one owner the name may be "". With several owners all are asked
     even if one refuses, so that the error has every reason. `runtime_parts` is called only after a refusal. It lets the
     owner's record say what was changed. `devices` makes the evidence of each GPU over a nonce of 32 bytes. `run_key` is
-    the key with which this run signs what it says later. Without one, a key is made that signs nothing.
+    the key with which this run signs what it says later. Without one, a key is made that signs nothing. `folders` are
+    the ids of the pinned folders: each owner is asked for the roots of those under her keys.
 
     Raises Denied with the server's text and denial id, or where the server's certificate or its grant is not under the
     pinned CA. Raises Timeout or FetchFailed where a server cannot be reached, and UsageError for ra-tls where the
@@ -121,7 +124,10 @@ def obtain_keys(
         conversation = _Conversation(signed, owner, address, timeout_s)
         try:
             if protocol == "adyton":
-                got_keys, got_secrets, grant = conversation.adyton(names, source, run_key, runtime_parts, devices)
+                hers = tuple(sorted(folder for folder in folders if key_of(folder) in names))
+                got_keys, got_secrets, grant = conversation.adyton(
+                    names, source, run_key, runtime_parts, devices, folders=hers
+                )
             else:
                 got_keys, got_secrets, grant = conversation.ra_tls(names, source)
         except (KeyReleaseError, Unavailable) as refusal:
@@ -263,6 +269,8 @@ class _Conversation:
         run_key: RunKey | None,
         runtime_parts: Callable[[], Mapping[str, str]] | None,
         devices: Callable[[bytes], tuple[DevicePart, ...]] | None,
+        *,
+        folders: tuple[str, ...] = (),
     ) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
         """Challenge, evidence, release, acknowledgement, over one connection."""
         from datetime import UTC, datetime
@@ -294,6 +302,7 @@ class _Conversation:
                 names=names,
                 evidence=EvidenceBundle(),
                 run_key=(RunKey() if run_key is None else run_key).public_bytes,
+                folders=folders,
             )
             if devices is not None:
                 request = replace(request, evidence=EvidenceBundle(devices=devices(request.gpu_nonce)))

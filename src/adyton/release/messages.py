@@ -68,6 +68,7 @@ from adyton.release.wire import (
     parse_object,
     to_bytes,
 )
+from adyton.roots.folder_id import is_folder_id, key_of
 from adyton.typed_document import TypedDocument
 from adyton.values import NAME_PATTERN, Digest, Nonce
 
@@ -82,7 +83,6 @@ MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_RESPONSE_BYTES: Final = 1 << 20
 MAX_NAMES: Final = 64
 MAX_FOLDERS: Final = 64
-MAX_FOLDER_CHARACTERS: Final = 200
 MAX_IN_FORCE: Final = 16
 MAX_IN_FORCE_BYTES: Final = 4096
 MLKEM_BYTES: Final = 1184
@@ -94,9 +94,6 @@ NOT_KEPT: Final = "not kept"
 
 _NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
 """The pattern of a key's name. Other names are refused and never reach the record."""
-
-_FOLDER: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_FOLDER_CHARACTERS}}}", re.ASCII)
-"""The characters of a pinned folder's id: printable ASCII without spaces."""
 
 _ARCH: Final = re.compile(ARCH_PATTERN, re.ASCII)
 
@@ -402,8 +399,7 @@ def _parse_folders(document: TypedDocument, names: list[str]) -> tuple[str, ...]
     """The ids of pinned folders. The key of each is among the names that are asked for."""
     folders = document.texts("folders", MAX_FOLDERS)
     for folder in folders:
-        key, slash, place = folder.partition("/")
-        if key not in names or not slash or not place or not _FOLDER.fullmatch(folder):
+        if not is_folder_id(folder) or key_of(folder) not in names:
             raise malformed("folders", "KEY/FOLDER in ASCII, with a key that is asked for", "something else")
     if folders != sorted(set(folders)):
         raise malformed("folders", "sorted, each once", "not so")

@@ -10,11 +10,13 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from adyton.check import Check
 from adyton.errors import Error, MountFailed
+from adyton.roots.pinned_folder import Checked, PinnedFolder
 from adyton.runtime import host
 from adyton.runtime.run_plan import EncryptedMount
 from adyton.runtime.signals import PASSED_ON
@@ -26,6 +28,7 @@ from adyton.vfs.storage_watchdog import STALLED_STATUS, START_S, StorageWatchdog
 
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
+    from adyton.roots.root import Root
     from adyton.vfs.fuse import Tree
 
 FLUSH_LIMIT_S: Final = 120.0
@@ -57,9 +60,16 @@ class Served:
     mounts: Sequence[tuple[EncryptedMount, Key128]]
     files: Sequence[StagedFile]
     attestation: Attestation | None
+    pinned: Mapping[str, tuple[Checked, str]] = field(default_factory=dict)
+    """By the id of a pinned folder: what is in it, and the name under which this run writes to it."""
 
-    def trees(self, event: Callable[[str], None], watchdog: StorageWatchdog) -> dict[str, Tree]:
-        """The file systems, made in the process that serves them."""
+    def trees(
+        self,
+        event: Callable[[str], None],
+        watchdog: StorageWatchdog,
+        committed: Callable[[str, Root], None],
+    ) -> dict[str, Tree]:
+        """The file systems, made in the process that serves them. `committed` hears of the roots of pinned folders."""
         from adyton.vfs.attestation import AttestationTree
         from adyton.vfs.fuse import calling_process
         from adyton.vfs.linked import LinkedTree
@@ -77,6 +87,7 @@ class Served:
                 side_files=bool(mount.path),  # at the root, links of a program would show where the sandbox is made
                 event=event,
                 watchdog=watchdog,
+                **self._pinning(mount, committed),
             )
         if self.files:
             found[TRUSTED] = TrustedTree(self.files, event=event, watchdog=watchdog)
@@ -86,6 +97,15 @@ class Served:
                 what.evidence, what.keys, kind=what.kind, event=event, watchdog=watchdog, caller=calling_process
             )
         return found
+
+    def _pinning(self, mount: EncryptedMount, committed: Callable[[str, Root], None]) -> dict[str, Any]:
+        """What holds a pinned mount to its root."""
+        if not mount.pinned:
+            return {}
+        checked, writer = self.pinned[mount.pinned]
+        if mount.read_only:
+            return {"entries": checked.entries}
+        return {"pinned": lambda: PinnedFolder(checked, writer, told=partial(committed, mount.pinned))}
 
 
 class FileServer:
@@ -100,6 +120,8 @@ class FileServer:
         self._status: int | None = None
         self._rest = b""
         self._error: Error | None = None
+        self.roots: dict[str, dict[str, Any]] = {}
+        """By the id of a pinned folder: the root of its last commit."""
 
     @classmethod
     def start(cls, fuse_fd: int, served: Served) -> FileServer:
@@ -125,13 +147,18 @@ class FileServer:
             self._await_end()
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [self._heard(line) for line in lines]
+        return [told for line in lines if (told := self._heard(line)) is not None]
 
-    def _heard(self, line: bytes) -> str:
+    def _heard(self, line: bytes) -> str | None:
+        """The words of one line. None for one that tells a root."""
         try:
             message = json.loads(line)
             if "event" in message:
                 return str(message["event"])
+            if "root" in message:
+                folder, root = message["root"]
+                self.roots[folder] = root
+                return None
         except (ValueError, TypeError):
             return line.decode(errors="replace")
         self._error = Error.from_dict(message, unknown=MountFailed)
@@ -230,6 +257,10 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
         with contextlib.suppress(OSError):
             os.write(events, json.dumps({"event": _one_line(text)[:4000]}).encode() + b"\n")
 
+    def committed(folder: str, root: Root) -> None:
+        with contextlib.suppress(OSError):
+            os.write(events, json.dumps({"root": [folder, root.to_dict()]}).encode() + b"\n")
+
     from adyton.vfs import fuse
 
     try:
@@ -238,7 +269,7 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
         watchdog.watch(event)
         watchdog.start("opening the mounts")
         with watchdog.lasting(START_S):
-            trees = served.trees(event, watchdog)
+            trees = served.trees(event, watchdog, committed)
         watchdog.stop()
         fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, watchdog=watchdog, owner=served.owner)
     except Error as error:

@@ -34,6 +34,7 @@ from adyton.runtime import (
 from adyton.runtime.fileserver import ATTESTATION, TRUSTED, Attestation, FileServer, Served
 from adyton.runtime.log import EncryptedLog
 from adyton.runtime.memory_peaks import LOOK_S, MemoryPeaks
+from adyton.runtime.pinned import GivenRoots, PinnedFolders
 from adyton.runtime.root import Root
 from adyton.runtime.run_plan import SHARED_MEMORY, EncryptedMount, MemoryMount, Plan
 from adyton.runtime.signals import PASSED_ON
@@ -70,6 +71,8 @@ class Delivered:
     keys: Mapping[str, Key128]
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    given_roots: GivenRoots | None = None
+    """Of the pinned folders, where there are any."""
 
 
 class Interrupted(Exception):
@@ -113,6 +116,7 @@ class Keeper:
         self._base = ""
         self._sandbox: sandbox.Sandbox | None = None
         self._files: FileServer | None = None
+        self._pinned: PinnedFolders | None = None
         self._root: Root | None = None
         self._staging: Staging | None = None
         self._staging_plan = StagingPlan((), (), (), (), 0)
@@ -243,6 +247,9 @@ class Keeper:
             self._check_delivered(delivered)
         self._facts = delivered.facts
         keys = {**plan.insecure_keys, **delivered.keys}
+        if plan.pinned:
+            with self._phase("pinned folders"):
+                self._pinned = self._check_pinned(delivered, keys)
         with self._phase("serve"):
             self._files = self._serve(keys)
         with self._phase("stage"):
@@ -278,6 +285,22 @@ class Keeper:
 
     # ---------------------------------------------------------------- files
 
+    def _check_pinned(self, delivered: Delivered, keys: Mapping[str, Key128]) -> PinnedFolders:
+        """Hold the pinned folders to the roots of the grants, before anything of them is served."""
+        if delivered.given_roots is None:
+            raise MountFailed(
+                "this run has pinned folders, and no key server gave their roots",
+                check="root of the folder",
+                expected="roots over Adyton's own release protocol",
+                seen="none",
+                remedy="start it without --provisioning ra-tls; a key in the manifest pins nothing",
+            )
+        pinned = PinnedFolders(delivered.given_roots, self._event)
+        with self._host("pinned folders", START_S):
+            pinned.check(self._plan.pinned, keys, self._watchdog.progress)
+        pinned.begin(self._plan.pinned, keys)
+        return pinned
+
     def _served_mounts(self) -> list[EncryptedMount]:
         return [mount for mount in self._plan.encrypted if not mount.read_only] + list(self._staging_plan.served_mounts)
 
@@ -303,6 +326,9 @@ class Keeper:
                 owner=self._owner,
                 umask=self._umask,
                 mounts=tuple((mount, keys[mount.key_name]) for mount in mounts),
+                pinned={}
+                if self._pinned is None
+                else {folder: (found, self._pinned.writer(folder)) for folder, found in self._pinned.checked.items()},
                 files=large,
                 attestation=Attestation(self._evidence, named, self._plan.attestation_type) if attest else None,
             ),
@@ -312,6 +338,7 @@ class Keeper:
         staged = 0
         for mount in self._staging_plan.staged_mounts:
             key, target = keys[mount.key_name], root.path + mount.path
+            taken: dict[str, bytes] = {}
             with self._host(f"encrypted input {mount.source}", START_S):
                 staged += stage_encrypted(
                     mount.source,
@@ -321,7 +348,10 @@ class Keeper:
                     links=links if mount.path else None,  # at the root the sandbox itself is made
                     owner=self._owner,
                     advance=lambda _done: self._watchdog.progress(),
+                    seen=taken.__setitem__,
                 )
+                if mount.pinned and self._pinned is not None:
+                    self._pinned.check_staged(mount, taken, target, links=bool(mount.path))
         return staged
 
     def _mount(self, root: Root) -> None:
@@ -408,6 +438,8 @@ class Keeper:
             for fd in (nothing, output_in):
                 if fd >= 0:
                     os.close(fd)
+        if self._pinned is not None:
+            self._pinned.start_telling()
         places = [(place.path, root.path + place.path) for place in plan.memory if place.path != SHARED_MEMORY]
         peaks = MemoryPeaks([*places, (SHARED_MEMORY, self._base + "/shm")])
         self._wait(self._sandbox, output_out, peaks)
@@ -486,7 +518,14 @@ class Keeper:
             return False
         for line in lines:
             self._event(line)
+        self._hear_roots()
         return True
+
+    def _hear_roots(self) -> None:
+        if self._files is not None and self._pinned is not None:
+            for folder, root in self._files.roots.items():
+                self._pinned.heard(folder, root)
+            self._pinned.tell_trouble()
 
     def _event(self, text: str) -> None:
         """Something that the host did, or failed at, and that the program saw as an I/O error: say it on both sides.
@@ -561,6 +600,9 @@ class Keeper:
             namespace.detach(self._base)
         if self._files is not None:
             failure = self._files.finish(self._event)
+        if self._pinned is not None:
+            self._hear_roots()
+            failure = failure or self._pinned.finish()
         if self._log is not None:
             with self._host(self._log_name, ANSWER_S):
                 self._log.close()
@@ -579,7 +621,7 @@ def _may_be_made(mount: EncryptedMount) -> bool:
     A folder must be there. A name without a suffix may be meant as one.
     """
     source = Path(mount.source)
-    return not mount.is_folder and bool(source.suffix) and source.parent.is_dir()
+    return not mount.is_folder and not mount.pinned and bool(source.suffix) and source.parent.is_dir()
 
 
 def _make_empty(mount: EncryptedMount, key: Key128) -> None:

@@ -18,6 +18,7 @@ from adyton.manifest.egress import Egress
 from adyton.manifest.findings import check_runtime
 from adyton.manifest.model import Manifest, Secret, TrustedFile
 from adyton.pfile.paths import normalise
+from adyton.roots.folder_id import folder_id
 from adyton.values import Key128
 from adyton.vfs.mount_lookup import MountTable, Place, below
 from adyton.vfs.stage import StagedFile
@@ -54,6 +55,8 @@ class EncryptedMount:
     """Whether its URI ends in /, so that it must be a folder. Without, it may be a file still to be written."""
     points: tuple[Point, ...] = ()
     """Where trusted files and other encrypted mounts show in it."""
+    pinned: str = ""
+    """The id of the folder, where it is held to the root that the key server keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,11 @@ class Plan:
     """Device nodes that the program sees in /dev, beside those that every program has."""
     egress: tuple[Egress, ...] = ()
     """Servers outside that the program reaches."""
+
+    @property
+    def pinned(self) -> tuple[EncryptedMount, ...]:
+        """The encrypted mounts that are held to a root."""
+        return tuple(mount for mount in self.encrypted if mount.pinned)
 
     @property
     def key_names(self) -> tuple[str, ...]:
@@ -382,9 +390,10 @@ def _encrypted(manifest: Manifest, table: MountTable, files: Container[str]) -> 
             place.source or "",
             place.mount.key_name,
             place.path in read_only,
-            place.mount.enable_recovery,
+            place.mount.enable_recovery or place.mount.pinned,  # a power cut must not take what a root names
             (place.mount.uri or "").endswith("/"),
             _points(table, place, files),
+            folder_id(place.mount.key_name, place.source or "") if place.mount.pinned else "",
         )
         for place in table.places
         if place.mount.type == "encrypted"
@@ -398,7 +407,29 @@ def _encrypted(manifest: Manifest, table: MountTable, files: Container[str]) -> 
             seen=", ".join(sorted(unknown)),
             remedy="write the mount's path exactly as in fs.mounts",
         )
+    for mount in found:
+        if mount.pinned:
+            _check_pinned(mount, found)
     return tuple(found)
+
+
+def _check_pinned(mount: EncryptedMount, every: Sequence[EncryptedMount]) -> None:
+    """A pinned folder is one mount's alone, and so is its history beside it."""
+    inside = [other.source for other in every if other is not mount and _shares(mount.source, other.source)]
+    if not mount.points and not inside:
+        return
+    raise MalformedManifest(
+        f"the pinned folder {mount.source} is not that of one mount alone",
+        check=f"pinned mount {mount.path}",
+        expected="a folder of its own, with nothing mounted in it",
+        seen=", ".join([*inside, *(f"{mount.path}/{point.path}" for point in mount.points)]),
+        remedy="give each pinned mount a folder of its own beside the others, and mount nothing in it",
+    )
+
+
+def _shares(folder: str, other: str) -> bool:
+    """Whether one of two folders of the host lies in the other, or has the other's history in it."""
+    return folder == other or below(other, folder) is not None or below(folder, other) is not None
 
 
 def _allowed(manifest: Manifest, table: MountTable) -> tuple[AllowedFile, ...]:

@@ -25,7 +25,7 @@ from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 from adyton.pfile.committed_state import committed_state
 from adyton.pfile.file import ProtectedFile
 from adyton.pfile.paths import normalise, path_bytes
-from adyton.pfile.side_files import LINK_SUFFIX, XATTR_SUFFIX, is_reserved
+from adyton.pfile.side_files import LINK_SUFFIX, ROOTS_SUFFIX, XATTR_SUFFIX, is_reserved
 from adyton.storage.files import (
     Advance,
     Done,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from adyton.values import Key128
 
 JOURNAL: Final = ".adyton-journal"
+_BESIDE: Final = (RECOVERY_SUFFIX, ROOTS_SUFFIX)
 _LARGE_BYTES: Final = 16 << 20  # from here on one file keeps all workers busy
 _BATCH_BYTES: Final = 256 << 20
 _BATCH_FILES: Final = 2000
@@ -82,8 +83,8 @@ Links = Literal["refuse", "follow", "keep"]
 def list_tree(root: Path, *, links: Links = "refuse") -> tuple[list[str], list[Entry]]:
     """The directories, and the regular files and links, below `root`, sorted.
 
-    What is none of these is refused by name; recovery logs, journals and unfinished targets are left out.  Raises
-    UsageError, StorageFailed.
+    What is none of these is refused by name. Recovery logs, journals, histories and unfinished targets are left out.
+    Raises UsageError, StorageFailed.
     """
     directories: list[str] = []
     entries: list[Entry] = []
@@ -98,7 +99,7 @@ def list_tree(root: Path, *, links: Links = "refuse") -> tuple[list[str], list[E
             with os.scandir(root / below) as found:
                 for each in sorted(found, key=lambda each: each.name):
                     name = f"{below}/{each.name}" if below else each.name
-                    if each.name == JOURNAL or is_part(each.name) or each.name.endswith(RECOVERY_SUFFIX):
+                    if each.name == JOURNAL or is_part(each.name) or each.name.endswith(_BESIDE):
                         continue
                     if each.is_symlink() and links != "follow":
                         if links == "refuse":

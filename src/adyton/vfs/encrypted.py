@@ -15,9 +15,9 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from adyton.errors import Error
 from adyton.pfile.backing import RECOVERY_SUFFIX
@@ -30,6 +30,10 @@ from adyton.vfs.open_files import OpenFiles
 from adyton.vfs.rename import KNOWN_FLAGS, Rename, check_rename
 from adyton.vfs.storage_watchdog import StorageWatchdog
 
+if TYPE_CHECKING:
+    from adyton.roots.entry import Entry
+    from adyton.roots.pinned_folder import PinnedFolder
+
 
 class EncryptedTree:
     """One encrypted mount: a host folder (or single file), its key, and the beginning of its files' sealed paths.
@@ -41,6 +45,9 @@ class EncryptedTree:
     folders, whatever the host has under these names, and the program cannot remove, replace or open them.
 
     `is_planted` says of a path that the host lists whether it is to be taken as not there.
+
+    `pinned` begins to follow a pinned folder, once it is locked. What is in it is then known from the start, and
+    nothing else is there. Each change is told before it is done. A pinned folder that is only read has its `entries`.
     """
 
     direct: Final = False
@@ -58,6 +65,8 @@ class EncryptedTree:
         event: Callable[[str], None] = lambda _text: None,
         watchdog: StorageWatchdog | None = None,
         is_planted: Callable[[str], bool] = lambda _path: False,
+        pinned: Callable[[], PinnedFolder] | None = None,
+        entries: Mapping[str, Entry] | None = None,
     ) -> None:
         self._is_planted = is_planted
         self._watchdog = watchdog or StorageWatchdog()
@@ -67,6 +76,7 @@ class EncryptedTree:
         self._inodes = count(2)
         self._known = KnownNames()
         self._host = HostFolder(source, shared=read_only, refusal=self.host_error)
+        self._pinned = None if pinned is None else pinned()
         self._files = OpenFiles(
             self._host,
             self._known,
@@ -78,6 +88,7 @@ class EncryptedTree:
             refusal=self.host_error,
             event=event,
             watchdog=self._watchdog,
+            pinned=self._pinned,
         )
         self._points = {
             path: Node(next(self._inodes), is_folder, 0o755 if is_folder else 0o444, FIXED_TIME_NS, FIXED_TIME_NS, 0)
@@ -86,8 +97,41 @@ class EncryptedTree:
         for path in self._points:
             self._make_parents(path)
         self._rename = Rename(
-            self, self._host, self._known, self._files, self._watchdog, new_names_complete=not believe_host
+            self,
+            self._host,
+            self._known,
+            self._files,
+            self._watchdog,
+            new_names_complete=not believe_host,
+            pinned=self._pinned,
         )
+        if self._pinned is not None:
+            entries = self._pinned.entries
+        if entries is not None:
+            self._know_all(entries)
+
+    def _know_all(self, entries: Mapping[str, Entry]) -> None:
+        """Remember everything in a pinned folder, as if this run had written it."""
+        self._new_node("", is_folder=True, mode=None, host=None).complete = True
+        for path, entry in sorted(entries.items()):
+            node = self._new_node(path, is_folder=entry.is_folder, mode=None, host=None)
+            node.complete = entry.is_folder
+            if not entry.is_folder:
+                node.root, node.size = entry.root, entry.size
+
+    @contextlib.contextmanager
+    def _told(self, path: str, tell: Callable[[PinnedFolder, str], None]) -> Iterator[None]:
+        """Tell a pinned folder what the block is about to do at a path, and take it back if the block fails."""
+        if self._pinned is None:
+            yield
+            return
+        before = {path: self._pinned.entries.get(path)}
+        tell(self._pinned, path)
+        try:
+            yield
+        except BaseException:
+            self._pinned.put_back(before)
+            raise
 
     def _make_parents(self, point: str) -> None:
         """Make the folders that hold a point, which are the program's own."""
@@ -297,11 +341,20 @@ class EncryptedTree:
         if not self._read_only and opened.path is not None:
             opened.file.flush(sync=sync)
             opened.node.root = opened.file.root
+        if sync:
+            self._commit()
 
     def sync_folder(self, path: str) -> None:
         """Make a folder's entries durable."""
         with self._watchdog.syncing():
             os.fsync(self._host.folder(self._host.host_path(path) if path else ""))
+        self._commit()
+
+    def _commit(self) -> None:
+        """Make what a pinned folder holds now the state that the next run is held to."""
+        if self._pinned is not None:
+            with self._watchdog.syncing():
+                self._pinned.commit()
 
     # ---------------------------------------------------------------- names
 
@@ -320,13 +373,14 @@ class EncryptedTree:
         """Make a folder."""
         self.check_writable(path)
         folder, name = self._host.split(path)
-        try:
-            os.mkdir(name, (mode | 0o700) & 0o777, dir_fd=folder)
-        except FileExistsError:
-            if not self._known.is_absent(path):
-                raise
-            if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                raise self.host_error(os_error(errno.ENOTDIR, path), path) from None
+        with self._told(path, lambda pinned, made: pinned.making_folder(made)):
+            try:
+                os.mkdir(name, (mode | 0o700) & 0o777, dir_fd=folder)
+            except FileExistsError:
+                if not self._known.is_absent(path):
+                    raise
+                if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                    raise self.host_error(os_error(errno.ENOTDIR, path), path) from None
         node = self._new_node(path, is_folder=True, mode=mode, host=None)
         node.complete = not self._believe_host
         node.mtime_ns = node.atime_ns = time.time_ns()
@@ -339,7 +393,8 @@ class EncryptedTree:
             return
         folder, name = self._host.split(path)
         try:
-            os.unlink(name, dir_fd=folder)
+            with self._told(path, lambda pinned, gone: pinned.removing(gone)):
+                os.unlink(name, dir_fd=folder)
         except OSError as error:
             raise self.host_error(error, path) from error
         node = self._known.remove(path)
@@ -371,7 +426,8 @@ class EncryptedTree:
             raise os_error(errno.ENOTEMPTY, path)
         self._host.remove_leftover_logs(path)
         try:
-            os.rmdir(name, dir_fd=folder)
+            with self._told(path, lambda pinned, gone: pinned.removing(gone)):
+                os.rmdir(name, dir_fd=folder)
         except OSError as error:
             raise self.host_error(error, path) from error
         self._host.forget(path)
@@ -440,7 +496,10 @@ class EncryptedTree:
     def close(self) -> None:
         """Close whatever is still open. Every file is flushed."""
         self._files.close()
-        self._host.close()
+        try:
+            self._commit()
+        finally:
+            self._host.close()
 
 
 def _is_in(path: str, folder: str) -> bool:

@@ -59,5 +59,6 @@ class OpenFile:
     def removed(self) -> None:
         """The file has no name any more."""
         self.host.removed()
+        self.file.announce_to(None)
         self.path = None
         self.node.links = 0

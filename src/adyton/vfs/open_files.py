@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from adyton.errors import Error, UsageError
 from adyton.pfile.file import ProtectedFile
-from adyton.pfile.paths import path_bytes
+from adyton.pfile.paths import path_bytes, path_text
 from adyton.vfs.host_file import HostFile
 from adyton.vfs.host_folder import HostFolder, os_error
 from adyton.vfs.mount_lookup import join
@@ -23,6 +23,7 @@ from adyton.vfs.node import Node, OpenFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from adyton.roots.pinned_folder import PinnedFolder
     from adyton.values import Key128
     from adyton.vfs.known_names import KnownNames
     from adyton.vfs.storage_watchdog import StorageWatchdog
@@ -47,6 +48,7 @@ class OpenFiles:
         refusal: Callable[[OSError, str], OSError],
         event: Callable[[str], None],
         watchdog: StorageWatchdog,
+        pinned: PinnedFolder | None = None,
     ) -> None:
         self._host = host
         self._known = known
@@ -58,6 +60,9 @@ class OpenFiles:
         self._refusal = refusal
         self._event = event
         self._watchdog = watchdog
+        self._pinned = pinned
+        self._announce = None if pinned is None else self._tell_pinned
+        self._renaming = False
         self._count = 0
 
     def attach(self, path: str) -> OpenFile:
@@ -78,6 +83,7 @@ class OpenFiles:
             cache_bytes=self._cache_bytes(),
             power_safe=self._power_safe,
         )
+        file.announce_to(self._announce)
         return self._opened(path, file, host, known or self._new_node(path, found, None))
 
     def create(self, path: str, mode: int) -> OpenFile:
@@ -91,10 +97,13 @@ class OpenFiles:
                 path=self._sealed(path),
                 cache_bytes=self._cache_bytes(),
                 power_safe=self._power_safe,
+                announce=self._announce,
             )
         except Error:
             folder, name = self._host.split(path)
             os.unlink(name, dir_fd=folder)
+            if self._pinned is not None:
+                self._pinned.put_back({path: None})
             raise
         node = self._new_node(path, None, mode)
         node.mtime_ns = node.atime_ns = time.time_ns()
@@ -112,6 +121,8 @@ class OpenFiles:
             with contextlib.suppress(Error):
                 opened.node.root = opened.file.root
             opened.node.size = opened.file.size
+            if self._pinned is not None and opened.path is not None and opened.node.root:
+                self._pinned.writing(opened.path, opened.node.root, opened.node.size)  # where a commit failed
 
     def give_up(self, opened: OpenFile) -> None:
         """Take back one handle where a failure can only be told as an event."""
@@ -138,13 +149,30 @@ class OpenFiles:
                 opened = self.attach(old)
                 opened.handles += 1
                 held.append((opened, new))
-                opened.file.rebind(self._sealed(new))
+                self._seal_new_path(opened, new)
         except BaseException:
             self.rebind_back(held)
             for opened, _ in held:
                 self.give_up(opened)
             raise
         return held
+
+    def _seal_new_path(self, opened: OpenFile, new: str) -> None:
+        """Seal a path into a file that is about to be renamed. A pinned folder hears of it with the rename."""
+        if self._pinned is not None:
+            opened.file.flush()
+        self._renaming = True
+        try:
+            opened.file.rebind(self._sealed(new))
+        finally:
+            self._renaming = False
+
+    def _tell_pinned(self, sealed: bytes, root: bytes, size: int) -> None:
+        """A file is about to have another content."""
+        if self._pinned is not None and not self._renaming:
+            path = path_text(sealed)
+            below = path[len(self._sealed_as) + 1 :] if self._sealed_as else path
+            self._pinned.writing(below, root, size)
 
     def rebind_back(self, held: Iterable[tuple[OpenFile, str]]) -> None:
         """Seal the old paths in again, since the rename failed."""

@@ -11,10 +11,15 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from adyton.errors import Error
 from adyton.vfs import syscalls
 from adyton.vfs.host_folder import os_error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adyton.roots.entry import Entry
+    from adyton.roots.pinned_folder import PinnedFolder
     from adyton.vfs.host_folder import HostFolder
     from adyton.vfs.known_names import KnownNames
     from adyton.vfs.node import Node
@@ -55,6 +60,7 @@ class Rename:
     watchdog: StorageWatchdog
     new_names_complete: bool
     """Whether a folder holds, once it was renamed, what is known to be in it and nothing else."""
+    pinned: PinnedFolder | None = None
 
     def __call__(self, old: str, new: str, target: Node | None, flags: int) -> None:
         """Rename after `check_rename`. `target` is the node at `new` now, and `flags` are those of renameat2."""
@@ -67,10 +73,17 @@ class Rename:
         pairs = [pair for begin, end in moves for pair in self._files_below(begin, end)]
         self.files.check_lengths(path for _, path in pairs)
         held = self.files.rebind(pairs)
+        told: Mapping[str, Entry | None] = {}
         try:
+            if self.pinned is not None:
+                told = self.pinned.moving(moves, {path: (opened.file.root, opened.file.size) for opened, path in held})
             self._rename_on_host(old, new, target, flags)
-        except OSError as error:
+        except (OSError, Error) as error:
+            if self.pinned is not None:
+                self.pinned.put_back(told)
             self.files.rebind_back(held)
+            if isinstance(error, Error):
+                raise
             raise self.folder.host_error(error, old) from error
         else:
             self._move_known(old, new, None if exchange else target, exchange=exchange)

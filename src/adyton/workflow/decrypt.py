@@ -13,6 +13,7 @@ from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.storage.files import decrypt_file, decrypt_stream
 from adyton.storage.trees import decrypt_tree
+from adyton.workflow.pin import check_if_pinned
 from adyton.workflow.progress import unwatched
 from adyton.workflow.sources import STREAM, label, moved, moved_tree, names, no_pipes, plain_bytes, plan
 from adyton.workflow.wrap_key import choose_key
@@ -48,6 +49,7 @@ def decrypt(
     jobs: int | None = None,
     force: bool = False,
     all_links: bool = False,
+    pinned: bool = False,
     pipes: Pipes | None = None,
     progress: Progress = unwatched,
     done: Callable[[Moved], object] | None = None,
@@ -55,8 +57,9 @@ def decrypt(
     """Decrypt files and folders to `target`, as `adyton decrypt` does. Only verified files appear there.
 
     Links of a folder are made, if they lead to something within it; with `all_links` all are. A file that was sealed
-    under another name is refused. `check_path` gives the expected sealed path instead. `done` is
-    called after each source. Raises IntegrityError, WrongPath, NotProtectedFile, TargetExists, StorageFailed,
+    under another name is refused. `check_path` gives the expected sealed path instead. What lies
+    in a pinned folder is taken only if the folder is as its key server knows it. With `pinned` nothing else is taken.
+    `done` is called after each source. Raises IntegrityError, WrongPath, NotProtectedFile, TargetExists, StorageFailed,
     UsageError, and the errors of the key store.
     """
     wrap_key = choose_key(key, key_file, home, opens=True)
@@ -66,6 +69,8 @@ def decrypt(
         raise UsageError("standard output takes one file, and nothing else", check="-o -", expected="one file")
     found = []
     for step in steps:
+        if step.source != STREAM:
+            check_if_pinned(step.source, key, wrap_key, home=home, demanded=pinned)
         path = None if check_path is None else step.embedded(check_path)
         with progress(f"decrypting {label(step)}", plain_bytes(step)) as advance:
             one = _decrypt(

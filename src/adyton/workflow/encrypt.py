@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adyton.errors import UsageError
+from adyton.roots.journal import journal_of
 from adyton.storage.files import copy_out, encrypt_file, encrypt_stream
 from adyton.storage.trees import encrypt_tree
+from adyton.workflow.pin import check_if_pinned, pin
 from adyton.workflow.progress import unwatched
 from adyton.workflow.sources import STREAM, label, moved, moved_tree, names, no_pipes, plain_bytes, plan
 from adyton.workflow.wrap_key import choose_key
@@ -46,6 +49,7 @@ def encrypt(
     force: bool = False,
     follow_links: bool = False,
     all_links: bool = False,
+    pinned: bool = False,
     pipes: Pipes | None = None,
     progress: Progress = unwatched,
     done: Callable[[Moved], object] | None = None,
@@ -54,8 +58,9 @@ def encrypt(
 
     The embedded path is `target` as it is written, or `embedded`. The key is a name in the owner's store, a file of
     16 raw bytes, or the key itself. Symbolic links in a folder are sealed as links. One that leads out of the folder is
-    refused, unless `follow_links` takes what they all lead to, or `all_links` keeps it. `done` is called after each
-    source. Raises UsageError, StorageFailed, TargetExists, and the errors of the key store.
+    refused, unless `follow_links` takes what they all lead to, or `all_links` keeps it. With `pinned` each folder is
+    pinned once it is encrypted. One that is pinned already is checked before, and pinned anew. `done` is called after
+    each source. Raises UsageError, StorageFailed, TargetExists, and the errors of the key store.
     """
     wrap_key = choose_key(key, key_file, home)
     steps = plan(names(sources), str(target))
@@ -63,6 +68,9 @@ def encrypt(
     _check_output(steps, embedded)
     found = []
     for step in steps:
+        pins = step.is_tree and (pinned or os.path.lexists(journal_of(step.target.rstrip("/") or "/")))
+        if pins:
+            _check_pinned(step, key, wrap_key, home)
         total = plain_bytes(step, links="follow" if follow_links else "keep")
         with progress(f"encrypting {label(step)}", total) as advance:
             one = _encrypt(
@@ -77,10 +85,26 @@ def encrypt(
                 all_links=all_links,
                 advance=advance,
             )
+        if pins:
+            pin(step.target, key=str(key), sealed_as=step.embedded(embedded), accept=True, home=home)
         found.append(one)
         if done is not None:
             done(one)
     return Encrypted(tuple(found))
+
+
+def _check_pinned(step: Step, key: str | Key128 | None, wrap_key: Key128, home: Path | None) -> None:
+    """Hold the target to its root before it is changed. Raises IntegrityError, and UsageError without a key's name."""
+    if not isinstance(key, str):
+        raise UsageError(
+            f"{step.target} is to be pinned, and only the owner's store keeps its root",
+            check="--pinned",
+            expected="the key by its name in the store: --key NAME",
+            seen="the key itself, or a file of it",
+            remedy="store the key (adyton key import), and name it",
+        )
+    if os.path.lexists(journal_of(step.target.rstrip("/") or "/")):
+        check_if_pinned(step.target, key, wrap_key, home=home)
 
 
 def _check_output(steps: list[Step], embedded: str | None) -> None:

@@ -78,6 +78,7 @@ def new(
     serve: int | None = None,
     watch: float | None = None,
     client: str | None = None,
+    pinned: bool = False,
     notice: Notice = unheard,
 ) -> Proposed:
     """Run a program once in the current folder and write NAME.manifest.template, as `adyton new` does.
@@ -91,6 +92,8 @@ def new(
     `client` is a command that is run before that end, `{addr}` in it the server's address. Its requests make the server
     load what it loads late.
 
+    With `pinned` each folder of data is pinned: the program refuses an older or missing file in it (`adyton pin`).
+
     Raises UsageError, TargetExists, and RunError where the program fails.
     """
     program = find_program(script, arguments, python=python)
@@ -103,7 +106,14 @@ def new(
     cpus = len(os.sched_getaffinity(0))
     seen = observe(program.command, Path.cwd(), server)
     found = propose(
-        seen, name=name, script=program.file, cpus=cpus, key_name=key, environment=os.environ, user=_user(os.environ)
+        seen,
+        name=name,
+        script=program.file,
+        cpus=cpus,
+        key_name=key,
+        environment=os.environ,
+        user=_user(os.environ),
+        pinned=pinned,
     )
     if not force:
         _check_absent(Path(file.name) for file in found.files)

@@ -20,6 +20,8 @@ from adyton.pack_archive import HOST, SUFFIX, WORK, Item, write_pack
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from adyton.pfile.layout import NODE_BYTES, parse_envelope
 from adyton.pfile.paths import normalise
+from adyton.pfile.side_files import ROOTS_SUFFIX
+from adyton.roots.journal import journal_of
 from adyton.runtime.gramine_backend import stem_of
 from adyton.sim.files import platform_directory
 from adyton.storage.trees import JOURNAL
@@ -93,6 +95,9 @@ def pack(
         if Path(source or ".").is_dir():
             folders |= {f"{name}/{below}".rstrip("/") for below in _empty_folders(source)}
             found |= {f"{name}/{below}": _item(f"{name}/{below}", Path(source, below)) for below in _sealed_in(source)}
+            history = journal_of(source)
+            if source and os.path.lexists(history):
+                found[f"{name}{ROOTS_SUFFIX}"] = Item(f"{name}{ROOTS_SUFFIX}", history)
         elif os.path.lexists(source):
             found[name] = _item(name, _sealed(Path(source)))
         elif is_input:

@@ -22,6 +22,7 @@ from adyton.workflow.init import Initialized, init
 from adyton.workflow.keys import NewKey, list_keys, new_key
 from adyton.workflow.new import Proposed, new
 from adyton.workflow.pack import Packed, check_target, pack
+from adyton.workflow.pin import Pinned, pin
 from adyton.workflow.platform import Platform, export_platform, new_platform, show_platform
 from adyton.workflow.program import find_program
 from adyton.workflow.progress import unheard, unwatched
@@ -40,6 +41,7 @@ __all__ = [
     "Initialized",
     "NewKey",
     "Packed",
+    "Pinned",
     "Platform",
     "Proposed",
     "Protected",
@@ -49,7 +51,7 @@ __all__ = [
 ]
 
 StepResult: TypeAlias = (
-    Initialized | NewKey | Platform | Path | Taken | Proposed | Encrypted | Built | Approved | Packed
+    Initialized | NewKey | Platform | Path | Taken | Proposed | Encrypted | Built | Approved | Packed | Pinned
 )
 
 
@@ -131,6 +133,7 @@ def protect(
     serve: int | None = None,
     watch: float | None = None,
     client: str | None = None,
+    pinned: bool = False,
     home: Path | None = None,
     sim_platform: Path | None = None,
     notice: Notice = unheard,
@@ -145,6 +148,7 @@ def protect(
     it may run: sgx, tdx, snp, sim:FINGERPRINT, or sim for a simulated platform on this machine, made if there is none.
     `script` and `python` are as for `new`.
     `serve`, `watch` and `client` are as for `new`: the program is a server. Its clients reach it through an ingress.
+    With `pinned` the folders of its data are pinned: an older or missing file in them is refused.
     `pack_to` is a file NAME.adyton to write the program into, as `adyton pack` does.
     `allow` names each finding that exposes the data and is accepted. `begun` is called with each step's command, and
     `ended` with its result. Raises what the steps raise; what they made until then stays.
@@ -160,6 +164,14 @@ def protect(
             seen=tee,
             remedy="protect it for a confidential machine",
         )
+    if pinned and tee == "sgx":
+        raise UsageError(
+            "no keeper stands beside a program under sgx that could hold its folders to a root",
+            check="--pinned",
+            expected="another --tee, such as tdx or snp",
+            seen=tee,
+            remedy="protect it for a confidential machine, or leave --pinned out",
+        )
     packed = None if pack_to is None else check_target(Path(pack_to), force=force)
     steps = _Steps(begun, ended)
     mine = () if home is None else ("--home", str(home))
@@ -173,6 +185,7 @@ def protect(
     approved_on = _simulated(steps, platform_directory(sim_platform), home) if tee == "sim" else tee
 
     served = [] if serve is None else ["--serve", str(serve)]
+    served += ["--pinned"] if pinned else []
     served += [] if watch is None else ["--watch", f"{watch:g}"]
     served += [] if client is None else ["--client", client]
     named = () if program.python is None else ("--python", program.python)
@@ -186,6 +199,7 @@ def protect(
         serve=serve,
         watch=watch,
         client=client,
+        pinned=pinned,
     )
     steps.end(proposed)
     for mount in proposed.data:
@@ -204,6 +218,11 @@ def protect(
             steps.end(moved)
     for folder in proposed.storage:
         Path(folder).mkdir(parents=True, exist_ok=True)
+    for mount in proposed.data:
+        if mount.is_pinned:
+            accept = ("--accept",) if force else ()
+            steps.begin("pin", mount.encrypted, "--key", key, *accept, *mine)
+            steps.end(pin(mount.encrypted, key=key, accept=force, home=home))
     under_gramine = tee == "sgx"
     steps.begin("build", f"{name}.manifest.template", *(("--gramine",) if under_gramine else ()), *mine)
     built = build(f"{name}.manifest.template", gramine=under_gramine, home=home, progress=progress)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adyton.errors import UsageError
+from adyton.roots.journal import journal_of
 from adyton.storage.files import rekey_file
 from adyton.storage.trees import rekey_tree
 from adyton.workflow.progress import unwatched
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
     from adyton.values import Key128
     from adyton.workflow.progress import Progress
-    from adyton.workflow.sources import Moved
+    from adyton.workflow.sources import Moved, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ def rekey(
     no_pipes(steps, None)
     found = []
     for step in steps:
+        _check_not_pinned(step)
         source, to = Path(step.source), Path(step.target)
         path = None if embedded is None else step.embedded(embedded)
         replace = force or (target is None and not step.is_tree)
@@ -80,3 +84,17 @@ def rekey(
         if done is not None:
             done(one)
     return Rekeyed(tuple(found))
+
+
+def _check_not_pinned(step: Step) -> None:
+    """A pinned folder has a history under its key, which says another root for every file that is sealed again."""
+    place = journal_of(step.target.rstrip("/") or "/")
+    if step.is_tree and os.path.lexists(place):
+        raise UsageError(
+            f"{step.target} is pinned, and its root names the files as they are",
+            check="pinned folder",
+            expected="a folder that is not pinned",
+            seen=str(place),
+            remedy=f"adyton pin {step.target} checks it; then move {place} away, seal the files again, and pin the"
+            " folder under its new key",
+        )

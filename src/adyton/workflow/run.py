@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from adyton.gpu_nodes import DeviceNode
     from adyton.manifest.model import TrustedFile
     from adyton.manifest.signed import SignedManifest
-    from adyton.release.client import GrantInfo
+    from adyton.release.client import GrantInfo, Released
+    from adyton.release.run_key import RunKey
     from adyton.runtime.ingress_process import Doors
     from adyton.runtime.keeper import Delivered
+    from adyton.runtime.pinned import GivenRoots
     from adyton.tee.source import QuoteSource
+    from adyton.typed_document import TypedDocument
     from adyton.workflow.progress import Notice
 
 PROVISIONING: Final = ("adyton", "ra-tls")
@@ -343,19 +346,26 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
 
     def obtain() -> Delivered:
         from adyton.release.client import obtain_keys
+        from adyton.release.run_key import RunKey
         from adyton.runtime.keeper import Delivered
 
         if not made.key_names and not made.secrets:
             return Delivered({})
+        servers = _servers(request.key_servers)
+        run_key = RunKey()
         released = obtain_keys(
             signed,
             source,
-            _servers(request.key_servers),
+            servers,
             protocol=request.provisioning,
             runtime_parts=lambda: {name: digest.hex() for name, digest in runtime.parts.items()},
             devices=None if gpus is None else partial(gpus.parts, count),
+            run_key=run_key,
+            folders=[mount.pinned for mount in made.pinned],
         )
-        return Delivered(released.keys, released.secrets, {"grants": [_told(grant) for grant in released.grants]})
+        facts = {"grants": [_told(grant) for grant in released.grants]}
+        roots = _given_roots(signed, servers, run_key, released) if made.pinned else None
+        return Delivered(released.keys, released.secrets, facts, roots)
 
     with _grants_file(request.grants) as keep:
         ended = launch(
@@ -376,6 +386,28 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
         facts=dict(ended.facts),
         log=None if made.log is None else made.log.source,
         log_key=None if made.log is None else made.log.key_name,
+    )
+
+
+def _given_roots(
+    signed: SignedManifest, servers: Mapping[str, str], run_key: RunKey, released: Released
+) -> GivenRoots | None:
+    """The roots in the grants. None where there are none, as over ra-tls."""
+    from adyton.release.client import tell_server
+    from adyton.runtime.pinned import GivenRoots
+
+    by_folder = {folder: grant for grant in released.grants for folder in grant.roots}
+
+    def tell(folder: str, action: str, payload: bytes) -> TypedDocument:
+        grant = by_folder[folder]
+        return tell_server(signed, grant.owner, servers, run_key, action, grant.grant, payload)
+
+    if not by_folder:
+        return None
+    return GivenRoots(
+        {folder: grant.roots[folder] for folder, grant in by_folder.items()},
+        {folder: grant.grant for folder, grant in by_folder.items()},
+        tell,
     )
 
 

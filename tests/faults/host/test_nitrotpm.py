@@ -39,6 +39,7 @@ from tests.support.image_factory import image_document
 from tests.support.nitro_factory import NOW, Cert, NitroScenario
 from tests.support.nitro_hypervisor import COMMAND_CODE, Hypervisor
 from tests.support.owner_world import World, make_world
+from tests.support.run_keys import RUN_KEY
 from tests.support.software_tpm import needs_swtpm, running_swtpm
 
 pytestmark = needs_swtpm
@@ -95,7 +96,12 @@ class Case:
         """A request without evidence, and its report data."""
         nonce, _ = self.service.challenge()
         request = ReleaseRequest(
-            nonce, EnclaveKey().public_bytes, self.signed.manifest_sha256, ("weights",), EvidenceBundle()
+            nonce,
+            EnclaveKey().public_bytes,
+            self.signed.manifest_sha256,
+            ("weights",),
+            EvidenceBundle(),
+            RUN_KEY,
         )
         return request, request.report_data(server_identity(self.world.home))
 

@@ -30,6 +30,7 @@ from adyton.server.process import server_identity
 from adyton.sim.gpu import SimDevice, SimNVIDIA
 from tests.support.nvidia_services import NVIDIAServices
 from tests.support.owner_world import World, make_world
+from tests.support.run_keys import RUN_KEY
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -90,7 +91,7 @@ class Place:
         report = self.gpu.report(gpu_nonce(challenge, key) if nonce is None else nonce)
         part = DevicePart(arch=self.gpu.arch, certificate=self.gpu.pem, evidence=report)
         bundle = EvidenceBundle(devices=(part,) if with_gpu else ())
-        request = ReleaseRequest(challenge, key, signed.manifest_sha256, ("weights",), bundle)
+        request = ReleaseRequest(challenge, key, signed.manifest_sha256, ("weights",), bundle, RUN_KEY)
         named = [Device(ueid=self.gpu.ueid, driver=self.gpu.driver, vbios=self.gpu.vbios)] if with_gpu else []
         enclave = self.world.enclave(signed, tdx=True, devices=device_digest(named))
         quote = enclave.quote(request.report_data(server_identity(self.world.home)))
