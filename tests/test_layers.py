@@ -35,7 +35,7 @@ _GROUND = {
     "typed_document",
     "pack_archive",
 }
-_PURE = _GROUND | {"pfile", "attest", "manifest"}
+_PURE = _GROUND | {"purpose_certificate", "pfile", "attest", "manifest", "agreement"}
 MAY_IMPORT: dict[str, set[str]] = {
     "check": set(),
     "errors": {"check"},
@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dates": {"errors"},
     "typed_document": {"errors", "dates"},
     "pack_archive": {"atomic_file", "capped_read", "errors", "os_failure", "typed_document", "untrusted"},
+    "purpose_certificate": {"errors", "values"},
     "lru": set(),
     "file_lock": {"errors", "os_failure"},
     "elf": set(),
@@ -55,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pfile": _GROUND,
     "attest": _GROUND,
     "manifest": _GROUND,
+    "agreement": _GROUND | {"purpose_certificate", "manifest"},
     "storage": _GROUND | {"pfile"},
     "image": _PURE | {"storage"},
     "collateral": _GROUND | {"attest"},

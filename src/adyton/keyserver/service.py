@@ -83,7 +83,7 @@ class KeyService:
         self._on_decision = on_decision or (lambda _outcome, _seconds: None)
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._refusal_limits = RefusalLimits()
-        self._decisions = Decisions(identity.server_name, self._refusal_limits)
+        self._decisions = Decisions(identity.server_name, self._refusal_limits, identity.ca_sha256)
         self._log_limit = LogLimit()
         self._undecided = 0
         self._undecided_lock = threading.Lock()

@@ -40,6 +40,8 @@ TITLES: Final = {
     "dashboard": "Somebody failed to log in",
     "noise": "Refusals that were only counted",
     "grant-key-made": "New key that signs grants",
+    "agreement-key-made": "New key that signs agreements",
+    "in-force-key-made": "New key that says that agreements are in force",
     "backup": "Made a backup",
     "store-created": "Made this key store",
     RECORD_SIGNED: "Signed the record",
