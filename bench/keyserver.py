@@ -148,12 +148,15 @@ class Client:
         from adyton.release import messages
         from adyton.release.answer import parse_answer
         from adyton.release.grants import Granted, verify_grant
+        from adyton.release.run_key import RunKey
         from adyton.values import Digest
 
         key = messages.EnclaveKey()
         nonce = messages.parse_challenge(_post(connection, messages.PATH_CHALLENGE, messages.challenge_request())).nonce
         names = ("weights",)
-        unsigned = messages.ReleaseRequest(nonce, key.public_bytes, Digest(RUNTIME), names, EvidenceBundle())
+        unsigned = messages.ReleaseRequest(
+            nonce, key.public_bytes, Digest(RUNTIME), names, EvidenceBundle(), run_key=RunKey().public_bytes
+        )
         ca_der = ssl.PEM_cert_to_DER_cert(self.ca.strip())
         server = messages.ServerIdentity(Digest(hashlib.sha256(ca_der).digest()), "adyton-key-server")
         binding = unsigned.report_data(server)

@@ -74,7 +74,13 @@ class TypedDocument(Mapping[str, Any]):
 
     def binary(self, name: str, low: int, high: int) -> bytes:
         """`low` to `high` bytes in standard base64 (RFC 4648 section 4), in the one form that encodes them."""
-        value = self._value(name)
+        return self._binary(name, self._value(name), low, high)
+
+    def binaries(self, name: str, limit: int, low: int, high: int) -> tuple[bytes, ...]:
+        """A member that is a list of at most `limit` byte strings, each as in `binary`."""
+        return tuple(self._binary(name, value, low, high) for value in self.texts(name, limit))
+
+    def _binary(self, name: str, value: object, low: int, high: int) -> bytes:
         if not isinstance(value, str) or len(value) > 4 * ((high + 2) // 3):
             raise self.wrong(name, f"base64 of at most {high} bytes")
         try:

@@ -103,6 +103,7 @@ from tests.support.gpu_world import NOW as GPU_NOW
 from tests.support.gpu_world import gpu, vendor
 from tests.support.image_factory import image_document
 from tests.support.image_files import AMD_SEV, KERNEL_HASHES, firmware, image_files
+from tests.support.run_keys import RUN_KEY
 from tests.support.tpm_factory import AzureScenario, TPMScenario, p256, rsa_key
 from tests.unit.attest.tpm.test_pe import pe
 
@@ -328,13 +329,23 @@ def _release() -> dict[str, Target]:
     """Every `parse_…(raw)` of the release protocols' modules, each with every message that there is as its seeds."""
     modules = [
         importlib.import_module(f"adyton.release.{name}")
-        for name in ("wire", "messages", "answer", "shown_program", "grants", "secret_provisioning")
+        for name in (
+            "wire",
+            "messages",
+            "answer",
+            "shown_program",
+            "grants",
+            "secret_provisioning",
+            "run_key",
+            "run_messages",
+        )
     ]
     names = {name: value for module in modules for name, value in vars(module).items()}
     b64, key = names["b64"], names["EnclaveKey"]()
     device = DevicePart(arch="HOPPER", certificate=b"certificate", evidence=b"evidence")
     bundle = EvidenceBundle(cpu=b"quote", event_log=b"log", devices=(device, device))
-    request = names["ReleaseRequest"](Nonce(b"n" * 32), key.public_bytes, Digest(b"m" * 32), ("a",), bundle)
+    request = names["ReleaseRequest"](Nonce(b"n" * 32), key.public_bytes, Digest(b"m" * 32), ("a",), bundle, RUN_KEY)
+    message = names["RunMessage"]("receipt", "g-1", b"payload", bytes(64))
     checkpoint = Checkpoint(STORE, 1, bytes(32), 1, bytes(64)).to_dict()
     seeds = (
         json.dumps({"protocol": names["PROTOCOL"]}).encode(),
@@ -348,6 +359,10 @@ def _release() -> dict[str, Target]:
         json.dumps({"protocol": names["PROTOCOL"], "grant": "g", "lease_s": 1, "checkpoint": checkpoint}).encode(),
         names["RESPONSE"] + struct.pack(">I", 16),
         key.public_bytes,
+        RUN_KEY,
+        message.to_bytes(),
+        names["run_answer"]({"taken": 1}),
+        names["run_answer"](None),
     )
     found: dict[str, Target] = {}
     for module in modules:
@@ -355,8 +370,10 @@ def _release() -> dict[str, Target]:
             if not name.startswith("parse_") or getattr(function, "__module__", "") != module.__name__:
                 continue
             first, *more = inspect.signature(function).parameters
-            if first == "raw" and name == "parse_object":
-                target = _with_limit(function)
+            if first == "raw" and more == ["limit"]:
+                target = _with(function, 1 << 20)
+            elif first == "raw" and more == ["action"]:
+                target = _with(function, "receipt")
             elif first == "raw" and not more:
                 target = function
             else:
@@ -365,8 +382,8 @@ def _release() -> dict[str, Target]:
     return found
 
 
-def _with_limit(function: Callable[[bytes, int], object]) -> Callable[[bytes], object]:
-    return lambda raw: function(raw, 1 << 20)
+def _with(function: Callable[[bytes, Any], object], argument: object) -> Callable[[bytes], object]:
+    return lambda raw: function(raw, argument)
 
 
 def _gpu() -> dict[str, Target]:

@@ -32,6 +32,7 @@ from adyton.release.tls import client_context, use_certificate
 from adyton.server.process import server_identity
 from adyton.values import Nonce
 from tests.support.owner_world import Running, World, now
+from tests.support.run_keys import RUN_KEY
 
 
 def obtain(world: World, where: Running | str, signed: SignedManifest, **changes: Any) -> Released:
@@ -115,7 +116,9 @@ def release(
     with https(world, server.adyton) as connection:
         _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
         nonce = nonce or parse_challenge(json.dumps(challenge).encode()).nonce
-        unsigned = ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, names, EvidenceBundle())
+        unsigned = ReleaseRequest(
+            nonce, key.public_bytes, signed.manifest_sha256, names, EvidenceBundle(), run_key=RUN_KEY
+        )
         binding = unsigned.report_data(identity or server_identity(world.home))
         request = replace(unsigned, evidence=EvidenceBundle(cpu=world.enclave(signed).quote(binding)))
         return post(connection, PATH_RELEASE, request.to_bytes())
@@ -173,7 +176,12 @@ def release_message(
     _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
     nonce = parse_challenge(json.dumps(challenge).encode()).nonce
     unsigned = ReleaseRequest(
-        nonce, (key or EnclaveKey()).public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle()
+        nonce,
+        (key or EnclaveKey()).public_bytes,
+        signed.manifest_sha256,
+        ("weights",),
+        EvidenceBundle(),
+        run_key=RUN_KEY,
     )
     binding = unsigned.report_data(server_identity(world.home))
     return replace(unsigned, evidence=EvidenceBundle(cpu=world.enclave(signed).quote(binding))).to_bytes()

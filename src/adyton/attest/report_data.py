@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REPORT_DATA_BYTES: Final = 64
 WORKLOAD_BYTES: Final = 32
 
-RELEASE: Final = b"adyton-release/3 report data\0"
+RELEASE: Final = b"adyton-release/4 report data\0"
 PROGRAM: Final = b"adyton report data/1 program\0"
 RECEIPT: Final = b"adyton report data/1 receipt\0"
 ENDPOINT: Final = b"adyton report data/1 endpoint\0"

@@ -5,6 +5,7 @@ Nothing is sent here. The caller first commits the transaction and then answers.
 
 from __future__ import annotations
 
+import base64
 import logging
 import time
 from dataclasses import dataclass
@@ -203,6 +204,8 @@ class Decisions:
         payload = Payload(keys, secret_values, change.token_of(grant_id))
         kept = {name: change.keep_released(part, case.at_ms).hex() for name, part in evidence_parts(received).items()}
         facts = self._record.facts(change, case.verified, case.at_ms)
+        if received.message is not None:
+            facts["run_key"] = base64.b64encode(received.message.run_key).decode()
         warned = warnings_of(grants)
         facts |= {"warnings": warned} if warned else {}
         change.record(RELEASE, grant_id, {"grant": grant_id, "keys": listed, **kept, **facts}, case.at_ms)

@@ -26,6 +26,7 @@ from adyton.keyserver.readiness import Readiness
 from adyton.keyserver.receive import received_chain, received_message
 from adyton.keyserver.record_limits import LogLimit, RefusalLimits
 from adyton.keyserver.refused_programs import Explainer
+from adyton.keyserver.run_messages import RunMessages
 from adyton.keyserver.stages import Refused, Release, Unchecked, Verified
 from adyton.keystore.audit import Checkpoint, sign_checkpoint
 from adyton.keystore.audit_facts import AWAITED
@@ -77,6 +78,7 @@ class KeyService:
         self._audit_key = audit_key
         self._grant_key = grant_key
         self.explainer = Explainer(store, combine)
+        self.run_messages = RunMessages(store, identity, {})
         self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
@@ -98,9 +100,14 @@ class KeyService:
         return make_challenge(self.store.keyring.challenge_key, expires), self._challenge_lifetime_s
 
     def release(self, request: ReleaseRequest, peer: str) -> Future[Answered]:
-        """Decide a request of Adyton's own protocol. Raises OutOfOrder for an expired or foreign challenge."""
+        """Decide a request of Adyton's own protocol.
+
+        Raises OutOfOrder for an expired or foreign challenge, and for what this server does not keep.
+        """
         try:
             check_challenge(self.store.keyring.challenge_key, request.nonce, self._clock().timestamp())
+            _check_not_asked_for("folders", request.folders)
+            _check_not_asked_for("in_force", request.in_force)
         except OutOfOrder as error:
             self.note("challenge refused", peer, error)
             raise
@@ -310,6 +317,18 @@ class KeyService:
                 roots = frozenset(Digest.from_hex(tee.partition(":")[2]) for tee in tees if ":" in tee)
                 self._sim_roots = (revision, roots)
         return self._sim_roots[1]
+
+
+def _check_not_asked_for(member: str, asked: Sequence[object]) -> None:
+    """Refuse a request for what this key server does not keep, rather than passing it over."""
+    if asked:
+        raise OutOfOrder(
+            f"this key server does not take `{member}` yet",
+            check=member,
+            expected="an empty list",
+            seen=f"{len(asked)} items",
+            remedy="install the same version of Adyton on both sides, the newer of the two",
+        )
 
 
 def _overloaded() -> Unavailable:

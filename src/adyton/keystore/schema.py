@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 SIGNED_RECORD: Final = 3
 """From this version on the head of the audit record has a MAC of the store."""
 
@@ -123,6 +123,10 @@ artifacts: Final = Table(
 """Evidence and collateral of past decisions, for later verification. Audit entries name them."""
 
 
+SINCE_4: Final[tuple[Table, ...]] = ()
+"""The tables that version 4 added, for what runs say after their grant."""
+
+
 def _read_history_from_the_record(connection: Connection) -> None:
     """Drop the table of the approvals' history: it is in the audit record, which nobody can change unnoticed."""
     connection.exec_driver_sql("DROP TABLE IF EXISTS history")
@@ -137,9 +141,15 @@ def _sign_the_record(connection: Connection) -> None:
     connection.exec_driver_sql(f"ALTER TABLE chain ADD COLUMN mac {kind} NOT NULL DEFAULT ''")
 
 
+def _keep_what_runs_say(connection: Connection) -> None:
+    """Add the tables of `SINCE_4`. The record has entries of new kinds from here on: older versions do not open it."""
+    metadata.create_all(connection, tables=SINCE_4)
+
+
 MIGRATIONS: Final[Mapping[int, Callable[[Connection], None]]] = {
     2: _read_history_from_the_record,
     3: _sign_the_record,
+    4: _keep_what_runs_say,
 }
 """Schema version -> the step to it from the version before. All steps run in one transaction.
 

@@ -31,15 +31,17 @@ from adyton.values import Digest, Key128
 
 if TYPE_CHECKING:
     import http.client
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from adyton.attest.bundle import DevicePart
     from adyton.errors import Parts
     from adyton.manifest.model import Owner
     from adyton.manifest.signed import SignedManifest
     from adyton.release.grants import Terms
-    from adyton.release.messages import Refusal, ServerIdentity
+    from adyton.release.messages import Refusal, ReleaseRequest, ServerIdentity
+    from adyton.release.run_key import RunKey
     from adyton.tee.source import QuoteSource
+    from adyton.typed_document import TypedDocument
 
 TIMEOUT_S: Final = 30.0
 RETRY_REFUSED_S: Final = 3.0
@@ -58,6 +60,10 @@ class GrantInfo:
     names: tuple[str, ...]
     lease_s: int | None
     checkpoint: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    roots: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    request: ReleaseRequest | None = None
+    """The request that was granted, with its evidence. None over ra-tls."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -80,13 +86,15 @@ def obtain_keys(
     protocol: str = "adyton",
     runtime_parts: Callable[[], Mapping[str, str]] | None = None,
     devices: Callable[[bytes], tuple[DevicePart, ...]] | None = None,
+    run_key: RunKey | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Released:
     """Get every key and secret that the manifest needs, from the key server of each owner.
 
     `servers` maps an owner's name to `HOST:PORT`. With one owner the name may be "". With several owners all are asked
     even if one refuses, so that the error has every reason. `runtime_parts` is called only after a refusal. It lets the
-    owner's record say what was changed. `devices` makes the evidence of each GPU over a nonce of 32 bytes.
+    owner's record say what was changed. `devices` makes the evidence of each GPU over a nonce of 32 bytes. `run_key` is
+    the key with which this run signs what it says later. Without one, a key is made that signs nothing.
 
     Raises Denied with the server's text and denial id, or where the server's certificate or its grant is not under the
     pinned CA. Raises Timeout or FetchFailed where a server cannot be reached, and UsageError for ra-tls where the
@@ -110,12 +118,12 @@ def obtain_keys(
     asked = {owner: (names, _address_of(owner, servers)) for owner, names in needed(signed).items()}
     refusals: list[Error] = []
     for owner, (names, address) in asked.items():
-        conversation = _Conversation(signed, source, owner, address, timeout_s, runtime_parts, devices)
+        conversation = _Conversation(signed, owner, address, timeout_s)
         try:
             if protocol == "adyton":
-                got_keys, got_secrets, grant = conversation.adyton(names)
+                got_keys, got_secrets, grant = conversation.adyton(names, source, run_key, runtime_parts, devices)
             else:
-                got_keys, got_secrets, grant = conversation.ra_tls(names)
+                got_keys, got_secrets, grant = conversation.ra_tls(names, source)
         except (KeyReleaseError, Unavailable) as refusal:
             refusals.append(refusal)  # the others are asked all the same: the user sees every reason at once
             continue
@@ -125,6 +133,29 @@ def obtain_keys(
     if refusals:
         raise _all_of(refusals)
     return Released(keys, secret_values, tuple(grants))
+
+
+def tell_server(
+    signed: SignedManifest,
+    owner_name: str,
+    servers: Mapping[str, str],
+    run_key: RunKey,
+    action: str,
+    grant: str,
+    payload: bytes,
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> TypedDocument:
+    """Say something to the key server of one owner of this manifest, signed with the run's key.
+
+    `action` is one of `run_messages.ACTIONS`, `grant` that owner's grant to this run. Returns the members of the
+    answer. Raises OutOfOrder where the server does not know the grant, else what `obtain_keys` raises.
+    """
+    owner = next((owner for owner in signed.manifest.adyton.owners if owner.name == owner_name), None)
+    if owner is None:
+        raise _no_owner(owner_name)
+    conversation = _Conversation(signed, owner, _address_of(owner, servers), timeout_s)
+    return conversation.tell(run_key, action, grant, payload)
 
 
 def _late(what: str, timeout_s: float) -> Timeout:
@@ -205,12 +236,9 @@ class _Conversation:
     def __init__(
         self,
         signed: SignedManifest,
-        source: QuoteSource,
         owner: Owner,
         address: tuple[str, int],
         timeout_s: float,
-        runtime_parts: Callable[[], Mapping[str, str]] | None,
-        devices: Callable[[bytes], tuple[DevicePart, ...]] | None,
     ) -> None:
         if owner.ca is None:
             raise MalformedManifest(
@@ -221,19 +249,22 @@ class _Conversation:
                 remedy="a program that pins no owner could be fed anybody's keys: add ca_file and build again",
             )
         self._signed = signed
-        self._source = source
         self._owner = owner
         self._address = address
         self._timeout_s = timeout_s
-        self._runtime_parts = runtime_parts
-        self._devices = devices
         self._ca: str = owner.ca
 
     # --- Adyton's protocol -------------------------------------------------------------------------------------
 
-    def adyton(self, names: tuple[str, ...]) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
+    def adyton(
+        self,
+        names: tuple[str, ...],
+        source: QuoteSource,
+        run_key: RunKey | None,
+        runtime_parts: Callable[[], Mapping[str, str]] | None,
+        devices: Callable[[bytes], tuple[DevicePart, ...]] | None,
+    ) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
         """Challenge, evidence, release, acknowledgement, over one connection."""
-        import http.client
         from datetime import UTC, datetime
 
         from adyton.attest.bundle import EvidenceBundle
@@ -251,23 +282,29 @@ class _Conversation:
             parse_payload,
             used_message,
         )
+        from adyton.release.run_key import RunKey
 
         key = EnclaveKey()
-        connection = http.client.HTTPConnection(self._address[0], self._address[1], timeout=self._timeout_s)
-        connection.sock = self._connect(client_context(self._ca), self._owner.server_name)
-        try:
+        with self._open() as connection:
             nonce = parse_challenge(self._post(connection, PATH_CHALLENGE, challenge_request())).nonce
-            request = ReleaseRequest(nonce, key.public_bytes, self._signed.manifest_sha256, names, EvidenceBundle())
-            if self._devices is not None:
-                request = replace(request, evidence=EvidenceBundle(devices=self._devices(request.gpu_nonce)))
-            binding = request.report_data(self._identity())
-            cpu, event_log = self._source.quote(binding), self._source.event_log()
+            request = ReleaseRequest(
+                nonce=nonce,
+                public_key=key.public_bytes,
+                manifest_sha256=self._signed.manifest_sha256,
+                names=names,
+                evidence=EvidenceBundle(),
+                run_key=(RunKey() if run_key is None else run_key).public_bytes,
+            )
+            if devices is not None:
+                request = replace(request, evidence=EvidenceBundle(devices=devices(request.gpu_nonce)))
+            binding = request.report_data(self.identity())
+            cpu, event_log = source.quote(binding), source.event_log()
             request = replace(request, evidence=replace(request.evidence, cpu=cpu, event_log=event_log))
             answer = parse_answer(self._post(connection, PATH_RELEASE, request.to_bytes()))
             if isinstance(answer, Refusal):
-                self._explain(connection, answer)
+                self._explain(connection, answer, runtime_parts)
                 raise denied(answer, self._owner.name)
-            verify_grant(self._ca_der, request, self._identity(), answer, datetime.now(UTC))
+            verify_grant(self._ca_der, request, self.identity(), answer, datetime.now(UTC))
             terms = answer.terms
             payload = parse_payload(key.unwrap(terms.wrapped, binding))
             if tuple(sorted({*payload.keys, *payload.secrets})) != names:
@@ -279,23 +316,67 @@ class _Conversation:
                 )
             with contextlib.suppress(Error):
                 self._post(connection, PATH_USED, used_message(terms.grant, payload.token))
-            return payload.keys, payload.secrets, self._info(terms, names)
+            return payload.keys, payload.secrets, self._info(terms, request)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[http.client.HTTPConnection]:
+        import http.client
+
+        connection = http.client.HTTPConnection(self._address[0], self._address[1], timeout=self._timeout_s)
+        connection.sock = self._connect(client_context(self._ca), self._owner.server_name)
+        try:
+            yield connection
         finally:
             connection.close()
 
-    def _info(self, terms: Terms, names: tuple[str, ...]) -> GrantInfo:
-        return GrantInfo(self._owner.name, terms.grant, names, terms.lease_s, terms.checkpoint)
+    def _info(self, terms: Terms, request: ReleaseRequest) -> GrantInfo:
+        return GrantInfo(
+            owner=self._owner.name,
+            grant=terms.grant,
+            names=request.names,
+            lease_s=terms.lease_s,
+            checkpoint=terms.checkpoint,
+            versions=terms.versions,
+            roots=terms.roots,
+            request=request,
+        )
+
+    def tell(self, run_key: RunKey, action: str, grant: str, payload: bytes) -> TypedDocument:
+        """Send one message of the run (`release.run_messages`), and return the members of the answer."""
+        from adyton.release.messages import MAX_RESPONSE_BYTES
+        from adyton.release.run_messages import PATH_RUN, RunMessage, parse_run_answer
+
+        message = RunMessage.create(run_key, self.identity(), action, grant, payload)
+        with self._open() as connection:
+            raw = self._post(connection, f"{PATH_RUN}/{action}", message.to_bytes())
+        found = parse_run_answer(raw, MAX_RESPONSE_BYTES)
+        if found is None:
+            raise OutOfOrder(
+                f"the key server of {self._owner.name} does not know this run",
+                check="grant of the run",
+                expected="a grant of this store, made to this run's key",
+                seen="unknown",
+                remedy="was another home restored in its place? its owner compares the record with checkpoints"
+                " (adyton audit verify)",
+            )
+        return found
 
     @property
     def _ca_der(self) -> bytes:
         return ssl.PEM_cert_to_DER_cert(self._ca.strip())
 
-    def _identity(self) -> ServerIdentity:
+    def identity(self) -> ServerIdentity:
+        """The owner's server, as evidence and messages name it."""
         from adyton.release.messages import ServerIdentity
 
         return ServerIdentity(Digest(hashlib.sha256(self._ca_der).digest()), self._owner.server_name)
 
-    def _explain(self, connection: http.client.HTTPConnection, refusal: Refusal) -> None:
+    def _explain(
+        self,
+        connection: http.client.HTTPConnection,
+        refusal: Refusal,
+        runtime_parts: Callable[[], Mapping[str, str]] | None,
+    ) -> None:
         """Send manifest and runtime parts, so that the owner's record can say what was changed. Best effort.
 
         The key server answers only that it took them. It never says what it found.
@@ -303,10 +384,10 @@ class _Conversation:
         from adyton.release.messages import NOT_KEPT
         from adyton.release.shown_program import PATH_EXPLAIN, explain_message
 
-        if self._runtime_parts is None or refusal.denial == NOT_KEPT:
+        if runtime_parts is None or refusal.denial == NOT_KEPT:
             return
         with contextlib.suppress(Error):
-            message = explain_message(refusal.denial, self._signed.manifest_bytes, self._runtime_parts())
+            message = explain_message(refusal.denial, self._signed.manifest_bytes, runtime_parts())
             self._post(connection, f"{PATH_EXPLAIN}/{refusal.denial}", message)
 
     def _post(self, connection: http.client.HTTPConnection, path: str, body: bytes) -> bytes:
@@ -382,7 +463,9 @@ class _Conversation:
 
     # --- Gramine's protocol ------------------------------------------------------------------------------------
 
-    def ra_tls(self, names: tuple[str, ...]) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
+    def ra_tls(
+        self, names: tuple[str, ...], source: QuoteSource
+    ) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
         """RA-TLS and Gramine's secret provisioning, a connection for each name."""
         from datetime import UTC, datetime, timedelta
 
@@ -395,7 +478,7 @@ class _Conversation:
         key = ec.generate_private_key(ec.SECP384R1())
         now = datetime.now(UTC)
         der = make_certificate(
-            key, self._source.quote, not_before=now - timedelta(hours=1), not_after=now + timedelta(days=1)
+            key, source.quote, not_before=now - timedelta(hours=1), not_after=now + timedelta(days=1)
         )
         key_pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

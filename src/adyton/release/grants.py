@@ -4,10 +4,10 @@ TLS proves that the peer has the key server's TLS key. That key lies on a machin
 connection. A thief of that key could answer as the key server and give a program keys of his own choice. So a grant
 needs a signature of another key, whose certificate under the pinned CA is for this purpose only::
 
-    signed = "adyton-release/2 grant\\0" ‖ lp(nonce) ‖ lp(public key) ‖ lp(manifest SHA-256)
+    signed = "adyton-release/4 grant\\0" ‖ lp(nonce) ‖ lp(public key) ‖ lp(manifest SHA-256)
              ‖ lp(SHA-256 of the CA, DER) ‖ lp(server name)
              ‖ lp( lp(name 1) ‖ lp(version 1, u32) ‖ … ) ‖ lp(grant id) ‖ lp(lease in s, u64)
-             ‖ lp(wrapped) ‖ lp(checkpoint, canonical JSON)
+             ‖ lp(wrapped) ‖ lp(checkpoint, canonical JSON) ‖ lp(roots, canonical JSON)
     lp(x)  = length of x as u32, then x                                       (integers big-endian)
 
 Ed25519 over these bytes. The dates of the certificate are compared with the clock of the enclave's machine. The host
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -39,19 +39,27 @@ if TYPE_CHECKING:
 MAX_WRAPPED_BYTES: Final = 1 << 20
 MAX_CERTIFICATE_BYTES: Final = 4096
 SIGNATURE_BYTES: Final = 64
+MAX_CHECKPOINT_BYTES: Final = 2048
+MAX_ROOTS: Final = 64
+MAX_ROOT_BYTES: Final = 2048
 MAX_VERSION: Final = (1 << 32) - 1
-_LABEL: Final = b"adyton-release/2 grant\0"
+_LABEL: Final = b"adyton-release/4 grant\0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """The terms of a grant: its id, the wrapped payload, the version of each name, and the record's checkpoint."""
+    """The terms of a grant: its id, the wrapped payload, the version of each name, and the record's checkpoint.
+
+    `roots` has the record of each pinned folder that was asked for, by the folder's id: a flat object of texts and
+    whole numbers.
+    """
 
     grant: str
     lease_s: int
     versions: Mapping[str, int]
     wrapped: bytes
     checkpoint: Mapping[str, Any]
+    roots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +83,7 @@ class Granted:
                 "versions": dict(terms.versions),
                 "wrapped": b64(terms.wrapped),
                 "checkpoint": dict(terms.checkpoint),
+                "roots": {folder: dict(root) for folder, root in terms.roots.items()},
                 "certificate": b64(self.certificate),
                 "signature": b64(self.signature),
             }
@@ -83,14 +92,17 @@ class Granted:
 
 def parse_granted(document: TypedDocument) -> Granted:
     """Parse a grant, without verifying it. Raises OutOfOrder."""
-    fields = {"grant", "lease_s", "versions", "wrapped", "checkpoint", "certificate", "signature"}
+    fields = {"grant", "lease_s", "versions", "wrapped", "checkpoint", "roots", "certificate", "signature"}
     document.only({"protocol", "status", *fields})
     versions, checkpoint = document.inner("versions"), document["checkpoint"]
     if not 1 <= len(versions) <= 64:
         raise document.wrong("versions", "a number for each name")
-    plain = isinstance(checkpoint, dict) and all(type(value) in (str, int) for value in checkpoint.values())
-    if not plain or len(_canonical(checkpoint)) > 2048:
-        raise malformed("checkpoint", "an object of texts and numbers", type(checkpoint).__name__)
+    _check_flat("checkpoint", checkpoint, MAX_CHECKPOINT_BYTES)
+    roots = document.inner("roots")
+    if len(roots) > MAX_ROOTS:
+        raise document.wrong("roots", f"at most {MAX_ROOTS} members")
+    for folder in roots:
+        _check_flat("roots", roots[folder], MAX_ROOT_BYTES)
     return Granted(
         terms=Terms(
             grant=identifier(document, "grant"),
@@ -98,10 +110,18 @@ def parse_granted(document: TypedDocument) -> Granted:
             versions={name: versions.number(name, MAX_VERSION) for name in versions},
             wrapped=document.binary("wrapped", 1, MAX_WRAPPED_BYTES),
             checkpoint=checkpoint,
+            roots=dict(roots),
         ),
         certificate=document.binary("certificate", 1, MAX_CERTIFICATE_BYTES),
         signature=document.binary("signature", SIGNATURE_BYTES, SIGNATURE_BYTES),
     )
+
+
+def _check_flat(what: str, value: object, limit: int) -> None:
+    """Refuse what is no flat object of texts and whole numbers, or is longer than `limit` in its canonical form."""
+    plain = isinstance(value, dict) and all(type(item) in (str, int) for item in value.values())
+    if not isinstance(value, dict) or not plain or len(_canonical(value)) > limit:
+        raise malformed(what, "an object of texts and numbers", type(value).__name__)
 
 
 def sign_grant(
@@ -122,6 +142,12 @@ def verify_grant(
     if set(granted.terms.versions) != set(request.names):
         raise _false(
             "names in the grant", ", ".join(request.names), printable(", ".join(sorted(granted.terms.versions))[:200])
+        )
+    if set(granted.terms.roots) != set(request.folders):
+        raise _false(
+            "folders in the grant",
+            ", ".join(request.folders) or "none",
+            printable(", ".join(sorted(granted.terms.roots))[:200]) or "none",
         )
     key = certified_key(granted.certificate, ca_der, GRANTS, now, _false)
     try:
@@ -148,6 +174,7 @@ def _signed(request: ReleaseRequest, server: ServerIdentity, terms: Terms) -> by
         struct.pack(">Q", terms.lease_s),
         terms.wrapped,
         _canonical(terms.checkpoint),
+        _canonical(terms.roots),
     )
 
 

@@ -1,4 +1,4 @@
-"""Adyton's release protocol, version 3: messages, report data, and the wrapping of keys.
+"""Adyton's release protocol, version 4: messages, report data, and the wrapping of keys.
 
 The messages are JSON in HTTP over TLS 1.3, under the owner's pinned CA. The page docs/release-protocol.md has every
 byte.
@@ -6,17 +6,18 @@ byte.
 ::
 
     enclave                                             key server
-      POST /adyton/v3/challenge   {}                 ->
+      POST /adyton/v4/challenge   {}                 ->
                                                      <-   nonce (32 bytes, single use, lives two minutes)
       evidence over report data = SHA-512 of
         label, nonce, fresh public key, manifest hash,
         owner's CA hash, server name, names asked for,
-        devices' evidence
-      POST /adyton/v3/release     evidence, …        ->   verify, decide, record
+        devices' evidence, run key, pinned folders
+      POST /adyton/v4/release     evidence, …        ->   verify, decide, record
                                                      <-   keys wrapped to the public key (HPKE), signed
                                                           (release.grants), or a refusal and a denial id
-      POST /adyton/v3/used        grant, token       ->   record
-      POST /adyton/v3/explain/ID  after a refusal    ->   what changed, for the owner's record
+      POST /adyton/v4/used        grant, token       ->   record
+      POST /adyton/v4/explain/ID  after a refusal    ->   what changed, for the owner's record
+      POST /adyton/v4/run/ACTION  after a grant      ->   release.run_messages
 
 This module is pure. Both sides use it. A label keeps the number of the protocol version that introduced it.
 """
@@ -57,6 +58,7 @@ from adyton.attest.bundle import (
 from adyton.attest.devices import MAX_DEVICES
 from adyton.attest.report_data import RELEASE, framed
 from adyton.errors import OutOfOrder
+from adyton.release.run_key import RUN_KEY_BYTES, parse_run_key
 from adyton.release.wire import (
     PROTOCOL,
     b64,
@@ -72,13 +74,17 @@ from adyton.values import NAME_PATTERN, Digest, Nonce
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PATH_CHALLENGE: Final = "/adyton/v3/challenge"
-PATH_RELEASE: Final = "/adyton/v3/release"
-PATH_USED: Final = "/adyton/v3/used"
+PATH_CHALLENGE: Final = "/adyton/v4/challenge"
+PATH_RELEASE: Final = "/adyton/v4/release"
+PATH_USED: Final = "/adyton/v4/used"
 
 MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_RESPONSE_BYTES: Final = 1 << 20
 MAX_NAMES: Final = 64
+MAX_FOLDERS: Final = 64
+MAX_FOLDER_CHARACTERS: Final = 200
+MAX_IN_FORCE: Final = 16
+MAX_IN_FORCE_BYTES: Final = 4096
 MLKEM_BYTES: Final = 1184
 PUBLIC_KEY_BYTES: Final = MLKEM_BYTES + 32
 TOKEN_BYTES: Final = 32
@@ -88,6 +94,9 @@ NOT_KEPT: Final = "not kept"
 
 _NAME: Final = re.compile(NAME_PATTERN, re.ASCII)
 """The pattern of a key's name. Other names are refused and never reach the record."""
+
+_FOLDER: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_FOLDER_CHARACTERS}}}", re.ASCII)
+"""The characters of a pinned folder's id: printable ASCII without spaces."""
 
 _ARCH: Final = re.compile(ARCH_PATTERN, re.ASCII)
 
@@ -115,9 +124,11 @@ def report_data(
     manifest_sha256: Digest,
     server: ServerIdentity,
     names: tuple[str, ...],
+    run_key: bytes,
     devices: tuple[DevicePart, ...] = (),
+    folders: tuple[str, ...] = (),
 ) -> bytes:
-    """The 64 bytes that the CPU's evidence must carry: SHA-512 over the label and seven length-prefixed fields."""
+    """The 64 bytes that the CPU's evidence must carry: SHA-512 over the label and nine length-prefixed fields."""
     fields = framed(
         nonce.raw,
         public_key,
@@ -126,6 +137,8 @@ def report_data(
         server.server_name.encode(),
         framed(*(name.encode() for name in names)),
         devices_field(devices),
+        run_key,
+        framed(*(folder.encode() for folder in folders)),
     )
     return hashlib.sha512(RELEASE + fields).digest()
 
@@ -304,13 +317,22 @@ def parse_challenge(raw: bytes) -> ChallengeAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRequest:
-    """The enclave's request for keys. The CPU's evidence covers all other members, and the devices' evidence."""
+    """The enclave's request for keys. The CPU's evidence covers all other members but `in_force`.
+
+    The owners who made the statements in `in_force` signed them over a challenge, so evidence need not cover them.
+    """
 
     nonce: Nonce
     public_key: bytes
     manifest_sha256: Digest
     names: tuple[str, ...]
     evidence: EvidenceBundle
+    run_key: bytes
+    """The public key of the run (`release.run_key`): 91 bytes."""
+    folders: tuple[str, ...] = ()
+    """Ids of the pinned folders whose roots are asked for: KEY/FOLDER, sorted, each once."""
+    in_force: tuple[bytes, ...] = ()
+    """Signed statements of other owners that an agreement is in force."""
 
     def to_bytes(self) -> bytes:
         """As JSON."""
@@ -322,6 +344,9 @@ class ReleaseRequest:
                 "manifest_sha256": self.manifest_sha256.hex(),
                 "names": list(self.names),
                 "evidence": _bundle_to_dict(self.evidence),
+                "run_key": b64(self.run_key),
+                "folders": list(self.folders),
+                "in_force": [b64(statement) for statement in self.in_force],
             }
         )
 
@@ -338,7 +363,9 @@ class ReleaseRequest:
             manifest_sha256=self.manifest_sha256,
             server=server,
             names=self.names,
+            run_key=self.run_key,
             devices=self.evidence.devices,
+            folders=self.folders,
         )
 
 
@@ -346,7 +373,9 @@ def parse_release_request(raw: bytes) -> ReleaseRequest:
     """Parse a request for keys. Raises OutOfOrder or VersionMismatch."""
     document = parse_object(raw, MAX_REQUEST_BYTES)
     check_protocol(document)
-    document.only({"protocol", "nonce", "public_key", "manifest_sha256", "names", "evidence"})
+    document.only(
+        {"protocol", "nonce", "public_key", "manifest_sha256", "names", "evidence", "run_key", "folders", "in_force"}
+    )
     names = document["names"]
     if (
         not isinstance(names, list)
@@ -355,13 +384,30 @@ def parse_release_request(raw: bytes) -> ReleaseRequest:
         or names != sorted(set(names))
     ):
         raise malformed("names", f"1 to {MAX_NAMES} names of keys, sorted, each once", type(names).__name__)
+    run_key = document.binary("run_key", RUN_KEY_BYTES, RUN_KEY_BYTES)
+    parse_run_key(run_key)
     return ReleaseRequest(
         nonce=Nonce(document.binary("nonce", 32, 32)),
         public_key=document.binary("public_key", PUBLIC_KEY_BYTES, PUBLIC_KEY_BYTES),
         manifest_sha256=_digest(document, "manifest_sha256"),
         names=tuple(names),
         evidence=_parse_bundle(document.inner("evidence")),
+        run_key=run_key,
+        folders=_parse_folders(document, names),
+        in_force=document.binaries("in_force", MAX_IN_FORCE, 1, MAX_IN_FORCE_BYTES),
     )
+
+
+def _parse_folders(document: TypedDocument, names: list[str]) -> tuple[str, ...]:
+    """The ids of pinned folders. The key of each is among the names that are asked for."""
+    folders = document.texts("folders", MAX_FOLDERS)
+    for folder in folders:
+        key, slash, place = folder.partition("/")
+        if key not in names or not slash or not place or not _FOLDER.fullmatch(folder):
+            raise malformed("folders", "KEY/FOLDER in ASCII, with a key that is asked for", "something else")
+    if folders != sorted(set(folders)):
+        raise malformed("folders", "sorted, each once", "not so")
+    return tuple(folders)
 
 
 def _parse_bundle(document: TypedDocument) -> EvidenceBundle:

@@ -16,7 +16,7 @@ from adyton.release.wire import PROTOCOL, b64, check_protocol, malformed, parse_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PATH_EXPLAIN: Final = "/adyton/v3/explain"
+PATH_EXPLAIN: Final = "/adyton/v4/explain"
 """Followed by `/` and the denial's id, so that a message for an unknown id is refused before it is read."""
 
 MAX_EXPLAIN_BYTES: Final = 4 << 20

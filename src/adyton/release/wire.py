@@ -10,7 +10,7 @@ from typing import Any, Final
 from adyton.errors import OutOfOrder, VersionMismatch
 from adyton.typed_document import TypedDocument
 
-PROTOCOL: Final = "adyton-release/3"
+PROTOCOL: Final = "adyton-release/4"
 """The protocol and version that every message of key release names."""
 
 MAX_DEPTH: Final = 8

@@ -33,6 +33,7 @@ from adyton.release.messages import (
     parse_release_request,
     parse_used,
 )
+from adyton.release.run_messages import ACTIONS, MAX_RUN_MESSAGE_BYTES, PATH_RUN, parse_run_message, run_answer
 from adyton.release.shown_program import MAX_EXPLAIN_BYTES, PATH_EXPLAIN, explain_answer
 from adyton.release.tls import asked_name, peer_chain
 from adyton.release.wire import PROTOCOL, to_bytes
@@ -62,6 +63,8 @@ MAX_BEATS: Final = 20
 MAX_LENGTH_DIGITS: Final = 12
 ACKNOWLEDGING_THREADS: Final = 2
 MAX_ACKNOWLEDGING: Final = 256
+RUN_MESSAGE_THREADS: Final = 2
+MAX_RUN_MESSAGES: Final = 64
 
 
 class KeyServer:
@@ -73,6 +76,7 @@ class KeyServer:
         self.counters = Counters()
         self.listeners: list[Listener] = []
         self._acknowledging = Pool("acknowledgements", threads=ACKNOWLEDGING_THREADS, waiting=MAX_ACKNOWLEDGING)
+        self._run_messages = Pool("messages of runs", threads=RUN_MESSAGE_THREADS, waiting=MAX_RUN_MESSAGES)
         self._readiness = Readiness(service.is_ready)
         self._large = LargeMessages()
 
@@ -94,6 +98,7 @@ class KeyServer:
         """Stop listening and finish what is under way."""
         await asyncio.gather(*(listener.stop(grace_s) for listener in self.listeners))
         self._acknowledging.close()
+        self._run_messages.close()
         self._readiness.close()
 
     # --- Gramine's protocol ------------------------------------------------------------------------------------
@@ -263,6 +268,10 @@ class KeyServer:
             return 200, ChallengeAnswer(nonce, lifetime_s).to_bytes()
         if path == PATH_RELEASE:
             return await self._release(body, peer)
+        if path.startswith(PATH_RUN):
+            message = parse_run_message(body, path.rpartition("/")[2])
+            members = await self._run_messages.run(lambda: self.service.run_messages.answer(message))
+            return (409 if members is None else 200), run_answer(members)
         grant, token = parse_used(body)
         found = await self._acknowledging.run(lambda: self.service.used(grant, token))
         return (200 if found else 409), to_bytes({"protocol": PROTOCOL, "status": "noted" if found else "unknown"})
@@ -302,6 +311,7 @@ _BODY_LIMITS: Final = {
     PATH_RELEASE: MAX_REQUEST_BYTES,
     PATH_USED: 1024,
     PATH_EXPLAIN: MAX_EXPLAIN_BYTES,
+    **{f"{PATH_RUN}/{action}": MAX_RUN_MESSAGE_BYTES for action in ACTIONS},
 }
 
 

@@ -35,6 +35,7 @@ from adyton.release.messages import EnclaveKey, Refusal, ReleaseRequest
 from adyton.server.process import server_identity
 from tests.support.owner_world import RUNTIME_PARTS, World, now
 from tests.support.release_by_hand import Logged, entries, wait_until
+from tests.support.run_keys import RUN_KEY
 
 DAY_MS = 86_400_000
 PER_ENTRY_BYTES = 1024
@@ -82,7 +83,9 @@ def kept(world: World) -> list[tuple[str, bytes]]:
 def request(service: KeyService, evidence: bytes, names: tuple[str, ...] = ("weights",)) -> ReleaseRequest:
     """A request with this evidence, over a fresh challenge."""
     nonce, _ = service.challenge()
-    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, world_manifest(), names, EvidenceBundle())
+    unsigned = ReleaseRequest(
+        nonce, EnclaveKey().public_bytes, world_manifest(), names, EvidenceBundle(), run_key=RUN_KEY
+    )
     return replace(unsigned, evidence=EvidenceBundle(cpu=evidence))
 
 
@@ -96,7 +99,9 @@ def world_manifest() -> Any:
 def ask(world: World, service: KeyService, signed: SignedManifest) -> Refusal | None:
     """A request with genuine evidence of its own; None where it is granted."""
     nonce, _ = service.challenge()
-    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle())
+    unsigned = ReleaseRequest(
+        nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle(), run_key=RUN_KEY
+    )
     quote = world.enclave(signed).quote(unsigned.report_data(server_identity(world.home)))
     return service.release(replace(unsigned, evidence=EvidenceBundle(cpu=quote)), "peer").result(120).refusal
 

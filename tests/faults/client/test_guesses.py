@@ -33,6 +33,7 @@ from adyton.server.process import server_identity
 from adyton.server.protocols import BEAT_S, MAX_BEATS, until_beat
 from tests.support.owner_world import RUNTIME_PARTS, World, make_world, now, running
 from tests.support.release_by_hand import credential, entries, explanation, https, post, provision, reason, wait_until
+from tests.support.run_keys import RUN_KEY
 
 
 def nothing(_world: World, _signed: SignedManifest) -> None:
@@ -102,7 +103,9 @@ def ask(world: World, connection: Any, signed: SignedManifest, *names: str, debu
     """A request as it should be, for these names."""
     _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
     nonce = parse_challenge(json.dumps(challenge).encode()).nonce
-    unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, names, EvidenceBundle())
+    unsigned = ReleaseRequest(
+        nonce, EnclaveKey().public_bytes, signed.manifest_sha256, names, EvidenceBundle(), run_key=RUN_KEY
+    )
     quote = world.enclave(signed, debug=debug).quote(unsigned.report_data(server_identity(world.home)))
     return post(connection, PATH_RELEASE, replace(unsigned, evidence=EvidenceBundle(cpu=quote)).to_bytes())
 

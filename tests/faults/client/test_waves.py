@@ -47,6 +47,7 @@ from adyton.server.process import server_identity
 from adyton.values import Digest
 from tests.support.owner_world import RUNTIME_PARTS, Running, World, running
 from tests.support.release_by_hand import answer, entries, get, https, post, wait_until
+from tests.support.run_keys import RUN_KEY
 
 PATIENCE_S = 300
 LIMITS = Limits(request_timeout_s=PATIENCE_S, idle_timeout_s=PATIENCE_S, connection_timeout_s=3 * PATIENCE_S)
@@ -120,7 +121,9 @@ def denied(world: World, server: Running, raw: bytes) -> str:
         connection.settimeout(PATIENCE_S)
         _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
         nonce = parse_challenge(json.dumps(challenge).encode()).nonce
-        unsigned = ReleaseRequest(nonce, EnclaveKey().public_bytes, Digest(b"m" * 32), ("weights",), EvidenceBundle())
+        unsigned = ReleaseRequest(
+            nonce, EnclaveKey().public_bytes, Digest(b"m" * 32), ("weights",), EvidenceBundle(), run_key=RUN_KEY
+        )
         evidence = enclave.quote(unsigned.report_data(server_identity(world.home)))
         status, document = post(
             connection, PATH_RELEASE, replace(unsigned, evidence=EvidenceBundle(cpu=evidence)).to_bytes()

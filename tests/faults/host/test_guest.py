@@ -19,6 +19,7 @@ from adyton.sim.chip import SimEnclave, simulated_guest
 from adyton.values import Measurement
 from tests.support.owner_world import World, make_world
 from tests.support.release_by_hand import reason
+from tests.support.run_keys import RUN_KEY
 
 
 @pytest.fixture
@@ -39,7 +40,9 @@ def service(world: World) -> Iterator[KeyService]:
 def ask(world: World, service: KeyService, signed: SignedManifest, **registers: bytes) -> Answered:
     """The host's guest asks in the program's name; RTMR3 says what an honest guest's would."""
     nonce, _ = service.challenge()
-    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle())
+    request = ReleaseRequest(
+        nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle(), run_key=RUN_KEY
+    )
     honest = world.enclave(signed, tdx=True)
     hostile = SimEnclave(honest._machine, honest._key, honest._body.replace(**registers))
     quote = hostile.quote(request.report_data(server_identity(world.home)))

@@ -32,6 +32,7 @@ from adyton.tee.tpm_guest import extend_workload
 from adyton.values import Measurement
 from tests.support.amd_factory import NOW
 from tests.support.owner_world import World, make_world
+from tests.support.run_keys import RUN_KEY
 from tests.support.software_tpm import needs_swtpm, software_tpm
 from tests.support.tpm_factory import LINUX, UKI, AzureScenario, TPMScenario
 from tests.unit.tee.test_tpm import azure, boot
@@ -81,7 +82,12 @@ class Case:
         """A request without evidence, and its report data."""
         nonce, _ = self.service.challenge()
         request = ReleaseRequest(
-            nonce, EnclaveKey().public_bytes, self.signed.manifest_sha256, ("weights",), EvidenceBundle()
+            nonce,
+            EnclaveKey().public_bytes,
+            self.signed.manifest_sha256,
+            ("weights",),
+            EvidenceBundle(),
+            run_key=RUN_KEY,
         )
         return request, request.report_data(server_identity(self.world.home))
 

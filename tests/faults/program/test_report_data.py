@@ -32,6 +32,7 @@ from tests.mount import world as mounts
 from tests.support.amd_factory import LAUNCH, NOW, SNPScenario
 from tests.support.owner_world import World, make_world, now
 from tests.support.release_by_hand import reason
+from tests.support.run_keys import RUN_KEY
 
 RAW = "[adyton]\ninsecure__raw_report_data = true\n"
 
@@ -53,7 +54,9 @@ def world(tmp_path: Path) -> Iterator[World]:
 def asked(world: World, service: KeyService, signed: SignedManifest) -> Asked:
     """The attacker's own request, in the name of a manifest of his choice."""
     nonce, _ = service.challenge()
-    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle())
+    request = ReleaseRequest(
+        nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle(), run_key=RUN_KEY
+    )
     return Asked(request, request.report_data(server_identity(world.home)))
 
 

@@ -28,6 +28,7 @@ from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.server.process import server_identity
 from tests.support.owner_world import World, make_world
 from tests.support.release_by_hand import entries, reason
+from tests.support.run_keys import RUN_KEY
 from tests.support.tpm_factory import LINUX, UKI, TPMScenario
 
 GPU = Device(ueid="7", driver="570.158.01", vbios="96.00.88.00.11")
@@ -73,7 +74,9 @@ def ask(
     try:
         signed, nonce = world.program(), service.challenge()[0]
         key = EnclaveKey().public_bytes
-        request = ReleaseRequest(nonce, key, signed.manifest_sha256, ("weights",), bundle or EvidenceBundle())
+        request = ReleaseRequest(
+            nonce, key, signed.manifest_sha256, ("weights",), bundle or EvidenceBundle(), run_key=RUN_KEY
+        )
         enclave = world.enclave(signed, tdx=tdx, devices=device_digest(register))
         quote = enclave.quote(request.report_data(server_identity(world.home)))
         evidence = replace(request.evidence, cpu=quote, **after)
@@ -145,6 +148,7 @@ def test_cpu_part_that_is_not_genuine_is_refused_before_the_rest_is_parsed(world
         world.program().manifest_sha256,
         ("weights",),
         EvidenceBundle(devices=(PART,)),
+        run_key=RUN_KEY,
     )
     quote = bytearray(world.enclave(world.program(), tdx=True).quote(request.report_data(server_identity(world.home))))
     quote[100] ^= 1
@@ -202,7 +206,9 @@ def boot(world: World, *, log: bytes | None, machine: TPMScenario, pcr7: bytes |
     try:
         nonce = service.challenge()[0]
         bundle = EvidenceBundle(event_log=log)
-        request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), bundle)
+        request = ReleaseRequest(
+            nonce, EnclaveKey().public_bytes, signed.manifest_sha256, ("weights",), bundle, run_key=RUN_KEY
+        )
         machine.nonce = request.report_data(server_identity(world.home))
         machine.more = {15: workload_register(signed.measurement, bank="sha256")}
         document = {name: value for name, value in machine.document().items() if name != "event_log"}

@@ -27,6 +27,7 @@ from adyton.values import Nonce
 from tests.support.nvidia_services import NVIDIAServices
 from tests.support.owner_world import World, make_world
 from tests.support.release_by_hand import reason
+from tests.support.run_keys import RUN_KEY
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -65,7 +66,7 @@ class Place:
             wanted = gpu_nonce(challenge, key) if nonce is None else nonce
             made = tuple(self.part(gpu, wanted) for gpu in gpus) if parts is None else parts
             bundle = EvidenceBundle(devices=made)
-            request = ReleaseRequest(challenge, key, signed.manifest_sha256, ("weights",), bundle)
+            request = ReleaseRequest(challenge, key, signed.manifest_sha256, ("weights",), bundle, run_key=RUN_KEY)
             register = self.named(*(gpus if booted is None else booted))
             enclave = world.enclave(signed, tdx=True, devices=register)
             quote = enclave.quote(request.report_data(server_identity(world.home)))

@@ -23,6 +23,7 @@ from adyton.server.process import server_identity
 from adyton.values import Measurement
 from tests.support.owner_world import RUNTIME_PARTS, World, make_world, now
 from tests.support.release_by_hand import entries, wait_until
+from tests.support.run_keys import RUN_KEY
 
 MINUTE_MS = 60_000
 
@@ -55,7 +56,9 @@ def refusal(
 ) -> Refusal:
     """A refusal over Adyton's protocol, with this evidence or that of the program itself."""
     nonce, _ = service.challenge()
-    request = ReleaseRequest(nonce, EnclaveKey().public_bytes, signed.manifest_sha256, (name,), EvidenceBundle())
+    request = ReleaseRequest(
+        nonce, EnclaveKey().public_bytes, signed.manifest_sha256, (name,), EvidenceBundle(), run_key=RUN_KEY
+    )
     binding = request.report_data(server_identity(world.home))
     quote = world.enclave(signed, tdx=tdx).quote(binding) if evidence is None else evidence
     found = service.release(replace(request, evidence=EvidenceBundle(cpu=quote)), "peer").result(60).refusal

@@ -30,6 +30,7 @@ from adyton.release.messages import EnclaveKey, ReleaseRequest
 from adyton.server.process import server_identity
 from tests.support.owner_world import World, make_world, now, running
 from tests.support.postgres import Server, postgres_server, programs
+from tests.support.run_keys import RUN_KEY
 
 DATABASES = [
     "sqlite",
@@ -66,11 +67,13 @@ def ask(world: World, service: KeyService) -> Future[Answered]:
     key = EnclaveKey()
     nonce, _ = service.challenge()
     binding = ReleaseRequest(
-        nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle()
+        nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle(), run_key=RUN_KEY
     ).report_data(server_identity(world.home))
     evidence = world.enclave(signed).quote(binding)
     return service.release(
-        ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle(cpu=evidence)),
+        ReleaseRequest(
+            nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle(cpu=evidence), run_key=RUN_KEY
+        ),
         "peer",
     )
 
@@ -142,6 +145,7 @@ CHANGES = """
 import sys
 from pathlib import Path
 from adyton.keystore.home import Home
+from tests.support.run_keys import RUN_KEY
 store = Home.open(Path(sys.argv[1])).open_store()
 while True:
     with store.write() as change:

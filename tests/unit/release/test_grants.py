@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.attest.bundle import EvidenceBundle
-from adyton.errors import Denied
+from adyton.errors import Denied, OutOfOrder
 from adyton.keystore.certificates import make_ca, make_purpose, make_server
 from adyton.purpose_certificate import GRANTS
 from adyton.release.grants import Granted, Terms, parse_granted, sign_grant, verify_grant
@@ -20,14 +21,24 @@ from adyton.release.messages import ReleaseRequest, ServerIdentity
 from adyton.release.wire import parse_object
 from adyton.values import Digest, Nonce
 from tests.support.owner_world import now
+from tests.support.run_keys import RUN_KEY
 
 CA = make_ca("alice", now())
 CA_DER = x509.load_pem_x509_certificate(CA.certificate_pem).public_bytes(serialization.Encoding.DER)
 KEY = Ed25519PrivateKey.generate()
 CERTIFICATE = make_purpose(CA, KEY.public_key(), "alice", GRANTS, now()).public_bytes(serialization.Encoding.DER)
 SERVER = ServerIdentity(Digest(hashlib.sha256(CA_DER).digest()), "adyton-key-server")
-REQUEST = ReleaseRequest(Nonce(b"n" * 32), b"k" * 1216, Digest(b"m" * 32), ("a", "b"), EvidenceBundle(cpu=b"evidence"))
-TERMS = Terms(grant="g-1", lease_s=60, versions={"a": 1, "b": 2}, wrapped=b"wrapped", checkpoint={"seq": 1})
+REQUEST = ReleaseRequest(
+    Nonce(b"n" * 32), b"k" * 1216, Digest(b"m" * 32), ("a", "b"), EvidenceBundle(cpu=b"evidence"), RUN_KEY, ("a/x",)
+)
+TERMS = Terms(
+    grant="g-1",
+    lease_s=60,
+    versions={"a": 1, "b": 2},
+    wrapped=b"wrapped",
+    checkpoint={"seq": 1},
+    roots={"a/x": {"seq": 1}},
+)
 GRANTED = sign_grant(KEY, CERTIFICATE, REQUEST, SERVER, TERMS)
 
 
@@ -71,6 +82,8 @@ def test_grant_of_another_server_does_not_verify(change: dict[str, Any]) -> None
         {"wrapped": b"Wrapped"},
         {"checkpoint": {"seq": 2}},
         {"checkpoint": {"seq": "1"}},
+        {"roots": {"a/x": {"seq": 2}}},
+        {"roots": {"a/x": {}}},
     ],
 )
 def test_grant_with_another_term_does_not_verify(change: dict[str, Any]) -> None:
@@ -103,3 +116,20 @@ def test_grant_with_another_certificate_does_not_verify(certificate: bytes) -> N
     """Nothing but a whole certificate for grants; the CA's own is none."""
     with pytest.raises(Denied):
         verify_grant(CA_DER, REQUEST, SERVER, Granted(terms=TERMS, certificate=certificate, signature=bytes(64)), now())
+
+
+def test_grant_with_other_folders_is_refused() -> None:
+    """The roots of exactly the folders that were asked for: none is missing, and none is extra."""
+    for roots in ({}, {"a/y": {"seq": 1}}, {"a/x": {"seq": 1}, "a/y": {"seq": 1}}):
+        granted = sign_grant(KEY, CERTIFICATE, REQUEST, SERVER, replace(TERMS, roots=roots))
+        with pytest.raises(Denied) as caught:
+            verify_grant(CA_DER, REQUEST, SERVER, granted, now())
+        assert caught.value.check == "folders in the grant"
+
+
+@pytest.mark.parametrize("roots", [[], {"a/x": []}, {"a/x": {"seq": [1]}}, {"a/x": {"seq": "1" * 2048}}], ids=str)
+def test_malformed_roots_are_refused(roots: object) -> None:
+    """Each is a short flat object."""
+    document = {**json.loads(GRANTED.to_bytes()), "roots": roots}
+    with pytest.raises(OutOfOrder):
+        parse_granted(parse_object(json.dumps(document).encode(), 1 << 20))

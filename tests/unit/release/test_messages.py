@@ -50,15 +50,23 @@ from adyton.release.messages import (
 )
 from adyton.release.shown_program import explain_message, parse_explain
 from adyton.values import Digest, Nonce
+from tests.support.run_keys import RUN_KEY
 
 PAGE = (Path(__file__).parents[3] / "docs" / "registers.md").read_text(encoding="utf-8")
 KEY = EnclaveKey()
 SERVER = ServerIdentity(Digest(b"c" * 32), "adyton-key-server")
 REQUEST = ReleaseRequest(
-    Nonce(b"n" * 32), KEY.public_bytes, Digest(b"m" * 32), ("a", "b"), EvidenceBundle(cpu=b"evidence")
+    Nonce(b"n" * 32), KEY.public_bytes, Digest(b"m" * 32), ("a", "b"), EvidenceBundle(cpu=b"evidence"), run_key=RUN_KEY
 )
 TERMS = Terms(grant="g-1", lease_s=60, versions={"a": 1, "b": 7}, wrapped=b"wrapped", checkpoint={"seq": 1})
 GRANTED = Granted(terms=TERMS, certificate=b"certificate", signature=bytes(64))
+BASE_POINT = bytes.fromhex(
+    "3059301306072a8648ce3d020106082a8648ce3d03010703420004"
+    "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+    "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+)
+"""A run key: the base point of P-256 (SP 800-186 section 3.2.1.3)."""
+
 PARSERS = [
     parse_challenge_request,
     parse_challenge,
@@ -94,6 +102,9 @@ def test_report_data_binds_every_field(change: dict[str, Any]) -> None:
     assert len(base) == 64
     assert replace(REQUEST, **change).report_data(SERVER) != base
     assert replace(REQUEST, public_key=EnclaveKey().public_bytes).report_data(SERVER) != base
+    assert replace(REQUEST, run_key=BASE_POINT).report_data(SERVER) != base
+    assert replace(REQUEST, folders=("a/x",)).report_data(SERVER) != base
+    assert replace(REQUEST, in_force=(b"x",)).report_data(SERVER) == base
     assert REQUEST.report_data(replace(SERVER, server_name="other")) != base
     assert REQUEST.report_data(replace(SERVER, ca_sha256=Digest(b"d" * 32))) != base
 
@@ -101,10 +112,53 @@ def test_report_data_binds_every_field(change: dict[str, Any]) -> None:
 def test_report_data_fields_cannot_run_into_each_other() -> None:
     """Lengths stand before the fields, so that no two requests share report data by moving bytes between them."""
     common: dict[str, Any] = {"nonce": Nonce(bytes(32)), "public_key": b"k", "manifest_sha256": Digest(bytes(32))}
+    common["run_key"] = RUN_KEY
     seen = {
         report_data(server=SERVER, names=names, **common) for names in (("ab",), ("a", "b"), ("a", "b", ""), ("", "ab"))
     }
     assert len(seen) == 4
+
+
+def test_folders_and_statements_round_trip() -> None:
+    """Folders of keys that are asked for, and statements of other owners."""
+    asked = replace(REQUEST, folders=("a/checkpoints", "b/out/puts"), in_force=(b"x" * 4096, b"y"))
+    assert parse_release_request(asked.to_bytes()) == asked
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"folders": ["c/x"]},
+        {"folders": ["a"]},
+        {"folders": ["a/"]},
+        {"folders": ["/x"]},
+        {"folders": ["a/x y"]},
+        {"folders": ["a/\u00e9"]},
+        {"folders": ["a/" + "x" * 199]},
+        {"folders": ["b/x", "a/x"]},
+        {"folders": ["a/x", "a/x"]},
+        {"folders": [f"a/{number:03}" for number in range(65)]},
+        {"folders": "a/x"},
+        {"folders": None},
+        {"in_force": [base64.b64encode(bytes(4097)).decode()]},
+        {"in_force": [""]},
+        {"in_force": ["AAA"]},
+        {"in_force": ["AAAA"] * 17},
+        {"in_force": {}},
+        {"run_key": ""},
+        {"run_key": base64.b64encode(BASE_POINT[:-1] + b"\xf4").decode()},
+        {"run_key": base64.b64encode(BASE_POINT[:26] + b"\2" + BASE_POINT[27:59]).decode()},
+        {"run_key": base64.b64encode(BASE_POINT[:26] + b"\6" + BASE_POINT[27:]).decode()},
+        {"run_key": base64.b64encode(BASE_POINT.replace(b"\x03\x01\x07", b"\x03\x01\x06")).decode()},
+        {"run_key": base64.b64encode(BASE_POINT + b"\0").decode()},
+        {"run_key": base64.b64encode(BASE_POINT[:27] + bytes(64)).decode()},
+    ],
+    ids=str,
+)
+def test_run_key_folders_and_statements_have_one_form(change: dict[str, Any]) -> None:
+    """Another form is refused: a point that is not on the curve, a compressed one, folders out of order, and more."""
+    with pytest.raises(OutOfOrder):
+        parse_release_request(json.dumps({**json.loads(REQUEST.to_bytes()), **change}).encode())
 
 
 def test_run_id_belongs_to_the_key() -> None:
@@ -198,7 +252,12 @@ def test_report_data_and_gpu_nonce_are_what_the_page_says() -> None:
     server = ServerIdentity(Digest(b"\4" * 32), "keys.example")
     device = DevicePart(arch="HOPPER", certificate=b"\5" * 3, evidence=b"\6" * 3)
     request = ReleaseRequest(
-        Nonce(b"\1" * 32), b"\2" * 1216, Digest(b"\3" * 32), ("model", "weights"), EvidenceBundle(cpu=b"quote")
+        Nonce(b"\1" * 32),
+        b"\2" * 1216,
+        Digest(b"\3" * 32),
+        ("model", "weights"),
+        EvidenceBundle(cpu=b"quote"),
+        run_key=BASE_POINT,
     )
     with_device = replace(request, evidence=replace(request.evidence, devices=(device,)))
     section = PAGE.split("## The wire")[1].split("## The TPM quote document")[0]
@@ -207,16 +266,19 @@ def test_report_data_and_gpu_nonce_are_what_the_page_says() -> None:
         devices_field((device,)).hex(),
         request.report_data(server).hex(),
         with_device.report_data(server).hex(),
+        replace(with_device, folders=("model/checkpoints", "weights/outputs")).report_data(server).hex(),
     ]
+    assert f"`{base64.b64encode(BASE_POINT).decode()}`" in section
 
     def lp(raw: bytes) -> bytes:
         return struct.pack(">I", len(raw)) + raw
 
-    common = b"adyton-release/3 report data\0" + lp(b"\1" * 32) + lp(b"\2" * 1216) + lp(b"\3" * 32) + lp(b"\4" * 32)
+    common = b"adyton-release/4 report data\0" + lp(b"\1" * 32) + lp(b"\2" * 1216) + lp(b"\3" * 32) + lp(b"\4" * 32)
     common += lp(b"keys.example") + lp(lp(b"model") + lp(b"weights"))
     by_hand = hashlib.sha256(lp(lp(b"HOPPER") + lp(b"\5" * 3) + lp(b"\6" * 3))).digest()
-    assert request.report_data(server) == hashlib.sha512(common + lp(b"")).digest()
-    assert with_device.report_data(server) == hashlib.sha512(common + lp(by_hand)).digest()
+    tail = lp(BASE_POINT) + lp(b"")
+    assert request.report_data(server) == hashlib.sha512(common + lp(b"") + tail).digest()
+    assert with_device.report_data(server) == hashlib.sha512(common + lp(by_hand) + tail).digest()
 
 
 def test_report_data_bind_every_byte_of_the_devices() -> None:

@@ -63,7 +63,7 @@ class Hostile:
         number = self._random.randrange(2)
         connection = self._secure(number, "adyton-key-server")
         body = challenge_request()
-        path = self._random.choice((PATH_CHALLENGE, PATH_RELEASE, PATH_USED, "/adyton/v3/explain/d-1", "/healthz", "/"))
+        path = self._random.choice((PATH_CHALLENGE, PATH_RELEASE, PATH_USED, "/adyton/v4/explain/d-1", "/healthz", "/"))
         if path == PATH_RELEASE and number == 0:
             body = release_message(self._world, connection, self._world.program())
         length = self._random.choice((len(body), len(body) + 1, 0, 1 << 40))

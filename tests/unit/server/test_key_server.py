@@ -60,6 +60,7 @@ from tests.support.release_by_hand import (
     release,
     wait_until,
 )
+from tests.support.run_keys import RUN_KEY
 from tests.support.servers import raw_server, saying
 
 KEY = bytes(range(16))
@@ -439,7 +440,9 @@ def test_release_challenge_answered_twice_is_refused(world: World, server: Runni
     with https(world, server.adyton) as connection:
         _, challenge = post(connection, PATH_CHALLENGE, challenge_request())
         nonce = parse_challenge(json.dumps(challenge).encode()).nonce
-        unsigned = ReleaseRequest(nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle())
+        unsigned = ReleaseRequest(
+            nonce, key.public_bytes, signed.manifest_sha256, ("weights",), EvidenceBundle(), run_key=RUN_KEY
+        )
         binding = unsigned.report_data(server_identity(world.home))
         request = replace(unsigned, evidence=EvidenceBundle(cpu=world.enclave(signed).quote(binding))).to_bytes()
         assert post(connection, PATH_RELEASE, request)[0] == 200
@@ -477,8 +480,8 @@ def test_used_with_another_token_is_not_believed(world: World, server: Running) 
         b"",
         b"[]",
         b"{",
-        b'{"protocol": "adyton-release/3", "extra": 1}',
-        b'{"protocol": "adyton-release/3", "protocol": "adyton-release/3"}',
+        b'{"protocol": "adyton-release/4", "extra": 1}',
+        b'{"protocol": "adyton-release/4", "protocol": "adyton-release/4"}',
         b"\xff\xfe",
         b"[" * 900,
         b'{"protocol": NaN}',
@@ -503,7 +506,7 @@ def test_http_other_paths_methods_and_versions_are_refused(world: World, server:
             assert (status, document["expected"], document["seen"]) == (426, PROTOCOL, older)
             assert "same version of Adyton on both sides" in document["remedy"]
     with https(world, server.adyton) as connection:
-        connection.sendall(b"GET /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /adyton/v4/challenge HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer(connection)[0] == 405
     with https(world, server.adyton) as connection:
         assert post(connection, PATH_CHALLENGE, b'{"protocol": "adyton-release/9"}')[0] == 426
@@ -556,9 +559,9 @@ def test_http_too_long_body_is_refused_before_it_is_read(world: World, server: R
         b"\x00" * 100,
         b"GET / HTTP/9.9\r\n\r\n",
         b"POST / HTTP/1.1\r\n" + b"A: " + b"b" * 40_000,
-        b"POST /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-        b"POST /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"POST /adyton/v4/challenge HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /adyton/v4/challenge HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /adyton/v4/challenge HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
     ],
 )
 def test_http_garbage_is_dropped(world: World, server: Running, raw: bytes) -> None:
@@ -685,7 +688,7 @@ def test_tls_stalled_clients_harm_nobody(world: World) -> None:
         idle = [https(world, server.adyton) for _ in range(10)]
         slow = [https(world, server.adyton) for _ in range(10)]
         for connection in slow:
-            connection.sendall(b"POST /adyton/v3/challenge HTTP/1.1\r\nHost: x\r\n")
+            connection.sendall(b"POST /adyton/v4/challenge HTTP/1.1\r\nHost: x\r\n")
         began = time.monotonic()
         obtain(world, server, signed)
         assert time.monotonic() - began < 5
