@@ -86,6 +86,7 @@ from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import Metadata, parse_envelope
 from adyton.pfile.recovery import parse_log
 from adyton.pfile.side_files import encode_attributes, parse_attributes, parse_target
+from adyton.release.in_force_messages import Question, in_force_answer, parse_in_force_answer, parse_question
 from adyton.server.dashboard.requests import parse_form
 from adyton.sim.chip import Facts
 from adyton.sim.gpu import evidence_json
@@ -449,6 +450,16 @@ def _agreement() -> dict[str, Target]:
             lambda raw: proved([raw], Nonce(bytes(32)), MADE_AT),
             (hospital.says(agreement.id, Nonce(bytes(32))),),
             (f"{a}.in_force.parse_statement",),
+        ),
+        "in-force-question": Target(
+            parse_question,
+            (Question(agreement.id, Nonce(bytes(32))).to_bytes(),),
+            ("adyton.release.in_force_messages.parse_question",),
+        ),
+        "in-force-answer": Target(
+            parse_in_force_answer,
+            tuple(in_force_answer(statement) for statement in (b"statement", None)),
+            ("adyton.release.in_force_messages.parse_in_force_answer",),
         ),
     }
 

@@ -50,6 +50,10 @@ def run(
             help="Write the grants here, with the key servers' checkpoints, for `adyton audit verify --checkpoint`.",
         ),
     ] = None,
+    agreement: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="The agreement that approvals rest on: every other owner's server is asked."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When the program has ended, say how, as JSON on standard output.")
     ] = False,
@@ -67,6 +71,7 @@ def run(
         sim_platform=sim_platform,
         provisioning=provisioning,
         grants=grants,
+        agreements=tuple(agreement or ()),
         arguments=tuple(arguments or ()),
     )
     context.obj(request, as_json)

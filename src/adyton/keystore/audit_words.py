@@ -7,6 +7,10 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from adyton.keystore.audit_facts import (
+    AGREEMENT,
+    AGREEMENT_COMPLETE,
+    AGREEMENT_REVOKED,
+    AGREEMENT_SIGNED,
     DATA_KEY_ROTATED,
     DENIAL,
     DISMISSED,
@@ -48,6 +52,12 @@ TITLES: Final = {
 }
 """Kind of an entry that has no facts in its title -> what happened."""
 
+_AGREEMENT_WORDS: Final = {
+    AGREEMENT_SIGNED: "Signed an agreement",
+    AGREEMENT_COMPLETE: "All parties signed an agreement",
+    AGREEMENT_REVOKED: "Ended an agreement",
+}
+
 _HASH: Final = re.compile(r"\b[0-9a-f]{32,}\b")
 
 
@@ -78,6 +88,11 @@ def entry_words(entry: Entry) -> EntryWords:
         policy = body["policy"]
         title = f"{body['state'].capitalize()}: {policy['app']} {policy['version']}"
         return EntryWords("plain", body["approval"], title, f"for key {policy['key']}, by {body['actor']}")
+    if entry.kind == AGREEMENT:
+        agreement = body["document"]
+        title = f"{_AGREEMENT_WORDS[body['state']]}: {agreement['name']}"
+        detail = f"parties {', '.join(sorted(agreement['parties']))}, by {body['actor']}"
+        return EntryWords("plain", body["agreement"], title, detail[:MAX_DETAIL_CHARACTERS])
     title = TITLES.get(entry.kind, entry.kind)
     if entry.kind == "server":
         title = f"Key server {body['what']}"

@@ -56,6 +56,8 @@ class Request:
     sim_platform: Path | None = None
     provisioning: str = "adyton"
     grants: Path | None = None
+    agreements: tuple[str, ...] = ()
+    """Ids of the agreements that approvals of the keys rest on."""
     arguments: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -68,6 +70,7 @@ class Request:
                 "sim_platform": None if self.sim_platform is None else str(self.sim_platform),
                 "provisioning": self.provisioning,
                 "grants": None if self.grants is None else str(self.grants),
+                "agreements": self.agreements,
                 "arguments": self.arguments,
             }
         )
@@ -83,6 +86,7 @@ class Request:
             sim_platform=None if found["sim_platform"] is None else Path(found["sim_platform"]),
             provisioning=found["provisioning"],
             grants=None if found["grants"] is None else Path(found["grants"]),
+            agreements=tuple(found["agreements"]),
             arguments=tuple(found["arguments"]),
         )
 
@@ -148,14 +152,16 @@ def run(
     sim_platform: Path | None = None,
     provisioning: str = "adyton",
     grants: Path | None = None,
+    agreements: Sequence[str] = (),
     notice: Notice = unheard,
 ) -> Ran:
     """Run a manifest's program in a TEE to its end, as `adyton run` does, in a fresh process of its own.
 
     `arguments` are the program's, where its manifest takes them from here. `key_servers` is HOST:PORT, or a mapping
-    from each owner to hers. What the program prints goes to its encrypted log, or to this process's standard output and
-    error where its manifest says so. The program's own failure is in the result: see `Ran.require`. Where the program
-    did not start, or its outputs could not be kept, the error of that is raised.
+    from each owner to hers. `agreements` are the ids of the agreements that approvals of its keys rest on. What the
+    program prints goes to its encrypted log, or to this process's standard output and error where its manifest says so.
+    The program's own failure is in the result: see `Ran.require`. Where the program did not start, or its outputs could
+    not be kept, the error of that is raised.
     """
     if isinstance(key_servers, str):
         servers: tuple[str, ...] = (key_servers,)
@@ -170,6 +176,7 @@ def run(
         sim_platform=sim_platform,
         provisioning=provisioning,
         grants=grants,
+        agreements=tuple(agreements),
         arguments=arguments,
     )
     report, end = os.pipe2(os.O_CLOEXEC)
@@ -339,6 +346,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             protocol=request.provisioning,
             runtime_parts=lambda: {name: digest.hex() for name, digest in runtime.parts.items()},
             devices=None if gpus is None else partial(gpus.parts, count),
+            agreements=request.agreements,
         )
         return Delivered(released.keys, released.secrets, {"grants": [_told(grant) for grant in released.grants]})
 
@@ -457,6 +465,14 @@ def _run_under_gramine(request: Request, tee: str, signed: SignedManifest, notic
     if request.key_servers:
         notice(
             "--key-server is not used here: Gramine connects to the address in the manifest (adyton.owners.*.address)"
+        )
+    if request.agreements:
+        raise UsageError(
+            f"an agreement carries no run under {tee}: nothing beside the program can bring the parties' statements",
+            check="--agreement",
+            expected="a TEE with a keeper beside the program",
+            seen=tee,
+            remedy="run it under tdx, snp or in an Azure machine",
         )
     if request.grants is not None:
         notice("--grants is not used here: Gramine's protocol has no checkpoints, so nothing is written")
