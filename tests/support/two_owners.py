@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adyton.agreement.document import Agreement
 from adyton.keystore.tables.keys import KEY
 from adyton.manifest.measure import combine, workload_measurement
@@ -15,10 +17,12 @@ from adyton.manifest.model import parse_manifest
 from adyton.manifest.signed import SignedManifest, load_signed, signed_attributes
 from adyton.manifest.sigstruct import load_signer, sign
 from adyton.release.client import Released, obtain_keys
+from adyton.runtime import identity
 from adyton.workflow.agreement import draft_agreement, sign_agreement
 from adyton.workflow.agreement_files import signature_path
 from adyton.workflow.approve import Approved, approve
 from tests.support.owner_world import RUNTIME_PARTS, Running, World, make_world, running, signer_pem
+from tests.support.release_by_hand import entries
 
 KEYS = {"hospital": ("patients", "results"), "vendor": ("model",)}
 NAMES = ("hospital", "vendor")
@@ -90,6 +94,13 @@ class TwoOwners:
             for name in names
         ]
 
+    def agreed(self, *, runs: int = 20) -> tuple[Path, str]:
+        """A program, signed and approved by both. Returns its manifest and the agreement's id."""
+        manifest = self.program()
+        file, agreement = self.agree(manifest, runs=runs)
+        self.approve(manifest, file)
+        return manifest, agreement.id
+
     def obtain(self, manifest: Path, servers: Mapping[str, Running], *agreements: str, **changes: Any) -> Released:
         """Ask both for their keys, as `adyton run` does."""
         signed = self.signed(manifest)
@@ -100,10 +111,16 @@ class TwoOwners:
 
 @contextmanager
 def two_owners(folder: Path) -> Iterator[TwoOwners]:
-    """Make both homes below `folder`."""
+    """Make both homes below `folder`. Programs are measured with the Adyton of the tests."""
     for name in (*NAMES, "mail"):
         (folder / name).mkdir()
-    with make_world(folder / "hospital") as hospital, make_world(folder / "vendor") as other:
+    runtime = identity.RuntimeIdentity(combine(RUNTIME_PARTS), RUNTIME_PARTS)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        make_world(folder / "hospital") as hospital,
+        make_world(folder / "vendor") as other,
+    ):
+        patch.setattr(identity, "runtime_identity", lambda: runtime)
         vendor = replace(other, platform=hospital.platform, collateral=hospital.collateral)
         found = TwoOwners(folder / "mail", hospital, vendor)
         for name, keys in KEYS.items():
@@ -118,3 +135,9 @@ def both_running(owners: TwoOwners) -> Iterator[dict[str, Running]]:
     """Both key servers, running."""
     with running(owners.hospital) as hospital, running(owners.vendor) as vendor:
         yield {"hospital": hospital, "vendor": vendor}
+
+
+def refused_lines(world: World) -> list[str]:
+    """The failed lines of the closest approval in the last refusal."""
+    (closest, *_) = entries(world, "denial")[-1]["detail"]["approvals"]
+    return [line["name"] for line in closest["failed"]]

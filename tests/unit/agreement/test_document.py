@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,8 +39,11 @@ def test_id_and_signed_bytes_follow_from_the_meaning_alone() -> None:
 
 
 def test_example_of_the_page() -> None:
-    """docs/agreements.md has this id."""
-    assert AGREEMENT.id == "ag-12ade526ecbfbbd0c9a3db0a7237d415"
+    """docs/agreements.md shows this agreement with its id."""
+    page = (Path(__file__).parents[3] / "docs" / "agreements.md").read_text(encoding="utf-8")
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    assert parse_agreement(text) == AGREEMENT
+    assert f"`{AGREEMENT.id}`" in page
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from adyton.agreement.in_force import InForce, verify_statement
-from adyton.errors import BadSignature, Denied, Error, FetchFailed, UsageError
+from adyton.errors import BadSignature, Denied, FetchFailed, UsageError
 from adyton.keyserver.agreement_lines import (
     END_LINE,
     KEY_LINE,
@@ -26,28 +25,22 @@ from adyton.keyserver.agreement_lines import (
 )
 from adyton.keyserver.consent import alter, check_agreement, mine, propose
 from adyton.keystore.store import Store
-from adyton.manifest.measure import combine
-from adyton.release.client import _Conversation, obtain_keys
 from adyton.release.in_force_messages import PATH_IN_FORCE, Question
-from adyton.runtime import identity
 from adyton.server.process import server_identity
 from adyton.values import Measurement, Nonce
 from adyton.workflow.agreement import draft_agreement, list_agreements, revoke_agreement, sign_agreement
 from adyton.workflow.agreement_files import signature_path
 from tests.support.agreement_factory import make_signer
-from tests.support.owner_world import RUNTIME_PARTS, Running, World, now, running
+from tests.support.owner_world import Running, now
 from tests.support.release_by_hand import entries, https, post
-from tests.support.two_owners import TwoOwners, both_running, two_owners
+from tests.support.two_owners import TwoOwners, both_running, refused_lines, two_owners
 
 CHALLENGE = Nonce(b"c" * 32)
 
 
 @pytest.fixture
-def owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoOwners]:
+def owners(tmp_path: Path) -> Iterator[TwoOwners]:
     """A hospital and a vendor."""
-
-    runtime = identity.RuntimeIdentity(combine(RUNTIME_PARTS), RUNTIME_PARTS)
-    monkeypatch.setattr(identity, "runtime_identity", lambda: runtime)
     with two_owners(tmp_path) as found:
         yield found
 
@@ -59,23 +52,9 @@ def servers(owners: TwoOwners) -> Iterator[dict[str, Running]]:
         yield found
 
 
-def agreed(owners: TwoOwners, *, runs: int = 20) -> tuple[Path, str]:
-    """A program, signed and approved by both. Returns its manifest and the agreement's id."""
-    manifest = owners.program()
-    file, agreement = owners.agree(manifest, runs=runs)
-    owners.approve(manifest, file)
-    return manifest, agreement.id
-
-
-def refused_lines(world: World) -> list[str]:
-    """The failed lines of the closest approval in the last refusal."""
-    (closest, *_) = entries(world, "denial")[-1]["detail"]["approvals"]
-    return [line["name"] for line in closest["failed"]]
-
-
 def test_both_sign_and_a_run_has_every_key(owners: TwoOwners, servers: dict[str, Running]) -> None:
     """The record of each names the agreement, and the run counts once however many keys it had."""
-    manifest, agreement = agreed(owners)
+    manifest, agreement = owners.agreed()
     released = owners.obtain(manifest, servers, agreement)
     assert sorted(released.keys) == ["model", "patients", "results"]
     for world, keys in ((owners.hospital, 2), (owners.vendor, 1)):
@@ -88,7 +67,7 @@ def test_both_sign_and_a_run_has_every_key(owners: TwoOwners, servers: dict[str,
 @pytest.mark.parametrize("ending", ["hospital", "vendor"])
 def test_each_party_ends_it_for_all(owners: TwoOwners, servers: dict[str, Running], ending: str) -> None:
     """Her own keys stop at once. The other's server hears no statement, refuses, and names who is silent."""
-    manifest, agreement = agreed(owners)
+    manifest, agreement = owners.agreed()
     owners.obtain(manifest, servers, agreement)
     revoke_agreement(agreement, home=owners.world(ending).home.path)
     with pytest.raises(Denied) as refused:
@@ -103,56 +82,9 @@ def test_each_party_ends_it_for_all(owners: TwoOwners, servers: dict[str, Runnin
         sign_agreement(owners.folder / "study.toml", manifest=manifest, home=owners.world(ending).home.path)
 
 
-def test_run_that_brings_no_statements_is_refused(owners: TwoOwners, servers: dict[str, Running]) -> None:
-    """The host cannot leave the other parties out."""
-    manifest, _ = agreed(owners)
-    with pytest.raises(Denied):
-        owners.obtain(manifest, servers)
-    for world in (owners.hospital, owners.vendor):
-        assert refused_lines(world) == [PARTIES_LINE]
-
-
-def test_party_out_of_reach_stops_the_run(owners: TwoOwners, servers: dict[str, Running]) -> None:
-    """The price: without the vendor's server the hospital releases nothing, and the user is told why."""
-    manifest, agreement = agreed(owners)
-    signed = owners.signed(manifest)
-
-    addresses = {"hospital": servers["hospital"].adyton, "vendor": "127.0.0.1:1"}
-    with pytest.raises(Error) as refused:
-        obtain_keys(signed, owners.hospital.enclave(signed), addresses, agreements=[agreement], timeout_s=1)
-    assert "cannot be reached" in refused.value.message
-    assert refused_lines(owners.hospital) == [PARTIES_LINE]
-
-
-def test_statement_counts_for_one_request(
-    owners: TwoOwners, servers: dict[str, Running], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that was kept from an earlier run answers another challenge. So does one about another agreement."""
-    manifest, agreement = agreed(owners)
-    kept: list[bytes] = []
-    ask = _Conversation.in_force
-
-    def keep(self: _Conversation, wanted: str, challenge: Nonce) -> bytes:
-        kept.append(ask(self, wanted, challenge))
-        return kept[-1]
-
-    monkeypatch.setattr(_Conversation, "in_force", keep)
-    owners.obtain(manifest, servers, agreement)
-    old = list(kept)
-    monkeypatch.setattr(_Conversation, "in_force", lambda _self, _agreement, _challenge: old[0])
-    with pytest.raises(Denied):
-        owners.obtain(manifest, servers, agreement)
-    assert refused_lines(owners.hospital) == [PARTIES_LINE]
-    stranger = make_signer("stranger", now())
-    monkeypatch.setattr(_Conversation, "in_force", lambda _self, wanted, challenge: stranger.says(wanted, challenge))
-    with pytest.raises(Denied):
-        owners.obtain(manifest, servers, agreement)
-    assert refused_lines(owners.hospital) == [PARTIES_LINE]
-
-
 def test_runs_of_an_agreement_are_counted_for_good(owners: TwoOwners, servers: dict[str, Running]) -> None:
     """After the last one both refuse, also over several approvals of one agreement."""
-    manifest, agreement = agreed(owners, runs=2)
+    manifest, agreement = owners.agreed(runs=2)
     owners.obtain(manifest, servers, agreement)
     owners.approve(manifest, owners.folder / "study.toml")  # another approval on the same ground
     owners.obtain(manifest, servers, agreement)
@@ -161,39 +93,6 @@ def test_runs_of_an_agreement_are_counted_for_good(owners: TwoOwners, servers: d
     for world in (owners.hospital, owners.vendor):
         assert refused_lines(world) == [RUNS_LINE]
         assert len(entries(world, "release")) == 2
-
-
-def test_two_servers_on_one_store_do_not_give_one_run_too_many(owners: TwoOwners) -> None:
-    """Eight runs at the same moment, at two servers of the hospital, for the last three runs."""
-    manifest, agreement = agreed(owners, runs=3)
-    won: list[int] = []
-
-    def ask(servers: dict[str, Running]) -> None:
-        try:
-            owners.obtain(manifest, servers, agreement)
-        except Error:
-            return
-        won.append(1)
-
-    second = World(
-        owners.hospital.folder,
-        owners.hospital.home,
-        owners.hospital.home.open_store(),
-        owners.hospital.platform,
-        owners.hospital.collateral,
-    )
-
-    with both_running(owners) as first, running(second) as other:
-        ways = [first, {**first, "hospital": other}] * 4
-        threads = [threading.Thread(target=ask, args=(way,)) for way in ways]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    second.store.close()
-    assert len(entries(owners.hospital, "release")) == 3
-    assert len(entries(owners.vendor, "release")) == 3
-    assert len(won) <= 3
 
 
 def test_approval_without_all_signatures_is_refused(owners: TwoOwners) -> None:
@@ -242,7 +141,7 @@ def test_owner_who_did_not_sign_in_this_home_cannot_approve(owners: TwoOwners, t
 )
 def test_agreement_carries_only_what_it_says(owners: TwoOwners, changes: dict[str, Any], lines: list[str]) -> None:
     """An approval of another program, another owner's key or another agreement is refused when it is made."""
-    agreed(owners)
+    owners.agreed()
     with owners.hospital.store.write() as change:
         stored = next(item for item in change.approvals() if item.approval.key == "patients")
         approval = stored.approval.changed(**changes)
@@ -253,7 +152,7 @@ def test_agreement_carries_only_what_it_says(owners: TwoOwners, changes: dict[st
 
 def test_every_way_to_an_approval_looks_at_its_agreement(owners: TwoOwners) -> None:
     """Also a change of one that stands, as the dashboard makes it."""
-    agreed(owners)
+    owners.agreed()
     owner = mine(owners.hospital.home)
     with owners.hospital.store.write() as change:
         stored = next(item for item in change.approvals() if item.approval.key == "patients")
@@ -266,7 +165,7 @@ def test_every_way_to_an_approval_looks_at_its_agreement(owners: TwoOwners) -> N
 
 def test_approval_that_stands_all_the_same_releases_nothing(owners: TwoOwners, servers: dict[str, Running]) -> None:
     """The lines are judged again at every request, whatever wrote the approval."""
-    manifest, agreement = agreed(owners)
+    manifest, agreement = owners.agreed()
     with owners.hospital.store.write() as change:
         for stored in change.approvals():
             other = stored.approval.changed(agreement="ag-" + "0" * 32)
@@ -278,7 +177,7 @@ def test_approval_that_stands_all_the_same_releases_nothing(owners: TwoOwners, s
 
 def test_agreement_that_is_over_carries_nothing(owners: TwoOwners) -> None:
     """After its last second: no statement, and no key."""
-    _, agreement = agreed(owners)
+    _, agreement = owners.agreed()
     late = now() + timedelta(days=100)
     with owners.hospital.store.read() as view:
         stored = view.agreement(agreement)
@@ -299,7 +198,7 @@ def test_agreement_that_is_over_carries_nothing(owners: TwoOwners) -> None:
 
 def test_stranger_learns_one_thing_from_a_server(owners: TwoOwners, servers: dict[str, Running]) -> None:
     """A statement for who knows the id; for everything else one answer, at one time, and nothing in the record."""
-    _, agreement = agreed(owners)
+    _, agreement = owners.agreed()
     before = owners.vendor.kinds()
     with https(owners.vendor, servers["vendor"].adyton) as connection:
         status, found = post(connection, PATH_IN_FORCE, Question(agreement, CHALLENGE).to_bytes())
@@ -318,7 +217,7 @@ def test_stranger_learns_one_thing_from_a_server(owners: TwoOwners, servers: dic
 
 def test_server_whose_key_for_statements_is_gone_says_nothing(owners: TwoOwners, servers: dict[str, Running]) -> None:
     """And says so in its log; the others then refuse."""
-    manifest, agreement = agreed(owners)
+    manifest, agreement = owners.agreed()
     (owners.vendor.home.path / "in-force.key").write_bytes(b"x")
     (owners.vendor.home.path / "ca.key").rename(owners.vendor.home.path / "ca.key.away")
     (owners.vendor.home.path / "in-force.key").chmod(0o600)
