@@ -36,7 +36,7 @@ _GROUND = {
     "pack_archive",
     "gpu_nodes",
 }
-_PURE = _GROUND | {"pfile", "attest", "manifest"}
+_PURE = _GROUND | {"purpose_certificate", "pfile", "attest", "manifest", "agreement"}
 MAY_IMPORT: dict[str, set[str]] = {
     "check": set(),
     "errors": {"check"},
@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dates": {"errors"},
     "typed_document": {"errors", "dates"},
     "pack_archive": {"atomic_file", "capped_read", "errors", "os_failure", "typed_document", "untrusted"},
+    "purpose_certificate": {"errors", "values"},
     "lru": set(),
     "file_lock": {"errors", "os_failure"},
     "elf": set(),
@@ -58,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attest": _GROUND,
     "manifest": _GROUND,
     "roots": _GROUND | {"pfile"},
+    "agreement": _GROUND | {"purpose_certificate", "manifest"},
     "storage": _GROUND | {"pfile"},
     "image": _PURE | {"storage"},
     "collateral": _GROUND | {"attest"},

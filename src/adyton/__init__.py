@@ -16,6 +16,15 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers take it for that of `typing`, which is not imported for it
 
 if TYPE_CHECKING:
+    from adyton.workflow.agreement import ListedAgreement as ListedAgreement
+    from adyton.workflow.agreement import ListedAgreements as ListedAgreements
+    from adyton.workflow.agreement import ShownAgreement as ShownAgreement
+    from adyton.workflow.agreement import SignedByOwner as SignedByOwner
+    from adyton.workflow.agreement import draft_agreement as draft_agreement
+    from adyton.workflow.agreement import list_agreements as list_agreements
+    from adyton.workflow.agreement import revoke_agreement as revoke_agreement
+    from adyton.workflow.agreement import show_agreement as show_agreement
+    from adyton.workflow.agreement import sign_agreement as sign_agreement
     from adyton.workflow.approve import Approved as Approved
     from adyton.workflow.approve import approve as approve
     from adyton.workflow.build import Built as Built
@@ -57,6 +66,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "adyton.workflow.agreement": (
+        "ListedAgreement",
+        "ListedAgreements",
+        "ShownAgreement",
+        "SignedByOwner",
+        "draft_agreement",
+        "list_agreements",
+        "revoke_agreement",
+        "show_agreement",
+        "sign_agreement",
+    ),
     "adyton.workflow.approve": ("Approved", "approve"),
     "adyton.workflow.build": ("Built", "build"),
     "adyton.workflow.collateral": ("Taken", "fetch_collateral", "import_collateral"),

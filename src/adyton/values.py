@@ -21,6 +21,12 @@ NAME_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}"
 GRANT_PURPOSE: Final = "2.25.3674707917392626790769346016838999790"
 """The extended key usage of the certificate that signs grants, and of no other (an OID from a UUID, ITU-T X.667)."""
 
+AGREEMENT_PURPOSE: Final = "2.25.68256761448144805412867333757588319862"
+"""The extended key usage of the certificate whose key signs agreements in the name of their party."""
+
+IN_FORCE_PURPOSE: Final = "2.25.231929294420742513983913746312839329637"
+"""The extended key usage of the certificate whose key says that an agreement is in force: a key server has it."""
+
 
 def _unhex(text: str, what: str, sizes: tuple[int, ...]) -> bytes:
     try:

@@ -33,6 +33,23 @@ sys.disallow_subprocesses = true
 """
 
 
+STUDY: Final = """
+libos.entrypoint = "/app"
+loader.argv = ["app"]
+fs.mounts = [
+  { path = "/app", uri = "file:app" },
+  { type = "encrypted", path = "/out", uri = "file:out/" },
+  { type = "encrypted", path = "/model", uri = "file:model/", key_name = "model" },
+]
+sgx.trusted_files = ["file:app"]
+sgx.debug = true
+[adyton]
+read_only = ["/model"]
+keys = { default = "me", model = "vendor" }
+owners = { me = { ca_file = "file:home/ca.crt" }, vendor = { ca_file = "file:vendor/ca.crt" } }
+"""
+
+
 def shape(value: Any) -> Any:
     """The names and types in a document: an object by its members, a list by the shapes that its items have."""
     if isinstance(value, dict):
@@ -81,6 +98,7 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     _owner(tmp_path, call)
     _programs(tmp_path, call)
+    _agreements(tmp_path, call)
     _protected_files(tmp_path, call)
     _judging(tmp_path, call)
     _keeping(call)
@@ -132,6 +150,19 @@ def _programs(folder: Path, call: Call) -> None:
     approval = call("approve", "approve", "app.manifest", *words)["approvals"][0]["id"]
     call("policy show", "policy", "show", "--history", "--json")
     call("revoke", "revoke", approval, "--json")
+
+
+def _agreements(folder: Path, call: Call) -> None:
+    call(None, "init", "--name", "vendor", "--home", "vendor")
+    (folder / "study.manifest.template").write_text(STUDY)
+    call(None, "build", "study.manifest.template")
+    call("agreement draft", "agreement", "draft", "study.manifest", "-o", "study.toml", "--json")
+    signed = call("agreement sign", "agreement", "sign", "study.toml", "--allow", "debug", "--json")
+    words = ("--manifest", "study.manifest", "--home", "vendor", "--allow", "debug")
+    call(None, "agreement", "sign", "study.toml", *words)
+    call("agreement show", "agreement", "show", "study.toml", "--json")
+    call("agreement list", "agreement", "list", "--json")
+    call("agreement revoke", "agreement", "revoke", signed["id"], "--json")
 
 
 def _protected_files(folder: Path, call: Call) -> None:

@@ -25,6 +25,7 @@ SESSIONS: dict[str, list[Path]] = {
     ],
     "collateral": [DOCS / "collateral.md"],
     "tee": [DOCS / "tee.md"],
+    "agreements": [DOCS / "agreements.md"],
 }
 """Pages whose blocks are typed one after the other, in one folder."""
 
@@ -92,7 +93,8 @@ def session(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Type the lines into one shell, in a folder with the repository beside as `adyton`."""
     for port in sorted(set(re.findall(r"127\.0\.0\.1:(\d+)", script))):
         script = script.replace(f"127.0.0.1:{port}", free_address())
-    script = re.sub(r"^(adyton serve --listen (\S+).*&)$", r"\1 serving=$!; wait_for \2", script, flags=re.MULTILINE)
+    keep = r'\1 serving="${serving:-} $!"; wait_for \2'
+    script = re.sub(r"^(adyton serve --listen (\S+).*&)$", keep, script, flags=re.MULTILINE)
     (folder / "adyton").symlink_to(REPOSITORY)
     shell = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", f"{WAIT}\ntrap 'kill ${{serving:-}} 2>/dev/null || :' EXIT\n{script}"],
@@ -172,7 +174,7 @@ def test_own_script_pages_work_as_written(tmp_path: Path) -> None:
     assert re.search(r"- file train\.py: approved SHA-256 .*, seen SHA-256 ", ended.stdout)
 
 
-@pytest.mark.parametrize("name", ["collateral", "tee"])
+@pytest.mark.parametrize("name", ["collateral", "tee", "agreements"])
 def test_page_of_commands_works_as_written(tmp_path: Path, name: str) -> None:
     """A page whose commands stand alone: each of them typed, in one folder."""
     ended = session(text_of([block for page in SESSIONS[name] for block in shell_blocks(page)]), tmp_path)

@@ -20,6 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from starlette.exceptions import HTTPException
 
 from adyton.address import parse_address
+from adyton.agreement.document import Program, parse_agreement
+from adyton.agreement.in_force import proved
+from adyton.agreement.signature import parse_signature_file
 from adyton.attest.amd import parse_chip_certificate
 from adyton.attest.azure.claims import parse_claims
 from adyton.attest.azure.evidence import parse_body
@@ -91,6 +94,7 @@ from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import Metadata, parse_envelope
 from adyton.pfile.recovery import parse_log
 from adyton.pfile.side_files import encode_attributes, parse_attributes, parse_target
+from adyton.release.in_force_messages import Question, in_force_answer, parse_in_force_answer, parse_question
 from adyton.server.dashboard.requests import parse_form
 from adyton.sim.chip import Facts
 from adyton.sim.gpu import evidence_json
@@ -103,6 +107,7 @@ from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
+from tests.support.agreement_factory import MADE_AT, agreement_of, make_signer
 from tests.support.dhcp_server import HARDWARE
 from tests.support.dhcp_server import answer as dhcp_answer
 from tests.support.gpu_world import NOW as GPU_NOW
@@ -452,6 +457,41 @@ def _endpoint() -> dict[str, Target]:
     }
 
 
+def _agreement() -> dict[str, Target]:
+    """What a co-owner, or a host in between, gives: the text, a signature, a statement."""
+    a = "adyton.agreement"
+    hospital, vendor = make_signer("hospital"), make_signer("vendor")
+    agreement = agreement_of(hospital.owner, vendor.owner)
+    by_signer = agreement_of(hospital.owner, vendor.owner, Program(signer=Digest(bytes(32)), product=1, min_svn=2))
+    return {
+        "agreement": Target(
+            parse_agreement,
+            (agreement.to_toml().encode(), by_signer.to_toml().encode()),
+            (f"{a}.document.parse_agreement", f"{a}.document.Agreement.from_dict"),
+        ),
+        "agreement-signature": Target(
+            parse_signature_file,
+            (hospital.sign(agreement).to_bytes(),),
+            (f"{a}.signature.parse_signature_file", f"{a}.signature.Signature.from_dict"),
+        ),
+        "in-force": Target(
+            lambda raw: proved([raw], Nonce(bytes(32)), MADE_AT),
+            (hospital.says(agreement.id, Nonce(bytes(32))),),
+            (f"{a}.in_force.parse_statement",),
+        ),
+        "in-force-question": Target(
+            parse_question,
+            (Question(agreement.id, Nonce(bytes(32))).to_bytes(),),
+            ("adyton.release.in_force_messages.parse_question",),
+        ),
+        "in-force-answer": Target(
+            parse_in_force_answer,
+            tuple(in_force_answer(statement) for statement in (b"statement", None)),
+            ("adyton.release.in_force_messages.parse_in_force_answer",),
+        ),
+    }
+
+
 def targets() -> dict[str, Target]:
     """All of them, by name."""
     trace = b'1 openat(AT_FDCWD</w>, "a", O_RDONLY|O_CLOEXEC) = 3</w/a>\n1 execve("/bin/sh", ["sh"], 0x1 /* 2 */) = 0'
@@ -469,6 +509,7 @@ def targets() -> dict[str, Target]:
         },
         **_release(),
         **_endpoint(),
+        **_agreement(),
         "toml": Target(
             lambda raw: parse_toml(raw, what="text"),
             (MANIFEST.encode(), POLICY.encode(), CONFIG.encode()),

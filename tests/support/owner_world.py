@@ -34,7 +34,7 @@ from adyton.manifest.signed import SignedManifest, load_signed, signed_attribute
 from adyton.manifest.sigstruct import generate_signer, load_signer, sign
 from adyton.release.tls import server_context
 from adyton.server.listener import Limits
-from adyton.server.process import server_identity
+from adyton.server.process import server_identity, statement_signer
 from adyton.server.protocols import KeyServer
 from adyton.sim.chip import SimEnclave, simulated_guest
 from adyton.sim.platform import SimPlatform
@@ -177,6 +177,7 @@ class World:
             audit_private_key(self.home.path),
             open_grant_key(self.home, self.store, actor="test"),
             combine=combine,
+            statement_signer=lambda: statement_signer(self.home, self.store),
             **changes,
         )
 

@@ -108,6 +108,14 @@ def approve(
         Path | None,
         typer.Option(help="Further requirements on the platform: TOML, as adyton verify --policy.", show_default=False),
     ] = None,
+    agreement: Annotated[
+        Path | None,
+        typer.Option(
+            help="The agreement on whose ground: its TOML, with the signatures of all parties beside it.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     pending: Annotated[bool, typer.Option("--pending", help="Only propose it: somebody approves it later.")] = False,
     remark: Annotated[str, typer.Option("--note", help="A remark for the record.")] = "",
     home: HomeOption = None,
@@ -151,6 +159,7 @@ def approve(
         max_active=max_active,
         lease_s=lease_s,
         require=require,
+        agreement=agreement,
         pending=pending,
         remark=remark,
         home=home,
@@ -177,6 +186,8 @@ def show(approved: Approved) -> None:
         note("  a simulated platform protects nothing from whoever runs it")
     if any(image.host_acpi for image in first.guest_images):
         note("  warning: nothing pins the ACPI tables; the host writes them, and can attack the guest through them")
+    if first.agreement:
+        say(f"  on the ground of agreement {first.agreement}: start its runs with --agreement {first.agreement}")
     if first.allowed:
         say(f"  named: {', '.join(first.allowed)}")
     say("what the measurement does not cover:")

@@ -32,6 +32,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "pack": ("adyton.cli.pack", "Write an approved program into one file, to carry it to the other machine."),
     "diff": ("adyton.cli.diff", "Say which file, key or mount changed a measurement."),
     "explain-measurement": ("adyton.cli.explain_measurement", "Say in words what a measurement covers."),
+    "agreement": ("adyton.cli.agreement", "Draft, sign, show and end agreements of several owners."),
     "approve": ("adyton.cli.approve", "Allow what a manifest measures to have a key."),
     "revoke": ("adyton.cli.revoke", "Withdraw an approval."),
     "policy": ("adyton.cli.policy", "Show policies and their history; try evidence against them."),

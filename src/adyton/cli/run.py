@@ -21,8 +21,10 @@ _WITH_VALUE: Final = {
     "--provisioning": "provisioning",
     "--grants": "grants",
     "--gpu-collateral": "gpu_collateral",
+    "--agreement": "agreements",
 }
 _PATHS: Final = ("sim_platform", "grants", "gpu_collateral")
+_SEVERAL: Final = ("key_servers", "agreements")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Line:
 
 def parse(args: Sequence[str]) -> Line | None:
     """The command line, where every word is plain; None sends the whole line to Typer, for help or a good error."""
-    found: dict[str, Any] = {"key_servers": ()}
+    found: dict[str, Any] = dict.fromkeys(_SEVERAL, ())
     as_json = False
     plain: list[str] = []
     words = list(args)
@@ -50,7 +52,7 @@ def parse(args: Sequence[str]) -> Line | None:
         elif option in _WITH_VALUE and (equals or words):
             value = value if equals else words.pop(0)
             name = _WITH_VALUE[option]
-            if name == "key_servers":
+            if name in _SEVERAL:
                 found[name] += (value,)
             else:
                 found[name] = Path(value) if name in _PATHS else value

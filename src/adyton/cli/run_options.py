@@ -60,6 +60,10 @@ def run(
             help="For a program with GPUs: RIMs and OCSP answers to verify them with (adyton collateral export).",
         ),
     ] = None,
+    agreement: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="The agreement that approvals rest on: every other owner's server is asked."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When the program has ended, say how, as JSON on standard output.")
     ] = False,
@@ -104,6 +108,7 @@ def run(
         provisioning=provisioning,
         grants=grants,
         gpu_collateral=gpu_collateral,
+        agreements=tuple(agreement or ()),
         arguments=tuple(arguments or ()),
     )
     if vm is None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import shlex
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from adyton.errors import UsageError
+from adyton.keyserver.agreement_lines import PARTIES_LINE, Ground, agreement_lines
 from adyton.keystore.approval import APPROVED, RA_TLS, REVOKED
 from adyton.manifest.findings import Finding, by_danger, finding, finding_named, findings, not_covered, pinned_keys
 from adyton.manifest.model import parse_manifest
@@ -128,6 +130,7 @@ def propose(
 
     Raises UsageError where it is to be valid and has an exposure that is not named.
     """
+    check_agreement(change, approval, owner)
     approval = _as_in(manifest_of(change, approval) if manifest is None else manifest, approval)
     found = shown(change, approval.changed(findings=(), allowed=()), owner, manifest, further)
     return change.add_approval(_reviewed(approval, found, named, stands=state == APPROVED), actor=actor, state=state)
@@ -153,6 +156,7 @@ def alter(
     wanted = before.state if state is None else state
     if wanted == REVOKED:
         return change.change_approval(approval_id, actor=actor, state=state, approval=approval)
+    check_agreement(change, after, owner)
     known = manifest_of(change, after)
     after = _as_in(known, after)
     if _program(after) != _program(before.approval):
@@ -164,6 +168,20 @@ def alter(
     kept = {item.name for item in found} & set(after.allowed if stood else ())
     agreed = _reviewed(after, found, {*kept, *named}, stands=wanted == APPROVED)
     return change.change_approval(approval_id, actor=actor, state=state, approval=agreed)
+
+
+def check_agreement(view: Reader, approval: Approval, owner: Mine) -> None:
+    """Refuse an approval whose agreement does not carry it: all its lines but those of a single run.
+
+    Raises UsageError.
+    """
+    ground = Ground(view.agreement(approval.agreement)) if approval.agreement else Ground(None)
+    lines = agreement_lines(approval, ground, frozenset(), Digest.from_hex(owner.ca_sha256), datetime.now(UTC))
+    checks = [line for line in lines if line.name != PARTIES_LINE]
+    if all(check.ok for check in checks):
+        return
+    failed = "; ".join(check.name for check in checks if not check.ok)
+    raise UsageError(f"agreement {approval.agreement} does not carry this approval: {failed}", checks=checks)
 
 
 def _pinning(manifest: Manifest, key: str, hers: set[str], owner: Mine) -> Iterable[Finding]:

@@ -18,12 +18,15 @@ from adyton.attest.status import TCBStatus
 from adyton.check import Check, text
 from adyton.dates import is_over, over_at
 from adyton.errors import AppraisalFailed, UsageError
+from adyton.keyserver.agreement_lines import RUNS_LINE as AGREED_RUNS_LINE
+from adyton.keyserver.agreement_lines import Ground, agreed_runs_line, agreement_lines
 from adyton.keystore import approval_gaps
 from adyton.keystore.approval import APPROVED, REVOKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from adyton.agreement.in_force import InForce
     from adyton.attest.appraise import Claims
     from adyton.attest.report import VerifiedReport
     from adyton.keystore.approval import Approval, StoredApproval
@@ -56,6 +59,10 @@ class Request:
     protocol: str
     report_data: bytes | None
     manifest_sha256: Digest | None = None
+    in_force: frozenset[InForce] = frozenset()
+    """What statements of other owners prove for this request."""
+    owner: Digest | None = None
+    """The fingerprint of this owner: SHA-256 of her CA."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +125,7 @@ class Denial:
     @property
     def is_used_up(self) -> bool:
         """Whether an approval would grant the request if its runs were not used up."""
-        limits = {RUNS_LINE, ACTIVE_LINE}
+        limits = {RUNS_LINE, ACTIVE_LINE, AGREED_RUNS_LINE}
         return any({line.name for line in judged.failed} <= limits for judged in self.judged)
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,23 +139,34 @@ class Denial:
         return {"key": self.key, "approvals": listed, "more": len(self.judged) - len(listed)}
 
 
+def no_ground(_agreement: str) -> Ground:
+    """The ground where no agreement is known. An approval that names one then releases nothing."""
+    return Ground(None)
+
+
 def decide(
     request: Request,
     report: VerifiedReport,
     approvals: Sequence[StoredApproval],
     usage_of: Callable[[StoredApproval], Usage],
     now: datetime,
+    ground_of: Callable[[str], Ground] = no_ground,
 ) -> Grant | Denial:
-    """Judge a request by all approvals of its key. The first (newest change) whose lines all hold grants it."""
+    """Judge a request by all approvals of its key. The first (newest change) whose lines all hold grants it.
+
+    `ground_of` gives the agreement of an approval by its id.
+    """
     judged: list[Judged] = []
     for stored in approvals:
         if stored.approval.key != request.key:
             continue
-        lines, claims = _lines(request, report, stored, now)
+        ground = ground_of(stored.approval.agreement)
+        lines, claims = _lines(request, report, stored, ground, now)
         usage = None
         if all(line.ok for line in lines):
             usage = usage_of(stored)
             lines += _usage_lines(stored.approval, usage)
+            lines += agreed_runs_line(stored.approval, ground, free=usage.own is not None)
         if claims is not None and usage is not None and all(line.ok for line in lines):
             own = usage.own
             until = _lease_end(stored.approval, now) if own is None else own.until_ms
@@ -167,7 +185,11 @@ def decide(
 
 
 def decide_in_vain(
-    request: Request, report: VerifiedReport, approvals: Sequence[StoredApproval], now: datetime
+    request: Request,
+    report: VerifiedReport,
+    approvals: Sequence[StoredApproval],
+    now: datetime,
+    ground_of: Callable[[str], Ground] = no_ground,
 ) -> None:
     """Judge a request by the approvals of all other keys, and drop the result.
 
@@ -175,15 +197,16 @@ def decide_in_vain(
     """
     for stored in approvals:
         if stored.approval.key != request.key:
-            _lines(request, report, stored, now)
+            _lines(request, report, stored, ground_of(stored.approval.agreement), now)
 
 
 def _lines(
-    request: Request, report: VerifiedReport, stored: StoredApproval, now: datetime
+    request: Request, report: VerifiedReport, stored: StoredApproval, ground: Ground, now: datetime
 ) -> tuple[list[Check], Claims | None]:
     """Every line of an approval except its usage, and the claims where the evidence passes."""
     kind = confidential_kind(report.tee)
     lines = _own_lines(request, stored, now, by_manifest=kind == "snp")
+    lines += agreement_lines(stored.approval, ground, request.in_force, request.owner, now)
     if report.tee_with_root in stored.approval.tees:  # else the line TEE refuses
         lines += approval_gaps.lines(stored.approval, report.tee_with_root)
     policy = evidence_policy(stored.approval, kind)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adyton.attest.complete import without_event_log
 from adyton.attest.sgx import SGXQuote
 from adyton.errors import Denied, Error, OutOfOrder, Unavailable
+from adyton.keyserver.agreement_lines import Ground
 from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
 from adyton.keyserver.folder_roots import given_folders, granted_roots
 from adyton.keyserver.public_errors import busy
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from adyton.keyserver.record_limits import RefusalLimits
     from adyton.keyserver.stages import Received, Verified
     from adyton.keystore.transaction import Transaction
+    from adyton.values import Digest
 
 log = logging.getLogger("adyton.keyserver")
 
@@ -66,8 +68,9 @@ class _Case:
 class Decisions:
     """Decides requests within the record's limits. For one thread."""
 
-    def __init__(self, server_name: str, limits: RefusalLimits) -> None:
+    def __init__(self, server_name: str, limits: RefusalLimits, owner: Digest | None = None) -> None:
         self._server_name = server_name
+        self._owner = owner
         self._limits = limits
         self._record = RequestRecord()
 
@@ -96,9 +99,10 @@ class Decisions:
         """Grant all keys that the request names, or none."""
         grants: list[Grant] = []
         for name in case.received.names:
-            decided = _judge(case, report, name)
+            decided = self._judge(case, report, name)
             if isinstance(decided, Denial):
-                decide_in_vain(_request(case.received, name), report, case.change.approvals(), case.now)
+                request = self._request(case, name)
+                decide_in_vain(request, report, case.change.approvals(), case.now, _grounds(case))
                 return self._refuse(case, report, decided)
             grants.append(decided)
         return self._grant(case, tuple(grants))
@@ -113,7 +117,7 @@ class Decisions:
         used_up: list[Denial] = []
         closest: tuple[tuple[bool, int], Denial] | None = None
         for key in sorted({stored.approval.key for stored in case.change.approvals()}):
-            decided = _judge(case, report, key)
+            decided = self._judge(case, report, key)
             if isinstance(decided, Grant):
                 allowed.append(decided)
             elif decided.is_used_up:
@@ -141,6 +145,35 @@ class Decisions:
             return self._refuse(case, report, used_up[0])
         return self._refuse(case, report, closest[1] if closest else Denial("(any)", ()))
 
+    def _judge(self, case: _Case, report: VerifiedReport, key: str) -> Grant | Denial:
+        change = case.change
+        return decide(
+            self._request(case, key),
+            report,
+            change.approvals(key),
+            lambda stored: change.usage(
+                stored.id,
+                case.received.run,
+                case.at_ms,
+                counted=stored.approval.max_runs is not None or stored.approval.max_active is not None,
+            ),
+            case.now,
+            _grounds(case),
+        )
+
+    def _request(self, case: _Case, key: str) -> Request:
+        """The request for one of the named keys."""
+        received = case.received
+        return Request(
+            key=key,
+            run=received.run,
+            protocol=received.protocol,
+            report_data=received.report_data,
+            manifest_sha256=received.manifest_sha256,
+            in_force=case.verified.in_force,
+            owner=self._owner,
+        )
+
     # --- outcomes ----------------------------------------------------------------------------------------------
 
     def _grant(self, case: _Case, grants: tuple[Grant, ...]) -> Release:
@@ -148,7 +181,7 @@ class Decisions:
         keys: dict[str, bytes] = {}
         secret_values: dict[str, bytes] = {}
         versions: dict[str, int] = {}
-        listed = []
+        listed: list[dict[str, Any]] = []
         for grant in grants:
             info, value = change.reveal(grant.key)
             (keys if info.kind == KEY else secret_values)[grant.key] = value
@@ -166,6 +199,8 @@ class Decisions:
                     "lease_until_ms": int(grant.lease_until.timestamp() * 1000),
                 }
             )
+            if grant.approval.approval.agreement:
+                listed[-1]["agreement"] = grant.approval.approval.agreement
         grant_id = new_id("g")
         payload = Payload(keys, secret_values, change.token_of(grant_id))
         kept = {name: change.keep_released(part, case.at_ms).hex() for name, part in evidence_parts(received).items()}
@@ -283,28 +318,12 @@ def _use_nonce(case: _Case) -> None:
         case.change.use_nonce(nonce, 1000 * int.from_bytes(nonce[:4], "big"), case.at_ms)
 
 
-def _judge(case: _Case, report: VerifiedReport, key: str) -> Grant | Denial:
-    change = case.change
-    return decide(
-        _request(case.received, key),
-        report,
-        change.approvals(key),
-        lambda stored: change.usage(
-            stored.id,
-            case.received.run,
-            case.at_ms,
-            counted=stored.approval.max_runs is not None or stored.approval.max_active is not None,
-        ),
-        case.now,
-    )
+def _grounds(case: _Case) -> Callable[[str], Ground]:
+    """The agreements of this owner by id, each with the runs that it already had."""
 
+    def ground_of(agreement: str) -> Ground:
+        if not agreement:
+            return Ground(None)
+        return Ground(case.change.agreement(agreement), case.change.agreed_runs(agreement))
 
-def _request(received: Received, key: str) -> Request:
-    """The request for one of the named keys."""
-    return Request(
-        key=key,
-        run=received.run,
-        protocol=received.protocol,
-        report_data=received.report_data,
-        manifest_sha256=received.manifest_sha256,
-    )
+    return ground_of

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from adyton.collateral.background import Pending
+from adyton.keyserver.agreement_lines import Ground
 from adyton.keyserver.decide import Grant, Judged, Request, decide
 from adyton.values import Digest
 
@@ -51,11 +52,14 @@ def dry_run(
     key: str | None,
     protocol: str,
     manifest_sha256: Digest | None = None,
+    owner: Digest | None = None,
     now: datetime | None = None,
 ) -> list[DryRun]:
     """Verify evidence and judge it by the approvals of one key or of all, without recording anything.
 
-    `manifest_sha256` is the manifest that the enclave would name. SEV-SNP needs it to identify the program.
+    `manifest_sha256` is the manifest that the enclave would name. SEV-SNP needs it to identify the program. `owner` is
+    this owner's fingerprint. Evidence alone brings no statement of other parties, so an approval that rests on an
+    agreement is shown with that line open.
     """
     moment = datetime.now(UTC) if now is None else now
     at_ms = int(moment.timestamp() * 1000)
@@ -76,8 +80,13 @@ def dry_run(
                 protocol=protocol,
                 report_data=report.report_data,
                 manifest_sha256=manifest_sha256,
+                owner=owner,
             )
-            decided = decide(request, report, approvals, lambda item: view.usage(item.id, "", at_ms), moment)
+
+            def ground_of(agreement: str) -> Ground:
+                return Ground(view.agreement(agreement), view.agreed_runs(agreement))
+
+            decided = decide(request, report, approvals, lambda item: view.usage(item.id, "", at_ms), moment, ground_of)
             if isinstance(decided, Grant):
                 found.append(DryRun(name, True, (Judged(decided.approval, decided.claims.checks),)))
             else:

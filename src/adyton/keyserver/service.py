@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from adyton.agreement.in_force import proved
 from adyton.attest.complete import complete, no_devices
 from adyton.collateral.background import Pending
 from adyton.errors import AuditError, Error, OutOfOrder, Stale, StoreError, Unavailable
@@ -22,6 +23,7 @@ from adyton.keyserver.answer import answered
 from adyton.keyserver.decision_queue import MAX_WAITING, DecisionQueue, Waiting
 from adyton.keyserver.decisions import Decisions
 from adyton.keyserver.folder_roots import FolderRoots
+from adyton.keyserver.in_force import Statements
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.keyserver.readiness import Readiness
 from adyton.keyserver.receive import received_chain, received_message
@@ -42,13 +44,16 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from adyton.agreement.in_force import InForce
     from adyton.attest.bundle import DevicePart
     from adyton.attest.complete import DeviceVerifier
     from adyton.attest.report import VerifiedReport
     from adyton.collateral.verifier import VerifiedEvidence, Verifier
+    from adyton.keyserver.in_force import StatementSigner
     from adyton.keyserver.stages import Answered, Decided, Outcome, Received
     from adyton.keystore.grant_key import GrantKey
     from adyton.keystore.store import Store
+    from adyton.release.in_force_messages import Question
     from adyton.release.messages import ReleaseRequest
 
 log = logging.getLogger("adyton.keyserver")
@@ -73,6 +78,7 @@ class KeyService:
         combine: Callable[[Mapping[str, Digest]], Digest],
         verify_devices: DeviceVerifier = no_devices,
         fetch_for_devices: DeviceFetcher = lambda _devices, _nonce, _now: None,
+        statement_signer: Callable[[], StatementSigner | None] = lambda: None,
         challenge_lifetime_s: int = 120,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_decision: Callable[[str, float], None] | None = None,
@@ -86,6 +92,7 @@ class KeyService:
         self._grant_key = grant_key
         self.explainer = Explainer(store, combine)
         folders = FolderRoots(store)
+        self._statements = Statements(store, statement_signer)
         self.run_messages = RunMessages(store, identity, {ROOT_INTENT: folders.begin, ROOT_COMMIT: folders.commit})
         self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
@@ -93,7 +100,7 @@ class KeyService:
         self._on_decision = on_decision or (lambda _outcome, _seconds: None)
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._refusal_limits = RefusalLimits()
-        self._decisions = Decisions(identity.server_name, self._refusal_limits)
+        self._decisions = Decisions(identity.server_name, self._refusal_limits, identity.ca_sha256)
         self._log_limit = LogLimit()
         self._undecided = 0
         self._undecided_lock = threading.Lock()
@@ -114,7 +121,6 @@ class KeyService:
         """
         try:
             check_challenge(self.store.keyring.challenge_key, request.nonce, self._clock().timestamp())
-            _check_not_asked_for("in_force", request.in_force)
         except OutOfOrder as error:
             self.note("challenge refused", peer, error)
             raise
@@ -147,6 +153,10 @@ class KeyService:
             return state is not None
         with self.store.write() as change:
             return change.use_grant(grant, token, now_ms())
+
+    def in_force(self, question: Question) -> bytes | None:
+        """A signed statement that an agreement is in force. None where this owner does not say so."""
+        return self._statements.make(question.agreement, question.challenge, self._clock())
 
     def note(self, what: str, peer: str, error: Error) -> None:
         """Log a message of an unauthenticated client that is not recorded. The lines a minute are limited."""
@@ -219,14 +229,16 @@ class KeyService:
         if received.error is not None:
             return Verified(received, received.error)
         now = self._clock()
+        in_force: frozenset[InForce] = frozenset()
         try:
             found = self.verifier.verify(received.evidence, roots, now)
             if not isinstance(found, Pending) and received.is_bound(found.report):
                 found = self._with_the_rest(received, found, now)
+                in_force = _in_force(received, now)
         except Error as error:
             return Verified(received, error)
         if not isinstance(found, Pending):
-            return Verified(received, found)
+            return Verified(received, found, in_force)
         if self._park(waiting, found):
             return None
         return Verified(received, found.error())
@@ -337,16 +349,18 @@ class KeyService:
         return self._sim_roots[1]
 
 
-def _check_not_asked_for(member: str, asked: Sequence[object]) -> None:
-    """Refuse a request for what this key server does not keep, rather than passing it over."""
-    if asked:
-        raise OutOfOrder(
-            f"this key server does not take `{member}` yet",
-            check=member,
-            expected="an empty list",
-            seen=f"{len(asked)} items",
-            remedy="install the same version of Adyton on both sides, the newer of the two",
-        )
+def _in_force(received: Received, now: datetime) -> frozenset[InForce]:
+    """What the statements of other owners prove. They answer the challenge of this request.
+
+    They are verified before any approval is read. So the time that they take says nothing of the approvals.
+    """
+    message = received.message
+    if message is None or not message.in_force:
+        return frozenset()
+    found, refused = proved(message.in_force, message.nonce, now)
+    for error in refused:
+        log.info("in-force statement refused", extra={"peer": received.peer, "check": error.check, "seen": error.seen})
+    return found
 
 
 def _overloaded() -> Unavailable:

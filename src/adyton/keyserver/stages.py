@@ -12,6 +12,7 @@ from adyton.check import text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from adyton.agreement.in_force import InForce
     from adyton.attest.bundle import DevicePart
     from adyton.attest.report import VerifiedReport
     from adyton.collateral.verifier import VerifiedEvidence
@@ -62,6 +63,8 @@ class Verified:
 
     received: Received
     result: VerifiedEvidence | Error
+    in_force: frozenset[InForce] = frozenset()
+    """What statements of other owners prove for this request (`adyton.agreement.in_force`)."""
 
     @property
     def evidence(self) -> VerifiedEvidence | None:

@@ -6,11 +6,13 @@ again for every request, and round-trip through `to_dict` and `from_dict`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from adyton.agreement.document import ID_PATTERN
 from adyton.attest.evidence_policy import Policy as EvidencePolicy
 from adyton.attest.guest import Guest, parse_guest
 from adyton.attest.names import TEE_NAMES, is_advisory_name, is_tee_name
@@ -43,6 +45,8 @@ OWN_EVIDENCE_ENTRIES: Final = frozenset(
     {"tees", "statuses", "exemptions", "measurements", "workloads", "signers", "any_program", "allow_debug", "any_of"}
 ) | {"allow_missing_report_data"}
 """Entries of an evidence policy that are fields of an approval themselves."""
+
+_AGREEMENT_ID: Final = re.compile(ID_PATTERN, re.ASCII)
 
 DEFAULT_LEASE_S: Final = 24 * 3600
 MAX_LEASE_S: Final = 366 * 24 * 3600
@@ -81,7 +85,8 @@ class Approval:
     `max_runs` limits how many runs may ever have the key, `max_active` how many may hold a lease at a time. A run holds
     its lease for `lease_s` seconds. A repeated request within the lease does not count. `not_covered`, `findings` and
     `allowed` come from the review of the manifest (`consent`): the facts that the measurement does not cover, the names
-    of all findings, and the findings that expose the data and that the owner accepted.
+    of all findings, and the findings that expose the data and that the owner accepted. `agreement` is the id of the
+    agreement (`adyton.agreement`) on whose ground the key is released, if there is one.
     """
 
     key: str
@@ -109,6 +114,7 @@ class Approval:
     findings: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     note: str = ""
+    agreement: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.key)
@@ -125,6 +131,13 @@ class Approval:
                 seen=", ".join(taken),
             )
         EvidencePolicy.from_dict(self.evidence)
+        if self.agreement and _AGREEMENT_ID.fullmatch(self.agreement) is None:
+            raise UsageError(
+                f"{self.agreement[:60]!r} is no agreement's id",
+                check="agreement",
+                expected="ag- and 32 hex digits",
+                seen=self.agreement[:60],
+            )
         if not self.tees:
             raise UsageError("an approval names no platform, so nobody could have the key", check="platform (--tee)")
         for tee in self.tees:
@@ -249,7 +262,7 @@ class Approval:
         return replace(self, **changes)
 
 
-_TEXTS: Final = {"key", "app", "version", "note"}
+_TEXTS: Final = {"key", "app", "version", "note", "agreement"}
 _LISTS: Final = {"tees", "tcb_statuses", "protocols", "not_covered", "findings", "allowed"}
 _NUMBERS: Final = {"isv_prod_id", "min_isv_svn", "max_runs", "max_active", "lease_s"}
 

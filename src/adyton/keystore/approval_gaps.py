@@ -12,6 +12,7 @@ from adyton.attest.guest import MUST_COVER, confidential_kind
 from adyton.attest.policy.judge_boot import PARAVISOR_EXPECTED, names_id_key
 from adyton.check import Check
 from adyton.errors import UsageError
+from adyton.keystore.approval import ADYTON
 from adyton.manifest.findings import RAW_REPORT_DATA, RAW_REPORT_DATA_TEES
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ ROOT_LINE: Final = "root of the TPM"
 PARAVISOR_LINE: Final = "paravisor"
 SIGNER_LINE: Final = "identity of the program"
 RAW_LINE: Final = "report data of the program"
+AGREEMENT_LINE: Final = "agreement"
 
 EXPECTED: Final = {
     "tdx": "a guest that is pinned whole: MRTD, RTMR0, RTMR1 and RTMR2",
@@ -112,6 +114,17 @@ def lines(approval: Approval, tee: str) -> list[Check]:
                 name,
                 name in RAW_REPORT_DATA_TEES,
                 "leave the key out of the manifest, build it again and approve that",
+            )
+        )
+    if approval.agreement and (tee == "sgx" or approval.protocols != (ADYTON,)):
+        found.append(
+            Check(
+                AGREEMENT_LINE,
+                "a TEE with a keeper beside the program, and the protocol adyton alone",
+                f"{tee}, over {', '.join(approval.protocols)}",
+                False,
+                "under sgx nothing apart from the program can bring the other parties' statements, and ra-tls has no"
+                " place for them: approve it for tdx, snp or an Azure machine, with --protocol adyton",
             )
         )
     return found

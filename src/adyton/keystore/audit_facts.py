@@ -33,6 +33,7 @@ DENIAL: Final = "denial"
 EXPLANATION: Final = "explanation"
 DISMISSED: Final = "candidate-dismissed"
 PRUNED: Final = "evidence-pruned"
+AGREEMENT: Final = "agreement"
 USED: Final = "used"
 FOLDER_ROOT: Final = "folder-root"
 """Kinds of entries, one for each event."""
@@ -46,8 +47,16 @@ WAITS: Final = "waits"
 MAX_CANDIDATES: Final = 200
 """Most programs that wait for the owner. Beyond that the program with the oldest request is dropped."""
 
+AGREEMENT_SIGNED: Final = "signed"
+AGREEMENT_COMPLETE: Final = "complete"
+AGREEMENT_REVOKED: Final = "revoked"
+"""The states of an agreement: the owner signed it; the signatures of all parties are here; the owner ended it."""
+
+AGREEMENT_STATES: Final = (AGREEMENT_SIGNED, AGREEMENT_COMPLETE, AGREEMENT_REVOKED)
+
 _SUBJECTS: Final[Mapping[str, str]] = {
     POLICY: "approval",
+    AGREEMENT: "agreement",
     KEY_ADDED: "key",
     RELEASE: "grant",
     DENIAL: "denial",
@@ -100,6 +109,15 @@ class ApprovalChange(NamedTuple):
     revision: ApprovalRevision
 
 
+class AgreementChange(NamedTuple):
+    """A change of an agreement: number of its entry, time, the new state, and the agreement's canonical text."""
+
+    seq: int
+    at_ms: int
+    state: str
+    document: str
+
+
 class KeyVersion(NamedTuple):
     """A version of a key or secret: number of its entry, version number, kind, and time."""
 
@@ -141,6 +159,9 @@ class Facts:
     prunings: list[int] = field(default_factory=list)
     runs: dict[str, int] = field(default_factory=dict)
     """By approval: the number of runs that had its key."""
+    agreements: dict[str, list[AgreementChange]] = field(default_factory=dict)
+    agreed_runs: dict[str, int] = field(default_factory=dict)
+    """By agreement: the number of runs that had a key on its ground."""
     leases: dict[str, dict[str, Lease]] = field(default_factory=dict)
     """By approval and run: leases, also ended ones."""
     ends: dict[str, list[int]] = field(default_factory=dict)
@@ -179,6 +200,11 @@ class Facts:
         """The last change of every approval up to entry `to`."""
         found = {approval: self.newest_change(approval, to) for approval in self.approvals}
         return {approval: change for approval, change in found.items() if change is not None}
+
+    def agreement(self, agreement: str, to: int) -> AgreementChange | None:
+        """The last change of an agreement up to entry `to`, or None."""
+        found = self.agreements.get(agreement, ())
+        return next((change for change in reversed(found) if change.seq <= to), None)
 
     def versions(self, name: str, to: int) -> list[KeyVersion]:
         """The versions of a key up to entry `to`, the oldest first."""
@@ -219,6 +245,8 @@ class Facts:
             "data_keys": self.data_keys,
             "prunings": self.prunings,
             "runs": self.runs,
+            "agreements": self.agreements,
+            "agreed_runs": self.agreed_runs,
             "leases": self.leases,
             "waiting": [
                 (
@@ -243,7 +271,11 @@ class Facts:
             data_keys=[(seq, version) for seq, version in document["data_keys"]],
             prunings=list(document["prunings"]),
             runs=dict(document["runs"]),
+            agreed_runs=dict(document["agreed_runs"]),
         )
+        found.agreements = {
+            name: [AgreementChange(*item) for item in items] for name, items in document["agreements"].items()
+        }
         for name, changes in document["approvals"].items():
             found.approvals[name] = [
                 ApprovalChange(seq, at_ms, ApprovalRevision(number, state, bytes.fromhex(sha256)))
@@ -297,8 +329,23 @@ class Facts:
         self.prunings.append(entry.seq)
         self.changes.append(entry.seq)
 
+    def _agreement(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        state, document = str(body["state"]), canonical(body["document"])
+        changes = self.agreements.setdefault(str(body["agreement"]), [])
+        before = changes[-1] if changes else None
+        if state not in AGREEMENT_STATES or (before is not None and before.document != document):
+            raise ValueError("no state of an agreement, or another agreement")
+        if before is not None and before.state == AGREEMENT_REVOKED:
+            raise ValueError("what was revoked stays so")
+        changes.append(AgreementChange(entry.seq, entry.at_ms, state, document))
+        self.changes.append(entry.seq)
+
     def _release(self, entry: Entry, body: Mapping[str, Any]) -> None:
         run = str(body["run"])
+        for agreement in {
+            str(item["agreement"]) for item in body["keys"] if "agreement" in item and not item["renewed"]
+        }:
+            self.agreed_runs[agreement] = self.agreed_runs.get(agreement, 0) + 1
         for item in body["keys"]:
             approval = str(item["approval"])
             held = self.leases.setdefault(approval, {})
@@ -360,6 +407,7 @@ _READERS: Final[Mapping[str, Callable[[Facts, Entry, Mapping[str, Any]], None]]]
     KEY_ADDED: Facts._key_added,
     DATA_KEY_ROTATED: Facts._data_key_rotated,
     PRUNED: Facts._pruned,
+    AGREEMENT: Facts._agreement,
     RELEASE: Facts._release,
     DENIAL: Facts._waits,
     EXPLANATION: Facts._waits,

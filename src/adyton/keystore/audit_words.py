@@ -7,6 +7,10 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from adyton.keystore.audit_facts import (
+    AGREEMENT,
+    AGREEMENT_COMPLETE,
+    AGREEMENT_REVOKED,
+    AGREEMENT_SIGNED,
     DATA_KEY_ROTATED,
     DENIAL,
     DISMISSED,
@@ -41,11 +45,19 @@ TITLES: Final = {
     "dashboard": "Somebody failed to log in",
     "noise": "Refusals that were only counted",
     "grant-key-made": "New key that signs grants",
+    "agreement-key-made": "New key that signs agreements",
+    "in-force-key-made": "New key that says that agreements are in force",
     "backup": "Made a backup",
     "store-created": "Made this key store",
     RECORD_SIGNED: "Signed the record",
 }
 """Kind of an entry that has no facts in its title -> what happened."""
+
+_AGREEMENT_WORDS: Final = {
+    AGREEMENT_SIGNED: "Signed an agreement",
+    AGREEMENT_COMPLETE: "All parties signed an agreement",
+    AGREEMENT_REVOKED: "Ended an agreement",
+}
 
 _HASH: Final = re.compile(r"\b[0-9a-f]{32,}\b")
 
@@ -82,6 +94,11 @@ def entry_words(entry: Entry) -> EntryWords:
         title = f"Root of {body['folder']}: {body['event']}"
         detail = f"commit {root['sequence']}, {root['entries']} files and folders, by {root['writer']}"
         return EntryWords("plain", body["holder"], title, detail)
+    if entry.kind == AGREEMENT:
+        agreement = body["document"]
+        title = f"{_AGREEMENT_WORDS[body['state']]}: {agreement['name']}"
+        detail = f"parties {', '.join(sorted(agreement['parties']))}, by {body['actor']}"
+        return EntryWords("plain", body["agreement"], title, detail[:MAX_DETAIL_CHARACTERS])
     title = TITLES.get(entry.kind, entry.kind)
     if entry.kind == "server":
         title = f"Key server {body['what']}"

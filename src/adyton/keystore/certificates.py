@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from adyton.errors import StoreError, UsageError
-from adyton.values import GRANT_PURPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from adyton.purpose_certificate import Purpose
 
 DEFAULT_SERVER_NAME: Final = "adyton-key-server"
 """The name that a manifest without `server_name` pins."""
@@ -105,10 +106,12 @@ def make_audit(ca: Credential, owner: str, now: datetime) -> Credential:
     return _sign(_issued(ca, f"{owner} audit", key.public_key(), now, CA_DAYS - 1), ca, key)
 
 
-def make_grant(ca: Credential, public_key: ed25519.Ed25519PublicKey, owner: str, now: datetime) -> x509.Certificate:
-    """The certificate of the grant key. Its only purpose is grants, so no TLS client accepts it."""
-    builder = _issued(ca, f"{owner} grants", public_key, now, SERVER_DAYS).add_extension(
-        x509.ExtendedKeyUsage([x509.ObjectIdentifier(GRANT_PURPOSE)]), critical=True
+def make_purpose(
+    ca: Credential, public_key: ed25519.Ed25519PublicKey, owner: str, purpose: Purpose, now: datetime
+) -> x509.Certificate:
+    """The certificate of a key that has one purpose only, so no TLS client accepts it."""
+    builder = _issued(ca, f"{owner} {purpose.name}", public_key, now, SERVER_DAYS).add_extension(
+        x509.ExtendedKeyUsage([x509.ObjectIdentifier(purpose.oid)]), critical=True
     )
     return builder.sign(_ca_key(ca), hashes.SHA384())
 

@@ -12,7 +12,7 @@ from adyton.keystore.audit_facts import Facts
 
 if TYPE_CHECKING:
     from adyton.keystore.audit import Entry
-    from adyton.keystore.audit_facts import ApprovalChange, Candidate, KeyVersion, Lease
+    from adyton.keystore.audit_facts import AgreementChange, ApprovalChange, Candidate, KeyVersion, Lease
     from adyton.keystore.ledger import Ledger
     from adyton.keystore.stored_folder import StoredFolder
 
@@ -65,6 +65,18 @@ class RecordedFacts:
         added = self._added.approvals
         own = [change.seq for name in added if approval in (None, name) for change in added[name]]
         return self._ledger.changes_of(approval, self._to) + sorted(own)
+
+    def agreement(self, agreement: str) -> AgreementChange | None:
+        """The last change of an agreement. None where there is none."""
+        return self._added.agreement(agreement, self._end) or self._ledger.agreement(agreement, self._to)
+
+    def agreement_ids(self) -> list[str]:
+        """The ids of all agreements, in the order in which they came."""
+        return list(dict.fromkeys([*self._ledger.agreement_ids(self._to), *self._added.agreements]))
+
+    def agreed_runs(self, agreement: str) -> int:
+        """The number of runs that had a key on the ground of an agreement. As for `usage`, the newest count."""
+        return self._ledger.agreed_runs(agreement) + self._added.agreed_runs.get(agreement, 0)
 
     def key_names(self) -> list[str]:
         """The names of all keys and secrets, sorted."""

@@ -6,7 +6,8 @@
       config.toml      name, server name, where the store lives, where the master key comes from
       ca.crt  ca.key   her CA; ca.crt goes into manifests
       server.crt  server.key     the key server's certificate under that CA
-      grant.crt   grant.key      what signs grants; the key is sealed (keystore.grant_key)
+      grant.crt   grant.key      what signs grants; the key is sealed (keystore.sealed_key)
+      agreement.crt  agreement.key   what signs agreements, and in-force.crt  in-force.key; sealed, too
       audit.crt   audit.key      what signs the audit checkpoints
       signer.pem       RSA-3072, exponent 3: signs manifests (SIGSTRUCT)
       master.key       32 bytes, unless the master key is a passphrase's or a command's

@@ -40,7 +40,7 @@ class Keyring:
         """Unwrapped data keys by version. Only committed ones."""
         self.challenge_key = state_key.derive(_NONCE_MAC)
         self.grant_seal = WrappingKey(state_key.derive(_GRANT_SEAL))
-        """Seals the grant key, in the homes of all servers of this store."""
+        """Seals the keys that sign grants and agreements (`sealed_key`), in the homes of all servers of this store."""
         self._state_key = state_key
         self._policy_key = state_key.derive(_POLICY_MAC)
         self._record_key = state_key.derive(_RECORD_MAC)

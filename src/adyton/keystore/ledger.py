@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from adyton.keystore.audit import Entry
-    from adyton.keystore.audit_facts import ApprovalChange, Candidate, KeyVersion, Lease
+    from adyton.keystore.audit_facts import AgreementChange, ApprovalChange, Candidate, KeyVersion, Lease
     from adyton.keystore.stored_folder import StoredFolder
 
 STEP: Final = 64
@@ -33,7 +33,7 @@ MAX_AT_ONCE: Final = 10_000
 RECENT: Final = 8192
 """The number of newest hashes that are kept. Readers that began a moment ago end at one of them."""
 
-FORM: Final = 1
+FORM: Final = 2
 """The format version of `to_dict`."""
 
 
@@ -153,6 +153,22 @@ class Ledger:
             found = self._state.facts.approvals
             chosen = found.values() if approval is None else [found.get(approval, [])]
             return sorted(change.seq for changes in chosen for change in changes if change.seq <= to)
+
+    def agreement(self, agreement: str, to: int) -> AgreementChange | None:
+        """As `Facts.agreement`."""
+        with self._lock:
+            return self._state.facts.agreement(agreement, to)
+
+    def agreement_ids(self, to: int) -> list[str]:
+        """The ids of all agreements at entry `to`, in the order in which they came."""
+        with self._lock:
+            found = self._state.facts
+            return [name for name in found.agreements if found.agreement(name, to) is not None]
+
+    def agreed_runs(self, agreement: str) -> int:
+        """The number of runs that had a key on the ground of an agreement."""
+        with self._lock:
+            return self._state.facts.agreed_runs.get(agreement, 0)
 
     def prunings(self, to: int) -> list[int]:
         """The entries up to `to` that record a pruning of evidence."""

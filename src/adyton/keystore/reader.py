@@ -11,6 +11,7 @@ import hmac
 from typing import TYPE_CHECKING, Any
 
 from adyton.keystore.audit_facts import AWAITED, USED
+from adyton.keystore.tables.agreements import AgreementReader
 from adyton.keystore.tables.approvals import ApprovalReader
 from adyton.keystore.tables.evidence import EvidenceReader
 from adyton.keystore.tables.keys import KeyReader
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+    from adyton.agreement.signature import Signature
     from adyton.keystore.approval import Approval, StoredApproval
     from adyton.keystore.audit import Checkpoint, Entry, Head
     from adyton.keystore.audit_facts import Candidate
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from adyton.keystore.keyring import Keyring
     from adyton.keystore.ledger import Ledger
     from adyton.keystore.stored_folder import StoredFolder
+    from adyton.keystore.tables.agreements import StoredAgreement
     from adyton.keystore.tables.keys import KeyInfo
     from adyton.values import Key128, Measurement
 
@@ -43,10 +46,12 @@ class Reader:
         record: RecordReader,
         keys: KeyReader,
         approvals: ApprovalReader,
+        agreements: AgreementReader,
         manifests: ManifestReader,
         evidence: EvidenceReader,
     ) -> None:
         self._keyring = keyring
+        self._agreements = agreements
         self._record = record
         self._keys = keys
         self._approvals = approvals
@@ -62,6 +67,7 @@ class Reader:
             record=record,
             keys=KeyReader(connection, keyring, record.facts),
             approvals=ApprovalReader(connection, keyring, record),
+            agreements=AgreementReader(record),
             manifests=ManifestReader(connection),
             evidence=EvidenceReader(connection),
         )
@@ -147,6 +153,22 @@ class Reader:
     def history(self, approval_id: str | None = None) -> list[dict[str, Any]]:
         """Every revision of all approvals (or of one) by the audit record: author, time and content."""
         return self._approvals.history(approval_id)
+
+    def agreement(self, agreement_id: str) -> StoredAgreement | None:
+        """An agreement that the owner signed, by its id. None where there is none."""
+        return self._agreements.get(agreement_id)
+
+    def agreements(self) -> list[StoredAgreement]:
+        """All agreements that the owner signed, also those that she ended."""
+        return self._agreements.every()
+
+    def agreement_signatures(self, agreement_id: str) -> dict[str, Signature]:
+        """The signatures of an agreement that are here, by the name of the party."""
+        return self._agreements.signatures(agreement_id)
+
+    def agreed_runs(self, agreement_id: str) -> int:
+        """The number of runs that had a key on the ground of an agreement, by the releases in the record."""
+        return self._agreements.runs(agreement_id)
 
     def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
         """The use of an approval's limits (unless not `counted`), and this run's lease.

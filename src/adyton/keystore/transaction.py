@@ -13,6 +13,7 @@ from adyton.keystore.approval import APPROVED
 from adyton.keystore.audit_facts import AWAITED, DISMISSED, FOLDER_ROOT, USED
 from adyton.keystore.clock import now_ms
 from adyton.keystore.reader import Reader
+from adyton.keystore.tables.agreements import AgreementWriter
 from adyton.keystore.tables.approvals import ApprovalWriter
 from adyton.keystore.tables.evidence import EvidenceWriter
 from adyton.keystore.tables.keys import KeyWriter
@@ -22,15 +23,18 @@ from adyton.keystore.tables.pending import PendingRows
 from adyton.keystore.tables.record import RecordWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import sqlalchemy as sa
 
+    from adyton.agreement.document import Agreement
+    from adyton.agreement.signature import Signature
     from adyton.keystore.approval import Approval, StoredApproval
     from adyton.keystore.audit import Checkpoint, Entry, Head
     from adyton.keystore.keyring import Keyring
     from adyton.keystore.ledger import Ledger
     from adyton.keystore.stored_folder import Event, StoredFolder
+    from adyton.keystore.tables.agreements import StoredAgreement
     from adyton.keystore.tables.keys import KeyInfo
     from adyton.keystore.transaction_cache import Cache
     from adyton.keystore.wrapping import WrappingKey
@@ -46,6 +50,7 @@ class Transaction(Reader):
     _record: RecordWriter
     _keys: KeyWriter
     _approvals: ApprovalWriter
+    _agreements: AgreementWriter
     _manifests: ManifestWriter
     _evidence: EvidenceWriter
 
@@ -60,6 +65,7 @@ class Transaction(Reader):
             record=record,
             keys=keys,
             approvals=ApprovalWriter(connection, keyring, record, keys, cache),
+            agreements=AgreementWriter(record),
             manifests=ManifestWriter(connection),
             evidence=EvidenceWriter(connection, self._pending),
         )
@@ -166,6 +172,24 @@ class Transaction(Reader):
         An approval with a gap (`keystore.approval_gaps`) can only be revoked.
         """
         return self._approvals.change(approval_id, actor=actor, state=state, approval=approval)
+
+    # --- agreements -------------------------------------------------------------------------------------------------
+
+    def sign_agreement(
+        self, agreement: Agreement, signatures: Mapping[str, Signature], *, allowed: Sequence[str], actor: str
+    ) -> StoredAgreement:
+        """Note that the owner signed. `allowed` are the findings that she named. Raises UsageError where it ended."""
+        return self._agreements.sign(agreement, signatures, allowed=allowed, actor=actor)
+
+    def complete_agreement(
+        self, agreement: Agreement, signatures: Mapping[str, Signature], *, actor: str
+    ) -> StoredAgreement:
+        """Note that all parties signed. Raises UsageError where the owner did not, or ended it."""
+        return self._agreements.complete(agreement, signatures, actor=actor)
+
+    def revoke_agreement(self, agreement_id: str, *, actor: str) -> StoredAgreement:
+        """End an agreement for this owner, for ever. Raises UsageError where there is none."""
+        return self._agreements.revoke(agreement_id, actor=actor)
 
     # --- what stands behind measurements and decisions --------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from adyton.values import Digest, Key128
 
 if TYPE_CHECKING:
     import http.client
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from adyton.attest.bundle import DevicePart
     from adyton.errors import Parts
@@ -43,8 +43,11 @@ if TYPE_CHECKING:
     from adyton.release.run_key import RunKey
     from adyton.tee.source import QuoteSource
     from adyton.typed_document import TypedDocument
+    from adyton.values import Nonce
 
 TIMEOUT_S: Final = 30.0
+STATEMENT_TIMEOUT_S: Final = 10.0
+"""How long another party's server may take to say that an agreement is in force. A challenge waits for all of them."""
 RETRY_REFUSED_S: Final = 3.0
 """How long a refused connection is tried again. A key server that starts at the same moment takes a second."""
 PROTOCOLS: Final = ("adyton", "ra-tls")
@@ -89,6 +92,7 @@ def obtain_keys(
     devices: Callable[[bytes], tuple[DevicePart, ...]] | None = None,
     run_key: RunKey | None = None,
     folders: Collection[str] = (),
+    agreements: Sequence[str] = (),
     timeout_s: float = TIMEOUT_S,
 ) -> Released:
     """Get every key and secret that the manifest needs, from the key server of each owner.
@@ -98,6 +102,8 @@ def obtain_keys(
     owner's record say what was changed. `devices` makes the evidence of each GPU over a nonce of 32 bytes. `run_key` is
     the key with which this run signs what it says later. Without one, a key is made that signs nothing. `folders` are
     the ids of the pinned folders: each owner is asked for the roots of those under her keys.
+    `agreements` are the ids of the agreements that approvals of these keys rest on. For each, the key server of every
+    other owner is asked whether it is in force.
 
     Raises Denied with the server's text and denial id, or where the server's certificate or its grant is not under the
     pinned CA. Raises Timeout or FetchFailed where a server cannot be reached, and UsageError for ra-tls where the
@@ -122,16 +128,20 @@ def obtain_keys(
     refusals: list[Error] = []
     for owner, (names, address) in asked.items():
         conversation = _Conversation(signed, owner, address, timeout_s)
+        parties = _OtherParties(signed, owner, servers, agreements, timeout_s)
         try:
             if protocol == "adyton":
                 hers = tuple(sorted(folder for folder in folders if key_of(folder) in names))
                 got_keys, got_secrets, grant = conversation.adyton(
-                    names, source, run_key, runtime_parts, devices, folders=hers
+                    names, source, run_key, runtime_parts, devices, parties, folders=hers
                 )
             else:
                 got_keys, got_secrets, grant = conversation.ra_tls(names, source)
         except (KeyReleaseError, Unavailable) as refusal:
-            refusals.append(refusal)  # the others are asked all the same: the user sees every reason at once
+            refusals += [
+                refusal,
+                *parties.silent,
+            ]  # the others are asked all the same: the user sees every reason at once
             continue
         keys |= {name: Key128(value) for name, value in got_keys.items()}
         secret_values |= got_secrets
@@ -236,6 +246,54 @@ def _address_of(owner: Owner, servers: Mapping[str, str]) -> tuple[str, int]:
     return parse_address(written, "--key-server")
 
 
+class _OtherParties:
+    """The key servers of the other owners of a manifest, asked whether agreements are in force.
+
+    Who of them is a party, the asking owner's server knows. So a silent one ends nothing here. `silent` has the reason
+    of each, for the user.
+    """
+
+    def __init__(
+        self,
+        signed: SignedManifest,
+        asking: Owner,
+        servers: Mapping[str, str],
+        agreements: Sequence[str],
+        timeout_s: float,
+    ) -> None:
+        self._signed = signed
+        self._owners = [owner for owner in signed.manifest.adyton.owners if agreements and owner.name != asking.name]
+        self._servers = servers
+        self._agreements = tuple(dict.fromkeys(agreements))
+        self._timeout_s = min(timeout_s, STATEMENT_TIMEOUT_S)
+        self.silent: list[Error] = []
+        _check_number(len(self._owners) * len(self._agreements))
+
+    def statements(self, challenge: Nonce) -> tuple[bytes, ...]:
+        """What they say over this challenge."""
+        found: list[bytes] = []
+        for owner in self._owners:
+            try:
+                conversation = _Conversation(self._signed, owner, _address_of(owner, self._servers), self._timeout_s)
+                found += [conversation.in_force(agreement, challenge) for agreement in self._agreements]
+            except (KeyReleaseError, Unavailable, UsageError, MalformedManifest) as error:
+                self.silent.append(error)
+        return tuple(found)
+
+
+def _check_number(statements: int) -> None:
+    from adyton.release.messages import MAX_IN_FORCE
+
+    if statements > MAX_IN_FORCE:
+        raise UsageError(
+            "a request for keys has no place for so many statements of other parties",
+            check="--agreement",
+            expected=f"at most {MAX_IN_FORCE}: agreements times other owners",
+            seen=statements,
+            remedy="make one agreement of all parties",
+        )
+
+
 class _Conversation:
     """The exchange with one owner's key server, for one run."""
 
@@ -269,6 +327,7 @@ class _Conversation:
         run_key: RunKey | None,
         runtime_parts: Callable[[], Mapping[str, str]] | None,
         devices: Callable[[bytes], tuple[DevicePart, ...]] | None,
+        parties: _OtherParties,
         *,
         folders: tuple[str, ...] = (),
     ) -> tuple[Mapping[str, bytes], Mapping[str, bytes], GrantInfo]:
@@ -303,6 +362,7 @@ class _Conversation:
                 evidence=EvidenceBundle(),
                 run_key=(RunKey() if run_key is None else run_key).public_bytes,
                 folders=folders,
+                in_force=parties.statements(nonce),
             )
             if devices is not None:
                 request = replace(request, evidence=EvidenceBundle(devices=devices(request.gpu_nonce)))
@@ -349,6 +409,27 @@ class _Conversation:
             roots=terms.roots,
             request=request,
         )
+
+    def in_force(self, agreement: str, challenge: Nonce) -> bytes:
+        """This owner's statement that an agreement is in force, over another server's challenge. Not verified.
+
+        Raises Denied where her server makes none.
+        """
+        from adyton.release.in_force_messages import PATH_IN_FORCE, Question, parse_in_force_answer
+
+        with self._open() as connection:
+            found = parse_in_force_answer(
+                self._post(connection, PATH_IN_FORCE, Question(agreement, challenge).to_bytes())
+            )
+        if found is None:
+            raise Denied(
+                f"the key server of {self._owner.name} does not say that agreement {agreement} is in force",
+                check=f"agreement of {self._owner.name}",
+                expected="her statement that it is in force",
+                seen="none: she did not sign it, or ended it, or it is over",
+                remedy="ask her (adyton agreement list, in her home)",
+            )
+        return found
 
     def tell(self, run_key: RunKey, action: str, grant: str, payload: bytes) -> TypedDocument:
         """Send one message of the run (`release.run_messages`), and return the members of the answer."""

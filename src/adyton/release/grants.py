@@ -21,18 +21,18 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.exceptions import InvalidSignature
 
-from adyton.errors import Denied, UsageError
+from adyton.errors import Denied
+from adyton.purpose_certificate import GRANTS, certified_key
 from adyton.release.wire import PROTOCOL, b64, identifier, malformed, printable, to_bytes
 from adyton.typed_document import TypedDocument
-from adyton.values import GRANT_PURPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from adyton.release.messages import ReleaseRequest, ServerIdentity
 
@@ -44,16 +44,6 @@ MAX_ROOTS: Final = 64
 MAX_ROOT_BYTES: Final = 2048
 MAX_VERSION: Final = (1 << 32) - 1
 _LABEL: Final = b"adyton-release/4 grant\0"
-_FOREIGN: Final = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    InvalidSignature,
-    x509.DuplicateExtension,
-    x509.ExtensionNotFound,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +136,8 @@ def verify_grant(
 ) -> None:
     """Check that a grant was signed for this request by a grant key under this CA. Raises Denied.
 
-    The steps, with one function each: the certificate is under the CA, is for grants only, is valid now, and its key
-    signed request and terms.
+    The certificate is under the CA, is for grants only, and is valid now (`purpose_certificate`). Its key signed
+    request and terms.
     """
     if set(granted.terms.versions) != set(request.names):
         raise _false(
@@ -159,12 +149,7 @@ def verify_grant(
             ", ".join(request.folders) or "none",
             printable(", ".join(sorted(granted.terms.roots))[:200]) or "none",
         )
-    certificate, ca = _issued(granted.certificate, ca_der)
-    _check_purpose(certificate)
-    _check_dates(certificate, ca, now)
-    key = certificate.public_key()
-    if not isinstance(key, Ed25519PublicKey):
-        raise _false("key of the grant's certificate", "an Ed25519 key", type(key).__name__)
+    key = certified_key(granted.certificate, ca_der, GRANTS, now, _false)
     try:
         key.verify(granted.signature, _signed(request, server, granted.terms))
     except InvalidSignature:
@@ -173,60 +158,6 @@ def verify_grant(
             "a signature of the grant key over this request (challenge, key, manifest, server, names) and all terms",
             "one that does not verify: over something else, or by another key",
         ) from None
-
-
-def _issued(der: bytes, ca_der: bytes) -> tuple[x509.Certificate, x509.Certificate]:
-    """The certificate and the CA, once the CA's signature is verified."""
-    try:
-        ca = x509.load_der_x509_certificate(ca_der)
-        is_ca = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except _FOREIGN:
-        raise UsageError(
-            "the pinned CA is not a CA's certificate", check="adyton.owners ca", remedy="build again"
-        ) from None
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        certificate.verify_directly_issued_by(ca)
-    except _FOREIGN as error:
-        raise _false("issuer of the grant's certificate", ca.subject.rfc4514_string(), type(error).__name__) from None
-    if not is_ca or certificate.version != x509.Version.v3:
-        raise _false("issuer of the grant's certificate", "a CA, and a certificate of version 3", "not so")
-    return certificate, ca
-
-
-def _check_purpose(certificate: x509.Certificate) -> None:
-    """Check that the certificate is for grants only: not for a TLS server, not a CA, not the audit key."""
-    try:
-        extensions = certificate.extensions
-        constraints = extensions.get_extension_for_class(x509.BasicConstraints)
-        usage = extensions.get_extension_for_class(x509.KeyUsage)
-        purpose = extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-        unknown = [item for item in extensions if item.critical and isinstance(item.value, x509.UnrecognizedExtension)]
-        holds = (
-            not constraints.value.ca
-            and usage.value.digital_signature
-            and not usage.value.key_cert_sign
-            and purpose.critical
-            and [oid.dotted_string for oid in purpose.value] == [GRANT_PURPOSE]
-            and not unknown
-        )
-        seen = ", ".join(oid.dotted_string for oid in purpose.value)[:200]
-    except _FOREIGN as error:
-        holds, seen = False, type(error).__name__
-    if not holds:
-        raise _false("purpose of the grant's certificate", f"grants alone ({GRANT_PURPOSE})", seen)
-
-
-def _check_dates(certificate: x509.Certificate, ca: x509.Certificate, now: datetime) -> None:
-    for what, each in (("the grant's certificate", certificate), ("the pinned CA", ca)):
-        begin, end = each.not_valid_before_utc, each.not_valid_after_utc
-        if not begin <= now <= end:
-            raise _false(
-                f"validity of {what}",
-                f"{begin:%Y-%m-%d} to {end:%Y-%m-%d}",
-                f"{now:%Y-%m-%d %H:%M:%S} by this machine's clock",
-                remedy="compare the clocks of both machines; the owner makes a new one with adyton init --renew-server",
-            )
 
 
 def _signed(request: ReleaseRequest, server: ServerIdentity, terms: Terms) -> bytes:
@@ -255,13 +186,15 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def _false(check: str, expected: str, seen: str, *, remedy: str | None = None) -> Denied:
+def _false(check: str, expected: str, seen: str) -> Denied:
+    clocks = "compare the clocks of both machines; the owner makes a new one with adyton init --renew-server"
     return Denied(
         "this is not a grant of the owner whose CA is pinned: its signature does not hold",
         check=check,
         expected=expected,
         seen=seen,
-        remedy=remedy
-        or "whoever answered has the key server's TLS key and not its grant key: nothing of the answer was used; tell"
+        remedy=clocks
+        if check.startswith("validity")
+        else "whoever answered has the key server's TLS key and not its grant key: nothing of the answer was used; tell"
         " the owner",
     )

@@ -27,11 +27,13 @@ from adyton.collateral.gpus import GPUDownloads
 from adyton.collateral.lookup import Lookup
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
+from adyton.keyserver.in_force import StatementSigner
 from adyton.keyserver.service import KeyService
 from adyton.keystore.audit_key import audit_private_key
 from adyton.keystore.certificate_file import read_certificate
 from adyton.keystore.clock import now_ms
 from adyton.keystore.grant_key import open_grant_key
+from adyton.keystore.sealed_key import IN_FORCE_KEY, open_sealed_key
 from adyton.release.messages import ServerIdentity
 from adyton.release.tls import server_context
 from adyton.server.checkpoints import Checkpoints
@@ -116,6 +118,17 @@ def server_identity(home: Home) -> ServerIdentity:
     return ServerIdentity(Digest(hashlib.sha256(der).digest()), home.config.server_names[0])
 
 
+def statement_signer(home: Home, store: Store) -> StatementSigner | None:
+    """The key that says that agreements are in force. None where the owner has not signed any.
+
+    Raises StoreError where it cannot be used.
+    """
+    if not (home.path / IN_FORCE_KEY.key).exists():
+        return None
+    der = ssl.PEM_cert_to_DER_cert(read_certificate(home.path, "ca.crt").decode("ascii"))
+    return StatementSigner(open_sealed_key(home, store, IN_FORCE_KEY, actor="adyton serve"), der)
+
+
 def run(
     home: Home,
     addresses: Addresses,
@@ -157,6 +170,7 @@ def run(
             combine=combine,
             verify_devices=gpus.verify,
             fetch_for_devices=gpus.fetch_for,
+            statement_signer=lambda: statement_signer(home, store),
             challenge_lifetime_s=home.limit("challenge_lifetime_s"),
             on_decision=None if metrics is None else metrics.observe,
         )

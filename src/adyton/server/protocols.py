@@ -23,6 +23,7 @@ import h11
 from adyton.errors import Error, OutOfOrder, Unavailable, VersionMismatch
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.release import secret_provisioning
+from adyton.release.in_force_messages import MAX_QUESTION_BYTES, PATH_IN_FORCE, in_force_answer, parse_question
 from adyton.release.messages import (
     MAX_REQUEST_BYTES,
     PATH_CHALLENGE,
@@ -65,6 +66,8 @@ ACKNOWLEDGING_THREADS: Final = 2
 MAX_ACKNOWLEDGING: Final = 256
 RUN_MESSAGE_THREADS: Final = 2
 MAX_RUN_MESSAGES: Final = 64
+STATEMENT_THREADS: Final = 2
+MAX_STATEMENTS: Final = 64
 
 
 class KeyServer:
@@ -77,6 +80,7 @@ class KeyServer:
         self.listeners: list[Listener] = []
         self._acknowledging = Pool("acknowledgements", threads=ACKNOWLEDGING_THREADS, waiting=MAX_ACKNOWLEDGING)
         self._run_messages = Pool("messages of runs", threads=RUN_MESSAGE_THREADS, waiting=MAX_RUN_MESSAGES)
+        self._statements = Pool("in-force statements", threads=STATEMENT_THREADS, waiting=MAX_STATEMENTS)
         self._readiness = Readiness(service.is_ready)
         self._large = LargeMessages()
 
@@ -99,6 +103,7 @@ class KeyServer:
         await asyncio.gather(*(listener.stop(grace_s) for listener in self.listeners))
         self._acknowledging.close()
         self._run_messages.close()
+        self._statements.close()
         self._readiness.close()
 
     # --- Gramine's protocol ------------------------------------------------------------------------------------
@@ -268,6 +273,8 @@ class KeyServer:
             return 200, ChallengeAnswer(nonce, lifetime_s).to_bytes()
         if path == PATH_RELEASE:
             return await self._release(body, peer)
+        if path == PATH_IN_FORCE:
+            return await self._in_force(body)
         if path.startswith(PATH_RUN):
             message = parse_run_message(body, path.rpartition("/")[2])
             members = await self._run_messages.run(lambda: self.service.run_messages.answer(message))
@@ -291,6 +298,15 @@ class KeyServer:
             raise busy("the key server has no answer", check="answer", expected="one", seen="none")
         return 200, answer.granted.to_bytes()
 
+    async def _in_force(self, body: bytes) -> tuple[int, bytes]:
+        """Answer whether an agreement is in force. Every other answer than yes is sent at one time, as a refusal is."""
+        question = parse_question(body)
+        asked_at = time.monotonic()
+        statement = await self._statements.run(lambda: self.service.in_force(question))
+        if statement is None:
+            await asyncio.sleep(until_beat(asked_at, time.monotonic()))
+        return (409 if statement is None else 200), in_force_answer(statement)
+
     async def _explain(self, denial: str, read: Callable[[], Awaitable[bytes]]) -> tuple[int, bytes]:
         """Take an explanation of a known refusal, a few at a time. The result is for the owner only."""
         explainer = self.service.explainer
@@ -310,6 +326,7 @@ _BODY_LIMITS: Final = {
     PATH_CHALLENGE: 1024,
     PATH_RELEASE: MAX_REQUEST_BYTES,
     PATH_USED: 1024,
+    PATH_IN_FORCE: MAX_QUESTION_BYTES,
     PATH_EXPLAIN: MAX_EXPLAIN_BYTES,
     **{f"{PATH_RUN}/{action}": MAX_RUN_MESSAGE_BYTES for action in ACTIONS},
 }

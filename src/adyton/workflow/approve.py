@@ -23,6 +23,7 @@ from adyton.runtime.gramine_backend import is_rendered_from, measure_for, read_p
 from adyton.sim.chip import simulated_guest
 from adyton.untrusted import parse_toml
 from adyton.values import Digest, Measurement
+from adyton.workflow.agreement_files import read_signed_agreement
 from adyton.workflow.guest_image import read_image, runtime_of
 from adyton.workflow.owner import owner_store
 from adyton.workflow.progress import unheard
@@ -88,6 +89,7 @@ def approve(
     max_active: int | None = None,
     lease_s: int | None = None,
     require: Path | None = None,
+    agreement: Path | None = None,
     pending: bool = False,
     remark: str = "",
     home: Path | None = None,
@@ -100,14 +102,16 @@ def approve(
     are approved, and the manifest must be built for the Adyton in it (`build(runtime=…)`). Where a TPM measures, `pcr7`
     (hex) pins the state of Secure Boot, too. `paravisors` are the launch digests or MRTDs (hex) of an Azure machine's
     paravisor, one of which must run below the guest. Without an image `guests` and the registers pin a TDX guest (hex).
-    `allow_host_acpi` accepts that the host writes the guest's ACPI tables. Raises UsageError where a finding is not
-    named, ManifestError and its subclasses, UnknownKey, and StoreError.
+    `allow_host_acpi` accepts that the host writes the guest's ACPI tables. `agreement` is the file of the agreement on
+    whose ground the keys are released, with the signatures of all parties beside it. Raises UsageError where a finding
+    is not named or a signature is missing, ManifestError and its subclasses, UnknownKey, and StoreError.
     """
     manifest = Path(manifest)
     keys, tees, protocols = _several("--key", keys), _several("--tee", tees), _several("--protocol", protocols)
     image = None if guest_image is None else read_image(guest_image)
     runtime = runtime_of(image)
     signed = read_signed(manifest, runtime.digest)
+    ground = None if agreement is None else read_signed_agreement(agreement, signed, tees)
     under_gramine = "sgx" in tees
     further: tuple[Finding, ...] = ()
     measurement = signed.measurement
@@ -144,6 +148,8 @@ def approve(
     ]
     with owner_store(home) as (found, store), store.write() as change:
         owner = mine(found)
+        if ground is not None:
+            change.complete_agreement(ground.agreement, ground.signatures, actor=actor())
         label = version or _next_version(
             [(item.approval.app, item.approval.version) for item in change.approvals()], program
         )
@@ -172,6 +178,7 @@ def approve(
                 evidence=required,
                 not_covered=uncovered,
                 note=remark,
+                agreement="" if ground is None else ground.agreement.id,
             )
             for name in dict.fromkeys(keys)
         ]

@@ -15,6 +15,7 @@ from adyton.keystore.grant_key import make_grant_key
 from adyton.keystore.home import actor, default_home
 from adyton.keystore.names import check_name
 from adyton.keystore.new_home import init_home
+from adyton.keystore.sealed_key import AGREEMENT, IN_FORCE_KEY, make_sealed_key
 from adyton.keystore.server_certificate import renew_server_certificate
 from adyton.manifest import sigstruct
 from adyton.workflow.owner import owner_store
@@ -93,4 +94,7 @@ def renew_server(home: Path | None = None, *, server_names: Sequence[str] = ()) 
     with owner_store(home) as (found, store):
         renew_server_certificate(found, tuple(server_names))
         make_grant_key(found, store, actor=actor())
+        for kind in (AGREEMENT, IN_FORCE_KEY):
+            if (found.path / kind.certificate).exists():
+                make_sealed_key(found, store, kind, actor=actor())
     return found.path

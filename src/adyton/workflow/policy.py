@@ -160,7 +160,15 @@ def try_evidence(
     named = None if manifest is None else manifest_digest(manifest)
     with owner_store(home) as (found, store):
         verifier = Verifier(Lookup(CollateralStore(collateral or found.collateral_path)))
-        results = dry_run(store, verifier.verify, raw, key=key, protocol=protocol, manifest_sha256=named)
+        results = dry_run(
+            store,
+            verifier.verify,
+            raw,
+            key=key,
+            protocol=protocol,
+            manifest_sha256=named,
+            owner=Digest.from_hex(mine(found).ca_sha256),
+        )
     return Tried(tuple(results))
 
 

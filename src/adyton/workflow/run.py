@@ -63,6 +63,8 @@ class Request:
     grants: Path | None = None
     gpu_collateral: Path | None = None
     """RIMs and OCSP answers, with which the guest verifies its GPUs: a file or a folder."""
+    agreements: tuple[str, ...] = ()
+    """Ids of the agreements that approvals of the keys rest on."""
     arguments: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -76,6 +78,7 @@ class Request:
                 "provisioning": self.provisioning,
                 "grants": None if self.grants is None else str(self.grants),
                 "gpu_collateral": None if self.gpu_collateral is None else str(self.gpu_collateral),
+                "agreements": self.agreements,
                 "arguments": self.arguments,
             }
         )
@@ -92,6 +95,7 @@ class Request:
             provisioning=found["provisioning"],
             grants=None if found["grants"] is None else Path(found["grants"]),
             gpu_collateral=None if found["gpu_collateral"] is None else Path(found["gpu_collateral"]),
+            agreements=tuple(found["agreements"]),
             arguments=tuple(found["arguments"]),
         )
 
@@ -158,14 +162,16 @@ def run(
     provisioning: str = "adyton",
     grants: Path | None = None,
     gpu_collateral: Path | None = None,
+    agreements: Sequence[str] = (),
     notice: Notice = unheard,
 ) -> Ran:
     """Run a manifest's program in a TEE to its end, as `adyton run` does, in a fresh process of its own.
 
     `arguments` are the program's, where its manifest takes them from here. `key_servers` is HOST:PORT, or a mapping
-    from each owner to hers. What the program prints goes to its encrypted log, or to this process's standard output and
-    error where its manifest says so. The program's own failure is in the result: see `Ran.require`. Where the program
-    did not start, or its outputs could not be kept, the error of that is raised.
+    from each owner to hers. `agreements` are the ids of the agreements that approvals of its keys rest on. What the
+    program prints goes to its encrypted log, or to this process's standard output and error where its manifest says so.
+    The program's own failure is in the result: see `Ran.require`. Where the program did not start, or its outputs could
+    not be kept, the error of that is raised.
     """
     if isinstance(key_servers, str):
         servers: tuple[str, ...] = (key_servers,)
@@ -181,6 +187,7 @@ def run(
         provisioning=provisioning,
         grants=grants,
         gpu_collateral=gpu_collateral,
+        agreements=tuple(agreements),
         arguments=arguments,
     )
     report, end = os.pipe2(os.O_CLOEXEC)
@@ -362,6 +369,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             devices=None if gpus is None else partial(gpus.parts, count),
             run_key=run_key,
             folders=[mount.pinned for mount in made.pinned],
+            agreements=request.agreements,
         )
         facts = {"grants": [_told(grant) for grant in released.grants]}
         roots = _given_roots(signed, servers, run_key, released) if made.pinned else None
@@ -513,6 +521,14 @@ def _run_under_gramine(request: Request, tee: str, signed: SignedManifest, notic
     if request.key_servers:
         notice(
             "--key-server is not used here: Gramine connects to the address in the manifest (adyton.owners.*.address)"
+        )
+    if request.agreements:
+        raise UsageError(
+            f"an agreement carries no run under {tee}: nothing beside the program can bring the parties' statements",
+            check="--agreement",
+            expected="a TEE with a keeper beside the program",
+            seen=tee,
+            remedy="run it under tdx, snp or in an Azure machine",
         )
     if request.grants is not None:
         notice("--grants is not used here: Gramine's protocol has no checkpoints, so nothing is written")

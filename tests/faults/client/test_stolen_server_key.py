@@ -23,10 +23,11 @@ from adyton.collateral.verifier import Verifier
 from adyton.errors import Denied, Error, OutOfOrder, UsageError
 from adyton.keyserver.service import KeyService
 from adyton.keystore.audit_key import audit_private_key
-from adyton.keystore.certificates import make_ca, make_grant
+from adyton.keystore.certificates import make_ca, make_purpose
 from adyton.keystore.grant_key import GrantKey, make_grant_key, open_grant_key
 from adyton.manifest.findings import findings
 from adyton.manifest.measure import combine
+from adyton.purpose_certificate import GRANTS
 from adyton.release import grants
 from adyton.release.answer import parse_answer
 from adyton.release.grants import Granted, Terms
@@ -124,7 +125,7 @@ def with_the_true_certificate(world: World) -> Sign:
 def with_a_ca_of_the_same_name(world: World) -> Sign:
     """A CA that calls itself as the owner's does, and a certificate for grants under it."""
     key = open_grant_key(world.home, world.store, actor="test").private
-    certificate = make_grant(make_ca("alice", now()), key.public_key(), "alice", now())
+    certificate = make_purpose(make_ca("alice", now()), key.public_key(), "alice", GRANTS, now())
     der = certificate.public_bytes(serialization.Encoding.DER)
     return lambda _key, _der, request, server, terms: grants.sign_grant(key, der, request, server, terms)
 

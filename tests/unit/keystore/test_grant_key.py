@@ -12,7 +12,9 @@ from cryptography import x509
 from adyton.errors import StoreError
 from adyton.keystore.grant_key import make_grant_key, open_grant_key
 from adyton.keystore.master_rotation import rotate_master_file
-from adyton.values import GRANT_PURPOSE
+from adyton.keystore.sealed_key import AGREEMENT, IN_FORCE_KEY, open_sealed_key
+from adyton.values import AGREEMENT_PURPOSE, GRANT_PURPOSE, IN_FORCE_PURPOSE
+from adyton.workflow.init import renew_server
 from tests.support.owner_world import World, make_world, now
 from tests.support.release_by_hand import entries
 
@@ -87,3 +89,34 @@ def test_grant_key_outlasts_a_new_master_key(world: World) -> None:
     finally:
         store.close()
     assert again.public_key().public_bytes_raw() == before
+
+
+def test_keys_of_other_purposes_are_made_and_renewed_with_it(world: World) -> None:
+    """The key for agreements and the one for statements: each for its purpose alone, each sealed, each on record."""
+    grant = open_grant_key(world.home, world.store, actor="test")
+    kept = {}
+    for kind, purpose in ((AGREEMENT, AGREEMENT_PURPOSE), (IN_FORCE_KEY, IN_FORCE_PURPOSE)):
+        kept[kind] = open_sealed_key(world.home, world.store, kind, actor="test")
+        named = x509.load_der_x509_certificate(kept[kind].certificate_der).extensions.get_extension_for_class(
+            x509.ExtendedKeyUsage
+        )
+        assert ([oid.dotted_string for oid in named.value], named.critical) == ([purpose], True)
+        again = open_sealed_key(world.home, world.store, kind, actor="test")
+        assert again.certificate_der == kept[kind].certificate_der
+        assert len(entries(world, f"{kind.name}-key-made")) == 1
+    assert len({key.private.private_bytes_raw() for key in (grant, *kept.values())}) == 3
+    renew_server(world.home.path)
+    for kind, before in kept.items():
+        after = open_sealed_key(world.home, world.store, kind, actor="test")
+        assert after.certificate_der != before.certificate_der
+
+
+def test_sealed_key_of_one_purpose_opens_as_no_other(world: World) -> None:
+    """Its seal names what it is for, so files that were exchanged sign nothing."""
+    open_sealed_key(world.home, world.store, AGREEMENT, actor="test")
+    for end in ("crt", "key"):
+        (world.home.path / f"in-force.{end}").write_bytes((world.home.path / f"agreement.{end}").read_bytes())
+    (world.home.path / "in-force.key").chmod(0o600)
+    (world.home.path / "ca.key").rename(world.home.path / "ca.key.away")
+    with pytest.raises(StoreError):
+        open_sealed_key(world.home, world.store, IN_FORCE_KEY, actor="test")

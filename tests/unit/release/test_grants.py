@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.attest.bundle import EvidenceBundle
-from adyton.errors import Denied, OutOfOrder, UsageError
-from adyton.keystore.certificates import make_ca, make_grant, make_server
+from adyton.errors import Denied, OutOfOrder
+from adyton.keystore.certificates import make_ca, make_purpose, make_server
+from adyton.purpose_certificate import GRANTS
 from adyton.release.grants import Granted, Terms, parse_granted, sign_grant, verify_grant
 from adyton.release.messages import ReleaseRequest, ServerIdentity
 from adyton.release.wire import parse_object
@@ -25,7 +26,7 @@ from tests.support.run_keys import RUN_KEY
 CA = make_ca("alice", now())
 CA_DER = x509.load_pem_x509_certificate(CA.certificate_pem).public_bytes(serialization.Encoding.DER)
 KEY = Ed25519PrivateKey.generate()
-CERTIFICATE = make_grant(CA, KEY.public_key(), "alice", now()).public_bytes(serialization.Encoding.DER)
+CERTIFICATE = make_purpose(CA, KEY.public_key(), "alice", GRANTS, now()).public_bytes(serialization.Encoding.DER)
 SERVER = ServerIdentity(Digest(hashlib.sha256(CA_DER).digest()), "adyton-key-server")
 REQUEST = ReleaseRequest(
     Nonce(b"n" * 32), b"k" * 1216, Digest(b"m" * 32), ("a", "b"), EvidenceBundle(cpu=b"evidence"), RUN_KEY, ("a/x",)
@@ -106,7 +107,7 @@ def test_grant_under_what_is_no_ca_does_not_verify() -> None:
     der = x509.load_pem_x509_certificate(server.certificate_pem).public_bytes(serialization.Encoding.DER)
     with pytest.raises(Denied):
         verify_grant(der, REQUEST, SERVER, GRANTED, now())
-    with pytest.raises(UsageError):
+    with pytest.raises(Denied):
         verify_grant(b"nothing", REQUEST, SERVER, GRANTED, now())
 
 
