@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from adyton.atomic_file import atomic_target
-from adyton.errors import UsageError
+from adyton.errors import RunError, UsageError
 from adyton.image.disk import ALIGNMENT
 from adyton.image.guest import OUTPUT_MARK, first_settings
 from adyton.image.guest_settings import MAX_BYTES, MEMBER, GuestSettings
@@ -92,16 +92,16 @@ def unpack_outputs(stream: Source, limit_bytes: int, folder: Path) -> list[str]:
 
     `stream` is the disk for outputs, from its start. At most `limit_bytes` of files are taken. The guest may be
     anybody's, so names are taken only as `plain_archive` allows, and no link is followed. Raises MalformedManifest
-    where the archive is not plain or has no end, and UsageError where the guest wrote nothing.
+    where the archive is not plain or has no end, and RunError where the guest wrote nothing.
     """
     first = stream.read(BLOCK)
     if first.startswith(OUTPUT_MARK):
-        raise UsageError(
+        raise RunError(
             "the guest wrote no outputs",
             check="outputs of the guest",
             expected="an archive",
             seen="an empty disk",
-            remedy="the machine's console says how the guest ended",
+            remedy="the machine's console says why it ended",
         )
     names: list[str] = []
     reader = Reader(_Resumed(first, stream), limit_bytes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adyton.errors import MalformedManifest, StorageFailed, TargetExists, UsageError
+from adyton.errors import MalformedManifest, RunError, StorageFailed, TargetExists, UsageError
 from adyton.image.guest import unpack, write_outputs
 from adyton.image.guest_disks import new_output_disk
 from adyton.image.guest_settings import DHCP, MEMBER, GuestSettings
@@ -139,7 +139,7 @@ def test_guest_that_wrote_nothing_and_a_cut_disk_are_named(tmp_path: Path) -> No
     new_output_disk(tmp_path / "empty", 1 << 20)
     raw = written(tmp_path).read_bytes()
     for content, error, match in (
-        ((tmp_path / "empty").read_bytes(), UsageError, "wrote no outputs"),
+        ((tmp_path / "empty").read_bytes(), RunError, "wrote no outputs"),
         (raw[:600], MalformedManifest, "cut"),
         (raw[:1024], MalformedManifest, "header"),
         (b"conectix" * 200, MalformedManifest, "header"),
