@@ -6,7 +6,7 @@ Its steps, in their order:
 2. load the kernel's modules, then allow no further one, and check that the kernel is locked down
 3. wait until the kernel's random generator is ready
 4. find the disk with the archive, unpack the archive into memory, and a pack in it, and read the settings in it
-5. set the network's address, or ask for one by DHCP
+5. set the network's address, or ask for one by DHCP, and ask for the addresses of key servers
 6. `adyton run` in a process of its own, which extends the workload register and proves what it is
 7. append what the run wrote to the disk for outputs
 8. power off
@@ -28,7 +28,7 @@ from typing import Final
 
 from adyton import pack_archive
 from adyton.errors import Error, RunError
-from adyton.image import guest_kernel, guest_network, guest_settings
+from adyton.image import guest_kernel, guest_names, guest_network, guest_settings
 from adyton.image.guest_kernel import wait_for
 from adyton.image.guest_settings import GuestSettings
 from adyton.image.network import resolver_file
@@ -260,9 +260,13 @@ def start() -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     settings, stamps = unpack(source, SHARE, int(memory * _UNPACKED_SHARE_OF_MEMORY))
     stamps |= unpack_pack(settings, SHARE)
-    Path("/run/adyton/hosts").write_text(settings.hosts_file(), encoding="ascii")
     name_servers = guest_network.set_up(settings.network, say)
     Path("/run/adyton/resolv.conf").write_text(resolver_file(name_servers), encoding="ascii")
+    names = settings.names_to_ask_for()
+    found = guest_names.resolve(names) if name_servers else {}
+    for name in names:
+        say(f"{name} has the address {found.get(name, 'that nobody told')}")
+    Path("/run/adyton/hosts").write_text(settings.hosts_file(found), encoding="ascii")
     if wait_for(find_outputs, _OUTPUTS_TIMEOUT_S) is None:
         say("there is no disk for outputs: what the program writes will be lost")
     say(f"starting {settings.manifest}")
