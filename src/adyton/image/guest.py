@@ -135,7 +135,16 @@ def find_inputs() -> Path | None:
 
 def find_outputs() -> Path | None:
     """The disk for outputs. Raises RunError for two."""
-    return find_disk(block_devices(), "the outputs", lambda first: first.startswith(OUTPUT_MARK))
+    return find_disk(block_devices(), "the outputs", takes_outputs)
+
+
+def takes_outputs(first: bytes) -> bool:
+    """Whether a disk whose first block is this takes outputs: nothing was written to it, or no output of a program.
+
+    So a disk serves again after a run that was refused. It never loses a result.
+    """
+    nothing = (EVENT_LOG_MEMBER, STATUS_MEMBER)
+    return first.startswith((OUTPUT_MARK, *(name.encode("ascii") + b"\0" for name in nothing)))
 
 
 def first_settings(reader: Reader, members: Iterator[Member]) -> GuestSettings:
