@@ -274,7 +274,7 @@ def start() -> int:
     names = settings.names_to_ask_for()
     found = guest_names.resolve(names) if name_servers else {}
     for name in names:
-        say(f"{name} has the address {found.get(name, 'that nobody told')}")
+        say(f"{name} is {found[name]}" if name in found else f"no name server told the address of {name}")
     Path("/run/adyton/hosts").write_text(settings.hosts_file(found), encoding="ascii")
     if wait_for(find_outputs, _OUTPUTS_TIMEOUT_S) is None:
         say("there is no disk for outputs: what the program writes will be lost")
