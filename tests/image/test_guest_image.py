@@ -20,7 +20,7 @@ from adyton.image.recipe import NEVER
 from adyton.image.uki import UKI, build_uki
 from adyton.manifest.sigstruct import parse_sigstruct
 from adyton.workflow.image import DOCUMENT, measure_image
-from tests.image.conftest import CANARY, Owner, qemu_of_today, require
+from tests.image.conftest import CANARY, Owner, name_server, qemu_of_today, require
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -118,11 +118,12 @@ def test_machine_without_a_shared_folder_brings_a_result_to_its_owner(
     (rented / "OVMF.fd").symlink_to(image / "OVMF.fd")
     inputs, outputs = tmp_path / "inputs.raw", rented / "outputs.image"
     words: list[str | Path] = ["image", "disk", tmp_path / "packed/shout.adyton", "-o", inputs, "--tee", "tpm"]
-    words += ["--key-server", f"keys.example:{owner.port}", "--host", "keys.example=10.0.2.2"]
+    words += ["--key-server", f"keys.example:{owner.port}", "--name-server", "10.0.2.2"]
     owner.adyton(*words)
-    with owner.serving():
+    with name_server("10.0.2.2"), owner.serving():
         console = owner.boot_with_disks(rented, inputs, outputs)
     assert any("the address is 10.0.2.15/24, by DHCP" in line for line in console), console
+    assert any("keys.example is 10.0.2.2" in line for line in console), console
     names = owner.adyton("image", "outputs", outputs, "-o", tmp_path / "back").splitlines()
     assert "shout/work/encrypted/out/result" in names, console
     assert json.loads((tmp_path / "back/adyton-status.json").read_text())["exit_code"] == 0
