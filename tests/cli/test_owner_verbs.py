@@ -258,6 +258,11 @@ def without_tables() -> list[dict[str, Any]]:
     return [{name: value for name, value in entry.items() if name != "acpi"} for entry in image_document()["tdx"]]
 
 
+def started(boot: str) -> list[dict[str, Any]]:
+    """The entries for TDX, started so."""
+    return [{**entry, "boot": boot} for entry in without_tables()]
+
+
 def covering(*parts: str) -> list[dict[str, Any]]:
     """The entries for SEV-SNP, with a launch digest that covers these parts only."""
     return [{**entry, "covers": list(parts)} for entry in image_document()["snp"]]
@@ -361,7 +366,10 @@ def test_host_acpi_is_left_open_by_name_only(owner: tuple[Run, SimPlatform], tmp
     ("words", "changes", "named"),
     [
         (("tdx", "--rtmr0", "a1" * 48), {}, "--rtmr0"),
-        (("tdx", "--guest", "a1" * 48), {}, "--guest"),
+        (("tdx", "--guest", "a1" * 48), {}, "ACPI tables of the host"),
+        (("tdx", "--guest", "a1" * 48, "--rtmr0", "a1" * 48), {"tdx": started("kernel-boot")}, "started from the disk"),
+        (("tdx", "--guest", "a1" * 48, "--guest", "a2" * 48, "--rtmr0", "a1" * 48), {}, "--guest"),
+        (("tpm", "--guest", "a1" * 48), {}, "--guest"),
         (("tdx", "--pcr7", "a1" * 32), {}, "--pcr7"),
         (("tpm", "--rtmr0", "a1" * 48), {}, "--rtmr0"),
         (("tdx", "--rtmr2", "a1" * 48), {}, "--rtmr2"),
@@ -410,6 +418,25 @@ def test_rtmr0_of_ones_own_machine_completes_an_entry(owner: tuple[Run, SimPlatf
     assert status == 0, error
     (made,) = document(run("policy", "show", "--json")[1])["approvals"]
     assert (made["guest_images"][0]["rtmr0"], made.get("allowed")) == ("a1" * 48, None)
+
+
+def test_image_is_approved_under_the_firmware_of_a_cloud(owner: tuple[Run, SimPlatform], tmp_path: Path) -> None:
+    """Google's MRTD is in no document. Kernel, command line and initrd are the image's, as started from its disk."""
+    run, _ = owner
+    image = image_of(tmp_path, tdx=[*started("disk-boot"), *image_document()["tdx"]])
+    assert run("build", "app.manifest.template", "--no-cache", "--runtime", image)[0] == 0
+    approve = ("approve", "app.manifest", "--key", "weights", "--tee", "tdx", "--guest-image", image, *MRTD)
+    status, _, error = run(*approve, "--rtmr0", "a1" * 48)
+    assert status == 0, error
+    assert "not approved" not in error
+    (made,) = document(run("policy", "show", "--json")[1])["approvals"]
+    entry = image_document()["tdx"][0]
+    registers = {name: entry[name] for name in ("rtmr1", "rtmr2")}
+    assert made["guest_images"] == [{"tee": "tdx", "mrtd": MRTD[1], "rtmr0": "a1" * 48, **registers}]
+    assert run(*approve, "--allow-host-acpi", "--version", "open")[0] == 0
+    approvals = document(run("policy", "show", "--json")[1])["approvals"]
+    opened = next(item for item in approvals if item["version"] == "open")
+    assert opened["guest_images"] == [{"tee": "tdx", "mrtd": MRTD[1], "host_acpi": True, **registers}]
 
 
 @pytest.mark.parametrize("tee", ["az-snp", "az-tdx"])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from adyton.image.cloud_export import CLOUDS, Cloud
 from tests.docs.command_lines import adyton_commands, in_blocks, in_text, wrong
-from tests.docs.pages import REPOSITORY, pages
+from tests.docs.pages import REPOSITORY, pages, shell_blocks
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -17,6 +18,18 @@ def test_page_names_only_verbs_and_options_that_exist(page: Path) -> None:
         f"adyton {' '.join(words)}: {why}" for words in (*in_blocks(page), *in_text(page)) if (why := wrong(words))
     ]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS.values(), ids=lambda cloud: cloud.name)
+def test_rent_page_says_the_clouds_words_as_the_export_does(cloud: Cloud) -> None:
+    """Image and machine are made with every word of export.json. The page has the same words, and names beside them."""
+    page = REPOSITORY / "docs/how-to/rent-a-confidential-machine.md"
+    lines = [command.split() for block in shell_blocks(page) for command in block.commands]
+    for told in (cloud.image, cloud.machine):
+        verb = told[: next((at for at, word in enumerate(told) if word.startswith("-")), len(told))]
+        found = [set(told) - set(words) for words in lines if tuple(words[: len(verb)]) == verb]
+        assert set() in found, found
+    assert any(f"--cloud {cloud.name}" in " ".join(words) for words in lines)
 
 
 def test_rent_page_is_looked_at() -> None:

@@ -10,9 +10,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,37 @@ def qemu_of_today() -> None:
     match = re.search(r"version (\d+)", shown)
     if match is None or int(match[1]) < 10:
         pytest.skip("QEMU before 10 panics kernels from 6.12 on under emulation")
+
+
+@contextmanager
+def name_server(address: str) -> Iterator[None]:
+    """A name server on this machine, which a guest sees as 10.0.2.2. It tells one address for every name."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        listening.bind(("127.0.0.1", 53))
+    except OSError as error:
+        listening.close()
+        pytest.skip(f"no name server can listen on 127.0.0.1:53: {error}")
+
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                asked, sender = listening.recvfrom(512)
+                if not asked:  # the socket was shut down
+                    return
+                head = asked[:2] + b"\x81\x80\0\x01\0\x01\0\0\0\0"
+                question = asked[12 : asked.index(b"\0", 12) + 5]
+                told = b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04" + socket.inet_aton(address)
+                listening.sendto(head + question + told, sender)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
 
 
 @pytest.fixture(scope="session")

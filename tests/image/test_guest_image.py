@@ -20,7 +20,7 @@ from adyton.image.recipe import NEVER
 from adyton.image.uki import UKI, build_uki
 from adyton.manifest.sigstruct import parse_sigstruct
 from adyton.workflow.image import DOCUMENT, measure_image
-from tests.image.conftest import CANARY, Owner, qemu_of_today, require
+from tests.image.conftest import CANARY, Owner, name_server, qemu_of_today, require
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -104,25 +104,35 @@ def test_program_that_was_watched_here_runs_there_from_a_pack(image: Path, owner
 def test_machine_without_a_shared_folder_brings_a_result_to_its_owner(
     image: Path, owner: Owner, tmp_path: Path
 ) -> None:
-    """As in a cloud: a disk for inputs, an address by DHCP, keys over that boot's TPM, and a disk for outputs."""
+    """As in a cloud: the disks of an export, an address by DHCP, keys over that boot's TPM, outputs on a disk."""
     qemu_of_today()
     require("strace", "strace")
     owner.prepare_pack(tmp_path / "packed", name="cloud")
-    inputs, outputs = tmp_path / "inputs.raw", tmp_path / "outputs.raw"
+    rented = tmp_path / "rented"
+    rented.mkdir()
+    owner.adyton("image", "export", image, "--cloud", "gcp", "-o", tmp_path / "upload")
+    for name in ("outputs", "disk"):
+        subprocess.run(["tar", "-xzf", str(tmp_path / f"upload/{name}.tar.gz"), "-C", str(rented)], check=True)
+        (rented / "disk.raw").rename(rented / f"{name}.image")
+    (rented / "disk.image").rename(rented / "disk.raw")
+    (rented / "OVMF.fd").symlink_to(image / "OVMF.fd")
+    inputs, outputs = tmp_path / "inputs.raw", rented / "outputs.image"
     words: list[str | Path] = ["image", "disk", tmp_path / "packed/shout.adyton", "-o", inputs, "--tee", "tpm"]
-    words += ["--key-server", f"keys.example:{owner.port}", "--host", "keys.example=10.0.2.2"]
+    words += ["--key-server", f"keys.example:{owner.port}", "--name-server", "10.0.2.2"]
     owner.adyton(*words)
-    with owner.serving():
-        console = owner.boot_with_disks(image, inputs, outputs)
+    with name_server("10.0.2.2"), owner.serving():
+        console = owner.boot_with_disks(rented, inputs, outputs)
     assert any("the address is 10.0.2.15/24, by DHCP" in line for line in console), console
+    assert any("keys.example is 10.0.2.2" in line for line in console), console
     names = owner.adyton("image", "outputs", outputs, "-o", tmp_path / "back").splitlines()
     assert "shout/work/encrypted/out/result" in names, console
     assert json.loads((tmp_path / "back/adyton-status.json").read_text())["exit_code"] == 0
     result = tmp_path / "back/shout/work/encrypted/out/result"
     owner.adyton("decrypt", result, "-o", tmp_path / "plain", "--key", "k", "--check-path", "encrypted/out/result")
     assert (tmp_path / "plain").read_bytes() == CANARY.upper()
-    for path in (inputs, outputs):
-        assert CANARY[:20] not in path.read_bytes()
+    assert CANARY[:20] not in inputs.read_bytes()
+    with outputs.open("rb") as disk:
+        assert not any(CANARY[:20] in piece for piece in iter(lambda: disk.read(1 << 20), b""))
     assert CANARY[:20].decode() not in "\n".join(console)
 
 

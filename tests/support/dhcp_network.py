@@ -77,6 +77,7 @@ def udhcpd(guest: int) -> int:
             f"start 10.9.0.50\nend 10.9.0.50\ninterface server0\nlease_file {folder}/leases\npidfile {folder}/pid\n"
             "option subnet 255.255.255.0\noption router 10.9.0.1\noption dns 10.9.0.1\noption mtu 1400\n"
             "option lease 3600\n"
+            "option staticroutes 10.9.0.0/24 0.0.0.0, 0.0.0.0/0 10.9.0.1\n"  # the kernel has the first one already
         )
         Path(folder, "leases").touch()
         server = subprocess.Popen([busybox or "", "udhcpd", "-f", str(settings)], stderr=subprocess.DEVNULL)
@@ -122,7 +123,7 @@ def routes_of(interface: str) -> list[str]:
             raw = [ipaddress.IPv4Address(bytes.fromhex(text)[::-1]) for text in (target, gateway, mask)]
             shown = "-" if int(raw[1]) == 0 else str(raw[1])
             found.append(f"{ipaddress.IPv4Network((raw[0], str(raw[2])))} {shown}")
-    return sorted(found)
+    return sorted(set(found))
 
 
 def renewed(lease: Lease, hardware: bytes) -> str:
@@ -146,6 +147,7 @@ def main() -> None:
         guest_network.change("guest0", print, lease.configuration)
         found = lease.configuration
         print("by udhcpd", found.address, *found.name_servers, mtu_of("guest0"))
+        print("\n".join(routes_of("guest0")))
         print("renewed", renewed(lease, hardware))
         print("ports open afterwards:", len(Path("/proc/net/udp").read_text().splitlines()) - 1)
     finally:

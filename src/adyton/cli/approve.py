@@ -44,7 +44,11 @@ def approve(
     ] = None,
     guest: Annotated[
         list[str] | None,
-        typer.Option(help="tdx: the guest's MRTD, together with the three following.", show_default=False),
+        typer.Option(
+            help="tdx: the guest's MRTD, together with the three following. With --guest-image: that of a cloud's own"
+            " firmware, which starts the image from its disk.",
+            show_default=False,
+        ),
     ] = None,
     rtmr0: Annotated[
         str | None, typer.Option(help="tdx: the guest's RTMR0 (settings, ACPI tables).", show_default=False)

@@ -45,7 +45,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "audit": ("adyton.cli.audit", "List, verify and export the record of releases and refusals."),
     "backup": ("adyton.cli.backup", "Write keys, policies and audit record into one sealed file."),
     "restore": ("adyton.cli.restore", "Take such a file back, on this machine or another."),
-    "image": ("adyton.cli.image", "Build, measure and boot a guest image for confidential machines."),
+    "image": ("adyton.cli.image", "Build, measure, boot and export a guest image for confidential machines."),
     "platform": ("adyton.cli.platform", "Make, show, change and serve a simulated TEE platform."),
     "doctor": ("adyton.cli.doctor", "Say which TEE this machine has, what is missing, and how to get it."),
 }

@@ -76,7 +76,7 @@ def predict(uki: UKI, partition_table: bytes) -> Mapping[str, Predicted]:
             zeros = bytes(BANKS[bank])
             four, eleven = replay(applications(of, boot), bank), replay(of.sections, bank)
             values[bank] = MappingProxyType(dict(zip(PCRS, (four, eleven, zeros, zeros), strict=True)))
-        found[boot] = Predicted(MappingProxyType(values), *_rtmrs(hashes["sha384"], boot, partition_table))
+        found[boot] = Predicted(MappingProxyType(values), *tdx_registers(hashes["sha384"], boot, partition_table))
     return MappingProxyType(found)
 
 
@@ -91,7 +91,7 @@ def applications(of: ImageHashes, boot: str) -> tuple[bytes, ...]:
     return (*started, of.uki, of.linux) if boot == BOOTS[0] else (of.uki, *started, of.linux)
 
 
-def _rtmrs(of: ImageHashes, boot: str, partition_table: bytes) -> tuple[bytes, bytes]:
+def tdx_registers(of: ImageHashes, boot: str, partition_table: bytes) -> tuple[bytes, bytes]:
     """RTMR1 and RTMR2 of a TDX guest, 48 bytes each.
 
     RTMR1 takes what a TPM takes into PCR 2 to 6, with one separator for all. RTMR2 takes PCR 8 to 15 (TCG PC Client

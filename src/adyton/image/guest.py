@@ -6,7 +6,7 @@ Its steps, in their order:
 2. load the kernel's modules, and those of GPUs; then allow no further one, and check that the kernel is locked down
 3. wait until the kernel's random generator is ready
 4. find the disk with the archive, unpack the archive into memory, and a pack in it, and read the settings in it
-5. set the network's address, or ask for one by DHCP
+5. set the network's address, or ask for one by DHCP, and ask for the addresses of key servers
 6. `adyton run` in a process of its own, which extends the workload register and proves what it is
 7. append what the run wrote to the disk for outputs
 8. power off
@@ -28,7 +28,7 @@ from typing import Final
 
 from adyton import pack_archive
 from adyton.errors import Error, RunError
-from adyton.image import guest_gpus, guest_kernel, guest_network, guest_result, guest_settings
+from adyton.image import guest_gpus, guest_kernel, guest_names, guest_network, guest_result, guest_settings
 from adyton.image.guest_kernel import wait_for
 from adyton.image.guest_settings import GuestSettings
 from adyton.image.network import resolver_file
@@ -139,7 +139,16 @@ def find_inputs() -> Path | None:
 
 def find_outputs() -> Path | None:
     """The disk for outputs. Raises RunError for two."""
-    return find_disk(block_devices(), "the outputs", lambda first: first.startswith(OUTPUT_MARK))
+    return find_disk(block_devices(), "the outputs", takes_outputs)
+
+
+def takes_outputs(first: bytes) -> bool:
+    """Whether a disk whose first block is this takes outputs: nothing was written to it, or no output of a program.
+
+    So a disk serves again after a run that was refused. It never loses a result.
+    """
+    nothing = (EVENT_LOG_MEMBER, STATUS_MEMBER)
+    return first.startswith((OUTPUT_MARK, *(name.encode("ascii") + b"\0" for name in nothing)))
 
 
 def first_settings(reader: Reader, members: Iterator[Member]) -> GuestSettings:
@@ -272,9 +281,13 @@ def start() -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     settings, stamps = unpack(source, SHARE, int(memory * _UNPACKED_SHARE_OF_MEMORY))
     stamps |= unpack_pack(settings, SHARE)
-    Path("/run/adyton/hosts").write_text(settings.hosts_file(), encoding="ascii")
     name_servers = guest_network.set_up(settings.network, say)
     Path("/run/adyton/resolv.conf").write_text(resolver_file(name_servers), encoding="ascii")
+    names = settings.names_to_ask_for()
+    found = guest_names.resolve(names) if name_servers else {}
+    for name in names:
+        say(f"{name} is {found[name]}" if name in found else f"no name server told the address of {name}")
+    Path("/run/adyton/hosts").write_text(settings.hosts_file(found), encoding="ascii")
     if wait_for(find_outputs, _OUTPUTS_TIMEOUT_S) is None:
         say("there is no disk for outputs: what the program writes will be lost")
     say(f"{STARTING} {settings.manifest}")

@@ -101,7 +101,7 @@ def unpack_outputs(stream: Source, limit_bytes: int, folder: Path) -> list[str]:
             check="outputs of the guest",
             expected="an archive",
             seen="an empty disk",
-            remedy="the machine's console says how the guest ended",
+            remedy="the machine's console says why it ended",
         )
     names: list[str] = []
     reader = Reader(_Resumed(first, stream), limit_bytes)

@@ -105,9 +105,15 @@ class GuestSettings:
             words += ["--gpu-collateral", f"./{self.gpu_collateral}"]
         return [*words, f"./{self.manifest}", "--", *self.arguments]
 
-    def hosts_file(self) -> str:
-        """The text of /etc/hosts."""
-        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in sorted(self.hosts.items()))]
+    def names_to_ask_for(self) -> list[str]:
+        """The names of key servers whose address the settings do not say, each once."""
+        names = dict.fromkeys(parse_address(server.rpartition("=")[2], "key server")[0] for server in self.key_servers)
+        return [name for name in names if _NAME.fullmatch(name) and name not in self.hosts and not _is_address(name)]
+
+    def hosts_file(self, found: Mapping[str, ipaddress.IPv4Address]) -> str:
+        """The text of /etc/hosts, with names that were asked for."""
+        known = {**found, **self.hosts}
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in sorted(known.items()))]
         return "\n".join(lines) + "\n"
 
 
@@ -180,6 +186,14 @@ def _network(document: TypedDocument) -> Network | DHCP:
         raise _wrong("network.address", "an IPv4 address with its prefix length", text)
     gateway = document.get("gateway")
     return Network(own, None if gateway is None else _address("network.gateway", gateway), servers or ())
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _address(place: str, value: object) -> ipaddress.IPv4Address:

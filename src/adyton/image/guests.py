@@ -30,17 +30,22 @@ def guests_of(
     kind: str,
     *,
     rtmr0: Measurement | None = None,
+    mrtd: Measurement | None = None,
     pcr7: Digest | None = None,
     allow_host_acpi: bool = False,
 ) -> tuple[Guest, ...]:
     """The guests of this kind (`attest.guest.confidential_kind`), each once, in the order of the document.
 
-    `rtmr0` is the value for TDX entries that name none. `pcr7` pins the state of Secure Boot where a TPM measures.
+    `rtmr0` is the value for TDX entries that name none. `mrtd` is a firmware that the document does not know, as a
+    cloud's own: it stands in place of all in the document, and starts the image from its disk. `pcr7` pins the state
+    of Secure Boot where a TPM measures.
 
     Raises UsageError where no entry fits, with the remedy.
     """
     if rtmr0 is not None and kind != "tdx":
         raise _refused("--rtmr0", "a TDX guest", kind, "leave it out")
+    if mrtd is not None and kind != "tdx":
+        raise _refused("--guest", "a TDX guest", kind, "leave it out")
     if pcr7 is not None and kind != "tpm":
         raise _refused("--pcr7", "a guest that a TPM measures", kind, "leave it out")
     found: list[Guest]
@@ -49,7 +54,7 @@ def guests_of(
     elif kind == "nitrotpm":
         found = _nitrotpm(image)
     else:
-        found = _tdx(image, rtmr0, allow=allow_host_acpi) if kind == "tdx" else _snp(image, allow=allow_host_acpi)
+        found = _tdx(image, rtmr0, mrtd, allow=allow_host_acpi) if kind == "tdx" else _snp(image, allow=allow_host_acpi)
     guests = tuple(dict.fromkeys(found))
     if len(guests) > MAX_GUESTS:
         raise _refused(
@@ -68,9 +73,11 @@ def left_out(image: GuestImage, *, rtmr0: Measurement | None, allow_host_acpi: b
     return tuple(entry.firmware.name for entry in image.tdx if entry.acpi is None)
 
 
-def _tdx(image: GuestImage, rtmr0: Measurement | None, *, allow: bool) -> list[Guest]:
+def _tdx(image: GuestImage, rtmr0: Measurement | None, mrtd: Measurement | None, *, allow: bool) -> list[Guest]:
     if not image.tdx:
         raise _none("tdx")
+    if mrtd is not None:
+        return _under(image, mrtd, rtmr0, allow=allow)
     if rtmr0 is not None and all(entry.acpi is not None for entry in image.tdx):
         raise _refused("--rtmr0", "an entry without acpi", "an acpi member in every entry", "leave --rtmr0 out")
     found: list[Guest] = []
@@ -86,6 +93,21 @@ def _tdx(image: GuestImage, rtmr0: Measurement | None, *, allow: bool) -> list[G
             f"give their register with --rtmr0 HEX, computed for your machine; or {ALLOW}",
         )
     return found
+
+
+def _under(image: GuestImage, mrtd: Measurement, rtmr0: Measurement | None, *, allow: bool) -> list[Guest]:
+    """The guest under another firmware. Its kernel's registers are those of every firmware that starts the disk."""
+    if rtmr0 is None and not allow:
+        raise _refused(
+            "ACPI tables of the host",
+            "pinned",
+            "a firmware whose machine the document does not know",
+            f"give their register with --rtmr0 HEX, of a machine that you checked; or {ALLOW}",
+        )
+    entries = [entry for entry in image.tdx if entry.boot == BOOTS[0]]
+    if not entries:
+        raise _none("tdx, started from the disk")
+    return [TDXGuest(mrtd=mrtd, rtmr0=rtmr0, rtmr1=entry.rtmr1, rtmr2=entry.rtmr2) for entry in entries]
 
 
 def _tpm(image: GuestImage, pcr7: Digest | None) -> list[Guest]:

@@ -102,6 +102,7 @@ def approve(
     are approved, and the manifest must be built for the Adyton in it (`build(runtime=…)`). Where a TPM measures, `pcr7`
     (hex) pins the state of Secure Boot, too. `paravisors` are the launch digests or MRTDs (hex) of an Azure machine's
     paravisor, one of which must run below the guest. Without an image `guests` and the registers pin a TDX guest (hex).
+    With one, `guests` is the MRTD of a cloud's firmware, which starts the image from its disk.
     `allow_host_acpi` accepts that the host writes the guest's ACPI tables. `agreement` is the file of the agreement on
     whose ground the keys are released, with the signatures of all parties beside it. Raises UsageError where a finding
     is not named or a signature is missing, ManifestError and its subclasses, UnknownKey, and StoreError.
@@ -125,7 +126,7 @@ def approve(
     registers = {name: Measurement.from_hex(value) for name, value in given.items() if value is not None}
     secure_boot = None if pcr7 is None else Digest.from_hex(pcr7)
     images = _guest_images(tees, image, registers, secure_boot, allow_host_acpi=allow_host_acpi)
-    if image is not None and "tdx" in map(confidential_kind, tees):
+    if image is not None and "guest" not in registers and "tdx" in map(confidential_kind, tees):
         for name in left_out(image, rtmr0=registers.get("rtmr0"), allow_host_acpi=allow_host_acpi):
             notice(f"note: not approved: the guest under the firmware {name}: nothing pins its ACPI tables (--rtmr0)")
     below = _paravisors(tees, paravisors)
@@ -252,19 +253,19 @@ def _guest_images(
         )
     if image is not None:
         rtmr0 = registers.get("rtmr0")
-        others = [name for name in given if name in ("--guest", "--rtmr1", "--rtmr2")]
+        others = [name for name in given if name in ("--rtmr1", "--rtmr2")]
         if others:
             raise UsageError(
                 "the guest image document says itself what these are",
                 check=others[0],
-                expected="--guest-image alone, or with --rtmr0",
+                expected="--guest-image alone, or with --guest and --rtmr0",
                 seen=", ".join(given),
                 remedy=f"leave {', '.join(others)} out",
             )
         if pcr7 is not None and "tpm" not in kinds:
             raise _only_for_tpm(tees)
-        if rtmr0 is not None and "tdx" not in kinds:
-            raise _only_for_tdx(tees)
+        if (rtmr0 is not None or "guest" in registers) and "tdx" not in kinds:
+            raise _only_for_tdx(tees, "--rtmr0" if rtmr0 is not None else "--guest")
         return tuple(
             guest
             for kind in kinds
@@ -272,6 +273,7 @@ def _guest_images(
                 image,
                 kind,
                 rtmr0=rtmr0 if kind == "tdx" else None,
+                mrtd=registers.get("guest") if kind == "tdx" else None,
                 pcr7=pcr7 if kind == "tpm" else None,
                 allow_host_acpi=allow_host_acpi,
             )
@@ -345,13 +347,13 @@ def _only_for_tpm(tees: Sequence[str]) -> UsageError:
     )
 
 
-def _only_for_tdx(tees: Sequence[str]) -> UsageError:
+def _only_for_tdx(tees: Sequence[str], option: str) -> UsageError:
     return UsageError(
-        "--rtmr0 is for a TDX guest",
-        check="--rtmr0",
+        f"{option} is for a TDX guest",
+        check=option,
         expected="--tee tdx",
         seen=", ".join(tees)[:160],
-        remedy="leave --rtmr0 out",
+        remedy=f"leave {option} out",
     )
 
 

@@ -123,8 +123,8 @@ def read_output_disk(stream: Source, folder: Path) -> list[str]:
     """Unpack what a guest wrote into a new or empty folder, as `adyton image outputs` does. Gives the names.
 
     `stream` is the disk from its start. Whoever wrote it chose the names, so nothing that is there already may be
-    replaced. At most so much is taken as the folder's file system has free. Raises TargetExists, UsageError,
-    MalformedManifest and StorageFailed.
+    replaced. At most so much is taken as the folder's file system has free. Raises TargetExists, MalformedManifest,
+    RunError where the guest wrote nothing, and StorageFailed.
     """
     with _os_errors(folder, "unpacking"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -210,6 +210,8 @@ def test_real_server_and_real_interface() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == [
         "by udhcpd 10.9.0.50/24 10.9.0.1 1400",
+        "0.0.0.0/0 10.9.0.1",
+        "10.9.0.0/24 -",
         "renewed 10.9.0.50",
         "ports open afterwards: 0",
         "Google 10.132.0.7/32 1460",

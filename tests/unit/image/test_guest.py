@@ -126,6 +126,21 @@ def test_files_of_a_pack_do_not_come_out_again(tmp_path: Path) -> None:
         guest.unpack_pack(settings, tmp_path / "inside")
 
 
+def test_disk_for_outputs_serves_again_where_no_output_is_on_it(tmp_path: Path) -> None:
+    """A refused run says only how it ended. A result is never written over."""
+    (inside := tmp_path / "inside").mkdir()
+    new_output_disk(out := tmp_path / "out.raw", 1 << 20)
+    for exit_code in (101, 102):
+        assert guest.takes_outputs(out.read_bytes()[:512])
+        guest.write_outputs(out, inside, {}, {"exit_code": exit_code})
+    (tmp_path / "back").mkdir()
+    assert unpack_outputs(out, tmp_path / "back") == [guest.STATUS_MEMBER]
+    assert json.loads((tmp_path / "back" / guest.STATUS_MEMBER).read_text()) == {"exit_code": 102}
+    (inside / "result").write_bytes(b"sealed")
+    guest.write_outputs(out, inside, {}, {"exit_code": 0})
+    assert not guest.takes_outputs(out.read_bytes()[:512])
+
+
 def archive(*members: tuple[str, bytes]) -> bytes:
     """An archive as bytes."""
     stream = io.BytesIO()

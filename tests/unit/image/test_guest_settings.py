@@ -64,7 +64,16 @@ def test_words_of_the_host_are_never_options_or_commands() -> None:
     assert words[words.index("--gpu-collateral") + 1] == "./--help"
     found = _parse({**DOCUMENT, "gpu_collateral": "gpus.json"})
     assert parse_settings(found.to_bytes()) == found
-    assert _parse(DOCUMENT).hosts_file() == "127.0.0.1 localhost\n10.0.2.2 keys.example.org\n"
+    assert _parse(DOCUMENT).hosts_file({}) == "127.0.0.1 localhost\n10.0.2.2 keys.example.org\n"
+
+
+def test_name_without_an_address_is_asked_for_and_never_in_place_of_a_given_one() -> None:
+    """Addresses need nobody, and what the settings say comes first."""
+    servers = ["keys.example.org:4433", "other=b.example:4434", "c=b.example:1", "10.0.2.2:1", "[2001:db8::1]:1"]
+    settings = _parse({**DOCUMENT, "key_servers": servers})
+    assert settings.names_to_ask_for() == ["b.example"]
+    found = {"b.example": ipaddress.IPv4Address("10.0.0.7"), "keys.example.org": ipaddress.IPv4Address("10.0.0.8")}
+    assert settings.hosts_file(found).splitlines()[1:] == ["10.0.0.7 b.example", "10.0.2.2 keys.example.org"]
 
 
 @pytest.mark.parametrize(

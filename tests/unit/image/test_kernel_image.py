@@ -6,12 +6,14 @@ import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from adyton.attest.tpm.event_log import SHA384, parse_event_log
 from adyton.attest.tpm.pe import authenticode
 from adyton.errors import UsageError
-from adyton.image.boot_events import ImageHashes, applications, load_options, predict, replay
+from adyton.image.boot_events import ImageHashes, applications, load_options, predict, replay, tdx_registers
 from adyton.image.cpio import as_booted
 from adyton.image.pe import PEFile, add_sections
 from adyton.image.uki import UKI, build_uki
@@ -172,6 +174,17 @@ def test_rtmr_1_and_2_take_the_events_of_their_pcrs() -> None:
     assert found["kernel-boot"].rtmr1 == _manual("sha384", [of.uki, calling, separator, of.linux, *ends])
     kernels = [hashed(load_options(LINE)), hashed(as_booted(b"initrd", b"ID=a\n"))]
     assert found["disk-boot"].rtmr2 == found["kernel-boot"].rtmr2 == _manual("sha384", [*of.sections, *kernels])
+
+
+@pytest.mark.shared_vectors
+def test_rtmr1_takes_its_events_in_the_order_of_a_real_boot_at_google(shared_vectors: Path) -> None:
+    """A log of a Google machine that started a kernel image from its disk: with that log's own digests, its RTMR1."""
+    log = parse_event_log((shared_vectors / "evidence/eventlogs/ccel-gcp.bin").read_bytes())
+    events = [event for event in log.events if event.index == 2]
+    _, _, table, image, linux, _, _ = events
+    of = ImageHashes("sha384", image.digest(SHA384), linux.digest(SHA384), (), ())
+    assert hashlib.sha384(table.data).digest() == table.digest(SHA384)
+    assert tdx_registers(of, "disk-boot", table.data)[0] == log.replay(SHA384)[2]
 
 
 def test_load_options_are_utf_16_with_a_nul() -> None:
