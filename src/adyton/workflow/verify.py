@@ -18,7 +18,7 @@ from adyton.attest.collateral import NoCollateral
 from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.forms import read_form
-from adyton.attest.google import GoogleFirmware
+from adyton.attest.google import GoogleFirmware, parse_endorsement, verify_endorsement
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.policy.hosts import MAX_SIGNED, SignedHosts
 from adyton.attest.report_data import program_report_data
@@ -170,21 +170,48 @@ def verify(
     found = _collateral(parsed, collateral, home, now)
     roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.every_tpm_root)
     assessment = assess(parsed, found, roots, rules, now, report_data=wanted)
-    return Verdict(assessment, None if assessment.report is None else _firmware(parsed, collateral, now), boot)
+    return Verdict(assessment, None if assessment.report is None else _firmware(parsed, collateral, home, now), boot)
 
 
 def _firmware(
-    evidence: Evidence, given: Collateral | AMDCollateral | Sequence[str | Path], now: datetime
+    evidence: Evidence,
+    given: Collateral | AMDCollateral | Sequence[str | Path],
+    home: Path | None,
+    now: datetime,
 ) -> GoogleFirmware | EvidenceError | None:
-    """What Google says of the firmware, by the endorsements among the given files."""
-    if not isinstance(given, Sequence) or not given:
+    """What Google says of the firmware, by the endorsements among the given files, or by that in the owner's store."""
+    if not isinstance(given, Sequence):
         return None
     try:
-        return google_firmware(
-            evidence, [Path(given)] if isinstance(given, str) else [Path(path) for path in given], now
-        )
+        if given:
+            return google_firmware(
+                evidence, [Path(given)] if isinstance(given, str) else [Path(path) for path in given], now
+            )
+        return _stored_endorsement(evidence, home, now)
     except EvidenceError as error:
         return error
+
+
+def _stored_endorsement(evidence: Evidence, home: Path | None, now: datetime) -> GoogleFirmware | None:
+    from adyton.collateral.documents import endorsement_subject
+    from adyton.collateral.google import endorsed_measurement
+    from adyton.collateral.store import CollateralStore
+    from adyton.keystore.home import default_home
+
+    if not isinstance(evidence, TDXQuote | SNPReport):
+        return None
+    tee, measurement = endorsed_measurement(evidence)
+    store = CollateralStore((home or default_home()) / "collateral")
+    held = store.find("google-firmware", endorsement_subject(tee, measurement), now)
+    if held is None:
+        return None
+    return verify_endorsement(
+        parse_endorsement(held.document.body),
+        split_pem(held.document.chain, "firmware root"),
+        tee=tee,
+        measurement=measurement,
+        now=now,
+    )
 
 
 def is_gpu_evidence(path: Path, certificate_chain: Path | None) -> bool:
