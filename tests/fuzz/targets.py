@@ -43,6 +43,7 @@ from adyton.attest.nvidia.spdm import parse_report as parse_gpu_report
 from adyton.attest.policy.hosts import SignedHosts, read_host_rules, sign_hosts
 from adyton.attest.quote import parse_ppid_certification
 from adyton.attest.snp import TCBVersion
+from adyton.attest.tdx_boot import read_boot
 from adyton.attest.tpm.document import parse_pcr_values, parse_quote_document
 from adyton.attest.tpm.event_log import parse_event_log
 from adyton.attest.tpm.pe import authenticode
@@ -107,6 +108,7 @@ from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
+from tests.support import ccel
 from tests.support.agreement_factory import MADE_AT, agreement_of, make_signer
 from tests.support.dhcp_server import HARDWARE
 from tests.support.dhcp_server import answer as dhcp_answer
@@ -616,6 +618,11 @@ def targets() -> dict[str, Target]:
             lambda raw: nsm.parse_answer(raw, filled=True),
             (nsm.START + b"\x43abc" + b"\xff" * 9, b"\xa1\x65Error\x6fInvalidArgument"),
             (f"{_A}.nitro.nsm.parse_answer",),
+        ),
+        "tdx-boot": Target(
+            read_boot,
+            (ccel.ccel(ccel.settings(), [ccel.STORE], [ccel.STORE]),),
+            (f"{_A}.tdx_boot.read_boot",),
         ),
         "guest-result": Target(
             parse_result,

@@ -16,11 +16,14 @@ from adyton.attest.workload_register import states
 from adyton.image.boot_events import ImageHashes
 from adyton.image.disk import ALIGNMENT, disk_parts
 from adyton.image.document import GuestImage
+from adyton.image.firmware import FirmwareFile
+from adyton.image.host_tables import variable_store_digest
 from adyton.image.recipe import NEVER
 from adyton.image.uki import UKI, build_uki
 from adyton.manifest.sigstruct import parse_sigstruct
 from adyton.workflow.image import DOCUMENT, measure_image
 from tests.image.conftest import CANARY, Owner, name_server, qemu_of_today, require
+from tests.unit.image.test_host_tables import REAL_STORE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -215,3 +218,6 @@ def test_document_of_the_cached_image_is_whole(image: Path) -> None:
     assert (found.differences, found.unchecked) == ((), ())
     assert found.image is not None
     assert found.image.to_bytes() == (image / DOCUMENT).read_bytes()
+    store = variable_store_digest(FirmwareFile.parse((image / "OVMF.fd").read_bytes()))
+    assert store is not None
+    assert store.hex().startswith(REAL_STORE), "another store of variables than in the logs of real TDX guests"

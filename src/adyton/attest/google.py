@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from adyton.attest.certificates import FOREIGN, Certificate, parse_certificate
+from adyton.attest.certificates import FOREIGN, Certificate, Window, parse_certificate
 from adyton.attest.roots import GOOGLE_FIRMWARE_ROOT
 from adyton.errors import BadChain, MalformedQuote, Mismatch, Stale
 
@@ -236,11 +236,8 @@ def verify_endorsement(
 
     `certificates` are DER, and Google's root must be among them. Raises an EvidenceError that names the step.
     """
-    anchor = _root_among(certificates, root)
-    leaf = parse_certificate(endorsement.certificate, "firmware signer")
-    _check_issued(leaf, anchor)
-    for certificate in (anchor, leaf):
-        what, not_before, not_after = certificate.window
+    firmware, windows = endorsed(endorsement, certificates, tee=tee, measurement=measurement, root=root)
+    for what, not_before, not_after in windows:
         if not not_before <= now <= not_after:
             raise Stale(
                 f"the {what} is valid from {not_before:%Y-%m-%d} to {not_after:%Y-%m-%d}",
@@ -249,6 +246,16 @@ def verify_endorsement(
                 seen=f"{now:%Y-%m-%d}",
                 remedy=_FETCH,
             )
+    return firmware
+
+
+def endorsed(
+    endorsement: Endorsement, certificates: Iterable[bytes], *, tee: str, measurement: bytes, root: Digest
+) -> tuple[GoogleFirmware, tuple[Window, ...]]:
+    """As `verify_endorsement`, at no time: what it says, and the validity of both certificates."""
+    anchor = _root_among(certificates, root)
+    leaf = parse_certificate(endorsement.certificate, "firmware signer")
+    _check_issued(leaf, anchor)
     _check_signature(endorsement, leaf)
     svn, allowed = (endorsement.tdx_svn, endorsement.tdx) if tee == "tdx" else (endorsement.snp_svn, endorsement.snp)
     if measurement not in allowed:
@@ -259,9 +266,10 @@ def verify_endorsement(
             seen=measurement.hex(),
             remedy=_FETCH,
         )
-    return GoogleFirmware(
+    found = GoogleFirmware(
         made_at=endorsement.made_at, svn=svn, firmware=endorsement.firmware, commit=endorsement.commit
     )
+    return found, (anchor.window, leaf.window)
 
 
 def _root_among(certificates: Iterable[bytes], root: Digest) -> Certificate:

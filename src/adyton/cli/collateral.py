@@ -57,6 +57,15 @@ def fetch(
     ocsp: Annotated[
         list[str] | None, typer.Option(help="Address of an OCSP responder (repeatable).  [NVIDIA's]", metavar="URL")
     ] = None,
+    google: Annotated[
+        bool, typer.Option("--google", help="Also what Google says of the firmware of --for EVIDENCE (TDX, SEV-SNP).")
+    ] = False,
+    google_bucket: Annotated[
+        str | None, typer.Option(help="Address of the endorsements.  [Google's bucket]", metavar="URL")
+    ] = None,
+    google_root: Annotated[
+        str | None, typer.Option(help="Address of their root's certificate.  [Google's]", metavar="URL")
+    ] = None,
     pcs_ca: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,6 +94,9 @@ def fetch(
 
     if not gpu and (rim or ocsp):
         raise UsageError("--rim and --ocsp are for GPUs", check="--rim, --ocsp", expected="--gpu, too", seen="without")
+    if google and not for_:
+        raise UsageError("--google needs evidence", check="--google", expected="--for EVIDENCE, too", seen="without")
+    bucket = () if google_bucket is None else (google_bucket,)
     taken = fetch_collateral(
         pcs=pcs or (),
         evidence=for_ or (),
@@ -97,7 +109,10 @@ def fetch(
         gpu=gpu,
         rim_services=rim or (),
         ocsp_responders=ocsp or (),
-        pcs_ca=_for_each(pcs_ca or (), [*(pcs or ()), *(kds or ()), *(rim or ()), *(ocsp or ())], "--pcs-ca"),
+        google=google,
+        google_bucket=google_bucket,
+        google_root=google_root,
+        pcs_ca=_for_each(pcs_ca or (), [*(pcs or ()), *(kds or ()), *(rim or ()), *(ocsp or ()), *bucket], "--pcs-ca"),
         pcs_certificates=_for_one(pcs_cert or (), pcs or (), "--pcs-cert"),
         api_key_file=api_key_file,
         home=home,

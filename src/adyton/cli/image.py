@@ -78,19 +78,36 @@ def measure(
     vcpus: Annotated[
         list[int] | None, typer.Option(metavar="N", min=1, max=4096, help="Processors, for SEV-SNP's launch digest.")
     ] = None,
+    acpi_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Event log (CCEL) of a boot on your own TDX host: pins its ACPI tables."),
+    ] = None,
+    qemu: Annotated[str | None, typer.Option(metavar="TEXT", help="With --acpi-log: that host's QEMU.")] = None,
+    machine: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --acpi-log: the shape of that machine, in your words.")
+    ] = None,
     as_json: JSONOption = False,
 ) -> None:
     """Compute from an image's files what hardware will report. Exit code 1: image.json says something else.
 
     It does not tell what is in the image. Approve only an image that you built, or that has the bytes of your build.
     """
-    from adyton.workflow.image import measure_image
+    from adyton.workflow.image import HostBoot, measure_image
 
-    found = measure_image(folder, firmware_files=tuple(firmware or ()), vcpus=tuple(vcpus or ()))
+    if len({acpi_log is None, qemu is None, machine is None}) != 1:
+        raise typer.BadParameter("--acpi-log, --qemu and --machine belong together")
+    host_boot = None
+    if acpi_log is not None and qemu is not None and machine is not None:
+        host_boot = HostBoot(log=acpi_log, qemu=qemu, machine=machine)
+    found = measure_image(folder, firmware_files=tuple(firmware or ()), vcpus=tuple(vcpus or ()), host_boot=host_boot)
     for text in found.differences:
         note(f"adyton: {text}")
     for name in found.unchecked:
         note(f"adyton: the entries for the firmware {name} were not checked: give it with --firmware")
+    if found.tables_unchecked:
+        note("adyton: image.json pins ACPI tables; they were not checked, and are left out: give --acpi-log")
+    if host_boot is not None:
+        note("adyton: the ACPI tables are those of the machine that made this log: it must be yours")
     if found.image is not None and as_json:
         say_json(found.image.to_dict())
     elif found.image is not None:
@@ -101,6 +118,10 @@ def measure(
         for tdx in found.image.tdx:
             say(f"tdx  {tdx.firmware.name}  {tdx.page_order}  {tdx.boot}")
             say(f"  MRTD   {tdx.mrtd}\n  RTMR1  {tdx.rtmr1}\n  RTMR2  {tdx.rtmr2}")
+            if tdx.acpi is not None:
+                say(f"  RTMR0  {tdx.acpi.rtmr0}  ({tdx.acpi.qemu}; {tdx.acpi.machine})")
+                for table, digest in (tdx.acpi.tables or {}).items():
+                    say(f"    ACPI {table:<6} {digest}")
         for snp in found.image.snp:
             say(f"snp  {snp.firmware.name}  {snp.vcpus} x {snp.vcpu_type}  {snp.launch_digest}")
     if found.differences:

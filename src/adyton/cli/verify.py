@@ -56,7 +56,10 @@ def verify(
     ] = None,
     event_log: Annotated[
         Path | None,
-        typer.Option(help="The firmware's log of the boot, where evidence of a TPM has none in it.", metavar="FILE"),
+        typer.Option(
+            help="The firmware's log of the boot: for evidence of a TPM without one; for TDX it names the ACPI tables.",
+            metavar="FILE",
+        ),
     ] = None,
     program_data: Annotated[
         str | None,

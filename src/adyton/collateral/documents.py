@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 from adyton.attest import amd, dcap
 from adyton.attest.certificates import ecdsa_is_valid, parse_certificate, parse_chain, parse_crl, split_pem
 from adyton.attest.checks import Checks
+from adyton.attest.google import endorsed, parse_endorsement
 from adyton.attest.layout import MAX_CRL_BYTES, MAX_JSON_BYTES
 from adyton.attest.nvidia.chain import check_links
 from adyton.attest.nvidia.ocsp import parse_answer, signer_of
@@ -47,6 +48,7 @@ Kind = Literal[
     "amd-crl",
     "nvidia-rim",
     "nvidia-ocsp",
+    "google-firmware",
 ]
 Channel = Literal["standard", "early"]
 
@@ -61,9 +63,12 @@ KINDS: Final[tuple[Kind, ...]] = (
     "amd-crl",
     "nvidia-rim",
     "nvidia-ocsp",
+    "google-firmware",
 )
-BINARY: Final[frozenset[Kind]] = frozenset({"pck-crl", "root-crl", "amd-vcek", "amd-vlek", "amd-crl", "nvidia-ocsp"})
-"""Kinds with a body in DER. The bodies of other kinds are text."""
+BINARY: Final[frozenset[Kind]] = frozenset(
+    {"pck-crl", "root-crl", "amd-vcek", "amd-vlek", "amd-crl", "nvidia-ocsp", "google-firmware"}
+)
+"""Kinds with a body in DER, or a protocol buffer. The bodies of other kinds are text."""
 SIGNED_MEMBER: Final[Mapping[str, str]] = {"tcb-info": "tcbInfo", "qe-identity": "enclaveIdentity"}
 """The member of a signed JSON document that its signature covers."""
 _SUBJECT: Final = re.compile(r"[a-z0-9-]{1,80}")
@@ -84,7 +89,10 @@ class Document:
     fetched_at: datetime
     channel: Channel = "standard"
     request: str = ""
-    """For a PCK certificate: the request that it answers (`pck_request`). For a RIM: its id at NVIDIA's service."""
+    """For a PCK certificate: the request that it answers (`pck_request`). For a RIM: its id at NVIDIA's service.
+
+    For an endorsement of Google's: what it endorses (`endorsement_request`).
+    """
 
     def to_dict(self) -> dict[str, str]:
         """As JSON data. Text stays text, DER is base64."""
@@ -346,6 +354,34 @@ def _verify_ocsp(checks: Checks, document: Document) -> VerifiedDocument:
     return VerifiedDocument(document, root, ocsp_subject(chain[0]), answer.this_update, answer.next_update, None)
 
 
+_ENDORSED: Final = re.compile(r"(tdx|snp)-([0-9a-f]{96})")
+
+
+def endorsement_request(tee: str, measurement: bytes) -> str:
+    """The request for an endorsement of Google's: `tdx` or `snp`, and the launch measurement (48 bytes)."""
+    return f"{tee}-{measurement.hex()}"
+
+
+def endorsement_subject(tee: str, measurement: bytes) -> str:
+    """Its subject: the TEE, and a hash of the measurement."""
+    return f"{tee}-{hashlib.sha256(measurement).hexdigest()[:32]}"
+
+
+def _verify_endorsement(document: Document) -> VerifiedDocument:
+    """`chain` is the root that issued the signer. What is endorsed stands in `request`."""
+    asked = _ENDORSED.fullmatch(document.request)
+    if asked is None:
+        raise malformed("firmware endorsement document", "no measurement that it answers")
+    blocks = split_pem(document.chain, "firmware root")
+    if len(blocks) != 1:
+        raise malformed("chain of the firmware endorsement", f"{len(blocks)} certificates, not 1")
+    root = parse_certificate(blocks[0], "firmware root").fingerprint
+    tee, measurement = asked[1], bytes.fromhex(asked[2])
+    found, windows = endorsed(parse_endorsement(document.body), blocks, tee=tee, measurement=measurement, root=root)
+    expires = min(window.not_after for window in windows)
+    return VerifiedDocument(document, root, endorsement_subject(tee, measurement), found.made_at, expires, None)
+
+
 def verify_document(document: Document) -> VerifiedDocument:
     """Check that a document is signed and leads to the root of its own chain, and parse it.
 
@@ -367,6 +403,8 @@ def verify_document(document: Document) -> VerifiedDocument:
         return _verify_rim(checks, document)
     if document.kind == "nvidia-ocsp":
         return _verify_ocsp(checks, document)
+    if document.kind == "google-firmware":
+        return _verify_endorsement(document)
     if document.kind in ("amd-vcek", "amd-vlek"):
         return _verify_chip_certificate(checks, document)
     return _verify_pck_certificate(checks, document)

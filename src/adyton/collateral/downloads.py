@@ -133,14 +133,14 @@ class Downloads:
     def refresh(self, now: datetime) -> list[Outcome]:
         """Fetch anew every document past half of its validity. After a failure the stored document stays.
 
-        Documents about GPUs are not among them: `GPUDownloads.fetch_anew` knows their services.
+        Those about GPUs and of Google are not among them: `GPUDownloads` and `GoogleDownloads` know their services.
         """
         return [
             self._fetch_anew(held.verified, now)
             for held in self.store.held()
             if held.verified is not None
             and held.verified.document.kind not in IMMUTABLE
-            and not held.verified.document.kind.startswith("nvidia-")
+            and not held.verified.document.kind.startswith(("nvidia-", "google-"))
             and now >= self.store.due_at(held.verified)
         ]
 

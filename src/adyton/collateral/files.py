@@ -26,6 +26,7 @@ from adyton.attest.tdx import TDXQuote
 from adyton.capped_read import read_capped
 from adyton.collateral.bundle import parse_bundle
 from adyton.collateral.documents import Document, Kind, VerifiedDocument, verify_document
+from adyton.collateral.google import endorsed_measurement
 from adyton.collateral.needs import assemble, unverified_origin
 from adyton.errors import EvidenceError, FetchFailed, MalformedQuote
 from adyton.untrusted import parse_json_object
@@ -55,6 +56,8 @@ class _Found:
     crls: list[bytes] = field(default_factory=list)
     endorsements: list[bytes] = field(default_factory=list)
     """Google's firmware endorsements."""
+    google_roots: list[bytes] = field(default_factory=list)
+    """The roots that came with them."""
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
@@ -149,6 +152,9 @@ def _take_json(raw: bytes, path: Path, found: _Found) -> None:
             found.certificates += [item.body, *split_pem(item.chain, "AMD chain")]
         elif item.kind == "amd-crl":
             found.crls.append(item.body)
+        elif item.kind == "google-firmware":
+            found.endorsements.append(item.body)
+            found.google_roots += split_pem(item.chain, "firmware root")
         else:
             found.documents.append(item)
 
@@ -177,15 +183,14 @@ def google_firmware(evidence: Evidence, paths: Iterable[Path], now: datetime) ->
     """
     if not isinstance(evidence, TDXQuote | SNPReport):
         return None
-    tdx = isinstance(evidence, TDXQuote)
-    measurement = evidence.report.mrtd if isinstance(evidence, TDXQuote) else evidence.measurement
+    tee, measurement = endorsed_measurement(evidence)
     found, last = _collect(paths), None
     for raw in found.endorsements:
         try:
             return verify_endorsement(
                 parse_endorsement(raw),
-                found.certificates,
-                tee="tdx" if tdx else "snp",
+                [*found.google_roots, *found.certificates],
+                tee=tee,
                 measurement=measurement,
                 now=now,
             )

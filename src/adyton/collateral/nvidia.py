@@ -10,14 +10,14 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from adyton.attest.nvidia.layout import MAX_OCSP_BYTES, MAX_RIM_BYTES
 from adyton.attest.nvidia.ocsp import build_request
+from adyton.collateral.answers import body_of, check_address
 from adyton.collateral.documents import Document
 from adyton.collateral.gpu_files import rim_in_answer
-from adyton.collateral.http_client import HTTPFetcher, Response, retry_after_s, told_wait
-from adyton.errors import FetchFailed, UsageError
+from adyton.collateral.http_client import HTTPFetcher
+from adyton.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,33 +36,6 @@ _MEANINGS: Final = {
 }
 
 
-def _check_address(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise UsageError(
-            f"no address of a service: {url[:200]}",
-            check="address of the service",
-            expected="https://HOST[:PORT]",
-            seen=url[:200],
-        )
-
-
-def _checked(response: Response, what: str) -> bytes:
-    if response.status != 200:
-        wait_s = retry_after_s(response)
-        meaning, remedy = _MEANINGS.get(response.status, ("the service failed", "try again later, or import a bundle"))
-        raise FetchFailed(
-            f"{what}: {meaning} (HTTP {response.status}{told_wait(wait_s)}) at {response.url[:200]}",
-            check="status of the answer",
-            expected="200",
-            seen=response.status,
-            remedy=remedy,
-            status=response.status,
-            retry_after_s=wait_s,
-        )
-    return response.body
-
-
 @dataclass(frozen=True)
 class RIMClient:
     """NVIDIA's RIM service, or one with the same API."""
@@ -73,11 +46,11 @@ class RIMClient:
 
     def rim(self, rim_id: str) -> Document:
         """The RIM with this id, unverified. Raises FetchFailed, MalformedQuote or UsageError."""
-        _check_address(self.base_url)
+        check_address(self.base_url)
         if _RIM_ID.fullmatch(rim_id) is None:
             raise UsageError(f"no id of a RIM: {rim_id[:100]!r}", check="id of the RIM", expected="A-Z, 0-9, . _ -")
         url = f"{self.base_url.rstrip('/')}/v1/rim/{rim_id}"
-        body = _checked(self.fetcher.get(url, max_bytes=2 * MAX_RIM_BYTES), f"RIM {rim_id}")
+        body = body_of(self.fetcher.get(url, max_bytes=2 * MAX_RIM_BYTES), f"RIM {rim_id}", _MEANINGS)
         return Document("nvidia-rim", rim_in_answer(body, rim_id), "", url, self.clock(), request=rim_id)
 
 
@@ -91,13 +64,13 @@ class OCSPClient:
 
     def answer(self, chain: Sequence[Certificate]) -> Document:
         """The answer about the first certificate of a chain that ends in its root. Raises as `RIMClient.rim` does."""
-        _check_address(self.base_url)
+        check_address(self.base_url)
         response = self.fetcher.post(
             self.base_url,
             build_request(chain[0], chain[1]),
             max_bytes=MAX_OCSP_BYTES,
             headers={"Content-Type": "application/ocsp-request", "Accept": "application/ocsp-response"},
         )
-        body = _checked(response, f"OCSP answer about {chain[0].common_name}")
+        body = body_of(response, f"OCSP answer about {chain[0].common_name}", _MEANINGS)
         pem = "".join(certificate.pem for certificate in chain)
         return Document("nvidia-ocsp", body, pem, response.url, self.clock())

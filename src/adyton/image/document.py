@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from adyton.attest.tdx_boot import TABLES
 from adyton.errors import Error, UsageError
 from adyton.manifest.measure import combine
 from adyton.typed_document import TypedDocument
@@ -97,6 +98,8 @@ class HostTables:
     rtmr0: Measurement
     qemu: str
     machine: str
+    tables: Mapping[str, Measurement] | None = None
+    """SHA-384 of each of QEMU's files, by the names of `attest.tdx_boot.TABLES`. None where they are not named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,9 +346,17 @@ def _tdx_entry(item: TypedDocument) -> TDXEntry:
     tables = None
     if "acpi" in item:
         acpi = item.inner("acpi")
-        acpi.only({"rtmr0", "qemu", "machine"})
+        acpi.only({"rtmr0", "qemu", "machine"}, {"tables"})
+        named = None
+        if "tables" in acpi:
+            inner = acpi.inner("tables")
+            inner.only(TABLES)
+            named = MappingProxyType({name: _register(inner, name) for name in TABLES})
         tables = HostTables(
-            rtmr0=_register(acpi, "rtmr0"), qemu=_text(acpi, "qemu", 64), machine=_text(acpi, "machine", 256)
+            rtmr0=_register(acpi, "rtmr0"),
+            qemu=_text(acpi, "qemu", 64),
+            machine=_text(acpi, "machine", 256),
+            tables=named,
         )
     return TDXEntry(
         firmware=_firmware(item.inner("firmware")),
@@ -402,6 +413,8 @@ def _tdx(entry: TDXEntry) -> dict[str, Any]:
             "qemu": entry.acpi.qemu,
             "machine": entry.acpi.machine,
         }
+        if entry.acpi.tables is not None:
+            found["acpi"]["tables"] = {name: value.hex() for name, value in entry.acpi.tables.items()}
     return found
 
 

@@ -40,6 +40,8 @@ class TDXSection:
     address: int
     memory_bytes: int
     attributes: int
+    kind: int
+    """0 firmware, 1 its store of variables, 2 the hand-off list, 3 working memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ def _metadata(
 
 def _tdx(raw: bytes, table: Mapping[uuid.UUID, bytes]) -> list[TDXSection]:
     found, left = [], MAX_MEASURED_BYTES
-    for offset, size, address, memory, _kind, attributes in _metadata(
+    for offset, size, address, memory, kind, attributes in _metadata(
         raw, table, _TDX_METADATA, b"TDVF", struct.Struct("<IIQQII")
     ):
         left -= memory
@@ -134,7 +136,7 @@ def _tdx(raw: bytes, table: Mapping[uuid.UUID, bytes]) -> list[TDXSection]:
             raise _wrong(
                 "a TDX section of the firmware", "whole pages, with its content in the file", f"{memory} bytes"
             )
-        found.append(TDXSection(offset, size, address, memory, attributes))
+        found.append(TDXSection(offset, size, address, memory, attributes, kind))
     return found
 
 

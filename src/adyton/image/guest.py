@@ -45,6 +45,11 @@ STARTING: Final = "starting"
 ENDED: Final = "adyton run ended with"
 SHARE: Final = Path("/run/adyton/share")
 EVENT_LOG_MEMBER: Final = "adyton-event-log.bin"
+EVENT_LOGS: Final = (
+    Path("/sys/kernel/security/tpm0/binary_bios_measurements"),
+    Path("/sys/firmware/acpi/tables/data/CCEL"),
+)
+"""The firmware's log of the boot: of a TPM, or of a TDX guest. The first that is there goes to the host."""
 _MAX_LOG_BYTES: Final = 256 << 10
 MODULES: Final = Path("/usr/lib/adyton/modules")
 LOCKED_DOWN: Final = "[confidentiality]"
@@ -226,11 +231,12 @@ def write_outputs(disk: Path, folder: Path, before: Mapping[str, Stamp], status:
         for name in names:
             with (folder / name).open("rb") as content:
                 writer.add(Member(name, os.fstat(content.fileno()).st_size), content)
-        log = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
-        if log.exists():
-            with log.open("rb") as file:
-                raw = file.read(_MAX_LOG_BYTES)
-            writer.add(Member(EVENT_LOG_MEMBER, len(raw)), io.BytesIO(raw))
+        for log in EVENT_LOGS:
+            if log.exists():
+                with log.open("rb") as file:
+                    raw = file.read(_MAX_LOG_BYTES)
+                writer.add(Member(EVENT_LOG_MEMBER, len(raw)), io.BytesIO(raw))
+                break
         raw = json.dumps({**status, "removed": removed_files(folder, before)}).encode("ascii")
         writer.add(Member(STATUS_MEMBER, len(raw)), io.BytesIO(raw))
         writer.close()

@@ -14,12 +14,14 @@ from adyton.attest.certificates import parse_certificate, split_pem
 from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.forms import MAX_FORM_BYTES, read_form
 from adyton.attest.layout import MAX_CHAIN_BYTES, MAX_JSON_BYTES
-from adyton.attest.roots import AMD_ARKS, INTEL_SGX_ROOT, NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT
+from adyton.attest.roots import AMD_ARKS, GOOGLE_FIRMWARE_ROOT, INTEL_SGX_ROOT, NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT
 from adyton.attest.snp import SNPReport
+from adyton.attest.tdx import TDXQuote
 from adyton.capped_read import read_capped
 from adyton.collateral.bundle import parse_bundle, read_bundle_files
 from adyton.collateral.documents import verify_document
 from adyton.collateral.downloads import Downloads
+from adyton.collateral.google import GOOGLE_ROOT_URL, GoogleDownloads
 from adyton.collateral.sources import Source
 from adyton.collateral.store import EXPIRY_NOTICE, CollateralStore, Held, Outcome
 from adyton.errors import Error, EvidenceError, MalformedQuote, Unavailable, UsageError
@@ -56,8 +58,8 @@ class Taken:
 
     @property
     def strange_roots(self) -> tuple[Digest, ...]:
-        """Those roots that are not Intel's, AMD's or NVIDIA's."""
-        vendors = {INTEL_SGX_ROOT, NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT, *AMD_ARKS.values()}
+        """Those roots that are not Intel's, AMD's, NVIDIA's or Google's."""
+        vendors = {INTEL_SGX_ROOT, GOOGLE_FIRMWARE_ROOT, NVIDIA_DEVICE_ROOT, NVIDIA_RIM_ROOT, *AMD_ARKS.values()}
         return tuple(sorted(self.roots - vendors, key=str))
 
     def require(self) -> None:
@@ -119,6 +121,9 @@ def fetch_collateral(
     gpu: bool = False,
     rim_services: Sequence[str] = (),
     ocsp_responders: Sequence[str] = (),
+    google: bool = False,
+    google_bucket: str | None = None,
+    google_root: str | None = None,
     home: Path | None = None,
     notice: Notice = unheard,
 ) -> Taken:
@@ -129,6 +134,9 @@ def fetch_collateral(
 
     With `gpu`, the evidence is of GPUs, and RIMs and OCSP answers are fetched for it. Without evidence, those that are
     due are fetched anew.
+
+    With `google`, Google's endorsement of the firmware of each evidence is fetched, too. `google_bucket` and
+    `google_root` name other addresses for the endorsements, and for the certificate of their root.
 
     Raises UsageError, StorageFailed, and FetchFailed where a service cannot say what it knows.
     """
@@ -147,11 +155,16 @@ def fetch_collateral(
     )
     sources = named or downloads.sources.known()
     outcomes: list[Outcome] = []
+    endorsements = GoogleDownloads(downloads, root_url=google_root or GOOGLE_ROOT_URL)
+    if google_bucket is not None:
+        endorsements.sources = (Source(google_bucket, _ca_of(google_bucket, pcs_ca)),)
     amd_sources = tuple(Source(url, _ca_of(url, pcs_ca)) for url in kds) or downloads.kds
     for path in evidence:
         given = _read_evidence(path)
         asked = amd_sources if isinstance(given, SNPReport) else sources
         outcomes += downloads.fetch_for(given, now, sources=asked)
+        if google:
+            outcomes.append(_endorsement(endorsements, path, given, now))
     outcomes += [_keep_vlek(path, downloads, amd_sources[0], now) for path in vleks]
     kinds = [_fmspc(text) for text in fmspcs]
     if not outcomes and not kinds and named:
@@ -160,12 +173,26 @@ def fetch_collateral(
         outcomes += downloads.fetch(fmspcs=kinds, tees=tees, sources=sources, root=wanted_root, now=now)
     if not evidence and not vleks and not fmspcs and not named:
         outcomes += downloads.refresh(now)
+        outcomes += endorsements.refresh(now)
         if not any(True for _ in downloads.store.held()):
             outcomes += downloads.fetch(tees=tees, sources=sources, root=wanted_root, now=now)
             notice("TCB info is per kind of platform: name evidence (--for) or an FMSPC (--fmspc) to fetch it")
     if named and any(outcome.verified is not None for outcome in outcomes):
         downloads.sources.remember(named)
     return Taken(tuple(outcomes))
+
+
+def _endorsement(endorsements: GoogleDownloads, path: Path, evidence: HardwareEvidence, now: datetime) -> Outcome:
+    """Fetch what Google says of the firmware that this evidence names."""
+    if not isinstance(evidence, TDXQuote | SNPReport):
+        raise UsageError(
+            f"{path} is no evidence of a confidential machine, so no firmware of Google's booted there",
+            check="--google",
+            expected="a TDX quote or a SEV-SNP report",
+            seen="another evidence",
+            remedy="leave --google out",
+        )
+    return endorsements.fetch_for(evidence, now)
 
 
 def _fetch_for_gpus(

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from adyton.atomic_file import write_file
+from adyton.attest.tdx_boot import read_boot
+from adyton.attest.tpm.event_log import MAX_LOG_BYTES
 from adyton.capped_read import read_capped
 from adyton.errors import Error, UsageError
 from adyton.image import firmware, gpu_files, lock
@@ -17,6 +19,7 @@ from adyton.image.document import FILES, MAX_BYTES, GuestImage, parse_image
 from adyton.image.firmware import FirmwareFile
 from adyton.image.guest_disks import OUTPUT_BYTES, new_output_disk, pack_inputs, unpack_outputs
 from adyton.image.guest_settings import MEMBER
+from adyton.image.host_tables import with_host_tables
 from adyton.image.measure import differences, firmware_entries, measure
 from adyton.image.measure_snp import takes_kernel_hashes
 from adyton.image.recipe import FIRMWARE_NAME
@@ -43,6 +46,8 @@ class MeasuredImage:
     differences: tuple[str, ...]
     unchecked: tuple[str, ...]
     """Names of firmware in `image.json` that was not at hand."""
+    tables_unchecked: bool = False
+    """`image.json` pins ACPI tables, and no log was given: they are its maker's word, and left out here."""
 
 
 def build_image(
@@ -90,11 +95,28 @@ def update_lock(
     return found
 
 
-def measure_image(folder: Path, *, firmware_files: Sequence[Path] = (), vcpus: Sequence[int] = ()) -> MeasuredImage:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostBoot:
+    """A boot that the owner made on her own TDX machine: its event log (CCEL), and her words for QEMU and machine."""
+
+    log: Path
+    qemu: str
+    machine: str
+
+
+def measure_image(
+    folder: Path,
+    *,
+    firmware_files: Sequence[Path] = (),
+    vcpus: Sequence[int] = (),
+    host_boot: HostBoot | None = None,
+) -> MeasuredImage:
     """Compute the document of an image from its files, as `adyton image measure` does.
 
     Firmware is taken from `firmware_files`, and from the folder. Without `vcpus`, launch digests are computed for the
-    numbers of processors that `image.json` has. Raises UsageError where there is no image, and StorageFailed.
+    numbers of processors that `image.json` has. `host_boot` pins the ACPI tables (RTMR0) of the entries that it is a
+    boot of. Raises UsageError where there is no image or the log is of another boot, EvidenceError where the log does
+    not parse, and StorageFailed.
     """
     stated = parse_image(read_capped(folder / DOCUMENT, MAX_BYTES, "guest image document", unreadable=UsageError))
     files = {name: read_capped(folder / name, MAX_FILE_BYTES, "file of the image") for name in stated.files}
@@ -118,12 +140,17 @@ def measure_image(folder: Path, *, firmware_files: Sequence[Path] = (), vcpus: S
             continue
         tdx += more_tdx
         snp += more_snp
+    if host_boot is not None:
+        log = read_capped(host_boot.log, MAX_LOG_BYTES, "event log", unreadable=UsageError)
+        files_of = {entry.firmware.name: FirmwareFile.parse(known[entry.firmware.name]) for entry in tdx}
+        tdx = list(with_host_tables(tdx, read_boot(log), files_of, qemu=host_boot.qemu, machine=host_boot.machine))
     image = replace(measured.image, tdx=tuple(tdx), snp=tuple(snp))
     wrong += [f"{name} differs from {DOCUMENT}" for name in differences(stated, image)]
     at_hand = {entry.firmware.sha256 for entry in tdx} | {entry.firmware.sha256 for entry in snp}
     named = {entry.firmware for entry in stated.tdx} | {entry.firmware for entry in stated.snp}
     unchecked = sorted(item.name for item in named if item.sha256 not in at_hand)
-    return MeasuredImage(image, tuple(wrong), tuple(unchecked))
+    told = any(entry.acpi is not None for entry in stated.tdx) and host_boot is None
+    return MeasuredImage(image, tuple(wrong), tuple(unchecked), tables_unchecked=told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

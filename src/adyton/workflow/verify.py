@@ -18,12 +18,14 @@ from adyton.attest.collateral import NoCollateral
 from adyton.attest.evidence import hardware_part, parse_evidence
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.forms import read_form
-from adyton.attest.google import GoogleFirmware
+from adyton.attest.google import GoogleFirmware, parse_endorsement, verify_endorsement
 from adyton.attest.nitro.document import NitroDocument
 from adyton.attest.policy.hosts import MAX_SIGNED, SignedHosts
 from adyton.attest.report_data import program_report_data
 from adyton.attest.roots import TrustRoots
 from adyton.attest.snp import SNPReport
+from adyton.attest.tdx import TDXQuote
+from adyton.attest.tdx_boot import TDXBoot, check_replays, read_boot
 from adyton.attest.tpm.document import TPMQuote
 from adyton.capped_read import read_capped, read_prefix
 from adyton.collateral.files import choose, google_firmware, missing
@@ -51,6 +53,8 @@ class Verdict:
     assessment: Assessment
     firmware: GoogleFirmware | EvidenceError | None = None
     """What Google says of the firmware, or why its endorsement does not count. None where no endorsement was given."""
+    boot: TDXBoot | None = None
+    """How a TDX guest booted, by a log that replays to its quote. None where no log was given."""
 
     def __bool__(self) -> bool:
         return self.accepted
@@ -77,20 +81,22 @@ class Verdict:
         if self.firmware is not None:
             told = {"endorsed_by": None, "error": self.firmware.details()} if isinstance(self.firmware, Error) else None
             found["firmware"] = self.firmware.to_dict() if isinstance(self.firmware, GoogleFirmware) else told
+        if self.boot is not None:
+            found["acpi_tables"] = self.boot.named_tables()
         return found
 
     def to_text(self) -> str:
         """As text for people, in about a dozen short lines."""
-        text = explain.to_text(self.assessment)
-        if self.firmware is None:
-            return text
+        *lines, verdict = explain.to_text(self.assessment).split("\n")
         if isinstance(self.firmware, GoogleFirmware):
             told = f"endorsed by Google on {self.firmware.made_at:%Y-%m-%d} (SVN {self.firmware.svn}); it says nothing"
-            told += " of the kernel behind it"
-        else:
-            told = f"NOT endorsed by Google: {self.firmware.message}"
-        above, _, verdict = text.rpartition("\n")
-        return f"{above}\n{'firmware':<18} {told}\n{verdict}"
+            lines.append(f"{'firmware':<18} {told} of the kernel behind it")
+        elif self.firmware is not None:
+            lines.append(f"{'firmware':<18} NOT endorsed by Google: {self.firmware.message}")
+        if self.boot is not None:
+            lines.append(f"{'ACPI tables':<18} by the event log, which replays to RTMR0, RTMR1 and RTMR2:")
+            lines += [f"{'':<18} {name:<6} {value}" for name, value in self.boot.named_tables().items()]
+        return "\n".join([*lines, verdict])
 
     def write_token(self, path: Path, key_file: Path) -> None:
         """Write a signed EAR-style token of this verdict. Raises UsageError where the key file is invalid."""
@@ -130,10 +136,11 @@ def verify(
     a TPM's quote its nonce). Instead of it, `program_data` (up to 64 bytes) is the data that the program with
     measurement `workload` wrote to user_report_data. Without both, evidence is refused unless it is an RA-TLS
     certificate, or the policy says `allow_missing_report_data`. `event_log` is the firmware's log, where it comes
-    beside what a TPM signed and not in it.
+    beside what a TPM signed and not in it; for a TDX quote it names the host's ACPI tables.
 
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
-    Mismatch where it takes no event log, FetchFailed where there is no collateral for it, UsageError and StorageFailed.
+    Mismatch where it takes no event log or the log is of another boot, FetchFailed where there is no collateral for it,
+    UsageError and StorageFailed.
     """
     if at is not None and at.tzinfo is None:
         raise UsageError("the time needs a zone", check="at", expected="a time with its zone", seen=at.isoformat())
@@ -142,7 +149,11 @@ def verify(
     wanted = _wanted(report_data, program_data, workload, rules)
     raw = evidence if isinstance(evidence, bytes) else read_capped(Path(evidence), _MAX_EVIDENCE_BYTES, "evidence")
     parsed, bound = _evidence(raw)
-    if event_log is not None:
+    boot = None
+    if event_log is not None and isinstance(parsed, TDXQuote):
+        boot = read_boot(event_log)
+        check_replays(boot, parsed)
+    elif event_log is not None:
         from adyton.attest.complete import with_event_log
 
         parsed = with_event_log(parsed, event_log)
@@ -159,21 +170,48 @@ def verify(
     found = _collateral(parsed, collateral, home, now)
     roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.every_tpm_root)
     assessment = assess(parsed, found, roots, rules, now, report_data=wanted)
-    return Verdict(assessment, None if assessment.report is None else _firmware(parsed, collateral, now))
+    return Verdict(assessment, None if assessment.report is None else _firmware(parsed, collateral, home, now), boot)
 
 
 def _firmware(
-    evidence: Evidence, given: Collateral | AMDCollateral | Sequence[str | Path], now: datetime
+    evidence: Evidence,
+    given: Collateral | AMDCollateral | Sequence[str | Path],
+    home: Path | None,
+    now: datetime,
 ) -> GoogleFirmware | EvidenceError | None:
-    """What Google says of the firmware, by the endorsements among the given files."""
-    if not isinstance(given, Sequence) or not given:
+    """What Google says of the firmware, by the endorsements among the given files, or by that in the owner's store."""
+    if not isinstance(given, Sequence):
         return None
     try:
-        return google_firmware(
-            evidence, [Path(given)] if isinstance(given, str) else [Path(path) for path in given], now
-        )
+        if given:
+            return google_firmware(
+                evidence, [Path(given)] if isinstance(given, str) else [Path(path) for path in given], now
+            )
+        return _stored_endorsement(evidence, home, now)
     except EvidenceError as error:
         return error
+
+
+def _stored_endorsement(evidence: Evidence, home: Path | None, now: datetime) -> GoogleFirmware | None:
+    from adyton.collateral.documents import endorsement_subject
+    from adyton.collateral.google import endorsed_measurement
+    from adyton.collateral.store import CollateralStore
+    from adyton.keystore.home import default_home
+
+    if not isinstance(evidence, TDXQuote | SNPReport):
+        return None
+    tee, measurement = endorsed_measurement(evidence)
+    store = CollateralStore((home or default_home()) / "collateral")
+    held = store.find("google-firmware", endorsement_subject(tee, measurement), now)
+    if held is None:
+        return None
+    return verify_endorsement(
+        parse_endorsement(held.document.body),
+        split_pem(held.document.chain, "firmware root"),
+        tee=tee,
+        measurement=measurement,
+        now=now,
+    )
 
 
 def is_gpu_evidence(path: Path, certificate_chain: Path | None) -> bool:

@@ -98,6 +98,14 @@ def test_several_ways_to_boot_are_alternatives(folder: Path) -> None:
     assert len({frozenset(one.pcrs.items()) for one in alternatives}) == len(alternatives)
 
 
+def test_instance_of_amazon_is_pinned_by_pcr_4_and_11(folder: Path) -> None:
+    """In SHA-384, as its documents show them, and with the workload."""
+    found = client_policy(folder / "guest.manifest", tee="nitrotpm", image=folder / "image.json")
+    policy = read_back(found.to_toml())
+    assert policy.workloads == {found.measurement}
+    assert {number: {len(value) for value in values} for number, values in policy.pcrs.items()} == {4: {48}, 11: {48}}
+
+
 def test_sev_snp_needs_the_manifests_hash(folder: Path) -> None:
     """Its evidence names no program, so the option stands beside the policy."""
     found = client_policy(folder / "guest.manifest", tee="snp", image=folder / "image.json", allow_host_acpi=True)
