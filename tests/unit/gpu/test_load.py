@@ -10,7 +10,6 @@ import ctypes
 import gc
 import json
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,38 +28,18 @@ from adyton.gpu.safetensors import ITEM_BYTES, Entry, parse_header
 from adyton.gpu.staging import copy_all
 from adyton.storage.files import encrypt_file
 from adyton.values import Key128
+from tests.support.fake_cuda import fake_cuda
 
 KEY = Key128(bytes(range(16)))
-SOURCE = Path(__file__).parents[2] / "support" / "fake_libcuda.c"
 Arrays = dict[str, tuple[str, list[int], bytes]]
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The double, compiled."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler (cc) for the double of CUDA's driver")
-    built = tmp_path_factory.mktemp("cuda") / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", built, SOURCE, "-lpthread"], check=True)
-    return built
-
-
 @pytest.fixture
-def fake(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A copy of the double of each test's own, in the place of libcuda. At the end nothing is left allocated."""
-    own = tmp_path / "libcuda-of-this-test.so"
-    shutil.copy(library, own)
-    found: Any = ctypes.CDLL(str(own))
-    for name in ("outstanding", "dirty", "copied", "contexts"):
-        getattr(found, f"fake_{name}").restype = ctypes.c_long
-    found.fake_fail.argtypes = (ctypes.c_char_p, ctypes.c_long)
-    monkeypatch.setattr(loading, "Device", lambda number: Device(number, lambda _name: found))
-    yield found
-    gc.collect()
-    assert found.fake_dirty() == 0
-    assert found.fake_outstanding() == 0
-    assert found.fake_contexts() == 0
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A double of each test's own, in the place of libcuda."""
+    with fake_cuda(tmp_path) as found:
+        monkeypatch.setattr(loading, "Device", lambda number: Device(number, lambda _name: found))
+        yield found
 
 
 def some(rng: random.Random, count: int = 12) -> Arrays:
