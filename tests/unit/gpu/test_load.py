@@ -12,6 +12,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,33 @@ def test_tensors_that_were_taken_outlive_what_loaded_them(
     gc.collect()
     assert fake.fake_outstanding() == 0
     assert tensors._taken == {}
+
+
+def test_torch_takes_tensors_and_lets_them_go_from_another_thread(
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own types, an empty tensor and a scalar among them."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(tensors, "CUDA", 1)
+    arrays: Arrays = {
+        "half": ("BF16", [2], b"\x80\x3f\x00\x40"),
+        "flag": ("BOOL", [], b"\1"),
+        "none": ("F32", [0, 3], b""),
+        "long": ("I64", [2, 1], (5).to_bytes(8, "little") + (6).to_bytes(8, "little")),
+    }
+    loaded = adyton.gpu.load(write(tmp_path / "w", arrays), window_bytes=5, workers=2)
+    found = {name: torch.from_dlpack(tensor) for name, tensor in loaded.items()}
+    loaded.close()
+    assert found["half"].dtype == torch.bfloat16
+    assert found["half"].tolist() == [1.0, 2.0]
+    assert found["flag"].item() is True
+    assert tuple(found["none"].shape) == (0, 3)
+    assert found["long"].tolist() == [[5], [6]]
+    thread = threading.Thread(target=found.clear)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert fake.fake_outstanding() == 0
 
 
 def test_capsule_that_nobody_takes_is_let_go(fake: Any, tmp_path: Path) -> None:
