@@ -88,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "image",
         "vfs",
         "runtime",
+        "gpu",
     },
     "cli": _GROUND | {"manifest", "keystore", "runtime", "workflow"},
 }

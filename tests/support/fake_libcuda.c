@@ -34,6 +34,11 @@ static char fails[64];
 static long fails_after;
 static _Thread_local void *current;
 
+static int stale;
+static char *snapshot;
+
+void fake_stale(int on) { stale = on; }
+
 long fake_outstanding(void) { return outstanding; }
 long fake_dirty(void) { return dirty; }
 long fake_copied(void) { return copied; }
@@ -137,7 +142,7 @@ int cuMemFree_v2(uint64_t address)
 
 int cuMemHostAlloc(void **address, size_t size, unsigned flags)
 {
-    if (!current || flags != 1)
+    if (!current || (flags != 1 && flags != 3))
         return 201;
     if (failing("cuMemHostAlloc"))
         return 2;
@@ -147,7 +152,7 @@ int cuMemHostAlloc(void **address, size_t size, unsigned flags)
     for (int at = 0; at < MOST; at++)
         if (!pinned[at].address) {
             pinned[at].address = *address;
-            pinned[at].size = size;
+            pinned[at].size = flags == 1 ? size : 0; /* mapped memory is no staging buffer */
             break;
         }
     outstanding++;
@@ -240,3 +245,26 @@ int cuMemcpyDtoH_v2(void *target, uint64_t source, size_t size)
     memcpy(target, (void *)(uintptr_t)source, size);
     return 0;
 }
+
+/* A stale driver shows the GPU what was in the memory at its first look. */
+int cuMemHostGetDevicePointer_v2(uint64_t *address, void *host, unsigned flags)
+{
+    if (flags)
+        return 1;
+    *address = (uint64_t)(uintptr_t)host;
+    return 0;
+}
+
+int cuMemcpyDtoD_v2(uint64_t target, uint64_t source, size_t size)
+{
+    if (failing("cuMemcpyDtoD_v2"))
+        return 700;
+    if (stale && !snapshot) {
+        snapshot = malloc(size);
+        memcpy(snapshot, (void *)(uintptr_t)source, size);
+    }
+    memcpy((void *)(uintptr_t)target, stale ? (void *)snapshot : (void *)(uintptr_t)source, size);
+    return 0;
+}
+
+int cuCtxSynchronize(void) { return current ? 0 : 201; }

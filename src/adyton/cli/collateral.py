@@ -204,7 +204,8 @@ def show(
         number = "" if verified.number is None else f", number {verified.number}"
         say(f"  {verified.name:<28} {item.state:<12} until {verified.expires_at:%Y-%m-%d %H:%M} UTC{number}")
         if item.expires_soon:
-            note(f"  {verified.name} expires within {shown.notice_days} days: adyton collateral fetch")
+            gpu = " --gpu" if verified.document.kind.startswith("nvidia-") else ""
+            note(f"  {verified.name} expires soon: adyton collateral fetch{gpu}")
     if not shown.documents:
         say(f"no collateral in {shown.directory}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from adyton.collateral.background import REFRESH_PAUSE_S, BackgroundFetches, Fetch, Pending
+from adyton.collateral.background import FAILED_S, REFRESH_PAUSE_S, BackgroundFetches, Fetch, Pending
 from adyton.collateral.gpus import device_chain, rim_ids
 
 if TYPE_CHECKING:
@@ -30,9 +30,12 @@ class GPUFetches:
         self._fetches = fetches
 
     def fetch_for(self, evidence: Sequence[DeviceEvidence], now: datetime) -> Pending | None:
-        """Begin to fetch all that genuine evidence needs. None where it cannot begin, or failed moments ago."""
-        key = frozenset(map(_needs, evidence))
-        begun = self._fetches.begin(key, lambda: _whole(self._downloads.fetch_for(evidence, now)), "proven")
+        """Begin to fetch all that genuine evidence needs. None where it cannot begin, or was done moments ago.
+
+        After a success there is a pause, too: evidence that still lacks something would ask for it without end.
+        """
+        key, work = frozenset(map(_needs, evidence)), lambda: _whole(self._downloads.fetch_for(evidence, now))
+        begun = self._fetches.begin(key, work, "proven", pause_s=FAILED_S)
         return Pending(begun) if isinstance(begun, Fetch) else None
 
     def refresh(self, now: datetime) -> None:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXPIRY_NOTICE: Final = timedelta(days=7)
+_NOTICE_SHARE: Final = 4
+"""A warning comes in the last quarter of a short validity: OCSP answers live for days."""
 MAX_DOCUMENT_BYTES: Final = 8 << 20
 MAX_DOCUMENTS_PER_ROOT: Final = 4096
 MAX_ROOTS_IN_MEMORY: Final = 1024
@@ -59,6 +61,12 @@ LATEST_SHARE: Final = 0.55
 
 The exact share depends on the store and the document.
 """
+
+
+def expires_soon(verified: VerifiedDocument, now: datetime) -> bool:
+    """Whether a document ends within EXPIRY_NOTICE and is in the last quarter of its validity, or has ended."""
+    notice = min(EXPIRY_NOTICE, (verified.expires_at - verified.issued_at) / _NOTICE_SHARE)
+    return verified.expires_at - now < notice
 
 
 @dataclass(frozen=True, slots=True)

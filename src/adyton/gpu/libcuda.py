@@ -21,6 +21,8 @@ _NO_TIMING: Final = 2
 """CU_EVENT_DISABLE_TIMING."""
 _PORTABLE: Final = 1
 """CU_MEMHOSTALLOC_PORTABLE: pinned for every context."""
+_MAPPED: Final = 2
+"""CU_MEMHOSTALLOC_DEVICEMAP: the GPU reads it where it lies."""
 
 _Out = ctypes.c_void_p
 _CALLS: Final[dict[str, tuple[Any, ...]]] = {
@@ -34,6 +36,7 @@ _CALLS: Final[dict[str, tuple[Any, ...]]] = {
     "cuMemFree_v2": (ctypes.c_uint64,),
     "cuMemHostAlloc": (_Out, ctypes.c_size_t, ctypes.c_uint),
     "cuMemFreeHost": (ctypes.c_void_p,),
+    "cuMemHostGetDevicePointer_v2": (_Out, ctypes.c_void_p, ctypes.c_uint),
     "cuStreamCreate": (_Out, ctypes.c_uint),
     "cuStreamDestroy_v2": (ctypes.c_void_p,),
     "cuStreamSynchronize": (ctypes.c_void_p,),
@@ -43,6 +46,8 @@ _CALLS: Final[dict[str, tuple[Any, ...]]] = {
     "cuEventSynchronize": (ctypes.c_void_p,),
     "cuMemcpyHtoDAsync_v2": (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p),
     "cuMemcpyDtoH_v2": (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t),
+    "cuMemcpyDtoD_v2": (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t),
+    "cuCtxSynchronize": (),
 }
 
 
@@ -92,9 +97,14 @@ class Device:
         """Free memory of the GPU."""
         self._call("cuMemFree_v2", address)
 
-    def pin(self, size: int) -> int:
-        """Pinned memory of this process: its address."""
-        found: int = self._made(ctypes.c_void_p, "cuMemHostAlloc", size, _PORTABLE)
+    def pin(self, size: int, *, mapped: bool = False) -> int:
+        """Pinned memory of this process: its address. A `mapped` one the GPU can read where it lies (`mapped_at`)."""
+        found: int = self._made(ctypes.c_void_p, "cuMemHostAlloc", size, _PORTABLE | (_MAPPED if mapped else 0))
+        return found
+
+    def mapped_at(self, address: int) -> int:
+        """Where the GPU sees mapped memory of this process."""
+        found: int = self._made(ctypes.c_uint64, "cuMemHostGetDevicePointer_v2", address, 0)
         return found
 
     def unpin(self, address: int) -> None:
@@ -138,6 +148,11 @@ class Device:
     def copy_out(self, target: int, source: int, size: int) -> None:
         """Copy the GPU's memory into this process's, and wait."""
         self._call("cuMemcpyDtoH_v2", target, source, size)
+
+    def copy_within(self, target: int, source: int, size: int) -> None:
+        """Copy from one address of the GPU to another, and wait."""
+        self._call("cuMemcpyDtoD_v2", target, source, size)
+        self._call("cuCtxSynchronize")
 
     def _made(self, kind: Any, name: str, *arguments: Any) -> Any:
         """Call a function that gives something back through its first argument."""

@@ -23,7 +23,7 @@ from adyton.collateral.documents import verify_document
 from adyton.collateral.downloads import Downloads
 from adyton.collateral.google import GOOGLE_ROOT_URL, GoogleDownloads
 from adyton.collateral.sources import Source
-from adyton.collateral.store import EXPIRY_NOTICE, CollateralStore, Held, Outcome
+from adyton.collateral.store import CollateralStore, Held, Outcome, expires_soon
 from adyton.errors import Error, EvidenceError, MalformedQuote, Unavailable, UsageError
 from adyton.keystore.home import default_home
 from adyton.values import Digest
@@ -91,8 +91,6 @@ class Shown:
 
     directory: Path
     documents: tuple[HeldDocument, ...]
-    notice_days: int = EXPIRY_NOTICE.days
-    """Days before its end from which a document counts as expiring soon."""
 
     def to_dict(self) -> dict[str, Any]:
         """The document of `adyton collateral show --json`."""
@@ -382,4 +380,4 @@ def _state(held: Held, store: CollateralStore, now: datetime) -> HeldDocument:
         state = "NOT YET VALID"
     else:
         state = "due" if now >= due else "valid"
-    return HeldDocument(held, state, due, expires_soon=state == "valid" and verified.expires_at - now < EXPIRY_NOTICE)
+    return HeldDocument(held, state, due, expires_soon=state in ("valid", "due") and expires_soon(verified, now))

@@ -243,7 +243,7 @@ def collateral(machine: Machine) -> Iterator[Finding]:
     del machine
     from datetime import UTC, datetime
 
-    from adyton.collateral.store import EXPIRY_NOTICE, CollateralStore
+    from adyton.collateral.store import CollateralStore, expires_soon
     from adyton.keystore.home import default_home
 
     folder = default_home() / "collateral"
@@ -258,7 +258,7 @@ def collateral(machine: Machine) -> Iterator[Finding]:
         yield Finding("owner", "collateral", "warning", "refused: " + ", ".join(refused), "adyton collateral show")
     elif min(ends) < now:
         yield Finding("owner", "collateral", "warning", "some has expired", "adyton collateral fetch")
-    elif min(ends) - now < EXPIRY_NOTICE:
+    elif any(row.verified is not None and expires_soon(row.verified, now) for row in held):
         seen = f"first expiry {min(ends):%Y-%m-%d %H:%M} UTC"
         yield Finding("owner", "collateral", "warning", seen, "adyton collateral fetch")
     else:

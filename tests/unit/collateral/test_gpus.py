@@ -20,7 +20,7 @@ from adyton.collateral.gpu_files import gpu_collateral, gpu_collateral_from, rim
 from adyton.collateral.gpus import GPUDownloads, rim_ids
 from adyton.collateral.nvidia import OCSPClient, RIMClient
 from adyton.collateral.sources import Source
-from adyton.collateral.store import CollateralStore
+from adyton.collateral.store import CollateralStore, expires_soon
 from adyton.errors import BadChain, FetchFailed, MalformedQuote, Stale, StorageFailed, UsageError
 from adyton.sim.gpu import SimNVIDIA
 from tests.support.gpu_world import NONCE, NOW, gpu, machine, vendor
@@ -230,3 +230,18 @@ def test_document_of_a_rim_is_what_was_written(store: CollateralStore, services:
     for kind in ("nvidia-rim", "nvidia-ocsp"):
         document = store.of_kind(kind)[0].document
         assert Document.from_dict(document.to_dict()) == document
+
+
+def test_warning_of_an_end_comes_in_the_last_quarter_of_a_short_life(
+    store: CollateralStore, services: NVIDIAServices
+) -> None:
+    """An OCSP answer of seven days is no warning on its first day. A RIM warns seven days before its signer's end."""
+    _downloads(store, services).fetch_for([gpu().evidence(NONCE)], NOW)
+    answer, rim = store.of_kind("nvidia-ocsp")[0], store.of_kind("nvidia-rim")[0]
+    assert [expires_soon(answer, NOW + timedelta(days=days)) for days in (0, 5, 6, 8)] == [False, False, True, True]
+    assert [expires_soon(rim, rim.expires_at - timedelta(days=days)) for days in (100, 8, 6, -1)] == [
+        False,
+        False,
+        True,
+        True,
+    ]

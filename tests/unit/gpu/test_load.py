@@ -10,9 +10,9 @@ import ctypes
 import gc
 import json
 import random
-import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,38 +29,18 @@ from adyton.gpu.safetensors import ITEM_BYTES, Entry, parse_header
 from adyton.gpu.staging import copy_all
 from adyton.storage.files import encrypt_file
 from adyton.values import Key128
+from tests.support.fake_cuda import fake_cuda
 
 KEY = Key128(bytes(range(16)))
-SOURCE = Path(__file__).parents[2] / "support" / "fake_libcuda.c"
 Arrays = dict[str, tuple[str, list[int], bytes]]
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The double, compiled."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler (cc) for the double of CUDA's driver")
-    built = tmp_path_factory.mktemp("cuda") / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", built, SOURCE, "-lpthread"], check=True)
-    return built
-
-
 @pytest.fixture
-def fake(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A copy of the double of each test's own, in the place of libcuda. At the end nothing is left allocated."""
-    own = tmp_path / "libcuda-of-this-test.so"
-    shutil.copy(library, own)
-    found: Any = ctypes.CDLL(str(own))
-    for name in ("outstanding", "dirty", "copied", "contexts"):
-        getattr(found, f"fake_{name}").restype = ctypes.c_long
-    found.fake_fail.argtypes = (ctypes.c_char_p, ctypes.c_long)
-    monkeypatch.setattr(loading, "Device", lambda number: Device(number, lambda _name: found))
-    yield found
-    gc.collect()
-    assert found.fake_dirty() == 0
-    assert found.fake_outstanding() == 0
-    assert found.fake_contexts() == 0
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A double of each test's own, in the place of libcuda."""
+    with fake_cuda(tmp_path) as found:
+        monkeypatch.setattr(loading, "Device", lambda number: Device(number, lambda _name: found))
+        yield found
 
 
 def some(rng: random.Random, count: int = 12) -> Arrays:
@@ -162,6 +142,33 @@ def test_tensors_that_were_taken_outlive_what_loaded_them(
     gc.collect()
     assert fake.fake_outstanding() == 0
     assert tensors._taken == {}
+
+
+def test_torch_takes_tensors_and_lets_them_go_from_another_thread(
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own types, an empty tensor and a scalar among them."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(tensors, "CUDA", 1)
+    arrays: Arrays = {
+        "half": ("BF16", [2], b"\x80\x3f\x00\x40"),
+        "flag": ("BOOL", [], b"\1"),
+        "none": ("F32", [0, 3], b""),
+        "long": ("I64", [2, 1], (5).to_bytes(8, "little") + (6).to_bytes(8, "little")),
+    }
+    loaded = adyton.gpu.load(write(tmp_path / "w", arrays), window_bytes=5, workers=2)
+    found = {name: torch.from_dlpack(tensor) for name, tensor in loaded.items()}
+    loaded.close()
+    assert found["half"].dtype == torch.bfloat16
+    assert found["half"].tolist() == [1.0, 2.0]
+    assert found["flag"].item() is True
+    assert tuple(found["none"].shape) == (0, 3)
+    assert found["long"].tolist() == [[5], [6]]
+    thread = threading.Thread(target=found.clear)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert fake.fake_outstanding() == 0
 
 
 def test_capsule_that_nobody_takes_is_let_go(fake: Any, tmp_path: Path) -> None:

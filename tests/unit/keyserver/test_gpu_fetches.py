@@ -162,6 +162,20 @@ def test_failed_fetch_is_no_verdict_and_is_not_repeated_at_once(place: Place) ->
         service.close()
 
 
+def test_evidence_that_lacks_something_after_a_fetch_does_not_ask_without_end(place: Place) -> None:
+    """The services answer, and what they say has ended by the key server's clock. The next fetch waits."""
+    place.services.gate.set()
+    verifier, nonce = place.verifier(), bytes(32)
+    part = DevicePart(arch="HOPPER", certificate=place.gpu.pem, evidence=place.gpu.report(nonce))
+    assert verifier.fetch_for((part,), nonce, NOW) is not None
+    place.join()
+    assert verifier.fetch_for((part,), nonce, NOW) is None
+    place.now_s += FAILED_S + 1
+    assert verifier.fetch_for((part,), nonce, NOW) is not None
+    place.join()
+    assert len(place.threads) == 2
+
+
 def test_evidence_that_is_not_genuine_causes_no_fetch(place: Place) -> None:
     """A report for another request, a simulated root, a chain that does not parse, an unknown architecture."""
     place.services.gate.set()

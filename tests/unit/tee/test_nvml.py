@@ -12,7 +12,6 @@ import pytest
 from adyton.errors import NoDevice, UsageError
 from adyton.tee import nvml
 from adyton.tee.nvml import NVML
-from adyton.workflow import doctor_gpus
 
 NONCE = bytes(range(32))
 
@@ -143,27 +142,3 @@ def test_failures_say_which_call_and_that_it_was_never_tried(library: Library) -
         NVML(absent)
     with _nvml(library) as found, pytest.raises(UsageError, match="32 bytes"):
         found.reports(b"x")
-
-
-class _Machine:
-    def __init__(self, here: bool) -> None:
-        self.here = here
-
-    def has(self, _path: str) -> bool:
-        """Whether the device is there."""
-        return self.here
-
-
-def test_doctor_says_what_is_missing(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU; a GPU out of confidential mode; one that is not ready; one that is."""
-    monkeypatch.setattr(doctor_gpus, "NVML", lambda: _nvml(library))
-
-    def said(*, here: bool = True) -> list[tuple[str, str, str]]:
-        return [(row.name, row.state, row.seen) for row in doctor_gpus.gpus(_Machine(here))]  # type: ignore[arg-type]
-
-    assert said(here=False) == [("NVIDIA GPU", "note", "none (/dev/nvidiactl is absent)")]
-    assert [state for _, state, _ in said()] == ["ok", "ok", "note"]
-    library.ready = 1
-    assert [state for _, state, _ in said()] == ["ok", "ok", "ok"]
-    library.feature = 0
-    assert said()[-1][:2] == ("confidential mode of the GPUs", "note")

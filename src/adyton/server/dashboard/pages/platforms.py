@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from adyton.collateral.store import expires_soon
 
 if TYPE_CHECKING:
-    from adyton.collateral.store import CollateralStore
+    from adyton.collateral.store import CollateralStore, Held
     from adyton.keystore.reader import Reader
-
-SOON_DAYS: Final = 7
 
 
 def platforms(reader: Reader, collateral: CollateralStore) -> dict[str, Any]:
@@ -32,14 +32,19 @@ def documents(collateral: CollateralStore) -> list[dict[str, Any]]:
     found = []
     for held in collateral.held():
         verified = held.verified
-        days = None if verified is None else (verified.expires_at - now).total_seconds() / 86400
         found.append(
             {
                 "name": held.name,
                 "root": str(held.root),
                 "expires": "" if verified is None else f"{verified.expires_at:%Y-%m-%d %H:%M} UTC",
-                "state": "bad" if days is None or days < 0 else "soon" if days < SOON_DAYS else "good",
+                "state": _state(held, now),
                 "error": "" if held.error is None else held.error.message,
             }
         )
     return found
+
+
+def _state(held: Held, now: datetime) -> str:
+    if held.verified is None or held.verified.expires_at < now:
+        return "bad"
+    return "soon" if expires_soon(held.verified, now) else "good"
