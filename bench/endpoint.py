@@ -15,6 +15,7 @@ import contextlib
 import http.client
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -22,7 +23,6 @@ import ssl
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +47,7 @@ ANSWER: Final = b"x" * 128
 CHUNK: Final = b"x" * (256 << 10)
 EVENT_PAUSE_S: Final = 0.01
 MAX_EVENTS: Final = 200
+REQUESTS_EACH: Final = 5
 
 Serve = Callable[[Connection], None]
 
@@ -193,7 +194,7 @@ def nginx(program: str, target: int, core: int | None) -> Iterator[Way]:
         context = _certificate(folder)
         (folder / "nginx.conf").write_text(f"""
 daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 8192; }}
 http {{
   access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
@@ -264,37 +265,39 @@ def event_delay(way: Way, count: int) -> float:
 
 
 def concurrent(way: Way, count: int) -> float:
-    """Requests per second over so many connections, each kept for five requests."""
-    failed: list[Exception] = []
+    """Requests per second over so many connections that are all open before the first request, five on each."""
+    return asyncio.run(_concurrent(way, count))
 
-    def ask() -> None:
-        try:
-            with contextlib.closing(way.connect()) as asked:
-                for _ in range(5):
-                    asked.request("GET", "/small")
-                    asked.getresponse().read()
-        except Exception as error:
-            failed.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(count)]
-    began = time.perf_counter()
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    if failed:
-        raise failed[0]
-    return 5 * count / (time.perf_counter() - began)
+async def _concurrent(way: Way, count: int) -> float:
+    opened = [await asyncio.open_connection("127.0.0.1", way.port, ssl=way.tls) for _ in range(count)]
+    ask = b"GET /small HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % way.port
+
+    async def use(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(REQUESTS_EACH):
+            writer.write(ask)
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200") or await reader.readexactly(len(ANSWER)) != ANSWER:
+                raise ValueError(f"{way.name}: {head!r}")
+
+    try:
+        began = time.perf_counter()
+        await asyncio.gather(*(use(*one) for one in opened))
+        return REQUESTS_EACH * count / (time.perf_counter() - began)
+    finally:
+        for _, writer in opened:
+            writer.transport.abort()
 
 
 def measure(ways: list[Way], rounds: int, *, small: bool) -> None:
     """All measurements, the ways one after the other in each round. The median of the rounds counts."""
     requests, size, events = (300, 16 << 20, 30) if small else (2000, 256 << 20, MAX_EVENTS)
+    connections = 100 if small else 1000
     parts: list[tuple[str, str, Callable[[Way], float]]] = [
         ("small request, kept connection", "ms", lambda way: latency(way, requests)),
         ("one large response", "MB/s", lambda way: throughput(way, size)),
         ("server-sent event, until it arrives", "ms", lambda way: event_delay(way, events)),
-        ("requests over 32 connections", "1/s", lambda way: concurrent(way, 32)),
+        (f"requests over {connections} connections", "1/s", lambda way: concurrent(way, connections)),
     ]
     for what, unit, part in parts:
         found: dict[str, list[float]] = {way.name: [] for way in ways}
@@ -312,6 +315,8 @@ def main(arguments: list[str]) -> None:
     cores = sorted(os.sched_getaffinity(0))
     between = cores[1] if len(cores) > 1 else None
     ends = cores[0] if len(cores) > 1 else None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 16_384)), hard))
     say(f"load before: {', '.join(f'{one:.1f}' for one in os.getloadavg())}, {len(cores)} cores")
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(process(_serve_program, ends))

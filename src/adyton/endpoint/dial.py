@@ -7,7 +7,7 @@ import base64
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,12 +15,21 @@ from urllib.parse import urlsplit
 from adyton.address import address_text
 from adyton.endpoint.binding import report_data
 from adyton.endpoint.channel import READ_BYTES, Credential, client_context
-from adyton.endpoint.hello import MAX_ANSWER_BYTES, NONCE_BYTES, Answer, Challenge, Refused, message, parse_answer
-from adyton.endpoint.stream import SecureStream
+from adyton.endpoint.hello import BUSY, MAX_ANSWER_BYTES, NONCE_BYTES, Answer, Challenge, Refused, message, parse_answer
+from adyton.endpoint.stream import SecureStream, notice_dead_peers
 from adyton.errors import EvidenceError, FetchFailed, Mismatch, Timeout, Unavailable, UsageError
 
 CONNECT_S: Final = 30.0
 """The time for connection, handshake and evidence. A hardware quote takes up to 100 ms."""
+
+MAX_DIALS: Final = 16
+"""The most connections of one client that are proved at once. Others wait for their turn."""
+
+TURN_S: Final = 120.0
+"""How long a connection waits for its turn."""
+
+RETRY_S: Final = 0.2
+"""How long a client waits before it asks a busy ingress again: this, and at random up to as much again."""
 
 _MAX_PROXY_ANSWER_BYTES: Final = 1 << 14
 
@@ -34,6 +43,10 @@ class Proved:
     """From then on no new request is sent over the connection."""
     cut_at: datetime | None = None
     """Then the connection is cut, whatever passes over it. None: at `valid_until`."""
+
+
+class _Busy(Exception):
+    """The ingress has too many connections to prove just now."""
 
 
 Verify = Callable[[Answer, bytes], Awaitable[Proved]]
@@ -92,17 +105,39 @@ class Dialler:
     proxy: Proxy | None = None
     credential: Credential | None = None
     """What the client shows where the ingress asks for a certificate."""
+    _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_DIALS), repr=False, compare=False)
 
     async def dial(self) -> Verified:
         """A verified connection. Raises EvidenceError where the peer is refused, Unavailable where none can be had."""
         try:
+            async with asyncio.timeout(TURN_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Timeout(
+                f"the connections to {address_text(self.address)} before this one took too long",
+                check="time for the turn of a connection",
+                expected=f"at most {TURN_S:.0f} s, {MAX_DIALS} at once",
+                seen="more",
+                remedy="see how long the ingress takes for its evidence, and keep connections instead of opening many",
+            ) from None
+        try:
+            return await self._dial()
+        finally:
+            self._turns.release()
+
+    async def _dial(self) -> Verified:
+        try:
             async with asyncio.timeout(CONNECT_S):
-                reader, writer = await self._connect()
-                try:
-                    return await self._prove(reader, writer)
-                except BaseException:
-                    writer.transport.abort()
-                    raise
+                while True:
+                    reader, writer = await self._connect()
+                    try:
+                        return await self._prove(reader, writer)
+                    except _Busy:
+                        writer.transport.abort()
+                    except BaseException:
+                        writer.transport.abort()
+                        raise
+                    await asyncio.sleep(RETRY_S * (1 + secrets.randbelow(1000) / 1000))
         except TimeoutError:
             raise Timeout(
                 f"{address_text(self.address)} did not prove itself in time",
@@ -146,11 +181,14 @@ class Dialler:
         return reader, writer
 
     async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Verified:
+        notice_dead_peers(writer)
         stream = await SecureStream.open(reader, writer, client_context(self.credential), server=False)
         nonce = secrets.token_bytes(NONCE_BYTES)
         await stream.write(message(Challenge(nonce).to_bytes()))
         answer = parse_answer(await stream.read_message(MAX_ANSWER_BYTES))
         if isinstance(answer, Refused):
+            if answer.reason == BUSY:
+                raise _Busy
             raise FetchFailed(
                 "the ingress has no evidence for this connection",
                 check="answer of the ingress",

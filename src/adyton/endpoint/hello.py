@@ -36,6 +36,9 @@ MAX_DEVICES: Final = 16
 MAX_REASON_BYTES: Final = 1 << 10
 MAX_ANSWER_BYTES: Final = 1 << 20
 
+BUSY: Final = "too many connections wait for evidence: try again"
+"""The reason of a refusal after which a client tries again by itself, as long as it has time."""
+
 _NAME: Final = re.compile(rb"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _EVIDENCE: Final = b"evidence"
 _REFUSED: Final = b"refused"

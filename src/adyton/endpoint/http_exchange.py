@@ -152,7 +152,7 @@ class Exchange:
             await self.give_up()
             raise
         whole = self._passed or (self._back.their_state is h11.DONE and not self._back.trailing_data[0])
-        if self._back.our_state is h11.DONE and whole:
+        if self._back.our_state is h11.DONE and whole:  # it is another state where the connection ends with the answer
             await pool.give_back(self._verified)
         else:
             await self._stream.close()
@@ -165,7 +165,7 @@ class Exchange:
         parts = [self._front.send(head) or b""]
         length = _length(response, self._method)
         if length is not None:
-            await self._pass_on(parts, length, response)
+            await self._pass_on(parts, length)
             return
         event: h11.Event | None = None
         while not isinstance(event, h11.EndOfMessage):
@@ -177,7 +177,7 @@ class Exchange:
             parts.append(self._front.send(event) or b"")
         await self._local.write(b"".join(parts))
 
-    async def _pass_on(self, parts: list[bytes], length: int, response: h11.Response) -> None:
+    async def _pass_on(self, parts: list[bytes], length: int) -> None:
         """Carry a body whose length was said: its bytes need no parser. The head is in `parts`."""
         data = self._back.trailing_data[0]
         while True:
@@ -200,7 +200,7 @@ class Exchange:
                 )
         parts.append(self._front.send(h11.EndOfMessage()) or b"")
         await self._local.write(b"".join(parts))
-        self._passed = not extra and _keeps_connection(response)
+        self._passed = not extra
 
     async def _switch(self, response: h11.InformationalResponse) -> None:
         """Another protocol from here on (a WebSocket): bytes flow as they are."""
@@ -226,11 +226,6 @@ def _length(response: h11.Response, method: bytes) -> int | None:
         return None
     found = {name: value for name, value in response.headers if name in (b"content-length", b"transfer-encoding")}
     return int(found[b"content-length"]) if list(found) == [b"content-length"] else None
-
-
-def _keeps_connection(response: h11.Response) -> bool:
-    """Whether another response may follow (RFC 9112, section 9.3)."""
-    return response.http_version == b"1.1" and b"close" not in _tokens(response)
 
 
 def _tokens(message: h11.Request | h11.Response) -> frozenset[bytes]:

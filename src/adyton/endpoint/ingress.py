@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adyton.endpoint.binding import report_data
 from adyton.endpoint.channel import READ_BYTES, Identity, server_context
-from adyton.endpoint.hello import MAX_CHALLENGE_BYTES, Answer, Refused, message, parse_challenge
-from adyton.endpoint.stream import PlainStream, SecureStream, join
+from adyton.endpoint.hello import BUSY, MAX_CHALLENGE_BYTES, Answer, Refused, message, parse_challenge
+from adyton.endpoint.stream import PlainStream, SecureStream, join, notice_dead_peers
 from adyton.errors import Error, UsageError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 HELLO_S: Final = 20.0
 """The time that a client has from its connection to its challenge."""
@@ -31,7 +32,7 @@ REFUSED_S: Final = 1.0
 """How long a client without an accepted certificate has to read why."""
 
 MAX_UNPROVED: Final = 64
-"""The most connections that wait for their evidence. One more is refused, and its client may try again."""
+"""The most connections that wait for their evidence. One more is refused, and its client tries again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Ingress:
         self._open = 0
         self._unproved = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._greeting: deque[asyncio.Task[None]] = deque()
+        """Those whose challenge has not come yet, the oldest first."""
         self._proving = asyncio.Lock()
         self._identity = Identity(name)
         self._client_ca = client_ca
@@ -95,11 +98,12 @@ class Ingress:
         task.add_done_callback(self._tasks.discard)
 
     async def _guard(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._open >= self._most:
+        if self._open >= self._most and not self._made_room():
             writer.transport.abort()
             self._note(f"ingress {self._name}: a connection over the limit of {self._most} was closed")
             return
         self._open += 1
+        notice_dead_peers(writer)
         try:
             await self._serve(reader, writer)
         except (Error, OSError, TimeoutError, asyncio.IncompleteReadError):
@@ -110,17 +114,37 @@ class Ingress:
             self._open -= 1
             writer.close()
 
+    def _made_room(self) -> bool:
+        """End the connection that has waited longest without a challenge. So idle ones keep nobody out."""
+        if not self._greeting:
+            return False
+        self._greeting.popleft().cancel()
+        return True
+
+    @contextlib.contextmanager
+    def _as_greeting(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a connection is served by a task")
+        self._greeting.append(task)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ValueError):  # it was ended to make room
+                self._greeting.remove(task)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         identity, context = self._identity, self._context
-        async with asyncio.timeout(HELLO_S):
-            try:
-                stream = await SecureStream.open(reader, writer, context, server=True)
-            except Error as error:
-                if self._client_ca is not None:
-                    self._note(f"ingress {self._name}: a client was refused: {error.message}")
-                    await _let_read(reader, writer)
-                raise
-            challenge = parse_challenge(await stream.read_message(MAX_CHALLENGE_BYTES))
+        with self._as_greeting():
+            async with asyncio.timeout(HELLO_S):
+                try:
+                    stream = await SecureStream.open(reader, writer, context, server=True)
+                except Error as error:
+                    if self._client_ca is not None:
+                        self._note(f"ingress {self._name}: a client was refused: {error.message}")
+                        await _let_read(reader, writer)
+                    raise
+                challenge = parse_challenge(await stream.read_message(MAX_CHALLENGE_BYTES))
         answer = await self._answer(stream, challenge.nonce, identity.spki_sha256)
         async with asyncio.timeout(HELLO_S):
             await stream.write(message(answer.to_bytes()))
@@ -140,7 +164,7 @@ class Ingress:
 
     async def _answer(self, stream: SecureStream, nonce: bytes, spki_sha256: bytes) -> Answer | Refused:
         if self._unproved >= MAX_UNPROVED:
-            return Refused("too many connections wait for evidence: try again")
+            return Refused(BUSY)
         self._unproved += 1
         try:
             facts = stream.channel.facts(nonce, spki_sha256)

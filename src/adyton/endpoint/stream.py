@@ -27,6 +27,10 @@ CLOSE_S: Final = 5.0
 """SO_LINGER, on and 0 s: the close is a reset. Without it the kernel ends the connection as if it was whole."""
 
 
+_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+"""A peer that says nothing for 60 s is asked four times, every 15 s."""
+
+
 class Source(Protocol):
     """Where bytes come from. No bytes mean the end."""
 
@@ -221,6 +225,17 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
     except OSError:
         return
+
+
+def notice_dead_peers(writer: asyncio.StreamWriter) -> None:
+    """Let the kernel ask a silent peer whether it is still there. Else one that vanished keeps its place for ever."""
+    own = writer.get_extra_info("socket")
+    if own is None or own.family == socket.AF_UNIX:
+        return
+    with contextlib.suppress(OSError):
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            own.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def pump(source: Source, sink: Sink) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
+import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ from OpenSSL import SSL, crypto
 from adyton.endpoint import ingress as ingress_module
 from adyton.endpoint import stream as stream_module
 from adyton.endpoint.channel import Identity, client_context, server_context
-from adyton.endpoint.dial import Proxy
+from adyton.endpoint.dial import MAX_DIALS, Proxy
 from adyton.endpoint.hello import (
     ALPN,
     MAX_ANSWER_BYTES,
@@ -346,6 +348,171 @@ def test_client_that_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
             writer.close()
 
     asyncio.run(run())
+
+
+def test_client_that_is_slow_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then gains no time, within the handshake and within the challenge."""
+    monkeypatch.setattr(ingress_module, "HELLO_S", 0.5)
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address, asyncio.timeout(30):
+            began = asyncio.get_running_loop().time()
+            reader, writer = await asyncio.open_connection(*address)
+            with contextlib.suppress(OSError):
+                for byte in b"\x16\x03\x01\x7f\xff" + bytes(1000):
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+            with contextlib.suppress(OSError):
+                assert await reader.read() == b""
+            assert asyncio.get_running_loop().time() - began < 20, "a thousand bytes would take 50 s"
+            writer.transport.abort()
+
+            reader, writer = await asyncio.open_connection(*address)
+            stream = await SecureStream.open(reader, writer, client_context(), server=False)
+            ended = asyncio.ensure_future(stream.read())
+            with contextlib.suppress(FetchFailed, OSError):
+                for byte in message(Challenge(bytes(32)).to_bytes()):
+                    await stream.write(bytes([byte]))
+                    await asyncio.wait([ended], timeout=0.1)
+                    if ended.done():
+                        break
+            with pytest.raises((FetchFailed, OSError)):
+                await ended
+            stream.abort()
+
+    asyncio.run(run())
+
+
+def test_ingress_that_is_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that sends its answer byte by byte holds a client no longer than the limit."""
+    monkeypatch.setattr("adyton.endpoint.dial.CONNECT_S", 0.5)
+
+    async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        near = await SecureStream.open(reader, writer, server_context(Identity("api")), server=True)
+        await near.read_message(MAX_CHALLENGE_BYTES)
+        for byte in message(Answer("api", MANIFEST, bytes(1000)).to_bytes()):
+            await near.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+
+    async def run() -> None:
+        async with listening(dripping) as address:
+            with pytest.raises(Timeout) as caught:
+                await dialler(address).dial()
+            assert caught.value.check == "time for connection and evidence"
+
+    asyncio.run(run())
+
+
+def test_ten_thousand_idle_connections_keep_nobody_out() -> None:
+    """They take as many places as the manifest says and no more. A client is served at once, while they are there."""
+    count, most = 10_000, 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + 3 * most
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        pytest.skip(f"this machine allows {hard} open files, and the test needs {needed}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+
+    async def run() -> None:
+        made: list[Ingress] = []
+        held: list[socket.socket] = []
+        async with (
+            listening(echo) as program,
+            ingress_before(program, most=most, made=made) as address,
+            asyncio.timeout(100),
+        ):
+            try:
+                for number in range(count):
+                    one = socket.socket()
+                    one.setblocking(False)
+                    held.append(one)
+                    await asyncio.get_running_loop().sock_connect(one, address)
+                    if number % 100 == 0:
+                        assert made[0]._open <= most + 200, "those that are being ended count until they are"
+                for _ in range(3):
+                    verified = await dialler(address).dial()
+                    await verified.stream.write(b"hello")
+                    assert await verified.stream.read() == b"HELLO"
+                    await verified.stream.close()
+                assert made[0]._open <= most + 1
+            finally:
+                for one in held:
+                    one.close()
+            while made[0]._open:
+                await asyncio.sleep(0.01)
+            assert not made[0]._greeting
+
+    try:
+        asyncio.run(run())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_busy_ingress_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More connections than wait for evidence at once: all are proved, one after the other."""
+    monkeypatch.setattr(ingress_module, "MAX_UNPROVED", 1)
+    monkeypatch.setattr("adyton.endpoint.dial.RETRY_S", 0.02)
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address, asyncio.timeout(60):
+            to_ingress = dialler(address)
+            for verified in await asyncio.gather(*(to_ingress.dial() for _ in range(8))):
+                await verified.stream.close()
+
+    asyncio.run(run())
+
+
+def test_connections_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No client proves more than a few connections at once, and one that never has its turn says so."""
+    monkeypatch.setattr("adyton.endpoint.dial.TURN_S", 0.3)
+    there: list[asyncio.StreamWriter] = []
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there.append(writer)
+        await reader.read()
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        async with listening(silent) as address:
+            to_ingress = dialler(address)
+            held = [asyncio.ensure_future(to_ingress.dial()) for _ in range(MAX_DIALS)]
+            while len(there) < MAX_DIALS:
+                await asyncio.sleep(0.01)
+            with pytest.raises(Timeout) as caught:
+                await to_ingress.dial()
+            assert caught.value.check == "time for the turn of a connection"
+            assert len(there) == MAX_DIALS
+            for one in held:
+                one.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_dead_peers_are_noticed() -> None:
+    """The kernel asks a silent peer on both sides. Without that, a client that vanished keeps its place for ever."""
+    asked: list[int] = []
+
+    def look(own: socket.socket) -> None:
+        asked.append(own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        asked.append(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+
+    async def run() -> None:
+        made: list[Ingress] = []
+        async with listening(echo) as program, ingress_before(program, made=made) as address:
+            guard = made[0]._serve
+
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                look(writer.get_extra_info("socket"))
+                await guard(reader, writer)
+
+            made[0]._serve = serve  # type: ignore[method-assign]
+            verified = await dialler(address).dial()
+            look(verified.stream._writer.get_extra_info("socket"))
+            await verified.stream.close()
+
+    asyncio.run(run())
+    assert asked == [1, 60, 1, 60]
 
 
 def test_peer_that_takes_nothing_does_not_keep_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

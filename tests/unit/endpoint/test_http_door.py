@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import h11
 import pytest
 
+from adyton.endpoint import http_door, http_exchange
 from adyton.endpoint.http_door import HTTPDoor
 from adyton.endpoint.pool import Pool
 from adyton.errors import Error, Mismatch
@@ -347,5 +348,190 @@ def test_half_a_request_holds_no_connection() -> None:
                     assert problem(await reader.read(), 400)["check"] == "form of the request"
                 await ended.wait()
                 writer.transport.abort()
+
+    asyncio.run(run())
+
+
+def saying(*answers: bytes, ends: bool = False) -> Callable[..., Awaitable[None]]:
+    """A program that gives these answers, as they are, one for each request on a connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+        if not ends:
+            await reader.read()
+
+    return serve
+
+
+SECOND = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond"
+SMUGGLED = {
+    "a second answer behind the length": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfirst" + SECOND,
+    "a second answer behind no body": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" + SECOND,
+    "a second answer behind the last chunk": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n0\r\n\r\n" + SECOND
+    ),
+    "a body of 304": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n" + SECOND,
+    "an answer before the last one": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n" + SECOND,
+}
+
+
+@pytest.mark.parametrize("answer", SMUGGLED.values(), ids=SMUGGLED)
+def test_second_answer_reaches_nobody(answer: bytes) -> None:
+    """What comes behind an answer is not the answer to a later request, of whichever local program."""
+
+    async def run() -> None:
+        async with door(serves=saying(answer)) as at, asyncio.timeout(30):
+            reader, writer = await asyncio.open_connection(*at.address)
+            for _ in range(2):
+                writer.write(f"GET / HTTP/1.1\r\nHost: localhost:{at.address[1]}\r\n\r\n".encode())
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b"Content-Length: 6" not in head
+                if b"chunked" in head.lower():
+                    assert await reader.readuntil(b"0\r\n\r\n") == b"5\r\nfirst\r\n0\r\n\r\n"
+                elif b"Content-Length: 5" in head and b"304" not in head:
+                    assert await reader.readexactly(5) == b"first"
+            writer.transport.abort()
+            assert at.verify.calls == 2, "the connection was not used again"
+
+    asyncio.run(run())
+
+
+UNREADABLE = {
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+    "no number": b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\nabcde",
+    "an odd coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, x\r\n\r\n0\r\n\r\n",
+    "space before colon": b"HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\nabcde",
+    "no HTTP": b"hello\r\n\r\n",
+    "a head without end": b"HTTP/1.1 200 OK\r\n" + b"X: " + b"x" * (70 << 10),
+}
+
+
+@pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
+def test_answer_with_two_readings_is_refused(answer: bytes) -> None:
+    """The local program gets 502 in place of it."""
+
+    async def run() -> None:
+        async with door(serves=saying(answer)) as at, asyncio.timeout(30):
+            assert problem(await at.ask("POST /", b"x"), 502)["check"] == "response of the program"
+
+    asyncio.run(run())
+
+
+def test_length_and_chunks_at_once_are_read_as_chunks() -> None:
+    """As RFC 9112 says. The local program gets one of them only."""
+
+    async def run() -> None:
+        both = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n0\r\n\r\n"
+        async with door(serves=saying(both)) as at, asyncio.timeout(30):
+            head, _, body = (await at.ask("GET /")).partition(b"\r\n\r\n")
+            assert body == b"5\r\nfirst\r\n0\r\n\r\n"
+            assert b"content-length" not in head.lower()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nfirst",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nfirst",
+    ],
+)
+def test_connection_that_ends_with_its_answer_is_not_kept(answer: bytes) -> None:
+    """A later request gets a new one."""
+
+    async def run() -> None:
+        async with door(serves=saying(answer, answer)) as at, asyncio.timeout(30):
+            for _ in range(2):
+                assert (await at.ask("GET /")).endswith(b"\r\n\r\nfirst")
+            assert at.verify.calls == 2
+
+    asyncio.run(run())
+
+
+def test_answer_shorter_than_its_length_is_cut() -> None:
+    """Also within one of many parts, and the local program never takes it for the whole."""
+
+    async def run() -> None:
+        half = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 500_000
+        async with door(serves=saying(half, ends=True)) as at, asyncio.timeout(30):
+            reader, writer = await asyncio.open_connection(*at.address)
+            writer.write(f"GET / HTTP/1.1\r\nHost: localhost:{at.address[1]}\r\n\r\n".encode())
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.transport.abort()
+
+    asyncio.run(run())
+
+
+def test_slow_local_program_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that comes byte by byte, and a body that stops, end after a while."""
+    monkeypatch.setattr(http_door, "IDLE_S", 0.3)
+    monkeypatch.setattr(http_exchange, "IDLE_S", 0.3)
+
+    async def run() -> None:
+        async with door() as at, asyncio.timeout(30):
+            host = f"Host: localhost:{at.address[1]}\r\n".encode()
+            for sent, pause in ((b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100, 0.02), (b"", 0)):
+                reader, writer = await asyncio.open_connection(*at.address)
+                with contextlib.suppress(OSError):
+                    if not sent:
+                        writer.write(b"POST / HTTP/1.1\r\n" + host + b"Content-Length: 100\r\n\r\nhalf")
+                    for byte in sent:
+                        writer.write(bytes([byte]))
+                        await writer.drain()
+                        await asyncio.sleep(pause)
+                        if reader.at_eof():
+                            break
+                    assert b"200" not in await reader.read()
+                writer.transport.abort()
+
+    asyncio.run(run())
+
+
+def test_local_program_that_never_reads_holds_one_connection() -> None:
+    """The program is not read faster than the local one reads, and others are served meanwhile."""
+    written = 0
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"/flood" not in head:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            await reader.read()
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        while True:
+            writer.write(bytes(1 << 16))
+            await writer.drain()
+            written += 1 << 16
+
+    async def run() -> None:
+        async with door(serves=flood) as at, asyncio.timeout(60):
+            _, writer = await asyncio.open_connection(*at.address)
+            writer.write(f"GET /flood HTTP/1.1\r\nHost: localhost:{at.address[1]}\r\n\r\n".encode())
+            before = -1
+            while written != before or not written:
+                before = written
+                await asyncio.sleep(0.3)
+            assert written < 100 << 20, "sockets and buffers, and not the whole gigabyte"
+            assert (await at.ask("GET /")).endswith(b"ok")
+            writer.transport.abort()
+
+    asyncio.run(run())
+
+
+def test_many_local_programs_share_few_proofs() -> None:
+    """Hundreds ask at once. Each is answered, and none is refused because evidence takes its time."""
+
+    async def run() -> None:
+        async with door() as at, asyncio.timeout(60):
+            answers = await asyncio.gather(*(at.ask(f"GET /{number}") for number in range(300)))
+            assert [answer.rpartition(b"/")[2] for answer in answers] == [b"%d " % number for number in range(300)]
+            assert at.verify.calls <= 300
+            assert at.refused == []
 
     asyncio.run(run())
