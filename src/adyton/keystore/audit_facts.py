@@ -33,6 +33,7 @@ EXPLANATION: Final = "explanation"
 DISMISSED: Final = "candidate-dismissed"
 PRUNED: Final = "evidence-pruned"
 USED: Final = "used"
+RECEIPT: Final = "receipt"
 """Kinds of entries, one for each event."""
 
 AWAITED: Final = "awaited"
@@ -51,6 +52,7 @@ _SUBJECTS: Final[Mapping[str, str]] = {
     DENIAL: "denial",
     EXPLANATION: "denial",
     USED: "grant",
+    RECEIPT: "grant",
     "key-exported": "key",
     "backup": "backup",
 }
