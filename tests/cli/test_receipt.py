@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adyton.errors import BadChain, MalformedQuote, Mismatch, TargetExists, UsageError
+from adyton.errors import Mismatch, UsageError
 from tests.cli.chain import KEY, Chain, Ended, Place
 
 pytestmark = pytest.mark.mount

@@ -42,6 +42,7 @@ from adyton.storage.stored_digest import stored_digest
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from adyton.manifest.model import Manifest
     from adyton.manifest.signed import SignedManifest
     from adyton.release.client import GrantInfo, Released
     from adyton.runtime.run_plan import Plan
@@ -87,18 +88,21 @@ class ReceiptMaker:
     def __init__(
         self,
         signed: SignedManifest,
-        plan: Plan,
         source: QuoteSource,
         servers: Mapping[str, str],
         *,
+        limits: Mapping[str, object],
         devices: bytes,
         given_by_host: str,
         plaintext: bool,
         predecessors: Sequence[Predecessor],
     ) -> None:
-        """`devices` is the digest of the GPUs. `plaintext` has the receipt name SHA-256 values of plaintexts."""
+        """`limits` is `limits_of` the plan. `devices` is the digest of the GPUs.
+
+        With `plaintext` the receipt names SHA-256 values of plaintexts.
+        """
         self._signed = signed
-        self._plan = plan
+        self._limits = limits
         self._source = source
         self._servers = servers
         self._devices = devices
@@ -156,7 +160,7 @@ class ReceiptMaker:
             owners=tuple(map(self._owner, self._grants)),
             inputs=tuple(inputs),
             outputs=tuple(mount for mount, _ in outputs),
-            limits=self._limits(),
+            limits=self._limits,
             predecessors=self._chained(roots, note),
             subjects=subjects_of(outputs, key.public_bytes),
         )
@@ -244,19 +248,6 @@ class ReceiptMaker:
             checkpoint=dict(grant.checkpoint),
         )
 
-    def _limits(self) -> dict[str, object]:
-        plan, adyton = self._plan, self._signed.manifest.adyton
-        return {
-            "network": plan.network,
-            "stdin": plan.stdin_from_host,
-            "stdio": adyton.insecure_stdio,
-            "allowed_files": len(plan.allowed),
-            "names_from_host": plan.domain_names_from_host,
-            "gpus": adyton.gpus,
-            "clock": "host",
-            "nondeterminism": "not controlled",
-        }
-
     # --- counter-signatures -----------------------------------------------------------------------------------------
 
     def _counter_signed(
@@ -284,6 +275,20 @@ class ReceiptMaker:
                     raise
                 time.sleep(WAIT_S)
         raise Unavailable("the key server was not asked")
+
+
+def limits_of(plan: Plan, manifest: Manifest) -> dict[str, object]:
+    """What else than its inputs could reach the program, and what nobody controls."""
+    return {
+        "network": plan.network,
+        "stdin": plan.stdin_from_host,
+        "stdio": manifest.adyton.insecure_stdio,
+        "allowed_files": len(plan.allowed),
+        "names_from_host": plan.domain_names_from_host,
+        "gpus": manifest.adyton.gpus,
+        "clock": "host",
+        "nondeterminism": "not controlled",
+    }
 
 
 def _now() -> str:

@@ -130,8 +130,8 @@ def verify_receipt(
     `outputs` are protected files (or folders of them) as the run left them, or plaintexts, which take the key of the
     output. `inputs` are protected files or folders. `at` judges all evidence at this time, instead of the times that
     the key servers signed. `policy` is what to accept, as for `verify`. Without one the platform is judged, and the
-    program is only named. `ca` are certificates of owners who must be among those of the run. A simulated platform counts where
-    the policy, or an approval in the owner's home, names its root.
+    program is only named. `ca` are certificates of owners who must be among those of the run. A simulated platform
+    counts where the policy, or an approval in the owner's home, names its root.
 
     Raises the EvidenceError of the step that does not hold, UsageError, StorageFailed, and Unavailable where there is
     no collateral.

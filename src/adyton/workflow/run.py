@@ -497,16 +497,16 @@ def _receipt_maker(
 ) -> ReceiptMaker:
     from adyton.attest.devices import device_digest
     from adyton.receipt.statement import given_by_host
-    from adyton.runtime.receipt_maker import ReceiptMaker
+    from adyton.runtime.receipt_maker import ReceiptMaker, limits_of
     from adyton.workflow.receipt import predecessor
 
     manifest = signed.manifest
     names = tuple(os.environ) if manifest.use_host_env else manifest.env_passthrough
     return ReceiptMaker(
         signed,
-        made,
         source,
         _servers(request.key_servers) if made.key_names or made.secrets else {},
+        limits=limits_of(made, manifest),
         devices=device_digest(() if gpus is None else gpus.named(count)),
         given_by_host=given_by_host(
             request.arguments if manifest.use_cmdline_argv else (),
