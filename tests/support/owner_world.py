@@ -177,8 +177,7 @@ class World:
             audit_private_key(self.home.path),
             open_grant_key(self.home, self.store, actor="test"),
             combine=combine,
-            audit_certificates=audit_certificates(self.home.path),
-            **changes,
+            **{"audit_certificates": audit_certificates(self.home.path), **changes},
         )
 
     def let_wait(self, measurement: Measurement, *, denial: str = "d-1", at_ms: int = 1, tee: str = "") -> None:
