@@ -67,12 +67,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tee": _GROUND | {"attest", "sim"},
     "keystore": _PURE | {"roots"},
     "release": _PURE | {"tee", "roots"},
-    "keyserver": _PURE | {"collateral", "keystore", "release", "roots"},
+    "receipt": _PURE | {"keystore", "release"},
+    "keyserver": _PURE | {"collateral", "keystore", "release", "receipt", "roots"},
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
     "endpoint": _GROUND | {"attest"},
     "gpu": _GROUND | {"pfile"},
     "vfs": _PURE | {"storage", "roots"},
-    "runtime": _PURE | {"storage", "roots", "tee", "endpoint", "vfs", "release"},
+    "runtime": _PURE | {"storage", "roots", "tee", "endpoint", "vfs", "release", "receipt"},
     "workflow": _PURE
     | {
         "storage",
@@ -82,6 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tee",
         "keystore",
         "release",
+        "receipt",
         "keyserver",
         "server",
         "endpoint",

@@ -22,9 +22,11 @@ _WITH_VALUE: Final = {
     "--grants": "grants",
     "--gpu-collateral": "gpu_collateral",
     "--agreement": "agreements",
+    "--receipt": "receipt",
+    "--after": "after",
 }
-_PATHS: Final = ("sim_platform", "grants", "gpu_collateral")
-_SEVERAL: Final = ("key_servers", "agreements")
+_PATHS: Final = ("sim_platform", "grants", "gpu_collateral", "receipt", "after")
+_SEVERAL: Final = ("key_servers", "agreements", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,13 @@ def parse(args: Sequence[str]) -> Line | None:
             break
         if word == "--json":
             as_json = True
+        elif word == "--receipt-plaintext":
+            found["receipt_plaintext"] = True
         elif option in _WITH_VALUE and (equals or words):
             value = value if equals else words.pop(0)
             name = _WITH_VALUE[option]
-            if name in _SEVERAL:
-                found[name] += (value,)
-            else:
-                found[name] = Path(value) if name in _PATHS else value
+            given = Path(value) if name in _PATHS else value
+            found[name] = (*found[name], given) if name in _SEVERAL else given
         elif word.startswith("-"):
             return None
         else:

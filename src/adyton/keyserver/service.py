@@ -26,6 +26,7 @@ from adyton.keyserver.folder_roots import FolderRoots
 from adyton.keyserver.in_force import Statements
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.keyserver.readiness import Readiness
+from adyton.keyserver.receipts import Receipts
 from adyton.keyserver.receive import received_chain, received_message
 from adyton.keyserver.record_limits import LogLimit, RefusalLimits
 from adyton.keyserver.refused_programs import Explainer
@@ -35,7 +36,7 @@ from adyton.keystore.audit import Checkpoint, sign_checkpoint
 from adyton.keystore.audit_facts import AWAITED
 from adyton.keystore.clock import now_ms
 from adyton.release.messages import ServerIdentity, check_challenge, make_challenge
-from adyton.release.run_messages import ROOT_COMMIT, ROOT_INTENT
+from adyton.release.run_messages import RECEIPT, ROOT_COMMIT, ROOT_INTENT
 from adyton.values import Digest, Nonce
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class KeyService:
         grant_key: GrantKey,
         *,
         combine: Callable[[Mapping[str, Digest]], Digest],
+        audit_certificates: tuple[bytes, bytes] | None = None,
         verify_devices: DeviceVerifier = no_devices,
         fetch_for_devices: DeviceFetcher = lambda _devices, _nonce, _now: None,
         statement_signer: Callable[[], StatementSigner | None] = lambda: None,
@@ -93,11 +95,23 @@ class KeyService:
         self.explainer = Explainer(store, combine)
         folders = FolderRoots(store)
         self._statements = Statements(store, statement_signer)
-        self.run_messages = RunMessages(store, identity, {ROOT_INTENT: folders.begin, ROOT_COMMIT: folders.commit})
         self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
         self._on_decision = on_decision or (lambda _outcome, _seconds: None)
+        handlers = {ROOT_INTENT: folders.begin, ROOT_COMMIT: folders.commit}
+        if audit_certificates is not None:
+            receipts = Receipts(
+                store,
+                verifier,
+                identity,
+                audit_key,
+                audit_certificates,
+                roots=self._accepted_roots,
+                clock=clock,
+            )
+            handlers[RECEIPT] = receipts.take
+        self.run_messages = RunMessages(store, identity, handlers)
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._refusal_limits = RefusalLimits()
         self._decisions = Decisions(identity.server_name, self._refusal_limits, identity.ca_sha256)

@@ -36,6 +36,7 @@ PRUNED: Final = "evidence-pruned"
 AGREEMENT: Final = "agreement"
 USED: Final = "used"
 FOLDER_ROOT: Final = "folder-root"
+RECEIPT: Final = "receipt"
 """Kinds of entries, one for each event."""
 
 AWAITED: Final = "awaited"
@@ -62,6 +63,7 @@ _SUBJECTS: Final[Mapping[str, str]] = {
     DENIAL: "denial",
     EXPLANATION: "denial",
     USED: "grant",
+    RECEIPT: "grant",
     "key-exported": "key",
     "backup": "backup",
 }
