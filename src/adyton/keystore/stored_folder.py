@@ -47,6 +47,10 @@ class StoredFolder:
             "holder": self.holder,
         }
 
+    def may_follow(self, before: StoredFolder) -> bool:
+        """Whether this can be the state after another one: neither number goes back."""
+        return self.root.sequence >= before.root.sequence and self.fence >= before.fence
+
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> StoredFolder:
         """The folder in an entry of the record. Raises UsageError where it says something else."""

@@ -152,9 +152,9 @@ def test_messages_that_wait_are_limited(world: World, server: Running, monkeypat
             thread.join(60)
 
 
-@pytest.mark.parametrize("change", [{"folders": ["weights/outputs"]}, {"in_force": ["AAAA"]}], ids=str)
+@pytest.mark.parametrize("change", [{"in_force": ["AAAA"]}], ids=str)
 def test_what_this_server_does_not_keep_is_refused(world: World, server: Running, change: dict[str, Any]) -> None:
-    """A request for roots or with statements of other owners is refused in clear words, and grants nothing."""
+    """A request with statements of other owners is refused in clear words, and grants nothing."""
     signed = world.program()
     world.approve(signed)
     with https(world, server.adyton) as connection:
