@@ -36,6 +36,7 @@ def _content(chance: random.Random) -> bytes:
 def step(tree: LinkedTree, chance: random.Random) -> None:
     """Something that a program does."""
     name, other, folder = chance.choice(NAMES), chance.choice(NAMES), chance.choice(FOLDERS)
+    beside = chance.choice([each for each in FOLDERS if not each.startswith(folder + "/")])  # the kernel refuses others
     moves: list[Callable[[], Any]] = [
         lambda: write(tree, name, _content(chance)),
         lambda: write(tree, name, _content(chance)),
@@ -43,7 +44,7 @@ def step(tree: LinkedTree, chance: random.Random) -> None:
         lambda: tree.make_folder(folder, 0o755),
         lambda: tree.remove_folder(folder),
         lambda: tree.rename(name, other, 0),
-        lambda: tree.rename(folder, chance.choice(FOLDERS), 0),
+        lambda: tree.rename(folder, beside, 0),
         lambda: tree.make_link(name, b"somewhere"),
         lambda: tree.set_attribute(name, b"user.x", _content(chance)[:100], 0),
         lambda: tree.sync_folder(""),

@@ -165,9 +165,8 @@ def _fits_earlier(states: Sequence[Entry | None], found: Seen | None) -> tuple[b
     for state in reversed(states):
         if _is(state, found):
             return True, state
-    made_since = bool(states) and states[0] is None
     unwritten = found is not None and not found.is_folder and not found.is_other and found.root is None
-    return made_since and unwritten, None
+    return None in states and unwritten, None
 
 
 def _is(entry: Entry | None, found: Seen | None) -> bool:
