@@ -176,6 +176,7 @@ def _protected_files(folder: Path, call: Call) -> None:
     call("rekey", "rekey", "sealed", *key, "--json")
     call("rekey tree", "rekey", "sealed-tree", *key, "--json")
     call("decrypt", "decrypt", "sealed", "-o", "notes-again", *key, "--json")
+    call("pin", "pin", "sealed-tree", *key, "--json")
     call("decrypt tree", "decrypt", "sealed-tree", "-o", "tree-again", *key, "--json")
 
 

@@ -77,6 +77,7 @@ from adyton.keystore.audit_export import checkpoints_of, read_export
 from adyton.keystore.backup.header import parse_header
 from adyton.keystore.backup.shares import parse_share, split_key
 from adyton.keystore.config import Config
+from adyton.keystore.stored_folder import StoredFolder
 from adyton.manifest.difference import differences
 from adyton.manifest.document import parse_document
 from adyton.manifest.explain import explain_manifest
@@ -111,7 +112,14 @@ from adyton.receipt.statement import (
     parse_statement,
 )
 from adyton.release.in_force_messages import Question, in_force_answer, parse_in_force_answer, parse_question
+from adyton.release.root_messages import RootCommit, RootIntent, parse_commit, parse_intent
 from adyton.release.run_key import RunKey
+from adyton.roots.entry import Entry
+from adyton.roots.history import History
+from adyton.roots.journal import MAGIC, parse_journal
+from adyton.roots.records import Change, Commit, Confirmed, Record, Snapshot, Step, encode, parse_record
+from adyton.roots.sealing import first_head
+from adyton.roots.sealing import seal as seal_record
 from adyton.server.dashboard.requests import parse_form
 from adyton.sim.chip import Facts
 from adyton.sim.gpu import evidence_json
@@ -411,6 +419,48 @@ def _release() -> dict[str, Target]:
     return found
 
 
+def _roots() -> dict[str, Target]:
+    """What stands beside a pinned folder, and what runs say of it."""
+    file, folder = Entry(b"\1" * 48, 7, 5, "g-1"), Entry(b"", 0, 5, "owner")
+    history = History.create("demo/out", {"a": file, "d": folder}, at_s=5)
+    root = history.root
+    change = Change(5, "g-1", (Step("b", None), Step("d/b", file, "a"), Step("d", folder)))
+    records: tuple[Record, ...] = (history.snapshot(), change, Commit(2, 6, "g-1", root.state), Confirmed(2))
+
+    def follow(raw: bytes) -> None:
+        record = parse_record(raw)
+        found = History(record) if isinstance(record, Snapshot) else History(history.snapshot())
+        if not isinstance(record, Snapshot):
+            found.add(raw)
+
+    def stored(raw: bytes) -> StoredFolder:
+        return StoredFolder.from_dict(parse_json_object(raw, what="folder"))
+
+    journal = MAGIC + seal_record(KEY, first_head("demo/out"), encode(history.snapshot()))
+    r, m = "adyton.roots", "adyton.release.root_messages"
+    return {
+        "roots-record": Target(follow, tuple(map(encode, records)), (f"{r}.records.parse_record",)),
+        "roots-journal": Target(
+            lambda raw: parse_journal(raw, KEY, "demo/out", "journal"), (journal,), (f"{r}.journal.parse_journal",)
+        ),
+        "roots-intent": Target(
+            parse_intent,
+            (RootIntent("demo/out", root).to_bytes(),),
+            (f"{m}.parse_intent", f"{r}.root.Root.parse", f"{r}.root.parse_hash"),
+        ),
+        "roots-commit": Target(
+            parse_commit,
+            (RootCommit("demo/out", 1, bytes(32), root, is_last=True).to_bytes(),),
+            (f"{m}.parse_commit", f"{m}.parse_fence"),
+        ),
+        "roots-stored": Target(
+            stored,
+            (json.dumps(StoredFolder("demo/out", root, 1, "g-1").to_dict()).encode(),),
+            ("adyton.keystore.stored_folder.StoredFolder.from_dict",),
+        ),
+    }
+
+
 def _with(function: Callable[[bytes, Any], object], argument: object) -> Callable[[bytes], object]:
     return lambda raw: function(raw, argument)
 
@@ -595,6 +645,7 @@ def targets() -> dict[str, Target]:
         },
         **_release(),
         **_receipts(),
+        **_roots(),
         **_endpoint(),
         **_agreement(),
         "toml": Target(

@@ -104,9 +104,7 @@ def _of_another_run(stored: StoredFolder, root: Root) -> OutOfOrder:
         f"{stored.folder} was written to by another run meanwhile",
         check=CHECK,
         expected=f"commit {newest.sequence}, or one that came from it",
-        seen=f"commit {root.sequence}, which did not"
-        if root.sequence >= newest.sequence
-        else f"commit {root.sequence}",
+        seen=f"commit {root.sequence}{fork}",
         remedy="start the run again, with the folder as the last writer left it",
     )
 

@@ -391,7 +391,7 @@ class Facts:
     def _folder_root(self, _entry: Entry, body: Mapping[str, Any]) -> None:
         found = StoredFolder.from_dict(body)
         before = self.folders.get(found.folder)
-        if before is not None and (found.root.sequence < before.root.sequence or found.fence < before.fence):
+        if before is not None and not found.may_follow(before):
             raise ValueError("a root does not go back")
         self.folders[found.folder] = found
 

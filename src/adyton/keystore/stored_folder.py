@@ -47,10 +47,14 @@ class StoredFolder:
             "holder": self.holder,
         }
 
+    def may_follow(self, before: StoredFolder) -> bool:
+        """Whether this can be the state after another one: neither number goes back."""
+        return self.root.sequence >= before.root.sequence and self.fence >= before.fence
+
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> StoredFolder:
         """The folder in an entry of the record. Raises UsageError where it says something else."""
-        document = TypedDocument({name: body[name] for name in ("folder", "root", "fence", "holder")}, _malformed)
+        document = TypedDocument({name: body.get(name) for name in ("folder", "root", "fence", "holder")}, _malformed)
         folder = document.text("folder")
         if not is_folder_id(folder) or body.get("event", PINNED) not in _EVENTS:
             raise _malformed("folder", "the id of a folder, and what happened to it", "something else")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from adyton.errors import StoreError
 from adyton.keystore.approval import APPROVED
 from adyton.keystore.audit_facts import AWAITED, DISMISSED, FOLDER_ROOT, USED
 from adyton.keystore.clock import now_ms
@@ -122,7 +123,15 @@ class Transaction(Reader):
         return state is not None
 
     def set_folder(self, folder: StoredFolder, event: Event, at_ms: int, *, actor: str = "") -> None:
-        """Record the newest root of a pinned folder, and what happened to it."""
+        """Record the newest root of a pinned folder, and what happened to it. Raises StoreError where it goes back."""
+        before = self.folder(folder.folder)
+        if before is not None and not folder.may_follow(before):
+            raise StoreError(
+                f"the root of {folder.folder} would go back",
+                check="root of the folder",
+                expected=f"commit {before.root.sequence} or later, writer {before.fence} or later",
+                seen=f"commit {folder.root.sequence}, writer {folder.fence}",
+            )
         self.record(FOLDER_ROOT, "", {**folder.to_dict(), "event": event, "actor": actor[:128]}, at_ms)
 
     def dismiss_candidate(self, measurement: Measurement, key: str, *, actor: str) -> bool:

@@ -21,7 +21,7 @@ from adyton.roots.records import (
     Step,
     encode,
     malformed,
-    parse,
+    parse_record,
 )
 from adyton.roots.root import OWNER, Root
 from adyton.roots.sealing import first_head, next_head
@@ -94,7 +94,7 @@ class History:
 
     def add(self, raw: bytes) -> None:
         """Take in one record. Raises IntegrityError where it cannot follow."""
-        record = parse(raw)
+        record = parse_record(raw)
         if isinstance(record, Snapshot):
             raise malformed("records of a history", "a snapshot at the beginning only", "another snapshot")
         self.apply(record, raw)

@@ -1,7 +1,7 @@
 """What the host shows in a folder: every name, and the root that each file has now. Nothing is believed yet.
 
-Nonce and tag stand in clear in node 0, so a file whose root is expected takes one read of 58 bytes. They are
-authentic once the file is opened. A file with a recovery log, or with another root, is opened with the key.
+Node 0 of each file is opened with the key, so a file that is torn or altered there is not taken for whole. The other
+nodes are checked when they are read.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from adyton.errors import FileFormatError, IntegrityError
 from adyton.os_failure import storage_failed
 from adyton.pfile.backing import RECOVERY_SUFFIX, OSFile
 from adyton.pfile.committed_state import committed_state
-from adyton.pfile.layout import FLAGS_AT, MAGIC, PENDING
 from adyton.pfile.paths import path_bytes
 from adyton.roots.entry import MAX_ENTRIES, MAX_PATH_BYTES
 from adyton.roots.judge import CHECK, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from adyton.roots.entry import Entry
     from adyton.values import Key128
 
-_HEAD_BYTES: Final = FLAGS_AT + 1
 _FILE: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _FOLDER: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
 
@@ -36,7 +33,6 @@ def scan(
     key: Key128,
     *,
     sealed_as: str,
-    expected: Mapping[str, Entry],
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Seen]:
     """Everything below a folder by its path. Raises StorageFailed, and IntegrityError where there is too much."""
@@ -53,9 +49,7 @@ def scan(
                         seen="more",
                         remedy="move away what is not part of the folder",
                     )
-                found[path] = _look(folder, name, expected.get(path), has_log=has_log)
-                if found[path].root is None and not (found[path].is_folder or found[path].is_other):
-                    found[path] = _opened(source, path, key, sealed_as, is_empty=found[path].is_empty)
+                found[path] = _look(source, path, folder, name, key, sealed_as, has_log=has_log)
         finally:
             os.close(top)
     except OSError as error:
@@ -101,8 +95,8 @@ def _walk(top: int, progress: Callable[[], None]) -> Iterator[tuple[str, int, st
             os.close(folder)
 
 
-def _look(folder: int, name: str, expected: Entry | None, *, has_log: bool) -> Seen:
-    """What a name is. A file has a root only where that is the expected one and no flush was left unfinished."""
+def _look(source: str, path: str, folder: int, name: str, key: Key128, sealed_as: str, *, has_log: bool) -> Seen:
+    """What a name is. A file has the root of the state that verifies. An unfinished flush is undone in what is read."""
     facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if stat.S_ISDIR(facts.st_mode):
         return Seen(is_folder=True)
@@ -110,31 +104,15 @@ def _look(folder: int, name: str, expected: Entry | None, *, has_log: bool) -> S
         return Seen(is_folder=False, is_other=True)
     if not facts.st_size:
         return Seen(is_folder=False, is_empty=True)
-    fd = os.open(name, _FILE, dir_fd=folder)
+    # only a file that is opened by its name can have a recovery log beside it
+    backing = OSFile(Path(source or ".") / path if has_log else os.open(name, _FILE, dir_fd=folder), name=path)
     try:
-        head = os.pread(fd, _HEAD_BYTES, 0)
-    finally:
-        os.close(fd)
-    version = head[8] if len(head) == _HEAD_BYTES and head.startswith(MAGIC) else 0
-    is_pending = version == 2 and head[FLAGS_AT] & PENDING
-    if version == 0 or is_pending or has_log or expected is None or head[10:58] != expected.root:
-        return Seen(is_folder=False)
-    return Seen(is_folder=False, root=head[10:58])
-
-
-def _opened(source: str, path: str, key: Key128, sealed_as: str, *, is_empty: bool) -> Seen:
-    """A file by what verifies. An unfinished flush is undone in what is read."""
-    if is_empty:
-        return Seen(is_folder=False, is_empty=True)
-    try:
-        backing = OSFile(Path(source or ".") / path)
-        try:
-            sealed = path_bytes(f"{sealed_as}/{path}" if sealed_as else path)
-            state = committed_state(backing, key, path=sealed, writable=False, recover=True, expected_root=None)
-            if state.backing is not backing:
-                state.backing.close()
-        finally:
-            backing.close()
+        sealed = path_bytes(f"{sealed_as}/{path}" if sealed_as else path)
+        state = committed_state(backing, key, path=sealed, writable=False, recover=has_log, expected_root=None)
+        if state.backing is not backing:
+            state.backing.close()
     except FileFormatError:
         return Seen(is_folder=False)
+    finally:
+        backing.close()
     return Seen(is_folder=False, root=state.root)

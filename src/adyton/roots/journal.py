@@ -18,7 +18,7 @@ from adyton.os_failure import storage_failed
 from adyton.pfile.side_files import ROOTS_SUFFIX
 from adyton.roots.history import History
 from adyton.roots.judge import CHECK
-from adyton.roots.records import MAX_RECORD_BYTES, Record, Snapshot, encode, malformed, parse
+from adyton.roots.records import MAX_RECORD_BYTES, Record, Snapshot, encode, malformed, parse_record
 from adyton.roots.sealing import LENGTH, SALT_BYTES, TAG_BYTES, first_head, open_frame, seal
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def parse_journal(raw: bytes, key: Key128, folder: str, shown: str) -> tuple[His
             " .adyton-roots file",
         )
     record, at = found
-    first = parse(record)
+    first = parse_record(record)
     if not isinstance(first, Snapshot) or first.folder != folder:
         raise malformed(f"first record of {shown}", f"a snapshot of {folder}", "another")
     history = History(first)

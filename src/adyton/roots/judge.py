@@ -77,7 +77,10 @@ class Judged:
     entries: dict[str, Entry]
     taken_back: tuple[str, ...]
     left_over: tuple[str, ...]
-    """Files that the host shows and that count as not there: a crash came before they were written."""
+    """Files that the host shows and that count as not there: a crash came before they were written.
+
+    A file of no bytes at all always does: it is no protected file, and nothing of it reaches a program.
+    """
 
 
 def judge_server(shown: str, history: History, granted: Root, now_s: int) -> None:
@@ -135,7 +138,7 @@ def judge_folder(shown: str, history: History, seen: Mapping[str, Seen], now_s: 
             elif found is not None:
                 left_over.append(path)
             taken_back.append(path)
-        elif newest is None and found is not None and found.is_empty and history.has_changed:
+        elif newest is None and found is not None and found.is_empty:
             left_over.append(path)
         else:
             wrong.append(_told(path, newest, found, now_s))
@@ -162,9 +165,8 @@ def _fits_earlier(states: Sequence[Entry | None], found: Seen | None) -> tuple[b
     for state in reversed(states):
         if _is(state, found):
             return True, state
-    made_since = bool(states) and states[0] is None
     unwritten = found is not None and not found.is_folder and not found.is_other and found.root is None
-    return made_since and unwritten, None
+    return None in states and unwritten, None
 
 
 def _is(entry: Entry | None, found: Seen | None) -> bool:

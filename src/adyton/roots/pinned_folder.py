@@ -60,7 +60,7 @@ def check_folder(
     history, _ = read_journal(journal_of(source), key, folder)
     if granted is not None:
         judge_server(source, history, granted, now_s)
-    seen = scan(source, key, sealed_as=sealed_as, expected=history.entries, progress=progress)
+    seen = scan(source, key, sealed_as=sealed_as, progress=progress)
     return Checked(source, sealed_as, key, history, judge_folder(source, history, seen, now_s))
 
 
@@ -90,8 +90,8 @@ class PinnedFolder:
         self._committed_s = time.monotonic()
         history, entries = checked.history, checked.judged.entries
         at_s, begun = int(time.time()), history.root
+        self._remove(checked.judged.left_over)
         if history.has_changed:
-            self._remove(checked.judged.left_over)
             steps = [Step(path, entries.get(path)) for path in checked.judged.taken_back]
             _follow(history, Change(at_s, writer, tuple(steps)))
             sync_file_system(self._place)

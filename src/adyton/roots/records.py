@@ -140,7 +140,7 @@ def _content(entry: Entry | None) -> bytes:
     return bytes([_FOLDER]) if entry.is_folder else bytes([_FILE]) + _U64.pack(entry.size) + entry.root
 
 
-def parse(raw: bytes) -> Record:
+def parse_record(raw: bytes) -> Record:
     """One record. Raises IntegrityError where it is not in its one form."""
     fields = _Fields(raw)
     kind = fields.byte()

@@ -13,7 +13,7 @@ from adyton.pfile.backing import OSFile
 from adyton.pfile.file import ProtectedFile
 from adyton.storage.files import decrypt_file, decrypt_stream
 from adyton.storage.trees import decrypt_tree
-from adyton.workflow.pin import check_if_pinned
+from adyton.workflow.histories import lies_in_pinned
 from adyton.workflow.progress import unwatched
 from adyton.workflow.sources import STREAM, label, moved, moved_tree, names, no_pipes, plain_bytes, plan
 from adyton.workflow.wrap_key import choose_key
@@ -69,7 +69,9 @@ def decrypt(
         raise UsageError("standard output takes one file, and nothing else", check="-o -", expected="one file")
     found = []
     for step in steps:
-        if step.source != STREAM:
+        if step.source != STREAM and (pinned or isinstance(key, str) or lies_in_pinned(step.source)):
+            from adyton.workflow.pin import check_if_pinned
+
             check_if_pinned(step.source, key, wrap_key, home=home, demanded=pinned)
         path = None if check_path is None else step.embedded(check_path)
         with progress(f"decrypting {label(step)}", plain_bytes(step)) as advance:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adyton.errors import UsageError
-from adyton.roots.journal import journal_of
 from adyton.storage.files import copy_out, encrypt_file, encrypt_stream
 from adyton.storage.trees import encrypt_tree
-from adyton.workflow.pin import check_if_pinned, pin
+from adyton.workflow.histories import has_history
 from adyton.workflow.progress import unwatched
 from adyton.workflow.sources import STREAM, label, moved, moved_tree, names, no_pipes, plain_bytes, plan
 from adyton.workflow.wrap_key import choose_key
@@ -68,7 +66,7 @@ def encrypt(
     _check_output(steps, embedded)
     found = []
     for step in steps:
-        pins = step.is_tree and (pinned or os.path.lexists(journal_of(step.target.rstrip("/") or "/")))
+        pins = step.is_tree and (pinned or has_history(step.target))
         if pins:
             _check_pinned(step, key, wrap_key, home)
         total = plain_bytes(step, links="follow" if follow_links else "keep")
@@ -86,6 +84,8 @@ def encrypt(
                 advance=advance,
             )
         if pins:
+            from adyton.workflow.pin import pin
+
             pin(step.target, key=str(key), sealed_as=step.embedded(embedded), accept=True, home=home)
         found.append(one)
         if done is not None:
@@ -103,7 +103,9 @@ def _check_pinned(step: Step, key: str | Key128 | None, wrap_key: Key128, home: 
             seen="the key itself, or a file of it",
             remedy="store the key (adyton key import), and name it",
         )
-    if os.path.lexists(journal_of(step.target.rstrip("/") or "/")):
+    if has_history(step.target):
+        from adyton.workflow.pin import check_if_pinned
+
         check_if_pinned(step.target, key, wrap_key, home=home)
 
 

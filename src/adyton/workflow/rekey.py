@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adyton.errors import UsageError
-from adyton.roots.journal import journal_of
+from adyton.pfile.side_files import ROOTS_SUFFIX
 from adyton.storage.files import rekey_file
 from adyton.storage.trees import rekey_tree
+from adyton.workflow.histories import has_history
 from adyton.workflow.progress import unwatched
 from adyton.workflow.sources import label, moved, moved_tree, names, no_pipes, plain_bytes, plan
 from adyton.workflow.wrap_key import choose_key
@@ -88,13 +88,13 @@ def rekey(
 
 def _check_not_pinned(step: Step) -> None:
     """A pinned folder has a history under its key, which says another root for every file that is sealed again."""
-    place = journal_of(step.target.rstrip("/") or "/")
-    if step.is_tree and os.path.lexists(place):
+    if step.is_tree and has_history(step.target):
+        place = step.target.rstrip("/") + ROOTS_SUFFIX
         raise UsageError(
             f"{step.target} is pinned, and its root names the files as they are",
             check="pinned folder",
             expected="a folder that is not pinned",
-            seen=str(place),
+            seen=place,
             remedy=f"adyton pin {step.target} checks it; then move {place} away, seal the files again, and pin the"
             " folder under its new key",
         )

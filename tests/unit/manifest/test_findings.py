@@ -77,12 +77,31 @@ def test_insecure_key_is_warned_of(text: str) -> None:
 def test_manifest_that_is_closed_has_no_warnings() -> None:
     """The defaults are the closed ones."""
     assert findings(parse_manifest(LEAST)) == ()
-    assert findings(parse_manifest(MOUNT + f'adyton.owners.me.ca = """{CA}"""')) == ()
+    pinned = MOUNT.replace('uri = "file:d"', 'uri = "file:d", pinned = true')
+    assert findings(parse_manifest(pinned + f'adyton.owners.me.ca = """{CA}"""')) == ()
 
 
 def test_encrypted_mount_without_an_owner_is_warned_of() -> None:
     """Without a pinned server a false one could give its own key."""
-    assert [item.key for item in findings(parse_manifest(MOUNT))] == ["adyton.owners"]
+    assert [item.key for item in findings(parse_manifest(MOUNT))] == ["adyton.owners", "fs.mounts"]
+
+
+def test_folder_that_is_written_and_not_pinned_is_named() -> None:
+    """Not one that is only read, nor one that is pinned. A pinned one is refused under sgx."""
+    owner = f'adyton.owners.me.ca = """{CA}"""'
+    (found,) = findings(parse_manifest(MOUNT + owner))
+    assert (found.name, found.exposes) == ("unpinned-folder=/d", Exposes.NEVER)
+    assert findings(parse_manifest(MOUNT + 'adyton.read_only = ["/d"]\n' + owner)) == ()
+    pinned = parse_manifest(MOUNT.replace('uri = "file:d"', 'uri = "file:d", pinned = true') + owner)
+    assert findings(pinned) == ()
+    assert "older whole file" in "".join(not_covered(parse_manifest(MOUNT)))
+    assert "older whole file" not in "".join(not_covered(pinned))
+    assert tee_refusals(pinned, "tdx") == ()
+    with pytest.raises(MalformedManifest) as caught:
+        check_tee(pinned, "sgx")
+    assert caught.value.check == "manifest key fs.mounts[].pinned"
+    with pytest.raises(MalformedManifest, match="belongs to encrypted mounts"):
+        parse_manifest(LEAST.replace("[]", '[{ path = "/d", uri = "file:d", pinned = true }]'))
 
 
 def test_warnings_come_in_the_order_of_danger() -> None:
@@ -283,7 +302,8 @@ def test_mounts_that_the_host_shares_are_found() -> None:
         '{ type = "encrypted", path = "/e", uri = "file:e", key_name = "_sgx_mrsigner" }'
     )
     found = findings(parse_manifest(f'libos.entrypoint = "/app"\nfs.mounts = [{mounts}]'))
-    assert [item.name for item in found] == ["shared-memory=/s", "host-device=/t", "sealed-to-signer=/e"]
+    names = ["shared-memory=/s", "host-device=/t", "sealed-to-signer=/e", "unpinned-folder=/e"]
+    assert [item.name for item in found] == names
 
 
 def test_every_rule_has_a_name_of_its_own_and_is_reached() -> None:
@@ -293,7 +313,7 @@ def test_every_rule_has_a_name_of_its_own_and_is_reached() -> None:
     assert not [name for name in names if "=" in name or name != name.lower()]
     texts = [*CAUSES, *MORE_CAUSES]
     caused = {item.name.partition("=")[0] for text in texts for item in findings(parse_manifest(LEAST + text))}
-    caused |= {"shared-memory", "host-device", "sealed-to-signer", "unpinned-key", "unchecked-file"}
+    caused |= {"shared-memory", "host-device", "sealed-to-signer", "unpinned-key", "unchecked-file", "unpinned-folder"}
     assert caused == {rule.name for rule in RULES if rule.find is not None}
 
 

@@ -9,7 +9,7 @@ from adyton.roots.entry import Entry
 from adyton.roots.folder_id import folder_id, is_folder_id, key_of
 from adyton.roots.history import History
 from adyton.roots.journal import MAGIC, parse_journal
-from adyton.roots.records import Change, Commit, Confirmed, Record, Snapshot, Step, encode, parse
+from adyton.roots.records import Change, Commit, Confirmed, Record, Snapshot, Step, encode, parse_record
 from adyton.roots.root import Root
 from adyton.roots.sealing import first_head, seal
 from adyton.values import Key128
@@ -30,17 +30,17 @@ RECORDS: list[Record] = [
 def test_record_has_one_form(record: Record) -> None:
     """It comes back as it was, and neither cut nor with a byte more."""
     raw = encode(record)
-    assert parse(raw) == record
+    assert parse_record(raw) == record
     for wrong in (*(raw[:end] for end in range(len(raw))), raw + b"\0"):
         with pytest.raises(IntegrityError):
-            parse(wrong)
+            parse_record(wrong)
 
 
 @pytest.mark.parametrize("path", ["", "/a", "a/", "a//b", "..", "a/../b", ".", "a\0b"])
 def test_path_that_is_none_is_refused(path: str) -> None:
     """A record names paths below the folder, and nothing else."""
     with pytest.raises(IntegrityError, match="malformed"):
-        parse(encode(Change(5, "g-1", (Step(path, FILE),))))
+        parse_record(encode(Change(5, "g-1", (Step(path, FILE),))))
 
 
 def test_history_keeps_its_order() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,13 +15,13 @@ from adyton.keyserver.run_messages import RunMessages, VerifiedMessage
 from adyton.keystore.granted_run import GrantedRun
 from adyton.manifest.signed import SignedManifest
 from adyton.release.client import tell_server
-from adyton.release.messages import PATH_CHALLENGE, PATH_RELEASE, challenge_request
+from adyton.release.messages import PATH_CHALLENGE, challenge_request
 from adyton.release.run_key import RunKey
 from adyton.release.run_messages import PATH_RUN, ROOT_COMMIT, ROOT_INTENT, RunMessage
 from adyton.server import protocols
 from adyton.server.process import server_identity
 from tests.support.owner_world import RA_TLS, Running, World
-from tests.support.release_by_hand import entries, https, obtain, post, release_message
+from tests.support.release_by_hand import entries, https, obtain, post
 
 Answers = Callable[[VerifiedMessage], Mapping[str, Any]]
 
@@ -150,19 +149,6 @@ def test_messages_that_wait_are_limited(world: World, server: Running, monkeypat
         end.set()
         for thread in told:
             thread.join(60)
-
-
-@pytest.mark.parametrize("change", [{"folders": ["weights/outputs"]}], ids=str)
-def test_what_this_server_does_not_keep_is_refused(world: World, server: Running, change: dict[str, Any]) -> None:
-    """A request for roots is refused in clear words, and grants nothing."""
-    signed = world.program()
-    world.approve(signed)
-    with https(world, server.adyton) as connection:
-        raw = release_message(world, connection, signed)
-        status, body = post(connection, PATH_RELEASE, json.dumps({**json.loads(raw), **change}).encode())
-    assert status == 400
-    assert body["check"] == next(iter(change))
-    assert not entries(world, "release")
 
 
 def test_older_versions_of_the_protocol_are_told_so(world: World, server: Running) -> None:
