@@ -132,7 +132,7 @@ def test_folders_and_statements_round_trip() -> None:
         {"folders": ["a"]},
         {"folders": ["a/"]},
         {"folders": ["/x"]},
-        {"folders": ["a/x y"]},
+        {"folders": ["a/x\ty"]},
         {"folders": ["a/\u00e9"]},
         {"folders": ["a/" + "x" * 199]},
         {"folders": ["b/x", "a/x"]},
