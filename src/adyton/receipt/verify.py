@@ -26,7 +26,9 @@ from adyton.attest.snp import SNPReport
 from adyton.attest.status import NEVER_ACCEPTED, TCBStatus
 from adyton.check import Check
 from adyton.errors import AppraisalFailed, EvidenceError, KeyReleaseError, Mismatch
+from adyton.manifest.findings import pinned_keys
 from adyton.manifest.measure import workload_measurement
+from adyton.manifest.model import parse_manifest
 from adyton.receipt.counter import verify_counter_signature
 from adyton.receipt.statement import parse_inputs, parse_outputs, parse_statement, subjects_of
 from adyton.release.messages import ServerIdentity, parse_release_request
@@ -67,6 +69,16 @@ class Verified:
     checks: tuple[Check, ...]
     not_vouched: tuple[str, ...]
     """The owners whose counter-signature is missing."""
+
+    @property
+    def made_after(self) -> datetime | None:
+        """The earliest time of a grant. No owner can move it past what another one says. None where nobody signed."""
+        return min((each.granted_at for each in self.vouched), default=None)
+
+    @property
+    def made_before(self) -> datetime | None:
+        """The latest time of a counter-signature, as `made_after`."""
+        return max((each.signed_at for each in self.vouched), default=None)
 
 
 def verify_receipt(
@@ -174,13 +186,25 @@ def _check_owners(statement: Statement, owners: Sequence[bytes]) -> None:
 
 
 def check_manifest(statement: Statement, manifest: bytes) -> None:
-    """Check that a manifest is the one that ran, on the runtime that the statement names. Raises Mismatch."""
+    """Check that a manifest is the one that ran, on the runtime that the statement names, with its owners' keys.
+
+    The owners whose servers released keys must be those whom it pins. Else a guest that only claims to run the program
+    could have its own key server sign. Raises Mismatch, and MalformedManifest.
+    """
     digest = hashlib.sha256(manifest).hexdigest()
     if digest != statement.manifest_sha256:
         raise _mismatch("manifest", statement.manifest_sha256, digest)
     found = workload_measurement(manifest, Digest.from_hex(statement.runtime)).hex()
     if found != statement.measurement:
         raise _mismatch("workload measurement of manifest and runtime", statement.measurement, found)
+    pinned = pinned_keys(parse_manifest(manifest.decode()))
+    named = {name: owner.ca_sha256 for owner in statement.owners for name in owner.versions}
+    if named != pinned:
+        raise _mismatch("owners that the manifest pins", _owned(pinned), _owned(named))
+
+
+def _owned(keys: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{name} of {ca}" for name, ca in sorted(keys.items())) or "no keys"
 
 
 # --- counter-signatures --------------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ class VerifiedReceipt:
     outputs: Mapping[str, str]
     """File -> the stored path of the output that it is."""
     inputs: Mapping[str, str]
+    is_guest_judged: bool = True
+    """Whether a policy, or an owner whom the reader named, judged the guest that measured the program."""
 
     @property
     def statement(self) -> Statement:
@@ -78,8 +80,8 @@ class VerifiedReceipt:
             "verdict": "accepted",
             "owners": [_vouched(each) for each in self.verified.vouched],
             "not_counter_signed": list(self.verified.not_vouched),
-            "made_after": _moment(min((each.granted_at for each in self.verified.vouched), default=None)),
-            "made_before": _moment(min((each.signed_at for each in self.verified.vouched), default=None)),
+            "made_after": _moment(self.verified.made_after),
+            "made_before": _moment(self.verified.made_before),
             "compared": {"outputs": dict(self.outputs), "inputs": dict(self.inputs)},
             "ear": ear_claims(end, verifier=f"adyton {__version__}"),
             "checks": [check.to_dict() for check in self.verified.checks],
@@ -98,14 +100,16 @@ class VerifiedReceipt:
         lines += [(f"owner {each.owner}", f"CA {each.ca_sha256}, by {_approvals(each.keys)}") for each in vouched]
         lines += [(f"owner {name}", "NOT counter-signed") for name in self.verified.not_vouched]
         if vouched:
-            begin, end = min(each.granted_at for each in vouched), min(each.signed_at for each in vouched)
-            lines.append(("made", f"after {_moment(begin)} and before {_moment(end)}, by the clock of the key server"))
+            begin, end = _moment(self.verified.made_after), _moment(self.verified.made_before)
+            lines.append(("made", f"after {begin} and before {end}, by the clocks of the key servers"))
         else:
             lines.append(("made", "NOBODY but the host says when"))
         lines.append(("limits", ", ".join(f"{name} {value}" for name, value in statement.limits.items())))
         lines += [("output", f"{path} is {name}") for path, name in self.outputs.items()]
         lines += [("input", f"{path} is {name}") for path, name in self.inputs.items()]
         lines += [("after", f"the run of statement {name}") for name in statement.predecessors]
+        if not self.is_guest_judged:
+            lines.append(("guest", "NOT judged, and it says which program ran: give --ca, --manifest or --policy"))
         lines.append(("verdict", "every step holds"))
         return "\n".join(f"{name:<16} {text}" for name, text in lines)
 
@@ -165,6 +169,7 @@ def verify_receipt(
         verified,
         {str(path): _output(verified, path, secret).name for path in _files(outputs)},
         {str(path): _input(verified, path) for path in _files(inputs)},
+        is_guest_judged=policy is not None or (bool(ca or manifest) and not verified.not_vouched),
     )
 
 

@@ -337,6 +337,30 @@ def test_manifest_is_held_against_the_statement(world: ReceiptWorld, made: Made)
     assert caught.value.check == "workload measurement of manifest and runtime"
 
 
+def test_owners_are_those_that_the_manifest_pins(world: ReceiptWorld, made: Made) -> None:
+    """A guest that only claims to run the program has the key server of its own, or leaves an owner out."""
+    statement = parse_statement(made.receipt.envelope.payload)
+    (owner,) = statement.owners
+    for owners in ((), (replace(owner, ca_sha256="00" * 32),), (replace(owner, versions={"other": 1}),)):
+        with pytest.raises(Mismatch) as caught:
+            check_manifest(replace(statement, owners=owners), world.signed.manifest_bytes)
+        assert caught.value.check == "owners that the manifest pins"
+
+
+def test_one_owners_clock_does_not_narrow_the_time_of_anothers(world: ReceiptWorld, made: Made) -> None:
+    """A co-owner says that it was signed years ago, or granted years from now: the other one's times stay within."""
+    found = verify(world, made.receipt)
+    (honest,) = found.vouched
+    for years in (-9, 9):
+        span = timedelta(days=365 * years)
+        liar = replace(honest, granted_at=honest.granted_at + span, signed_at=honest.signed_at + span)
+        both = replace(found, vouched=(honest, liar))
+        assert both.made_after is not None
+        assert both.made_before is not None
+        assert both.made_after <= honest.granted_at <= honest.signed_at <= both.made_before
+    assert replace(found, vouched=()).made_before is None
+
+
 # --- mutations ----------------------------------------------------------------------------------------------------
 
 
