@@ -13,9 +13,20 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from adyton.address import address_text
-from adyton.endpoint.binding import report_data
+from adyton.endpoint.binding import client_report_data, report_data
 from adyton.endpoint.channel import READ_BYTES, Credential, client_context
-from adyton.endpoint.hello import MAX_ANSWER_BYTES, NONCE_BYTES, Answer, Challenge, Refused, message, parse_answer
+from adyton.endpoint.hello import (
+    MAX_ANSWER_BYTES,
+    MAX_JUDGEMENT_BYTES,
+    NONCE_BYTES,
+    Answer,
+    Challenge,
+    ClientEvidence,
+    Refused,
+    message,
+    parse_answer,
+    parse_judgement,
+)
 from adyton.endpoint.stream import SecureStream
 from adyton.errors import EvidenceError, FetchFailed, Mismatch, Timeout, Unavailable, UsageError
 
@@ -38,6 +49,10 @@ class Proved:
 
 Verify = Callable[[Answer, bytes], Awaitable[Proved]]
 """Judges an answer whose evidence must carry these 64 bytes of report data. Raises EvidenceError or Unavailable."""
+
+
+Prove = Callable[[bytes], Awaitable[ClientEvidence]]
+"""Makes evidence that carries these 64 bytes of report data. Raises Unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,8 @@ class Dialler:
     proxy: Proxy | None = None
     credential: Credential | None = None
     """What the client shows where the ingress asks for a certificate."""
+    prove: Prove | None = None
+    """Makes the client's own evidence, for an ingress that judges its clients."""
 
     async def dial(self) -> Verified:
         """A verified connection. Raises EvidenceError where the peer is refused, Unavailable where none can be had."""
@@ -148,11 +165,11 @@ class Dialler:
     async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Verified:
         stream = await SecureStream.open(reader, writer, client_context(self.credential), server=False)
         nonce = secrets.token_bytes(NONCE_BYTES)
-        await stream.write(message(Challenge(nonce).to_bytes()))
+        await stream.write(message(Challenge(nonce, proves=self.prove is not None).to_bytes()))
         answer = parse_answer(await stream.read_message(MAX_ANSWER_BYTES))
         if isinstance(answer, Refused):
             raise FetchFailed(
-                "the ingress has no evidence for this connection",
+                "the ingress shows no evidence for this connection",
                 check="answer of the ingress",
                 expected="evidence",
                 seen=ascii(answer.reason[:200])[1:-1],
@@ -181,10 +198,26 @@ class Dialler:
                 expected="none",
                 seen=len(answer.devices),
             )
-        wanted = report_data(stream.channel.facts(nonce), answer.manifest_sha256, answer.name, answer.devices)
-        proved = await self.verify(answer, wanted)
+        facts = stream.channel.facts(nonce)
+        proved = await self.verify(answer, report_data(facts, answer.manifest_sha256, answer.name, answer.devices))
+        if self.prove is not None:
+            await _show(stream, await self.prove(client_report_data(facts, answer.manifest_sha256, answer.name)))
         stream.cut_after((proved.cut_at or proved.valid_until) - datetime.now(UTC))
         return Verified(stream, answer, proved)
+
+
+async def _show(stream: SecureStream, evidence: ClientEvidence) -> None:
+    """Show the client's evidence to an ingress that was verified. Raises FetchFailed where it is not accepted."""
+    await stream.write(message(evidence.to_bytes()))
+    judged = parse_judgement(await stream.read_message(MAX_JUDGEMENT_BYTES))
+    if judged is not None:
+        raise FetchFailed(
+            "the ingress does not accept the evidence of this client",
+            check="evidence of the client",
+            expected="evidence that the policy in the program's manifest accepts",
+            seen=ascii(judged.reason[:400])[1:-1],
+            remedy="ask whoever runs the program what its policy for clients wants",
+        )
 
 
 REFUSALS: Final = (EvidenceError, Unavailable)

@@ -370,11 +370,14 @@ def _doors(source: QuoteSource, signed: SignedManifest) -> Doors | None:
         return None
     from adyton.endpoint.ingress import Proof
     from adyton.runtime.ingress_process import Doors
+    from adyton.workflow.client_judge import client_judge
 
     def evidence(report_data: bytes) -> Proof:
         return Proof(source.quote(report_data), source.event_log() or b"")
 
-    return Doors(signed.manifest.adyton.ingress, signed.manifest_sha256.raw, evidence)
+    ports = signed.manifest.adyton.ingress
+    judges = {one.name: client_judge(one) for one in ports if one.client_policy is not None}
+    return Doors(ports, signed.manifest_sha256.raw, evidence, judges)
 
 
 def _told(grant: GrantInfo) -> dict[str, Any]:
