@@ -410,6 +410,11 @@ def _endpoint() -> dict[str, Target]:
             (hello.ClientEvidence(b"quote", b"log").to_bytes(),),
             (f"{e}.parse_client_evidence",),
         ),
+        "endpoint-device": Target(
+            hello.parse_device,
+            (DevicePart(arch="HOPPER", certificate=b"c", evidence=b"e").to_bytes(),),
+            (f"{e}.parse_device",),
+        ),
         "endpoint-judgement": Target(
             hello.parse_judgement,
             (hello.ACCEPTED, hello.Refused("another program").to_bytes()),

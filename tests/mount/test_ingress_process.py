@@ -51,7 +51,7 @@ def test_evidence_is_made_on_the_hosts_network_and_the_program_is_in_its_own() -
         address = free.getsockname()
     answers: list[Answer] = []
 
-    async def verify(answer: Answer, _report_data: bytes) -> Proved:
+    async def verify(answer: Answer, _report_data: bytes, _gpu_nonce: bytes) -> Proved:
         answers.append(answer)
         return Proved((), datetime.now(UTC) + timedelta(hours=1))
 

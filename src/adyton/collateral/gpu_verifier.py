@@ -37,6 +37,8 @@ class GPUVerifier:
     """
 
     store: CollateralStore
+    given: GPUCollateral | None = None
+    """Collateral that is used instead of the store's."""
     _collateral: tuple[object, GPUCollateral] | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -46,7 +48,7 @@ class GPUVerifier:
         Raises the first EvidenceError, or Unavailable where collateral is missing, and StorageFailed.
         """
         with self._lock:
-            collateral = self._current()
+            collateral = self.given or self._current()
             found = [self._verified(part, nonce, collateral, now) for part in devices]
         checks = Checks()
         check_each_once(checks, found)

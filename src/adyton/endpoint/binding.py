@@ -21,6 +21,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from adyton.attest.bundle import derived_gpu_nonce
 from adyton.attest.report_data import ENDPOINT, framed
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class Connection:
 def devices_digest(devices: Sequence[bytes]) -> bytes:
     """SHA-256 over the devices' evidence, or no bytes where there are none."""
     return hashlib.sha256(framed(*devices)).digest() if devices else b""
+
+
+def gpu_nonce(connection: Connection) -> bytes:
+    """The 32 bytes that the GPUs sign for this connection (docs/registers.md, with the exporter as the key)."""
+    return derived_gpu_nonce(connection.nonce, connection.exporter)
 
 
 def report_data(connection: Connection, manifest_sha256: bytes, name: str, devices: Sequence[bytes] = ()) -> bytes:

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from adyton.address import address_text
-from adyton.endpoint.binding import client_report_data, report_data
+from adyton.endpoint.binding import client_report_data, gpu_nonce, report_data
 from adyton.endpoint.channel import READ_BYTES, Credential, client_context
 from adyton.endpoint.hello import (
     MAX_ANSWER_BYTES,
@@ -47,8 +47,9 @@ class Proved:
     """Then the connection is cut, whatever passes over it. None: at `valid_until`."""
 
 
-Verify = Callable[[Answer, bytes], Awaitable[Proved]]
-"""Judges an answer whose evidence must carry these 64 bytes of report data. Raises EvidenceError or Unavailable."""
+Verify = Callable[[Answer, bytes, bytes], Awaitable[Proved]]
+"""Judges an answer whose evidence must carry these 64 bytes of report data, and whose GPUs must have signed these 32.
+Raises EvidenceError or Unavailable."""
 
 
 Prove = Callable[[bytes], Awaitable[ClientEvidence]]
@@ -191,15 +192,9 @@ class Dialler:
                 seen=answer.manifest_sha256.hex(),
                 remedy="take the hash from the manifest that you built or checked: sha256sum NAME.manifest",
             )
-        if answer.devices:
-            raise Mismatch(
-                "the ingress shows devices, which this version cannot verify on a connection",
-                check="devices of the ingress",
-                expected="none",
-                seen=len(answer.devices),
-            )
         facts = stream.channel.facts(nonce)
-        proved = await self.verify(answer, report_data(facts, answer.manifest_sha256, answer.name, answer.devices))
+        wanted = report_data(facts, answer.manifest_sha256, answer.name, answer.devices)
+        proved = await self.verify(answer, wanted, gpu_nonce(facts))
         if self.prove is not None:
             await _show(stream, await self.prove(client_report_data(facts, answer.manifest_sha256, answer.name)))
         stream.cut_after((proved.cut_at or proved.valid_until) - datetime.now(UTC))

@@ -23,8 +23,9 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from adyton.attest.bundle import DevicePart
 from adyton.attest.report_data import framed
-from adyton.errors import MalformedQuote
+from adyton.errors import MalformedQuote, UsageError
 
 PROTOCOL: Final = b"adyton-connect/1"
 ALPN: Final = PROTOCOL
@@ -35,7 +36,7 @@ LENGTH_BYTES: Final = 4
 MAX_CHALLENGE_BYTES: Final = 256
 MAX_CPU_BYTES: Final = 48 << 10
 MAX_EVENT_LOG_BYTES: Final = 256 << 10
-MAX_DEVICE_BYTES: Final = 32 << 10
+MAX_DEVICE_BYTES: Final = (32 << 10) + 64
 MAX_DEVICES: Final = 16
 MAX_REASON_BYTES: Final = 1 << 10
 MAX_ANSWER_BYTES: Final = 1 << 20
@@ -68,7 +69,7 @@ class Challenge:
 class Answer:
     """The evidence of an ingress for one connection. Nothing of it is believed before it is verified.
 
-    `manifest_sha256` has 32 bytes. `devices` holds one entry for each device, as the device's verifier reads it.
+    `manifest_sha256` has 32 bytes. `devices` holds one entry for each device, as `parse_device` reads it.
     """
 
     name: str
@@ -176,6 +177,17 @@ def parse_answer(raw: bytes) -> Answer | Refused:
     for what, value, least, most in sizes:
         _require(least <= len(value) <= most, what, f"{least} to {most} bytes", f"{len(value)} bytes")
     return Answer(name.decode("ascii"), manifest_sha256, cpu, event_log, tuple(devices))
+
+
+def parse_device(raw: bytes) -> DevicePart:
+    """Read one device's evidence of an answer. Raises MalformedQuote."""
+    fields = _fields(raw, most=3, limit=MAX_DEVICE_BYTES)
+    _require(len(fields) == 3, "fields of a device's evidence", "3", str(len(fields)))
+    arch, certificate, evidence = fields
+    try:
+        return DevicePart(arch=arch.decode("latin-1"), certificate=certificate, evidence=evidence)
+    except UsageError as error:
+        raise MalformedQuote(error.message, check=error.check, expected=error.expected, seen=error.seen) from None
 
 
 def message(body: bytes) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from adyton.endpoint.binding import client_report_data, report_data
+from adyton.endpoint.binding import client_report_data, gpu_nonce, report_data
 from adyton.endpoint.channel import READ_BYTES, Identity, server_context
 from adyton.endpoint.hello import (
     ACCEPTED,
@@ -49,6 +49,9 @@ MAX_UNPROVED: Final = 64
 """The most connections that wait for their evidence. One more is refused, and its client may try again."""
 
 
+Devices = Callable[[bytes], Awaitable[tuple[bytes, ...]]]
+"""The evidence of the machine's GPUs over this nonce, as `parse_device` reads each. Raises an Error."""
+
 Judge = Callable[[ClientEvidence, bytes], Awaitable[timedelta]]
 """Judges a client's evidence, which must carry these 64 bytes. Gives how long the client is trusted. Raises
 EvidenceError or Unavailable."""
@@ -75,6 +78,7 @@ class Ingress:
         max_connections: int = 1024,
         client_ca: str | None = None,
         judge: Judge | None = None,
+        devices: Devices | None = None,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         if max_connections < 1:
@@ -93,6 +97,7 @@ class Ingress:
         self._client_ca = client_ca
         self._judge = judge
         self._judged = 0
+        self._devices = devices
         self._context = server_context(self._identity, client_ca)
 
     def renew(self) -> None:
@@ -197,7 +202,8 @@ class Ingress:
         try:
             await self._proving.acquire()
             try:
-                proof = await self._evidence(report_data(facts, self._manifest_sha256, self._name))
+                devices = () if self._devices is None else await self._devices(gpu_nonce(facts))
+                proof = await self._evidence(report_data(facts, self._manifest_sha256, self._name, devices))
             finally:
                 asyncio.get_running_loop().call_later(PAUSE_S, self._proving.release)
         except Error as error:
@@ -205,7 +211,7 @@ class Ingress:
             return Refused("this machine gave no evidence")
         finally:
             self._unproved -= 1
-        return Answer(self._name, self._manifest_sha256, proof.cpu, proof.event_log)
+        return Answer(self._name, self._manifest_sha256, proof.cpu, proof.event_log, devices)
 
 
 def _told(error: Error) -> str:

@@ -61,7 +61,7 @@ def ingress_name(program: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", program.lower())[:63].strip("-") or "server"
 
 
-def parse_ingress(tables: Sequence[Mapping[str, Any]], *, network: str, gpus: int) -> tuple[Ingress, ...]:
+def parse_ingress(tables: Sequence[Mapping[str, Any]], *, network: str) -> tuple[Ingress, ...]:
     """The tables of a manifest whose types were checked. Raises MalformedManifest."""
     found = tuple(_one(table, f"adyton.ingress[{number}]") for number, table in enumerate(tables))
     if len(found) > MAX_INGRESS:
@@ -72,13 +72,6 @@ def parse_ingress(tables: Sequence[Mapping[str, Any]], *, network: str, gpus: in
             "together with the host's network, over which the program is reached without proof",
             expected='adyton.network = "none"',
             seen=network,
-        )
-    if found and gpus:
-        raise refuse(
-            "adyton.ingress",
-            "together with adyton.gpus: clients of this version verify no GPUs on a connection",
-            expected="one of them",
-            seen=f"{gpus} GPUs",
         )
     for what, values in (("name", [one.name for one in found]), ("port", [str(one.listen[1]) for one in found])):
         twice = next((value for value in values if values.count(value) > 1), None)

@@ -23,7 +23,7 @@ from adyton.runtime.network_process import Event, NetworkProcess
 
 if TYPE_CHECKING:
     from adyton.endpoint.hello import ClientEvidence
-    from adyton.endpoint.ingress import Judge, Proof
+    from adyton.endpoint.ingress import Devices, Judge, Proof
     from adyton.manifest.ingress import Ingress
 
 _RENEW_S: Final = 30 * 24 * 3600.0
@@ -37,6 +37,8 @@ class Doors:
     ports: Sequence[Ingress]
     manifest_sha256: bytes
     evidence: Callable[[bytes], Proof]
+    devices: Callable[[bytes], tuple[bytes, ...]] | None = None
+    """The evidence of the program's GPUs over a nonce. None where it has none."""
     judges: Mapping[str, Callable[[ClientEvidence, bytes], timedelta]] = field(default_factory=dict)
     """For each ingress with a policy for its clients: how their evidence is judged."""
 
@@ -92,6 +94,12 @@ async def _serve(
     async def evidence(report_data: bytes) -> Proof:
         return await asyncio.get_running_loop().run_in_executor(prover, doors.evidence, report_data)
 
+    def devices_of(make: Callable[[bytes], tuple[bytes, ...]]) -> Devices:
+        async def made(nonce: bytes) -> tuple[bytes, ...]:
+            return await asyncio.get_running_loop().run_in_executor(prover, make, nonce)
+
+        return made
+
     def judge_of(port: Ingress) -> Judge | None:
         if port.client_policy is None:
             return None
@@ -121,6 +129,7 @@ async def _serve(
                 max_connections=port.max_connections,
                 client_ca=port.client_ca,
                 judge=judge_of(port),
+                devices=None if doors.devices is None else devices_of(doors.devices),
                 note=event,
             )
             await stack.enter_async_context(server.serving(listener))

@@ -10,6 +10,7 @@ import tomli_w
 
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import confidential_kind
+from adyton.attest.nvidia.gpu_policy import GPUPolicy
 from adyton.attest.policy.profile import STRICT_2026
 from adyton.errors import UsageError
 from adyton.image.guests import guests_of
@@ -96,6 +97,7 @@ def client_policy(
         workloads=frozenset({signed.measurement}) if names_program else frozenset(),
         max_collateral_age_days=MAX_COLLATERAL_AGE_DAYS if name in _INTEL else None,
         profile=STRICT_2026 if name in _PROFILED else None,
+        gpus=GPUPolicy(count=signed.manifest.adyton.gpus) if signed.manifest.adyton.gpus else None,
     )
     return ClientPolicy(
         policy=_with_guests(policy, guests),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import os
 import signal
@@ -19,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.address import parse_address
 from adyton.atomic_file import write_file
+from adyton.attest.complete import complete
 from adyton.attest.evidence import parse_evidence
 from adyton.capped_read import read_capped
 from adyton.endpoint.channel import Credential
 from adyton.endpoint.dial import Dialler, Prove, Proved, Proxy
-from adyton.endpoint.hello import ClientEvidence, is_ingress_name
+from adyton.endpoint.hello import ClientEvidence, is_ingress_name, parse_device
 from adyton.endpoint.local_door import LocalDoor
 from adyton.endpoint.pool import Pool
 from adyton.errors import Error, Mismatch, UsageError
@@ -33,6 +35,7 @@ from adyton.workflow.verify import collateral_for, read_policy, verify
 if TYPE_CHECKING:
     from adyton.attest.appraise import Claims
     from adyton.attest.evidence_policy import Policy
+    from adyton.attest.report import VerifiedReport
     from adyton.endpoint.hello import Answer
 
 MAX_TRUST: Final = timedelta(hours=1)
@@ -252,10 +255,21 @@ async def _judge(
     knows_manifest: bool,
     answer: Answer,
     report_data: bytes,
+    gpu_nonce: bytes,
 ) -> Proved:
     """Verify evidence as `adyton verify` does, beside the event loop. It has Adyton's own form, and no other."""
     now = datetime.now(UTC)
     parse_evidence(answer.cpu)
+
+    def completed(report: VerifiedReport) -> VerifiedReport:
+        if not answer.devices or not hmac.compare_digest(report.report_data, report_data):
+            return report  # devices are looked at only where they belong to this connection
+        from adyton.workflow.verify_gpus import device_verifier
+
+        devices = tuple(map(parse_device, answer.devices))
+        verifier = device_verifier(collateral, home).verify
+        return complete(report, answer.event_log or None, devices, nonce=gpu_nonce, verify_devices=verifier, now=now)
+
     work = partial(
         verify,
         answer.cpu,
@@ -263,6 +277,7 @@ async def _judge(
         policy=policy,
         report_data=report_data,
         event_log=answer.event_log or None,
+        completed=completed,
         home=home,
     )
     verdict = await asyncio.to_thread(work)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from adyton.release.client import GrantInfo
     from adyton.runtime.ingress_process import Doors
     from adyton.runtime.keeper import Delivered
+    from adyton.tee.gpu_source import GPUSource
     from adyton.tee.source import QuoteSource
     from adyton.workflow.progress import Notice
 
@@ -348,7 +349,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             obtain,
             simulated=request.tee in _SIMULATED,
             evidence=program_evidence(source, signed.manifest, signed.measurement),
-            doors=_doors(source, signed),
+            doors=_doors(source, signed, gpus),
             note=notice,
         )
         keep(ended.facts.get("grants", ()))
@@ -364,7 +365,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
     )
 
 
-def _doors(source: QuoteSource, signed: SignedManifest) -> Doors | None:
+def _doors(source: QuoteSource, signed: SignedManifest, gpus: GPUSource | None) -> Doors | None:
     """The ports through which clients reach the program, if its manifest has any."""
     if not signed.manifest.adyton.ingress:
         return None
@@ -375,9 +376,12 @@ def _doors(source: QuoteSource, signed: SignedManifest) -> Doors | None:
     def evidence(report_data: bytes) -> Proof:
         return Proof(source.quote(report_data), source.event_log() or b"")
 
+    def devices(nonce: bytes) -> tuple[bytes, ...]:
+        return () if gpus is None else tuple(part.to_bytes() for part in gpus.parts(signed.manifest.adyton.gpus, nonce))
+
     ports = signed.manifest.adyton.ingress
     judges = {one.name: client_judge(one) for one in ports if one.client_policy is not None}
-    return Doors(ports, signed.manifest_sha256.raw, evidence, judges)
+    return Doors(ports, signed.manifest_sha256.raw, evidence, None if gpus is None else devices, judges)
 
 
 def _told(grant: GrantInfo) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adyton.attest.bundle import DevicePart
 from adyton.attest.report_data import framed
 from adyton.endpoint import hello
 from adyton.errors import MalformedQuote
@@ -124,6 +125,37 @@ def test_false_judgement_is_refused(raw: bytes) -> None:
     """Nothing but the one word is taken for an acceptance."""
     with pytest.raises(MalformedQuote):
         hello.parse_judgement(raw)
+
+
+def test_device_of_an_answer_comes_back() -> None:
+    """Each is read as it was written, up to the largest."""
+    for size in (1, 16 << 10):
+        part = DevicePart(arch="H" * 32, certificate=bytes(size), evidence=bytes(size))
+        assert hello.parse_device(part.to_bytes()) == part
+        answer = hello.Answer("api", bytes(32), b"e", b"", (part.to_bytes(),))
+        assert hello.parse_answer(answer.to_bytes()) == answer
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"gpu",
+        framed(b"HOPPER", b"c"),
+        framed(b"HOPPER", b"c", b"e", b""),
+        framed(b"", b"c", b"e"),
+        framed(b"\xff", b"c", b"e"),
+        framed(b"HOPPER", b"", b"e"),
+        framed(b"HOPPER", b"c", b""),
+        framed(b"HOPPER", bytes((16 << 10) + 1), b"e"),
+        bytes(hello.MAX_DEVICE_BYTES + 1),
+    ],
+)
+def test_false_device_is_refused(raw: bytes) -> None:
+    """A device's evidence of another form is refused."""
+    with pytest.raises(MalformedQuote) as caught:
+        hello.parse_device(raw)
+    assert caught.value.check
 
 
 def test_length_is_capped_before_the_body_is_read() -> None:

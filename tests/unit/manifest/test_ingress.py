@@ -57,7 +57,6 @@ WRONG = {
     API + API.replace("8000", "8001"): "adyton.ingress",
     API + API.replace("api", "other"): "adyton.ingress",
     'adyton.network = "host"\n' + API: "adyton.ingress",
-    "adyton.gpus = 1\n" + API: "adyton.ingress",
     "".join(API.replace("api", f"a{n}") + f'listen = "0.0.0.0:{9000 + n}"\n' for n in range(17)): "adyton.ingress",
 }
 

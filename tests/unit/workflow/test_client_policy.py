@@ -12,6 +12,7 @@ import pytest
 
 import adyton
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.nvidia.gpu_policy import GPUPolicy
 from adyton.attest.policy.open import accepts_nothing, left_open
 from adyton.cli.main import main
 from adyton.errors import Error
@@ -42,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, text, runtime in (
             ("api", TEMPLATE + INGRESS, None),
             ("none", TEMPLATE, None),
+            ("gpus", TEMPLATE + "adyton.gpus = 2\n" + INGRESS, None),
             ("guest", TEMPLATE + INGRESS, Path("image.json")),
         ):
             Path(f"{name}.manifest.template").write_text(text)
@@ -69,6 +71,13 @@ def test_simulated_enclave(folder: Path) -> None:
     assert found.options == "--policy FILE"
     assert not accepts_nothing(policy)
     assert open_names(policy) == {"tees", "hosts", "profile", "sgx.channel"}
+
+
+def test_gpus_of_the_manifest_stand_in_it(folder: Path) -> None:
+    """Their number. Whose they may be, its reader adds."""
+    found = client_policy(folder / "gpus.manifest", tee=f"sim-tdx:{ROOT}")
+    assert read_back(found.to_toml()).gpus == GPUPolicy(count=2)
+    assert client_policy(folder / "api.manifest", tee=f"sim-tdx:{ROOT}").policy.gpus is None
 
 
 def test_simulated_trust_domain(folder: Path) -> None:
