@@ -20,6 +20,7 @@ from adyton.workflow.client_policy import client_policy
 from tests.support.image_factory import image_document
 
 ROOT = "ab" * 32
+CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()
 TEMPLATE = """
 libos.entrypoint = "/app"
 fs.mounts = []
@@ -43,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, text, runtime in (
             ("api", TEMPLATE + INGRESS, None),
             ("none", TEMPLATE, None),
+            ("closed", TEMPLATE + INGRESS + f'client_ca = """{CA}"""\nclient_policy = "tees = [\'tdx\']"\n', None),
             ("gpus", TEMPLATE + "adyton.gpus = 2\n" + INGRESS, None),
             ("guest", TEMPLATE + INGRESS, Path("image.json")),
         ):
@@ -71,6 +73,13 @@ def test_simulated_enclave(folder: Path) -> None:
     assert found.options == "--policy FILE"
     assert not accepts_nothing(policy)
     assert open_names(policy) == {"tees", "hosts", "profile", "sgx.channel"}
+
+
+def test_what_clients_have_to_show_is_said(folder: Path) -> None:
+    """A certificate and evidence, where some ingress asks for them."""
+    found = client_policy(folder / "closed.manifest", tee=f"sim:{ROOT}")
+    assert found.options == "--policy FILE --certificate FILE --key FILE --prove TEE"
+    assert found.options in found.to_toml()
 
 
 def test_gpus_of_the_manifest_stand_in_it(folder: Path) -> None:
