@@ -519,7 +519,24 @@ def _endpoint() -> dict[str, Target]:
     answers = (hello.Answer("api", bytes(32), b"quote", b"log", (b"gpu",)), hello.Refused("busy"))
     return {
         "endpoint-challenge": Target(
-            hello.parse_challenge, (hello.Challenge(bytes(32)).to_bytes(),), (f"{e}.parse_challenge",)
+            hello.parse_challenge,
+            (hello.Challenge(bytes(32)).to_bytes(), hello.Challenge(bytes(32), proves=True).to_bytes()),
+            (f"{e}.parse_challenge",),
+        ),
+        "endpoint-client-evidence": Target(
+            hello.parse_client_evidence,
+            (hello.ClientEvidence(b"quote", b"log").to_bytes(),),
+            (f"{e}.parse_client_evidence",),
+        ),
+        "endpoint-device": Target(
+            hello.parse_device,
+            (DevicePart(arch="HOPPER", certificate=b"c", evidence=b"e").to_bytes(),),
+            (f"{e}.parse_device",),
+        ),
+        "endpoint-judgement": Target(
+            hello.parse_judgement,
+            (hello.ACCEPTED, hello.Refused("another program").to_bytes()),
+            (f"{e}.parse_judgement",),
         ),
         "endpoint-answer": Target(hello.parse_answer, tuple(one.to_bytes() for one in answers), (f"{e}.parse_answer",)),
     }
