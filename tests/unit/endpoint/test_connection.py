@@ -361,6 +361,27 @@ def test_what_was_read_ahead_is_read_once_and_whole() -> None:
     asyncio.run(run())
 
 
+def test_more_than_one_read_ahead_loses_nothing() -> None:
+    """Records that came at once can hold more than one read gives."""
+    sent = bytes(range(256)) * 2048
+
+    class Full:
+        closed_by_peer = False
+
+        def read(self) -> bytes:
+            return sent
+
+    async def run() -> None:
+        stream = SecureStream(None, None, Full())  # type: ignore[arg-type]
+        stream.read_ahead()
+        found = await stream.read(10)
+        while len(found) < len(sent):
+            found += await stream.read()
+        assert found == sent
+
+    asyncio.run(run())
+
+
 def test_connection_that_said_more_is_not_kept() -> None:
     """Bytes that nobody asked for would be taken for the answer to the next request."""
 
