@@ -11,6 +11,7 @@ import resource
 import struct
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -62,6 +63,7 @@ from adyton.image.measure_snp import Launch, launch_digest
 from adyton.image.measure_tdx import mrtd
 from adyton.image.plain_archive import Member, Reader, Writer
 from adyton.image.uki import UKI
+from adyton.keyserver.privacy import parse_privacy_report
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
@@ -99,7 +101,7 @@ from adyton.values import Digest, Key128, Measurement, Nonce
 from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _export
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
-from tests.support.agreement_factory import MADE_AT, agreement_of, make_signer
+from tests.support.agreement_factory import BUDGET, MADE_AT, agreement_of, make_signer
 from tests.support.gpu_world import NOW as GPU_NOW
 from tests.support.gpu_world import gpu, vendor
 from tests.support.image_factory import image_document
@@ -435,10 +437,11 @@ def _agreement() -> dict[str, Target]:
     hospital, vendor = make_signer("hospital"), make_signer("vendor")
     agreement = agreement_of(hospital.owner, vendor.owner)
     by_signer = agreement_of(hospital.owner, vendor.owner, Program(signer=Digest(bytes(32)), product=1, min_svn=2))
+    counted = replace(agreement, privacy=BUDGET)
     return {
         "agreement": Target(
             parse_agreement,
-            (agreement.to_toml().encode(), by_signer.to_toml().encode()),
+            (agreement.to_toml().encode(), by_signer.to_toml().encode(), counted.to_toml().encode()),
             (f"{a}.document.parse_agreement", f"{a}.document.Agreement.from_dict"),
         ),
         "agreement-signature": Target(
@@ -450,6 +453,9 @@ def _agreement() -> dict[str, Target]:
             lambda raw: proved([raw], Nonce(bytes(32)), MADE_AT),
             (hospital.says(agreement.id, Nonce(bytes(32))),),
             (f"{a}.in_force.parse_statement",),
+        ),
+        "privacy-report": Target(
+            parse_privacy_report, (b'{"steps": 1000}',), ("adyton.keyserver.privacy.parse_privacy_report",)
         ),
         "in-force-question": Target(
             parse_question,

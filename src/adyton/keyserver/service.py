@@ -23,6 +23,7 @@ from adyton.keyserver.answer import answered
 from adyton.keyserver.decision_queue import MAX_WAITING, DecisionQueue, Waiting
 from adyton.keyserver.decisions import Decisions
 from adyton.keyserver.in_force import Statements
+from adyton.keyserver.privacy import settler
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.keyserver.readiness import Readiness
 from adyton.keyserver.receive import received_chain, received_message
@@ -34,6 +35,7 @@ from adyton.keystore.audit import Checkpoint, sign_checkpoint
 from adyton.keystore.audit_facts import AWAITED
 from adyton.keystore.clock import now_ms
 from adyton.release.messages import ServerIdentity, check_challenge, make_challenge
+from adyton.release.run_messages import PRIVACY
 from adyton.values import Digest, Nonce
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ class KeyService:
         self._grant_key = grant_key
         self.explainer = Explainer(store, combine)
         self._statements = Statements(store, statement_signer)
-        self.run_messages = RunMessages(store, identity, {})
+        self.run_messages = RunMessages(store, identity, {PRIVACY: settler(store)})
         self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
