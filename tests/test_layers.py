@@ -64,11 +64,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tee": _GROUND | {"attest", "sim"},
     "keystore": _PURE,
     "release": _PURE | {"tee"},
-    "keyserver": _PURE | {"collateral", "keystore", "release"},
+    "receipt": _PURE | {"keystore", "release"},
+    "keyserver": _PURE | {"collateral", "keystore", "release", "receipt"},
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
     "endpoint": _GROUND | {"attest"},
     "vfs": _PURE | {"storage"},
-    "runtime": _PURE | {"storage", "tee", "endpoint", "vfs", "release"},
+    "runtime": _PURE | {"storage", "tee", "endpoint", "vfs", "release", "receipt"},
     "workflow": _PURE
     | {
         "storage",
@@ -77,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tee",
         "keystore",
         "release",
+        "receipt",
         "keyserver",
         "server",
         "endpoint",

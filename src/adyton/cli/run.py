@@ -21,8 +21,10 @@ _WITH_VALUE: Final = {
     "--provisioning": "provisioning",
     "--grants": "grants",
     "--agreement": "agreements",
+    "--receipt": "receipt",
+    "--after": "after",
 }
-_PATHS: Final = ("sim_platform", "grants")
+_PATHS: Final = ("sim_platform", "grants", "receipt")
 _SEVERAL: Final = ("key_servers", "agreements")
 
 
@@ -36,7 +38,7 @@ class Line:
 
 def parse(args: Sequence[str]) -> Line | None:
     """The command line, where every word is plain; None sends the whole line to Typer, for help or a good error."""
-    found: dict[str, Any] = dict.fromkeys(_SEVERAL, ())
+    found: dict[str, Any] = {"key_servers": (), "agreements": (), "after": ()}
     as_json = False
     plain: list[str] = []
     words = list(args)
@@ -48,11 +50,15 @@ def parse(args: Sequence[str]) -> Line | None:
             break
         if word == "--json":
             as_json = True
+        elif word == "--receipt-plaintext":
+            found["receipt_plaintext"] = True
         elif option in _WITH_VALUE and (equals or words):
             value = value if equals else words.pop(0)
             name = _WITH_VALUE[option]
             if name in _SEVERAL:
                 found[name] += (value,)
+            elif name == "after":
+                found[name] += (Path(value),)
             else:
                 found[name] = Path(value) if name in _PATHS else value
         elif word.startswith("-"):

@@ -26,16 +26,17 @@ from adyton.keyserver.in_force import Statements
 from adyton.keyserver.privacy import settler
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.keyserver.readiness import Readiness
+from adyton.keyserver.receipts import Receipts
 from adyton.keyserver.receive import received_chain, received_message
 from adyton.keyserver.record_limits import LogLimit, RefusalLimits
 from adyton.keyserver.refused_programs import Explainer
-from adyton.keyserver.run_messages import RunMessages
+from adyton.keyserver.run_messages import Handler, RunMessages
 from adyton.keyserver.stages import Refused, Release, Unchecked, Verified
 from adyton.keystore.audit import Checkpoint, sign_checkpoint
 from adyton.keystore.audit_facts import AWAITED
 from adyton.keystore.clock import now_ms
 from adyton.release.messages import ServerIdentity, check_challenge, make_challenge
-from adyton.release.run_messages import PRIVACY
+from adyton.release.run_messages import PRIVACY, RECEIPT
 from adyton.values import Digest, Nonce
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class KeyService:
         grant_key: GrantKey,
         *,
         combine: Callable[[Mapping[str, Digest]], Digest],
+        audit_certificates: tuple[bytes, bytes] | None = None,
         verify_devices: DeviceVerifier = no_devices,
         statement_signer: Callable[[], StatementSigner | None] = lambda: None,
         challenge_lifetime_s: int = 120,
@@ -87,11 +89,23 @@ class KeyService:
         self._grant_key = grant_key
         self.explainer = Explainer(store, combine)
         self._statements = Statements(store, statement_signer)
-        self.run_messages = RunMessages(store, identity, {PRIVACY: settler(store)})
         self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
         self._on_decision = on_decision or (lambda _outcome, _seconds: None)
+        handlers: dict[str, Handler] = {PRIVACY: settler(store)}
+        if audit_certificates is not None:
+            receipts = Receipts(
+                store,
+                verifier,
+                identity,
+                audit_key,
+                audit_certificates,
+                roots=self._accepted_roots,
+                clock=clock,
+            )
+            handlers[RECEIPT] = receipts.take
+        self.run_messages = RunMessages(store, identity, handlers)
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._refusal_limits = RefusalLimits()
         self._decisions = Decisions(identity.server_name, self._refusal_limits, identity.ca_sha256)

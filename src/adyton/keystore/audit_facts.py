@@ -35,6 +35,7 @@ PRUNED: Final = "evidence-pruned"
 AGREEMENT: Final = "agreement"
 PRIVACY_SETTLED: Final = "privacy-settled"
 USED: Final = "used"
+RECEIPT: Final = "receipt"
 """Kinds of entries, one for each event."""
 
 AWAITED: Final = "awaited"
@@ -62,6 +63,7 @@ _SUBJECTS: Final[Mapping[str, str]] = {
     DENIAL: "denial",
     EXPLANATION: "denial",
     USED: "grant",
+    RECEIPT: "grant",
     "key-exported": "key",
     "backup": "backup",
 }

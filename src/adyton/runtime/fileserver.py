@@ -20,6 +20,7 @@ from adyton.runtime.run_plan import EncryptedMount
 from adyton.runtime.signals import PASSED_ON
 from adyton.values import Key128
 from adyton.vfs import syscalls
+from adyton.vfs.node import FileState
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import StagedFile
 from adyton.vfs.storage_watchdog import STALLED_STATUS, START_S, StorageWatchdog
@@ -57,6 +58,8 @@ class Served:
     mounts: Sequence[tuple[EncryptedMount, Key128]]
     files: Sequence[StagedFile]
     attestation: Attestation | None
+    tells_states: bool = False
+    """Whether the server says at its end which state each file of the encrypted mounts has."""
 
     def trees(self, event: Callable[[str], None], watchdog: StorageWatchdog) -> dict[str, Tree]:
         """The file systems, made in the process that serves them."""
@@ -100,6 +103,8 @@ class FileServer:
         self._status: int | None = None
         self._rest = b""
         self._error: Error | None = None
+        self.states: list[tuple[int, FileState]] = []
+        """After the end, where they are told: files that the run opened, with the number of their mount."""
 
     @classmethod
     def start(cls, fuse_fd: int, served: Served) -> FileServer:
@@ -125,13 +130,18 @@ class FileServer:
             self._await_end()
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [self._heard(line) for line in lines]
+        return [told for line in lines if (told := self._heard(line)) is not None]
 
-    def _heard(self, line: bytes) -> str:
+    def _heard(self, line: bytes) -> str | None:
+        """The words of one line. None for one that tells a state."""
         try:
             message = json.loads(line)
             if "event" in message:
                 return str(message["event"])
+            if "state" in message:
+                number, path, size, found, root = message["state"]
+                self.states.append((number, FileState(path, size, bytes.fromhex(found), bytes.fromhex(root))))
+                return None
         except (ValueError, TypeError):
             return line.decode(errors="replace")
         self._error = Error.from_dict(message, unknown=MountFailed)
@@ -241,6 +251,8 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
             trees = served.trees(event, watchdog)
         watchdog.stop()
         fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, watchdog=watchdog, owner=served.owner)
+        if served.tells_states:
+            _tell_states(trees, events)
     except Error as error:
         with contextlib.suppress(OSError):
             os.write(events, error.to_bytes() + b"\n")
@@ -249,6 +261,15 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
         event(f"{error.filename}: {error.strerror}")
         return 1
     return 0
+
+
+def _tell_states(trees: Mapping[str, Tree], events: int) -> None:
+    """One line for each file of the encrypted mounts that the run opened. The keeper listens until the end."""
+    with open(os.dup(events), "wb") as lines:
+        for name, tree in trees.items():
+            for state in getattr(tree, "states", tuple)():
+                told = [int(name), state.path, state.size, state.found_root.hex(), state.root.hex()]
+                lines.write(json.dumps({"state": told}).encode() + b"\n")
 
 
 def _one_line(text: str) -> str:

@@ -277,8 +277,8 @@ def decrypt_into(
     path: str | None = None,
     jobs: int | None = None,
     advance: Advance | None = None,
-) -> int:
-    """Open a protected file into a regular file that is open already, from its start. Returns the plaintext size.
+) -> Done:
+    """Open a protected file into a regular file that is open already, from its start.
 
     The caller keeps `source` if it is a descriptor.  A segment is written once all of it was verified. On an
     error the target is cut to nothing.  Raises as `decrypt_file`.
@@ -286,7 +286,7 @@ def decrypt_into(
     backing = OSFile(os.dup(source), name=path) if isinstance(source, int) else OSFile(source)
     with ProtectedFile.open(backing, key, path=path) as file:
         try:
-            return _open_into(file, target_fd, jobs, advance).size
+            return _open_into(file, target_fd, jobs, advance)
         except BaseException:
             os.ftruncate(target_fd, 0)
             raise

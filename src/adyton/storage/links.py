@@ -21,7 +21,7 @@ from adyton.pfile.file import ProtectedFile
 from adyton.pfile.side_files import LINK_SUFFIX, MAX_TARGET_BYTES, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from adyton.values import Key128
 
@@ -69,14 +69,18 @@ def encrypt_link(
         return len(text), file.root
 
 
-def read_link(place: Path | int, key: Key128, path: str) -> str:
+def read_link(
+    place: Path | int, key: Key128, path: str, seen: Callable[[str, bytes], object] = lambda _path, _root: None
+) -> str:
     """Where the link in a sealed file leads. "" for one that was never written, as a crash leaves it.
 
-    The caller keeps `place` if it is a descriptor. Raises as `decrypt_file`, and IntegrityError for what is no link.
+    The caller keeps `place` if it is a descriptor. `seen` is told the path and the root of the file. Raises as
+    `decrypt_file`, and IntegrityError for what is no link.
     """
     backing = OSFile(os.dup(place), name=path) if isinstance(place, int) else OSFile(place)
     with ProtectedFile.open(backing, key, path=path) as file:
         raw = file.read_at(0, min(file.size, MAX_TARGET_BYTES + 1))
+        seen(path, file.root)
     return os.fsdecode(parse_target(raw, backing.name)) if raw else ""
 
 

@@ -45,6 +45,12 @@ _SOURCE_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _TARGET_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 Advance = Callable[[int], None]
+Seen = Callable[[str, bytes], object]
+"""Told the stored path and the root of each protected file whose content is taken."""
+
+
+def _unseen(_path: str, _root: bytes) -> None:
+    """Nobody asks which states were taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,12 +503,14 @@ def stage_encrypted(
     links: StagedLinks | None = None,
     owner: Owner | None = None,
     advance: Advance | None = None,
+    seen: Seen = _unseen,
 ) -> int:
     """Decrypt a protected file, or every one below a folder, to `target` in private memory. Returns the bytes.
 
     `source` is the mount's normalised host path: the paths sealed into the files must be it, or below it. The links of
-    the folder are added to `links`. Without `links` their files are plain files, as for Gramine. Raises what the
-    format raises, with the file's name. Links and special files of the host are refused.
+    the folder are added to `links`. Without `links` their files are plain files, as for Gramine. `seen` is told of each
+    file once its content is verified. Raises what the format raises, with the file's name. Links and special files of
+    the host are refused.
     """
     owner = owner or Owner.caller()
     try:
@@ -512,8 +520,8 @@ def stage_encrypted(
     try:
         if stat.S_ISREG(os.fstat(base).st_mode):
             owner.make_folders(os.path.dirname(target))
-            return _decrypt(base, source, target, key, jobs, owner, advance)
-        return _decrypt_folder(base, source, target, key, jobs, links, owner, advance)
+            return _decrypt(base, source, target, key, jobs, owner, advance, seen)
+        return _decrypt_folder(base, source, target, key, jobs, links, owner, advance, seen)
     finally:
         os.close(base)
 
@@ -527,6 +535,7 @@ def _decrypt_folder(
     links: StagedLinks | None,
     owner: Owner,
     advance: Advance | None,
+    seen: Seen,
 ) -> int:
     done_bytes = 0
     owner.make_folders(target)
@@ -559,11 +568,11 @@ def _decrypt_folder(
             try:
                 link = None if links is None else link_name(path)
                 if link is not None and links is not None:
-                    text = read_link(fd, key, stored)
+                    text = read_link(fd, key, stored, seen)
                     if text:
                         links.add(top, link, stored, os.fsencode(text))
                 elif links is None or not is_reserved(name):
-                    done_bytes += _decrypt(fd, stored, f"{target}/{path}", key, jobs, owner, advance)
+                    done_bytes += _decrypt(fd, stored, f"{target}/{path}", key, jobs, owner, advance, seen)
             finally:
                 os.close(fd)
     for folder in reversed(made):
@@ -584,7 +593,7 @@ def _listing(base: int, folder: str, source: str) -> list[tuple[str, int]]:
 
 
 def _decrypt(
-    source: int, stored: str, target: str, key: Key128, jobs: int, owner: Owner, advance: Advance | None
+    source: int, stored: str, target: str, key: Key128, jobs: int, owner: Owner, advance: Advance | None, seen: Seen
 ) -> int:
     if not stat.S_ISREG(os.fstat(source).st_mode):
         raise _no_input(stored, OSError(errno.EINVAL, "not a regular file"))
@@ -593,7 +602,8 @@ def _decrypt(
     except OSError as error:
         raise _unstageable(stored, error) from error
     try:
-        size = decrypt_into(source, out, key, path=stored, jobs=jobs, advance=advance)
+        done = decrypt_into(source, out, key, path=stored, jobs=jobs, advance=advance)
+        seen(stored, done.root)
         owner.give(out)
         os.fchmod(out, 0o444)
         os.utime(out, (FIXED_TIME_S, FIXED_TIME_S))
@@ -601,7 +611,7 @@ def _decrypt(
         raise _unstageable(stored, error) from error
     finally:
         os.close(out)
-    return size
+    return done.size
 
 
 def _no_input(path: str, error: OSError) -> MountFailed:
