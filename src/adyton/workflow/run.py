@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adyton.manifest.model import TrustedFile
     from adyton.manifest.signed import SignedManifest
     from adyton.release.client import GrantInfo
+    from adyton.release.run_key import RunKey
     from adyton.runtime.ingress_process import Doors
     from adyton.runtime.keeper import Delivered
     from adyton.runtime.receipt_maker import ReceiptMaker
@@ -364,11 +365,20 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
 
     maker = None if request.receipt is None else _receipt_maker(request, signed, made, source, gpus, count)
 
+    granted: list[tuple[RunKey, tuple[GrantInfo, ...]]] = []
+
+    def settle(report: bytes) -> list[str]:
+        from adyton.runtime.privacy_report import tell_owners
+
+        servers = _servers(request.key_servers)
+        return [text for key, grants in granted for text in tell_owners(signed, servers, key, grants, report)]
+
     def obtain() -> Delivered:
         from adyton.release.client import obtain_keys
+        from adyton.release.run_key import RunKey
         from adyton.runtime.keeper import Delivered
 
-        run_key = None if maker is None else maker.begin()
+        run_key = RunKey() if maker is None else maker.begin()
         if not made.key_names and not made.secrets:
             return Delivered({})
         released = obtain_keys(
@@ -381,6 +391,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             agreements=request.agreements,
             run_key=run_key,
         )
+        granted.append((run_key, released.grants))
         if maker is not None:
             maker.released(released)
         return Delivered(released.keys, released.secrets, {"grants": [_told(grant) for grant in released.grants]})
@@ -394,6 +405,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             doors=_doors(source, signed),
             note=notice,
             receipt=maker,
+            settle=settle if request.agreements else None,
         )
         keep(ended.facts.get("grants", ()))
         keep_receipt(ended.facts.get("receipt", ""))
