@@ -90,14 +90,15 @@ def imported(*folders: str) -> set[str]:
 
 
 def test_dependencies_are_what_the_package_imports() -> None:
-    """Nothing more, nothing less."""
-    assert imported("src") == DEPENDENCIES
+    """Nothing more, nothing less, but for the extra that counts privacy budgets."""
+    assert imported("src") == DEPENDENCIES | EXTRAS["dp"]
+    assert EXTRAS["dp"] == {"dp-accounting"}
 
 
 def test_test_dependencies_are_what_tests_import() -> None:
     """What tests import is the project's own, an example's, or of the extra `test`, which has nothing else."""
     needed = imported("tests", "bench", "tools") - PEERS
-    assert needed <= DEPENDENCIES | EXTRAS["test"] | EXTRAS["demo"]
+    assert needed <= DEPENDENCIES | EXTRAS["test"] | EXTRAS["demo"] | EXTRAS["dp"]
     assert EXTRAS["test"] - set(NOT_IMPORTED) <= needed
     assert EXTRAS["lint"] == PROGRAMS["lint"]
     assert EXTRAS["docs"] == PROGRAMS["docs"]

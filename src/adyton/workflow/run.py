@@ -382,6 +382,14 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
 
     maker = None if request.receipt is None else _receipt_maker(request, signed, made, source, gpus, count)
 
+    granted: list[tuple[RunKey, tuple[GrantInfo, ...]]] = []
+
+    def settle(report: bytes) -> list[str]:
+        from adyton.runtime.privacy_report import tell_owners
+
+        servers = _servers(request.key_servers)
+        return [text for key, grants in granted for text in tell_owners(signed, servers, key, grants, report)]
+
     def obtain() -> Delivered:
         from adyton.release.client import obtain_keys
         from adyton.release.run_key import RunKey
@@ -402,6 +410,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             folders=[mount.pinned for mount in made.pinned],
             agreements=request.agreements,
         )
+        granted.append((run_key, released.grants))
         if maker is not None:
             maker.released(released)
         facts = {"grants": [_told(grant) for grant in released.grants]}
@@ -417,6 +426,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             doors=_doors(source, signed, gpus),
             note=notice,
             receipt=maker,
+            settle=settle if request.agreements else None,
         )
         keep(ended.facts.get("grants", ()))
         keep_receipt(ended.facts.get("receipt", ""))
