@@ -63,11 +63,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tee": _GROUND | {"attest", "sim"},
     "keystore": _PURE | {"roots"},
     "release": _PURE | {"tee", "roots"},
-    "keyserver": _PURE | {"collateral", "keystore", "release", "roots"},
+    "receipt": _PURE | {"keystore", "release"},
+    "keyserver": _PURE | {"collateral", "keystore", "release", "roots", "receipt"},
     "server": _PURE | {"storage", "collateral", "sim", "keystore", "release", "keyserver"},
     "endpoint": _GROUND | {"attest"},
     "vfs": _PURE | {"storage", "roots"},
-    "runtime": _PURE | {"storage", "roots", "tee", "endpoint", "vfs", "release"},
+    "runtime": _PURE | {"storage", "roots", "tee", "endpoint", "vfs", "release", "receipt"},
     "workflow": _PURE
     | {
         "storage",
@@ -77,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tee",
         "keystore",
         "release",
+        "receipt",
         "keyserver",
         "server",
         "endpoint",

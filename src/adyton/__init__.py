@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from adyton.workflow.pin import pin as pin
     from adyton.workflow.protect import Protected as Protected
     from adyton.workflow.protect import protect as protect
+    from adyton.workflow.receipt import ReceiptGraph as ReceiptGraph
+    from adyton.workflow.receipt import VerifiedReceipt as VerifiedReceipt
+    from adyton.workflow.receipt import receipt_graph as receipt_graph
+    from adyton.workflow.receipt import verify_receipt as verify_receipt
     from adyton.workflow.rekey import Rekeyed as Rekeyed
     from adyton.workflow.rekey import rekey as rekey
     from adyton.workflow.revoke import RevokedApprovals as RevokedApprovals
@@ -69,6 +73,7 @@ _MODULES = {
     "adyton.workflow.pack": ("Packed", "pack"),
     "adyton.workflow.protect": ("Protected", "protect"),
     "adyton.workflow.pin": ("Pinned", "pin"),
+    "adyton.workflow.receipt": ("ReceiptGraph", "VerifiedReceipt", "receipt_graph", "verify_receipt"),
     "adyton.workflow.rekey": ("Rekeyed", "rekey"),
     "adyton.workflow.revoke": ("RevokedApprovals", "revoke"),
     "adyton.workflow.run": ("Ran", "run"),

@@ -196,3 +196,18 @@ def test_json_members_of_a_run_are_the_recorded_ones(cloud: Place) -> None:
     ended = cloud.adyton(words[0], "--json", *words[1:])
     assert ended.status == 0, ended.err
     check({"run": json.loads(ended.out)})
+
+
+@pytest.mark.mount
+def test_json_members_of_receipts_are_the_recorded_ones(cloud: Place, owner: Place) -> None:
+    """The same for the verbs of receipts."""
+    (cloud.folder / "receipts").mkdir()
+    words = cloud.words_to_run("exit", "0")
+    assert cloud.adyton(words[0], "--receipt", "receipts/one.json", *words[1:]).status == 0
+    receipt = cloud.folder / "receipts" / "one.json"
+    found = {}
+    for name, place in (("verify", receipt), ("show", receipt), ("graph", receipt.parent)):
+        ended = owner.adyton("receipt", name, place, "--json")
+        assert ended.status == 0, ended.err
+        found[f"receipt {name}"] = json.loads(ended.out)
+    check(found)

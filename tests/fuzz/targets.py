@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
 import io
@@ -84,7 +85,23 @@ from adyton.pfile.file import ProtectedFile
 from adyton.pfile.layout import Metadata, parse_envelope
 from adyton.pfile.recovery import parse_log
 from adyton.pfile.side_files import encode_attributes, parse_attributes, parse_target
+from adyton.receipt.document import CounterSignature, EndEvidence, Receipt, parse_receipt
+from adyton.receipt.dsse import Envelope, Signature
+from adyton.receipt.handed_in import HandedIn, parse_handed_in
+from adyton.receipt.statement import (
+    LIMITS,
+    Input,
+    MountFiles,
+    Output,
+    OwnerGrant,
+    Statement,
+    listing_bytes,
+    parse_inputs,
+    parse_outputs,
+    parse_statement,
+)
 from adyton.release.root_messages import RootCommit, RootIntent, parse_commit, parse_intent
+from adyton.release.run_key import RunKey
 from adyton.roots.entry import Entry
 from adyton.roots.history import History
 from adyton.roots.journal import MAGIC, parse_journal
@@ -474,6 +491,74 @@ def _endpoint() -> dict[str, Target]:
     }
 
 
+def _receipts() -> dict[str, Target]:
+    """Receipts, and what stands in them."""
+    r = "adyton.receipt"
+    key = RunKey()
+    output = Output(name="out/a", sha256="ab" * 32, commitment="cd" * 32, root="ef" * 48, plaintext_sha256="01" * 32)
+    listing = listing_bytes([output])
+    mount = MountFiles(
+        source="out", key="k", owner="alice", version=1, files=1, listing=hashlib.sha256(listing).hexdigest()
+    )
+    checkpoint = Checkpoint(STORE, 1, bytes(32), 1, bytes(64)).to_dict()
+    owner = OwnerGrant(
+        name="alice", ca_sha256="ab" * 32, server_name="s", grant="g-1", versions={"k": 1}, checkpoint=checkpoint
+    )
+    statement = Statement(
+        run_key=key.public_bytes,
+        tee="sim",
+        measurement="ab" * 32,
+        manifest_sha256="ab" * 32,
+        runtime="ab" * 32,
+        adyton="0.1.0",
+        device_digest="ab" * 48,
+        arguments="ab" * 32,
+        exit_code=0,
+        started_at="2026-01-01T00:00:00Z",
+        finished_at="2026-01-01T00:00:00Z",
+        owners=(owner,),
+        inputs=(),
+        outputs=(mount,),
+        limits=dict.fromkeys(LIMITS, "none"),
+        predecessors=("ab" * 32,),
+        subjects=(output.to_dict(),),
+    )
+    payload = statement.to_bytes()
+    signature = Signature.create(key, payload)
+    signed = CounterSignature(
+        owner="alice", seq=1, at_ms=1, body="{}", previous=bytes(32), checkpoint=checkpoint, certificate=b"c", ca=b"a"
+    )
+    receipt = Receipt(
+        envelope=Envelope(payload, (signature, signature)),
+        requests=(b"request",),
+        end=EndEvidence(b"quote", b"log"),
+        counter_signatures=(signed,),
+        listings={mount.listing: listing},
+    )
+    handed_in = HandedIn(Envelope(payload, (signature,)), EndEvidence(b"quote"))
+    whole = tuple(
+        f"{r}.{name}.from_dict" for name in ("document.EndEvidence", "document.CounterSignature", "dsse.Envelope")
+    )
+    parts = tuple(f"{r}.statement.{name}.from_dict" for name in ("MountFiles", "OwnerGrant"))
+    return {
+        "receipt": Target(
+            parse_receipt,
+            (receipt.to_bytes(),),
+            (f"{r}.document.parse_receipt", f"{r}.dsse.Signature.from_dict", *whole),
+        ),
+        "receipt-statement": Target(parse_statement, (payload,), (f"{r}.statement.parse_statement", *parts)),
+        "receipt-outputs": Target(
+            parse_outputs, (listing,), (f"{r}.statement.parse_outputs", f"{r}.statement.Output.from_dict")
+        ),
+        "receipt-inputs": Target(
+            parse_inputs,
+            (listing_bytes([Input("in/a", "ab" * 48)]),),
+            (f"{r}.statement.parse_inputs", f"{r}.statement.Input.from_dict"),
+        ),
+        "receipt-handed-in": Target(parse_handed_in, (handed_in.to_bytes(),), (f"{r}.handed_in.parse_handed_in",)),
+    }
+
+
 def targets() -> dict[str, Target]:
     """All of them, by name."""
     trace = b'1 openat(AT_FDCWD</w>, "a", O_RDONLY|O_CLOEXEC) = 3</w/a>\n1 execve("/bin/sh", ["sh"], 0x1 /* 2 */) = 0'
@@ -491,6 +576,7 @@ def targets() -> dict[str, Target]:
         },
         **_release(),
         **_roots(),
+        **_receipts(),
         **_endpoint(),
         "toml": Target(
             lambda raw: parse_toml(raw, what="text"),

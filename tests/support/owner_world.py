@@ -22,7 +22,7 @@ from adyton.errors import FetchFailed
 from adyton.keyserver.service import KeyService
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit_facts import DENIAL, WAITS, waiting
-from adyton.keystore.audit_key import audit_private_key
+from adyton.keystore.audit_key import audit_certificates, audit_private_key
 from adyton.keystore.grant_key import open_grant_key
 from adyton.keystore.home import Home
 from adyton.keystore.new_home import init_home
@@ -177,7 +177,7 @@ class World:
             audit_private_key(self.home.path),
             open_grant_key(self.home, self.store, actor="test"),
             combine=combine,
-            **changes,
+            **{"audit_certificates": audit_certificates(self.home.path), **changes},
         )
 
     def let_wait(self, measurement: Measurement, *, denial: str = "d-1", at_ms: int = 1, tee: str = "") -> None:

@@ -172,3 +172,10 @@ class AMDCollateral:
     def to_json(self) -> str:
         """As a JSON document."""
         return json.dumps(self.to_dict(), indent=1)
+
+
+def collateral_from_dict(document: dict[str, object]) -> Collateral | AMDCollateral | NoCollateral:
+    """The collateral of any vendor from the parsed JSON of `to_json`. Raises MalformedQuote."""
+    if not document:
+        return NoCollateral()
+    return Collateral.from_dict(document) if "qe_identity" in document else AMDCollateral.from_dict(document)

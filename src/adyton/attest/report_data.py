@@ -24,13 +24,13 @@ WORKLOAD_BYTES: Final = 32
 
 RELEASE: Final = b"adyton-release/4 report data\0"
 PROGRAM: Final = b"adyton report data/1 program\0"
-RECEIPT: Final = b"adyton report data/1 receipt\0"
+RECEIPT: Final = b"adyton receipt/1\0"
 ENDPOINT: Final = b"adyton report data/1 endpoint\0"
 
 LABELS: Final[Mapping[str, bytes]] = MappingProxyType(
     {"release": RELEASE, "program": PROGRAM, "receipt": RECEIPT, "endpoint": ENDPOINT}
 )
-"""Domain -> label. Each ends with its only NUL, so none begins another. Receipt is reserved."""
+"""Domain -> label. Each ends with its only NUL, so none begins another."""
 
 
 def check_report_data(report_data: bytes) -> None:
@@ -71,6 +71,11 @@ def program_report_data(workload: Measurement, user_data: bytes) -> bytes:
         )
     fields = framed(workload.raw, user_data.ljust(REPORT_DATA_BYTES, b"\0"))
     return hashlib.sha512(PROGRAM + fields).digest()
+
+
+def receipt_report_data(payload: bytes) -> bytes:
+    """The 64 bytes of the evidence at the end of a run, over the statement of its receipt (the payload of its DSSE)."""
+    return hashlib.sha512(RECEIPT + hashlib.sha256(payload).digest()).digest()
 
 
 class ProgramEvidence:

@@ -41,6 +41,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "mount": ("adyton.cli.mount", "Mount a folder of protected files as an ordinary one."),
     "umount": ("adyton.cli.umount", "End such a mount with everything flushed."),
     "verify": ("adyton.cli.verify", "Verify attestation evidence and explain the verdict."),
+    "receipt": ("adyton.cli.receipt", "Verify, show and connect the receipts of runs."),
     "audit": ("adyton.cli.audit", "List, verify and export the record of releases and refusals."),
     "backup": ("adyton.cli.backup", "Write keys, policies and audit record into one sealed file."),
     "restore": ("adyton.cli.restore", "Take such a file back, on this machine or another."),

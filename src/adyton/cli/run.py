@@ -20,8 +20,10 @@ _WITH_VALUE: Final = {
     "--sim-platform": "sim_platform",
     "--provisioning": "provisioning",
     "--grants": "grants",
+    "--receipt": "receipt",
+    "--after": "after",
 }
-_PATHS: Final = ("sim_platform", "grants")
+_PATHS: Final = ("sim_platform", "grants", "receipt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Line:
 
 def parse(args: Sequence[str]) -> Line | None:
     """The command line, where every word is plain; None sends the whole line to Typer, for help or a good error."""
-    found: dict[str, Any] = {"key_servers": ()}
+    found: dict[str, Any] = {"key_servers": (), "after": ()}
     as_json = False
     plain: list[str] = []
     words = list(args)
@@ -46,11 +48,15 @@ def parse(args: Sequence[str]) -> Line | None:
             break
         if word == "--json":
             as_json = True
+        elif word == "--receipt-plaintext":
+            found["receipt_plaintext"] = True
         elif option in _WITH_VALUE and (equals or words):
             value = value if equals else words.pop(0)
             name = _WITH_VALUE[option]
             if name == "key_servers":
                 found[name] += (value,)
+            elif name == "after":
+                found[name] += (Path(value),)
             else:
                 found[name] = Path(value) if name in _PATHS else value
         elif word.startswith("-"):

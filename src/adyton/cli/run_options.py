@@ -50,6 +50,18 @@ def run(
             help="Write the grants here, with the key servers' checkpoints, for `adyton audit verify --checkpoint`.",
         ),
     ] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a receipt of the run here: what it made of what, to be verified."),
+    ] = None,
+    receipt_plaintext: Annotated[
+        bool,
+        typer.Option("--receipt-plaintext", help="Have the receipt name SHA-256 of plaintexts, too."),
+    ] = False,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Receipt of a run that made inputs of this one; several allowed."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="When the program has ended, say how, as JSON on standard output.")
     ] = False,
@@ -67,6 +79,9 @@ def run(
         sim_platform=sim_platform,
         provisioning=provisioning,
         grants=grants,
+        receipt=receipt,
+        receipt_plaintext=receipt_plaintext,
+        after=tuple(after or ()),
         arguments=tuple(arguments or ()),
     )
     context.obj(request, as_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adyton.attest.appraise import Policy
 from adyton.attest.assess import Assessment, assess
 from adyton.attest.azure.evidence import AzureEvidence
-from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
+from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral, collateral_from_dict
 from adyton.attest.evidence import parse_evidence
 from adyton.attest.guest import confidential_kind
 from adyton.attest.policy.rules import CHANNELS
@@ -48,7 +48,7 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
         return None
     try:
         document = json.loads(kept)
-        collateral = _as_recorded(_collateral(document), body)
+        collateral = _as_recorded(collateral_from_dict(document), body)
         evidence = parse_evidence(raw)
         if isinstance(evidence, TPMQuote | AzureEvidence):
             evidence = evidence.with_event_log(log)
@@ -65,12 +65,6 @@ def replay(view: Reader, entry: Entry) -> Assessment | None:
     if approval is not None and "devices" not in body:
         policy = evidence_policy(approval, confidential_kind(tee))
     return assess(evidence, collateral, roots, policy, at, report_data=binding)
-
-
-def _collateral(document: dict[str, object]) -> Collateral | AMDCollateral | NoCollateral:
-    if not document:
-        return NoCollateral()
-    return Collateral.from_dict(document) if "qe_identity" in document else AMDCollateral.from_dict(document)
 
 
 def _as_recorded(

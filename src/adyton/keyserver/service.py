@@ -24,16 +24,17 @@ from adyton.keyserver.decisions import Decisions
 from adyton.keyserver.folder_roots import FolderRoots
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.keyserver.readiness import Readiness
+from adyton.keyserver.receipts import Receipts
 from adyton.keyserver.receive import received_chain, received_message
 from adyton.keyserver.record_limits import LogLimit, RefusalLimits
 from adyton.keyserver.refused_programs import Explainer
-from adyton.keyserver.run_messages import RunMessages
+from adyton.keyserver.run_messages import Handler, RunMessages
 from adyton.keyserver.stages import Refused, Release, Unchecked, Verified
 from adyton.keystore.audit import Checkpoint, sign_checkpoint
 from adyton.keystore.audit_facts import AWAITED
 from adyton.keystore.clock import now_ms
 from adyton.release.messages import ServerIdentity, check_challenge, make_challenge
-from adyton.release.run_messages import ROOT_COMMIT, ROOT_INTENT
+from adyton.release.run_messages import RECEIPT, ROOT_COMMIT, ROOT_INTENT
 from adyton.values import Digest, Nonce
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class KeyService:
         grant_key: GrantKey,
         *,
         combine: Callable[[Mapping[str, Digest]], Digest],
+        audit_certificates: tuple[bytes, bytes] | None = None,
         verify_devices: DeviceVerifier = no_devices,
         challenge_lifetime_s: int = 120,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -80,12 +82,24 @@ class KeyService:
         self._audit_key = audit_key
         self._grant_key = grant_key
         self.explainer = Explainer(store, combine)
-        folders = FolderRoots(store)
-        self.run_messages = RunMessages(store, identity, {ROOT_INTENT: folders.begin, ROOT_COMMIT: folders.commit})
         self._readiness = Readiness(store)
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
         self._on_decision = on_decision or (lambda _outcome, _seconds: None)
+        folders = FolderRoots(store)
+        handlers: dict[str, Handler] = {ROOT_INTENT: folders.begin, ROOT_COMMIT: folders.commit}
+        if audit_certificates is not None:
+            receipts = Receipts(
+                store,
+                verifier,
+                identity,
+                audit_key,
+                audit_certificates,
+                roots=self._accepted_roots,
+                clock=clock,
+            )
+            handlers[RECEIPT] = receipts.take
+        self.run_messages = RunMessages(store, identity, handlers)
         self._sim_roots: tuple[int, frozenset[Digest]] = (-1, frozenset())
         self._refusal_limits = RefusalLimits()
         self._decisions = Decisions(identity.server_name, self._refusal_limits)

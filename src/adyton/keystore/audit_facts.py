@@ -35,6 +35,7 @@ DISMISSED: Final = "candidate-dismissed"
 PRUNED: Final = "evidence-pruned"
 USED: Final = "used"
 FOLDER_ROOT: Final = "folder-root"
+RECEIPT: Final = "receipt"
 """Kinds of entries, one for each event."""
 
 AWAITED: Final = "awaited"
@@ -53,6 +54,7 @@ _SUBJECTS: Final[Mapping[str, str]] = {
     DENIAL: "denial",
     EXPLANATION: "denial",
     USED: "grant",
+    RECEIPT: "grant",
     "key-exported": "key",
     "backup": "backup",
 }

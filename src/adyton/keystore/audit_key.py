@@ -26,6 +26,19 @@ def audit_private_key(folder: Path) -> Ed25519PrivateKey:
     return key
 
 
+def audit_certificates(folder: Path) -> tuple[bytes, bytes]:
+    """The certificates of the audit key and of the owner's CA, from the home `folder`, DER. Raises StoreError."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    audit_public_key(folder)
+    audit, ca = (
+        x509.load_pem_x509_certificate(read_certificate(folder, name)).public_bytes(Encoding.DER)
+        for name in ("audit.crt", "ca.crt")
+    )
+    return audit, ca
+
+
 def audit_public_key(folder: Path) -> Ed25519PublicKey:
     """The key that checkpoints are verified with, from audit.crt, which must stand under the CA."""
     from cryptography import x509

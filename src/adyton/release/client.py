@@ -157,11 +157,21 @@ def tell_server(
     `action` is one of `run_messages.ACTIONS`, `grant` that owner's grant to this run. Returns the members of the
     answer. Raises OutOfOrder where the server does not know the grant, else what `obtain_keys` raises.
     """
-    owner = next((owner for owner in signed.manifest.adyton.owners if owner.name == owner_name), None)
-    if owner is None:
-        raise _no_owner(owner_name)
+    owner = _owner_of(signed, owner_name)
     conversation = _Conversation(signed, owner, _address_of(owner, servers), timeout_s)
     return conversation.tell(run_key, action, grant, payload)
+
+
+def identity_of(signed: SignedManifest, owner_name: str) -> ServerIdentity:
+    """The key server of one owner of this manifest, as evidence and messages name it."""
+    return _Conversation(signed, _owner_of(signed, owner_name), ("", 0), TIMEOUT_S).identity()
+
+
+def _owner_of(signed: SignedManifest, name: str) -> Owner:
+    for owner in signed.manifest.adyton.owners:
+        if owner.name == name:
+            return owner
+    raise _no_owner(name)
 
 
 def _late(what: str, timeout_s: float) -> Timeout:

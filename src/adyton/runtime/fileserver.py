@@ -22,6 +22,7 @@ from adyton.runtime.run_plan import EncryptedMount
 from adyton.runtime.signals import PASSED_ON
 from adyton.values import Key128
 from adyton.vfs import syscalls
+from adyton.vfs.node import FileState
 from adyton.vfs.owner import Owner
 from adyton.vfs.stage import StagedFile
 from adyton.vfs.storage_watchdog import STALLED_STATUS, START_S, StorageWatchdog
@@ -62,6 +63,8 @@ class Served:
     attestation: Attestation | None
     pinned: Mapping[str, tuple[Checked, str]] = field(default_factory=dict)
     """By the id of a pinned folder: what is in it, and the name under which this run writes to it."""
+    tells_states: bool = False
+    """Whether the server says at its end which state each file of the encrypted mounts has."""
 
     def trees(
         self,
@@ -122,6 +125,8 @@ class FileServer:
         self._error: Error | None = None
         self.roots: dict[str, dict[str, Any]] = {}
         """By the id of a pinned folder: the root of its last commit."""
+        self.states: list[tuple[int, FileState]] = []
+        """After the end, where they are told: files that the run opened, with the number of their mount."""
 
     @classmethod
     def start(cls, fuse_fd: int, served: Served) -> FileServer:
@@ -150,7 +155,7 @@ class FileServer:
         return [told for line in lines if (told := self._heard(line)) is not None]
 
     def _heard(self, line: bytes) -> str | None:
-        """The words of one line. None for one that tells a root."""
+        """The words of one line. None for one that tells a state or a root."""
         try:
             message = json.loads(line)
             if "event" in message:
@@ -158,6 +163,10 @@ class FileServer:
             if "root" in message:
                 folder, root = message["root"]
                 self.roots[folder] = root
+                return None
+            if "state" in message:
+                number, path, size, found, root = message["state"]
+                self.states.append((number, FileState(path, size, bytes.fromhex(found), bytes.fromhex(root))))
                 return None
         except (ValueError, TypeError):
             return line.decode(errors="replace")
@@ -272,6 +281,8 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
             trees = served.trees(event, watchdog, committed)
         watchdog.stop()
         fuse.serve(trees, f"/dev/fd/{fuse_fd}", event=event, watchdog=watchdog, owner=served.owner)
+        if served.tells_states:
+            _tell_states(trees, events)
     except Error as error:
         with contextlib.suppress(OSError):
             os.write(events, error.to_bytes() + b"\n")
@@ -280,6 +291,15 @@ def _serve(parent: int, fuse_fd: int, events: int, served: Served) -> int:
         event(f"{error.filename}: {error.strerror}")
         return 1
     return 0
+
+
+def _tell_states(trees: Mapping[str, Tree], events: int) -> None:
+    """One line for each file of the encrypted mounts that the run opened. The keeper listens until the end."""
+    with open(os.dup(events), "wb") as lines:
+        for name, tree in trees.items():
+            for state in getattr(tree, "states", tuple)():
+                told = [int(name), state.path, state.size, state.found_root.hex(), state.root.hex()]
+                lines.write(json.dumps({"state": told}).encode() + b"\n")
 
 
 def _one_line(text: str) -> str:

@@ -38,6 +38,7 @@ from adyton.vfs.storage_watchdog import ANSWER_S, START_S, StorageWatchdog
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
     from adyton.runtime.ingress_process import Doors, IngressProcess
+    from adyton.runtime.receipt_maker import MountStates, ReceiptMaker
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Before the program runs these end the run. The others are kept for the program."""
@@ -86,8 +87,12 @@ class Keeper:
         umask: int,
         tell: Callable[[dict[str, Any]], None],
         doors: Doors | None = None,
+        receipt: ReceiptMaker | None = None,
     ) -> None:
         self._plan = plan
+        self._receipt = receipt
+        self._taken: dict[str, list[tuple[str, bytes]]] = {}
+        self._keys: Mapping[str, Key128] = {}
         self._doors = doors
         self._ingress: IngressProcess | None = None
         self._ingress_ended = False
@@ -158,7 +163,11 @@ class Keeper:
                 self._take_down()
             raise
         self._take_down()
-        return {"exit_code": exit_code, "seconds": self._seconds, "events": self._told_events(), "facts": self._facts}
+        facts = dict(self._facts)
+        if self._receipt is not None:
+            with self._phase("receipt"):
+                facts["receipt"] = self._receipt_text(self._receipt, exit_code)
+        return {"exit_code": exit_code, "seconds": self._seconds, "events": self._told_events(), "facts": facts}
 
     def _listen(self, doors: Doors) -> Callable[[], IngressProcess]:
         """Bind the ports on the host's network. Returns the start of the process that serves them."""
@@ -220,6 +229,8 @@ class Keeper:
             self._check_delivered(delivered)
         self._facts = delivered.facts
         keys = {**plan.insecure_keys, **delivered.keys}
+        if self._receipt is not None:
+            self._keys = keys
         if plan.pinned:
             with self._phase("pinned folders"):
                 self._pinned = self._check_pinned(delivered, keys)
@@ -303,6 +314,7 @@ class Keeper:
                 else {folder: (found, self._pinned.writer(folder)) for folder, found in self._pinned.checked.items()},
                 files=large,
                 attestation=Attestation(self._evidence, named, self._plan.attestation_type) if attest else None,
+                tells_states=self._receipt is not None,
             ),
         )
 
@@ -310,7 +322,7 @@ class Keeper:
         staged = 0
         for mount in self._staging_plan.staged_mounts:
             key, target = keys[mount.key_name], root.path + mount.path
-            taken: dict[str, bytes] = {}
+            taken = self._taken.setdefault(mount.source, [])
             with self._host(f"encrypted input {mount.source}", START_S):
                 staged += stage_encrypted(
                     mount.source,
@@ -320,10 +332,10 @@ class Keeper:
                     links=links if mount.path else None,  # at the root the sandbox itself is made
                     owner=self._owner,
                     advance=lambda _done: self._watchdog.progress(),
-                    seen=taken.__setitem__,
+                    seen=_appending(taken) if self._receipt is not None or mount.pinned else _unseen,
                 )
                 if mount.pinned and self._pinned is not None:
-                    self._pinned.check_staged(mount, taken, target, links=bool(mount.path))
+                    self._pinned.check_staged(mount, dict(taken), target, links=bool(mount.path))
         return staged
 
     def _mount(self, root: Root) -> None:
@@ -553,6 +565,53 @@ class Keeper:
             else "the entrypoint must be an ELF program, or a script with #!",
         )
 
+    # ---------------------------------------------------------------- the receipt
+
+    def _receipt_text(self, maker: ReceiptMaker, exit_code: int) -> str:
+        """The receipt in base64, once everything is flushed."""
+        import base64
+
+        from adyton.runtime.receipt_maker import Concluded
+
+        ended = Concluded(exit_code, self._mount_states(), self._keys)
+        raw = maker.conclude(
+            ended,
+            self._event_at_end,
+            reading=self._host("outputs for the receipt", ANSWER_S),
+            progress=self._watchdog.progress,
+        )
+        return base64.b64encode(raw).decode()
+
+    def _event_at_end(self, text: str) -> None:
+        """An event after the log was closed."""
+        self._events[text] = self._events.get(text, 0) + 1
+        self._tell({"note": text})
+
+    def _mount_states(self) -> list[MountStates]:
+        """What the run took and made, by mount. The log is one more."""
+        from adyton.runtime.receipt_maker import MountStates
+
+        found = [
+            MountStates(mount.source, mount.key_name, self._taken.get(mount.source, ()), ())
+            for mount in self._staging_plan.staged_mounts
+        ]
+        served = self._served_mounts()
+        states = [] if self._files is None else self._files.states
+        for number, mount in enumerate(served):
+            own = [state for of, state in states if of == number]
+            found.append(
+                MountStates(
+                    mount.source,
+                    mount.key_name,
+                    [(state.path, state.found_root) for state in own if state.found_root],
+                    [(state.path, state.root) for state in own if state.root != state.found_root],
+                )
+            )
+        if self._plan.log is not None and self._log is not None:
+            log = self._plan.log
+            found.append(MountStates(log.source, log.key_name, (), [(log.source, self._log.root)]))
+        return found
+
     # ---------------------------------------------------------------- the end
 
     def _take_down(self) -> None:
@@ -585,6 +644,14 @@ class Keeper:
         self._seconds["flush"] = round(time.monotonic() - began, 4)
         if failure is not None:
             raise failure
+
+
+def _unseen(_path: str, _root: bytes) -> None:
+    """Nobody asks which states were taken."""
+
+
+def _appending(taken: list[tuple[str, bytes]]) -> Callable[[str, bytes], None]:
+    return lambda path, root: taken.append((path, root))
 
 
 def _may_be_made(mount: EncryptedMount) -> bool:

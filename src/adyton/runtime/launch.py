@@ -34,9 +34,11 @@ from adyton.vfs import syscalls
 if TYPE_CHECKING:
     from adyton.attest.report_data import ProgramEvidence
     from adyton.runtime.ingress_process import Doors
+    from adyton.runtime.receipt_maker import ReceiptMaker
 
 END_LIMIT_S: Final = 2.0
-_MAX_MESSAGE_BYTES: Final = 1 << 20
+_MAX_MESSAGE_BYTES: Final = 16 << 20
+"""The longest is the end of a run with a receipt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,12 @@ def launch(
     note: Callable[[str], None] = lambda _text: None,
     jobs: int | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
+    receipt: ReceiptMaker | None = None,
 ) -> Ended:
     """Run a plan to its end. Raises Error where it could not start or its outputs could not be kept.
 
     `evidence` is for the program's /dev/attestation. Without it there are no quotes. `doors` are the ports through
-    which clients reach the program.
+    which clients reach the program. With `receipt` the facts of the end have the receipt, in base64.
     `obtain` is called in the keeper, beside the staging of trusted files, and its keys never leave the keeper.
     Call it from the main thread: a run is bound to the thread that started it.
     """
@@ -81,7 +84,7 @@ def launch(
         _become_keeper(
             parent,
             report_in,
-            lambda tell, umask: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, umask, tell, doors),
+            lambda tell, umask: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, umask, tell, doors, receipt),
         )
     os.close(report_in)
     with pass_on(lambda number: os.kill(keeper, number)):
@@ -106,7 +109,9 @@ def _become_keeper(
         raw = json.dumps(message).encode()
         if len(raw) < _MAX_MESSAGE_BYTES:
             with contextlib.suppress(BrokenPipeError):
-                os.write(report, raw + b"\n")
+                rest = raw + b"\n"
+                while rest:
+                    rest = rest[os.write(report, rest) :]
 
     status = 1
     try:

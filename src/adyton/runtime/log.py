@@ -72,6 +72,11 @@ class EncryptedLog:
         self._pending_bytes = 0
         self._flushed_at = time.monotonic()
 
+    @property
+    def root(self) -> bytes:
+        """The root of the protected file, as of its last commit."""
+        return self._file.root
+
     def close(self) -> None:
         """Commit and close."""
         try:

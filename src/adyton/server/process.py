@@ -26,7 +26,7 @@ from adyton.collateral.lookup import Lookup
 from adyton.collateral.store import CollateralStore
 from adyton.collateral.verifier import Verifier
 from adyton.keyserver.service import KeyService
-from adyton.keystore.audit_key import audit_private_key
+from adyton.keystore.audit_key import audit_certificates, audit_private_key
 from adyton.keystore.certificate_file import read_certificate
 from adyton.keystore.clock import now_ms
 from adyton.keystore.grant_key import open_grant_key
@@ -148,6 +148,7 @@ def run(
             audit_private_key(home.path),
             open_grant_key(home, store, actor="adyton serve"),
             combine=combine,
+            audit_certificates=audit_certificates(home.path),
             verify_devices=GPUVerifier(collateral_store).verify,
             challenge_lifetime_s=home.limit("challenge_lifetime_s"),
             on_decision=None if metrics is None else metrics.observe,

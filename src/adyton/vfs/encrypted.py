@@ -25,7 +25,7 @@ from adyton.values import Key128
 from adyton.vfs.host_file import IN_THE_WAY
 from adyton.vfs.host_folder import FUSE_HIDDEN, HostFolder, os_error
 from adyton.vfs.known_names import KnownNames
-from adyton.vfs.node import FIXED_TIME_NS, Node, OpenFile
+from adyton.vfs.node import FIXED_TIME_NS, FileState, Node, OpenFile
 from adyton.vfs.open_files import OpenFiles
 from adyton.vfs.rename import KNOWN_FLAGS, Rename, check_rename
 from adyton.vfs.storage_watchdog import StorageWatchdog
@@ -492,6 +492,10 @@ class EncryptedTree:
     def room(self) -> os.statvfs_result:
         """How full the host's file system is."""
         return os.fstatvfs(self._host.base)
+
+    def states(self) -> Iterator[FileState]:
+        """The state of every file that this run has opened, as of its last closing."""
+        return self._files.states()
 
     def close(self) -> None:
         """Close whatever is still open. Every file is flushed."""

@@ -40,6 +40,10 @@ class KnownNames:
         """Every node."""
         return iter(self._nodes.values())
 
+    def named(self) -> Iterator[tuple[str, Node]]:
+        """Every node that has a name, with its path."""
+        return ((path, node) for path, node in self._nodes.items() if path not in self._hidden)
+
     def get(self, path: str) -> Node | None:
         """The node at a path, if it was looked at."""
         return self._nodes.get(path)

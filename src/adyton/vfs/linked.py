@@ -81,6 +81,7 @@ class LinkedTree:
         self.set_node_times = files.set_node_times
         self.room = files.room
         self.close = files.close
+        self.states = files.states
 
     # ---------------------------------------------------------------- what a name is
 

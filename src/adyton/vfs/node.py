@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from adyton.vfs.stage import FIXED_TIME_S
 
@@ -28,6 +28,8 @@ class Node:
     atime_ns: int
     size: int = -1
     root: bytes = b""
+    found_root: bytes = b""
+    """Of a file that was there before this run first opened it: the root that it had."""
     links: int = 1
     complete: bool = False
     """Of a folder: a name that is not known to be in it is not there, whatever the host shows."""
@@ -43,6 +45,15 @@ class Node:
     def kind(self) -> int:
         """S_IFDIR, S_IFLNK or S_IFREG."""
         return stat.S_IFDIR if self.is_folder else stat.S_IFLNK if self.target else stat.S_IFREG
+
+
+class FileState(NamedTuple):
+    """A stored path, the plaintext size in bytes, and the root of the file before this run (b"": none) and now."""
+
+    path: str
+    size: int
+    found_root: bytes
+    root: bytes
 
 
 @dataclass(slots=True)

@@ -18,10 +18,10 @@ from adyton.vfs.host_file import HostFile
 from adyton.vfs.host_folder import HostFolder, os_error
 from adyton.vfs.mount_lookup import join
 from adyton.vfs.native_reader import open_native_reader
-from adyton.vfs.node import Node, OpenFile
+from adyton.vfs.node import FileState, Node, OpenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from adyton.roots.pinned_folder import PinnedFolder
     from adyton.values import Key128
@@ -84,7 +84,10 @@ class OpenFiles:
             power_safe=self._power_safe,
         )
         file.announce_to(self._announce)
-        return self._opened(path, file, host, known or self._new_node(path, found, None))
+        node = known or self._new_node(path, found, None)
+        if not node.root:
+            node.found_root = file.root
+        return self._opened(path, file, host, node)
 
     def create(self, path: str, mode: int) -> OpenFile:
         """Create a file at a path where the run knows none."""
@@ -181,6 +184,12 @@ class OpenFiles:
                 opened.file.rebind(self._sealed(opened.path or ""))
             except Error as error:
                 self._event(f"{opened.host.name}: {error.message}")
+
+    def states(self) -> Iterator[FileState]:
+        """The state of every file that this run has opened and that has a name, as of its last closing."""
+        for path, node in self._known.named():
+            if node.root:
+                yield FileState(self._sealed(path), node.size, node.found_root, node.root)
 
     def close(self) -> None:
         """Close whatever is still open. Every file is flushed, and a failure is told as an event."""

@@ -7,6 +7,7 @@ fresh interpreter, which calls `run_here`, and which alone forks the keeper.
 
 from __future__ import annotations
 
+import base64
 import errno
 import fcntl
 import json
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from adyton.runtime.ingress_process import Doors
     from adyton.runtime.keeper import Delivered
     from adyton.runtime.pinned import GivenRoots
+    from adyton.runtime.receipt_maker import ReceiptMaker
+    from adyton.runtime.run_plan import Plan
+    from adyton.tee.gpu_source import GPUSource
     from adyton.tee.source import QuoteSource
     from adyton.typed_document import TypedDocument
     from adyton.workflow.progress import Notice
@@ -59,6 +63,12 @@ class Request:
     sim_platform: Path | None = None
     provisioning: str = "adyton"
     grants: Path | None = None
+    receipt: Path | None = None
+    """Where the receipt of the run goes."""
+    receipt_plaintext: bool = False
+    """Whether the receipt names SHA-256 values of plaintexts."""
+    after: tuple[Path, ...] = ()
+    """Receipts of runs that made inputs of this one."""
     arguments: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -71,6 +81,9 @@ class Request:
                 "sim_platform": None if self.sim_platform is None else str(self.sim_platform),
                 "provisioning": self.provisioning,
                 "grants": None if self.grants is None else str(self.grants),
+                "receipt": None if self.receipt is None else str(self.receipt),
+                "receipt_plaintext": self.receipt_plaintext,
+                "after": [str(path) for path in self.after],
                 "arguments": self.arguments,
             }
         )
@@ -86,6 +99,9 @@ class Request:
             sim_platform=None if found["sim_platform"] is None else Path(found["sim_platform"]),
             provisioning=found["provisioning"],
             grants=None if found["grants"] is None else Path(found["grants"]),
+            receipt=None if found["receipt"] is None else Path(found["receipt"]),
+            receipt_plaintext=found["receipt_plaintext"],
+            after=tuple(map(Path, found["after"])),
             arguments=tuple(found["arguments"]),
         )
 
@@ -151,13 +167,19 @@ def run(
     sim_platform: Path | None = None,
     provisioning: str = "adyton",
     grants: Path | None = None,
+    receipt: Path | None = None,
+    receipt_plaintext: bool = False,
+    after: Sequence[Path] = (),
     notice: Notice = unheard,
 ) -> Ran:
     """Run a manifest's program in a TEE to its end, as `adyton run` does, in a fresh process of its own.
 
     `arguments` are the program's, where its manifest takes them from here. `key_servers` is HOST:PORT, or a mapping
     from each owner to hers. What the program prints goes to its encrypted log, or to this process's standard output and
-    error where its manifest says so. The program's own failure is in the result: see `Ran.require`. Where the program
+    error where its manifest says so. `receipt` is a new file for the receipt of the run. With `receipt_plaintext` it
+    names SHA-256 values of plaintexts, too. `after` are receipts of runs that made inputs of this one.
+
+    The program's own failure is in the result: see `Ran.require`. Where the program
     did not start, or its outputs could not be kept, the error of that is raised.
     """
     if isinstance(key_servers, str):
@@ -173,6 +195,9 @@ def run(
         sim_platform=sim_platform,
         provisioning=provisioning,
         grants=grants,
+        receipt=receipt,
+        receipt_plaintext=receipt_plaintext,
+        after=tuple(after),
         arguments=arguments,
     )
     report, end = os.pipe2(os.O_CLOEXEC)
@@ -261,6 +286,8 @@ def run_here(request: Request, notice: Notice = unheard) -> Ran:
         manifest=Path(index.manifest),
         sim_platform=None if request.sim_platform is None else request.sim_platform.absolute(),
         grants=None if request.grants is None else request.grants.absolute(),
+        receipt=None if request.receipt is None else request.receipt.absolute(),
+        after=tuple(path.absolute() for path in request.after),
     )
     _enter(folder / WORK)
 
@@ -318,6 +345,8 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
         from adyton.tee.gpu_source import open_gpus
 
         gpus = open_gpus(request.tee, request.sim_platform)
+    if request.receipt is not None or request.receipt_plaintext or request.after:
+        _check_receipt(request, signed)
     if request.tee in UNDER_GRAMINE:
         return _run_under_gramine(request, request.tee, signed, notice)
     check_tee(signed.manifest, request.tee)
@@ -329,15 +358,17 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
     for text in made.notes:
         notice(text)
 
+    maker = None if request.receipt is None else _receipt_maker(request, signed, made, source, gpus, count)
+
     def obtain() -> Delivered:
         from adyton.release.client import obtain_keys
         from adyton.release.run_key import RunKey
         from adyton.runtime.keeper import Delivered
 
+        run_key = RunKey() if maker is None else maker.begin()
         if not made.key_names and not made.secrets:
             return Delivered({})
         servers = _servers(request.key_servers)
-        run_key = RunKey()
         released = obtain_keys(
             signed,
             source,
@@ -348,11 +379,13 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             run_key=run_key,
             folders=[mount.pinned for mount in made.pinned],
         )
+        if maker is not None:
+            maker.released(released)
         facts = {"grants": [_told(grant) for grant in released.grants]}
         roots = _given_roots(signed, servers, run_key, released) if made.pinned else None
         return Delivered(released.keys, released.secrets, facts, roots)
 
-    with _grants_file(request.grants) as keep:
+    with _grants_file(request.grants) as keep, _receipt_file(request.receipt) as keep_receipt:
         ended = launch(
             made,
             obtain,
@@ -360,15 +393,17 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             evidence=program_evidence(source, signed.manifest, signed.measurement),
             doors=_doors(source, signed),
             note=notice,
+            receipt=maker,
         )
         keep(ended.facts.get("grants", ()))
+        keep_receipt(ended.facts.get("receipt", ""))
     return Ran(
         tee=request.tee,
         measurement=signed.measurement.hex(),
         exit_code=ended.exit_code,
         seconds=dict(ended.seconds),
         events=tuple(ended.events),
-        facts=dict(ended.facts),
+        facts={name: value for name, value in ended.facts.items() if name != "receipt"},
         log=None if made.log is None else made.log.source,
         log_key=None if made.log is None else made.log.key_name,
     )
@@ -416,35 +451,100 @@ def _told(grant: GrantInfo) -> dict[str, Any]:
 
 
 @contextmanager
-def _grants_file(path: Path | None) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+def _grants_file(path: Path | None) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], object]]:
     """A new file for the grants, made before any key is asked for; a run that gets none leaves none."""
+    with _new_file(path, "--grants", "no such file: an older one may be what proves a record cut") as write:
+        yield lambda grants: write(json.dumps({"grants": list(grants)}, indent=2).encode() if grants else b"")
+
+
+@contextmanager
+def _receipt_file(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """A new file for the receipt, made before any key is asked for; a run that ends without one leaves none."""
+    with _new_file(path, "--receipt", "no such file: an older receipt is never written over") as write:
+        yield lambda text: write(base64.b64decode(text))
+
+
+@contextmanager
+def _new_file(path: Path | None, option: str, expected: str) -> Iterator[Callable[[bytes], object]]:
     if path is None:
-        yield lambda _grants: None
+        yield lambda _content: None
         return
     try:
-        file = path.open("x", encoding="utf-8")
+        file = path.open("xb")
     except FileExistsError:
         raise TargetExists(
             f"{path} exists already",
-            check="--grants",
-            expected="no such file: an older one may be what proves a record cut",
+            check=option,
+            expected=expected,
             seen=str(path),
             remedy="name another file",
         ) from None
     except OSError as error:
         raise StorageFailed(
             f"cannot write {path}: {error.strerror}",
-            check="--grants",
+            check=option,
             expected="a file that can be written",
             seen=str(error.strerror),
             remedy="name another file",
         ) from error
     with file:
         try:
-            yield lambda grants: json.dump({"grants": list(grants)}, file, indent=2) if grants else None
+            yield file.write
         finally:
             if file.tell() == 0:
                 path.unlink(missing_ok=True)
+
+
+def _check_receipt(request: Request, signed: SignedManifest) -> None:
+    """Refuse a receipt where no keeper stands between the program and what would sign it."""
+    if request.receipt is None:
+        raise UsageError(
+            "--receipt-plaintext and --after say what a receipt holds",
+            check="--receipt",
+            expected="--receipt FILE, too",
+            seen="no --receipt",
+        )
+    adyton = signed.manifest.adyton
+    refusals = (
+        (request.tee in UNDER_GRAMINE, "a TEE with a keeper apart from the program", f"--tee {request.tee}"),
+        (request.provisioning != "adyton", "keys over adyton, which knows a key of the run", request.provisioning),
+        (adyton.raw_report_data, "a manifest without insecure__raw_report_data", "insecure__raw_report_data = true"),
+    )
+    for refused, expected, seen in refusals:
+        if refused:
+            raise UsageError(
+                "this run can have no receipt: the program itself could have made it",
+                check="--receipt",
+                expected=expected,
+                seen=seen,
+                remedy="run it in a trust domain or another confidential machine (or under sim to rehearse), over"
+                " adyton; or leave --receipt out",
+            )
+
+
+def _receipt_maker(
+    request: Request, signed: SignedManifest, made: Plan, source: QuoteSource, gpus: GPUSource | None, count: int
+) -> ReceiptMaker:
+    from adyton.attest.devices import device_digest
+    from adyton.receipt.statement import given_by_host
+    from adyton.runtime.receipt_maker import ReceiptMaker, limits_of
+    from adyton.workflow.receipt import predecessor
+
+    manifest = signed.manifest
+    names = tuple(os.environ) if manifest.use_host_env else manifest.env_passthrough
+    return ReceiptMaker(
+        signed,
+        source,
+        _servers(request.key_servers) if made.key_names or made.secrets else {},
+        limits=limits_of(made, manifest),
+        devices=device_digest(() if gpus is None else gpus.named(count)),
+        given_by_host=given_by_host(
+            request.arguments if manifest.use_cmdline_argv else (),
+            {name: os.environ[name] for name in names if name in os.environ},
+        ),
+        plaintext=request.receipt_plaintext,
+        predecessors=[predecessor(path) for path in request.after],
+    )
 
 
 def _open_source(request: Request, tee: str, signed: SignedManifest, gpus: tuple[Device, ...]) -> QuoteSource:

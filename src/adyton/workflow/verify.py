@@ -156,7 +156,7 @@ def verify(
             )
         wanted = bound
     _check_length(wanted, parsed)
-    found = _collateral(parsed, collateral, home, now)
+    found = collateral_of(parsed, collateral, home, now)
     roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.every_tpm_root)
     assessment = assess(parsed, found, roots, rules, now, report_data=wanted)
     return Verdict(assessment, None if assessment.report is None else _firmware(parsed, collateral, now))
@@ -312,7 +312,7 @@ def _evidence(raw: bytes) -> tuple[Evidence, bytes | None]:
     return parse_evidence(raw), None
 
 
-def _collateral(
+def collateral_of(
     evidence: Evidence,
     given: Collateral | AMDCollateral | Sequence[str | Path],
     home: Path | None,
