@@ -222,3 +222,29 @@ def test_environment_is_the_manifests_and_what_it_lets_through() -> None:
     assert _plan(replace(BASE, env_src_file="file:argv"), b"X=1=2\0", host_env=host).env == {"X": "1=2"}
     with pytest.raises(MalformedManifest):
         _plan(replace(BASE, env_src_file="file:argv"), b"X\0")
+
+
+def _with_mounts(*mounts: Mount) -> Plan:
+    return _plan(replace(BASE, mounts=(Mount("chroot", "/bin", "file:/host/bin"), *mounts)))
+
+
+def test_pinned_mount_has_its_folder_id_and_a_recovery_log() -> None:
+    """The id is that of key and folder; a power cut must not take what a root names."""
+    made = _with_mounts(Mount("encrypted", "/out", "file:./out/", "k", pinned=True))
+    assert [(mount.pinned, mount.recovery) for mount in made.pinned] == [("k/out", True)]
+    assert _with_mounts(Mount("encrypted", "/out", "file:./out/", "k")).pinned == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Mount("encrypted", "/in", "file:out/in/", "k"),
+        Mount("encrypted", "/in", "file:out/", "k"),
+        Mount("encrypted", "/out/in", "file:in/", "k"),
+    ],
+)
+def test_pinned_folder_is_that_of_one_mount_alone(other: Mount) -> None:
+    """Nothing lies in it, on the host or inside."""
+    with pytest.raises(MalformedManifest, match="is not that of one mount alone") as caught:
+        _with_mounts(Mount("encrypted", "/out", "file:./out/", "k", pinned=True), other)
+    assert caught.value.check == "pinned mount /out"
