@@ -106,6 +106,7 @@ class EncryptedTree:
             pinned=self._pinned,
         )
         if self._pinned is not None:
+            self._pinned.sync_within(self._watchdog.syncing)
             entries = self._pinned.entries
         if entries is not None:
             self._know_all(entries)
@@ -117,7 +118,8 @@ class EncryptedTree:
             node = self._new_node(path, is_folder=entry.is_folder, mode=None, host=None)
             node.complete = entry.is_folder
             if not entry.is_folder:
-                node.root, node.size = entry.root, entry.size
+                node.root = node.found_root = entry.root
+                node.size = entry.size
 
     @contextlib.contextmanager
     def _told(self, path: str, tell: Callable[[PinnedFolder, str], None]) -> Iterator[None]:
@@ -353,8 +355,7 @@ class EncryptedTree:
     def _commit(self) -> None:
         """Make what a pinned folder holds now the state that the next run is held to."""
         if self._pinned is not None:
-            with self._watchdog.syncing():
-                self._pinned.commit()
+            self._pinned.commit()
 
     # ---------------------------------------------------------------- names
 

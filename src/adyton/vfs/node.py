@@ -30,6 +30,8 @@ class Node:
     root: bytes = b""
     found_root: bytes = b""
     """Of a file that was there before this run first opened it: the root that it had."""
+    was_opened: bool = False
+    """Of a file: whether this run has opened it."""
     links: int = 1
     complete: bool = False
     """Of a folder: a name that is not known to be in it is not there, whatever the host shows."""

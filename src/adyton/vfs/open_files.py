@@ -188,7 +188,7 @@ class OpenFiles:
     def states(self) -> Iterator[FileState]:
         """The state of every file that this run has opened and that has a name, as of its last closing."""
         for path, node in self._known.named():
-            if node.root:
+            if node.was_opened and node.root:
                 yield FileState(self._sealed(path), node.size, node.found_root, node.root)
 
     def close(self) -> None:
@@ -221,6 +221,7 @@ class OpenFiles:
             node.size_before_enospc = node.size
         node.size = file.size
         node.root = file.root
+        node.was_opened = True
         native_reader = None if node.size_before_enospc > file.size else open_native_reader(host.fileno())
         if native_reader is not None:
             file.use_native_reader(native_reader)
