@@ -423,6 +423,7 @@ def _check_mutations(world: ReceiptWorld, made: Made, count: int, seed: int) -> 
     return fields
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # cryptography says so of a changed certificate
 def test_changed_receipts_are_refused_or_make_the_same_claims(world: ReceiptWorld, made: Made) -> None:
     """Some hundreds of receipts with one field or byte changed."""
     fields = _check_mutations(world, made, 600, 1)
@@ -431,6 +432,7 @@ def test_changed_receipts_are_refused_or_make_the_same_claims(world: ReceiptWorl
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # cryptography says so of a changed certificate
 def test_a_hundred_thousand_changed_receipts_are_refused_or_make_the_same_claims(
     world: ReceiptWorld, made: Made
 ) -> None:
