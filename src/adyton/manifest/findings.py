@@ -185,7 +185,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("flock", _W, _NOTE, "sys.experimental__enable_flock", "flock is experimental in Gramine (under SGX)", _OUT, lambda m: _if(m.enable_flock)),
     Rule("mocked-call", _W, _NOTE, "sys.debug__mock_syscalls", "the results of the system call {} are made up (under SGX)", _OUT, lambda m: m.mock_syscalls),
     Rule("sealed-to-signer", _W, _NOTE, "fs.mounts", "the key of {} is the processor's, the same for every enclave of this signer (under SGX)", 'use "_sgx_mrenclave", or a key server\'s key', lambda m: _mounts(m, lambda mount: mount.type == "encrypted" and mount.key_name == SGX_SEALING_KEYS[1])),
-    Rule("unpinned-folder", _W, _NOTE, "fs.mounts", "the encrypted folder {} is written and not pinned: between two runs the host can put back older files, and remove files", "write pinned = true at the mount, and pin the folder (adyton pin)", lambda m: _mounts(m, lambda mount: mount.type == "encrypted" and not mount.pinned and mount.path not in m.adyton.read_only)),
+    Rule("unpinned-folder", _W, _NOTE, "fs.mounts", "the encrypted folder {} is written and not pinned: between two runs the host can put back older files, and remove files", "write pinned = true at the mount, and pin the folder (adyton pin); under SGX it cannot be had", lambda m: _mounts(m, lambda mount: mount.type == "encrypted" and not mount.pinned and mount.path not in m.adyton.read_only)),
     Rule("library-log", _W, _GRAMINE, "loader.log_level", "the log may show data (under SGX)", _OUT, lambda m: _if(m.log_level in ("warning", "debug", "trace", "all"))),
 )  # fmt: skip
 """Every finding there is. A name is never reused for something else: it stands in audit records."""

@@ -196,8 +196,8 @@ def _firmware(
 
 
 def _stored_endorsement(evidence: Evidence, home: Path | None, now: datetime) -> GoogleFirmware | None:
+    from adyton.attest.google import endorsed_measurement
     from adyton.collateral.documents import endorsement_subject
-    from adyton.collateral.google import endorsed_measurement
     from adyton.collateral.store import CollateralStore
     from adyton.keystore.home import default_home
 
