@@ -50,6 +50,7 @@ class FolderRoots:
             _check_goes_on(stored, intent.root)
             if stored.holder == grant:  # the answer was lost
                 return {"fence": stored.fence}
+            _check_given(stored, message, intent.root)
             fence = min(stored.fence + 1, MAX_FENCE)
             change.set_folder(replace(stored, root=intent.root, fence=fence, holder=grant), BEGUN, now_ms())
         return {"fence": fence}
@@ -95,6 +96,16 @@ def _stored(change: Transaction, message: VerifiedMessage, folder: str) -> Store
 def _check_goes_on(stored: StoredFolder, root: Root) -> None:
     newest = stored.root
     if root.sequence < newest.sequence or (root.sequence == newest.sequence and root.head != newest.head):
+        raise _of_another_run(stored, root)
+
+
+def _check_given(stored: StoredFolder, message: VerifiedMessage, root: Root) -> None:
+    """A run knows only of the root in its grant that its own came from it. Raises OutOfOrder where that is not enough.
+
+    A newer root has its place only after that one: its owner may have accepted another state since, and the host may
+    have kept the message until then.
+    """
+    if not root.is_same(stored.root) and message.run.facts["folders"][stored.folder] != stored.root.sequence:
         raise _of_another_run(stored, root)
 
 

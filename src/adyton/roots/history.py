@@ -38,15 +38,15 @@ class Window:
 
     states: dict[str, list[Entry | None]] = field(default_factory=dict)
     """By path, every state since the last commit, that one first. None: nothing was there."""
-    names: dict[str, frozenset[str]] = field(default_factory=dict)
-    """By path, for what was there at the last commit and was moved since: every name that it had."""
+    names: dict[str, frozenset[tuple[str, bytes]]] = field(default_factory=dict)
+    """By path, for what was there at the last commit and was moved since: every name that it had, with its root."""
 
-    def names_of(self, path: str) -> frozenset[str]:
-        """The names of what is at a path since the last commit. None for what was made after it."""
+    def names_of(self, path: str, now: Entry | None) -> frozenset[tuple[str, bytes]]:
+        """Names and roots since the last commit of what is at a path now. None for what was made after it."""
         if path in self.names:
             return self.names[path]
-        was_there = path not in self.states or self.states[path][0] is not None
-        return frozenset((path,)) if was_there else frozenset()
+        states = self.states.get(path, [now])
+        return frozenset() if states[0] is None else frozenset((path, each.root) for each in states if each is not None)
 
 
 class History:
@@ -112,17 +112,17 @@ class History:
 
     def _change(self, steps: tuple[Step, ...]) -> None:
         moved = {
-            step.path: self.window.names_of(step.moved_from)
+            step.path: self.window.names_of(step.moved_from, self.entries.get(step.moved_from))
             for step in steps
             if step.moved_from and step.entry is not None
         }
         for step in steps:
             states = self.window.states.setdefault(step.path, [self.entries.get(step.path)])
             states.append(step.entry)
-            names = moved.get(step.path, frozenset())
-            if names:
-                self.window.names[step.path] = names | {step.path}
-            elif step.path in moved or step.entry is None:
+            names = moved[step.path] if step.path in moved else self.window.names.get(step.path)
+            if names and step.entry is not None:
+                self.window.names[step.path] = names | {(step.path, step.entry.root)}
+            else:
                 self.window.names.pop(step.path, None)
             if step.entry is None:
                 self.entries.pop(step.path, None)

@@ -144,8 +144,9 @@ def judge_folder(shown: str, history: History, seen: Mapping[str, Seen], now_s: 
             wrong.append(_told(path, newest, found, now_s))
     for path in history.entries:  # what was moved must be under one of its names
         names = window.names.get(path)
-        if names and path not in accepted and not any(name in accepted for name in names):
-            wrong.append(f"{path}: missing, and was {' or '.join(sorted(names - {path}))} before")
+        if names and not any(name in accepted and accepted[name].root == root for name, root in names):
+            once = {name for name, _ in names} - {path}
+            wrong.append(f"{path}: missing, and was {' or '.join(sorted(once))} before")
     if wrong:
         root = history.root
         raise IntegrityError(

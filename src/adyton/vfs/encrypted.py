@@ -118,8 +118,7 @@ class EncryptedTree:
             node = self._new_node(path, is_folder=entry.is_folder, mode=None, host=None)
             node.complete = entry.is_folder
             if not entry.is_folder:
-                node.root = node.found_root = entry.root
-                node.size = entry.size
+                node.root, node.found_root, node.size = entry.root, entry.root, entry.size
 
     @contextlib.contextmanager
     def _told(self, path: str, tell: Callable[[PinnedFolder, str], None]) -> Iterator[None]:
@@ -495,7 +494,7 @@ class EncryptedTree:
         return os.fstatvfs(self._host.base)
 
     def states(self) -> Iterator[FileState]:
-        """The state of every file that this run has opened, as of its last closing."""
+        """The state of every file that this run took or made, as of its last closing."""
         return self._files.states()
 
     def close(self) -> None:

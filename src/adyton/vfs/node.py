@@ -30,8 +30,8 @@ class Node:
     root: bytes = b""
     found_root: bytes = b""
     """Of a file that was there before this run first opened it: the root that it had."""
-    was_opened: bool = False
-    """Of a file: whether this run has opened it."""
+    is_taken: bool = False
+    """Of such a file: whether this run has opened it."""
     links: int = 1
     complete: bool = False
     """Of a folder: a name that is not known to be in it is not there, whatever the host shows."""
@@ -50,7 +50,10 @@ class Node:
 
 
 class FileState(NamedTuple):
-    """A stored path, the plaintext size in bytes, and the root of the file before this run (b"": none) and now."""
+    """A stored path, the plaintext size in bytes, and the root of the file before this run (b"": none) and now.
+
+    Both are the same for a file that was only taken, or that is no longer at this path.
+    """
 
     path: str
     size: int

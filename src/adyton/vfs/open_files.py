@@ -63,6 +63,8 @@ class OpenFiles:
         self._pinned = pinned
         self._announce = None if pinned is None else self._tell_pinned
         self._renaming = False
+        self._taken: dict[str, tuple[int, bytes]] = {}
+        """Size and root of each file that was there before this run, when the run first opened it. By sealed path."""
         self._count = 0
 
     def attach(self, path: str) -> OpenFile:
@@ -87,6 +89,9 @@ class OpenFiles:
         node = known or self._new_node(path, found, None)
         if not node.root:
             node.found_root = file.root
+        if node.found_root and not node.is_taken:
+            node.is_taken = True
+            self._taken[self._sealed(path)] = (file.size, node.found_root)
         return self._opened(path, file, host, node)
 
     def create(self, path: str, mode: int) -> OpenFile:
@@ -186,10 +191,17 @@ class OpenFiles:
                 self._event(f"{opened.host.name}: {error.message}")
 
     def states(self) -> Iterator[FileState]:
-        """The state of every file that this run has opened and that has a name, as of its last closing."""
+        """What this run took, also where it removed or moved it since, and what it made and left."""
+        taken = dict(self._taken)
         for path, node in self._known.named():
-            if node.was_opened and node.root:
-                yield FileState(self._sealed(path), node.size, node.found_root, node.root)
+            sealed = self._sealed(path)
+            if not node.root:
+                continue
+            _, found = taken.pop(sealed, (0, b""))
+            if found or node.root != node.found_root:
+                yield FileState(sealed, node.size, found, node.root)
+        for sealed, (size, found) in taken.items():
+            yield FileState(sealed, size, found, found)
 
     def close(self) -> None:
         """Close whatever is still open. Every file is flushed, and a failure is told as an event."""
@@ -221,7 +233,6 @@ class OpenFiles:
             node.size_before_enospc = node.size
         node.size = file.size
         node.root = file.root
-        node.was_opened = True
         native_reader = None if node.size_before_enospc > file.size else open_native_reader(host.fileno())
         if native_reader is not None:
             file.use_native_reader(native_reader)

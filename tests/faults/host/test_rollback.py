@@ -236,3 +236,22 @@ def test_unclean_end_takes_back_only_its_own_window(world: PinnedWorld, tmp_path
     (world.folder / "a").write_bytes(newest)
     with world.run("g-5") as again:
         assert read(again, "a") == b"third and a half"
+
+
+@pytest.mark.parametrize("put", ["older", "missing"])
+def test_file_that_was_renamed_over_another_is_not_lost(world: PinnedWorld, tmp_path: Path, put: str) -> None:
+    """What was committed under its first name is under one of its names, and an older file there does not stand in."""
+    pinned = PinnedFolder(world.check(), "g-3")
+    tree = LinkedTree(str(world.folder), KEY, sealed_as="out", power_safe=True, pinned=lambda: pinned)
+    write(tree, "made", b"third")
+    tree.sync_folder("")
+    older = (world.folder / "a").read_bytes()
+    tree.rename("made", "a", 0)
+    pinned.close()  # killed here: no commit
+    tree._files._host.close()  # the kernel lets go of a dead run's lock
+    assert world.check().judged.taken_back == ()
+    if put == "older":
+        (world.folder / "a").write_bytes(older)
+    else:
+        (world.folder / "a").unlink()
+    assert "missing, and was made before" in str(_refused(world).seen)

@@ -206,3 +206,17 @@ def test_payloads_have_one_form(change: str) -> None:
                 document["root"]["writer"] = "g" * 5000
         with pytest.raises(Error):
             parse(json.dumps(document).encode())
+
+
+def test_run_of_an_abandoned_state_does_not_bring_it_back(world: World, server: Running) -> None:
+    """A run said that it goes on from a state which its owner then gave up: the host kept what it said for later."""
+    run = Run(world, server, pinned(world))
+    given_up = replace(after(after(FIRST)), writer="g-before")
+    accepted = after(FIRST, fork=9)
+    with world.store.write() as change:
+        change.set_folder(StoredFolder(FOLDER, accepted, 1, ""), PINNED, 2, actor="test")
+    with pytest.raises(OutOfOrder) as caught:
+        run.begin(given_up)
+    assert caught.value.check == "root of the folder"
+    assert stored(world) == StoredFolder(FOLDER, accepted, 1, "")
+    assert run.begin(accepted) == 2
