@@ -209,7 +209,8 @@ class Ingress:
             shown = await self._evidence_of(stream)
             trusted = await self._judgement(shown, client_report_data(facts, self._manifest_sha256, self._name))
         except (EvidenceError, Unavailable) as error:
-            self._note(f"ingress {self._name}: the evidence of a client was refused: {error.message}")
+            # no words of the client's own: they could crowd out what else there is to tell
+            self._note(f"ingress {self._name}: the evidence of a client was refused: {error.check or 'unknown'}")
             await stream.write(message(Refused(_told(error)).to_bytes()))
             return False
         await stream.write(message(ACCEPTED))

@@ -11,9 +11,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed448
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
+from adyton.attest.report_data import framed
 from adyton.endpoint import ingress as ingress_module
 from adyton.endpoint.channel import Credential, client_context
-from adyton.endpoint.hello import MAX_ANSWER_BYTES, MAX_CLIENT_BYTES, Challenge, ClientEvidence, message, parse_answer
+from adyton.endpoint.hello import (
+    MAX_ANSWER_BYTES,
+    MAX_CLIENT_BYTES,
+    PROTOCOL,
+    Challenge,
+    ClientEvidence,
+    message,
+    parse_answer,
+)
 from adyton.endpoint.stream import SecureStream
 from adyton.errors import FetchFailed, Mismatch, UsageError
 from tests.support.tls_factory import CLIENT, DAY, SERVER, Pair, make_ca, make_leaf
@@ -211,7 +220,24 @@ def test_client_whose_evidence_is_refused_reads_why() -> None:
     assert refused.check == "evidence of the client"
     assert refused.seen == "evidence for another connection (expected this; seen another)"
     assert heard == []
-    assert notes == ["ingress api: the evidence of a client was refused: evidence for another connection"]
+    assert notes == ["ingress api: the evidence of a client was refused: report data"]
+
+
+def test_refused_client_cannot_choose_what_is_noted() -> None:
+    """A run tells a limited number of different events. A stranger's own words must not use them up."""
+    notes: list[str] = []
+
+    async def run() -> None:
+        async with listening(echo) as port, ingress_before(port, judge=Judging(), note=notes.append) as address:
+            for word in (b"one", b"two"):
+                stream, _ = await half_way(address)
+                await stream.write(message(framed(PROTOCOL, word, b"x", b"", b"{}")))
+                assert word in await stream.read_message(1 << 12)  # only the client itself reads it
+                await stream.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert len(notes) == 2
+    assert notes[0] == notes[1]
 
 
 @pytest.mark.parametrize("judged", [True, False])
