@@ -30,7 +30,7 @@ from adyton.endpoint.hello import (
     parse_client_evidence,
 )
 from adyton.endpoint.stream import PlainStream, SecureStream, join, notice_dead_peers
-from adyton.errors import Error, EvidenceError, Unavailable, UsageError
+from adyton.errors import Error, EvidenceError, Timeout, Unavailable, UsageError
 
 if TYPE_CHECKING:
     import socket
@@ -96,6 +96,8 @@ class Ingress:
         self._tasks: set[asyncio.Task[None]] = set()
         self._greeting: deque[asyncio.Task[None]] = deque()
         """Those whose challenge has not come yet, the oldest first."""
+        self._showing: deque[asyncio.Task[None]] = deque()
+        """Those whose own evidence has not come yet, the oldest first."""
         self._proving = asyncio.Lock()
         self._identity = Identity(name)
         self._client_ca = client_ca
@@ -151,20 +153,21 @@ class Ingress:
         return True
 
     @contextlib.contextmanager
-    def _as_greeting(self) -> Iterator[None]:
+    def _as_one_of(self, waiting: deque[asyncio.Task[None]]) -> Iterator[None]:
+        """While the connection waits for its client. Whoever needs its place may end it."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a connection is served by a task")
-        self._greeting.append(task)
+        waiting.append(task)
         try:
             yield
         finally:
             with contextlib.suppress(ValueError):  # it was ended to make room
-                self._greeting.remove(task)
+                waiting.remove(task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         identity, context = self._identity, self._context
-        with self._as_greeting():
+        with self._as_one_of(self._greeting):
             async with asyncio.timeout(HELLO_S):
                 try:
                     stream = await SecureStream.open(reader, writer, context, server=True)
@@ -202,23 +205,39 @@ class Ingress:
 
     async def _admits(self, stream: SecureStream, facts: Connection) -> bool:
         """Judge the client's evidence, and tell it. The connection is cut when the trust in it ends."""
-        if self._judge is None or self._judged >= MAX_UNPROVED:
-            await stream.write(message(Refused("too many clients show evidence: try again").to_bytes()))
-            return False
-        self._judged += 1
         try:
-            async with asyncio.timeout(HELLO_S):
-                shown = parse_client_evidence(await stream.read_message(MAX_CLIENT_BYTES))
-            trusted = await self._judge(shown, client_report_data(facts, self._manifest_sha256, self._name))
+            shown = await self._evidence_of(stream)
+            trusted = await self._judgement(shown, client_report_data(facts, self._manifest_sha256, self._name))
         except (EvidenceError, Unavailable) as error:
-            self._note(f"ingress {self._name}: the evidence of a client was refused: {error.message}")
+            # no words of the client's own: they could crowd out what else there is to tell
+            self._note(f"ingress {self._name}: the evidence of a client was refused: {error.check or 'unknown'}")
             await stream.write(message(Refused(_told(error)).to_bytes()))
             return False
-        finally:
-            self._judged -= 1
         await stream.write(message(ACCEPTED))
         stream.cut_after(trusted)
         return True
+
+    async def _evidence_of(self, stream: SecureStream) -> ClientEvidence:
+        """Read it. Where too many clients are about to show theirs, the one that has taken longest is ended."""
+        if len(self._showing) >= MAX_UNPROVED:
+            self._showing.popleft().cancel()
+        with self._as_one_of(self._showing):
+            async with asyncio.timeout(HELLO_S):
+                return parse_client_evidence(await stream.read_message(MAX_CLIENT_BYTES))
+
+    async def _judgement(self, shown: ClientEvidence, report_data: bytes) -> timedelta:
+        if self._judge is None or self._judged >= MAX_UNPROVED:
+            raise Timeout(
+                "too many clients wait for their judgement: try again",
+                check="clients that wait",
+                expected=f"at most {MAX_UNPROVED}",
+                seen="more",
+            )
+        self._judged += 1
+        try:
+            return await self._judge(shown, report_data)
+        finally:
+            self._judged -= 1
 
     async def _answer(self, facts: Connection) -> Answer | Refused:
         if self._unproved >= MAX_UNPROVED:

@@ -11,9 +11,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed448
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
+from adyton.attest.report_data import framed
 from adyton.endpoint import ingress as ingress_module
 from adyton.endpoint.channel import Credential, client_context
-from adyton.endpoint.hello import MAX_ANSWER_BYTES, MAX_CLIENT_BYTES, Challenge, ClientEvidence, message, parse_answer
+from adyton.endpoint.hello import (
+    MAX_ANSWER_BYTES,
+    MAX_CLIENT_BYTES,
+    PROTOCOL,
+    Challenge,
+    ClientEvidence,
+    message,
+    parse_answer,
+)
 from adyton.endpoint.stream import SecureStream
 from adyton.errors import FetchFailed, Mismatch, UsageError
 from tests.support.tls_factory import CLIENT, DAY, SERVER, Pair, make_ca, make_leaf
@@ -211,7 +220,24 @@ def test_client_whose_evidence_is_refused_reads_why() -> None:
     assert refused.check == "evidence of the client"
     assert refused.seen == "evidence for another connection (expected this; seen another)"
     assert heard == []
-    assert notes == ["ingress api: the evidence of a client was refused: evidence for another connection"]
+    assert notes == ["ingress api: the evidence of a client was refused: report data"]
+
+
+def test_refused_client_cannot_choose_what_is_noted() -> None:
+    """A run tells a limited number of different events. A stranger's own words must not use them up."""
+    notes: list[str] = []
+
+    async def run() -> None:
+        async with listening(echo) as port, ingress_before(port, judge=Judging(), note=notes.append) as address:
+            for word in (b"one", b"two"):
+                stream, _ = await half_way(address)
+                await stream.write(message(framed(PROTOCOL, word, b"x", b"", b"{}")))
+                assert word in await stream.read_message(1 << 12)  # only the client itself reads it
+                await stream.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert len(notes) == 2
+    assert notes[0] == notes[1]
 
 
 @pytest.mark.parametrize("judged", [True, False])
@@ -273,7 +299,7 @@ def test_evidence_of_the_ingress_itself_is_not_a_clients() -> None:
 
 
 def test_client_that_sends_too_much_or_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message over the limit, one of another form, silence, and more clients at once than are judged."""
+    """A message over the limit, one of another form, and silence."""
     monkeypatch.setattr(ingress_module, "HELLO_S", 0.5)
 
     async def run() -> None:
@@ -292,13 +318,49 @@ def test_client_that_sends_too_much_or_nothing_is_cut(monkeypatch: pytest.Monkey
                     assert b"refused" in await stream.read_message(1 << 12)
                     assert await stream.read() == b""
                 await stream.close()
-            monkeypatch.setattr(ingress_module, "MAX_UNPROVED", 1)
-            monkeypatch.setattr(ingress_module, "HELLO_S", 5.0)
-            slow, _ = await half_way(address)
-            other, _ = await half_way(address)
-            assert b"too many" in await other.read_message(1 << 12)
-            for stream in (slow, other):
-                stream.abort()
         assert judge.calls == 0
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_clients_that_never_show_their_evidence_keep_nobody_out() -> None:
+    """The one that has taken longest is ended for a new one. So strangers cannot hold all places."""
+
+    async def run() -> None:
+        judge = Judging()
+        async with listening(echo) as program, ingress_before(program, judge=judge) as address:
+            silent = [(await half_way(address))[0] for _ in range(ingress_module.MAX_UNPROVED)]
+            verified = await dialler(address, prove=honest).dial()
+            await verified.stream.write(b"hello")
+            assert await verified.stream.read(5) == b"HELLO"
+            with pytest.raises((FetchFailed, ConnectionError)):
+                await silent[0].read_message(1 << 12)
+            for stream in (*silent, verified.stream):
+                stream.abort()
+        assert judge.calls == 1
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_no_more_than_some_clients_wait_for_their_judgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is told to try again."""
+    monkeypatch.setattr(ingress_module, "MAX_UNPROVED", 1)
+
+    async def run() -> None:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(_shown: ClientEvidence, _report_data: bytes) -> timedelta:
+            begun.set()
+            await go_on.wait()
+            return timedelta(hours=1)
+
+        async with listening(echo) as program, ingress_before(program, judge=slow) as address:
+            first = asyncio.ensure_future(dialler(address, prove=honest).dial())
+            await begun.wait()
+            with pytest.raises(FetchFailed) as refused:
+                await dialler(address, prove=honest).dial()
+            assert "too many" in str(refused.value.seen)
+            go_on.set()
+            await (await first).stream.close()
 
     asyncio.run(asyncio.wait_for(run(), 30))
