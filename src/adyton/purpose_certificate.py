@@ -77,13 +77,14 @@ def _issued(der: bytes, ca_der: bytes, purpose: Purpose, refuse: Refuse) -> tupl
     try:
         ca = x509.load_der_x509_certificate(ca_der)
         is_ca = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        subject = ca.subject.rfc4514_string()[:200]
     except _FOREIGN as error:
         raise refuse(check, "a CA's certificate", type(error).__name__) from None
     try:
         certificate = x509.load_der_x509_certificate(der)
         certificate.verify_directly_issued_by(ca)
     except _FOREIGN as error:
-        raise refuse(check, ca.subject.rfc4514_string()[:200], type(error).__name__) from None
+        raise refuse(check, subject, type(error).__name__) from None
     if not is_ca or certificate.version != x509.Version.v3:
         raise refuse(check, "a CA, and a certificate of version 3", "not so")
     return certificate, ca

@@ -83,13 +83,21 @@ def test_build_says_everything_as_json(place: Path) -> None:
     assert document["manifest"] == "app.manifest"
     assert document["keys"] == ["default"]
     assert document["trusted_files"] == 1
-    assert [(item["danger"], item["key"]) for item in document["warnings"]] == [("exposed", "sgx.debug")]
+    assert [(item["danger"], item["key"]) for item in document["warnings"]] == [
+        ("exposed", "sgx.debug"),
+        ("weakened", "fs.mounts"),
+    ]
     assert [item["key"] for item in document["refused_by_the_runtime"]] == ["sys.disallow_subprocesses"]
     assert document["not_covered"]
 
 
 def test_build_strict_refuses_what_it_would_warn_of(place: Path) -> None:
     """With --strict nothing insecure is built, and nothing is written."""
+    said = adyton("build", "app.manifest.template", "-Dword=x", "--strict", status=70)
+    assert "pinned = true" in said.stderr
+    (place / "app.manifest.template").write_text(
+        TEMPLATE.replace('type = "encrypted"', 'type = "encrypted", pinned = true')
+    )
     assert adyton("build", "app.manifest.template", "-Dword=x", "--strict").returncode == 0
     (place / "app.manifest").unlink()
     (place / "app.manifest.template").write_text(TEMPLATE + "adyton.network = 'host'\nsgx.debug = true\n")

@@ -140,7 +140,12 @@ def test_approve_for_sgx_approves_the_mrenclave(folder: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["measurement"] == built
     found = {item["name"]: item["exposes"] for item in json.loads(ended.stdout)["findings"]}
-    assert found == {"output-in-clear": True, "no-freshness": False, "names-from-host": False}
+    assert found == {
+        "output-in-clear": True,
+        "no-freshness": False,
+        "names-from-host": False,
+        "unpinned-folder=/data": False,
+    }
     assert json.loads(ended.stdout)["approvals"][0]["tees"] == ["sgx"]
 
 

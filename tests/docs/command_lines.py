@@ -28,6 +28,8 @@ _REDIRECTION = re.compile(r"\d*(>>?|<)")
 _BEFORE = {"if", "then", "while", "time", "do", "else", "exec", "sudo"}
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*")
 _OWN_OPTIONS = {"--help", "-h", "--version", "--show-completion"}
+_LABEL = re.compile(r"[a-z-]+/[0-9]")
+"""`adyton receipt/1…` is a label before signed bytes, and no command."""
 
 
 def in_blocks(page: Path) -> Iterator[list[str]]:
@@ -41,7 +43,7 @@ def in_text(page: Path) -> Iterator[list[str]]:
     """The words of each inline `adyton …` of a page, as if more could follow: text names options without values."""
     for match in _INLINE.finditer(_FENCED.sub("", page.read_text(encoding="utf-8"))):
         for words in adyton_commands(" ".join(match[1].split())):
-            if words[0] not in NO_COMMANDS:
+            if words[0] not in NO_COMMANDS and not _LABEL.match(words[0]):
                 yield [*words, "…"]
 
 

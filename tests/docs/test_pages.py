@@ -174,6 +174,34 @@ def test_own_script_pages_work_as_written(tmp_path: Path) -> None:
     assert re.search(r"- file train\.py: approved SHA-256 .*, seen SHA-256 ", ended.stdout)
 
 
+BUDGET = """
+cat >> study.toml <<'END'
+[privacy]
+key = "patients"
+epsilon = 4.0
+delta = 1e-5
+noise_multiplier = 5.0
+sampling_probability = 1.0
+steps = 7
+END
+"""
+
+
+def test_agreements_page_works_with_a_privacy_budget(tmp_path: Path) -> None:
+    """The program says what it used, its keeper tells the owner of the data, and she settles what was reserved."""
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed: pip install 'adyton[dp]'")
+    script = text_of(shell_blocks(DOCS / "agreements.md"))
+    says = "open('/dev/shm/adyton-privacy.json', 'w').write('{\"steps\": 3}')"
+    script = script.replace("import sys\n", f"import sys\n{says}\n", 1)
+    before, draft, after = script.partition("adyton agreement draft")
+    line, _, rest = after.partition("\n")
+    rest = rest.replace("adyton decrypt", "adyton audit list --kind privacy-settled --home hospital\nadyton decrypt", 1)
+    ended = session(before + draft + line + BUDGET + rest, tmp_path)
+    assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
+    assert "A run said what it used of a privacy budget" in ended.stdout
+    assert "reserved 7, used 3" in ended.stdout
+
+
 @pytest.mark.parametrize("name", ["collateral", "tee", "agreements"])
 def test_page_of_commands_works_as_written(tmp_path: Path, name: str) -> None:
     """A page whose commands stand alone: each of them typed, in one folder."""

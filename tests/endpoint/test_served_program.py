@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,23 +74,43 @@ class Service:
     client: Actor
     address: tuple[str, int]
     policy: Path
+    server: str
     process: subprocess.Popen[str]
+    collateral: Path
+
+    def stop(self) -> str:
+        """End the run by SIGTERM. What it said."""
+        self.process.send_signal(signal.SIGTERM)
+        out, err = self.process.communicate(timeout=60)
+        assert "Traceback" not in out + err, err
+        return out + err
+
+    def start(self) -> None:
+        """Run it again."""
+        self.process = started(self.world.cloud, self.server)
 
     def connect(self, *words: str | Path, **more: str) -> list[str]:
         """The words that start `adyton connect`."""
         host, port = self.address
         return [
             *(sys.executable, "-m", "adyton", "connect", f"{host}:{port}", "--policy", str(self.policy)),
-            *("--collateral", str(self.world.folder / "collateral.json"), *map(str, words)),
+            *("--collateral", str(self.collateral), *map(str, words)),
         ]
 
-    def once(self, *command: str, policy: Path | None = None, address: tuple[str, int] | None = None) -> Ended:
+    def once(
+        self,
+        *command: str,
+        policy: Path | None = None,
+        address: tuple[str, int] | None = None,
+        options: Sequence[str | Path] = (),
+    ) -> Ended:
         """Run a command beside a door."""
         host, port = address or self.address
         ended = subprocess.run(
             [
                 *(sys.executable, "-m", "adyton", "connect", f"{host}:{port}", "--policy", str(policy or self.policy)),
-                *("--collateral", str(self.world.folder / "collateral.json"), "--once", "--", *command),
+                *("--collateral", str(self.collateral), *map(str, options)),
+                *("--once", "--", *command),
             ],
             cwd=self.client.folder,
             env=self.client.environment(),
@@ -122,25 +142,36 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Everything from the script to a running, proved server."""
-    folder = tmp_path_factory.mktemp("service")
+    with serving(tmp_path_factory.mktemp("service"), SERVER) as found:
+        _await_answer(found)
+        yield found
+
+
+@contextmanager
+def serving(
+    folder: Path, script: str, change: Callable[[World, str], str] | None = None, *allow: str
+) -> Iterator[Service]:
+    """A server from its script to its run. `change` edits the template, and may put files beside it."""
     with World(folder) as world:
         owner, cloud = world.owner, world.cloud
         (owner.folder / "input").mkdir()
         (owner.folder / "input" / "model.txt").write_text(WEIGHTS)
-        (owner.folder / "serve.py").write_text(SERVER)
+        (owner.folder / "serve.py").write_text(script)
         inside = str(free_port())
         owner.adyton("new", "--key", KEY, "--name", "api", "--serve", inside, "serve.py", inside)
         template = owner.folder / "api.manifest.template"
         port = free_port()
         text = template.read_text()
         assert 'listen = "0.0.0.0:8443"' in text
-        template.write_text(text.replace('"0.0.0.0:8443"', f'"127.0.0.1:{port}"'))
+        text = text.replace('"0.0.0.0:8443"', f'"127.0.0.1:{port}"')
+        template.write_text(text if change is None else change(world, text))
         root = cloud.adyton("platform", "new", world.platform, "--json").document["root_fingerprint"]
         owner.adyton("init")
         owner.adyton("key", "new", KEY)
         owner.adyton("encrypt", "input", "-o", "encrypted/input", "--key", KEY)
         built = owner.adyton("build", template.name, "--json").document
-        approved = owner.adyton("approve", "api.manifest", "--key", KEY, "--tee", f"sim:{root}", "--json").document
+        approval = ("approve", "api.manifest", "--key", KEY, "--tee", f"sim:{root}", "--json")
+        approved = owner.adyton(*approval, *(word for name in allow for word in ("--allow", name))).document
         assert "what clients send through the ingress api" in approved["not_covered"]
         collateral = folder / "collateral.json"
         cloud.adyton("platform", "export", world.platform, "-o", collateral)
@@ -153,24 +184,27 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         printed = owner.adyton("connect", "--print-policy", "api.manifest", "--tee", f"sim:{root}").out
         assert built["measurement"] in printed
         policy.write_text(printed)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "adyton", "run", "api.manifest", "--tee", "sim", "--key-server", server],
-            cwd=cloud.folder,
-            env=cloud.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
         client = world.actor("client")
-        found = Service(world, client, ("127.0.0.1", port), policy, process)
+        found = Service(world, client, ("127.0.0.1", port), policy, server, started(cloud, server), collateral)
         try:
-            _await_answer(found)
             yield found
         finally:
-            process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=60)
-            assert "Traceback" not in out + err, err
+            found.stop()
+
+
+def started(
+    cloud: Actor, server: str, manifest: str = "api.manifest", folder: Path | None = None
+) -> subprocess.Popen[str]:
+    """A run of the server that asks this key server for its keys."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "adyton", "run", manifest, "--tee", "sim", "--key-server", server],
+        cwd=folder or cloud.folder,
+        env=cloud.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _await_answer(service: Service) -> None:

@@ -12,6 +12,7 @@ import resource
 import struct
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -71,6 +72,7 @@ from adyton.image.measure_snp import Launch, launch_digest
 from adyton.image.measure_tdx import mrtd
 from adyton.image.plain_archive import Member, Reader, Writer
 from adyton.image.uki import UKI
+from adyton.keyserver.privacy import parse_privacy_report
 from adyton.keystore.approval import Approval
 from adyton.keystore.audit import Checkpoint
 from adyton.keystore.audit_export import checkpoints_of, read_export
@@ -133,7 +135,7 @@ from tests.faults.owner.test_hostile_documents import HEADER, STORE, _entries, _
 from tests.fuzz.harness import Target
 from tests.properties.test_attest_parsers import SEEDS as ATTEST
 from tests.support import ccel
-from tests.support.agreement_factory import MADE_AT, agreement_of, make_signer
+from tests.support.agreement_factory import BUDGET, MADE_AT, agreement_of, make_signer
 from tests.support.dhcp_server import HARDWARE
 from tests.support.dhcp_server import answer as dhcp_answer
 from tests.support.gpu_world import NOW as GPU_NOW
@@ -519,7 +521,24 @@ def _endpoint() -> dict[str, Target]:
     answers = (hello.Answer("api", bytes(32), b"quote", b"log", (b"gpu",)), hello.Refused("busy"))
     return {
         "endpoint-challenge": Target(
-            hello.parse_challenge, (hello.Challenge(bytes(32)).to_bytes(),), (f"{e}.parse_challenge",)
+            hello.parse_challenge,
+            (hello.Challenge(bytes(32)).to_bytes(), hello.Challenge(bytes(32), proves=True).to_bytes()),
+            (f"{e}.parse_challenge",),
+        ),
+        "endpoint-client-evidence": Target(
+            hello.parse_client_evidence,
+            (hello.ClientEvidence(b"quote", b"log").to_bytes(),),
+            (f"{e}.parse_client_evidence",),
+        ),
+        "endpoint-device": Target(
+            hello.parse_device,
+            (DevicePart(arch="HOPPER", certificate=b"c", evidence=b"e").to_bytes(),),
+            (f"{e}.parse_device",),
+        ),
+        "endpoint-judgement": Target(
+            hello.parse_judgement,
+            (hello.ACCEPTED, hello.Refused("another program").to_bytes()),
+            (f"{e}.parse_judgement",),
         ),
         "endpoint-answer": Target(hello.parse_answer, tuple(one.to_bytes() for one in answers), (f"{e}.parse_answer",)),
     }
@@ -531,10 +550,11 @@ def _agreement() -> dict[str, Target]:
     hospital, vendor = make_signer("hospital"), make_signer("vendor")
     agreement = agreement_of(hospital.owner, vendor.owner)
     by_signer = agreement_of(hospital.owner, vendor.owner, Program(signer=Digest(bytes(32)), product=1, min_svn=2))
+    counted = replace(agreement, privacy=BUDGET)
     return {
         "agreement": Target(
             parse_agreement,
-            (agreement.to_toml().encode(), by_signer.to_toml().encode()),
+            (agreement.to_toml().encode(), by_signer.to_toml().encode(), counted.to_toml().encode()),
             (f"{a}.document.parse_agreement", f"{a}.document.Agreement.from_dict"),
         ),
         "agreement-signature": Target(
@@ -546,6 +566,9 @@ def _agreement() -> dict[str, Target]:
             lambda raw: proved([raw], Nonce(bytes(32)), MADE_AT),
             (hospital.says(agreement.id, Nonce(bytes(32))),),
             (f"{a}.in_force.parse_statement",),
+        ),
+        "privacy-report": Target(
+            parse_privacy_report, (b'{"steps": 1000}',), ("adyton.keyserver.privacy.parse_privacy_report",)
         ),
         "in-force-question": Target(
             parse_question,

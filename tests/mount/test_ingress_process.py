@@ -28,12 +28,17 @@ def _evidence(_report_data: bytes) -> Proof:
     return Proof(f"{os.readlink('/proc/thread-self/ns/net')} {locked.split()[1]}".encode())
 
 
+def _devices(nonce: bytes) -> tuple[bytes, ...]:
+    """What a machine with two GPUs would say: the second one which network it was asked in."""
+    return nonce, os.readlink("/proc/thread-self/ns/net").encode()
+
+
 def _keep(ports: tuple[Ingress, ...], ready: multiprocessing.Queue[str], stop: Event) -> None:
     """A keeper without anything else: it starts the process, enters the program's network, and serves there."""
     open_doors = listen(ports)
     namespace.enter()
     network = program_network.make()
-    started = start(Doors(ports, bytes(32), _evidence), open_doors, network)
+    started = start(Doors(ports, bytes(32), _evidence, _devices), open_doors, network)
     program_network.enter(network)
     with socket.create_server(ports[0].target) as program:
         ready.put(os.readlink("/proc/self/ns/net"))
@@ -50,9 +55,11 @@ def test_evidence_is_made_on_the_hosts_network_and_the_program_is_in_its_own() -
         free.bind(("127.0.0.1", 0))
         address = free.getsockname()
     answers: list[Answer] = []
+    nonces: list[bytes] = []
 
-    async def verify(answer: Answer, _report_data: bytes) -> Proved:
+    async def verify(answer: Answer, _report_data: bytes, gpu_nonce: bytes) -> Proved:
         answers.append(answer)
+        nonces.append(gpu_nonce)
         return Proved((), datetime.now(UTC) + timedelta(hours=1))
 
     async def ask() -> bytes:
@@ -75,6 +82,7 @@ def test_evidence_is_made_on_the_hosts_network_and_the_program_is_in_its_own() -
         seen, locked_kib = answers[0].cpu.decode().split()
         assert seen == own
         assert int(locked_kib) > 0
+        assert answers[0].devices == (nonces[0], own.encode())
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(ports[0].target, timeout=5)
     finally:

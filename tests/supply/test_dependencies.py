@@ -27,6 +27,8 @@ NOT_IMPORTED: Final = {
     "pytest-timeout": "a plugin of pytest",
     "pytest-xdist": "a plugin of pytest",
 }
+PAGE: Final = {"gradio", "gradio-client"}
+"""What requirements/page.txt is made of: Gradio, and its client, which it brings."""
 PROGRAMS: Final = {"lint": {"ruff", "mypy"}, "docs": {"mkdocs"}}
 PROJECT: Final = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
@@ -90,24 +92,29 @@ def imported(*folders: str) -> set[str]:
 
 
 def test_dependencies_are_what_the_package_imports() -> None:
-    """Nothing more, nothing less."""
-    assert imported("src") == DEPENDENCIES
+    """Nothing more, nothing less, but for the extra that counts privacy budgets."""
+    assert imported("src") == DEPENDENCIES | EXTRAS["dp"]
+    assert EXTRAS["dp"] == {"dp-accounting"}
 
 
 def test_test_dependencies_are_what_tests_import() -> None:
     """What tests import is the project's own, an example's, or of the extra `test`, which has nothing else."""
     needed = imported("tests", "bench", "tools") - PEERS
-    assert needed <= DEPENDENCIES | EXTRAS["test"] | EXTRAS["demo"]
-    assert EXTRAS["test"] - set(NOT_IMPORTED) <= needed
+    assert needed <= DEPENDENCIES | EXTRAS["test"] | EXTRAS["demo"] | EXTRAS["dp"]
+    assert EXTRAS["test"] - set(NOT_IMPORTED) <= needed | imported("examples")
     assert EXTRAS["lint"] == PROGRAMS["lint"]
     assert EXTRAS["docs"] == PROGRAMS["docs"]
     assert EXTRAS["postgres"] == {"psycopg"}
 
 
 def test_demo_dependencies_are_what_demo_and_examples_name() -> None:
-    """Libraries are imported; packages that only carry data (weights, names of classes) are named."""
+    """Libraries are imported; packages that only carry data (weights, names of classes) are named.
+
+    The clients of served examples are of the extra `test`, and those of the web page of its own environment.
+    """
     needed = imported("demo", "examples")
-    assert needed <= DEPENDENCIES | EXTRAS["demo"]
+    assert needed <= DEPENDENCIES | EXTRAS["demo"] | EXTRAS["test"] | PAGE
+    assert needed >= PAGE
     text = "".join(path.read_text(encoding="utf-8") for path in modules("demo", "examples"))
     for name in EXTRAS["demo"] - needed:
         assert name in text or name.replace("-", "_") in text, name

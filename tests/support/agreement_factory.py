@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from adyton.agreement.budget import Budget
 from adyton.agreement.document import Agreement, Party, Program
 from adyton.agreement.in_force import make_statement
 from adyton.agreement.signature import Signature, sign_agreement
@@ -60,6 +61,9 @@ def _key(ca: object, purpose: Purpose, name: str, at: datetime) -> tuple[Ed25519
     private = Ed25519PrivateKey.generate()
     certificate = make_purpose(ca, private.public_key(), name, purpose, at)  # type: ignore[arg-type]
     return private, certificate.public_bytes(serialization.Encoding.DER)
+
+
+BUDGET = Budget(key="patients", epsilon=3.0, delta=1e-5, noise_multiplier=1.1, sampling_probability=0.01, steps=1000)
 
 
 def agreement_of(hospital: Digest, vendor: Digest, program: Program = PROGRAM, runs: int = 20) -> Agreement:

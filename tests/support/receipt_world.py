@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adyton.attest.devices import NO_DEVICES
@@ -54,6 +54,8 @@ class ReceiptWorld:
     server: Running
     signed: SignedManifest
     folder: Path
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of further owners' key servers."""
 
     @property
     def roots(self) -> TrustRoots:
@@ -80,7 +82,7 @@ class ReceiptWorld:
     ) -> Made:
         """The receipt of a run that took and made these files."""
         source = self.world.enclave(self.signed)
-        where = {"alice": self.server.adyton}
+        where = {"alice": self.server.adyton, **self.others}
         maker = ReceiptMaker(
             self.signed,
             source,

@@ -19,7 +19,7 @@ from adyton.manifest.sigstruct import load_signer, sign
 from adyton.release.client import Released, obtain_keys
 from adyton.runtime import identity
 from adyton.workflow.agreement import draft_agreement, sign_agreement
-from adyton.workflow.agreement_files import signature_path
+from adyton.workflow.agreement_files import read_agreement, signature_path
 from adyton.workflow.approve import Approved, approve
 from tests.support.owner_world import RUNTIME_PARTS, Running, World, make_world, running, signer_pem
 from tests.support.release_by_hand import entries
@@ -72,10 +72,18 @@ class TwoOwners:
         """The program as a run has it."""
         return load_signed(manifest.read_bytes(), manifest.with_suffix(".sig").read_bytes(), combine(RUNTIME_PARTS))
 
-    def agree(self, manifest: Path, *, runs: int = 20, signers: tuple[str, ...] = NAMES) -> tuple[Path, Agreement]:
-        """The hospital drafts an agreement, and these owners sign it. Returns its file, and what it says."""
+    def agree(
+        self, manifest: Path, *, runs: int = 20, signers: tuple[str, ...] = NAMES, privacy: str = ""
+    ) -> tuple[Path, Agreement]:
+        """The hospital drafts an agreement, and these owners sign it. Returns its file, and what it says.
+
+        `privacy` is a further table of it.
+        """
         file = self.folder / "study.toml"
         agreement = draft_agreement(manifest, file, runs=runs, home=self.hospital.home.path).agreement
+        if privacy:
+            file.write_text(file.read_text() + privacy)
+            agreement = read_agreement(file)
         for name in signers:
             sign_agreement(file, manifest=manifest, home=self.world(name).home.path)
             assert signature_path(file, name).exists()
@@ -94,10 +102,10 @@ class TwoOwners:
             for name in names
         ]
 
-    def agreed(self, *, runs: int = 20) -> tuple[Path, str]:
+    def agreed(self, *, runs: int = 20, privacy: str = "") -> tuple[Path, str]:
         """A program, signed and approved by both. Returns its manifest and the agreement's id."""
         manifest = self.program()
-        file, agreement = self.agree(manifest, runs=runs)
+        file, agreement = self.agree(manifest, runs=runs, privacy=privacy)
         self.approve(manifest, file)
         return manifest, agreement.id
 

@@ -17,6 +17,14 @@
     owner = "…"
     inputs = ["model"]
 
+    [privacy]                      may be left out: see `budget`
+    key = "patients"
+    epsilon = 3.0
+    delta = 1e-5
+    noise_multiplier = 1.1         the most that one run may use
+    sampling_probability = 0.01
+    steps = 10000
+
 What is signed is not this text but its canonical form: JSON with sorted names, no spaces, ASCII. So comments and order
 count for nothing. The id of an agreement is a hash of that form.
 """
@@ -29,6 +37,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.agreement.budget import Budget, read_budget
 from adyton.dates import parse_end, timestamp
 from adyton.errors import Error, UsageError
 from adyton.typed_document import TypedDocument
@@ -100,10 +109,12 @@ class Agreement:
     """How many runs there may be. Each key server counts by itself."""
     until: datetime
     """Its last second, which still counts."""
+    privacy: Budget | None = None
+    """The privacy budget of one party's data."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data: what `from_dict` takes."""
-        return {
+        found: dict[str, Any] = {
             "format": FORMAT,
             "name": self.name,
             **self.program.to_dict(),
@@ -118,6 +129,7 @@ class Agreement:
                 for party in self.parties
             },
         }
+        return found if self.privacy is None else {**found, "privacy": self.privacy.to_dict()}
 
     def canonical(self) -> bytes:
         """The bytes that are signed."""
@@ -137,11 +149,15 @@ class Agreement:
         program = "\n".join(f"{name} = {json.dumps(value)}" for name, value in self.program.to_dict().items())
         head = f'format = "{FORMAT}"\nname = "{self.name}"\n{program}\nruns = {self.runs}\n'
         head += f"until = {_toml_end(self.until)}\n"
-        return head + "".join(
+        budget = {} if self.privacy is None else self.privacy.to_dict()
+        tail = "\n[privacy]\n" if budget else ""
+        tail += "".join(f"{name} = {json.dumps(value)}\n" for name, value in budget.items())
+        parties = "".join(
             f'\n[parties.{_toml_key(party.name)}]\nowner = "{party.owner}"\ninputs = {json.dumps(list(party.inputs))}\n'
             f"receives = {json.dumps(list(party.receives))}\n"
             for party in self.parties
         )
+        return head + parties + tail
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Agreement:
@@ -149,7 +165,7 @@ class Agreement:
         found = TypedDocument(document, _refuse)
         by_signer = "measurement" not in document
         identity = {"signer", "product", "min_svn"} if by_signer else {"measurement"}
-        found.only({"format", "name", "runs", "until", "parties", *identity})
+        found.only({"format", "name", "runs", "until", "parties", *identity}, {"privacy"})
         if found.text("format", 64) != FORMAT:
             raise found.wrong("format", FORMAT, "another format")
         if by_signer:
@@ -166,7 +182,12 @@ class Agreement:
         parties = _parties(found)
         until = parse_end(document["until"], "until of the agreement")
         return cls(
-            name=_name(found, "name"), program=program, parties=parties, runs=runs, until=until.replace(microsecond=0)
+            name=_name(found, "name"),
+            program=program,
+            parties=parties,
+            runs=runs,
+            until=until.replace(microsecond=0),
+            privacy=_budget(found.inner("privacy"), parties) if "privacy" in found else None,
         )
 
 
@@ -194,6 +215,13 @@ def _parties(document: TypedDocument) -> tuple[Party, ...]:
     if sum(len(party.keys) for party in found) != len({key for party in found for key in party.keys}):
         raise document.wrong("parties", "each key with one party", "a key with two")
     return tuple(found)
+
+
+def _budget(table: TypedDocument, parties: tuple[Party, ...]) -> Budget:
+    budget = read_budget(table)
+    if not any(budget.key in party.inputs for party in parties):
+        raise table.wrong("key", "the name of a key among the inputs of a party", "another name")
+    return budget
 
 
 def _names(table: TypedDocument, name: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from adyton.check import Check
 from adyton.errors import AppraisalFailed, EvidenceError, Mismatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from adyton.attest.appraise import Claims
@@ -128,14 +129,18 @@ def assess(
     *,
     report_data: bytes | None,
     cache: dcap.Cache | None = None,
+    completed: Callable[[VerifiedReport], VerifiedReport] = lambda report: report,
 ) -> Assessment:
-    """Verify and appraise. A refusal is part of the result instead of being raised."""
+    """Verify and appraise. A refusal is part of the result instead of being raised.
+
+    `completed` adds the rest of a bundle, such as the devices, to a report that was verified (`attest.complete`).
+    """
     checks = Checks()
     report: VerifiedReport | None = None
     claims: Claims | None = None
     refusal: EvidenceError | None = None
     try:
-        report = verify_evidence(evidence, collateral, roots, now, cache=cache, checks=checks)
+        report = completed(verify_evidence(evidence, collateral, roots, now, cache=cache, checks=checks))
         claims = appraise(report, policy, now, report_data=report_data)
         checks.done += claims.checks
     except AppraisalFailed as error:

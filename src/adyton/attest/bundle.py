@@ -82,4 +82,9 @@ def devices_field(devices: tuple[DevicePart, ...]) -> bytes:
 
 def gpu_nonce(nonce: Nonce, public_key: bytes) -> bytes:
     """The 32 bytes that the GPUs sign for one request, from the challenge and the run's public key."""
-    return hashlib.sha256(_GPU_LABEL + framed(nonce.raw, public_key)).digest()
+    return derived_gpu_nonce(nonce.raw, public_key)
+
+
+def derived_gpu_nonce(nonce: bytes, key: bytes) -> bytes:
+    """The same from the nonce's bytes, and from what only the two ends of this request or connection have."""
+    return hashlib.sha256(_GPU_LABEL + framed(nonce, key)).digest()

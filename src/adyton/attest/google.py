@@ -22,11 +22,13 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from adyton.attest.certificates import FOREIGN, Certificate, Window, parse_certificate
 from adyton.attest.roots import GOOGLE_FIRMWARE_ROOT
+from adyton.attest.tdx import TDXQuote
 from adyton.errors import BadChain, MalformedQuote, Mismatch, Stale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from adyton.attest.snp import SNPReport
     from adyton.values import Digest
 
 MAX_ENDORSEMENT_BYTES: Final = 256 << 10
@@ -319,3 +321,10 @@ def _check_signature(endorsement: Endorsement, leaf: Certificate) -> None:
             seen="a signature by another key, or over other bytes",
             remedy=_FETCH,
         )
+
+
+def endorsed_measurement(evidence: TDXQuote | SNPReport) -> tuple[str, bytes]:
+    """The TEE, and the launch measurement that evidence names: of its firmware."""
+    if isinstance(evidence, TDXQuote):
+        return "tdx", evidence.report.mrtd
+    return "snp", evidence.measurement

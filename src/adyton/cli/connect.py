@@ -49,6 +49,17 @@ def connect(
         typer.Option(help="The client's certificate, where the ingress asks for one (PEM).", show_default=False),
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Its key (PEM, without a password).", show_default=False)] = None,
+    prove: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEE",
+            help="Show evidence of this machine, where the ingress judges its clients.",
+            show_default=False,
+        ),
+    ] = None,
+    sim_platform: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --prove: the simulated platform.", show_default=False)
+    ] = None,
     collateral: Annotated[
         list[Path] | None,
         typer.Option(help="Collateral file, bundle or folder; several allowed. Default: the owner's store."),
@@ -137,6 +148,8 @@ def connect(
         manifest_sha256=manifest_sha256,
         certificate=certificate,
         key=key,
+        prove=prove,
+        sim_platform=sim_platform,
         collateral=collateral or (),
         home=home,
         ready_file=ready_file,

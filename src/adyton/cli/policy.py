@@ -48,6 +48,8 @@ def show(
             "debug TEEs allowed" if approval.allow_debug else "",
         ]
         say(f"    {', '.join(limit for limit in limits if limit)}")
+        if approval.agreement:
+            say(f"    on the ground of agreement {approval.agreement}")
         for guest in approval.guest_images:
             say(f"    guest image ({guest.kind}): {guest}")
         for tee, gap in gaps(approval) if item.state != REVOKED else ():

@@ -18,7 +18,7 @@ from adyton.attest.azure.evidence import AzureEvidence
 from adyton.attest.certificates import decode_crl, leaf_first, parse_certificate, parse_crl, split_pem
 from adyton.attest.collateral import AMDCollateral, Collateral, NoCollateral
 from adyton.attest.evidence import hardware_part
-from adyton.attest.google import GoogleFirmware, parse_endorsement, verify_endorsement
+from adyton.attest.google import GoogleFirmware, endorsed_measurement, parse_endorsement, verify_endorsement
 from adyton.attest.sgx import SGXQuote
 from adyton.attest.snp import KEY_VLEK, SNPReport, TCBVersion
 from adyton.attest.tcbinfo import TCBInfo, parse_tcb_info
@@ -26,7 +26,6 @@ from adyton.attest.tdx import TDXQuote
 from adyton.capped_read import read_capped
 from adyton.collateral.bundle import parse_bundle
 from adyton.collateral.documents import Document, Kind, VerifiedDocument, verify_document
-from adyton.collateral.google import endorsed_measurement
 from adyton.collateral.needs import assemble, unverified_origin
 from adyton.errors import EvidenceError, FetchFailed, MalformedQuote
 from adyton.untrusted import parse_json_object

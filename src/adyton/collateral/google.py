@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from adyton.attest.certificates import parse_certificate, split_pem
-from adyton.attest.google import MAX_ENDORSEMENT_BYTES
+from adyton.attest.google import MAX_ENDORSEMENT_BYTES, endorsed_measurement
 from adyton.attest.layout import MAX_CHAIN_BYTES
 from adyton.attest.tdx import TDXQuote
 from adyton.collateral.answers import body_of, check_address
@@ -65,13 +65,6 @@ class EndorsementClient:
         root = parse_certificate(raw, _ROOT).pem
         request = endorsement_request(tee, measurement)
         return Document("google-firmware", body, root, url, self.clock(), request=request)
-
-
-def endorsed_measurement(evidence: TDXQuote | SNPReport) -> tuple[str, bytes]:
-    """The TEE, and the launch measurement that evidence names: of its firmware."""
-    if isinstance(evidence, TDXQuote):
-        return "tdx", evidence.report.mrtd
-    return "snp", evidence.measurement
 
 
 @dataclass

@@ -13,9 +13,21 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from adyton.address import address_text
-from adyton.endpoint.binding import report_data
+from adyton.endpoint.binding import client_report_data, gpu_nonce, report_data
 from adyton.endpoint.channel import READ_BYTES, Credential, client_context
-from adyton.endpoint.hello import BUSY, MAX_ANSWER_BYTES, NONCE_BYTES, Answer, Challenge, Refused, message, parse_answer
+from adyton.endpoint.hello import (
+    BUSY,
+    MAX_ANSWER_BYTES,
+    MAX_JUDGEMENT_BYTES,
+    NONCE_BYTES,
+    Answer,
+    Challenge,
+    ClientEvidence,
+    Refused,
+    message,
+    parse_answer,
+    parse_judgement,
+)
 from adyton.endpoint.stream import SecureStream, notice_dead_peers
 from adyton.errors import EvidenceError, FetchFailed, Mismatch, Timeout, Unavailable, UsageError
 
@@ -49,8 +61,13 @@ class _Busy(Exception):
     """The ingress has too many connections to prove just now."""
 
 
-Verify = Callable[[Answer, bytes], Awaitable[Proved]]
-"""Judges an answer whose evidence must carry these 64 bytes of report data. Raises EvidenceError or Unavailable."""
+Verify = Callable[[Answer, bytes, bytes], Awaitable[Proved]]
+"""Judges an answer whose evidence must carry these 64 bytes of report data, and whose GPUs must have signed these 32.
+Raises EvidenceError or Unavailable."""
+
+
+Prove = Callable[[bytes], Awaitable[ClientEvidence]]
+"""Makes evidence that carries these 64 bytes of report data. Raises Unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +122,8 @@ class Dialler:
     proxy: Proxy | None = None
     credential: Credential | None = None
     """What the client shows where the ingress asks for a certificate."""
+    prove: Prove | None = None
+    """Makes the client's own evidence, for an ingress that judges its clients."""
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_DIALS), repr=False, compare=False)
 
     async def dial(self) -> Verified:
@@ -184,13 +203,13 @@ class Dialler:
         notice_dead_peers(writer)
         stream = await SecureStream.open(reader, writer, client_context(self.credential), server=False)
         nonce = secrets.token_bytes(NONCE_BYTES)
-        await stream.write(message(Challenge(nonce).to_bytes()))
+        await stream.write(message(Challenge(nonce, proves=self.prove is not None).to_bytes()))
         answer = parse_answer(await stream.read_message(MAX_ANSWER_BYTES))
         if isinstance(answer, Refused):
             if answer.reason == BUSY:
                 raise _Busy
             raise FetchFailed(
-                "the ingress has no evidence for this connection",
+                "the ingress shows no evidence for this connection",
                 check="answer of the ingress",
                 expected="evidence",
                 seen=ascii(answer.reason[:200])[1:-1],
@@ -212,17 +231,27 @@ class Dialler:
                 seen=answer.manifest_sha256.hex(),
                 remedy="take the hash from the manifest that you built or checked: sha256sum NAME.manifest",
             )
-        if answer.devices:
-            raise Mismatch(
-                "the ingress shows devices, which this version cannot verify on a connection",
-                check="devices of the ingress",
-                expected="none",
-                seen=len(answer.devices),
-            )
-        wanted = report_data(stream.channel.facts(nonce), answer.manifest_sha256, answer.name, answer.devices)
-        proved = await self.verify(answer, wanted)
+        facts = stream.channel.facts(nonce)
+        wanted = report_data(facts, answer.manifest_sha256, answer.name, answer.devices)
+        proved = await self.verify(answer, wanted, gpu_nonce(facts))
+        if self.prove is not None:
+            await _show(stream, await self.prove(client_report_data(facts, answer.manifest_sha256, answer.name)))
         stream.cut_after((proved.cut_at or proved.valid_until) - datetime.now(UTC))
         return Verified(stream, answer, proved)
+
+
+async def _show(stream: SecureStream, evidence: ClientEvidence) -> None:
+    """Show the client's evidence to an ingress that was verified. Raises FetchFailed where it is not accepted."""
+    await stream.write(message(evidence.to_bytes()))
+    judged = parse_judgement(await stream.read_message(MAX_JUDGEMENT_BYTES))
+    if judged is not None:
+        raise FetchFailed(
+            "the ingress does not accept the evidence of this client",
+            check="evidence of the client",
+            expected="evidence that the policy in the program's manifest accepts",
+            seen=ascii(judged.reason[:400])[1:-1],
+            remedy="ask whoever runs the program what its policy for clients wants",
+        )
 
 
 REFUSALS: Final = (EvidenceError, Unavailable)

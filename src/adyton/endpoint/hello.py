@@ -1,14 +1,18 @@
-"""The two messages that come before any byte of the program: a challenge, and evidence for this connection.
+"""The messages that come before any byte of the program: a challenge, evidence for this connection, and the client's.
 
 ::
 
     client -> ingress   u32 length, then fields of the challenge
     ingress -> client   u32 length, then fields of the answer
+    client -> ingress   u32 length, then fields of the client's own evidence       where the challenge offered it
+    ingress -> client   u32 length, then fields of the judgement                   where the challenge offered it
 
     fields = u32 length, bytes, u32 length, bytes, …        all lengths big-endian
 
-Challenge: protocol, nonce (32 random bytes). Answer with evidence: protocol, `evidence`, the ingress's name, SHA-256
-of the manifest, CPU evidence, event log, each device's evidence. Answer without: protocol, `refused`, a reason.
+Challenge: protocol, nonce (32 random bytes), and `client` where the client will show evidence of its own. Answer with
+evidence: protocol, `evidence`, the ingress's name, SHA-256 of the manifest, CPU evidence, event log, each device's
+evidence. Answer without: protocol, `refused`, a reason. Evidence of the client: protocol, `client`, CPU evidence, event
+log, collateral for it. Judgement: protocol, `accepted`; or protocol, `refused`, a reason.
 Both sides refuse a message with other fields, and a longer one before they read it.
 """
 
@@ -19,8 +23,9 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from adyton.attest.bundle import DevicePart
 from adyton.attest.report_data import framed
-from adyton.errors import MalformedQuote
+from adyton.errors import MalformedQuote, UsageError
 
 PROTOCOL: Final = b"adyton-connect/1"
 ALPN: Final = PROTOCOL
@@ -31,10 +36,13 @@ LENGTH_BYTES: Final = 4
 MAX_CHALLENGE_BYTES: Final = 256
 MAX_CPU_BYTES: Final = 48 << 10
 MAX_EVENT_LOG_BYTES: Final = 256 << 10
-MAX_DEVICE_BYTES: Final = 32 << 10
+MAX_DEVICE_BYTES: Final = (32 << 10) + 64
 MAX_DEVICES: Final = 16
 MAX_REASON_BYTES: Final = 1 << 10
 MAX_ANSWER_BYTES: Final = 1 << 20
+MAX_COLLATERAL_BYTES: Final = 1 << 20
+MAX_CLIENT_BYTES: Final = MAX_COLLATERAL_BYTES + MAX_EVENT_LOG_BYTES + MAX_CPU_BYTES + (1 << 10)
+MAX_JUDGEMENT_BYTES: Final = MAX_REASON_BYTES + (1 << 8)
 
 BUSY: Final = "too many connections wait for evidence: try again"
 """The reason of a refusal after which a client tries again by itself, as long as it has time."""
@@ -42,24 +50,29 @@ BUSY: Final = "too many connections wait for evidence: try again"
 _NAME: Final = re.compile(rb"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _EVIDENCE: Final = b"evidence"
 _REFUSED: Final = b"refused"
+_CLIENT: Final = b"client"
+_ACCEPTED: Final = b"accepted"
+ACCEPTED: Final = framed(PROTOCOL, _ACCEPTED)
+"""The judgement of an ingress that accepts the client's evidence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """What a client asks the evidence to be made for: 32 random bytes."""
+    """What a client asks the evidence to be made for: 32 random bytes. `proves`: it will show evidence, too."""
 
     nonce: bytes
+    proves: bool = False
 
     def to_bytes(self) -> bytes:
         """The fields of the message, without the length before them."""
-        return framed(PROTOCOL, self.nonce)
+        return framed(PROTOCOL, self.nonce, *((_CLIENT,) if self.proves else ()))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The evidence of an ingress for one connection. Nothing of it is believed before it is verified.
 
-    `manifest_sha256` has 32 bytes. `devices` holds one entry for each device, as the device's verifier reads it.
+    `manifest_sha256` has 32 bytes. `devices` holds one entry for each device, as `parse_device` reads it.
     """
 
     name: str
@@ -75,8 +88,25 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientEvidence:
+    """The evidence of a client for one connection, with what it is judged against. Nothing of it is believed yet."""
+
+    cpu: bytes
+    event_log: bytes = b""
+    collateral: bytes = b"{}"
+    """A JSON document as `Collateral.to_json` makes it. Its maker has signed what is in it."""
+
+    def to_bytes(self) -> bytes:
+        """The fields of the message, without the length before them."""
+        return framed(PROTOCOL, _CLIENT, self.cpu, self.event_log, self.collateral)
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
-    """The ingress has no evidence for this connection. The reason is the host's word, to be shown and not believed."""
+    """The ingress has no evidence for this connection, or does not accept the client's.
+
+    The reason is the host's word, to be shown and not believed.
+    """
 
     reason: str
 
@@ -92,11 +122,40 @@ def is_ingress_name(text: str) -> bool:
 
 def parse_challenge(raw: bytes) -> Challenge:
     """Read a challenge. Raises MalformedQuote."""
-    fields = _fields(raw, most=2, limit=MAX_CHALLENGE_BYTES)
-    _require(len(fields) == 2, "fields of the challenge", "2", str(len(fields)))
+    fields = _fields(raw, most=3, limit=MAX_CHALLENGE_BYTES)
+    _require(len(fields) >= 2, "fields of the challenge", "2 or 3", str(len(fields)))
     _require(fields[0] == PROTOCOL, "protocol", PROTOCOL.decode(), _shown(fields[0]))
     _require(len(fields[1]) == NONCE_BYTES, "nonce", f"{NONCE_BYTES} bytes", f"{len(fields[1])} bytes")
-    return Challenge(fields[1])
+    _require(fields[2:] in ([], [_CLIENT]), "last field of the challenge", "client", _shown(fields[-1]))
+    return Challenge(fields[1], proves=len(fields) == 3)
+
+
+def parse_client_evidence(raw: bytes) -> ClientEvidence:
+    """Read a client's evidence. Raises MalformedQuote."""
+    fields = _fields(raw, most=5, limit=MAX_CLIENT_BYTES)
+    _require(len(fields) == 5, "fields of the client's evidence", "5", str(len(fields)))
+    _require(fields[0] == PROTOCOL, "protocol", PROTOCOL.decode(), _shown(fields[0]))
+    _require(fields[1] == _CLIENT, "kind of the message", "client", _shown(fields[1]))
+    sizes = (
+        ("CPU evidence", fields[2], 1, MAX_CPU_BYTES),
+        ("event log", fields[3], 0, MAX_EVENT_LOG_BYTES),
+        ("collateral", fields[4], 2, MAX_COLLATERAL_BYTES),
+    )
+    for what, value, least, most in sizes:
+        _require(least <= len(value) <= most, what, f"{least} to {most} bytes", f"{len(value)} bytes")
+    return ClientEvidence(*fields[2:])
+
+
+def parse_judgement(raw: bytes) -> Refused | None:
+    """Read a judgement. None where the client was accepted. Raises MalformedQuote."""
+    fields = _fields(raw, most=3, limit=MAX_JUDGEMENT_BYTES)
+    _require(len(fields) >= 2, "fields of the judgement", "2 or 3", str(len(fields)))
+    _require(fields[0] == PROTOCOL, "protocol", PROTOCOL.decode(), _shown(fields[0]))
+    if fields[1:] == [_ACCEPTED]:
+        return None
+    _require(fields[1] == _REFUSED and len(fields) == 3, "judgement", "accepted, or refused and why", _shown(fields[1]))
+    _require(len(fields[2]) <= MAX_REASON_BYTES, "reason", f"at most {MAX_REASON_BYTES} bytes", "more")
+    return Refused(fields[2].decode("utf-8", "replace"))
 
 
 def parse_answer(raw: bytes) -> Answer | Refused:
@@ -121,6 +180,17 @@ def parse_answer(raw: bytes) -> Answer | Refused:
     for what, value, least, most in sizes:
         _require(least <= len(value) <= most, what, f"{least} to {most} bytes", f"{len(value)} bytes")
     return Answer(name.decode("ascii"), manifest_sha256, cpu, event_log, tuple(devices))
+
+
+def parse_device(raw: bytes) -> DevicePart:
+    """Read one device's evidence of an answer. Raises MalformedQuote."""
+    fields = _fields(raw, most=3, limit=MAX_DEVICE_BYTES)
+    _require(len(fields) == 3, "fields of a device's evidence", "3", str(len(fields)))
+    arch, certificate, evidence = fields
+    try:
+        return DevicePart(arch=arch.decode("latin-1"), certificate=certificate, evidence=evidence)
+    except UsageError as error:
+        raise MalformedQuote(error.message, check=error.check, expected=error.expected, seen=error.seen) from None
 
 
 def message(body: bytes) -> bytes:

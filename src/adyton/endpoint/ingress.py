@@ -9,18 +9,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from adyton.endpoint.binding import report_data
+from adyton.endpoint.binding import client_report_data, gpu_nonce, report_data
 from adyton.endpoint.channel import READ_BYTES, Identity, server_context
-from adyton.endpoint.hello import BUSY, MAX_CHALLENGE_BYTES, Answer, Refused, message, parse_challenge
+from adyton.endpoint.hello import (
+    ACCEPTED,
+    BUSY,
+    MAX_CHALLENGE_BYTES,
+    MAX_CLIENT_BYTES,
+    Answer,
+    Challenge,
+    ClientEvidence,
+    Refused,
+    message,
+    parse_challenge,
+    parse_client_evidence,
+)
 from adyton.endpoint.stream import PlainStream, SecureStream, join, notice_dead_peers
-from adyton.errors import Error, UsageError
+from adyton.errors import Error, EvidenceError, Timeout, Unavailable, UsageError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from adyton.endpoint.binding import Connection
 
 HELLO_S: Final = 20.0
 """The time that a client has from its connection to its challenge."""
@@ -33,6 +49,14 @@ REFUSED_S: Final = 1.0
 
 MAX_UNPROVED: Final = 64
 """The most connections that wait for their evidence. One more is refused, and its client tries again."""
+
+
+Devices = Callable[[bytes], Awaitable[tuple[bytes, ...]]]
+"""The evidence of the machine's GPUs over this nonce, as `parse_device` reads each. Raises an Error."""
+
+Judge = Callable[[ClientEvidence, bytes], Awaitable[timedelta]]
+"""Judges a client's evidence, which must carry these 64 bytes. Gives how long the client is trusted. Raises
+EvidenceError or Unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +79,8 @@ class Ingress:
         *,
         max_connections: int = 1024,
         client_ca: str | None = None,
+        judge: Judge | None = None,
+        devices: Devices | None = None,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         if max_connections < 1:
@@ -70,9 +96,14 @@ class Ingress:
         self._tasks: set[asyncio.Task[None]] = set()
         self._greeting: deque[asyncio.Task[None]] = deque()
         """Those whose challenge has not come yet, the oldest first."""
+        self._showing: deque[asyncio.Task[None]] = deque()
+        """Those whose own evidence has not come yet, the oldest first."""
         self._proving = asyncio.Lock()
         self._identity = Identity(name)
         self._client_ca = client_ca
+        self._judge = judge
+        self._judged = 0
+        self._devices = devices
         self._context = server_context(self._identity, client_ca)
 
     def renew(self) -> None:
@@ -122,20 +153,21 @@ class Ingress:
         return True
 
     @contextlib.contextmanager
-    def _as_greeting(self) -> Iterator[None]:
+    def _as_one_of(self, waiting: deque[asyncio.Task[None]]) -> Iterator[None]:
+        """While the connection waits for its client. Whoever needs its place may end it."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a connection is served by a task")
-        self._greeting.append(task)
+        waiting.append(task)
         try:
             yield
         finally:
             with contextlib.suppress(ValueError):  # it was ended to make room
-                self._greeting.remove(task)
+                waiting.remove(task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         identity, context = self._identity, self._context
-        with self._as_greeting():
+        with self._as_one_of(self._greeting):
             async with asyncio.timeout(HELLO_S):
                 try:
                     stream = await SecureStream.open(reader, writer, context, server=True)
@@ -145,10 +177,11 @@ class Ingress:
                         await _let_read(reader, writer)
                     raise
                 challenge = parse_challenge(await stream.read_message(MAX_CHALLENGE_BYTES))
-        answer = await self._answer(stream, challenge.nonce, identity.spki_sha256)
+        facts = stream.channel.facts(challenge.nonce, identity.spki_sha256)
+        answer = self._unwanted(challenge) or await self._answer(facts)
         async with asyncio.timeout(HELLO_S):
             await stream.write(message(answer.to_bytes()))
-        if isinstance(answer, Refused):
+        if isinstance(answer, Refused) or (self._judge is not None and not await self._admits(stream, facts)):
             await stream.close()
             return
         try:
@@ -162,15 +195,59 @@ class Ingress:
             await target.close()
             await stream.close()
 
-    async def _answer(self, stream: SecureStream, nonce: bytes, spki_sha256: bytes) -> Answer | Refused:
+    def _unwanted(self, challenge: Challenge) -> Refused | None:
+        """The refusal of a client that offers less than this ingress wants, or what it has no use for."""
+        if challenge.proves == (self._judge is not None):
+            return None
+        if challenge.proves:
+            return Refused("this ingress judges no evidence of clients: connect without --prove")
+        return Refused("this ingress wants evidence of its clients: adyton connect --prove TEE")
+
+    async def _admits(self, stream: SecureStream, facts: Connection) -> bool:
+        """Judge the client's evidence, and tell it. The connection is cut when the trust in it ends."""
+        try:
+            shown = await self._evidence_of(stream)
+            trusted = await self._judgement(shown, client_report_data(facts, self._manifest_sha256, self._name))
+        except (EvidenceError, Unavailable) as error:
+            # no words of the client's own: they could crowd out what else there is to tell
+            self._note(f"ingress {self._name}: the evidence of a client was refused: {error.check or 'unknown'}")
+            await stream.write(message(Refused(_told(error)).to_bytes()))
+            return False
+        await stream.write(message(ACCEPTED))
+        stream.cut_after(trusted)
+        return True
+
+    async def _evidence_of(self, stream: SecureStream) -> ClientEvidence:
+        """Read it. Where too many clients are about to show theirs, the one that has taken longest is ended."""
+        if len(self._showing) >= MAX_UNPROVED:
+            self._showing.popleft().cancel()
+        with self._as_one_of(self._showing):
+            async with asyncio.timeout(HELLO_S):
+                return parse_client_evidence(await stream.read_message(MAX_CLIENT_BYTES))
+
+    async def _judgement(self, shown: ClientEvidence, report_data: bytes) -> timedelta:
+        if self._judge is None or self._judged >= MAX_UNPROVED:
+            raise Timeout(
+                "too many clients wait for their judgement: try again",
+                check="clients that wait",
+                expected=f"at most {MAX_UNPROVED}",
+                seen="more",
+            )
+        self._judged += 1
+        try:
+            return await self._judge(shown, report_data)
+        finally:
+            self._judged -= 1
+
+    async def _answer(self, facts: Connection) -> Answer | Refused:
         if self._unproved >= MAX_UNPROVED:
             return Refused(BUSY)
         self._unproved += 1
         try:
-            facts = stream.channel.facts(nonce, spki_sha256)
             await self._proving.acquire()
             try:
-                proof = await self._evidence(report_data(facts, self._manifest_sha256, self._name))
+                devices = () if self._devices is None else await self._devices(gpu_nonce(facts))
+                proof = await self._evidence(report_data(facts, self._manifest_sha256, self._name, devices))
             finally:
                 asyncio.get_running_loop().call_later(PAUSE_S, self._proving.release)
         except Error as error:
@@ -178,7 +255,12 @@ class Ingress:
             return Refused("this machine gave no evidence")
         finally:
             self._unproved -= 1
-        return Answer(self._name, self._manifest_sha256, proof.cpu, proof.event_log)
+        return Answer(self._name, self._manifest_sha256, proof.cpu, proof.event_log, devices)
+
+
+def _told(error: Error) -> str:
+    """A refusal in one line: what was checked, and what was seen. It is about the client's own evidence."""
+    return f"{error.message} (expected {error.expected}; seen {error.seen})"
 
 
 async def _let_read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

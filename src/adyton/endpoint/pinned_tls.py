@@ -37,6 +37,7 @@ class PinnedStream:
         self._wire = wire
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self._ahead = b""
 
     @classmethod
     async def open(
@@ -77,6 +78,9 @@ class PinnedStream:
 
     async def read(self, size: int = READ_BYTES) -> bytes:
         """Some plaintext. Empty at the server's end. Raises FetchFailed where the end was cut or a record is false."""
+        if self._ahead:
+            found, self._ahead = self._ahead[:size], self._ahead[size:]
+            return found
         while True:
             try:
                 return self._tls.read(size)
@@ -99,10 +103,17 @@ class PinnedStream:
             await self._flush()
 
     async def end(self) -> None:
-        """End this side's direction."""
+        """End this side's direction. The other one stays open."""
+        self._take_what_came()
         with contextlib.suppress(ssl.SSLError):
             self._tls.unwrap()
         await self._flush()
+
+    def _take_what_came(self) -> None:
+        """Read what lies here already, at most READ_BYTES and a record. `unwrap` fails where it meets plaintext."""
+        with contextlib.suppress(ssl.SSLError):  # an end or a false record shows again at the next read
+            while data := self._tls.read(READ_BYTES):
+                self._ahead += data
 
     def abort(self) -> None:
         """Cut the connection."""

@@ -50,8 +50,9 @@ class Pool:
 
     async def give_back(self, connection: Verified) -> None:
         """Keep a connection on which nothing is under way, or hand it to the request that waits longest."""
-        waiting = self._next() if _is_trusted(connection) and not self._closed else None
-        if waiting is None and (self._closed or len(self._idle) >= MAX_IDLE):
+        usable = connection.stream.quiet and _is_trusted(connection) and not self._closed
+        waiting = self._next() if usable else None
+        if not usable or (waiting is None and len(self._idle) >= MAX_IDLE):
             await connection.stream.close()
             return
         connection.stream.read_ahead()

@@ -100,19 +100,20 @@ class SecureStream:
         """Plaintext, at most `size` bytes. Empty at the peer's end. Raises FetchFailed where the end was cut."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            self._pending = await ahead
+            self._pending = await ahead + self._pending
             if not self._pending:
                 return b""
         return await self._read(size)
 
     def read_ahead(self) -> None:
         """Begin to read before anything is asked for. The next `read` goes on with it."""
-        self._ahead = asyncio.ensure_future(self._read(READ_BYTES))
+        if self._ahead is None:
+            self._ahead = asyncio.ensure_future(self._read(READ_BYTES))
 
     @property
     def quiet(self) -> bool:
-        """Whether the peer has said nothing since `read_ahead`, its end included."""
-        return self._ahead is not None and not self._ahead.done()
+        """Whether the peer has said nothing that was not read, its end included."""
+        return not self._pending and (self._ahead is None or not self._ahead.done())
 
     async def _stop_reading(self) -> None:
         ahead, self._ahead = self._ahead, None
@@ -246,12 +247,13 @@ async def pump(source: Source, sink: Sink) -> None:
 
 
 async def join(one: SecureStream, other: PlainStream) -> None:
-    """Carry both directions to their ends. Where either fails, the plain side is cut, not closed as if all was well."""
+    """Carry both directions to their ends. Where either fails, both sides are cut, not closed as if all was well."""
     ways = [asyncio.ensure_future(pump(one, other)), asyncio.ensure_future(pump(other, one))]
     try:
         await asyncio.gather(*ways)
     except BaseException:
         other.abort()
+        one.abort()
         raise
     finally:
         for way in ways:

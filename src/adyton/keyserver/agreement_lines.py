@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from adyton.check import Check
 from adyton.dates import is_over
+from adyton.errors import Unavailable
 from adyton.keystore.audit_facts import AGREEMENT_COMPLETE
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from adyton.agreement.budget import Budget
     from adyton.agreement.document import Program
     from adyton.agreement.in_force import InForce
     from adyton.keystore.approval import Approval
@@ -27,6 +29,7 @@ PROGRAM_LINE: Final = "program of the agreement"
 KEY_LINE: Final = "key of the agreement"
 PARTIES_LINE: Final = "other parties of the agreement"
 RUNS_LINE: Final = "runs of the agreement"
+PRIVACY_LINE: Final = "privacy budget of the agreement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Ground:
 
     stored: StoredAgreement | None
     runs: int = 0
+    privacy_steps: int = 0
+    """The steps that runs used of its privacy budget, or that are reserved for them."""
 
 
 def agreement_lines(
@@ -107,6 +112,27 @@ def agreed_runs_line(approval: Approval, ground: Ground, *, free: bool) -> list[
             "draft, sign and approve a new agreement, if all parties mean more",
         )
     ]
+
+
+def privacy_line(approval: Approval, ground: Ground, *, free: bool) -> list[Check]:
+    """Whether one more run fits into the privacy budget of the agreement. A run within its lease is `free`."""
+    budget = budget_of(approval, ground)
+    if budget is None:
+        return []
+    expected = f"epsilon at most {budget.epsilon:g} at delta {budget.delta:g}"
+    remedy = "draft, sign and approve a new agreement, if all parties mean more"
+    try:
+        after = budget.epsilon_of(ground.privacy_steps + budget.steps)
+    except Unavailable as error:
+        return [Check(PRIVACY_LINE, expected, f"not counted: {error.seen}", free, error.remedy)]
+    seen = f"epsilon {after:.6g} with this run"
+    return [Check(PRIVACY_LINE, expected, seen, free or after <= budget.epsilon, remedy)]
+
+
+def budget_of(approval: Approval, ground: Ground) -> Budget | None:
+    """The privacy budget that a release by this approval uses. None where its agreement has none for this key."""
+    budget = None if not approval.agreement or ground.stored is None else ground.stored.agreement.privacy
+    return budget if budget is not None and budget.key == approval.key else None
 
 
 def _is_of(approval: Approval, program: Program) -> bool:

@@ -18,8 +18,8 @@ from adyton.attest.status import TCBStatus
 from adyton.check import Check, text
 from adyton.dates import is_over, over_at
 from adyton.errors import AppraisalFailed, UsageError
+from adyton.keyserver.agreement_lines import PRIVACY_LINE, Ground, agreed_runs_line, agreement_lines, privacy_line
 from adyton.keyserver.agreement_lines import RUNS_LINE as AGREED_RUNS_LINE
-from adyton.keyserver.agreement_lines import Ground, agreed_runs_line, agreement_lines
 from adyton.keystore import approval_gaps
 from adyton.keystore.approval import APPROVED, REVOKED
 
@@ -125,7 +125,7 @@ class Denial:
     @property
     def is_used_up(self) -> bool:
         """Whether an approval would grant the request if its runs were not used up."""
-        limits = {RUNS_LINE, ACTIVE_LINE, AGREED_RUNS_LINE}
+        limits = {RUNS_LINE, ACTIVE_LINE, AGREED_RUNS_LINE, PRIVACY_LINE}
         return any({line.name for line in judged.failed} <= limits for judged in self.judged)
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,6 +167,8 @@ def decide(
             usage = usage_of(stored)
             lines += _usage_lines(stored.approval, usage)
             lines += agreed_runs_line(stored.approval, ground, free=usage.own is not None)
+            if all(line.ok for line in lines):
+                lines += privacy_line(stored.approval, ground, free=usage.own is not None)
         if claims is not None and usage is not None and all(line.ok for line in lines):
             own = usage.own
             until = _lease_end(stored.approval, now) if own is None else own.until_ms

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adyton.attest.complete import without_event_log
 from adyton.attest.sgx import SGXQuote
 from adyton.errors import Denied, Error, OutOfOrder, Unavailable
-from adyton.keyserver.agreement_lines import Ground
+from adyton.keyserver.agreement_lines import Ground, budget_of
 from adyton.keyserver.decide import Denial, Grant, Request, decide, decide_in_vain
 from adyton.keyserver.folder_roots import given_folders, granted_roots
 from adyton.keyserver.public_errors import busy
@@ -201,6 +201,9 @@ class Decisions:
             )
             if grant.approval.approval.agreement:
                 listed[-1]["agreement"] = grant.approval.approval.agreement
+                budget = budget_of(grant.approval.approval, _grounds(case)(grant.approval.approval.agreement))
+                if budget is not None and grant.renews is None:
+                    listed[-1]["privacy_steps"] = budget.steps
         grant_id = new_id("g")
         payload = Payload(keys, secret_values, change.token_of(grant_id))
         kept = {name: change.keep_released(part, case.at_ms).hex() for name, part in evidence_parts(received).items()}
@@ -324,6 +327,7 @@ def _grounds(case: _Case) -> Callable[[str], Ground]:
     def ground_of(agreement: str) -> Ground:
         if not agreement:
             return Ground(None)
-        return Ground(case.change.agreement(agreement), case.change.agreed_runs(agreement))
+        change = case.change
+        return Ground(change.agreement(agreement), change.agreed_runs(agreement), change.privacy_steps(agreement))
 
     return ground_of

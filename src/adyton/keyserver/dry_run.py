@@ -84,7 +84,7 @@ def dry_run(
             )
 
             def ground_of(agreement: str) -> Ground:
-                return Ground(view.agreement(agreement), view.agreed_runs(agreement))
+                return Ground(view.agreement(agreement), view.agreed_runs(agreement), view.privacy_steps(agreement))
 
             decided = decide(request, report, approvals, lambda item: view.usage(item.id, "", at_ms), moment, ground_of)
             if isinstance(decided, Grant):

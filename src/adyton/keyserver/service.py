@@ -24,19 +24,20 @@ from adyton.keyserver.decision_queue import MAX_WAITING, DecisionQueue, Waiting
 from adyton.keyserver.decisions import Decisions
 from adyton.keyserver.folder_roots import FolderRoots
 from adyton.keyserver.in_force import Statements
+from adyton.keyserver.privacy import settler
 from adyton.keyserver.public_errors import busy, public_error
 from adyton.keyserver.readiness import Readiness
 from adyton.keyserver.receipts import Receipts
 from adyton.keyserver.receive import received_chain, received_message
 from adyton.keyserver.record_limits import LogLimit, RefusalLimits
 from adyton.keyserver.refused_programs import Explainer
-from adyton.keyserver.run_messages import RunMessages
+from adyton.keyserver.run_messages import Handler, RunMessages
 from adyton.keyserver.stages import Refused, Release, Unchecked, Verified
 from adyton.keystore.audit import Checkpoint, sign_checkpoint
 from adyton.keystore.audit_facts import AWAITED
 from adyton.keystore.clock import now_ms
 from adyton.release.messages import ServerIdentity, check_challenge, make_challenge
-from adyton.release.run_messages import RECEIPT, ROOT_COMMIT, ROOT_INTENT
+from adyton.release.run_messages import PRIVACY, RECEIPT, ROOT_COMMIT, ROOT_INTENT
 from adyton.values import Digest, Nonce
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ class KeyService:
         self._challenge_lifetime_s = challenge_lifetime_s
         self._clock = clock
         self._on_decision = on_decision or (lambda _outcome, _seconds: None)
-        handlers = {ROOT_INTENT: folders.begin, ROOT_COMMIT: folders.commit}
+        handlers: dict[str, Handler] = {
+            PRIVACY: settler(store),
+            ROOT_INTENT: folders.begin,
+            ROOT_COMMIT: folders.commit,
+        }
         if audit_certificates is not None:
             receipts = Receipts(
                 store,

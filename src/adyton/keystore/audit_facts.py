@@ -34,6 +34,7 @@ EXPLANATION: Final = "explanation"
 DISMISSED: Final = "candidate-dismissed"
 PRUNED: Final = "evidence-pruned"
 AGREEMENT: Final = "agreement"
+PRIVACY_SETTLED: Final = "privacy-settled"
 USED: Final = "used"
 FOLDER_ROOT: Final = "folder-root"
 RECEIPT: Final = "receipt"
@@ -58,6 +59,7 @@ AGREEMENT_STATES: Final = (AGREEMENT_SIGNED, AGREEMENT_COMPLETE, AGREEMENT_REVOK
 _SUBJECTS: Final[Mapping[str, str]] = {
     POLICY: "approval",
     AGREEMENT: "agreement",
+    PRIVACY_SETTLED: "grant",
     KEY_ADDED: "key",
     RELEASE: "grant",
     DENIAL: "denial",
@@ -164,6 +166,10 @@ class Facts:
     agreements: dict[str, list[AgreementChange]] = field(default_factory=dict)
     agreed_runs: dict[str, int] = field(default_factory=dict)
     """By agreement: the number of runs that had a key on its ground."""
+    privacy_steps: dict[str, int] = field(default_factory=dict)
+    """By agreement: the steps of its mechanism (`agreement.budget`) that are used, or reserved for runs."""
+    reserved: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """By grant: agreement and steps of a reservation that no run has settled yet."""
     leases: dict[str, dict[str, Lease]] = field(default_factory=dict)
     """By approval and run: leases, also ended ones."""
     ends: dict[str, list[int]] = field(default_factory=dict)
@@ -249,6 +255,8 @@ class Facts:
             "runs": self.runs,
             "agreements": self.agreements,
             "agreed_runs": self.agreed_runs,
+            "privacy_steps": self.privacy_steps,
+            "reserved": self.reserved,
             "leases": self.leases,
             "waiting": [
                 (
@@ -274,6 +282,8 @@ class Facts:
             prunings=list(document["prunings"]),
             runs=dict(document["runs"]),
             agreed_runs=dict(document["agreed_runs"]),
+            privacy_steps=dict(document["privacy_steps"]),
+            reserved={grant: (agreement, steps) for grant, (agreement, steps) in document["reserved"].items()},
         )
         found.agreements = {
             name: [AgreementChange(*item) for item in items] for name, items in document["agreements"].items()
@@ -349,6 +359,11 @@ class Facts:
         }:
             self.agreed_runs[agreement] = self.agreed_runs.get(agreement, 0) + 1
         for item in body["keys"]:
+            if "privacy_steps" in item and not item["renewed"]:
+                reserved = str(item["agreement"]), int(item["privacy_steps"])
+                self.reserved[str(body["grant"])] = reserved
+                self._use(*reserved)
+        for item in body["keys"]:
             approval = str(item["approval"])
             held = self.leases.setdefault(approval, {})
             before = held.get(run)
@@ -361,6 +376,17 @@ class Facts:
                 self.runs[approval] = self.runs.get(approval, 0) + 1
         if self.leases_kept > self.forget_above:
             self._forget_leases(entry.at_ms)
+
+    def _use(self, agreement: str, steps: int) -> None:
+        self.privacy_steps[agreement] = self.privacy_steps.get(agreement, 0) + steps
+
+    def _privacy_settled(self, _entry: Entry, body: Mapping[str, Any]) -> None:
+        """What a run used, in the place of what was reserved for it."""
+        reserved = str(body["agreement"]), int(body["reserved"])
+        there = self.reserved.pop(str(body["grant"]), None)
+        if self.is_whole and there != reserved:
+            raise ValueError("another reservation, or none")
+        self._use(reserved[0], int(body["used"]) - reserved[1])
 
     def _forget_leases(self, at_ms: int) -> None:
         self.leases = {
@@ -410,6 +436,7 @@ _READERS: Final[Mapping[str, Callable[[Facts, Entry, Mapping[str, Any]], None]]]
     DATA_KEY_ROTATED: Facts._data_key_rotated,
     PRUNED: Facts._pruned,
     AGREEMENT: Facts._agreement,
+    PRIVACY_SETTLED: Facts._privacy_settled,
     RELEASE: Facts._release,
     DENIAL: Facts._waits,
     EXPLANATION: Facts._waits,

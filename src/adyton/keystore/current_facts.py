@@ -78,6 +78,14 @@ class RecordedFacts:
         """The number of runs that had a key on the ground of an agreement. As for `usage`, the newest count."""
         return self._ledger.agreed_runs(agreement) + self._added.agreed_runs.get(agreement, 0)
 
+    def privacy_steps(self, agreement: str) -> int:
+        """The steps that are used or reserved of the privacy budget of an agreement."""
+        return self._ledger.privacy_steps(agreement) + self._added.privacy_steps.get(agreement, 0)
+
+    def reserved(self, grant: str) -> tuple[str, int] | None:
+        """The reservation of a grant that is not settled yet, as of the first entry of this transaction."""
+        return self._ledger.reserved(grant)
+
     def key_names(self) -> list[str]:
         """The names of all keys and secrets, sorted."""
         return sorted({*self._ledger.key_names(self._to), *self._added.keys})

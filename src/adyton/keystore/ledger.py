@@ -170,6 +170,16 @@ class Ledger:
         with self._lock:
             return self._state.facts.agreed_runs.get(agreement, 0)
 
+    def privacy_steps(self, agreement: str) -> int:
+        """The steps that are used or reserved of the privacy budget of an agreement."""
+        with self._lock:
+            return self._state.facts.privacy_steps.get(agreement, 0)
+
+    def reserved(self, grant: str) -> tuple[str, int] | None:
+        """The reservation of a grant that is not settled yet: agreement and steps."""
+        with self._lock:
+            return self._state.facts.reserved.get(grant)
+
     def prunings(self, to: int) -> list[int]:
         """The entries up to `to` that record a pruning of evidence."""
         with self._lock:

@@ -170,6 +170,10 @@ class Reader:
         """The number of runs that had a key on the ground of an agreement, by the releases in the record."""
         return self._agreements.runs(agreement_id)
 
+    def privacy_steps(self, agreement_id: str) -> int:
+        """The steps that runs used of the privacy budget of an agreement, or that are reserved for them."""
+        return self._agreements.privacy_steps(agreement_id)
+
     def usage(self, approval_id: str, run: str, at_ms: int, *, counted: bool = True) -> Usage:
         """The use of an approval's limits (unless not `counted`), and this run's lease.
 

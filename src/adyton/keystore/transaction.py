@@ -200,6 +200,13 @@ class Transaction(Reader):
         """End an agreement for this owner, for ever. Raises UsageError where there is none."""
         return self._agreements.revoke(agreement_id, actor=actor)
 
+    def settle_privacy(self, grant: str, steps: int, at_ms: int) -> bool:
+        """Note how many steps a run used of a privacy budget. False where nothing is reserved for its grant.
+
+        A transaction settles a grant once.
+        """
+        return self._agreements.settle(grant, steps, at_ms)
+
     # --- what stands behind measurements and decisions --------------------------------------------------------------
 
     def remember(self, measurement: Measurement, manifest: bytes, runtime_parts: Mapping[str, str]) -> None:

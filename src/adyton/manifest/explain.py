@@ -52,15 +52,12 @@ def explain_manifest(manifest: Manifest) -> tuple[Section, ...]:
     keys += [f"secret {secret.name} into {secret.env or secret.file}" for secret in adyton.secrets]
     outside = [
         f"network: {adyton.network}",
+        *(f"ingress: {one.name}, clients {one.clients}" for one in adyton.ingress if one.is_final),
         *(
-            f"ingress: {one.name}, clients "
-            + (
-                "of any kind"
-                if one.client_ca is None
-                else f"with a certificate under the CA {ca_sha256(one.client_ca)}"
-            )
+            f"  {line}"
             for one in adyton.ingress
-            if one.is_final
+            if one.client_policy is not None
+            for line in one.client_policy.splitlines()
         ),
         *(
             f"egress: {one.name}:{one.port} inside is {one.address}, "

@@ -109,7 +109,7 @@ def _pin_owners(document: dict[str, Any], base_dir: Path, default_ca: str | None
 
 
 def _pin_connections(document: dict[str, Any], base_dir: Path) -> None:
-    """Put the CA certificates of clients, and of servers outside, in the places of their file names."""
+    """Put the CA certificates of clients and of servers outside, and policies, in the places of their file names."""
     for kind, ca in (("ingress", "client_ca"), ("egress", "ca")):
         for number, table in enumerate(document["adyton"].get(kind, [])):
             place = f"adyton.{kind}[{number}].{ca}"
@@ -117,12 +117,20 @@ def _pin_connections(document: dict[str, Any], base_dir: Path) -> None:
                 table[ca] = _read_ca(table.pop(f"{ca}_file"), base_dir, f"{place}_file", f"certificate of {place}")
             if ca in table:
                 table[ca] = ca_within(table[ca], place)
+            if "client_policy_file" in table:
+                place = f"adyton.{kind}[{number}].client_policy"
+                raw = _read_file(table.pop("client_policy_file"), base_dir, f"{place}_file", f"policy of {place}")
+                table["client_policy"] = decode(raw)
 
 
 def _read_ca(uri: str, base_dir: Path, place: str, what: str) -> str:
+    return _read_file(uri, base_dir, place, what).decode("ascii", errors="replace")
+
+
+def _read_file(uri: str, base_dir: Path, place: str, what: str) -> bytes:
     if not uri.startswith("file:"):
         raise refuse(place, "unsupported URI", expected='"file:…"', seen=uri)
-    return read_named(base_dir / uri[5:], MAX_CA_BYTES, what).decode("ascii", errors="replace")
+    return read_named(base_dir / uri[5:], MAX_CA_BYTES, what)
 
 
 def _listed(document: dict[str, Any], base_dir: Path) -> list[TrustedFile]:

@@ -144,6 +144,8 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("adyton.ingress[].max_connections", Kind.INTEGER, 1024, _E, "connections at once; one more is closed", least=1, most=65_536),
     Key("adyton.ingress[].client_ca", Kind.STRING, None, _E, "PEM certificate of the one CA whose certificates clients must show; without it anybody may connect"),
     Key("adyton.ingress[].client_ca_file", Kind.STRING, None, _E, "only in a template: file of that certificate, which `adyton build` puts in its place"),
+    Key("adyton.ingress[].client_policy", Kind.STRING, None, _E, "text of a policy, as `adyton verify --policy` takes it, which must accept the evidence that clients show of their own machine"),
+    Key("adyton.ingress[].client_policy_file", Kind.STRING, None, _E, "only in a template: file of that policy, which `adyton build` puts in its place"),
     Key("adyton.egress", Kind.TABLES, None, _E, "servers outside that the program may reach; without it there are none ([attested endpoints](endpoint.md#servers-that-the-program-reaches)); needs `network = \"none\"`"),
     Key("adyton.egress[].host", Kind.STRING, None, _E, "name or IP address that is dialled on the host's network; where a CA is pinned, the server's certificate must name it", required=True),
     Key("adyton.egress[].port", Kind.INTEGER, None, _E, "port that is dialled, and port inside", least=1, most=65_535, required=True),

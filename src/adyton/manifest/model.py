@@ -488,9 +488,7 @@ def _adyton(value: _Reader) -> AdytonTable:
         owners=tuple(owners),
         keys=MappingProxyType(dict(value.table("adyton.keys"))),
         secrets=tuple(secrets),
-        ingress=parse_ingress(
-            value.get("adyton.ingress") or (), network=value.get("adyton.network"), gpus=value.get("adyton.gpus")
-        ),
+        ingress=parse_ingress(value.get("adyton.ingress") or (), network=value.get("adyton.network")),
         egress=parse_egress(value.get("adyton.egress") or (), network=value.get("adyton.network")),
         trusted_from=tuple(
             _uri(uri, f"adyton.trusted_from[{position}]", ("file:",))

@@ -37,7 +37,8 @@ PATH_RUN: Final = "/adyton/v4/run"
 RECEIPT: Final = "receipt"
 ROOT_INTENT: Final = "root-intent"
 ROOT_COMMIT: Final = "root-commit"
-ACTIONS: Final = frozenset({RECEIPT, ROOT_INTENT, ROOT_COMMIT})
+PRIVACY: Final = "privacy"
+ACTIONS: Final = frozenset({RECEIPT, ROOT_INTENT, ROOT_COMMIT, PRIVACY})
 """What a run can say. docs/release-protocol.md has the payload of each."""
 
 MAX_PAYLOAD_BYTES: Final = 256 * 1024

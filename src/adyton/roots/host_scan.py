@@ -49,6 +49,7 @@ def scan(
                         seen="more",
                         remedy="move away what is not part of the folder",
                     )
+                progress()
                 found[path] = _look(source, path, folder, name, key, sealed_as, has_log=has_log)
         finally:
             os.close(top)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from adyton.roots.records import Change, Commit, Confirmed, Step, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from adyton.roots.root import Root
     from adyton.values import Key128
@@ -88,6 +90,7 @@ class PinnedFolder:
         self._writer = writer
         self._told = told
         self._committed_s = time.monotonic()
+        self._syncing: Callable[[], AbstractContextManager[object]] = nullcontext
         history, entries = checked.history, checked.judged.entries
         at_s, begun = int(time.time()), history.root
         self._remove(checked.judged.left_over)
@@ -106,6 +109,10 @@ class PinnedFolder:
                 remove_beneath(self._place, path)
             except OSError as error:
                 raise storage_failed(error, str(self._place / path), "removing what a crash left") from error
+
+    def sync_within(self, syncing: Callable[[], AbstractContextManager[object]]) -> None:
+        """Enter this context around whatever waits for the disk."""
+        self._syncing = syncing
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -166,10 +173,11 @@ class PinnedFolder:
         """Make everything until now durable, and a commit of it. Raises StorageFailed."""
         history = self._journal.history
         if history.has_changed:
-            sync_file_system(self._place)
-            at_s = int(time.time())
-            self._journal.append(Commit(history.root.sequence + 1, at_s, self._writer, history.tree.digest()))
-            self._journal.begin_anew_if_long()
+            with self._syncing():
+                sync_file_system(self._place)
+                at_s = int(time.time())
+                self._journal.append(Commit(history.root.sequence + 1, at_s, self._writer, history.tree.digest()))
+                self._journal.begin_anew_if_long()
             self._told(self.root)
         self._committed_s = time.monotonic()
         return self.root
@@ -191,7 +199,8 @@ class PinnedFolder:
     def _record(self, steps: Iterable[Step]) -> None:
         if time.monotonic() - self._committed_s > WINDOW_S:
             self.commit()
-        self._journal.append(Change(int(time.time()), self._writer, tuple(steps)))
+        with self._syncing():
+            self._journal.append(Change(int(time.time()), self._writer, tuple(steps)))
 
 
 def _is_same(one: Entry | None, other: Entry | None) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from adyton.address import address_text
@@ -21,7 +22,8 @@ from adyton.runtime import program_network
 from adyton.runtime.network_process import Event, NetworkProcess
 
 if TYPE_CHECKING:
-    from adyton.endpoint.ingress import Proof
+    from adyton.endpoint.hello import ClientEvidence
+    from adyton.endpoint.ingress import Devices, Judge, Proof
     from adyton.manifest.ingress import Ingress
 
 _RENEW_S: Final = 30 * 24 * 3600.0
@@ -35,6 +37,10 @@ class Doors:
     ports: Sequence[Ingress]
     manifest_sha256: bytes
     evidence: Callable[[bytes], Proof]
+    devices: Callable[[bytes], tuple[bytes, ...]] | None = None
+    """The evidence of the program's GPUs over a nonce. None where it has none."""
+    judges: Mapping[str, Callable[[ClientEvidence, bytes], timedelta]] = field(default_factory=dict)
+    """For each ingress with a policy for its clients: how their evidence is judged."""
 
 
 def listen(ports: Sequence[Ingress]) -> list[socket.socket]:
@@ -88,7 +94,24 @@ async def _serve(
     async def evidence(report_data: bytes) -> Proof:
         return await asyncio.get_running_loop().run_in_executor(prover, doors.evidence, report_data)
 
+    def devices_of(make: Callable[[bytes], tuple[bytes, ...]]) -> Devices:
+        async def made(nonce: bytes) -> tuple[bytes, ...]:
+            return await asyncio.get_running_loop().run_in_executor(prover, make, nonce)
+
+        return made
+
+    def judge_of(port: Ingress) -> Judge | None:
+        if port.client_policy is None:
+            return None
+        judge = doors.judges[port.name]
+
+        async def judged(shown: ClientEvidence, report_data: bytes) -> timedelta:
+            return await asyncio.get_running_loop().run_in_executor(judging, judge, shown, report_data)
+
+        return judged
+
     async with AsyncExitStack() as stack:
+        judging = stack.enter_context(ThreadPoolExecutor(1, "adyton-judge"))
         servers: list[Server] = []
         for port, listener in zip(doors.ports, listeners, strict=True):
             host_name, number = port.target
@@ -105,6 +128,8 @@ async def _serve(
                 dial,
                 max_connections=port.max_connections,
                 client_ca=port.client_ca,
+                judge=judge_of(port),
+                devices=None if doors.devices is None else devices_of(doors.devices),
                 note=event,
             )
             await stack.enter_async_context(server.serving(listener))

@@ -13,7 +13,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +35,7 @@ from adyton.runtime.fileserver import ATTESTATION, TRUSTED, Attestation, FileSer
 from adyton.runtime.log import EncryptedLog
 from adyton.runtime.memory_peaks import LOOK_S, MemoryPeaks
 from adyton.runtime.pinned import GivenRoots, PinnedFolders
+from adyton.runtime.privacy_report import read_report
 from adyton.runtime.root import Root
 from adyton.runtime.run_plan import SHARED_MEMORY, EncryptedMount, MemoryMount, Plan
 from adyton.runtime.signals import PASSED_ON
@@ -99,9 +100,11 @@ class Keeper:
         tell: Callable[[dict[str, Any]], None],
         doors: Doors | None = None,
         receipt: ReceiptMaker | None = None,
+        settle: Callable[[bytes], Sequence[str]] | None = None,
     ) -> None:
         self._plan = plan
         self._receipt = receipt
+        self._settle = settle
         self._taken: dict[str, list[tuple[str, bytes]]] = {}
         self._keys: Mapping[str, Key128] = {}
         self._doors = doors
@@ -460,7 +463,15 @@ class Keeper:
         exit_code = self._exit_code(self._sandbox)
         for text in peaks.told(exit_code):
             self._event(text)
+        self._settle_privacy()
         return exit_code
+
+    def _settle_privacy(self) -> None:
+        """Tell the owners what the program says that it used of a privacy budget, if it says so."""
+        report = None if self._settle is None else read_report(self._base + "/shm")
+        if self._settle is not None and report is not None:
+            for text in self._settle(report):
+                self._event(text)
 
     def _to_write_only(self, fd: int) -> int:
         """Open a terminal anew, so that the program cannot read what somebody types. Another file stays as it is."""

@@ -21,7 +21,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -63,11 +63,13 @@ def launch(
     jobs: int | None = None,
     stdio: tuple[int, int, int] = (0, 1, 2),
     receipt: ReceiptMaker | None = None,
+    settle: Callable[[bytes], Sequence[str]] | None = None,
 ) -> Ended:
     """Run a plan to its end. Raises Error where it could not start or its outputs could not be kept.
 
     `evidence` is for the program's /dev/attestation. Without it there are no quotes. `doors` are the ports through
     which clients reach the program. With `receipt` the facts of the end have the receipt, in base64.
+    `settle` is given what the program says that it used of a privacy budget, and returns what went wrong with that.
     `obtain` is called in the keeper, beside the staging of trusted files, and its keys never leave the keeper.
     Call it from the main thread: a run is bound to the thread that started it.
     """
@@ -85,7 +87,7 @@ def launch(
         _become_keeper(
             parent,
             report_in,
-            lambda tell, umask: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, umask, tell, doors, receipt),
+            lambda tell, umask: Keeper(plan, obtain, bwrap, evidence, jobs, stdio, umask, tell, doors, receipt, settle),
         )
     os.close(report_in)
     with pass_on(lambda number: os.kill(keeper, number)):

@@ -187,7 +187,6 @@ class PinnedFolders:
             source, root = written.mount.source, written.newest
             try:
                 self._commit(written, root, is_last=True)
-                confirm(source, written.key, written.mount.pinned, root)
             except KeyReleaseError as error:
                 failure = MountFailed(
                     f"the key server does not take what this run left in {source}: {error.message}",
@@ -198,7 +197,16 @@ class PinnedFolders:
                     f"{source}: the key server did not learn of the last commit, number {root.sequence}, and until the"
                     f" next run tells it the host can put back what was there before: {error.message}"
                 )
+            else:
+                self._confirm(written, root)
         return failure
+
+    def _confirm(self, written: _Written, root: Root) -> None:
+        """Write beside the folder that the key server has this root, so that an older server is told from a newer."""
+        try:
+            confirm(written.mount.source, written.key, written.mount.pinned, root)
+        except Error as error:
+            self.event(f"{written.mount.source}: its history could not be written to at the end: {error.message}")
 
 
 def _malformed(member: str, expected: str, seen: str) -> IntegrityError:

@@ -20,7 +20,7 @@ from adyton.attest.report_data import receipt_report_data
 from adyton.dates import timestamp
 from adyton.errors import Error, IntegrityError, Unavailable, UsageError
 from adyton.receipt.counter import verify_counter_signature
-from adyton.receipt.document import EndEvidence, Receipt
+from adyton.receipt.document import MAX_RECEIPT_BYTES, EndEvidence, Receipt
 from adyton.receipt.dsse import MAX_PAYLOAD_BYTES, Envelope, Signature
 from adyton.receipt.handed_in import HandedIn, with_answer
 from adyton.receipt.statement import (
@@ -182,6 +182,7 @@ class ReceiptMaker:
             end=end,
             listings=listings,
         )
+        _check_length(receipt)
         return self._counter_signed(receipt, statement, key, note).to_bytes()
 
     # --- what was taken and made ------------------------------------------------------------------------------------
@@ -260,6 +261,7 @@ class ReceiptMaker:
                 found = with_answer(receipt, members)
                 signed, signature = found.counter_signatures[-1], found.envelope.signatures[-1]
                 verify_counter_signature(signed, signature, statement, owner, receipt.envelope.payload)
+                _check_length(found)
             except Error as error:
                 note(f"the receipt is not counter-signed by {grant.owner}: {error.message}")
                 continue
@@ -275,6 +277,18 @@ class ReceiptMaker:
                     raise
                 time.sleep(WAIT_S)
         raise Unavailable("the key server was not asked")
+
+
+def _check_length(receipt: Receipt) -> None:
+    size = len(receipt.to_bytes())
+    if size > MAX_RECEIPT_BYTES:
+        raise UsageError(
+            "the receipt is too long",
+            check="length of the receipt",
+            expected=f"at most {MAX_RECEIPT_BYTES} bytes",
+            seen=f"{size} bytes",
+            remedy="the run took or made too many files: the outputs are kept, and have no receipt",
+        )
 
 
 def limits_of(plan: Plan, manifest: Manifest) -> dict[str, object]:

@@ -58,7 +58,7 @@ def open_gpus(tee: str, platform_dir: Path | None = None, collateral: GPUCollate
             check="--gpu-collateral",
             expected="a file or folder with RIMs and OCSP answers",
             seen="nothing",
-            remedy="export it on a trusted machine (adyton collateral export FILE), and name it: --gpu-collateral FILE",
+            remedy="export it on a trusted machine (adyton collateral export -o FILE), and give --gpu-collateral FILE",
         )
     from adyton.tee.nvidia_gpus import NVIDIAGPUs
 

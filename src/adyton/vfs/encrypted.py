@@ -106,6 +106,7 @@ class EncryptedTree:
             pinned=self._pinned,
         )
         if self._pinned is not None:
+            self._pinned.sync_within(self._watchdog.syncing)
             entries = self._pinned.entries
         if entries is not None:
             self._know_all(entries)
@@ -353,8 +354,7 @@ class EncryptedTree:
     def _commit(self) -> None:
         """Make what a pinned folder holds now the state that the next run is held to."""
         if self._pinned is not None:
-            with self._watchdog.syncing():
-                self._pinned.commit()
+            self._pinned.commit()
 
     # ---------------------------------------------------------------- names
 

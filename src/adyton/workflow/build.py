@@ -22,6 +22,7 @@ from adyton.manifest.sigstruct import MAX_PEM_BYTES, load_signer, sign
 from adyton.manifest.template import MAX_TEMPLATE_BYTES, named_environment, parse_definitions, render
 from adyton.runtime.gramine_backend import installed, prepare
 from adyton.tee.source import TEES
+from adyton.workflow.client_judge import check_client_policy
 from adyton.workflow.guest_image import read_image, runtime_of
 from adyton.workflow.progress import unwatched
 
@@ -159,6 +160,8 @@ def build(
         )
     cache.save()
     manifest = built.manifest
+    for one in manifest.adyton.ingress:
+        check_client_policy(one)
     warnings = findings(manifest)
     if strict and warnings:
         raise ManifestError(

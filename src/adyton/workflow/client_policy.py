@@ -10,6 +10,7 @@ import tomli_w
 
 from adyton.attest.evidence_policy import Policy
 from adyton.attest.guest import confidential_kind
+from adyton.attest.nvidia.gpu_policy import GPUPolicy
 from adyton.attest.policy.profile import STRICT_2026
 from adyton.errors import UsageError
 from adyton.image.guests import guests_of
@@ -21,8 +22,11 @@ from adyton.values import Measurement
 from adyton.workflow.guest_image import read_image, runtime_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from adyton.attest.guest import Guest
     from adyton.image.document import GuestImage
+    from adyton.manifest.ingress import Ingress
 
 MAX_COLLATERAL_AGE_DAYS: Final = 7
 
@@ -42,12 +46,14 @@ class ClientPolicy:
     manifest_sha256: str
     names_program: bool
     """Whether evidence of this TEE names the program itself. If not, the client gives the manifest's hash."""
+    asked: tuple[str, ...] = ()
+    """The options with which clients show what some ingress of the program asks of them."""
 
     @property
     def options(self) -> str:
         """The options of `adyton connect` that belong to it."""
         pinned = "" if self.names_program else f" --manifest-sha256 {self.manifest_sha256}"
-        return f"--policy FILE{pinned}"
+        return " ".join((f"--policy FILE{pinned}", *self.asked))
 
     def to_toml(self) -> str:
         """The file."""
@@ -96,6 +102,7 @@ def client_policy(
         workloads=frozenset({signed.measurement}) if names_program else frozenset(),
         max_collateral_age_days=MAX_COLLATERAL_AGE_DAYS if name in _INTEL else None,
         profile=STRICT_2026 if name in _PROFILED else None,
+        gpus=GPUPolicy(count=signed.manifest.adyton.gpus) if signed.manifest.adyton.gpus else None,
     )
     return ClientPolicy(
         policy=_with_guests(policy, guests),
@@ -104,7 +111,15 @@ def client_policy(
         measurement=signed.measurement,
         manifest_sha256=signed.manifest_sha256.hex(),
         names_program=names_program,
+        asked=tuple(_asked(signed.manifest.adyton.ingress)),
     )
+
+
+def _asked(ports: Sequence[Ingress]) -> Iterator[str]:
+    if any(port.client_ca is not None for port in ports):
+        yield "--certificate FILE --key FILE"
+    if any(port.client_policy is not None for port in ports):
+        yield "--prove TEE"
 
 
 def _with_guests(policy: Policy, guests: tuple[Guest, ...]) -> Policy:

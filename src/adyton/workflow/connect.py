@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import os
 import signal
@@ -19,20 +20,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.address import parse_address
 from adyton.atomic_file import write_file
+from adyton.attest.complete import complete
 from adyton.attest.evidence import parse_evidence
 from adyton.capped_read import read_capped
 from adyton.endpoint.channel import Credential
-from adyton.endpoint.dial import Dialler, Proved, Proxy
-from adyton.endpoint.hello import is_ingress_name
+from adyton.endpoint.dial import Dialler, Prove, Proved, Proxy
+from adyton.endpoint.hello import ClientEvidence, is_ingress_name, parse_device
 from adyton.endpoint.local_door import LocalDoor
 from adyton.endpoint.pool import Pool
 from adyton.errors import Error, Mismatch, UsageError
-from adyton.values import Digest
-from adyton.workflow.verify import read_policy, verify
+from adyton.values import Digest, Measurement
+from adyton.workflow.verify import collateral_of, read_policy, verify
 
 if TYPE_CHECKING:
     from adyton.attest.appraise import Claims
     from adyton.attest.evidence_policy import Policy
+    from adyton.attest.report import VerifiedReport
     from adyton.endpoint.hello import Answer
 
 MAX_TRUST: Final = timedelta(hours=1)
@@ -74,6 +77,8 @@ def connect(
     manifest_sha256: str | None = None,
     certificate: Path | None = None,
     key: Path | None = None,
+    prove: str | None = None,
+    sim_platform: Path | None = None,
     collateral: Sequence[str | Path] = (),
     home: Path | None = None,
     ready_file: Path | None = None,
@@ -86,11 +91,21 @@ def connect(
     The endpoint is verified before anything listens, and again on each new connection. The policy is read once, and
     collateral each time, so that it can be renewed. `name` is the ingress that is meant. `manifest_sha256` (hex) is the
     hash of the program's manifest. SEV-SNP needs it, since evidence there names the machine only. `certificate` and
-    `key` (PEM files) are for an ingress that asks clients for a certificate. `command` is run with
-    `{addr}` replaced by the local address. Returns its exit status, else 0. Raises EvidenceError where the endpoint is
-    refused, Unavailable where it cannot be reached or checked, and UsageError.
+    `key` (PEM files) are for an ingress that asks clients for a certificate. `prove` is the TEE of this machine, for an
+    ingress that judges the evidence of its clients (`sim_platform`: the folder of a simulated one). `command` is run
+    with `{addr}` replaced by the local address. Returns its exit status, else 0. Raises EvidenceError where the
+    endpoint is refused, Unavailable where it cannot be reached or checked, and UsageError.
     """
-    dialler = _dialler(target, policy, name, manifest_sha256, _credential(certificate, key), collateral, home)
+    dialler = _dialler(
+        target,
+        policy,
+        name,
+        manifest_sha256,
+        _credential(certificate, key),
+        collateral,
+        home,
+        _prover(prove, sim_platform, collateral, home),
+    )
     door = LocalDoor(listen, tcp)
 
     def begun(first: Connected) -> None:
@@ -113,6 +128,8 @@ def connecting(
     manifest_sha256: str | None = None,
     certificate: Path | None = None,
     key: Path | None = None,
+    prove: str | None = None,
+    sim_platform: Path | None = None,
     collateral: Sequence[str | Path] = (),
     home: Path | None = None,
     refused: Callable[[Error], None] = lambda _error: None,
@@ -121,7 +138,16 @@ def connecting(
 
     Raises the errors of `connect`: at the beginning, or at the end of the block if the door failed meanwhile.
     """
-    dialler = _dialler(target, policy, name, manifest_sha256, _credential(certificate, key), collateral, home)
+    dialler = _dialler(
+        target,
+        policy,
+        name,
+        manifest_sha256,
+        _credential(certificate, key),
+        collateral,
+        home,
+        _prover(prove, sim_platform, collateral, home),
+    )
     door = LocalDoor(listen, tcp)
     told: SimpleQueue[tuple[Connected, Callable[[], object]] | BaseException | None] = SimpleQueue()
     first: list[Connected] = []
@@ -165,12 +191,40 @@ def _dialler(
     credential: Credential | None,
     collateral: Sequence[str | Path],
     home: Path | None,
+    prove: Prove | None,
 ) -> Dialler:
     if name is not None and not is_ingress_name(name):
         raise UsageError("this is no name of an ingress", check="--name", expected="a-z, 0-9, inner hyphens", seen=name)
     pinned = None if manifest_sha256 is None else Digest.from_hex(manifest_sha256).raw
     judge = partial(_judge, read_policy(policy), collateral, home, pinned is not None)
-    return Dialler(parse_address(target, "endpoint"), judge, name, pinned, _proxy(os.environ), credential)
+    return Dialler(parse_address(target, "endpoint"), judge, name, pinned, _proxy(os.environ), credential, prove)
+
+
+def _prover(
+    tee: str | None, sim_platform: Path | None, collateral: Sequence[str | Path], home: Path | None
+) -> Prove | None:
+    """What makes evidence of this machine, for an ingress that judges its clients. Raises UsageError and NoDevice."""
+    if tee is None:
+        return None
+    from adyton.runtime.identity import runtime_identity
+    from adyton.tee.source_choice import open_source
+
+    simulated = tee.startswith("sim")
+    # a simulated machine is measured as what runs here: Adyton itself
+    measurement = Measurement(runtime_identity().digest.raw) if simulated else None
+    source = open_source(tee, measurement=measurement, platform_dir=sim_platform if simulated else None)
+    one_at_a_time = threading.Lock()
+
+    def work(report_data: bytes) -> ClientEvidence:
+        with one_at_a_time:
+            cpu, event_log = source.quote(report_data), source.event_log() or b""
+        found = collateral_of(parse_evidence(cpu), collateral, home, datetime.now(UTC))
+        return ClientEvidence(cpu, event_log, found.to_json().encode())
+
+    async def show(report_data: bytes) -> ClientEvidence:
+        return await asyncio.to_thread(work, report_data)
+
+    return show
 
 
 def _credential(certificate: Path | None, key: Path | None) -> Credential | None:
@@ -201,10 +255,21 @@ async def _judge(
     knows_manifest: bool,
     answer: Answer,
     report_data: bytes,
+    gpu_nonce: bytes,
 ) -> Proved:
     """Verify evidence as `adyton verify` does, beside the event loop. It has Adyton's own form, and no other."""
     now = datetime.now(UTC)
     parse_evidence(answer.cpu)
+
+    def completed(report: VerifiedReport) -> VerifiedReport:
+        if not answer.devices or not hmac.compare_digest(report.report_data, report_data):
+            return report  # devices are looked at only where they belong to this connection
+        from adyton.workflow.verify_gpus import device_verifier
+
+        devices = tuple(map(parse_device, answer.devices))
+        verifier = device_verifier(collateral, home).verify
+        return complete(report, answer.event_log or None, devices, nonce=gpu_nonce, verify_devices=verifier, now=now)
+
     work = partial(
         verify,
         answer.cpu,
@@ -212,6 +277,7 @@ async def _judge(
         policy=policy,
         report_data=report_data,
         event_log=answer.event_log or None,
+        completed=completed,
         home=home,
     )
     verdict = await asyncio.to_thread(work)

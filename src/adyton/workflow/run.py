@@ -382,6 +382,14 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
 
     maker = None if request.receipt is None else _receipt_maker(request, signed, made, source, gpus, count)
 
+    granted: list[tuple[RunKey, tuple[GrantInfo, ...]]] = []
+
+    def settle(report: bytes) -> list[str]:
+        from adyton.runtime.privacy_report import tell_owners
+
+        servers = _servers(request.key_servers)
+        return [text for key, grants in granted for text in tell_owners(signed, servers, key, grants, report)]
+
     def obtain() -> Delivered:
         from adyton.release.client import obtain_keys
         from adyton.release.run_key import RunKey
@@ -402,6 +410,7 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             folders=[mount.pinned for mount in made.pinned],
             agreements=request.agreements,
         )
+        granted.append((run_key, released.grants))
         if maker is not None:
             maker.released(released)
         facts = {"grants": [_told(grant) for grant in released.grants]}
@@ -414,9 +423,10 @@ def _run_manifest(request: Request, notice: Notice, place: Callable[[str], str])
             obtain,
             simulated=request.tee in _SIMULATED,
             evidence=program_evidence(source, signed.manifest, signed.measurement),
-            doors=_doors(source, signed),
+            doors=_doors(source, signed, gpus),
             note=notice,
             receipt=maker,
+            settle=settle if request.agreements else None,
         )
         keep(ended.facts.get("grants", ()))
         keep_receipt(ended.facts.get("receipt", ""))
@@ -454,17 +464,23 @@ def _given_roots(
     )
 
 
-def _doors(source: QuoteSource, signed: SignedManifest) -> Doors | None:
+def _doors(source: QuoteSource, signed: SignedManifest, gpus: GPUSource | None) -> Doors | None:
     """The ports through which clients reach the program, if its manifest has any."""
     if not signed.manifest.adyton.ingress:
         return None
     from adyton.endpoint.ingress import Proof
     from adyton.runtime.ingress_process import Doors
+    from adyton.workflow.client_judge import client_judge
 
     def evidence(report_data: bytes) -> Proof:
         return Proof(source.quote(report_data), source.event_log() or b"")
 
-    return Doors(signed.manifest.adyton.ingress, signed.manifest_sha256.raw, evidence)
+    def devices(nonce: bytes) -> tuple[bytes, ...]:
+        return () if gpus is None else tuple(part.to_bytes() for part in gpus.parts(signed.manifest.adyton.gpus, nonce))
+
+    ports = signed.manifest.adyton.ingress
+    judges = {one.name: client_judge(one) for one in ports if one.client_policy is not None}
+    return Doors(ports, signed.manifest_sha256.raw, evidence, None if gpus is None else devices, judges)
 
 
 def _told(grant: GrantInfo) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from adyton.os_failure import storage_failed
 from adyton.pack_archive import HOST, SUFFIX, WORK, Item, unpack, write_pack
 from adyton.pfile.backing import RECOVERY_SUFFIX
 from adyton.pfile.paths import normalise
+from adyton.pfile.side_files import ROOTS_SUFFIX
 from adyton.runtime.run_plan import log_plan
 from adyton.sim.files import platform_directory
 from adyton.workflow.guest_image import read_image, runtime_of
@@ -180,13 +181,24 @@ def _check(request: Request) -> None:
             seen=request.tee or "nothing",
             remedy="name one of these; inside a machine of a cloud use adyton run without --vm",
         )
-    if request.provisioning != "adyton" or request.grants is not None:
+    not_passed_on = {
+        "--provisioning": request.provisioning != "adyton",
+        "--grants": request.grants is not None,
+        "--gpu-collateral": request.gpu_collateral is not None,
+        "--agreement": bool(request.agreements),
+        "--receipt": request.receipt is not None,
+        "--receipt-plaintext": request.receipt_plaintext,
+        "--after": bool(request.after),
+    }
+    seen = [name for name, given in not_passed_on.items() if given]
+    if seen:
         raise UsageError(
-            "--provisioning and --grants are not passed on to a guest",
+            f"{', '.join(seen)}: not passed on to a guest, whose settings have no place for that",
             check="options beside --vm",
-            expected="neither of them",
-            seen="--grants" if request.grants is not None else "--provisioning",
-            remedy="leave it out; `adyton audit list` of the key server's owner shows the grants",
+            expected=f"none of {', '.join(not_passed_on)}",
+            seen=", ".join(seen),
+            remedy="leave it out, or use adyton run without --vm inside a confidential machine; `adyton audit list` of"
+            " the key server's owner shows the grants",
         )
 
 
@@ -285,7 +297,7 @@ def _below(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _written(manifest: Manifest) -> tuple[str, ...]:
-    """The files and folders that the program may write, relative to its folder: encrypted mounts, and the log."""
+    """What a run may write, relative to its folder: encrypted mounts, histories of pinned ones, and the log."""
     read_only = {normalise(path) for path in manifest.adyton.read_only}
     found = [
         normalise(mount.host_path or "")
@@ -295,7 +307,8 @@ def _written(manifest: Manifest) -> tuple[str, ...]:
     log = log_plan(manifest)
     if log is not None:
         found.append(log.source)
-    return (*found, *(name + RECOVERY_SUFFIX for name in found if name))
+    pinned = [normalise(mount.host_path or "") for mount in manifest.encrypted_mounts if mount.pinned]
+    return (*found, *(name + RECOVERY_SUFFIX for name in found if name), *(name + ROOTS_SUFFIX for name in pinned))
 
 
 def _may(name: str, written: tuple[str, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from adyton.attest.appraise import Claims
     from adyton.attest.collateral import AMDCollateral, Collateral
     from adyton.attest.evidence import Evidence
+    from adyton.attest.report import VerifiedReport
 
 _MAX_EVIDENCE_BYTES: Final = 1 << 20
 _MAX_POLICY_BYTES: Final = 1 << 20
@@ -126,6 +127,7 @@ def verify(
     program_data: bytes | None = None,
     workload: Measurement | None = None,
     event_log: bytes | None = None,
+    completed: Callable[[VerifiedReport], VerifiedReport] = lambda report: report,
     home: Path | None = None,
 ) -> Verdict:
     """Judge evidence (its bytes, or a file) by a policy, as `adyton verify` does.
@@ -136,7 +138,8 @@ def verify(
     a TPM's quote its nonce). Instead of it, `program_data` (up to 64 bytes) is the data that the program with
     measurement `workload` wrote to user_report_data. Without both, evidence is refused unless it is an RA-TLS
     certificate, or the policy says `allow_missing_report_data`. `event_log` is the firmware's log, where it comes
-    beside what a TPM signed and not in it; for a TDX quote it names the host's ACPI tables.
+    beside what a TPM signed and not in it; for a TDX quote it names the host's ACPI tables. `completed` adds what comes
+    beside the evidence, such as GPUs, to a genuine report before it is judged.
 
     A refusal is part of the verdict: see `Verdict.require`. Raises MalformedQuote where the evidence does not parse,
     Mismatch where it takes no event log or the log is of another boot, FetchFailed where there is no collateral for it,
@@ -169,7 +172,7 @@ def verify(
     _check_length(wanted, parsed)
     found = collateral_of(parsed, collateral, home, now)
     roots = TrustRoots().with_sim(rules.sim_roots).with_tpm(rules.every_tpm_root)
-    assessment = assess(parsed, found, roots, rules, now, report_data=wanted)
+    assessment = assess(parsed, found, roots, rules, now, report_data=wanted, completed=completed)
     return Verdict(assessment, None if assessment.report is None else _firmware(parsed, collateral, home, now), boot)
 
 
@@ -193,8 +196,8 @@ def _firmware(
 
 
 def _stored_endorsement(evidence: Evidence, home: Path | None, now: datetime) -> GoogleFirmware | None:
+    from adyton.attest.google import endorsed_measurement
     from adyton.collateral.documents import endorsement_subject
-    from adyton.collateral.google import endorsed_measurement
     from adyton.collateral.store import CollateralStore
     from adyton.keystore.home import default_home
 

@@ -22,6 +22,7 @@ from adyton.workflow.verify import read_policy, unjudged
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from adyton.collateral.gpu_verifier import GPUVerifier
     from adyton.errors import Error
 
 _BEYOND_GPUS: Final = ("hosts", "profile", "pcrs", "boot_applications", "workloads", "measurements")
@@ -127,6 +128,15 @@ def _unmet(names: Sequence[str]) -> AppraisalFailed:
         seen="evidence of GPUs",
         remedy="judge GPUs by a policy, or an alternative (any_of), without these rules",
     )
+
+
+def device_verifier(collateral: Sequence[str | Path], home: Path | None) -> GPUVerifier:
+    """Verifies the GPUs that stand beside a CPU's evidence, with these files or the owner's store."""
+    from adyton.collateral.gpu_verifier import GPUVerifier
+    from adyton.collateral.store import CollateralStore
+    from adyton.keystore.home import default_home
+
+    return GPUVerifier(CollateralStore((home or default_home()) / "collateral"), given=_collateral(collateral, home))
 
 
 def unjudged_gpus(error: Error) -> dict[str, Any]:

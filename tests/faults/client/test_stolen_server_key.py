@@ -307,7 +307,14 @@ def test_ids_that_are_none_are_refused_where_they_are_read(written: str) -> None
         parse_answer(json.dumps(denied).encode())
     with pytest.raises(OutOfOrder):
         parse_used(json.dumps({"protocol": PROTOCOL, "grant": written, "token": 43 * "A" + "="}).encode())
-    terms = {"grant": written, "lease_s": 1, "versions": {"weights": 1}, "wrapped": "AAAA", "checkpoint": {}}
+    terms = {
+        "grant": written,
+        "lease_s": 1,
+        "versions": {"weights": 1},
+        "wrapped": "AAAA",
+        "checkpoint": {},
+        "roots": {},
+    }
     granted = {**terms, "certificate": "AAAA", "signature": 86 * "A" + "=="}
     with pytest.raises(OutOfOrder, match="grant"):
         parse_answer(json.dumps({"protocol": PROTOCOL, "status": "granted", **granted}).encode())

@@ -50,9 +50,9 @@ async def recorded(world: World) -> tuple[Tape, Answer]:
     """The records of a session that nobody attacks, and the answer of its ingress."""
     tape, answers = Tape(), []
 
-    async def judge(answer: Answer, wanted: bytes) -> Proved:
+    async def judge(answer: Answer, wanted: bytes, gpu_nonce: bytes) -> Proved:
         answers.append(answer)
-        return await world.judge(answer, wanted)
+        return await world.judge(answer, wanted, gpu_nonce)
 
     async with accepting(Middle(world.address, None, tape)) as address:
         seen = await world.session(address, bytes(range(256)) * 100, judge)
@@ -167,8 +167,8 @@ def test_thief_succeeds_where_the_binding_is_not_compared(tmp_path: Path) -> Non
             _, earlier = await recorded(world)
             at = world.place_of_report_data
 
-            async def careless(answer: Answer, wanted: bytes) -> Proved:
-                return await world.judge(answer, answer.cpu[at : at + 64])
+            async def careless(answer: Answer, _wanted: bytes, gpu_nonce: bytes) -> Proved:
+                return await world.judge(answer, answer.cpu[at : at + 64], gpu_nonce)
 
             thief = Thief(world, True, ANSWERS["relay"], random.Random(1), earlier)
             async with accepting(thief) as address:

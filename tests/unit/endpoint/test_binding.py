@@ -6,7 +6,7 @@ import hashlib
 import struct
 from dataclasses import replace
 
-from adyton.endpoint.binding import Connection, devices_digest, report_data
+from adyton.endpoint.binding import Connection, client_report_data, devices_digest, report_data
 
 FACTS = Connection(b"n" * 32, b"s" * 32, b"e" * 32)
 
@@ -29,6 +29,9 @@ def test_each_fact_changes_it() -> None:
         report_data(FACTS, b"m" * 32, "apis"),
         report_data(FACTS, b"m" * 32, "api", [b"d"]),
         report_data(FACTS, b"m" * 32, "api", [b"d", b""]),
+        client_report_data(FACTS, b"m" * 32, "api"),
+        client_report_data(FACTS, b"m" * 32, "apis"),
+        client_report_data(FACTS, b"M" * 32, "api"),
     }
-    assert len(found) == 8
+    assert len(found) == 11
     assert devices_digest([]) == b""

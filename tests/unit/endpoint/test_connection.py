@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import resource
 import socket
 from datetime import timedelta
@@ -27,7 +28,7 @@ from adyton.endpoint.hello import (
     parse_challenge,
 )
 from adyton.endpoint.pool import Pool
-from adyton.endpoint.stream import SecureStream
+from adyton.endpoint.stream import PlainStream, SecureStream
 from adyton.endpoint.tcp_door import TCPDoor
 from adyton.errors import FetchFailed, MalformedQuote, Mismatch, Timeout, UsageError
 from tests.unit.endpoint.world import MANIFEST, Verifier, dialler, echo, evidence_over, ingress_before, listening
@@ -315,6 +316,115 @@ def test_cut_is_a_reset_for_programs_on_both_sides() -> None:
 
     asyncio.run(run())
     assert ends == ["reset", "reset"]
+
+
+def test_reset_of_the_program_is_no_end() -> None:
+    """The program's side is reset within an answer, as when it crashes. The client sees a cut."""
+
+    async def crashing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"half of an answer")
+        await reader.readexactly(5)
+        PlainStream(reader, writer).abort()
+
+    async def run() -> None:
+        async with listening(crashing) as program, ingress_before(program) as address, asyncio.timeout(30):
+            verified = await dialler(address).dial()
+            assert await verified.stream.read() == b"half of an answer"
+            await verified.stream.write(b"hello")
+            with pytest.raises((FetchFailed, OSError)):
+                await verified.stream.read()
+            verified.stream.abort()
+
+    asyncio.run(run())
+
+
+def test_what_was_read_ahead_is_read_once_and_whole() -> None:
+    """More than one read's worth comes while nobody reads. It is no longer quiet, and nothing of it is lost."""
+    sent = bytes(range(256)) * 4096
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address, asyncio.timeout(30):
+            verified = await dialler(address).dial()
+            stream = verified.stream
+            stream.read_ahead()
+            stream.read_ahead()
+            sending = asyncio.ensure_future(stream.write(sent))
+            while stream.quiet:
+                await asyncio.sleep(0.01)
+            found = bytearray(await stream.read(1000))
+            assert len(found) == 1000
+            while len(found) < len(sent):
+                found += await stream.read()
+            await sending
+            assert found == sent.upper()
+            await stream.close()
+
+    asyncio.run(run())
+
+
+def test_more_than_one_read_ahead_loses_nothing() -> None:
+    """Records that came at once can hold more than one read gives."""
+    sent = random.Random(1).randbytes(1 << 19)
+
+    class Full:
+        closed_by_peer = False
+        held = sent
+
+        def read(self) -> bytes:
+            found, self.held = self.held, b""
+            return found
+
+    async def run() -> None:
+        stream = SecureStream(None, None, Full())  # type: ignore[arg-type]
+        stream.read_ahead()
+        found = await stream.read(10)
+        while len(found) < len(sent):
+            found += await stream.read()
+        assert found == sent
+
+    asyncio.run(run())
+
+
+def test_connection_that_said_more_is_not_kept() -> None:
+    """Bytes that nobody asked for would be taken for the answer to the next request."""
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address, asyncio.timeout(30):
+            pool = Pool(dialler(address))
+            one, _ = await pool.lease()
+            await one.stream.write(b"hello")
+            assert await one.stream.read(2) == b"HE"
+            await pool.give_back(one)
+            other, was_kept = await pool.lease()
+            assert not was_kept
+            assert other is not one
+            await other.stream.close()
+            await pool.close()
+
+    asyncio.run(run())
+
+
+def test_request_that_goes_away_gives_its_connection_back() -> None:
+    """A connection that comes for a request that was just given up is there for the next one."""
+
+    async def run() -> None:
+        async with listening(echo) as program, ingress_before(program) as address, asyncio.timeout(30):
+            verify = Verifier()
+            pool = Pool(dialler(address, verify))
+            first, _ = await pool.lease()
+            waits = asyncio.ensure_future(pool.lease())
+            await asyncio.sleep(0)
+            await pool.give_back(first)
+            waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
+            again, was_kept = await pool.lease()
+            assert was_kept
+            await again.stream.write(b"x")
+            assert await again.stream.read() == b"X"
+            await again.stream.close()
+            await pool.close()
+
+    asyncio.run(run())
 
 
 def test_limit_of_connections_holds() -> None:

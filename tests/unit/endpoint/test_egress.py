@@ -14,6 +14,7 @@ import pytest
 
 from adyton.endpoint import egress
 from adyton.endpoint.egress import Egress
+from adyton.endpoint.pinned_tls import PinnedStream, pinned_context
 from tests.support.tls_factory import CLIENT, DAY, Pair, make_ca, make_leaf, server_context
 from tests.unit.endpoint.world import echo, free_socket, listening
 
@@ -90,6 +91,50 @@ def test_program_speaks_in_clear_and_the_wire_is_tls(tmp_path: Path, version: ss
 
     asyncio.run(asyncio.wait_for(run(), 30))
     assert notes == []
+
+
+class ServerInMemory:
+    """The other end of a `PinnedStream`: what it writes lies ready, and nothing passes by itself."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    async def read(self, size: int) -> bytes:
+        """What the client gets next."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        return self._outgoing.read(size)
+
+    def write(self, data: bytes) -> None:
+        """What the client sent."""
+        self._incoming.write(data)
+
+    async def drain(self) -> None:
+        """There is room at any time."""
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_program_may_end_its_side_while_an_answer_comes(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """What came before its end and was not read yet is not lost, nor what comes after it."""
+    ca = make_ca("theirs")
+    server = ServerInMemory(server_context(tmp_path, make_leaf(ca, NAME), version=version))
+
+    async def run() -> bytes:
+        stream = await PinnedStream.open(server, server, pinned_context(ca.pem), NAME)  # type: ignore[arg-type]
+        await stream.write(b"question")
+        assert server.tls.read() == b"question"
+        server.tls.write(b"A" * 60_000)
+        found = await stream.read(100)  # the rest of it lies in the client now
+        await stream.end()
+        assert server.tls.read() == b""
+        server.tls.write(b"B" * 60_000)
+        server.tls.unwrap()
+        while data := await stream.read(1000):
+            found += data
+        return found
+
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == b"A" * 60_000 + b"B" * 60_000
 
 
 def wrong(ca: Pair, other: Pair) -> dict[str, Pair]:

@@ -263,7 +263,7 @@ def test_refused_endpoint_is_said_and_nothing_is_sent() -> None:
     """Where the evidence is refused the local program gets 502 with check, expected, seen and remedy."""
 
     class Refusing(Verifier):
-        async def __call__(self, answer: Answer, report_data: bytes) -> Proved:
+        async def __call__(self, answer: Answer, report_data: bytes, gpu_nonce: bytes) -> Proved:
             raise Mismatch("false", check="measurement", expected="aa", seen="bb", remedy="ask who runs it")
 
     async def run() -> None:

@@ -21,7 +21,7 @@ WANTED = bytes(range(64))
 def judged(machine: TPMScenario, cpu: bytes, event_log: bytes, wanted: bytes = WANTED) -> Proved:
     """What the client makes of an answer."""
     policy = Policy.from_dict(machine.policy(tees=["tpm"], tpm_roots=[machine.root_pin.hex()]))
-    return asyncio.run(_judge(policy, (), None, False, Answer("api", bytes(32), cpu, event_log), wanted))
+    return asyncio.run(_judge(policy, (), None, False, Answer("api", bytes(32), cpu, event_log), wanted, bytes(32)))
 
 
 def evidence(machine: TPMScenario) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from adyton.attest.bundle import DevicePart
 from adyton.endpoint.dial import Dialler, Proved
 from adyton.endpoint.ingress import Ingress, Proof
 from adyton.errors import Error, Mismatch
@@ -37,13 +38,18 @@ class Verifier:
     use: timedelta = timedelta(hours=24)
     answers: list[Answer] = field(default_factory=list)
 
-    async def __call__(self, answer: Answer, report_data: bytes) -> Proved:
+    async def __call__(self, answer: Answer, report_data: bytes, gpu_nonce: bytes) -> Proved:
         self.calls += 1
         self.answers.append(answer)
         if answer.cpu != evidence_over(answer.cpu[:64]):
             raise Mismatch("false evidence", check="signature", expected="the machine's", seen="another")
         if answer.cpu[:64] != report_data:
             raise Mismatch("evidence for another connection", check="report data", expected="this", seen="another")
+        if any(
+            device != DevicePart(arch="HOPPER", certificate=b"c", evidence=gpu_nonce).to_bytes()
+            for device in answer.devices
+        ):
+            raise Mismatch("false GPU", check="nonce of the GPU", expected="this connection's", seen="another")
         now = datetime.now(UTC)
         return Proved(("proved",), now + self.lifetime, now + self.use)
 

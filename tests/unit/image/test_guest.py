@@ -135,7 +135,7 @@ def test_disk_for_outputs_serves_again_where_no_output_is_on_it(tmp_path: Path) 
         guest.write_outputs(out, inside, {}, {"exit_code": exit_code})
     (tmp_path / "back").mkdir()
     assert unpack_outputs(out, tmp_path / "back") == [guest.STATUS_MEMBER]
-    assert json.loads((tmp_path / "back" / guest.STATUS_MEMBER).read_text()) == {"exit_code": 102}
+    assert json.loads((tmp_path / "back" / guest.STATUS_MEMBER).read_text())["exit_code"] == 102
     (inside / "result").write_bytes(b"sealed")
     guest.write_outputs(out, inside, {}, {"exit_code": 0})
     assert not guest.takes_outputs(out.read_bytes()[:512])

@@ -282,6 +282,9 @@ MORE_CAUSES = {
     f'[[adyton.ingress]]\nname = \'a\'\ntarget = \'127.0.0.1:80\'\nclient_ca = """{CA}"""': (
         f"clients-of-ca=a @ {ca_sha256(CA)}"
     ),
+    "adyton.ingress = [{ name = 'a', target = '127.0.0.1:80', client_policy = 'x' }]": (
+        "clients-by-policy=a @ 2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    ),
     "adyton.egress = [{ host = 'db', port = 1, plain = true }]": "egress-in-clear=db:1",
     f'[[adyton.egress]]\nhost = \'api\'\nport = 2\nca = """{CA}"""': f"egress=api:2 @ {ca_sha256(CA)}",
     "adyton.ingress = [{ name = 'api', target = '127.0.0.1:8000' }]": "clients=api",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from adyton.errors import MalformedManifest
+from adyton.errors import MalformedManifest, ManifestError
 from adyton.manifest.explain import explain_manifest
 from adyton.manifest.finalize import finish
 from adyton.manifest.findings import check_tee, findings, not_covered
@@ -48,13 +49,14 @@ WRONG = {
     API + "max_connections = 0\n": "adyton.ingress[0].max_connections",
     API + OF_CA + 'client_ca_file = "file:ca.pem"\n': "adyton.ingress[0]",
     API + OF_CA + "more = 1\n": "adyton.ingress[0].more",
+    API + 'client_policy = ""\n': "adyton.ingress[0].client_policy",
+    API + 'client_policy = "x"\nclient_policy_file = "file:x"\n': "adyton.ingress[0]",
     API + OF_CA.replace("BEGIN", "BEGUN"): "adyton.ingress[0].client_ca",
     API + "more = 1\n": "adyton.ingress[0].more",
     API.replace('name = "api"\n', ""): "adyton.ingress[0].name",
     API + API.replace("8000", "8001"): "adyton.ingress",
     API + API.replace("api", "other"): "adyton.ingress",
     'adyton.network = "host"\n' + API: "adyton.ingress",
-    "adyton.gpus = 1\n" + API: "adyton.ingress",
     "".join(API.replace("api", f"a{n}") + f'listen = "0.0.0.0:{9000 + n}"\n' for n in range(17)): "adyton.ingress",
 }
 
@@ -98,6 +100,24 @@ def test_clients_of_a_ca(tmp_path: Path) -> None:
     assert [item.name for item in findings(manifest)] == [f"clients-of-ca=api @ {ca_sha256(CA)}"]
     lines = next(section for section in explain_manifest(manifest) if section.title == "outside").lines
     assert f"ingress: api, clients with a certificate under the CA {ca_sha256(CA)}" in lines
+
+
+def test_clients_by_policy(tmp_path: Path) -> None:
+    """The owner sees the hash of the policy, and the policy itself where a manifest is explained."""
+    (tmp_path / "clients.toml").write_text('tees = ["tdx"]\n')
+    text = LEAST + API + 'client_policy_file = "file:clients.toml"\n'
+    assert not parse_manifest(text).is_final
+    manifest = finish(text, tmp_path).manifest
+    assert manifest.is_final
+    (one,) = manifest.adyton.ingress
+    assert one.client_policy == 'tees = ["tdx"]\n'
+    assert one.policy_sha256 == hashlib.sha256(b'tees = ["tdx"]\n').hexdigest()
+    assert [item.name for item in findings(manifest)] == [f"clients-by-policy=api @ {one.policy_sha256}"]
+    lines = next(section for section in explain_manifest(manifest) if section.title == "outside").lines
+    assert '  tees = ["tdx"]' in lines
+    (tmp_path / "clients.toml").write_bytes(b"\xff")
+    with pytest.raises(ManifestError):
+        finish(text, tmp_path)
 
 
 def test_sgx_refuses_it() -> None:

@@ -29,7 +29,7 @@ def _started(monkeypatch: pytest.MonkeyPatch, trees: Callable[..., object]) -> F
 def test_error_of_the_file_server_keeps_its_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The keeper raises MountFailed with the checks of the error that ended the server."""
 
-    def trees(_self: Served, event: Callable[[str], None], _watchdog: object, _committed: object) -> object:
+    def trees(_self: Served, event: Callable[[str], None], *_rest: object) -> object:
         event("first\nof all, \udce4")
         raise WrongPath("moved\nhere", check="path", expected="/a", seen="/b", remedy="move it back")
 
@@ -48,7 +48,7 @@ def test_error_of_the_file_server_keeps_its_checks(monkeypatch: pytest.MonkeyPat
 def test_file_server_that_fails_without_checks_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the system has no checks, and its words are what is seen."""
 
-    def trees(_self: Served, _event: object, _watchdog: object, _committed: object) -> object:
+    def trees(_self: Served, *_rest: object) -> object:
         raise PermissionError(errno.EACCES, "Permission denied", "data/in")
 
     server = _started(monkeypatch, trees)

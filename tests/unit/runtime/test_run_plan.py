@@ -236,3 +236,29 @@ def test_devices_need_the_measured_files_of_their_driver() -> None:
     shown = replace(BASE, trusted_files=(*BASE.trusted_files, TrustedFile("file:/host/bin/libcuda.so.1", DIGEST, 1)))
     assert with_devices(_plan(shown), [node]).devices == (node,)
     assert with_devices(_plan(), []).devices == ()
+
+
+def _with_mounts(*mounts: Mount) -> Plan:
+    return _plan(replace(BASE, mounts=(Mount("chroot", "/bin", "file:/host/bin"), *mounts)))
+
+
+def test_pinned_mount_has_its_folder_id_and_a_recovery_log() -> None:
+    """The id is that of key and folder; a power cut must not take what a root names."""
+    made = _with_mounts(Mount("encrypted", "/out", "file:./out/", "k", pinned=True))
+    assert [(mount.pinned, mount.recovery) for mount in made.pinned] == [("k/out", True)]
+    assert _with_mounts(Mount("encrypted", "/out", "file:./out/", "k")).pinned == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Mount("encrypted", "/in", "file:out/in/", "k"),
+        Mount("encrypted", "/in", "file:out/", "k"),
+        Mount("encrypted", "/out/in", "file:in/", "k"),
+    ],
+)
+def test_pinned_folder_is_that_of_one_mount_alone(other: Mount) -> None:
+    """Nothing lies in it, on the host or inside."""
+    with pytest.raises(MalformedManifest, match="is not that of one mount alone") as caught:
+        _with_mounts(Mount("encrypted", "/out", "file:./out/", "k", pinned=True), other)
+    assert caught.value.check == "pinned mount /out"

@@ -12,6 +12,7 @@ import pytest
 
 import adyton
 from adyton.attest.evidence_policy import Policy
+from adyton.attest.nvidia.gpu_policy import GPUPolicy
 from adyton.attest.policy.open import accepts_nothing, left_open
 from adyton.cli.main import main
 from adyton.errors import Error
@@ -19,6 +20,7 @@ from adyton.workflow.client_policy import client_policy
 from tests.support.image_factory import image_document
 
 ROOT = "ab" * 32
+CA = (Path(__file__).parents[2] / "support" / "owner-ca.pem").read_text()
 TEMPLATE = """
 libos.entrypoint = "/app"
 fs.mounts = []
@@ -42,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, text, runtime in (
             ("api", TEMPLATE + INGRESS, None),
             ("none", TEMPLATE, None),
+            ("closed", TEMPLATE + INGRESS + f'client_ca = """{CA}"""\nclient_policy = "tees = [\'tdx\']"\n', None),
+            ("gpus", TEMPLATE + "adyton.gpus = 2\n" + INGRESS, None),
             ("guest", TEMPLATE + INGRESS, Path("image.json")),
         ):
             Path(f"{name}.manifest.template").write_text(text)
@@ -69,6 +73,20 @@ def test_simulated_enclave(folder: Path) -> None:
     assert found.options == "--policy FILE"
     assert not accepts_nothing(policy)
     assert open_names(policy) == {"tees", "hosts", "profile", "sgx.channel"}
+
+
+def test_what_clients_have_to_show_is_said(folder: Path) -> None:
+    """A certificate and evidence, where some ingress asks for them."""
+    found = client_policy(folder / "closed.manifest", tee=f"sim:{ROOT}")
+    assert found.options == "--policy FILE --certificate FILE --key FILE --prove TEE"
+    assert found.options in found.to_toml()
+
+
+def test_gpus_of_the_manifest_stand_in_it(folder: Path) -> None:
+    """Their number. Whose they may be, its reader adds."""
+    found = client_policy(folder / "gpus.manifest", tee=f"sim-tdx:{ROOT}")
+    assert read_back(found.to_toml()).gpus == GPUPolicy(count=2)
+    assert client_policy(folder / "api.manifest", tee=f"sim-tdx:{ROOT}").policy.gpus is None
 
 
 def test_simulated_trust_domain(folder: Path) -> None:

@@ -57,7 +57,7 @@ def test_simulated_enclave_is_named_by_its_measurement() -> None:
 
 def judged(answer: Answer, nonce: bytes, policy: dict[str, object], tmp_path: Path) -> Any:
     """What is made of an answer."""
-    return asyncio.run(_judge(read_policy(policy), (), tmp_path, False, answer, nonce))
+    return asyncio.run(_judge(read_policy(policy), (), tmp_path, False, answer, nonce, bytes(32)))
 
 
 def test_event_log_beside_a_tpms_quote_is_used(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ loader.argv = ["app"]
 fs.mounts = [
   {{ path = "/app", uri = "file:app" }},
   {{ type = "encrypted", path = "/in", uri = "file:in", key_name = "k" }},
-  {{ type = "encrypted", path = "/out", uri = "file:out", key_name = "k" }},
+  {{ type = "encrypted", path = "/out", uri = "file:out", key_name = "k"{pinned} }},
 ]
 sgx.trusted_files = ["file:app"]
 {more}
@@ -89,9 +89,10 @@ class World:
         Path("app").write_bytes(b"#!/bin/sh\n")
         self.build()
 
-    def build(self, *, stdio: bool = False, more: str = "") -> None:
+    def build(self, *, stdio: bool = False, more: str = "", pinned: bool = False) -> None:
         """Build the manifest for the image."""
-        Path("app.manifest.template").write_text(TEMPLATE.format(stdio=str(stdio).lower(), more=more))
+        mount = ", pinned = true" if pinned else ""
+        Path("app.manifest.template").write_text(TEMPLATE.format(stdio=str(stdio).lower(), more=more, pinned=mount))
         adyton("build", "app.manifest.template", "--runtime", self.folder / "image/image.json")
 
     def guest(self, body: str) -> None:
@@ -189,6 +190,22 @@ def test_guest_cannot_write_beside_what_the_program_may_write(world: World) -> N
     assert "3 files" in told
 
 
+def test_history_of_a_pinned_folder_comes_back_with_it(world: World) -> None:
+    """Else the folder would be newer than its history, and no run would take it again."""
+    world.build(pinned=True)
+    Path("out.adyton-roots").write_bytes(b"before")
+    world.guest(
+        "assert (work / 'out.adyton-roots').read_bytes() == b'before'\n"
+        "(work / 'out/result').write_bytes(b'x')\n"
+        "(work / 'out.adyton-roots').write_bytes(b'after')\n"
+        "(work / 'in.adyton-roots').write_bytes(b'after')\n"
+    )
+    world.run()
+    assert Path("out/result").read_bytes() == b"x"
+    assert Path("out.adyton-roots").read_bytes() == b"after"
+    assert not Path("in.adyton-roots").exists()
+
+
 def test_link_in_the_outputs_folder_leads_nowhere(world: World) -> None:
     """Somebody put it there; the outputs would land in another place."""
     (world.folder / "elsewhere").mkdir()
@@ -273,9 +290,20 @@ def test_interrupted_run_leaves_no_machine_and_no_files(world: World, number: si
 def test_what_a_guest_cannot_have_is_refused_before_anything_starts(world: World) -> None:
     """Another TEE, options that are not passed on, files of the host in clear, a manifest for another runtime."""
     image = world.folder / "image"
-    for more in ({"tee": None}, {"tee": "sim"}, {"tee": "tpm"}, {"provisioning": "ra-tls"}, {"grants": Path("g")}):
+    for more in (
+        {"tee": None},
+        {"tee": "sim"},
+        {"tee": "tpm"},
+        {"provisioning": "ra-tls"},
+        {"grants": Path("g")},
+        {"gpu_collateral": Path("g")},
+        {"agreements": ("ag-1",)},
+        {"receipt": Path("r")},
+        {"receipt_plaintext": True},
+        {"after": (Path("r"),)},
+    ):
         request = Request(manifest=Path("app.manifest"), **{"tee": "tdx", **more})  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match=r"--provisioning|other TEEs"):
+        with pytest.raises(UsageError, match=r"not passed on to a guest|other TEEs"):
             run_in_guest(GuestRun(request=request, image=image))
     world.build(more='sgx.allowed_files = ["file:scratch"]')
     with pytest.raises(UsageError, match="in clear"):

@@ -15,6 +15,7 @@ from adyton.keystore.audit_facts import (
     AGREEMENT_COMPLETE,
     AGREEMENT_REVOKED,
     AGREEMENT_SIGNED,
+    PRIVACY_SETTLED,
     AgreementChange,
 )
 from adyton.keystore.clock import moment, now_ms
@@ -61,6 +62,10 @@ class AgreementReader:
         """The number of runs that had a key on its ground, by the releases in the record."""
         return self._facts.agreed_runs(agreement_id)
 
+    def privacy_steps(self, agreement_id: str) -> int:
+        """The steps that runs used of its privacy budget, or that are reserved for them."""
+        return self._facts.privacy_steps(agreement_id)
+
     def signatures(self, agreement_id: str) -> dict[str, Signature]:
         """The signatures that its newest entry has, by the name of the party."""
         change = self._facts.agreement(agreement_id)
@@ -100,6 +105,15 @@ class AgreementWriter(AgreementReader):
         if stored.state == AGREEMENT_COMPLETE:
             return stored
         return self._note(agreement, AGREEMENT_COMPLETE, signatures, (), actor)
+
+    def settle(self, grant: str, steps: int, at_ms: int) -> bool:
+        """Note how many steps a run used of a privacy budget. False where nothing is reserved for its grant."""
+        reserved = self._facts.reserved(grant)
+        if reserved is None:
+            return False
+        body = {"grant": grant, "agreement": reserved[0], "reserved": reserved[1], "used": steps}
+        self._record.append(PRIVACY_SETTLED, grant, body, at_ms)
+        return True
 
     def revoke(self, agreement_id: str, *, actor: str) -> StoredAgreement:
         """End an agreement for this owner, for ever. Raises UsageError where there is none."""
