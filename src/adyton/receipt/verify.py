@@ -185,6 +185,22 @@ def _check_owners(statement: Statement, owners: Sequence[bytes]) -> None:
             raise _mismatch("owner of the receipt", f"the CA {wanted}", ", ".join(sorted(there)) or "none")
 
 
+def check_guest(statement: Statement, *, is_judged: bool) -> None:
+    """Refuse the word of a guest that nobody judged. It says which program ran, and a host can boot one of its own.
+
+    An enclave's evidence names the program itself.
+    """
+    if is_judged or statement.tee == "sim":
+        return
+    raise AppraisalFailed(
+        "nobody judged the guest that says which program ran",
+        check="guest of the run",
+        expected="a policy, or the counter-signatures of owners whom you name",
+        seen="a genuine machine, and owners whom you did not name",
+        remedy="give --policy, --ca or --manifest; adyton receipt show reads a receipt without judging it",
+    )
+
+
 def check_manifest(statement: Statement, manifest: bytes) -> None:
     """Check that a manifest is the one that ran, on the runtime that the statement names, with its owners' keys.
 

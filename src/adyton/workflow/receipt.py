@@ -31,6 +31,7 @@ from adyton.receipt.statement import (
 )
 from adyton.receipt.verify import (
     Verified,
+    check_guest,
     check_manifest,
     inputs_by_root,
     matching_output,
@@ -64,8 +65,6 @@ class VerifiedReceipt:
     outputs: Mapping[str, str]
     """File -> the stored path of the output that it is."""
     inputs: Mapping[str, str]
-    is_guest_judged: bool = True
-    """Whether a policy, or an owner whom the reader named, judged the guest that measured the program."""
 
     @property
     def statement(self) -> Statement:
@@ -108,8 +107,6 @@ class VerifiedReceipt:
         lines += [("output", f"{path} is {name}") for path, name in self.outputs.items()]
         lines += [("input", f"{path} is {name}") for path, name in self.inputs.items()]
         lines += [("after", f"the run of statement {name}") for name in statement.predecessors]
-        if not self.is_guest_judged:
-            lines.append(("guest", "NOT judged, and it says which program ran: give --ca, --manifest or --policy"))
         lines.append(("verdict", "every step holds"))
         return "\n".join(f"{name:<16} {text}" for name, text in lines)
 
@@ -159,6 +156,7 @@ def verify_receipt(
     )
     if manifest is not None:
         check_manifest(verified.statement, read_capped(Path(manifest), MAX_MANIFEST_BYTES, "manifest"))
+    check_guest(verified.statement, is_judged=rules is not None or (bool(ca or manifest) and not verified.not_vouched))
     secret = None
     if key is not None or key_file is not None:
         from adyton.workflow.wrap_key import choose_key
@@ -169,7 +167,6 @@ def verify_receipt(
         verified,
         {str(path): _output(verified, path, secret).name for path in _files(outputs)},
         {str(path): _input(verified, path) for path in _files(inputs)},
-        is_guest_judged=policy is not None or (bool(ca or manifest) and not verified.not_vouched),
     )
 
 

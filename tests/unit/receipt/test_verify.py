@@ -31,7 +31,7 @@ from adyton.keystore.certificates import make_audit, make_ca
 from adyton.receipt.document import MAX_RECEIPT_BYTES, Receipt, parse_receipt
 from adyton.receipt.dsse import Envelope, Signature
 from adyton.receipt.statement import canonical, parse_statement
-from adyton.receipt.verify import Verified, check_manifest, verify_receipt
+from adyton.receipt.verify import Verified, check_guest, check_manifest, verify_receipt
 from adyton.release.run_key import RunKey
 from adyton.runtime import receipt_maker
 from tests.support.owner_world import now
@@ -521,3 +521,14 @@ def test_statement_has_one_form(made: Made) -> None:
             continue
         with pytest.raises(MalformedQuote):
             parse_statement(changed)
+
+
+@pytest.mark.parametrize("tee", ["tdx", "sim-tdx", "snp", "tpm", "az-snp", "az-tdx", "nitrotpm"])
+def test_guest_that_nobody_judged_is_not_believed(world: ReceiptWorld, made: Made, tee: str) -> None:
+    """A host can boot a guest of its own in genuine hardware. An enclave's evidence names the program itself."""
+    statement = verify(world, made.receipt).statement
+    check_guest(statement, is_judged=False)
+    with pytest.raises(AppraisalFailed) as caught:
+        check_guest(replace(statement, tee=tee), is_judged=False)
+    assert caught.value.check == "guest of the run"
+    check_guest(replace(statement, tee=tee), is_judged=True)
