@@ -128,7 +128,7 @@ def test_change_of_the_tls_key_fails_no_request() -> None:
             pool = Pool(dialler(address, verify))
             async with listening(HTTPDoor(pool, None, lambda _error: None).serve) as door:
                 programs = [asyncio.ensure_future(ask(door)) for _ in range(6)]
-                for _ in range(10):
+                while answered <= 50 or verify.calls <= 10:
                     await asyncio.sleep(0.05)
                     made[0].renew()
                     while pool._idle:  # so that new connections are made, too
@@ -137,7 +137,5 @@ def test_change_of_the_tls_key_fails_no_request() -> None:
                 stop.set()
                 await asyncio.gather(*programs)
             await pool.close()
-        assert answered > 50
-        assert verify.calls > 10
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 300))
