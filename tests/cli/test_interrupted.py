@@ -115,6 +115,7 @@ def test_run_waiting_for_silent_server_ends_at_once(cloud: Place, number: signal
         process = cloud.start(*cloud.words_to_run("exit", "0", server=f"127.0.0.1:{silent.getsockname()[1]}"))
         peer, _ = silent.accept()
         with peer:
+            assert peer.recv(1), "it ended before it spoke"
             sent = time.monotonic()
             send(process, number)
             ended = wait_for(process)
